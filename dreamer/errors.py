@@ -1,0 +1,19 @@
+"""Errors that are the user's to mend: one clear line, the cause named. Imports no jax."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong. The command line prints its one line and exits with code 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint at the valid name nearest to `name`: "; did you mean 'x'?", or the choices when none is near."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; choices: {', '.join(choices)}" if choices else ""

@@ -1,0 +1,33 @@
+"""A network from Flax or from Haiku becomes the same `Network(init, apply)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Network
+
+
+def from_flax(module: nn.Module) -> Network:
+    """A Linen module with parameters only: init(key, *inputs) -> params, apply(params, *inputs) -> outputs."""
+
+    def init(key: Any, *inputs: Any) -> Any:
+        return module.init(key, *inputs).get("params", {})
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        return module.apply({"params": params}, *inputs)
+
+    return Network(init, apply)
+
+
+def from_haiku(function: Callable[..., Any]) -> Network:
+    """A function that uses Haiku modules, without state and without random numbers of its own."""
+    try:
+        import haiku as hk
+    except ImportError as error:
+        raise UserError(f"a Haiku network needs the package dm-haiku: {error}") from error
+    transformed = hk.without_apply_rng(hk.transform(function))
+    return Network(transformed.init, transformed.apply)

@@ -1,0 +1,64 @@
+"""The RSSM's networks: recurrent core, prior and posterior. Source: DreamerV3, sections on the sequence model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamer.nets.layers import BlockLinear, Linear, RMSNorm
+
+Array = jax.Array
+
+
+class Core(nn.Module):
+    """Block GRU: deter [.., D], stoch [.., S, C], action [.., A] -> deter [.., D]."""
+
+    hidden: int
+    blocks: int
+    layers: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, deter: Array, stoch: Array, action: Array) -> Array:
+        # Gaussian samples are unbounded; one-hots pass unchanged.
+        action = action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
+        stoch = stoch.reshape(*stoch.shape[:-2], -1)
+        shared = jnp.concatenate([self._project(i, x) for i, x in enumerate((deter, stoch, action))], -1)
+        width = deter.shape[-1]
+        x = deter
+        for i in range(self.layers):
+            x = BlockLinear(width, self.blocks, self.dtype, name=f"dynhid{i}")(x, shared if i == 0 else None)
+            x = nn.silu(RMSNorm(self.dtype, name=f"dynhid{i}norm")(x))
+        gates = BlockLinear(3 * width, self.blocks, self.dtype, name="dyngru")(x)
+        gates = gates.reshape(*gates.shape[:-1], self.blocks, 3 * width // self.blocks)
+        reset, candidate, update = (g.reshape(*g.shape[:-2], width) for g in jnp.split(gates, 3, -1))
+        update = jax.nn.sigmoid(update - 1)
+        candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+        return update * candidate + (1 - update) * deter.astype(self.dtype)
+
+    def _project(self, i: int, x: Array) -> Array:
+        x = Linear(self.hidden, dtype=self.dtype, name=f"dynin{i}")(x)
+        return nn.silu(RMSNorm(self.dtype, name=f"dynin{i}norm")(x))
+
+
+class Logits(nn.Module):
+    """`layers` hidden layers, then raw logits [.., S, C]. Names: prior0.., priorlogit or obs0.., obslogit."""
+
+    prefix: str
+    layers: int
+    hidden: int
+    stoch: int
+    classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        x = jnp.concatenate([x.astype(self.dtype) for x in inputs], -1)
+        for i in range(self.layers):
+            x = Linear(self.hidden, dtype=self.dtype, name=f"{self.prefix}{i}")(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"{self.prefix}{i}norm")(x))
+        x = Linear(self.stoch * self.classes, dtype=self.dtype, name=f"{self.prefix}logit")(x)
+        return x.reshape(*x.shape[:-1], self.stoch, self.classes)

@@ -1,0 +1,131 @@
+"""Latents back to observations: vectors through an MLP, images through convolutions. Source: DreamerV3, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamer.interfaces import Network
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
+from dreamer.ops.distributions import symexp, symlog
+from dreamer.spaces import Space
+
+Array = jax.Array
+
+
+class _Vectors(nn.Module):
+    """One Linear for each vector key."""
+
+    sizes: tuple[tuple[str, int, str], ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> dict[str, Array]:
+        return {key: _Output(kind, width, self.dtype, name=key)(x) for key, width, kind in self.sizes}
+
+
+class _Output(nn.Module):
+    kind: str
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return Linear(self.width, dtype=self.dtype, name=self.kind)(x)
+
+
+class Decoder(nn.Module):
+    """deter [.., D], stoch [.., S, C] -> {k: [.., n]} raw vector outputs and {k: [.., H, W, C]} images in 0..1."""
+
+    spaces: tuple[tuple[str, Space], ...]
+    depth: int
+    mults: tuple[int, ...]
+    units: int
+    layers: int
+    kernel: int
+    blocks: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
+        stoch = stoch.reshape(*stoch.shape[:-2], -1).astype(self.dtype)
+        deter = deter.astype(self.dtype)
+        images = [(k, space) for k, space in self.spaces if space.image]
+        vectors = [(k, space) for k, space in self.spaces if not space.image]
+        outs: dict[str, Array] = {}
+        if vectors:
+            x = MLP(self.layers, self.units, self.dtype, name="mlp")(jnp.concatenate([stoch, deter], -1))
+            sizes = tuple((k, space.width, "logits" if space.discrete else "pred") for k, space in vectors)
+            outs |= _Vectors(sizes, self.dtype, name="vec")(x)
+        if images:
+            outs |= self._images(deter, stoch, images)
+        return {k: v.astype(jnp.float32) for k, v in outs.items()}
+
+    def _images(self, deter: Array, stoch: Array, images: Sequence[tuple[str, Space]]) -> dict[str, Array]:
+        height, width = (n // 2 ** len(self.mults) for n in images[0][1].shape[:2])
+        x = self._start_grid(deter, stoch, height, width)
+        for i in reversed(range(len(self.mults) - 1)):
+            x = Conv(self.depth * self.mults[i], self.kernel, self.dtype, name=f"conv{i}")(upsample(x))
+            x = nn.silu(RMSNorm(self.dtype, name=f"conv{i}norm")(x))
+        channels = [space.shape[-1] for _, space in images]
+        x = jax.nn.sigmoid(Conv(sum(channels), self.kernel, self.dtype, name="imgout")(upsample(x)))
+        starts = [sum(channels[:i]) for i in range(len(channels))]
+        return {k: x[..., s : s + n] for (k, _), s, n in zip(images, starts, channels, strict=True)}
+
+    def _start_grid(self, deter: Array, stoch: Array, height: int, width: int) -> Array:
+        channels = self.depth * self.mults[-1]
+        lead = deter.shape[:-1]
+        x0 = BlockLinear(height * width * channels, self.blocks, self.dtype, name="sp0")(deter)
+        # Each block of deter fills its own slice of the channels.
+        x0 = x0.reshape(*lead, self.blocks, height, width, channels // self.blocks)
+        x0 = jnp.moveaxis(x0, -4, -2).reshape(*lead, height, width, channels)
+        x1 = Linear(2 * self.units, dtype=self.dtype, name="sp1")(stoch)
+        x1 = nn.silu(RMSNorm(self.dtype, name="sp1norm")(x1))
+        x1 = Linear(height * width * channels, dtype=self.dtype, name="sp2")(x1).reshape(x0.shape)
+        return nn.silu(RMSNorm(self.dtype, name="spnorm")(x0 + x1))
+
+
+def upsample(x: Array) -> Array:
+    """Nearest neighbour: [.., H, W, C] -> [.., 2H, 2W, C]."""
+    h, w, c = x.shape[-3:]
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*x.shape[:-3], h, 2, w, 2, c))
+    return x.reshape(*x.shape[:-5], 2 * h, 2 * w, c)
+
+
+def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
+    """Error of one key's output against its target [.., *shape], summed over the key's own axes -> [..].
+
+    Images: squared error against target / 255. Continuous: squared error in symlog space. Discrete: cross-entropy.
+    """
+    lead = target.shape[: target.ndim - len(space.shape)]
+    if space.image:
+        return jnp.sum(jnp.square(out - target.astype(jnp.float32) / 255), (-3, -2, -1))
+    if space.discrete:
+        logits = out.reshape(*lead, -1, space.classes)
+        labels = jax.nn.one_hot(target.reshape(*lead, -1), space.classes)
+        return -jnp.sum(labels * jax.nn.log_softmax(logits), (-2, -1))
+    return jnp.sum(jnp.square(out - symlog(target.astype(jnp.float32).reshape(*lead, -1))), -1)
+
+
+def to_observation(space: Space, out: Array) -> Array:
+    """One key's output in the units of the observation [.., *shape]: pixels uint8, values float32, classes int32."""
+    if space.image:
+        return jnp.round(out * 255).astype(jnp.uint8)
+    lead = out.shape[:-1]
+    if space.discrete:
+        return jnp.argmax(out.reshape(*lead, *space.shape, space.classes), -1).astype(jnp.int32)
+    return symexp(out).reshape(*lead, *space.shape)
+
+
+def make(
+    spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
+    blocks: int, dtype: Any,
+) -> Network:  # fmt: skip
+    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: raw output}."""
+    fixed = tuple(sorted(spaces.items()))
+    return from_flax(Decoder(fixed, depth, tuple(mults), units, layers, kernel, blocks, dtype))

@@ -1,0 +1,94 @@
+"""Observations to tokens: vectors through an MLP, images through convolutions. Source: DreamerV3, encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamer.interfaces import Network
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.layers import Conv, Linear, RMSNorm
+from dreamer.ops.distributions import symlog
+from dreamer.spaces import Space
+
+Array = jax.Array
+
+
+def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_symlog: bool) -> Array:
+    """All vector keys, sorted, as one float32 vector [.., n]: discrete ones one-hot, continuous ones symlog.
+
+    An element -inf (float) or -1 (signed integer) marks its key as missing in that row: the whole key becomes 0.
+    """
+    parts = []
+    for key in sorted(k for k, space in spaces.items() if not space.image):
+        space, x = spaces[key], obs[key]
+        lead = x.shape[: x.ndim - len(space.shape)]
+        flat = x.reshape(*lead, -1)
+        if space.discrete:
+            missing, value = flat == -1, jax.nn.one_hot(flat, space.classes).reshape(*lead, -1)
+        else:
+            flat = flat.astype(jnp.float32)
+            missing = jnp.isneginf(flat)
+            # Inside the where, so that the gradient of a missing value is 0 and not nan.
+            value = jnp.where(missing, 0.0, flat)
+            value = symlog(value) if use_symlog else value
+        parts.append(jnp.where(jnp.any(missing, -1, keepdims=True), 0.0, value))
+    return jnp.concatenate(parts, -1)
+
+
+class Encoder(nn.Module):
+    """obs {k: [.., ...]} -> tokens [.., E]: vector features [units], then image features, flattened (h, w, c)."""
+
+    spaces: tuple[tuple[str, Space], ...]
+    depth: int
+    mults: tuple[int, ...]
+    units: int
+    layers: int
+    kernel: int
+    symlog: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, obs: Mapping[str, Array]) -> Array:
+        spaces = dict(self.spaces)
+        tokens = []
+        if any(not space.image for space in spaces.values()):
+            tokens.append(self._vectors(concat_vectors(spaces, obs, self.symlog)))
+        if images := sorted(k for k, space in spaces.items() if space.image):
+            tokens.append(self._images([obs[k] for k in images]))
+        return jnp.concatenate(tokens, -1)
+
+    def _vectors(self, x: Array) -> Array:
+        x = x.astype(self.dtype)
+        for i in range(self.layers):
+            x = Linear(self.units, dtype=self.dtype, name=f"mlp{i}")(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"mlp{i}norm")(x))
+        return x
+
+    def _images(self, images: Sequence[Array]) -> Array:
+        x = jnp.concatenate(images, -1).astype(self.dtype) / 255 - 0.5
+        for i, mult in enumerate(self.mults):
+            x = Conv(self.depth * mult, self.kernel, self.dtype, name=f"cnn{i}")(x)
+            x = max_pool(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"cnn{i}norm")(x))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+def max_pool(x: Array) -> Array:
+    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]."""
+    h, w, c = x.shape[-3:]
+    flat = nn.max_pool(x.reshape(-1, h, w, c), (2, 2), (2, 2))
+    return flat.reshape(*x.shape[:-3], h // 2, w // 2, c)
+
+
+def make(
+    spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
+    symlog: bool, dtype: Any,
+) -> Network:  # fmt: skip
+    """The default encoder: init(key, obs), apply(params, obs {k: [.., ...]}) -> tokens [.., E]."""
+    fixed = tuple(sorted(spaces.items()))
+    return from_flax(Encoder(fixed, depth, tuple(mults), units, layers, kernel, symlog, dtype))

@@ -1,0 +1,117 @@
+"""Linear, block-linear, convolution, norm and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
+
+Parameters are float32 and cast to the compute dtype at use; norms are worked out in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
+    """Initialiser: normal cut at two sigma, of standard deviation outscale / sqrt(fan_in)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        scale = 1.1368 * outscale * math.sqrt(1 / fan_in)
+        return scale * jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+    return init
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+    """x [.., n] + bias [n]."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last axis; `outscale` multiplies the kernel at init only."""
+
+    features: int
+    outscale: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", trunc_normal_in(x.shape[-1], self.outscale), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return add_bias(x.astype(self.dtype) @ kernel.astype(self.dtype), bias)
+
+
+class BlockLinear(nn.Module):
+    """`blocks` independent linear maps on contiguous parts of the input [.., in] -> [.., features].
+
+    With `shared` [.., s], every block also sees all of it behind its own part. The fan-in of the initialiser is the
+    width of all blocks together, as in the reference.
+    """
+
+    features: int
+    blocks: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, shared: Array | None = None) -> Array:
+        own, extra = x.shape[-1] // self.blocks, 0 if shared is None else shared.shape[-1]
+        out = self.features // self.blocks
+        init = trunc_normal_in(self.blocks * (own + extra))
+        kernel = self.param("kernel", init, (self.blocks, own + extra, out)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        parts = x.astype(self.dtype).reshape(*x.shape[:-1], self.blocks, own)
+        y = jnp.einsum("...gi,gio->...go", parts, kernel[:, :own]).reshape(*x.shape[:-1], self.features)
+        if shared is not None:
+            # One dense product instead of a copy of `shared` for each block.
+            dense = kernel[:, own:].transpose(1, 0, 2).reshape(extra, self.features)
+            y = y + shared.astype(self.dtype) @ dense
+        return add_bias(y, bias)
+
+
+class Conv(nn.Module):
+    """Convolution NHWC, stride 1, padding SAME, any number of leading axes."""
+
+    features: int
+    kernel: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", trunc_normal_in(math.prod(shape[:3])), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        flat = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
+        y = jax.lax.conv_general_dilated(flat, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return add_bias(y.reshape(*x.shape[:-1], self.features), bias)
+
+
+class RMSNorm(nn.Module):
+    """x rsqrt(mean(x^2) + 1e-4) scale over the last axis, without shift, in float32."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).reshape((1,) * (x.ndim - 1) + (-1,))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-4) * scale
+        return x.astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """`layers` times Linear -> RMSNorm -> SiLU: [.., n] -> [.., units]."""
+
+    layers: int
+    units: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(self.layers):
+            x = Linear(self.units, dtype=self.dtype, name=f"linear{i}")(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"norm{i}")(x))
+        return x

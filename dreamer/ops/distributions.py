@@ -1,0 +1,138 @@
+"""Squashing, two-hot scalars, categorical latents and action distributions. Pure maths in float32."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+
+def symlog(x: Array) -> Array:
+    """sign(x) ln(1 + |x|), element by element."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Array) -> Array:
+    """sign(x) (exp(|x|) - 1), the inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+# --- two-hot scalars --------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def twohot_bins(count: int = 255) -> np.ndarray:
+    """K float32 bins: symexp of equally spaced points from -20 to 20, exactly symmetric, the middle one 0.
+
+    Worked out in float64 on the host, so that they are the same bits on every device.
+    """
+    if count < 3 or count % 2 == 0:
+        raise ValueError(f"two-hot needs an odd number of bins, at least 3: {count}")
+    half = 0.0 - np.expm1(np.linspace(20, 0, count // 2 + 1)).astype(np.float32)
+    return np.concatenate([half, -half[:-1][::-1]])
+
+
+def twohot_encode(target: Array, bins: np.ndarray) -> Array:
+    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; beyond the ends the last bin."""
+    target = sg(target.astype(jnp.float32))[..., None]
+    grid = jnp.asarray(bins).reshape((1,) * (target.ndim - 1) + (-1,))
+    count = len(bins)
+    below = jnp.sum((grid <= target).astype(jnp.int32), -1, keepdims=True) - 1
+    above = count - jnp.sum((grid > target).astype(jnp.int32), -1, keepdims=True)
+    below, above = jnp.clip(below, 0, count - 1), jnp.clip(above, 0, count - 1)
+    values = jnp.asarray(bins)
+    same = below == above
+    to_below = jnp.where(same, 1.0, jnp.abs(values[below] - target))
+    to_above = jnp.where(same, 1.0, jnp.abs(values[above] - target))
+    total = to_below + to_above
+    index = jnp.arange(count).reshape(grid.shape)
+    return (index == below) * (to_above / total) + (index == above) * (to_below / total)
+
+
+def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
+    """Cross-entropy of logits [.., K] with the two-hot of target [..] -> [..]."""
+    chex.assert_equal_shape_prefix([logits, target], target.ndim)
+    return -jnp.sum(twohot_encode(target, bins) * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
+
+
+def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
+    """Expectation in raw space of logits [.., K] -> [..].
+
+    Mirrored bins are paired as b * (p - p_mirror), so that a uniform distribution gives exactly 0 in any order of
+    summation, although single terms reach 2e6.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    middle = len(bins) // 2
+    upper = jnp.asarray(bins[middle + 1 :]).reshape((1,) * (logits.ndim - 1) + (-1,))
+    return jnp.sum(upper * (probs[..., middle + 1 :] - probs[..., :middle][..., ::-1]), -1)
+
+
+# --- categorical latents ----------------------------------------------------------------------------
+
+
+def mix_uniform(logits: Array, unimix: float) -> Array:
+    """Log-probabilities [.., C] of (1 - unimix) softmax(logits) + unimix / C, in float32."""
+    logits = logits.astype(jnp.float32)
+    if not unimix:
+        return jax.nn.log_softmax(logits)
+    return jnp.log((1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1])
+
+
+def sample_onehot(key: Array, logits: Array) -> Array:
+    """One class per group of logits [.., C] -> one-hot [.., C] float32, without gradient."""
+    return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
+
+
+def straight_through(onehot: Array, logits: Array) -> Array:
+    """The value of `onehot` with the gradient of the probabilities of logits [.., C]."""
+    probs = jax.nn.softmax(logits)
+    return sg(onehot) + (probs - sg(probs))
+
+
+def categorical_entropy(logits: Array) -> Array:
+    """Entropy in nats of logits [.., C] -> [..]."""
+    logp = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(logp) * logp, -1)
+
+
+def categorical_kl(logits_q: Array, logits_p: Array) -> Array:
+    """KL(q || p) in nats of logits [.., C] -> [..]."""
+    logq, logp = jax.nn.log_softmax(logits_q), jax.nn.log_softmax(logits_p)
+    return jnp.sum(jnp.exp(logq) * (logq - logp), -1)
+
+
+def categorical_log_prob(logits: Array, onehot: Array) -> Array:
+    """Log-probability of a one-hot [.., C] under logits [.., C] -> [..]."""
+    return jnp.sum(onehot * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
+
+
+# --- bounded normal and Bernoulli -------------------------------------------------------------------
+
+
+def bounded_normal(raw_mean: Array, raw_std: Array, minstd: float, maxstd: float) -> tuple[Array, Array]:
+    """Network outputs [.., A] -> mean = tanh, std in [minstd, maxstd] with an offset of 2 before the sigmoid."""
+    mean = jnp.tanh(raw_mean.astype(jnp.float32))
+    std = (maxstd - minstd) * jax.nn.sigmoid(raw_std.astype(jnp.float32) + 2.0) + minstd
+    return mean, std
+
+
+def normal_log_prob(mean: Array, std: Array, value: Array) -> Array:
+    """Log-density of value [.., A] under independent normals, summed over A -> [..]."""
+    return jnp.sum(-0.5 * jnp.square((value - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi), -1)
+
+
+def normal_entropy(std: Array) -> Array:
+    """Differential entropy in nats of independent normals, summed over A -> [..]."""
+    return jnp.sum(0.5 * np.log(2 * np.pi) + 0.5 + jnp.log(std), -1)
+
+
+def bernoulli_loss(logit: Array, label: Array) -> Array:
+    """Cross-entropy of a logit [..] with a label in [0, 1] [..] -> [..]."""
+    logit = logit.astype(jnp.float32)
+    return -(label * jax.nn.log_sigmoid(logit) + (1 - label) * jax.nn.log_sigmoid(-logit))

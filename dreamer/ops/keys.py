@@ -1,0 +1,12 @@
+"""Random keys drawn by name, so that a new consumer shifts no other stream."""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+
+
+def named_keys(key: jax.Array, *names: str) -> dict[str, jax.Array]:
+    """One key for each name, depending on `key` and that name only."""
+    return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names}

@@ -1,0 +1,81 @@
+"""Running statistics that scale returns, values and advantages: explicit state in, explicit state out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+
+class Normalizer(NamedTuple):
+    """init() -> state | update(state, x [..]) -> state | stats(state) -> offset [], scale []."""
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Array], Any]
+    stats: Callable[[Any], tuple[Array, Array]]
+
+
+class Percentiles(NamedTuple):
+    """Moving averages of a low and a high percentile, both start at 0, no bias correction."""
+
+    lo: Array
+    hi: Array
+
+
+class Moments(NamedTuple):
+    """Moving averages of x and x^2, and of 1, which corrects their start at 0."""
+
+    mean: Array
+    sqrs: Array
+    corr: Array
+
+
+def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: float = 95.0) -> Normalizer:
+    """Scale = max(limit, hi - lo) of linearly interpolated percentiles; offset = lo. Source: DreamerV3, eq. 7."""
+
+    def init() -> Percentiles:
+        return Percentiles(jnp.zeros(()), jnp.zeros(()))
+
+    def update(state: Percentiles, x: Array) -> Percentiles:
+        lo, hi = jnp.percentile(sg(x.astype(jnp.float32)), jnp.array([low, high]))
+        return Percentiles((1 - rate) * state.lo + rate * lo, (1 - rate) * state.hi + rate * hi)
+
+    def stats(state: Percentiles) -> tuple[Array, Array]:
+        return state.lo, jnp.maximum(limit, state.hi - state.lo)
+
+    return Normalizer(init, update, stats)
+
+
+def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
+    """Offset = mean, scale = max(limit, standard deviation), both corrected for their start at 0."""
+
+    def init() -> Moments:
+        return Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+    def update(state: Moments, x: Array) -> Moments:
+        x = sg(x.astype(jnp.float32))
+        new = Moments(jnp.mean(x), jnp.mean(jnp.square(x)), jnp.ones(()))
+        return Moments(*((1 - rate) * old + rate * now for old, now in zip(state, new, strict=True)))
+
+    def stats(state: Moments) -> tuple[Array, Array]:
+        corr = 1.0 / jnp.maximum(rate, state.corr)
+        mean = state.mean * corr
+        std = jnp.sqrt(jax.nn.relu(state.sqrs * corr - jnp.square(mean)))
+        return mean, jnp.maximum(limit, std)
+
+    return Normalizer(init, update, stats)
+
+
+def identity() -> Normalizer:
+    """Offset 0, scale 1."""
+    return Normalizer(lambda: (), lambda state, x: state, lambda state: (jnp.zeros(()), jnp.ones(())))
+
+
+def make(name: str) -> Normalizer:
+    """"percentiles", "moments" or "none", with DreamerV3's constants."""
+    return {"percentiles": percentiles, "moments": moments, "none": identity}[name]()

@@ -1,0 +1,117 @@
+"""LaProp with adaptive gradient clipping, as optax transformations. Source: DreamerV3, section on optimisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The one optimizer of world model and behavior together."""
+
+    learning_rate: float = 4e-5
+    "step size after the warm-up"
+    warmup: int = 1000
+    "updates over which the learning rate rises linearly from 0"
+    agc: float = 0.3
+    "adaptive gradient clipping: largest gradient norm relative to the parameter norm, per tensor; 0 = off"
+    beta1: float = 0.9
+    "decay of the momentum, taken after the normalisation"
+    beta2: float = 0.999
+    "decay of the second moment"
+    eps: float = 1e-20
+    "added to the root of the second moment"
+    weight_decay: float = 0.0
+    "decoupled decay of kernels, before the learning rate"
+
+
+class RmsState(NamedTuple):
+    """count [] int32, nu like the parameters."""
+
+    count: Array
+    nu: Any
+
+
+class MomentumState(NamedTuple):
+    """count [] int32, mu like the parameters."""
+
+    count: Array
+    mu: Any
+
+
+def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
+    """Divides each gradient tensor by max(1, |g| / (clip * max(floor, |p|))), norms over the whole tensor."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def one(grad: Array, param: Array) -> Array:
+            bound = clip * jnp.maximum(floor, jnp.linalg.norm(param.reshape(-1)))
+            return grad / jnp.maximum(1.0, jnp.linalg.norm(grad.reshape(-1)) / bound)
+
+        return jax.tree.map(one, grads, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_rms(beta: float = 0.999, eps: float = 1e-20) -> optax.GradientTransformation:
+    """Divides by the root of the bias-corrected second moment plus eps."""
+
+    def init(params: Any) -> RmsState:
+        return RmsState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Any, state: RmsState, params: Any = None) -> tuple[Any, RmsState]:
+        count = optax.safe_increment(state.count)
+        nu = jax.tree.map(lambda n, g: beta * n + (1 - beta) * jnp.square(g), state.nu, grads)
+        correction = 1 - jnp.float32(beta) ** count
+        scaled = jax.tree.map(lambda g, n: g / (jnp.sqrt(n / correction) + eps), grads, nu)
+        return scaled, RmsState(count, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_momentum(beta: float = 0.9) -> optax.GradientTransformation:
+    """Replaces by the bias-corrected moving average."""
+
+    def init(params: Any) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, grads)
+        correction = 1 - jnp.float32(beta) ** count
+        return jax.tree.map(lambda m: m / correction, mu), MomentumState(count, mu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def kernels(params: Any) -> Any:
+    """A tree of bools like `params`: True where the last name is "kernel", the tensors that decay."""
+
+    def is_kernel(path: tuple[Any, ...], _: Array) -> bool:
+        return getattr(path[-1], "key", None) == "kernel"
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def make(config: Config) -> optax.GradientTransformation:
+    """Everything up to the learning rate, which `learning_rate` gives: p <- p - learning_rate * update.
+
+    Order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
+    """
+    parts = [scale_by_rms(config.beta2, config.eps), scale_by_momentum(config.beta1)]
+    if config.agc:
+        parts.insert(0, clip_by_agc(config.agc))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, kernels))
+    return optax.chain(*parts)
+
+
+def learning_rate(peak: Array, step: Array, warmup: int) -> Array:
+    """Linear from 0 at step 0 to `peak` at step `warmup`, then constant. The first update moves nothing."""
+    return peak * jnp.minimum(1.0, step / warmup) if warmup else peak

@@ -1,0 +1,32 @@
+"""Lambda-returns for one trajectory; `vmap` them over a batch."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def lambda_returns(reward_t: Array, cont_t: Array, value_t: Array, lam: Array | float) -> Array:
+    """TD(lambda) targets of one trajectory with H steps.
+
+        R_i = reward_i + cont_i * ((1 - lam_i) * value_i + lam_i * R_{i+1}),    R_H = value_{H-1}
+
+    Entry i of every argument belongs to the state that step i arrives at: reward_t [H] received on arrival,
+    cont_t [H] the chance that the episode goes on from there, value_t [H] the bootstrap there. lam: [] or [H].
+    Returns R [H], the return seen from the state that step i leaves. Source: DreamerV3, eq. 6 and replay critic.
+    """
+    chex.assert_rank([reward_t, cont_t, value_t], 1)
+    chex.assert_equal_shape([reward_t, cont_t, value_t])
+    lam_t = jnp.broadcast_to(jnp.asarray(lam, reward_t.dtype), reward_t.shape)
+    interim_t = reward_t + cont_t * (1 - lam_t) * value_t
+
+    def step(future: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        interim, carry_on = inputs
+        ret = interim + carry_on * future
+        return ret, ret
+
+    _, returns = jax.lax.scan(step, value_t[-1], (interim_t, cont_t * lam_t), reverse=True)
+    return returns

@@ -1,0 +1,55 @@
+"""How many updates are due. One meaning of the replay ratio, exact arithmetic. No jax."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from dreamer.errors import UserError
+
+
+def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) -> Fraction:
+    """Updates for each collected environment (agent) step.
+
+    replay_ratio: trained time steps per collected environment step. One environment step is one row of the
+    replay, however often the environment repeats the action inside it.
+    Raises UserError unless the ratio is finite and at least 0. Source: spec section 11.
+    """
+    if not math.isfinite(replay_ratio) or replay_ratio < 0:
+        raise UserError(f"replay_ratio: must be a number of at least 0, got {replay_ratio}")
+    # By way of its decimal form 0.1 means a tenth, not the nearest binary number.
+    return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
+
+
+def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Fraction | None]:
+    """Updates to make now, and the step up to which updates are then made (hand it to the next call).
+
+    credited: None before the first call, which is to be made once the replay is ready and gives one update.
+    step: environment steps collected so far. rate: `updates_per_step`.
+    Raises ValueError when `step` lies before `credited`.
+    """
+    if not rate:
+        return 0, credited
+    if credited is None:
+        return 1, Fraction(step)
+    if step < credited:
+        raise ValueError(f"environment steps went back from {credited} to {step}")
+    updates = math.floor((step - credited) * rate)
+    return updates, credited + updates / rate
+
+
+def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
+    """The line that the launcher prints: what the ratio implies."""
+    rate = updates_per_step(replay_ratio, batch_size, batch_length)
+    batch = f"of {batch_size} x {batch_length} steps"
+    if not rate:
+        return "replay ratio 0 = no updates"
+    if rate > 1:
+        return f"replay ratio {replay_ratio:g} = {_number(rate)} updates {batch} every env step"
+    every = "env step" if rate == 1 else f"{_number(1 / rate)} env steps"
+    return f"replay ratio {replay_ratio:g} = one update {batch} every {every}"
+
+
+def _number(value: Fraction) -> str:
+    """At most two decimals; whole numbers with none."""
+    return f"{float(value):,.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,67 @@
+"""The nouns that travel between workers, replay and learner. Plain numpy, no jax.
+
+Time alignment, the one drawing of it:
+
+    row t      = observation o_t | reward r_t and flags that arrived with o_t | action a_t chosen after seeing o_t
+    row t + 1  = what the environment answered to a_t
+
+      t        obs          reward   is_first  is_last  is_terminal  action
+      0        reset's        0         1         0         0         a_0
+      1        after a_0      r_1       0         0         0         a_1
+      2        after a_1      r_2       0         1         1 or 0    0          the true last observation
+      3        reset's        0         1         0         0         a_3        the next episode
+
+is_last ends an episode; is_terminal says that it ended truly (value 0 beyond) and not by a time limit.
+A batch holds `context` (0 or 1) rows before its T rows: the context row only lends its latent as the
+initial carry and its action as the first previous action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy on the host, jax on the device
+
+
+class Step(NamedTuple):
+    """One row of each of E environments.
+
+    obs {k: [E, ..]} | action [E, A] float32, zeros until the collector has chosen it | reward [E] float32
+    is_first, is_last, is_terminal [E] bool
+    """
+
+    obs: Mapping[str, Array]
+    action: Array
+    reward: Array
+    is_first: Array
+    is_last: Array
+    is_terminal: Array
+
+
+class Batch(NamedTuple):
+    """B sequences of `context` + T rows from the replay, oldest first.
+
+    obs {k: [B, C+T, ..]} | action [B, C+T, A] | reward, is_first, is_last, is_terminal [B, C+T]
+    latent {name: [B, C, ..]}: the packed latents stored with the context row; empty without context.
+    """
+
+    obs: Mapping[str, Array]
+    action: Array
+    reward: Array
+    is_first: Array
+    is_last: Array
+    is_terminal: Array
+    latent: Mapping[str, Array]
+
+
+class Rows(NamedTuple):
+    """Where the T trained rows of a batch lie in the replay, to write refreshed latents back.
+
+    env [B] int, which ring | number [B, T] int64, the row's running number in that ring since its start.
+    """
+
+    env: np.ndarray
+    number: np.ndarray

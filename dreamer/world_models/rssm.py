@@ -1,0 +1,330 @@
+"""The recurrent state-space model of DreamerV3: what the world was, is and may become, in latent space."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dreamer import plugins
+from dreamer.errors import UserError
+from dreamer.interfaces import Array, Batch, Extra, Key, Network, Obs, Params, Variables, WorldModel, WorldModelOut
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.block_gru import Core, Logits
+from dreamer.nets.decoder import reconstruction_loss, to_observation
+from dreamer.nets.heads import BinaryHead, ScalarHead
+from dreamer.ops import distributions as dist
+from dreamer.ops.balance import kl_balance
+from dreamer.ops.keys import named_keys
+from dreamer.ops.scan import scan_time
+from dreamer.spaces import Space, Spec
+
+sg = jax.lax.stop_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """DreamerV3's world model. Sizes: experiments/size*.yaml."""
+
+    name: str = "rssm"
+    "module in dreamer.world_models, or a dotted module of your own"
+    deter: int = 512
+    "D, width of the recurrent state"
+    hidden: int = 64
+    "width of the hidden layers of core, prior and posterior"
+    stoch: int = 32
+    "S, groups of the stochastic state"
+    classes: int = 4
+    "C, classes in each group"
+    blocks: int = 8
+    "blocks of the recurrent core and of the image decoder's first layer"
+    units: int = 64
+    "width of the encoder, decoder, reward and continue MLPs"
+    depth: int = 4
+    "base number of image channels"
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    "image channels of each stage, times depth"
+    kernel: int = 5
+    "side of the image convolutions"
+    encoder: str = "encoder"
+    "module in dreamer.nets, or your own 'package.module:make', that makes the encoder Network"
+    decoder: str = "decoder"
+    "likewise for the decoder"
+    encoder_layers: int = 3
+    "hidden layers of the vector encoder and decoder"
+    core_layers: int = 1
+    "block-linear layers before the gates of the core"
+    prior_layers: int = 2
+    "hidden layers of the prior"
+    posterior_layers: int = 1
+    "hidden layers of the posterior"
+    reward_layers: int = 1
+    "hidden layers of the reward head"
+    cont_layers: int = 1
+    "hidden layers of the continue head"
+    bins: int = 255
+    "K, two-hot bins of the reward head"
+    symlog: bool = True
+    "squash vector observations with symlog before the encoder"
+    unimix: float = 0.01
+    "share of the uniform distribution mixed into prior and posterior"
+    free_nats: float = 1.0
+    "KL below which dyn and rep give no gradient, per time step"
+    rec_scale: float = 1.0
+    "weight of each key's reconstruction loss"
+    reward_scale: float = 1.0
+    "weight of the reward loss"
+    cont_scale: float = 1.0
+    "weight of the continue loss"
+    dyn_scale: float = 1.0
+    "weight of the dynamics loss, which trains the prior"
+    rep_scale: float = 0.1
+    "weight of the representation loss, which trains the posterior"
+
+
+class Latent(NamedTuple):
+    """deter [.., D] in the compute dtype, stoch [.., S, C] one-hot float32."""
+
+    deter: Array
+    stoch: Array
+
+
+class Nets(NamedTuple):
+    """The networks, and how the posterior and the prior are sampled."""
+
+    enc: Network
+    dec: Network
+    core: Network
+    prior: Network
+    posterior: Network
+    rew: Network
+    con: Network
+    sample: Callable[[Key, Array], Array]
+
+
+def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
+    """All networks of the world model; encoder and decoder by name."""
+    obs = dict(encodable(spec.obs, config))
+    shared = dict(
+        depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
+        kernel=config.kernel, dtype=dtype,
+    )  # fmt: skip
+    logits = dict(hidden=config.hidden, stoch=config.stoch, classes=config.classes, dtype=dtype)
+    return Nets(
+        enc=_maker(config.encoder)(obs, symlog=config.symlog, **shared),
+        dec=_maker(config.decoder)(obs, blocks=config.blocks, **shared),
+        core=from_flax(Core(config.hidden, config.blocks, config.core_layers, dtype)),
+        prior=from_flax(Logits("prior", config.prior_layers, **logits)),
+        posterior=from_flax(Logits("obs", config.posterior_layers, **logits)),
+        rew=from_flax(ScalarHead(config.reward_layers, config.units, config.bins, dtype=dtype)),
+        con=from_flax(BinaryHead(config.cont_layers, config.units, dtype)),
+        sample=sample,
+    )
+
+
+def _maker(name: str) -> Callable[..., Network]:
+    found = plugins.load(name, "dreamer.nets")
+    return found if callable(found) else found.make
+
+
+def encodable(obs: Mapping[str, Space], config: Config) -> Mapping[str, Space]:
+    """`obs`, if the encoder can take it. UserError: no keys, or an image whose side does not suit the stages."""
+    if not obs:
+        raise UserError("the environment shows no observation that the agent can see")
+    factor, sides = 2 ** len(config.mults), set()
+    for key, space in obs.items():
+        if not space.image:
+            continue
+        height, width = space.shape[:2]
+        sides.add((height, width))
+        if height % factor or width % factor or not all(3 <= n // factor <= 16 for n in (height, width)):
+            raise UserError(
+                f"observation {key!r} is a picture of {height}x{width}; sides must be multiples of {factor} "
+                f"from {3 * factor} to {16 * factor}: resize it in the environment, or change agent.world_model.mults"
+            )
+    if len(sides) > 1:
+        raise UserError(f"all pictures must have one size, this environment shows {sorted(sides)}")
+    return obs
+
+
+# --- single steps -----------------------------------------------------------------------------------
+
+
+def observe_step(
+    nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array,
+    is_first: Array,
+) -> tuple[Latent, Array]:  # fmt: skip
+    """One filtering step: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent, mixed logits [B, S, C].
+
+    Where is_first, the incoming latent and the previous action are dropped and the core runs on zeros.
+    """
+    deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
+    deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
+    logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), unimix)
+    return Latent(deter, dist.straight_through(nets.sample(key, logits), logits)), logits
+
+
+def imagine_step(nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
+    """One prior step: latent [N, ..], action [N, A] -> latent [N, ..]."""
+    deter = nets.core.apply(params["dyn"], latent.deter, latent.stoch, action)
+    logits = dist.mix_uniform(nets.prior.apply(params["dyn"], deter), unimix)
+    return Latent(deter, dist.straight_through(nets.sample(key, logits), logits))
+
+
+def _keep(mask: Array, x: Array) -> Array:
+    return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+
+def observe_sequence(
+    nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array,
+    is_first: Array,
+) -> tuple[Latent, Array]:  # fmt: skip
+    """Filtering over time: tokens [B, T, E] .. -> posterior latents [B, T, ..], mixed logits [B, T, S, C]."""
+    length = is_first.shape[1]
+    keys = jnp.broadcast_to(jax.random.split(key, length)[None], (is_first.shape[0], length, *key.shape))
+
+    def step(carry: Latent, inputs: tuple[Array, ...]) -> tuple[Latent, tuple[Latent, Array]]:
+        key, tokens, prev_action, is_first = inputs
+        latent, logits = observe_step(nets, unimix, params, key[0], carry, tokens, prev_action, is_first)
+        return latent, (latent, logits)
+
+    _, outs = scan_time(step, latent, (keys, tokens, prev_action, is_first))
+    return outs
+
+
+# --- the record -------------------------------------------------------------------------------------
+
+
+def make(
+    config: Config, spec: Spec, *, dtype: Any = jnp.float32, horizon: float = 333.0, contdisc: bool = True,
+    sample: Callable[[Key, Array], Array] = dist.sample_onehot,
+) -> WorldModel:  # fmt: skip
+    """The world model for an environment; `sample(key, mixed logits) -> one-hot` draws posterior and prior.
+
+    With contdisc, the discount 1 - 1 / horizon is folded into the continue target and so into `predict`'s cont.
+    Errors: UserError when an observation does not suit the encoder.
+    """
+    nets = make_nets(config, spec, dtype, sample)
+    bins = dist.twohot_bins(config.bins)
+    obs_spaces = dict(spec.obs)
+
+    def initial(batch_size: int) -> Latent:
+        deter = jnp.zeros((batch_size, config.deter), dtype)
+        return Latent(deter, jnp.zeros((batch_size, config.stoch, config.classes), jnp.float32))
+
+    def feat(latent: Latent) -> Array:
+        stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
+        return jnp.concatenate([latent.deter.astype(dtype), stoch.astype(dtype)], -1)
+
+    def init(key: Key) -> Variables:
+        params = _init_params(nets, spec, key, initial(1), feat)
+        label = 1 - 1 / horizon if contdisc else 1.0
+        hyper = {"free_nats": jnp.float32(config.free_nats), "live_label": jnp.float32(label)}
+        return Variables(params, {"hyper": hyper})
+
+    def observe(
+        params: Params, key: Key, latent: Latent, obs: Obs, prev_action: Array, is_first: Array
+    ) -> Latent:
+        tokens = nets.enc.apply(params["enc"], obs)
+        return observe_sequence(nets, config.unimix, params, key, latent, tokens, prev_action, is_first)[0]
+
+    def imagine(params: Params, key: Key, latent: Latent, action: Array) -> Latent:
+        return imagine_step(nets, config.unimix, params, key, latent, action)
+
+    def predict(params: Params, feat: Array) -> tuple[Array, Array]:
+        reward = dist.twohot_mean(nets.rew.apply(params["rew"], feat), bins)
+        return reward, jax.nn.sigmoid(nets.con.apply(params["con"], feat))
+
+    def loss(
+        params: Params, extra: Extra, key: Key, latent: Latent, prev_action: Array, batch: Batch
+    ) -> tuple[dict[str, Array], WorldModelOut]:
+        chex.assert_shape(prev_action, (*batch.reward.shape, spec.action_width))
+        keys, hyper = named_keys(key, "observe"), extra["hyper"]
+        tokens = nets.enc.apply(params["enc"], batch.obs)
+        latents, post = observe_sequence(
+            nets, config.unimix, params, keys["observe"], latent, tokens, prev_action, batch.is_first
+        )
+        prior = dist.mix_uniform(nets.prior.apply(params["dyn"], latents.deter), config.unimix)
+        dyn, rep, raw = kl_balance(post, prior, hyper["free_nats"])
+        feats = feat(latents)
+        losses = {"dyn": dyn, "rep": rep} | _head_losses(nets, params, hyper, feats, batch, bins)
+        outs = nets.dec.apply(params["dec"], *latents)
+        for name, space in obs_spaces.items():
+            losses[f"rec/{name}"] = reconstruction_loss(space, outs[name], batch.obs[name])
+        metrics = {
+            "latent/prior_entropy": dist.categorical_entropy(prior).sum(-1).mean(),
+            "latent/post_entropy": dist.categorical_entropy(post).sum(-1).mean(),
+            "latent/kl": raw.mean(),
+        }
+        return losses, WorldModelOut(latents, extra, metrics)
+
+    def decode(params: Params, latent: Latent) -> Mapping[str, Array]:
+        outs = nets.dec.apply(params["dec"], *latent)
+        return {name: to_observation(space, outs[name]) for name, space in obs_spaces.items()}
+
+    scales = dict(
+        rew=config.reward_scale, con=config.cont_scale, dyn=config.dyn_scale, rep=config.rep_scale
+    ) | {f"rec/{name}": config.rec_scale for name in obs_spaces}
+    pack, unpack, storage = _packing(config, dtype)
+    return WorldModel(init, initial, observe, imagine, feat, predict, loss, decode, pack, unpack, storage, scales)
+
+
+def _init_params(
+    nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Callable[[Latent], Array]
+) -> Params:
+    keys = named_keys(key, "enc", "dec", "core", "prior", "posterior", "rew", "con")
+    obs = {k: jnp.zeros((1, *space.shape), space.dtype) for k, space in spec.obs.items()}
+    enc = nets.enc.init(keys["enc"], obs)
+    tokens = nets.enc.apply(enc, obs)
+    dyn = (
+        nets.core.init(keys["core"], *latent, jnp.zeros((1, spec.action_width)))
+        | nets.prior.init(keys["prior"], latent.deter)
+        | nets.posterior.init(keys["posterior"], latent.deter, tokens)
+    )
+    return {
+        "enc": enc,
+        "dyn": dyn,
+        "dec": nets.dec.init(keys["dec"], *latent),
+        "rew": nets.rew.init(keys["rew"], feat(latent)),
+        "con": nets.con.init(keys["con"], feat(latent)),
+    }
+
+
+def _head_losses(
+    nets: Nets, params: Params, hyper: Mapping[str, Array], feats: Array, batch: Batch, bins: Any
+) -> dict[str, Array]:
+    label = (1.0 - batch.is_terminal.astype(jnp.float32)) * hyper["live_label"]
+    return {
+        "rew": dist.twohot_loss(nets.rew.apply(params["rew"], feats), batch.reward, bins),
+        "con": dist.bernoulli_loss(nets.con.apply(params["con"], feats), label),
+    }
+
+
+def _packing(config: Config, dtype: Any) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
+    """Replay keeps the class of each group instead of its one-hot: the same bits back, a fraction of the bytes."""
+    index = "uint8" if config.classes < 256 else "uint16"
+    # One more value stands for the all-zero state before the first step.
+    empty = config.classes
+
+    def pack(latent: Latent) -> Mapping[str, Array]:
+        classes = jnp.where(latent.stoch.sum(-1) > 0.5, jnp.argmax(latent.stoch, -1), empty)
+        return {"deter": latent.deter.astype(dtype), "stoch": classes.astype(index)}
+
+    def unpack(packed: Mapping[str, Array]) -> Latent:
+        return Latent(packed["deter"].astype(dtype), jax.nn.one_hot(packed["stoch"], config.classes))
+
+    storage = {
+        "deter": Space((config.deter,), jnp.dtype(dtype).name),
+        "stoch": Space((config.stoch,), index),
+    }
+    return pack, unpack, storage
+
+
+def parameter_count(params: Params) -> int:
+    """Number of trainable scalars."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
