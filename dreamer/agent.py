@@ -14,7 +14,21 @@ import optax
 from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.interfaces import (
-    Agent, Array, Batch, Behavior, Carry, Dream, Key, Latent, Losses, Metrics, Obs, Params, Replayed, TrainState, WorldModel,
+    Agent,
+    Array,
+    Batch,
+    Behavior,
+    Carry,
+    Dream,
+    Key,
+    Latent,
+    Losses,
+    Metrics,
+    Obs,
+    Params,
+    Replayed,
+    TrainState,
+    WorldModel,
 )  # fmt: skip
 from dreamer.ops import optimizers
 from dreamer.ops.keys import named_keys
@@ -121,7 +135,7 @@ def assemble(world_model: WorldModel, behavior: Behavior, optimizer_config: opti
     def report(state: TrainState, batch: Batch) -> dict[str, Array]:
         return open_loop(world_model, spec, state.params["world_model"], state.key, batch)
 
-    return Agent(init, initial_carry, update, act, report, world_model.storage)
+    return Agent(init, initial_carry, update, act, report, world_model.pack, world_model.storage)
 
 
 def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Losses, Aux]]:

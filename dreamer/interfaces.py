@@ -162,7 +162,7 @@ class Agent(NamedTuple):
     update(state, batch) -> state, latent {name: [B, T, ..]} packed posteriors to store back, metrics {name: []}
     act(params, key, carry, obs {k: [E, ..]}, is_first [E], mode) -> carry, action [E, A]
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}, the first half observed, the rest dreamed open-loop
-    storage: {name: Space} of the packed latents
+    pack(latent) -> {name: array}, the lossless form in which replay stores latents | storage: {name: Space} of it
     """
 
     init: Callable[[Key], TrainState]
@@ -170,4 +170,5 @@ class Agent(NamedTuple):
     update: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Array], Metrics]]
     act: Callable[..., tuple[Carry, Array]]
     report: Callable[[TrainState, Batch], dict[str, Array]]
+    pack: Callable[[Latent], Mapping[str, Array]]
     storage: Mapping[str, Space]

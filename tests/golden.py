@@ -70,9 +70,12 @@ def tolerances() -> dict[tuple[str, str], float]:
         return {(row["file"], row["group"]): float(row["rel"]) for row in csv.DictReader(file)}
 
 
-def assert_close(file: str, group: str, tensor: str, actual: Any, expected: np.ndarray) -> None:
+def assert_close(
+    file: str, group: str, tensor: str, actual: Any, expected: np.ndarray, magnitude: float = 0.0
+) -> None:
     """Fails when `actual` differs by more than the tolerance of (file, group), relative to the largest |expected|.
 
+    A sum that cancels may name the `magnitude` of its terms, against which the least tolerance is then taken.
     Integers and booleans must be equal. Infinities must be equal and in the same places.
     """
     label = f"{file} {group}/{tensor}"
@@ -86,20 +89,28 @@ def assert_close(file: str, group: str, tensor: str, actual: Any, expected: np.n
     if not finite.any():
         return
     error = np.abs(actual[finite].astype(np.float64) - expected[finite])
-    allowed = max(MARGIN * tolerances()[file, group], LEAST) * np.abs(expected[finite]).max()
-    worst = error.max()
-    assert worst <= allowed, f"{label}: differs by {worst:.3g}, allowed {allowed:.3g} (largest {np.abs(expected).max():.3g})"
+    largest, worst = np.abs(expected[finite]).max(), error.max()
+    allowed = max(MARGIN * tolerances()[file, group] * largest, LEAST * max(largest, magnitude))
+    assert worst <= allowed, f"{label}: differs by {worst:.3g}, allowed {allowed:.3g} (largest {largest:.3g})"
 
 
-def assert_tree_close(file: str, group: str, actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def assert_tree_close(
+    file: str,
+    group: str,
+    actual: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    magnitudes: Mapping[str, float] | None = None,
+) -> None:
     """`assert_close` for every tensor of `expected`; `actual` must have exactly these."""
     actual, expected = flatten(actual), flatten(expected)
     assert set(actual) == set(expected), f"{file} {group}: names differ: {sorted(set(actual) ^ set(expected))}"
     for name in sorted(expected):
-        assert_close(file, group, name, actual[name], expected[name])
+        assert_close(file, group, name, actual[name], expected[name], (magnitudes or {}).get(name, 0.0))
 
 
-def check(file: str, forward: Callable[[Tree, Tree], Tree]) -> None:
+def check(
+    file: str, forward: Callable[[Tree, Tree], Tree], magnitudes: Mapping[str, float] | None = None
+) -> None:
     """Compares outputs and gradients of forward(params, inputs) -> outputs with the component `file`.
 
     The gradients are those of J = sum of cotangent * output with respect to every parameter and to every
@@ -117,7 +128,7 @@ def check(file: str, forward: Callable[[Tree, Tree], Tree]) -> None:
     (_, out), (gparam, gin) = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(
         golden.params, varied
     )
-    assert_tree_close(file, "out", out, golden.out)
+    assert_tree_close(file, "out", out, golden.out, magnitudes)
     if cot:
         assert_tree_close(file, "gin", gin, golden.gin)
         assert_tree_close(file, "gparam", gparam, golden.gparam)

@@ -67,7 +67,7 @@ class Replay:
     """Owns the host memory of the rings. For one thread at a time.
 
     Its whole state: `columns` {name: [E, rows_per_env, ..]}, `counts` [E] rows ever added to each ring,
-    `queue` of (ring, first row) not yet trained on, and `rng`.
+    `queue` of (ring, first row) not yet trained on, `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only where `config.context` has a use for them.
     env_steps: rows that the run makes. size: a `plan` made before, so that what was printed is what is taken.
@@ -99,6 +99,8 @@ class Replay:
             maxlen=envs * (self.size.rows_per_env // self.sequence)
         )
         self.rng = np.random.default_rng(seed)
+        # Its own stream, so that how often a run is looked at does not change what it trains on.
+        self.report_rng = np.random.default_rng((seed, 1))
 
     def __len__(self) -> int:
         """Items that can be sampled."""
@@ -152,7 +154,7 @@ class Replay:
         On the sample only, is_first of row 0 is true, and is_last of a row whose successor begins an episode.
         Raises ValueError when no item is there.
         """
-        env, start = self._choose(batch_size, online and self.config.online)
+        env, start = self._choose(batch_size, online and self.config.online, self.rng if online else self.report_rng)
         number = start[:, None] + np.arange(self.sequence)
         row = self._flat(env, number)
         data = {n: self._gather(n, row) for n in self.columns if not n.startswith("latent/")}
@@ -188,7 +190,9 @@ class Replay:
         """[E] possible sequence starts of each ring."""
         return np.maximum(0, np.minimum(self.counts, self.size.rows_per_env) - self.sequence + 1)
 
-    def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _choose(
+        self, batch_size: int, online: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Ring [B] and first row number [B] of each sequence."""
         chosen: list[tuple[int, int]] = []
         while online and self.queue and len(chosen) < batch_size:
@@ -200,7 +204,7 @@ class Replay:
         ends = np.cumsum(items)
         if not ends[-1]:
             raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
-        item = self.rng.integers(ends[-1], size=batch_size - len(fresh))
+        item = rng.integers(ends[-1], size=batch_size - len(fresh))
         drawn = np.searchsorted(ends, item, side="right")
         oldest = np.maximum(0, self.counts - self.size.rows_per_env)
         start_drawn = oldest[drawn] + item - (ends - items)[drawn]

@@ -1,0 +1,8 @@
+"""`python -m dreamer` is the command `dreamer`."""
+
+import sys
+
+from dreamer.apps.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

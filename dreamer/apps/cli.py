@@ -1,0 +1,229 @@
+"""The command line: `dreamer train [PRESET.yaml ...] [--flags]`, `dreamer eval RUN [--flags]`, `dreamer --version`.
+
+A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
+and error lines exist once. tyro draws the help from the same dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_origin
+
+from dreamer.coerce import describe, is_sequence, parse
+from dreamer.config import PLUGINS, Config, layer, load, overlay, similar_key, to_yaml, type_of
+from dreamer.errors import UserError, nearest
+
+USAGE = """usage: dreamer train [PRESET.yaml ...] [--flags]   train an agent
+       dreamer eval RUN [--flags]                  play episodes with a trained one
+       dreamer COMMAND --help                      list every flag of a command
+       dreamer --version
+"""
+# tyro joins lines unless they start a list.
+TRAIN = """Train an agent.
+- Presets are YAML files that hold differences only; they stack left to right.
+- Flags override presets. Numbers may be written as 1e6.
+- Defaults listed here are those after the presets given."""
+EVAL = "Play episodes with the newest checkpoint of the run directory RUN."
+
+
+class Flag(NamedTuple):
+    """A flag as typed: its text, the dotted key that it names, the words after it; inline: given as --flag=word."""
+
+    text: str
+    key: str
+    words: list[str]
+    inline: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFlags(Config):
+    """What `dreamer train` takes: the configuration, and what is not part of it."""
+
+    print_config: bool = False
+    """Print the resolved configuration, itself a preset, and exit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalFlags:
+    """What `dreamer eval` takes beside the run directory."""
+
+    episodes: int = 20
+    """Number of episodes."""
+    video: str | None = None
+    """File for a video of the first episode, such as episode.mp4."""
+    mode: Literal["sample", "mode"] | None = None
+    """Sample actions or take the most likely one; None: as the run's own config says."""
+    seed: int = 0
+    """Seed of environments and actions."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise UserError(f"episodes must be at least 1, not {self.episodes}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; argv without the program's name, None for the process's own. Returns the exit code.
+
+    0 done | 2 an error that is the user's to mend, one line on stderr | 130 interrupted.
+    """
+    try:
+        return _command(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"dreamer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dreamer: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has left; Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _command(args: list[str]) -> int:
+    commands = {"train": train_command, "eval": eval_command}
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        from dreamer import __version__
+
+        print(f"dreamer {__version__}")
+        return 0
+    if args[0] not in commands:
+        what = "flag" if args[0].startswith("-") else "command"
+        choices = ["--help", "--version"] if what == "flag" else commands
+        raise UserError(f"unknown {what} {args[0]!r}{nearest(args[0], choices)}")
+    return commands[args[0]](args[1:])
+
+
+def train_command(args: list[str]) -> int:
+    """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
+    presets = [word for word in args if word.endswith((".yaml", ".yml")) and not word.startswith("-")]
+    words, flags = scan([word for word in args if word not in presets])
+    loaded = load(*presets)
+    config: Any = TrainFlags(**vars(loaded))
+    plugin_keys = {f"{path}.name" for path in PLUGINS}
+    config, strays = apply(config, [flag for flag in flags if flag.key in plugin_keys])
+    if any(flag.key == "help" for flag in flags):
+        return show_help(config, "dreamer train [PRESET.yaml ...]", TRAIN)
+    config, more = apply(config, [flag for flag in flags if flag.key not in plugin_keys])
+    for word in words + strays + more:
+        raise UserError(f"stray argument {word!r}: presets end in .yaml, flags start with --{_nearest_preset(word)}")
+    resolved = Config(**{item.name: getattr(config, item.name) for item in dataclasses.fields(Config)})
+    if config.print_config:
+        print(to_yaml(resolved), end="")
+        return 0
+    from dreamer.runtime.loop import train
+
+    train(resolved)
+    return 0
+
+
+def eval_command(args: list[str]) -> int:
+    """`dreamer eval`: args are one run directory and flags. Returns the exit code; raises UserError."""
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(EvalFlags(), "dreamer eval RUN", EVAL)
+    options, strays = apply(EvalFlags(), flags)
+    runs = words + strays
+    if not runs:
+        raise UserError("dreamer eval needs the directory of a run: dreamer eval runs/NAME --episodes 20")
+    if len(runs) > 1:
+        raise UserError(f"dreamer eval takes one run directory, not {len(runs)}: stray argument {runs[1]!r}")
+    from dreamer.apps.evaluate import evaluate_run
+
+    evaluate_run(runs[0], episodes=options.episodes, video=options.video, mode=options.mode, seed=options.seed)
+    return 0
+
+
+def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
+    """The words before the first flag, and the flags with the words that follow each."""
+    words: list[str] = []
+    flags: list[Flag] = []
+    for arg in args:
+        if not arg.startswith("-") or re.match(r"-[\d.]", arg) or arg in ("-", "-inf"):
+            (flags[-1].words if flags else words).append(arg)
+            continue
+        text, equals, value = ("--help" if arg == "-h" else arg).partition("=")
+        if not re.match(r"--[A-Za-z]", text):
+            hint = f"did you mean '-{text}'?" if re.match(r"-[A-Za-z]{2}", text) else "flags are written --name value"
+            raise UserError(f"unknown flag {text}; {hint}")
+        flags.append(Flag(text, text[2:].replace("-", "_"), [value] if equals else [], bool(equals)))
+    return words, flags
+
+
+def apply(config: Any, flags: Sequence[Flag]) -> tuple[Any, list[str]]:
+    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag."""
+    values, origins, strays = {}, {}, []
+    for flag in flags:
+        key, value, rest = _bind(flag, config)
+        values[key], origins[key] = value, flag.text
+        strays += rest
+    return overlay(config, layer(values, "the command line", origins)), strays
+
+
+def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
+    """A flag's key, its value, and the words after it that are not its own."""
+    kind = type_of(config, flag.key)
+    if kind is None:
+        return _bind_negated(flag, config)
+    if dataclasses.is_dataclass(kind):
+        first = dataclasses.fields(kind)[0].name.replace("_", "-")
+        raise UserError(f"flag {flag.text} is a group of settings, such as {flag.text}.{first}; --help lists them")
+    if kind is bool and not flag.inline and (not flag.words or flag.words[0].lower() not in ("true", "false")):
+        return flag.key, True, flag.words
+    if not flag.words:
+        raise UserError(f"flag {flag.text} needs a value: {describe(kind)}")
+    if not flag.inline and (is_sequence(kind) or kind is Any):
+        return flag.key, parse(flag.words, kind), []
+    return flag.key, parse(flag.words[:1], kind), flag.words[1:]
+
+
+def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
+    """--no-lockstep and --log.no-tensorboard as false; any other flag that names no field is unknown."""
+    parent, _, last = flag.key.rpartition(".")
+    key = f"{parent}.{last[3:]}".lstrip(".")
+    if last.startswith("no_") and type_of(config, key) is bool and not flag.inline:
+        return key, False, flag.words
+    near = "help" if flag.key in "help" else similar_key(config, flag.key)
+    hint = f"did you mean '--{near.replace('_', '-')}'?" if near else "--help lists them"
+    raise UserError(f"unknown flag {flag.text}; {hint}")
+
+
+def show_help(settings: Any, usage: str, description: str) -> int:
+    """Print every field of `settings` with type, default and meaning. Returns 0."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_mapping_rule)
+    try:
+        tyro.cli(
+            type(settings), default=settings, args=["--help"], prog=usage, description=description, registry=registry
+        )
+    except SystemExit:
+        return 0
+    raise AssertionError("tyro.cli returns from --help by SystemExit")
+
+
+def _mapping_rule(info: Any) -> Any:
+    """A dict field in tyro's help: one row, whatever it holds."""
+    import tyro
+
+    if get_origin(info.type) not in (dict, Mapping) and info.type is not dict:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="'{KEY: VALUE, ...}'",
+        instance_from_str=lambda words: parse(words, dict),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _nearest_preset(word: str) -> str:
+    near = [path for path in (f"{word}.yaml", os.path.join("experiments", f"{word}.yaml")) if os.path.isfile(path)]
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,185 @@
+"""A value from YAML or from a flag as a declared type, strictly and without loss. Imports no jax."""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from dreamer.errors import nearest
+
+_FLOAT = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+# YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML's own are those of YAML 1.1.
+_SCALARS = [
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE"),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9_]*)"),
+    ("tag:yaml.org,2002:float", _FLOAT),
+    ("tag:yaml.org,2002:null", r"null|Null|NULL|~|"),
+    ("tag:yaml.org,2002:merge", r"<<"),
+]
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2; a key given twice is an error."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain name", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; text that either version of YAML would misread is quoted, lists stay on one line."""
+
+    yaml_implicit_resolvers: dict = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern in _SCALARS:
+    for _yaml in (Loader, Dumper):
+        _yaml.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), None)
+Dumper.add_representer(list, lambda self, data: self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+
+
+def parse(texts: list[str], kind: Any) -> Any:
+    """The texts after a flag as the value that a preset would hold for the type `kind`.
+
+    Where text is wanted they stay as they are, elsewhere they are read as YAML; several make a list.
+    """
+    values = [text if _wants_text(kind) else _read(text) for text in texts]
+    return values[0] if len(values) == 1 and (isinstance(values[0], list) or not is_sequence(kind)) else values
+
+
+def _read(text: str) -> Any:
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+    return text if value is None and text not in ("null", "~") else value  # "#fff" is a comment to YAML
+
+
+def _wants_text(kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    if is_union(kind):
+        return all(_wants_text(member) for member in get_args(kind) if member is not type(None))
+    return kind is str
+
+
+def coerce(value: Any, kind: Any) -> Any:
+    """`value` as the type `kind`, without losing anything: 1e6 is an int, "7e-4" a float, 1 is no bool.
+
+    Raises ValueError(what it must be, a hint).
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Literal:
+        for choice in args:
+            if type(choice) is type(value) and choice == value:
+                return value
+        raise ValueError(describe(kind), nearest(str(value), map(str, args)) if len(args) > 1 else "")
+    if is_union(kind):
+        return _first_fit(value, args, kind)
+    if kind in (int, float):
+        return _number(value, kind)
+    if is_sequence(kind):
+        return _sequence(value, kind)
+    if kind in (dict, Mapping) or origin in (dict, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise ValueError(describe(kind))
+        return {name: coerce(item, args[1]) if args else item for name, item in value.items()}
+    if not isinstance(value, kind):
+        raise ValueError(describe(kind))
+    return value
+
+
+def _number(value: Any, kind: type) -> int | float:
+    if isinstance(value, str):
+        try:
+            value = float(value) if kind is float or not re.fullmatch(r"[+-]?[\d_]+", value) else int(value)
+        except ValueError:
+            raise ValueError(describe(kind)) from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ValueError(describe(kind))
+    if kind is float:
+        return float(value)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(describe(kind))
+    return int(value)
+
+
+def _sequence(value: Any, kind: Any) -> Any:
+    make, args = get_origin(kind) or kind, get_args(kind)
+    if not isinstance(value, list | tuple):
+        raise ValueError(describe(kind))
+    if not args:
+        return make(value)
+    if make is list or args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise ValueError(describe(kind))
+    try:
+        return make(coerce(item, each) for item, each in zip(value, args, strict=True))
+    except ValueError:
+        raise ValueError(describe(kind)) from None
+
+
+def _first_fit(value: Any, members: tuple, kind: Any) -> Any:
+    for member in members:  # an exact type wins over one that the value can be turned into
+        if isinstance(member, type) and type(value) is member:
+            return value
+    for member in members:
+        try:
+            return coerce(value, member)
+        except ValueError:
+            continue
+    raise ValueError(describe(kind))
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for "must be ..."."""
+    origin, args = get_origin(kind), get_args(kind)
+    words = {
+        bool: "true or false (bool)", int: "a whole number (int)", float: "a number (float)", str: "text (str)",
+        type(None): "null", dict: "a mapping", Mapping: "a mapping", list: "a list", tuple: "a list",
+    }  # fmt: skip
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args)) if len(args) > 1 else str(args[0])
+    if is_union(kind):
+        return " or ".join(describe(member) for member in args)
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}, each {describe(args[0])}"
+    if origin in (tuple, list):
+        return f"a list, each {describe(args[0])}"
+    return words.get(origin or kind) or f"a {getattr(kind, '__name__', kind)}"
+
+
+def is_sequence(kind: Any) -> bool:
+    """Whether a type is a list or a tuple."""
+    return (get_origin(kind) or kind) in (list, tuple)
+
+
+def is_union(kind: Any) -> bool:
+    """Whether a type is X | Y."""
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+def show(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+

@@ -1,0 +1,318 @@
+"""The root configuration: presets in YAML, overrides, one set of strict rules for both. Imports no jax.
+
+Each Config sits in the file that it configures; `Config` here joins them. A preset or an override is a `Layer`
+of differences; layers are laid over the defaults left to right. A resolved config is itself a preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+
+from dreamer import plugins
+from dreamer.coerce import Dumper, Loader, coerce, show
+from dreamer.errors import UserError
+from dreamer.runtime.metrics import Config as LogConfig
+from dreamer.runtime.replay import Config as ReplayConfig
+from dreamer.runtime.workers import Config as WorkersConfig
+
+PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
+
+# Inclusive ranges of the values that must not be nonsense; the fields of a plug-in are checked by the plug-in.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "action_repeat": (1, math.inf),
+    "env_steps": (1, math.inf),
+    "replay_ratio": (0, math.inf),
+    "workers.envs": (1, math.inf),
+    "workers.processes": (0, math.inf),
+    "replay.capacity_steps": (1, math.inf),
+    "replay.capacity_gb": (0, math.inf),
+    "replay.batch_size": (1, math.inf),
+    "replay.batch_length": (1, math.inf),
+    "replay.context": (0, 1),
+    "log.every": (0, math.inf),
+    "eval.every": (0, math.inf),
+    "eval.episodes": (0, math.inf),
+    "checkpoint.every": (0, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "agent.optimizer.learning_rate": (0, math.inf),
+    "agent.optimizer.warmup": (0, math.inf),
+}
+
+
+def _default(module: str) -> Any:
+    """A field whose default is `module`.Config(), imported when it is first needed."""
+    return field(default_factory=lambda: plugins.load(f"dreamer.{module}").Config())
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run can be told."""
+
+    seed: int = 0
+    """Seed of networks, replay and environments."""
+    env: str = "CartPole-v1"
+    """Environment: a gymnasium id, suite:task (envs/suite.py) or package.module:factory."""
+    env_options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
+    action_repeat: int = 1
+    """Environment frames for which each action is held."""
+    env_steps: int = 1_000_000
+    """Length of the run in agent steps (rows stored, reset rows included), all environments together."""
+    replay_ratio: float = 32
+    """Trained time steps per collected agent step; updates = env_steps * replay_ratio / (batch_size * batch_length)."""
+    run_dir: str = ""
+    """Folder of the run; empty: runs/<time>-<env>-seed<seed>."""
+    lockstep: bool = False
+    """Collect and train in turns: the same seed gives the same run to the last bit."""
+    agent: Any = _default("agent")
+    """World model, behavior and optimizer."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """Environments and the processes that run them."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """What is kept and how batches are drawn."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Where metrics go."""
+    eval: Any = _default("runtime.evaluation")
+    """Evaluation during training."""
+    checkpoint: Any = _default("runtime.checkpoint")
+    """When the train state is saved."""
+
+    def __post_init__(self) -> None:
+        for key in BOUNDS:
+            _check_bounds(key, get(self, key))
+        if not self.env:
+            raise UserError("env must name an environment, not be empty")
+
+
+class Layer(NamedTuple):
+    """Differences to lay over a config: nested `values`, and where each came from by dotted key.
+
+    A key without an entry in `origins` came from `origin`.
+    """
+
+    values: Mapping[str, Any]
+    origin: str
+    origins: Mapping[str, str]
+
+    def where(self, key: str) -> str:
+        """The file and line, or the flag, that the dotted `key` came from."""
+        return self.origins.get(key, self.origin)
+
+
+def load(*presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The defaults, then the preset files left to right, then `overrides` by dotted key.
+
+    load("experiments/dmc_proprio.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
+    Raises UserError: one line with the key, its file and line, and the nearest valid name.
+    """
+    config = Config()
+    for preset in presets:
+        config = overlay(config, read_preset(preset))
+    return overlay(config, layer(overrides or {}, origin="overrides"))
+
+
+def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
+    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = str(key).split(".")
+        place = nested
+        for part in parents:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{key} and {part} are both given ({origin}); give one of them")
+        place[last] = {**place[last], **value} if isinstance(value, dict) and last in place else value
+    return Layer(nested, origin, origins or {})
+
+
+def read_preset(path: str | os.PathLike) -> Layer:
+    """The differences that a YAML file holds, each with its line. Raises UserError: not there, or not valid YAML."""
+    name = os.fspath(path)
+    try:
+        with open(name, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise UserError(f"no preset file {name!r}{_nearest_file(name)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"preset {name!r} cannot be read: {reason}") from None
+    try:
+        values = yaml.load(text, Loader)
+        lines = dict(_lines(yaml.compose(text, Loader)))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{name}{line}: not valid YAML: {reason}") from None
+    if values is None:
+        return Layer({}, name, {})
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold a mapping of config keys, not {show(values)}")
+    return Layer(values, name, {key: f"{name}:{line}" for key, line in lines.items()})
+
+
+def overlay(config: Any, layer: Layer, path: str = "") -> Any:
+    """`config` with the differences of `layer`; `path` is the dotted key at which `config` stands.
+
+    A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other
+    keys apply. An empty mapping empties a dict field; any other is merged into it. Raises UserError.
+    """
+    values = layer.values
+    for part in path.split(".") if path else []:
+        values = values[part]
+    if path in PLUGINS and "name" in values and values["name"] != config.name:
+        config = _plugin(path, values["name"], layer.where(f"{path}.name"))
+    hints = _hints(config)
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{path}.{name}" if path else str(name)
+        where = layer.where(key)
+        if name not in hints:
+            raise UserError(f"unknown key {key!r} (from {where}){_nearest_key(config, key, str(name))}")
+        current = getattr(config, name)
+        if not dataclasses.is_dataclass(current):
+            changes[name] = _leaf(key, value, hints[name], current, where)
+        elif isinstance(value, Mapping):
+            changes[name] = overlay(current, layer, key)
+        else:
+            raise UserError(f"{key} must be a mapping of its fields, not {show(value)} (from {where})")
+    try:
+        return dataclasses.replace(config, **changes)
+    except (UserError, ValueError) as error:
+        where = ", ".join(sorted({layer.where(f"{path}.{name}" if path else name) for name in changes}))
+        text = " ".join(str(error).split())
+        raise UserError(text if " (from " in text else f"{text} (from {where})") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The full resolved config as YAML, in the order of the fields; `load` of it gives the same config."""
+    return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
+
+
+def get(config: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = config[part] if isinstance(config, Mapping) else getattr(config, part)
+    return config
+
+
+def type_of(config: Any, key: str) -> Any:
+    """The declared type of the field at a dotted key; None when there is no such field.
+
+    Any for an entry of a dict field; its class for a nested config.
+    """
+    *parents, last = key.split(".")
+    for part in parents:
+        if not dataclasses.is_dataclass(config) or part not in _hints(config):
+            return Any if isinstance(config, Mapping) else None
+        config = getattr(config, part)
+    if not dataclasses.is_dataclass(config):
+        return Any if isinstance(config, Mapping) else None
+    value = getattr(config, last, None)
+    return type(value) if dataclasses.is_dataclass(value) else _hints(config).get(last)
+
+
+def keys(config: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys of all leaves, in order."""
+    for item in _hints(config):
+        key = f"{path}.{item}" if path else item
+        value = getattr(config, item)
+        if dataclasses.is_dataclass(value):
+            yield from keys(value, key)
+        else:
+            yield key
+
+
+def similar_key(config: Any, key: str) -> str | None:
+    """The dotted key of `config` that a wrong `key` may have meant: the same field elsewhere, or a near spelling."""
+    names = [*_hints(config), *keys(config)]
+    by_field = {name.rpartition(".")[2]: name for name in reversed(names)}
+    last = key.rpartition(".")[2]
+    if last in by_field:
+        return by_field[last]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
+    near = near or [by_field[name] for name in difflib.get_close_matches(last, by_field, n=1, cutoff=0.7)]
+    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
+    try:
+        value = coerce(value, kind)
+    except ValueError as error:
+        expected, *hint = error.args
+        raise UserError(f"{key} must be {expected}, not {show(value)} (from {where}){''.join(hint)}") from None
+    _check_bounds(key, value, f" (from {where})")
+    if isinstance(current, Mapping) and isinstance(value, Mapping):
+        return {**current, **value} if value else {}
+    return value
+
+
+def _check_bounds(key: str, value: Any, where: str = "") -> None:
+    low, high = BOUNDS.get(key, (-math.inf, math.inf))
+    if key in BOUNDS and not (isinstance(value, int | float) and low <= value <= high and math.isfinite(value)):
+        allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{key} must be {allowed}, not {value!r}{where}")
+
+
+def _plugin(path: str, name: Any, where: str) -> Any:
+    """The default config of the plug-in called `name`."""
+    if not isinstance(name, str):
+        raise UserError(f"{path}.name must be text (str), not {show(name)} (from {where})")
+    try:
+        module = plugins.load(name, PLUGINS[path])
+        if not hasattr(module, "Config"):
+            raise UserError(f"{name!r} has no Config")
+        return module.Config(name=name)
+    except UserError as error:
+        raise UserError(f"{path}.name: {error} (from {where})") from None
+
+
+def _hints(config: Any) -> dict[str, Any]:
+    """{field: declared type} of a config dataclass, in order."""
+    hints = get_type_hints(type(config))
+    return {item.name: hints[item.name] for item in dataclasses.fields(config) if item.init}
+
+
+def _nearest_key(config: Any, key: str, name: str) -> str:
+    near = similar_key(config, name)
+    return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(_hints(config))}"
+
+
+def _nearest_file(name: str) -> str:
+    folder = os.path.dirname(name) or "."
+    if not os.path.isdir(folder):
+        return f"; there is no folder {folder!r}"
+    choices = [file for file in os.listdir(folder) if file.endswith((".yaml", ".yml"))]
+    close = difflib.get_close_matches(os.path.basename(name), choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {os.path.join(os.path.dirname(name), close[0])!r}?"
+    return f"; {folder!r} holds {', '.join(sorted(choices)) or 'no .yaml file'}"
+
+
+def _plain(value: Any, kind: Any = Any) -> Any:
+    """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name), hint) for name, hint in _hints(value).items()}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if kind is float else value
+
+
+def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted key, line) of every key of a YAML mapping."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        dotted = f"{path}.{key.value}" if path else key.value
+        yield dotted, key.start_mark.line + 1
+        yield from _lines(value, dotted)

@@ -1,0 +1,195 @@
+"""A name becomes a thing: modules and attributes by dotted name, environments by id, suite or factory. No jax."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dreamer.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import gymnasium
+
+SUITES = "envs"  # the folder, found on the path, whose files are environment suites
+_HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
+_ENV_ID = re.compile(r".*-v\d+$")
+
+
+def load(name: str, package: str | None = None) -> Any:
+    """The module or attribute called `name`; the current folder is on the path.
+
+    "rssm" with package "dreamer.world_models" is that module in it, "my_lab.models.foo" any module,
+    "my_lab.models:make" an attribute of one. Raises UserError when it is not there (with the nearest
+    name that is) or when the module itself fails to import (with the cause).
+    """
+    add_current_folder()
+    where, _, attribute = name.partition(":")
+    if not where or name.endswith(":") or where.startswith("."):
+        raise UserError(f"{name!r} is not a module name such as 'my_lab.models' or 'my_lab.models:make'")
+    module = _import(where if "." in where or package is None else f"{package}.{where}", name)
+    thing: Any = module
+    for part in attribute.split(".") if attribute else []:
+        if not hasattr(thing, part):
+            public = [key for key in dir(thing) if not key.startswith("_")]
+            raise UserError(f"module {where!r} has no {part!r} (asked for by {name!r}){_hint(part, public)}")
+        thing = getattr(thing, part)
+    return thing
+
+
+def make_env(name: str, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
+    """The environment called `name`, made with `options`.
+
+    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of envs/dmc.py on the path;
+    "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers.
+    render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
+    """
+    add_current_folder()
+    options = dict(options or {})
+    where, _, what = name.partition(":")
+    if not name or (":" in name and not (where and what)):
+        raise UserError(f"env {name!r} is not a gymnasium id, suite:task or package.module:factory")
+    if ":" not in name:
+        env = _make_registered(name, name, options, render_mode)
+    elif "." not in where and where in suite_names():
+        env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
+    elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
+        known = suite_names()
+        hint = _hint(where, known) if known else f"; no {SUITES} folder is on the path, run from the checkout"
+        raise UserError(f"env {name!r}: there is no suite {SUITES}/{where}.py and no module {where!r}{hint}")
+    elif _ENV_ID.match(what):
+        load(where)
+        env = _make_registered(name, what, options, render_mode)
+    else:
+        env = _call(name, load(name), (), options, render_mode)
+    return _checked(name, env)
+
+
+def suite_names() -> list[str]:
+    """The environment suites found: the files of the `envs` folder on the path."""
+    add_current_folder()
+    try:
+        spec = importlib.util.find_spec(SUITES)
+    except ValueError:  # a module without a spec sits in sys.modules under that name
+        spec = None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return sorted(module.name for module in pkgutil.iter_modules(folders))
+
+
+def add_current_folder() -> None:
+    """Put the current folder first on sys.path, once."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its type, its message, and the file and line that raised it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})"
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def _import(module: str, asked: str) -> ModuleType:
+    """importlib.import_module, telling "is not there" from "is there and fails"."""
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"module {module!r} failed to import: {one_line(error)}") from error
+    parent, _, last = missing.rpartition(".")
+    if not parent:
+        choices = [found.name for found in pkgutil.iter_modules([os.getcwd()])]
+        raise UserError(f"no module {missing!r} (asked for by {asked!r}){_hint(last, choices)}")
+    folders = getattr(sys.modules[parent], "__path__", [])
+    choices = [found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_")]
+    raise UserError(f"no module {last!r} in {parent} (asked for by {asked!r}){_hint(last, choices)}")
+
+
+def _make_registered(name: str, env_id: str, options: dict[str, Any], render_mode: str | None) -> gymnasium.Env:
+    import gymnasium
+
+    extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        try:
+            # dreamer.runtime.rows checks every row; gymnasium's own checker would cost half of the speed.
+            return gymnasium.make(env_id, disable_env_checker=True, **options, **extra)
+        except TypeError as error:
+            if not extra or "render_mode" not in str(error):
+                raise
+            return gymnasium.make(env_id, disable_env_checker=True, **options)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise UserError(f"env {name!r} is no registered gymnasium id{_nearest_id(env_id)}") from error
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        text = " ".join(str(error).split())
+        extra_name = re.search(r"gymnasium\[([\w-]+)\]", text)
+        advice = f'; try: pip install "gymnasium[{extra_name.group(1)}]"' if extra_name else ""
+        raise UserError(f"env {name!r} needs a package that is not installed: {text}{advice}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"env {name!r} could not be made with options {options}: {one_line(error)}") from error
+
+
+def _call(
+    name: str, factory: Callable, args: tuple, options: dict[str, Any], render_mode: str | None
+) -> gymnasium.Env:
+    if not callable(factory):
+        raise UserError(f"env {name!r}: that is a {type(factory).__name__}, not a factory that can be called")
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        taken = list(parameters)[len(args) :]
+        for key in options:
+            if key not in taken:
+                raise UserError(f"env {name!r} takes no option {key!r}{_hint(key, taken)}")
+    if render_mode is not None and "render_mode" in parameters:
+        options = {"render_mode": render_mode, **options}
+    try:
+        return factory(*args, **options)
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise UserError(f"env {name!r}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise UserError(f"env {name!r} could not be made with options {options}: {one_line(error)}") from error
+
+
+def _checked(name: str, env: Any) -> gymnasium.Env:
+    import gymnasium
+
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise UserError(f"env {name!r} is a vector of environments; give one, it is copied by --workers.envs")
+    missing = [key for key in ("observation_space", "action_space", "reset", "step") if not hasattr(env, key)]
+    if missing:
+        raise UserError(f"env {name!r} gave a {type(env).__name__}, not a gymnasium.Env: it has no {missing[0]!r}")
+    return env
+
+
+def _nearest_id(env_id: str) -> str:
+    import gymnasium
+
+    by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
+    close = difflib.get_close_matches(env_id.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _hint(name: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    hint = nearest(name, choices)
+    return hint if hint.startswith("; did") or len(choices) <= _HINT_CHOICES else ""

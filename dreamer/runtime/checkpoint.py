@@ -1,0 +1,269 @@
+"""Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
+
+A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON.
+Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
+`like` at restoring, and a checkpoint of another config can be told leaf by leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from dreamer.errors import UserError
+from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
+
+SHOWN_DIFFERENCES = 3
+UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often the train state is saved, and how many times it is kept."""
+
+    every: float = 300.0
+    """Seconds between two checkpoints; the last state of a run is always saved."""
+    keep: int = 2
+    """Checkpoints kept; older ones are deleted once a newer one is safe on the disk."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Use as a context manager, or close(): an unclosed save is lost.
+
+    `save` returns before the file is complete; an error of the background write is raised by the next call.
+    Nothing is created before the first save, so a finished run can be read where it cannot be written.
+    """
+
+    def __init__(self, run_dir: str | Path, keep: int = 2):
+        self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._quiet = _Quiet()
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
+        """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
+
+        The state may be donated as soon as this returns. A step that is already stored is left as it is.
+        meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
+        older than the latest one; TypeError when meta is not JSON.
+        """
+        meta = json.loads(json.dumps(dict(meta or {})))
+        leaves = {name: _to_storable(name, leaf) for name, leaf in _named_leaves(state).items()}
+        self.wait()
+        latest = self.latest()
+        if latest == step:
+            return
+        if latest is not None and latest > step:
+            raise UserError(
+                f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that to go on from here"
+            )
+        with self._writing():
+            if self._manager is None:
+                self._manager = self._open_for_writing()
+            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+            if not self._manager.save(step, args=items):
+                raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The stored (state, meta) of `step`, the latest when None.
+
+        like: pytree of arrays, jax.ShapeDtypeStruct or python numbers; gives the types of the containers, and the
+        device or sharding where a leaf has one (first device otherwise; numpy stays numpy).
+        Raises UserError when there is no such checkpoint, when it cannot be read, or when a name, shape or dtype of
+        its leaves differs from `like`: nothing is restored in part.
+        """
+        self.wait()
+        step = self._existing(step)
+        wanted = _named_leaves(like)
+        targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
+        with self._reading(step) as manager:
+            stored = manager.item_metadata(step)["state"]
+            if stored is None:
+                raise ValueError("it has no state")
+            differences = _differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
+            if not differences:
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(targets), meta=ocp.args.JsonRestore())
+                out = manager.restore(step, args=items)
+        if differences:
+            more = len(differences) - SHOWN_DIFFERENCES
+            text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+            raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
+        leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), out["meta"]
+
+    def latest(self) -> int | None:
+        """Number of the newest complete checkpoint, None when there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def steps(self) -> list[int]:
+        """Numbers of all complete checkpoints, oldest first. A save that is still under way is not among them."""
+        if not self._dir.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._dir.iterdir() if path.name.isdigit())
+
+    def wait(self) -> None:
+        """Waits for the save under way. Raises UserError when it could not be written."""
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save under way and ends Orbax's threads. Raises as `wait`. May be called again."""
+        self.wait()
+        self._drop_manager()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if exc is None:
+                raise
+            exc.add_note(str(error))  # the first error is the one to mend
+
+    def _open_for_writing(self) -> ocp.CheckpointManager:
+        self._dir.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+        logging.getLogger("absl").addFilter(self._quiet)
+        return ocp.CheckpointManager(self._dir, options=options)
+
+    def _drop_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        try:
+            if manager is not None:
+                manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(self._quiet)
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self._dir}")
+        if step is not None and step not in steps:
+            raise UserError(f"no checkpoint {step} in {self._dir}; it holds {', '.join(map(str, steps))}")
+        return steps[-1] if step is None else step
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax raises on a full or failing disk into a UserError, and frees the space of the half save."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            with contextlib.suppress(OSError, ValueError):  # the same error again
+                self._drop_manager()  # it would count the half save among those that it keeps
+            for half in self._dir.glob(f"*{UNFINISHED}"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise disk_error(cause, self._dir) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
+        """A manager that changes nothing on the disk; damaged files become a UserError."""
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        quiet = _Quiet()
+        logging.getLogger("absl").addFilter(quiet)
+        try:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            with ocp.CheckpointManager(
+                self._dir, options=options, item_names=("state", "meta"), item_handlers=handlers
+            ) as manager:
+                yield manager
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"checkpoint {step} in {self._dir} cannot be read: {reason}") from error
+        finally:
+            logging.getLogger("absl").removeFilter(quiet)
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """The OSError behind what was raised; tensorstore wraps it in a ValueError that ends in [os_error_code='28']."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
+
+
+class _Quiet(logging.Filter):
+    """Drops what Orbax logs: the traceback of each error that is raised here as one line, and remarks on options."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+# Leaves ---------------------------------------------------------------------------------------------------------------
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    if len(named) != len(paths):
+        raise ValueError("two leaves of the state have the same name")
+    return named
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_storable(name: str, leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.array(leaf)  # a copy: the host may change its own while the save is under way
+    if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
+        raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array or a number")
+    return array
+
+
+def _to_target(leaf: Any) -> Any:
+    """What Orbax is asked for in place of `leaf`: its shape, dtype and place."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.empty_like(np.asarray(leaf))
+
+
+def _from_stored(value: Any, like: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+    return value if hasattr(like, "dtype") else np.asarray(value).item()
+
+
+def _differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
+    """One phrase for each leaf that is not the same on both sides, those of both sides first."""
+    differences = []
+    for name, target in targets.items():
+        if name in stored:
+            ours, theirs = (tuple(target.shape), np.dtype(target.dtype)), (stored[name][0], np.dtype(stored[name][1]))
+            if ours != theirs:
+                differences.append(f"{name} is {_form(*theirs)} in the checkpoint, {_form(*ours)} in this config")
+    differences += [f"{name} is not in the checkpoint" for name in targets if name not in stored]
+    differences += [f"{name} is only in the checkpoint" for name in stored if name not in targets]
+    return differences
+
+
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{dtype.name}{list(shape)}"

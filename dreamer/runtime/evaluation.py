@@ -1,0 +1,117 @@
+"""Whole episodes in fresh environments with a policy that does not learn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Params
+from dreamer.runtime.metrics import Episode, EpisodeTracker
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers import Config as WorkersConfig
+from dreamer.runtime.workers import InlineWorkers, make_workers
+
+MOST_ENVS = 16  # side by side
+SEED = 1_000_003  # apart from the seeds of the training environments
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Evaluation while training; the same environment seeds every time."""
+
+    every: int = 10_000
+    """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
+    episodes: int = 10
+    """Episodes of each evaluation; 0 = none."""
+    mode: Literal["sample", "mode"] = "sample"
+    """Sample actions, as the reference does in evaluation too, or take the most likely one."""
+    video: Literal["auto", "on", "off"] = "auto"
+    """Film the first episode; auto = if the environment can draw itself or shows pictures."""
+
+
+class Result(NamedTuple):
+    """episodes in order of environments | frames [T, H, W, 3] uint8 of the first episode, empty without."""
+
+    episodes: list[Episode]
+    frames: list[np.ndarray]
+
+    @property
+    def returns(self) -> list[float]:
+        """The return of each episode."""
+        return [episode.episode_return for episode in self.episodes]
+
+
+def run_episodes(
+    agent: Agent, policy: Callable[..., Any], params: Params, workers: InlineWorkers, *, episodes: int, seed: int,
+    mode: str, film: bool = False,
+) -> Result:  # fmt: skip
+    """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
+
+    policy: `devices.jit_policy(agent)`. Raises UserError as the environments do.
+    """
+    envs = workers.envs
+    quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
+    tracker, done, frames = EpisodeTracker(envs), [[] for _ in range(envs)], []
+    key, carry, count = jax.random.fold_in(jax.random.key(seed), 2), agent.initial_carry(envs), 0
+    while any(len(own) < share for own, share in zip(done, quota, strict=True)):
+        step = workers.receive()
+        if film and not done[0]:
+            frames.append(frame(workers, step))
+        for episode in tracker.observe(step):
+            done[episode.env].append(episode)
+        carry, action, _ = policy(params, key, count, carry, step.obs, step.is_first, mode)
+        workers.send(np.asarray(action))
+        count += 1
+    return Result([episode for own, share in zip(done, quota, strict=True) for episode in own[:share]], frames)
+
+
+def frame(workers: InlineWorkers, step: Step) -> np.ndarray:
+    """A picture [H, W, 3] uint8 of the first environment: drawn by itself, else its first image observation.
+
+    UserError when it has neither.
+    """
+    drawn = workers.rows[0].render()
+    if drawn is not None:
+        return drawn
+    images = sorted(key for key, space in workers.spec.obs.items() if space.image)
+    if not images:
+        raise UserError(f"env {workers.rows[0].name!r} neither draws itself (render_mode rgb_array) nor shows pictures")
+    picture = step.obs[images[0]][0]
+    return np.broadcast_to(picture[..., :1], (*picture.shape[:2], 3)) if picture.shape[-1] != 3 else picture
+
+
+def make_eval_workers(
+    env: str, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, film: bool
+) -> InlineWorkers:
+    """Fresh environments in this process, at most 16 side by side; seeds depend on `seed` alone."""
+    config = WorkersConfig(backend="inline", envs=min(episodes, MOST_ENVS))
+    workers = make_workers(
+        config, env, options, action_repeat=action_repeat, seed=SEED + seed,
+        render_mode="rgb_array" if film else None,
+    )  # fmt: skip
+    assert isinstance(workers, InlineWorkers)
+    return workers
+
+
+def can_film(env: str, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"]) -> tuple[bool, str]:
+    """Whether videos will be made, and one line that says why not. With "on", UserError instead of that line."""
+    if wanted == "off":
+        return False, ""
+    try:
+        with contextlib.closing(
+            make_eval_workers(env, options, episodes=1, action_repeat=1, seed=0, film=True)
+        ) as workers:
+            frame(workers, workers.receive())
+        return True, ""
+    except Exception as error:
+        # Whatever a renderer raises, a training that needs no pictures goes on, and says so.
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        if wanted == "on":
+            raise UserError(f"eval.video=on, but {env!r} cannot be filmed: {cause}") from error
+        return False, f"no episode videos: {cause}"

@@ -1,0 +1,53 @@
+"""The run directory: what lies in it, when a new run may take it, and errors of the disk under it. No jax."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from dreamer.errors import UserError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+PICTURES = "pictures"
+
+
+def create_run_dir(path: str | Path) -> Path:
+    """Makes the directory of a new run, with its parents.
+
+    Raises UserError when it already holds a run (its config, metrics or checkpoints) or cannot be written.
+    """
+    path = Path(path).expanduser()
+    for name in (CONFIG, METRICS, CHECKPOINTS):
+        if (path / name).exists() or (path / name).is_symlink():
+            raise UserError(f"run_dir {path} already holds a run ({name}); choose another run_dir or remove it first")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir {path} is not writable by this user")
+    return path
+
+
+def existing_run_dir(path: str | Path) -> Path:
+    """The directory of a run that was made before. Raises UserError when there is none at `path`."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"no run at {path}: there is no such directory")
+    if not (path / CONFIG).is_file():
+        raise UserError(f"no run at {path}: it holds no {CONFIG}")
+    return path
+
+
+def disk_error(error: OSError, path: str | Path) -> UserError:
+    """The one line for an OSError while writing `path`; a full disk is told with the bytes that are free."""
+    path = Path(path)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"cannot write {path}: {error.strerror or error}")
+    place = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path("/"))
+    free = shutil.disk_usage(place).free
+    return UserError(f"no space left on the disk of {path} ({free} bytes free); all that was written before is kept")

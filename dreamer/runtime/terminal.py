@@ -1,0 +1,242 @@
+"""What a run shows while it runs: a live panel on a terminal, plain lines in a file or a pipe. No jax."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TextIO
+
+WINDOW = 30.0  # seconds over which rates are taken
+WORLD_MODEL_LOSSES = ("dyn", "rep", "rew", "con")
+BEHAVIOR_LOSSES = ("policy", "value")
+OTHER_LOSSES = ("repval", "total")  # the rest of loss/*: one reconstruction loss for each observation key
+
+
+class State(NamedTuple):
+    """All that is shown; replaced as a whole, so that the thread that draws sees no half update."""
+
+    phase: str
+    env_steps: int
+    updates: int
+    env_rate: float | None
+    update_rate: float | None
+    metrics: Mapping[str, float]
+
+
+class Display:
+    """Shows the progress of a run on `stream`, and owns the thread that draws the live panel.
+
+    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, always the same fields in
+    the same order, "-" where there is no value yet, no control codes. Use as a context manager, or close().
+    """
+
+    def __init__(
+        self,
+        env_steps: int,
+        every: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """env_steps: of the whole run. every: seconds between two plain lines."""
+        self._total, self._every, self._clock = env_steps, every, clock
+        self._stream = stream or sys.stdout
+        self._start = clock()
+        self._due = self._start + every
+        self._last_line: State | None = None
+        self._marks: deque[tuple[float, int, int]] = deque()
+        self._state = State("starting", 0, 0, None, None, {})
+        self._live, self._console = self._open_live()
+
+    def header(self, lines: Iterable[str]) -> None:
+        """Prints the lines that introduce a run: environment, spaces, parameters, memory, ratio."""
+        for line in lines:
+            self.message(line)
+
+    def message(self, text: str) -> None:
+        """Prints a line that stays, above the panel."""
+        if self._console:
+            self._console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def phase(self, name: str) -> None:
+        """Says what the run does now ("compiling", "training", "evaluating"); rates start afresh."""
+        if name == self._state.phase:
+            return
+        self._marks.clear()
+        self._state = self._state._replace(phase=name)
+        if not self._live:
+            self.message(f"[{_clock_time(self._clock() - self._start)}] {name}")
+
+    def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Shows how far the run is. Cheap: may be called at every step.
+
+        metrics: new values by name; a name that is missing keeps its last value.
+        """
+        now = self._clock()
+        if not self._marks or now - self._marks[-1][0] >= WINDOW / 60:
+            self._marks.append((now, env_steps, updates))
+            while len(self._marks) > 2 and now - self._marks[0][0] > WINDOW:
+                self._marks.popleft()
+        since, old_steps, old_updates = self._marks[0]
+        env_rate, update_rate = self._state.env_rate, self._state.update_rate
+        if now - since >= 1.0:
+            env_rate = (env_steps - old_steps) / (now - since)
+            update_rate = (updates - old_updates) / (now - since)
+        merged = {**self._state.metrics, **metrics} if metrics else self._state.metrics
+        self._state = State(self._state.phase, env_steps, updates, env_rate, update_rate, merged)
+        if not self._live and now >= self._due:
+            self._due = now + self._every
+            self._write_line(now)
+
+    def close(self) -> None:
+        """Draws once more and gives the terminal back. In a file: writes the last line. May be called again."""
+        if self._live:
+            live, self._live = self._live, None
+            live.stop()
+        elif not self._console and self._state.env_steps and self._state is not self._last_line:
+            self._write_line(self._clock())
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _write_line(self, now: float) -> None:
+        self._last_line = self._state
+        self.message(plain_line(self._state, self._total, now - self._start))
+
+    def _open_live(self):
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=self._stream)
+        if not console.is_terminal or console.is_dumb_terminal:
+            return None, None
+        draw = lambda: panel(self._state, self._total, self._clock() - self._start, console.width)  # noqa: E731
+        live = Live(get_renderable=draw, console=console, refresh_per_second=2)
+        live.start()
+        return live, console
+
+
+# What is shown --------------------------------------------------------------------------------------------------------
+
+
+def plain_line(state: State, total: int, seconds: float) -> str:
+    """One line of `name value` fields, in an order that never changes."""
+    share = 100 * min(1.0, state.env_steps / total) if total else 100
+    fields = {
+        "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
+        "updates": str(state.updates),
+        "env_steps/s": _number(state.env_rate),
+        "updates/s": _number(state.update_rate),
+        "left": _clock_time(_left(state, total)),
+        **{name: _number(value) for name, value in _results(state.metrics).items()},
+        **{name: _number(value) for name, value in _losses(state.metrics).items()},
+        **{name: _number(value) for name, value in _health(state.metrics).items()},
+    }
+    return f"[{_clock_time(seconds)}] {state.phase} | " + " | ".join(f"{name} {text}" for name, text in fields.items())
+
+
+def panel(state: State, total: int, seconds: float, width: int = 100):
+    """The same facts as a rich panel: progress on top, the groups below, side by side where `width` allows."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    share = min(1.0, state.env_steps / total) if total else 1.0
+    top = Table.grid(padding=(0, 1), expand=True)
+    top.add_column(no_wrap=True)
+    top.add_column(ratio=1)
+    top.add_column(no_wrap=True, justify="right")
+    bar = ProgressBar(total=1.0, completed=share, complete_style="green", finished_style="green")
+    top.add_row(f"{100 * share:5.1f} %", bar, f"{_spaced(state.env_steps)} / {_spaced(total)} env steps")
+    pace = {
+        "env steps/s": _number(state.env_rate), "updates/s": _number(state.update_rate),
+        "updates": _spaced(state.updates), "elapsed": _clock_time(seconds), "left": _clock_time(_left(state, total)),
+    }  # fmt: skip
+    groups = {
+        "pace": pace,
+        "results": {name: _number(value) for name, value in _results(state.metrics).items()},
+        "losses": {name: _number(value) for name, value in _losses(state.metrics).items()},
+        "health": {name: _number(value) for name, value in _health(state.metrics).items()},
+    }
+    side_by_side = 4 if width >= 100 else 2
+    below = Table.grid(padding=(0, 3), expand=True)
+    for _ in range(side_by_side):
+        below.add_column(ratio=1)
+    columns = [_column(name, fields) for name, fields in groups.items()]
+    for i in range(0, len(columns), side_by_side):
+        below.add_row(*columns[i : i + side_by_side])
+    body = Group(top, Text(""), below)
+    return Panel(body, title=f"[bold]dreamer[/bold] {state.phase}", title_align="left", border_style="dim")
+
+
+def _column(title: str, fields: Mapping[str, str]):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_row(Text(title, "bold"), "")
+    for name, text in fields.items():
+        table.add_row(Text(name, "dim"), Text(text, "bold red" if text in ("nan", "inf", "-inf") else ""))
+    return table
+
+
+def _results(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    names = {"return": "episode/return", "length": "episode/length", "eval": "eval/return", "dream": "dream/return"}
+    return {short: metrics.get(name) for short, name in names.items()}
+
+
+def _losses(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The losses by short name; `rec` is the sum of the reconstruction losses of all observation keys."""
+    losses = {name.removeprefix("loss/"): value for name, value in metrics.items() if name.startswith("loss/")}
+    named = WORLD_MODEL_LOSSES + BEHAVIOR_LOSSES + OTHER_LOSSES
+    parts = [value for name, value in losses.items() if name not in named]
+    first, rest = WORLD_MODEL_LOSSES[:2], WORLD_MODEL_LOSSES[2:] + BEHAVIOR_LOSSES
+    shown: dict[str, float | None] = {name: losses.get(name) for name in first}
+    shown["rec"] = sum(parts) if parts else None
+    return shown | {name: losses.get(name) for name in rest}
+
+
+def _health(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """`replay` is the filled part of the replay's capacity, 0 to 1."""
+    names = {"grad_norm": "train/grad_norm", "entropy": "latent/post_entropy", "replay": "replay/fill"}
+    return {short: metrics.get(name) for short, name in names.items()}
+
+
+def _left(state: State, total: int) -> float | None:
+    """Seconds to the end at the present rate, None when there is none."""
+    return max(0, total - state.env_steps) / state.env_rate if state.env_rate else None
+
+
+def _number(value: float | None) -> str:
+    """At most four significant digits; "-" for None. A nan that was measured is shown as such."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    digits = max(0, 3 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:.{min(digits, 4)}f}"
+
+
+def _spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+def _clock_time(seconds: float | None) -> str:
+    """h:mm:ss, "-" for None."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

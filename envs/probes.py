@@ -1,0 +1,240 @@
+"""Small environments, each of which fails when one part of an agent is broken. `make("counter")`.
+
+An episode lasts a few steps and ends truly, so every value is small and known: with one step the critic's value of
+the first row is the reward itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+
+class Probe(NamedTuple):
+    """What a probe asks, what is broken when it fails, and the returns of an episode of default length.
+
+    random_return: of uniform actions | best_return: of the best policy | solved_return: a mean from which it counts
+    as solved. Where these are equal no action matters, and the description says what must be predicted.
+    """
+
+    description: str
+    broken: str
+    random_return: float
+    best_return: float
+    solved_return: float
+
+
+class ProbeEnv(gymnasium.Env):
+    """Shared by all probes: `steps` to the end, and a cue of -1 or 1 that each probe draws and shows or hides."""
+
+    metadata = {"render_modes": []}
+    observation_space: gymnasium.Space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space: gymnasium.Space = gymnasium.spaces.Discrete(2)
+    default_steps = 8
+
+    def __init__(self, steps: int | None = None):
+        self.steps = self.default_steps if steps is None else steps
+        if self.steps < 1:
+            raise ValueError(f"a probe needs at least one step, not {steps}")
+        self.time = 0
+        self.cue = 1
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        self.time = 0
+        self.draw()
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Answer one action."""
+        reward = float(self.reward(action))
+        self.time += 1
+        self.draw()
+        return self.observe(), reward, self.time >= self.steps, False, {}
+
+    def draw(self) -> None:
+        """A new cue, at every step unless a probe says otherwise."""
+        self.cue = int(self.np_random.integers(2)) * 2 - 1
+
+    def observe(self) -> np.ndarray:
+        """Nothing to see."""
+        return np.zeros(1, np.float32)
+
+    def reward(self, action: Any) -> float:
+        """The reward of `action`, before time moves on."""
+        raise NotImplementedError
+
+    def best(self) -> Any:
+        """The action that the best policy takes now."""
+        return 0
+
+
+class Constant(ProbeEnv):
+    """Reward 1, whatever is seen or done. Failing: the reward head, the critic or the optimizer."""
+
+    default_steps = 1
+
+    def reward(self, action: Any) -> float:
+        return 1.0
+
+
+class Observation(ProbeEnv):
+    """Reward is the cue that is seen all along. Failing: the encoder, the posterior, or the critic's input."""
+
+    default_steps = 1
+
+    def draw(self) -> None:
+        if self.time == 0:
+            super().draw()
+
+    def observe(self) -> np.ndarray:
+        return np.full(1, self.cue, np.float32)
+
+    def reward(self, action: Any) -> float:
+        return self.cue
+
+
+class Delayed(ProbeEnv):
+    """The first row's cue says which first action pays, and it pays at the end only.
+
+    Failing: the recurrent state, lambda-returns, or the continue weights.
+    """
+
+    default_steps = 4
+
+    def __init__(self, steps: int | None = None):
+        super().__init__(steps)
+        self.right = False
+
+    def observe(self) -> np.ndarray:
+        return np.full(1, self.cue if self.time == 0 else 0, np.float32)
+
+    def reward(self, action: Any) -> float:
+        if self.time == 0:
+            self.right = action == self.best()
+        return float(self.right and self.time == self.steps - 1)
+
+    def best(self) -> int:
+        return int(self.cue > 0)
+
+
+class Action(ProbeEnv):
+    """Action 1 pays 1, action 0 nothing. Failing: the actor's loss, its advantages, or the action's way to the env."""
+
+    def reward(self, action: Any) -> float:
+        return float(action == 1)
+
+    def best(self) -> int:
+        return 1
+
+
+class ActionContinuous(ProbeEnv):
+    """Pays 1 - |action - 1| / 2 for actions of -2 to 2. Failing: the continuous actor, or the stretching of actions."""
+
+    action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reward(self, action: Any) -> float:
+        return 1.0 - abs(float(action[0]) - 1.0) / 2
+
+    def best(self) -> np.ndarray:
+        return np.ones(1, np.float32)
+
+
+class Both(ProbeEnv):
+    """The action that the cue names pays 1. Failing: the actor does not see the row that it acts on."""
+
+    def observe(self) -> np.ndarray:
+        return np.full(1, self.cue, np.float32)
+
+    def reward(self, action: Any) -> float:
+        return float(action == self.best())
+
+    def best(self) -> int:
+        return int(self.cue > 0)
+
+
+class Counter(ProbeEnv):
+    """The reward that arrives with a row is the number, 0 to 3, of the action chosen at the row before.
+
+    Nothing is seen, so only the previous action can tell the reward. Failing: an action is stored or fed one row off.
+    """
+
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reward(self, action: Any) -> float:
+        return float(action)
+
+    def best(self) -> int:
+        return 3
+
+
+class Pixel(Both):
+    """A bright square left or right names the action that pays. Failing: the image encoder or decoder."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def observe(self) -> np.ndarray:
+        image = np.zeros((64, 64, 3), np.uint8)
+        left = 40 if self.cue > 0 else 8
+        image[24:40, left : left + 16] = 255
+        return image
+
+
+ENVS: dict[str, type[ProbeEnv]] = {
+    "constant": Constant,
+    "observation": Observation,
+    "delayed": Delayed,
+    "action": Action,
+    "action_continuous": ActionContinuous,
+    "both": Both,
+    "counter": Counter,
+    "pixel": Pixel,
+}
+
+PROBES: dict[str, Probe] = {
+    "constant": Probe(
+        "reward 1 at the only step: the reward head must say 1 at the last row, the critic 1 at the first",
+        "the reward head, the critic or the optimizer", 1.0, 1.0, 1.0,
+    ),
+    "observation": Probe(
+        "reward is the number seen, -1 or 1: the critic must say that number at the first row",
+        "the encoder, the posterior, or the critic's input", 0.0, 0.0, 0.0,
+    ),
+    "delayed": Probe(
+        "the first cue names the first action that pays, three steps later",
+        "the recurrent state, the lambda-returns, or the continue weights", 0.5, 1.0, 0.95,
+    ),
+    "action": Probe(
+        "action 1 pays",
+        "the actor's loss, its advantages, or the action's way to the environment", 4.0, 8.0, 7.5,
+    ),
+    "action_continuous": Probe(
+        "action 1 of -2 to 2 pays most",
+        "the continuous actor, or the stretching of actions to the environment's bounds", 3.0, 8.0, 7.0,
+    ),
+    "both": Probe(
+        "the action that the cue names pays",
+        "the actor does not see the row that it acts on", 4.0, 8.0, 7.5,
+    ),
+    "counter": Probe(
+        "the reward is the previous action: while actions are random the reward head must still know it",
+        "the time alignment: an action is stored or fed one row off", 12.0, 24.0, 22.5,
+    ),
+    "pixel": Probe(
+        "a square at the left or right names the action that pays",
+        "the image encoder or decoder", 4.0, 8.0, 7.5,
+    ),
+}  # fmt: skip
+
+
+def make(task: str, steps: int | None = None) -> gymnasium.Env:
+    """The probe called `task`, with episodes of `steps` steps. Raises ValueError."""
+    if task not in ENVS:
+        close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"
+        raise ValueError(f"there is no probe {task!r}; {hint}")
+    return ENVS[task](steps)

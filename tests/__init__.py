@@ -1,0 +1,1 @@
+"""Tests of dreamer; run from the root of the checkout."""

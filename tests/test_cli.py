@@ -1,0 +1,301 @@
+"""dreamer/apps/cli.py: flags, help, exit codes and the one line on stderr."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from dreamer.apps import cli
+from dreamer.config import Config, keys, load, to_yaml
+from dreamer.errors import UserError
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """Writes a preset file and gives its path."""
+
+    def write(text: str, name: str = "mine.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that reach the training loop."""
+    configs: list[Config] = []
+    loop = types.ModuleType("dreamer.runtime.loop")
+    loop.train = configs.append
+    monkeypatch.setitem(sys.modules, "dreamer.runtime.loop", loop)
+    return configs
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The arguments that reach evaluate_run."""
+    calls: list[tuple] = []
+    module = types.ModuleType("dreamer.apps.evaluate")
+    module.evaluate_run = lambda run, **options: calls.append((run, options))
+    monkeypatch.setitem(sys.modules, "dreamer.apps.evaluate", module)
+    return calls
+
+
+def printed_config(capsys, *args: str) -> dict:
+    assert cli.main(["train", *args, "--print-config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def error_line(capsys, *args: str) -> str:
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dreamer: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+# ---- train
+
+
+def test_presets_stack_and_flags_override_wherever_they_stand(preset, trained):
+    first, second = preset("seed: 1\nreplay_ratio: 2", "a.yaml"), preset("seed: 2", "b.yaml")
+    args = ["train", "--replay-ratio", "8", first, "--lockstep", second, "--agent.world-model.free-nats", "0.5"]
+    assert cli.main(args) == 0
+    expected = {"seed": 2, "replay_ratio": 8, "lockstep": True, "agent.world_model.free_nats": 0.5}
+    assert trained == [load(overrides=expected)]
+    assert type(trained[0]) is Config
+
+
+def test_every_field_has_a_flag(capsys):
+    default = Config()
+    for key in keys(default):
+        if key != "env_options":
+            value = default
+            for part in key.split("."):
+                value = getattr(value, part)
+            words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+            assert cli.main(["train", "--" + key.replace("_", "-"), *words, "--print-config"]) == 0
+            assert capsys.readouterr().out == to_yaml(default)
+
+
+@pytest.mark.parametrize(
+    "words, path, value",
+    [
+        (["--env-steps", "1e6"], ["env_steps"], 1_000_000),
+        (["--env-steps=1_000"], ["env_steps"], 1000),
+        (["--env_steps", "7"], ["env_steps"], 7),
+        (["--replay-ratio", "7e-4"], ["replay_ratio"], 7e-4),
+        (["--lockstep"], ["lockstep"], True),
+        (["--lockstep", "false"], ["lockstep"], False),
+        (["--lockstep", "--no-lockstep"], ["lockstep"], False),
+        (["--log.no-tensorboard"], ["log", "tensorboard"], False),
+        (["--log.wandb", "off"], ["log", "wandb"], "off"),
+        (["--run-dir", "12"], ["run_dir"], "12"),
+        (["--run-dir=a.yaml"], ["run_dir"], "a.yaml"),
+        (["--seed", "1", "--seed", "2"], ["seed"], 2),
+        (["--agent.world-model.mults", "1", "2", "3"], ["agent", "world_model", "mults"], [1, 2, 3]),
+        (["--agent.world-model.mults", "[4, 5]"], ["agent", "world_model", "mults"], [4, 5]),
+        (["--env-options.size", "64", "32", "--env-options.image"], ["env_options"], {"size": [64, 32], "image": True}),
+        (["--env-options", "{size: [64, 32]}", "--env-options.camera=2"], ["env_options"], {"size": [64, 32], "camera": 2}),
+        (["--env-options.offset", "-1.5"], ["env_options"], {"offset": -1.5}),
+    ],
+)
+def test_a_flag_sets_its_field(capsys, words, path, value):
+    found = printed_config(capsys, *words)
+    for part in path:
+        found = found[part]
+    assert found == value
+
+
+def test_a_flag_for_an_option_leaves_the_options_of_the_preset(capsys, preset):
+    path = preset("env_options: {image: true, size: [64, 64]}")
+    assert printed_config(capsys, path, "--env-options.size", "[32, 32]")["env_options"] == {"image": True, "size": [32, 32]}
+
+
+def test_the_printed_config_is_a_preset(capsys, preset):
+    cli.main(["train", "--seed", "3", "--env-options.a", "[1, x]", "--print-config"])
+    text = capsys.readouterr().out
+    cli.main(["train", preset(text), "--print-config"])
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["--sed", "3"], ["unknown flag --sed", "'--seed'"]),
+        (["-seed", "3"], ["unknown flag -seed", "'--seed'"]),
+        (["--free-nats", "3"], ["--free-nats", "'--agent.world-model.free-nats'"]),
+        (["--print-confg"], ["--print-confg", "'--print-config'"]),
+        (["--no-lockstp"], ["--no-lockstp", "'--lockstep'"]),
+        (["--no-seed"], ["unknown flag --no-seed"]),
+        (["--seed"], ["--seed", "needs a value", "int"]),
+        (["--seed", "--lockstep"], ["--seed", "needs a value"]),
+        (["--seed", "abc"], ["seed", "whole number", "'abc'", "--seed"]),
+        (["--seed", "1.5"], ["seed", "whole number", "1.5"]),
+        (["--seed", "-1"], ["seed", "from 0", "-1", "--seed"]),
+        (["--seed="], ["seed", "whole number", "--seed"]),
+        (["--agent.world-model.free-nats", "abc"], ["agent.world_model.free_nats", "number", "'abc'"]),
+        (["--agent.world-model.mults", "2", "x"], ["agent.world_model.mults", "list", "'x'"]),
+        (["--log.wandb", "offlin"], ["log.wandb", "offline", "'offlin'"]),
+        (["--lockstep=maybe"], ["lockstep", "true or false", "'maybe'"]),
+        (["--agent.world-model", "rssm"], ["--agent.world-model", "group", "--agent.world-model.name"]),
+        (["--agent.world-model.name", "rsm"], ["agent.world_model.name", "'rsm'", "'rssm'"]),
+        (["--env-options", "3"], ["env_options", "mapping", "3", "--env-options"]),
+        (["--env-options.size"], ["--env-options.size", "needs a value"]),
+        (["walker"], ["stray argument 'walker'", ".yaml"]),
+        (["--seed", "3", "walker"], ["stray argument 'walker'"]),
+        (["--lockstep", "walker"], ["stray argument 'walker'"]),
+        (["--"], ["--"]),
+        (["nowhere/a.yaml"], ["nowhere/a.yaml", "no folder"]),
+    ],
+)
+def test_a_wrong_flag_ends_with_one_line_and_code_2(capsys, trained, args, parts):
+    line = error_line(capsys, "train", *args)
+    for part in parts:
+        assert part in line, line
+    assert not trained
+
+
+def test_a_preset_named_without_its_ending_is_found(capsys, preset, tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "debug.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "'experiments/debug.yaml'" in error_line(capsys, "train", "debug")
+
+
+def test_a_preset_cannot_hold_what_only_the_command_line_has(capsys, preset):
+    assert "'print_config'" in error_line(capsys, "train", preset("print_config: true"))
+
+
+def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
+    def fail(config):
+        raise UserError("env 'x' is\n not there")
+
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", fail)
+    assert error_line(capsys, "train") == "dreamer: error: env 'x' is not there\n"
+
+
+def test_an_interrupt_exits_with_130(monkeypatch, trained):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", interrupt)
+    assert cli.main(["train"]) == 130
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
+    def bug(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", bug)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+# ---- eval
+
+
+def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
+    assert cli.main(["eval", "--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1"]) == 0
+    assert cli.main(["eval", "runs/x"]) == 0
+    assert evaluated == [
+        ("runs/x", dict(episodes=3, video="a.mp4", mode="mode", seed=1)),
+        ("runs/x", dict(episodes=20, video=None, mode=None, seed=0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        ([], ["directory of a run"]),
+        (["a", "b"], ["stray argument 'b'"]),
+        (["a", "--episodes", "0"], ["episodes", "at least 1", "--episodes"]),
+        (["a", "--episodes"], ["--episodes", "needs a value"]),
+        (["a", "--mode", "smple"], ["mode", "sample, mode", "'smple'", "--mode"]),
+        (["a", "--episode", "3"], ["--episode", "'--episodes'"]),
+    ],
+)
+def test_a_wrong_eval_ends_with_one_line_and_code_2(capsys, evaluated, args, parts):
+    line = error_line(capsys, "eval", *args)
+    for part in parts:
+        assert part in line, line
+    assert not evaluated
+
+
+# ---- help and version
+
+
+def help_text(capsys, monkeypatch, *args: str, columns: int = 80) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(args) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_help_lists_every_field_with_type_default_and_meaning(capsys, monkeypatch):
+    text = help_text(capsys, monkeypatch, "train", "--help", columns=250)
+    rows = text.split("│ --")[1:]
+    for key in [*keys(Config()), "print_config"]:
+        flag = key.replace("_", "-")
+        row = [row for row in rows if row.split()[0].rstrip(",") == flag]
+        assert len(row) == 1, f"{flag} is not in the help"
+        meaning = row[0].partition("(default: ")[0].partition("\n")[2] or row[0]
+        assert "(default: " in row[0] and len(meaning.replace("│", "").split()) > 1, row[0]
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    assert max(map(len, help_text(capsys, monkeypatch, "train", "-h").splitlines())) <= 80
+
+
+def test_help_shows_the_defaults_after_the_presets(capsys, monkeypatch, preset):
+    text = help_text(capsys, monkeypatch, "train", preset("env_steps: 12345\nenv_options: {a: 1}"), "--help")
+    assert "12345" in text and "{'a': 1}" in text
+
+
+def test_help_shows_the_fields_of_the_chosen_plug_in(capsys, monkeypatch, tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "model.py").write_text(
+        "import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Config:\n"
+        '    name: str = "x"\n    """Its name."""\n    wings: int = 7\n    """Number of wings."""\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    text = help_text(capsys, monkeypatch, "train", "--agent.world-model.name", "lab.model", "--help")
+    assert "--agent.world-model.wings INT" in text and "Number of wings." in text
+    assert "--agent.world-model.deter" not in text
+
+
+def test_eval_help_lists_its_flags(capsys, monkeypatch):
+    text = help_text(capsys, monkeypatch, "eval", "--help")
+    assert all(flag in text for flag in ("--episodes INT", "--video", "--mode", "--seed INT", "RUN"))
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+def test_the_bare_command_shows_its_usage(capsys, args):
+    assert cli.main(args) == 0
+    assert "dreamer train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word, near", [("trian", "'train'"), ("--versoin", "'--version'"), ("a.yaml", "eval, train")])
+def test_an_unknown_command_names_the_nearest(capsys, word, near):
+    assert near in error_line(capsys, word)
+
+
+def test_python_m_dreamer_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "dreamer", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("dreamer ")
+    run = subprocess.run([sys.executable, "-m", "dreamer", "tran"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (2, "dreamer: error: unknown command 'tran'; did you mean 'train'?\n")
+
+
+def test_usage_and_help_of_eval_load_no_jax():
+    program = (
+        "import sys\nfrom dreamer.apps import cli\n"
+        "cli.main(['--help']); cli.main(['eval', '--help']); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -1,0 +1,325 @@
+"""dreamer/config.py and dreamer/coerce.py: layers, strictness, one-line errors, round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamer import config as configs
+from dreamer.coerce import coerce, parse
+from dreamer.config import Config, get, keys, layer, load, overlay, similar_key, to_yaml, type_of
+from dreamer.errors import UserError
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """Writes a preset file and gives its path."""
+
+    def write(text: str, name: str = "mine.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return write
+
+
+def error_of(*presets: str, **overrides: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(*presets, overrides=overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- layers
+
+
+def test_later_presets_win_and_overrides_win_over_presets(preset):
+    first = preset("seed: 1\nenv_steps: 10\nreplay_ratio: 2", "a.yaml")
+    second = preset("env_steps: 20\nreplay_ratio: 4", "b.yaml")
+    config = load(first, second, overrides={"replay_ratio": 8})
+    assert (config.seed, config.env_steps, config.replay_ratio) == (1, 20, 8)
+
+
+def test_a_preset_changes_only_what_it_names(preset):
+    config, default = load(preset("agent: {world_model: {free_nats: 0.5}}")), Config()
+    changed = [key for key in keys(config) if get(config, key) != get(default, key)]
+    assert changed == ["agent.world_model.free_nats"]
+
+
+def test_loading_leaves_the_defaults_as_they_were(preset):
+    before = to_yaml(Config())
+    load(preset("env_options: {a: 1}\nseed: 4"))
+    assert to_yaml(Config()) == before
+
+
+def test_an_empty_preset_is_no_difference(preset):
+    assert load(preset("# nothing but a comment\n")) == Config()
+
+
+def test_overrides_may_be_dotted_or_nested():
+    dotted = load(overrides={"agent.world_model.free_nats": 0.5, "agent.world_model.deter": 64})
+    nested = load(overrides={"agent": {"world_model": {"free_nats": 0.5, "deter": 64}}})
+    assert dotted == nested != Config()
+
+
+def test_env_options_merge_key_by_key_and_an_empty_mapping_empties_them(preset):
+    first, second = preset("env_options: {a: 1, b: 2}", "a.yaml"), preset("env_options: {b: 3}", "b.yaml")
+    assert load(first, second).env_options == {"a": 1, "b": 3}
+    assert load(first, preset("env_options: {}")).env_options == {}
+
+
+# ---- plug-ins
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A world model of the user's own, lab.model, in the current folder."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "model.py").write_text(
+        textwrap.dedent("""
+            import dataclasses
+
+            @dataclasses.dataclass(frozen=True)
+            class Config:
+                name: str = "x"
+                width: int = 7
+
+                def __post_init__(self):
+                    if self.width % 2 == 0:
+                        raise ValueError("width must be odd")
+        """)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield
+    for name in ("lab", "lab.model"):
+        sys.modules.pop(name, None)
+
+
+def test_another_name_brings_the_config_of_that_plug_in(preset, lab):
+    path = preset("agent: {world_model: {width: 9, name: lab.model}}")
+    model = load(path).agent.world_model
+    assert (type(model).__module__, model.name, model.width) == ("lab.model", "lab.model", 9)
+    assert load(path, preset("agent: {world_model: {width: 11}}", "b.yaml")).agent.world_model.width == 11
+    assert load(preset(to_yaml(load(path)), "saved.yaml")) == load(path)
+    assert "agent.world_model.deter" in error_of(path, **{"agent.world_model.deter": 8})
+
+
+def test_the_same_name_keeps_what_was_set(preset):
+    config = load(preset("agent: {world_model: {deter: 64}}"), overrides={"agent.world_model.name": "rssm"})
+    assert config.agent.world_model.deter == 64
+
+
+def test_an_unknown_plug_in_names_key_origin_and_nearest(preset):
+    text = error_of(preset("seed: 1\nagent:\n  world_model: {name: rsm}"))
+    assert "agent.world_model.name" in text and "mine.yaml:3" in text and "'rssm'" in text
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("sed: 3", ["unknown key 'sed'", "mine.yaml:1", "'seed'"]),
+        ("seed: 1\nagent:\n  world_model:\n    free_nat: 3", ["'agent.world_model.free_nat'", "mine.yaml:4", "free_nats"]),
+        ("free_nats: 3", ["'free_nats'", "'agent.world_model.free_nats'"]),
+        ("seed: 1.5", ["seed", "whole number (int)", "1.5", "mine.yaml:1"]),
+        ("seed: true", ["seed", "whole number (int)", "True"]),
+        ("lockstep: 1", ["lockstep", "true or false (bool)", "1"]),
+        ("lockstep: yes", ["lockstep", "true or false (bool)", "'yes'"]),
+        ("replay_ratio: fast", ["replay_ratio", "number (float)", "'fast'"]),
+        ("replay_ratio: .nan", ["replay_ratio", "number (float)"]),
+        ("replay_ratio: .inf", ["replay_ratio", "at least 0"]),
+        ("run_dir: 2024", ["run_dir", "text (str)", "2024"]),
+        ("env_options: 3", ["env_options", "mapping", "3"]),
+        ("agent: 3", ["agent", "mapping", "3"]),
+        ("seed: {a: 1}", ["seed", "whole number"]),
+        ("log:\n  wandb: offlin", ["log.wandb", "off, offline, online", "'offlin'", "mine.yaml:2", "'offline'"]),
+        ("agent: {world_model: {mults: [2, 3.5]}}", ["agent.world_model.mults", "list, each a whole number", "3.5"]),
+        ("agent: {world_model: {mults: 2}}", ["agent.world_model.mults", "list, each a whole number", "2"]),
+        ("env_steps: 0", ["env_steps", "at least 1", "0", "mine.yaml:1"]),
+        ("replay_ratio: -1", ["replay_ratio", "at least 0", "-1"]),
+        ("replay:\n  context: 2", ["replay.context", "from 0 to 1", "2", "mine.yaml:2"]),
+        ("replay: {batch_size: 0}", ["replay.batch_size", "at least 1"]),
+        ("env: ''", ["env", "mine.yaml:1"]),
+        ("seed: 1\nseed: 2", ["mine.yaml:2", "'seed' is given twice"]),
+        ("agent:\n  world_model: {deter: 8, deter: 8}", ["mine.yaml:2", "'deter' is given twice"]),
+        ("seed: 1\nlog: [", ["mine.yaml:", "not valid YAML"]),
+        ("- seed", ["mine.yaml", "mapping"]),
+        ("!!python/object:os.system {}", ["mine.yaml:1", "not valid YAML"]),
+        ("? [a]\n: 1", ["mine.yaml:1", "plain name"]),
+        ("1: 2", ["unknown key '1'"]),
+    ],
+)
+def test_a_wrong_preset_ends_with_one_line_that_names_the_cause(preset, text, parts):
+    message = error_of(preset(text))
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_missing_preset_names_the_nearest_file(preset):
+    path = preset("seed: 1", "size12m.yaml")
+    assert repr(path) in error_of(path.replace("size12m", "size21m"))
+
+
+def test_a_preset_that_is_a_folder_or_no_text_is_one_line(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in error_of(str(tmp_path))
+    assert "UTF-8" in error_of(str(tmp_path / "bytes.yaml"))
+    assert "no folder" in error_of(str(tmp_path / "nowhere" / "a.yaml"))
+
+
+def test_python_values_are_checked_too():
+    with pytest.raises(UserError, match="env_steps must be at least 1, not 0"):
+        Config(env_steps=0)
+    with pytest.raises(UserError, match="replay_ratio"):
+        dataclasses.replace(Config(), replay_ratio="much")
+
+
+def test_a_refusal_of_a_nested_config_keeps_its_origin(preset, lab):
+    message = error_of(preset("agent:\n  world_model:\n    name: lab.model\n    width: 8"))
+    assert "width must be odd" in message and "mine.yaml:4" in message
+
+
+# ---- types
+
+
+@pytest.mark.parametrize(
+    "value, kind, expected",
+    [
+        (1e6, int, 1_000_000), ("1e6", int, 1_000_000), ("1_000", int, 1000), (3, float, 3.0), ("7e-4", float, 7e-4),
+        (True, bool, True), ([1, 2], tuple[int, ...], (1, 2)), ([], tuple[int, ...], ()), ([1, 2], tuple[int, int], (1, 2)),
+        ([1, 2], list[float], [1.0, 2.0]), ("a", Literal["a", "b"], "a"), (None, str | None, None), ("a", str | None, "a"),
+        (1, int | float, 1), (1.5, int | float, 1.5), ({"a": 1}, dict[str, Any], {"a": 1}), ({"a": 1}, dict, {"a": 1}),
+        ("x", Any, "x"), (None, Any, None), (9007199254740993, int, 9007199254740993),
+        ("9007199254740993", int, 9007199254740993),
+    ],
+)  # fmt: skip
+def test_values_become_their_declared_type(value, kind, expected):
+    result = coerce(value, kind)
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [
+        (True, int), (1, bool), ("true", bool), (True, float), (1.5, int), ("", int), ("1e400", int), (None, int),
+        (1, str), ("ab", tuple[str, ...]), ([1], tuple[int, int]), ([1, True], tuple[int, ...]), ("c", Literal["a", "b"]),
+        (True, Literal[0, 1]), ({1: 2}, dict[str, Any]), ([], dict), ({"a": "b"}, dict[str, int]), (float("nan"), float),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused(value, kind):
+    with pytest.raises(ValueError):
+        coerce(value, kind)
+
+
+@settings(deadline=None)
+@given(st.integers() | st.floats(allow_nan=False) | st.text())
+def test_a_number_is_never_changed_by_becoming_an_int(value):
+    try:
+        result = coerce(value, int)
+    except ValueError:
+        return
+    assert type(result) is int
+    assert result == value if not isinstance(value, str) else float(result) == float(value)
+
+
+@pytest.mark.parametrize(
+    "words, kind, expected",
+    [
+        (["off"], Literal["off", "on"], "off"), (["12"], str, "12"), (["12"], int, 12), (["1e6"], int, 1e6),
+        (["null"], str | None, "null"), (["true"], bool, True), (["2"], tuple[int, ...], [2]),
+        (["2", "3"], tuple[int, ...], [2, 3]), (["[2, 3]"], tuple[int, ...], [2, 3]), (["{a: 1}"], dict[str, Any], {"a": 1}),
+        (["64", "64"], Any, [64, 64]), (["[1"], Any, "[1"), (["#fff"], Any, "#fff"), (["off"], Any, "off"), (["12:30"], Any, "12:30"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_flag_become_what_a_preset_would_hold(words, kind, expected):
+    assert parse(words, kind) == expected
+
+
+def test_type_of_knows_fields_entries_and_groups():
+    config = load(overrides={"env_options": {"size": 3}})
+    assert type_of(config, "seed") is int
+    assert type_of(config, "agent.world_model.mults") == tuple[int, ...]
+    assert type_of(config, "env_options.anything") is Any
+    assert type_of(config, "agent.world_model") is type(config.agent.world_model)
+    for key in ("sed", "seed.x", "agent.nothing.at_all", ""):
+        assert type_of(config, key) is None
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [("sed", "seed"), ("free_nats", "agent.world_model.free_nats"), ("agent.worldmodel.deter", "agent.world_model.deter"),
+     ("envs", "workers.envs"), ("wandb", "log.wandb"), ("qqqqqqq", None)],
+)  # fmt: skip
+def test_the_nearest_key_is_a_field_of_that_name_or_spelling(wrong, right):
+    assert similar_key(Config(), wrong) == right
+
+
+# ---- round trip
+
+
+def test_the_resolved_config_is_itself_a_preset(preset):
+    config = load(overrides={"seed": 3, "agent.world_model.mults": [1, 2], "env_options": {"size": [64, 64], "b": None}})
+    assert load(preset(to_yaml(config))) == config
+    assert to_yaml(load(preset(to_yaml(config)))) == to_yaml(config)
+
+
+def test_the_resolved_config_holds_every_key():
+    saved = yaml.safe_load(to_yaml(Config()))
+    for key in keys(Config()):
+        get(saved, key)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+options = st.dictionaries(st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1), scalars | st.lists(scalars))
+
+
+@settings(deadline=None, max_examples=25)
+@given(options, st.text(min_size=1), st.floats(0, 1e30), st.integers(0, 2**31 - 1))
+def test_any_value_survives_the_round_trip(tmp_path_factory, env_options, env, ratio, seed):
+    config = Config(env_options=env_options, env=env, replay_ratio=ratio, seed=seed)
+    path = tmp_path_factory.mktemp("round") / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load(str(path)) == config
+
+
+@pytest.mark.parametrize("text", ["off", "yes", "7e-4", "1_0", "12:30", "null", "", "2001-01-01", "0x1f", "~", "a: b", " x"])
+def test_text_that_looks_like_something_else_stays_text_for_every_reader_of_yaml(text):
+    saved = to_yaml(Config(env_options={"text": text}))
+    assert yaml.safe_load(saved)["env_options"]["text"] == text
+
+
+# ---- house rules
+
+
+def test_bounds_name_fields_of_the_config():
+    assert set(configs.BOUNDS) <= set(keys(Config()))
+
+
+def test_plug_in_places_hold_a_name():
+    for path in configs.PLUGINS:
+        assert isinstance(get(Config(), path).name, str)
+
+
+def test_importing_the_config_imports_no_jax():
+    program = "import sys, dreamer.config; assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_overlay_names_the_flag_that_each_value_came_from():
+    flags = layer({"log.every": "x"}, "the command line", {"log.every": "--log.every"})
+    with pytest.raises(UserError, match=r"log.every must be a number \(float\), not 'x' \(from --log.every\)"):
+        overlay(Config(), flags)

@@ -1,0 +1,133 @@
+"""The actor-critic's losses and its slow critic against the golden components, values and gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer.behaviors import actor_critic
+from dreamer.interfaces import Replayed
+from dreamer.ops import distributions, normalize
+from dreamer.ops.returns import lambda_returns
+from dreamer.spaces import Space, Spec
+from tests import golden
+
+BINS = distributions.twohot_bins(255)
+DISCOUNT = 1 - 1 / 333
+CLASSES = 5
+DEFAULTS = actor_critic.Settings(BINS, lam=0.95, entropy=3e-4, slow_scale=1.0, slow_target=False, discount=1.0)
+NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
+METRICS = {
+    "adv": "adv", "adv_std": "adv_std", "adv_mag": "adv_mag", "rew": "reward", "con": "cont", "ret": "return_normed",
+    "ret_min": "return_normed_min", "ret_max": "return_normed_max", "ret_rate": "return_rate", "val": "value",
+    "tar": "target", "weight": "weight", "slowval": "slow_value",
+}  # fmt: skip
+
+
+def policy(inputs):
+    """Log-probability and entropy [N, H+1] of the golden policy's actions."""
+    if "policy_logits" in inputs:
+        action = np.eye(CLASSES, dtype=np.float32)[inputs["action"]]
+        logits = inputs["policy_logits"]
+        return distributions.categorical_log_prob(logits, action), distributions.categorical_entropy(logits)
+    mean, std = inputs["policy_mean"], inputs["policy_std"]
+    return distributions.normal_log_prob(mean, std, inputs["action"]), distributions.normal_entropy(std)
+
+
+def imagined(settings: actor_critic.Settings):
+    def forward(params, inputs):
+        log_prob, entropy = policy(inputs)
+        slow = distributions.twohot_mean(inputs["slow_logits"], BINS)
+        dreamed = actor_critic.Imagined(
+            jnp.asarray(inputs["rew"]), jnp.asarray(inputs["con"]), inputs["value_logits"], slow, log_prob, entropy
+        )
+        before = normalize.Percentiles(*(params["retnorm"][name]["value"] for name in ("lo", "hi")))
+        states = actor_critic.Norms(before, (), ())
+        losses, returns, after, metrics = actor_critic.imagined_losses(settings, NORMS, states, dreamed)
+        shown = {name: metrics[f"dream/{ours}"] for name, ours in METRICS.items()}
+        shown["ent"] = {"action": metrics["dream/action_entropy"]}
+        if "policy_logits" in inputs:
+            shown["rand"] = {"action": metrics["dream/action_entropy"] / np.log(CLASSES)}
+        return {
+            "policy": losses["policy"],
+            "value": losses["value"],
+            "ret": with_gradient(returns, settings, inputs),
+            "aux_weight": weights(settings, inputs["con"])[:, :-1],
+            "aux_value": distributions.twohot_mean(inputs["value_logits"], BINS),
+            "aux_slow": slow,
+            "aux_retscale": metrics["dream/return_scale"],
+            "aux_retnorm_lo_after": after.ret.lo,
+            "aux_retnorm_hi_after": after.ret.hi,
+            "aux_metric": shown,
+        }
+
+    return forward
+
+
+def with_gradient(returns, settings, inputs):
+    """`returns` with the gradient that they have in the golden J: ours are stopped where they are made, the
+    reference's only where they are used."""
+    if settings.slow_target:
+        return returns
+    value = distributions.twohot_mean(inputs["value_logits"], BINS)
+    rows = (inputs["rew"][:, 1:], settings.discount * inputs["con"][:, 1:], value[:, 1:])
+    again = jax.vmap(lambda_returns, (0, 0, 0, None))(*rows, settings.lam)
+    return returns + (again - jax.lax.stop_gradient(again))
+
+
+def weights(settings, cont):
+    """The weights that the losses carry, seen through a policy whose loss is -1 everywhere."""
+    count, length = cont.shape
+    zeros, ones = jnp.zeros((count, length)), jnp.ones((count, length))
+    dreamed = actor_critic.Imagined(zeros, jnp.asarray(cont), jnp.zeros((count, length, 255)), zeros, zeros, ones)
+    states = actor_critic.Norms(NORMS.ret.init(), (), ())
+    losses, *_ = actor_critic.imagined_losses(settings._replace(entropy=1.0), NORMS, states, dreamed)
+    return jnp.pad(-losses["policy"], ((0, 0), (0, 1)))
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+@pytest.mark.parametrize("actions", ["disc", "cont"])
+def test_imagined_losses(actions, call):
+    file = f"imag_loss_{actions}_call{call}"
+    # The mean advantage is 0.02 where single ones reach 68: its last digits are the order of summation.
+    magnitudes = {"aux_metric/adv": float(golden.load(file).out["aux_metric"]["adv_mag"])}
+    golden.check(file, imagined(DEFAULTS), magnitudes)
+
+
+def test_imagined_losses_with_explicit_discount_and_slow_target():
+    settings = DEFAULTS._replace(discount=DISCOUNT, slow_target=True)
+    golden.check("imag_loss_option_nocontdisc_slowtar", imagined(settings))
+
+
+def test_the_files_cover_every_size_of_the_return_scale():
+    scales = [float(golden.load(f"imag_loss_disc_call{call}").out["aux_retscale"]) for call in range(3)]
+    assert scales[0] == 1 < scales[1] < scales[2]
+
+
+def test_replayed_loss():
+    def forward(params, inputs):
+        slow = distributions.twohot_mean(inputs["slow_logits"], BINS)
+        replayed = Replayed(
+            feat=None, reward=jnp.asarray(inputs["rew"]), is_last=inputs["last"], is_terminal=inputs["term"]
+        )
+        loss, returns = actor_critic.replayed_loss(
+            DEFAULTS, DISCOUNT, replayed, jnp.asarray(inputs["boot"]), inputs["value_logits"], slow
+        )
+        value = distributions.twohot_mean(inputs["value_logits"], BINS)
+        return {"repval": loss, "aux_ret": returns, "aux_slow": slow, "aux_value": value}
+
+    golden.check("repl_loss", forward)
+
+
+def test_slow_critic():
+    data = golden.load("slow_critic")
+    spec = Spec({"vector": Space((3,), "float32")}, Space((2,), "float32"))
+    behavior = actor_critic.make(actor_critic.Config(slow_rate=0.02), spec, feat_width=3)
+    fast, extra, out = data.params["val"], {"slow": data.params["slowval"]}, {}
+    for t, delta in enumerate(data.inputs["delta"]):
+        fast = jax.tree.map(lambda x, delta=delta: x + delta, fast)
+        extra = behavior.refresh({"val": fast}, extra)
+        out[f"slow_after_{t}"] = extra["slow"]
+    golden.assert_tree_close("slow_critic", "out", out, data.out)

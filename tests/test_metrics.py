@@ -1,0 +1,224 @@
+import contextlib
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamer.errors import UserError
+from dreamer.runtime import run_dir
+from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, JsonLines, Logger, episode_metrics
+from dreamer.runtime.steps import Step
+
+PLAIN = Config(tensorboard=False)
+
+
+def read_lines(path: Path) -> list[dict]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(path: Path) -> list:
+    """The events of the one TensorBoard file, parsed from its record format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = path.glob("events.out.tfevents*")
+    data, events = file.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
+
+
+def test_a_line_holds_the_mean_since_the_last_write(tmp_path):
+    ticks = iter([100.0, 102.5, 104.0])
+    with Logger(tmp_path, PLAIN, clock=lambda: next(ticks)) as logger:
+        logger.add({"loss/dyn": 1.0})
+        logger.add({"loss/dyn": np.float32(2.0), "loss/rep": np.array([5])})
+        assert logger.write(640, 20) == {"loss/dyn": 1.5, "loss/rep": 5.0}
+        logger.add({"loss/dyn": 7})
+        logger.write(1280, 40)
+    assert read_lines(tmp_path) == [
+        {"env_steps": 640, "updates": 20, "time": 2.5, "loss/dyn": 1.5, "loss/rep": 5.0},
+        {"env_steps": 1280, "updates": 40, "time": 4.0, "loss/dyn": 7.0},
+    ]
+
+
+def test_a_latest_metric_is_not_averaged(tmp_path):
+    with Logger(tmp_path, PLAIN) as logger:
+        logger.add({"replay/fill": 0.1}, latest=True)
+        logger.add({"replay/fill": 0.3}, latest=True)
+        assert logger.write(1, 0) == {"replay/fill": 0.3}
+
+
+def test_a_line_can_be_read_before_the_run_ends(tmp_path):
+    with Logger(tmp_path, PLAIN) as logger:
+        logger.add({"x": 1})
+        logger.write(1, 0)
+        assert read_lines(tmp_path)[0]["x"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_nonfinite_metric_is_null_and_named(tmp_path, value):
+    with Logger(tmp_path, PLAIN) as logger:
+        logger.add({"loss/dyn": 1.0, "loss/rep": 1.0})
+        logger.add({"loss/dyn": value})
+        returned = logger.write(1, 0)
+    (line,) = read_lines(tmp_path)
+    assert line["loss/dyn"] is None and line["nonfinite"] == ["loss/dyn"] and line["loss/rep"] == 1.0
+    assert not math.isfinite(returned["loss/dyn"])
+
+
+def test_nothing_is_written_when_nothing_was_added(tmp_path):
+    with Logger(tmp_path, PLAIN) as logger:
+        assert logger.write(1, 0) == {}
+    assert read_lines(tmp_path) == []
+
+
+def test_a_metric_cannot_take_the_name_of_an_axis(tmp_path):
+    with Logger(tmp_path, PLAIN) as logger, pytest.raises(ValueError, match="env_steps"):
+        logger.add({"env_steps": 3})
+
+
+def test_a_second_logger_appends(tmp_path):
+    for steps in (1, 2):
+        with Logger(tmp_path, PLAIN) as logger:
+            logger.add({"x": steps})
+            logger.write(steps, 0)
+    assert [line["env_steps"] for line in read_lines(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_gets_scalars_pictures_and_videos_over_env_steps(tmp_path):
+    from PIL import Image
+
+    frames = np.random.default_rng(0).integers(0, 255, (5, 16, 24, 3), dtype=np.uint8)
+    with Logger(tmp_path, Config()) as logger:
+        logger.add({"loss/dyn": 1.5})
+        logger.write(640, 20)
+        logger.picture(700, "picture", frames[0])
+        logger.video(800, "video", frames, fps=10)
+    _, scalars, picture, video = read_events(tmp_path)
+    assert (scalars.step, scalars.summary.value[0].tag, scalars.summary.value[0].simple_value) == (640, "loss/dyn", 1.5)
+    for event, step, name, count in ((picture, 700, "picture", 1), (video, 800, "video", 5)):
+        value = event.summary.value[0]
+        (tmp_path / name).write_bytes(value.image.encoded_image_string)
+        assert (event.step, value.tag, value.image.height, value.image.width) == (step, name, 16, 24)
+        with Image.open(tmp_path / name) as image:
+            assert getattr(image, "n_frames", 1) == count
+
+
+def test_wandb_offline_needs_no_account_and_keeps_a_gif(tmp_path):
+    with Logger(tmp_path, Config(tensorboard=False, wandb="offline"), {"seed": 1}) as logger:
+        logger.add({"loss/dyn": 1.5})
+        logger.write(640, 20)
+        logger.video(640, "video", np.zeros((3, 16, 16, 3), np.uint8), fps=10)
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/videos/*.gif"))
+
+
+def test_wandb_online_without_an_account_is_told_in_one_line(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    with pytest.raises(UserError, match="wandb login") as error:
+        Logger(tmp_path, Config(wandb="online"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_wandb_is_told_with_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        Logger(tmp_path, Config(wandb="offline"))
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_free_bytes(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with Logger(tmp_path, PLAIN) as logger, pytest.raises(UserError, match=r"no space.*metrics\.jsonl.*\d+ bytes free"):
+        logger.add({"x": 1})
+        logger.write(1, 0)
+
+
+def test_a_line_that_did_not_fit_leaves_the_file_as_it_was(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.write({"env_steps": 1}, {"x": 1.0})
+    real = lines._file
+
+    class NearlyFull:
+        """Takes ten bytes, then none."""
+
+        taken = 0
+
+        def write(self, data):
+            if self.taken:
+                raise OSError(28, "No space left on device")
+            self.taken = real.write(data[:10])
+            return self.taken
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    lines._file = NearlyFull()
+    with contextlib.closing(real), pytest.raises(UserError, match="no space"):
+        lines.write({"env_steps": 2}, {"x": 2.0})
+    assert read_lines(tmp_path) == [{"env_steps": 1, "x": 1.0}]
+
+
+def row(reward, first, last) -> Step:
+    flags = np.array(first, bool), np.array(last, bool)
+    return Step({}, np.zeros((len(reward), 1)), np.array(reward, np.float32), *flags, np.zeros(len(reward), bool))
+
+
+def test_episodes_add_up_per_environment():
+    tracker = EpisodeTracker(2)
+    assert tracker.observe(row([0, 0], [1, 1], [0, 0])) == []
+    assert tracker.observe(row([1, 5], [0, 0], [0, 1])) == [Episode(1, 5.0, 1)]
+    assert tracker.observe(row([2, 0], [0, 1], [1, 0])) == [Episode(0, 3.0, 2)]
+    assert tracker.observe(row([0, 7], [1, 0], [0, 1])) == [Episode(1, 7.0, 1)]
+
+
+def test_the_reward_of_a_reset_row_does_not_count():
+    tracker = EpisodeTracker(1)
+    tracker.observe(row([9], [1], [0]))
+    assert tracker.observe(row([1], [0], [1])) == [Episode(0, 1.0, 1)]
+
+
+def test_episode_metrics_are_means():
+    episodes = [Episode(0, 1.0, 10), Episode(1, 3.0, 20)]
+    assert episode_metrics(episodes) == {"episode/return": 2.0, "episode/length": 15.0}
+    assert episode_metrics([]) == {}
+
+
+def test_metrics_import_no_jax():
+    code = "import sys, dreamer.runtime.metrics, dreamer.runtime.terminal; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"already holds a run.*{name}"):
+        run_dir.create_run_dir(tmp_path)
+
+
+def test_a_new_run_directory_is_made_with_its_parents(tmp_path):
+    assert run_dir.create_run_dir(tmp_path / "a" / "b").is_dir()
+
+
+def test_a_run_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        run_dir.create_run_dir(tmp_path / "file" / "run")
+
+
+def test_a_run_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        run_dir.existing_run_dir(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        run_dir.existing_run_dir(tmp_path)

@@ -1,0 +1,76 @@
+"""pyproject.toml and setup.cfg say what the code needs, and install nothing but the library."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import pathlib
+import re
+import sys
+import tomllib
+
+import dreamer
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# Import names that differ from the name of the package that brings them.
+PACKAGES = {
+    "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
+    "ale_py": "ale-py", "imageio_ffmpeg": "imageio",
+}  # fmt: skip
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+
+
+def third_party(folder: str) -> set[str]:
+    """The packages whose modules the files of `folder` import."""
+    found = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    found -= sys.stdlib_module_names | {"dreamer", "envs"}
+    return {PACKAGES.get(name, name).lower().replace("_", "-") for name in found}
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    assert third_party("dreamer") <= names(PROJECT["dependencies"])
+
+
+def test_every_suite_file_has_the_extra_that_it_imports():
+    for file in (ROOT / "envs").glob("*.py"):
+        if file.stem in EXTRAS:
+            assert names(EXTRAS[file.stem]), file.name
+    extras = set().union(*(names(requirements) for requirements in EXTRAS.values()))
+    assert third_party("envs") <= names(PROJECT["dependencies"]) | extras
+
+
+def test_only_the_library_is_packaged():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.packages.find"]["include"].split() == ["dreamer", "dreamer.*"]
+
+
+def test_every_folder_of_the_library_is_a_package():
+    for file in (ROOT / "dreamer").rglob("*.py"):
+        assert (file.parent / "__init__.py").exists(), f"{file.parent} would be left out of the wheel"
+
+
+def test_the_version_is_said_alike():
+    assert dreamer.__version__ == PROJECT["version"]
+
+
+def test_the_public_names_exist():
+    for name in dreamer.__all__:
+        assert getattr(dreamer, name) is not None
+
+
+def test_the_command_exists():
+    module, _, function = PROJECT["scripts"]["dreamer"].partition(":")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -1,0 +1,267 @@
+"""An environment becomes rows: spaces, time alignment, and what a broken environment is told."""
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamer.errors import UserError
+from dreamer.runtime.rows import EnvRows, action_reader, empty_step, spec_of
+from dreamer.spaces import Space
+
+
+class Script(gymnasium.Env):
+    """Plays back `rows` of (obs, reward, terminated, truncated); the first obs of `rows` is the reset's."""
+
+    def __init__(self, rows, obs_space=None, action_space=None):
+        self.rows, self.time, self.actions, self.seeds = rows, 0, [], []
+        self.observation_space = obs_space or spaces.Box(-10, 10, (1,), np.float32)
+        self.action_space = action_space or spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        self.seeds.append(seed)
+        return self.rows[0][0], {}
+
+    def step(self, action):
+        self.time += 1
+        self.actions.append(action)
+        return (*self.rows[self.time], {})
+
+
+def number(x):
+    return np.full(1, x, np.float32)
+
+
+def episode(*ends, last=(False, True)):
+    """Rows whose obs and reward are 1, 2, 3 ..; the reset's obs is 0 with a reward that must never be seen."""
+    rows = [(number(0), 99.0, False, False)]
+    rows += [(number(i), float(i), False, False) for i in ends[:-1]]
+    return [*rows, (number(ends[-1]), float(ends[-1]), *last)]
+
+
+def one_hot(index, width=2):
+    return np.eye(width, dtype=np.float32)[index]
+
+
+def run(rows, steps, action=None):
+    return [rows.step(one_hot(0) if action is None else action) for _ in range(steps)]
+
+
+def obs_env(space, obs):
+    return Script([(obs, 0.0, False, False)] * 3, space)
+
+
+class TestTime:
+    def test_rows_follow_the_drawing(self):
+        steps = run(EnvRows(Script(episode(1, 2))), 5)
+        assert [s.obs["vector"].item() for s in steps] == [0, 1, 2, 0, 1]
+        assert [s.reward.item() for s in steps] == [0, 1, 2, 0, 1]
+        assert [s.is_first.item() for s in steps] == [True, False, False, True, False]
+        assert [s.is_last.item() for s in steps] == [False, False, True, False, False]
+        assert all(not s.action.any() for s in steps)
+
+    @pytest.mark.parametrize(
+        "terminated, truncated, terminal", [(True, False, True), (False, True, False), (True, True, True)]
+    )
+    def test_true_end_and_time_limit_are_kept_apart(self, terminated, truncated, terminal):
+        last = run(EnvRows(Script(episode(1, last=(terminated, truncated)))), 2)[-1]
+        assert last.is_last.item() and last.is_terminal.item() is terminal
+
+    def test_action_after_the_last_row_never_reaches_the_environment(self):
+        env = Script(episode(1, 2))
+        rows = EnvRows(env)
+        for index in (1, 0, 1, 1, 0):  # the 1st and 4th meet a reset
+            rows.step(one_hot(index))
+        assert env.actions == [0, 1, 0]
+
+    def test_only_the_first_reset_is_seeded(self):
+        env = Script(episode(1))
+        run(EnvRows(env, seed=7), 6)
+        assert env.seeds == [7, None, None]
+
+    def test_write_touches_its_own_row_and_no_action(self):
+        rows = EnvRows(Script(episode(1, 2)))
+        out = empty_step(rows.spec, 3)
+        out.action[:] = 5
+        for _ in range(2):
+            rows.write(one_hot(0), out, 1)
+        assert out.reward.tolist() == [0, 1, 0] and out.obs["vector"].ravel().tolist() == [0, 1, 0]
+        assert (out.action == 5).all()
+
+    def test_action_repeat_sums_rewards_and_shows_the_last_observation(self):
+        steps = run(EnvRows(Script(episode(1, 2, 3, 4, 5)), action_repeat=2), 4)
+        assert [s.reward.item() for s in steps] == [0, 3, 7, 5]  # the episode ends inside of the last repeat
+        assert [s.obs["vector"].item() for s in steps] == [0, 2, 4, 5]
+        assert steps[-1].is_last.item()
+
+    def test_action_repeat_below_one_is_refused(self):
+        with pytest.raises(UserError, match="action_repeat is 0"):
+            EnvRows(Script(episode(1)), action_repeat=0)
+
+
+class TestObservationSpaces:
+    @pytest.mark.parametrize(
+        "space, key, expected",
+        [
+            (spaces.Box(0, 255, (8, 6, 3), np.uint8), "image", Space((8, 6, 3), "uint8")),
+            (spaces.Box(0, 255, (8, 6), np.uint8), "image", Space((8, 6, 1), "uint8")),
+            (spaces.Box(-1, 1, (3,), np.float64), "vector", Space((3,), "float32")),
+            (spaces.Box(-1, 1, (3, 2), np.float32), "vector", Space((3, 2), "float32")),
+            (spaces.Box(-1, 1, (), np.float32), "vector", Space((1,), "float32")),
+            (spaces.Box(0, 255, (128,), np.uint8), "vector", Space((128,), "float32")),
+            (spaces.Discrete(5, start=-2), "vector", Space((), "int32", 5)),
+            (spaces.MultiDiscrete([3, 5]), "vector", Space((2,), "int32", 5)),
+            (spaces.MultiBinary(4), "vector", Space((4,), "float32")),
+        ],
+    )
+    def test_space_and_its_samples(self, space, key, expected):
+        space.seed(0)
+        env = obs_env(space, space.sample())
+        assert dict(spec_of(env).obs) == {key: expected}
+        row = EnvRows(env).step(one_hot(0)).obs[key]
+        assert row.shape == (1, *expected.shape) and row.dtype == expected.dtype
+        values = np.asarray(env.rows[0][0], np.float64).ravel() - (-2 if isinstance(space, spaces.Discrete) else 0)
+        np.testing.assert_allclose(row.ravel(), values, rtol=1e-6)
+
+    def test_dict_is_flattened_sorted_and_log_keys_dropped(self):
+        space = spaces.Dict(
+            {
+                "z": spaces.Discrete(3),
+                "arm": spaces.Dict({"pos": spaces.Box(-1, 1, (2,)), "cam": spaces.Box(0, 255, (4, 4, 3), np.uint8)}),
+                "log/depth": spaces.Text(5),
+            }
+        )
+        obs = {"z": 2, "arm": {"pos": np.ones(2, np.float32), "cam": np.full((4, 4, 3), 9, np.uint8)}, "log/depth": "a"}
+        row = EnvRows(obs_env(space, obs)).step(one_hot(0))
+        assert list(row.obs) == ["arm/cam", "arm/pos", "z"]
+        assert row.obs["z"].tolist() == [2] and (row.obs["arm/cam"] == 9).all() and (row.obs["arm/pos"] == 1).all()
+
+    @pytest.mark.parametrize(
+        "space, message",
+        [
+            (spaces.Tuple([spaces.Discrete(2)]), "'vector'.*Tuple.*supported are Box"),
+            (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),
+            (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is taken"),
+            (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is taken"),
+            (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent"),
+            (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "two.*'a/b'"),
+            (spaces.Box(0, 1, (8, 8, 3), np.float32), r"float32 Box \[8, 8, 3\].*uint8"),
+            (spaces.Box(0, 255, (3, 64, 64), np.uint8), "channels come last"),
+            (spaces.Box(0, 255, (2, 8, 8, 3), np.uint8), "at most two"),
+        ],
+    )
+    def test_unsupported_space_is_named_with_its_key(self, space, message):
+        with pytest.raises(UserError, match=message) as caught:
+            spec_of(obs_env(space, None), "my-env")
+        assert "'my-env'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+class TestActions:
+    def test_one_hot_becomes_the_index_from_start(self):
+        env = Script(episode(1, 2, 3), action_space=spaces.Discrete(3, start=4))
+        assert spec_of(env).action == Space((), "int32", 3)
+        rows = EnvRows(env)
+        for index in (0, 0, 2, 1):
+            rows.step(one_hot(index, 3))
+        assert env.actions == [4, 6, 5]
+
+    def test_finite_bounds_are_stretched_and_others_left(self):
+        low, high = np.array([-2, 0, -np.inf], np.float32), np.array([4, 1, np.inf], np.float32)
+        space, to_env = action_reader(Script([], action_space=spaces.Box(low, high)))
+        assert space == Space((3,), "float32")
+        np.testing.assert_allclose(to_env(np.array([-1, -1, -0.5])), [-2, 0, -0.5])
+        np.testing.assert_allclose(to_env(np.array([0.5, 1, 0.25])), [2.5, 1, 0.25])
+
+    @given(st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6))
+    def test_every_vector_lands_inside_the_space(self, values):
+        space = spaces.Box(np.float32(-0.1), np.float32(0.7), (2, 3))
+        assert space.contains(action_reader(Script([], action_space=space))[1](np.array(values, np.float32)))
+
+    @pytest.mark.parametrize(
+        "space",
+        [spaces.MultiDiscrete([2, 3]), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), np.int32)],
+        ids=str,
+    )
+    def test_unsupported_action_space_is_named(self, space):
+        with pytest.raises(UserError, match="action space .* not supported; supported are Discrete and float Box"):
+            spec_of(Script([], action_space=space))
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+PICTURE = spaces.Box(0, 255, (4, 4, 3), np.uint8)
+
+
+class TestBrokenEnvironments:
+    @pytest.mark.parametrize(
+        "space, obs, message",
+        [
+            (BOX, np.array([0, np.nan], np.float32), r"'vector' at \[1\] is nan"),
+            (BOX, np.array([np.inf, 0], np.float32), r"'vector' at \[0\] is inf"),
+            (spaces.Box(-np.inf, np.inf, (2,)), np.array([0, -np.inf], np.float32), r"at \[1\] is -inf"),
+            (BOX, np.array([0, 1.01], np.float32), r"'vector' at \[1\] is 1.01, outside .* -1.0001 to 1.0001"),
+            (BOX, np.zeros(3, np.float32), r"float32 \[3\], its space is float \[2\]"),
+            (BOX, "abc", "'vector' is .*its space is float"),
+            (PICTURE, np.zeros((4, 4, 3), np.float32), "float32 .*its space is uint8"),
+            (PICTURE, np.full((4, 4, 3), 256, np.int64), "int64 .*its space is uint8"),
+            (PICTURE, np.zeros((4, 3, 4), np.uint8), r"\[4, 3, 4\], its space"),
+            (spaces.Discrete(3, start=1), 0, "'vector' is 0, outside of its space's bounds 1 to 3"),
+            (spaces.Discrete(3), 1.5, "its space is integer"),
+            (spaces.MultiDiscrete([2, 5]), np.array([2, 0]), r"at \[0\] is 2, outside"),
+            (spaces.MultiBinary(2), np.array([0, 2]), r"at \[1\] is 2, outside"),
+            (spaces.Dict({"a": spaces.Discrete(2)}), {"b": 1}, "no key 'a'"),
+        ],
+    )
+    def test_observation_that_breaks_its_space(self, space, obs, message):
+        with pytest.raises(UserError, match=message) as caught:
+            EnvRows(obs_env(space, obs), name="my-env").step(one_hot(0))
+        assert "'my-env', episode 1, step 0" in str(caught.value)
+
+    def test_rounding_at_the_bounds_is_forgiven(self):
+        EnvRows(obs_env(BOX, np.array([1.00005, -1.00005]))).step(one_hot(0))
+
+    @pytest.mark.parametrize(
+        "reward, message",
+        [
+            (float("nan"), "reward is nan"),
+            (np.float32("inf"), "reward is inf"),
+            (1e39, "not a finite float32"),
+            (None, "reward must be a number"),
+            (np.zeros(1), "reward must be a number"),
+        ],
+    )
+    def test_reward_that_is_no_finite_number(self, reward, message):
+        rows = EnvRows(Script([(number(0), 0.0, False, False), (number(0), reward, False, False)]), name="my-env")
+        with pytest.raises(UserError, match=message) as caught:
+            run(rows, 2)
+        assert "'my-env', episode 1, step 1" in str(caught.value)
+
+    def test_message_counts_steps_of_the_environment_and_episodes(self):
+        rows = EnvRows(Script(episode(1, 2, last=(True, False))))
+        run(rows, 4)
+        rows.env.rows[1] = (number(np.nan), 0.0, False, False)
+        with pytest.raises(UserError, match="episode 2, step 1"):
+            run(rows, 1)
+
+    def test_flag_that_is_no_bool(self):
+        with pytest.raises(UserError, match="truncated must be a bool, it is a dict"):
+            run(EnvRows(Script([(number(0),), (number(0), 0.0, False, {})])), 2)
+
+    def test_old_interface_is_named(self):
+        rows = EnvRows(Script([(number(0),), (number(0), 0.0, False)]))
+        with pytest.raises(UserError, match=r"step\(\) must give .*4 values \(the old gym interface\)"):
+            run(rows, 2)
+        rows.env.reset = lambda seed=None: number(0)
+        rows = EnvRows(rows.env)
+        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+            run(rows, 1)
+
+
+def test_rows_import_no_jax():
+    code = "import sys, dreamer.runtime.workers; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

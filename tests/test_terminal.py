@@ -1,0 +1,120 @@
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from dreamer.runtime.terminal import Display, State, panel, plain_line
+
+METRICS = {
+    "episode/return": 123.4, "eval/return": 200.0, "dream/return": 9.5, "loss/dyn": 1.2, "loss/rep": 1.3,
+    "loss/image": 10.0, "loss/position": 0.5, "loss/rew": 0.1, "loss/con": 0.02, "loss/policy": -0.3,
+    "loss/value": 2.5, "loss/repval": 7.7, "train/grad_norm": 3.25, "replay/fill": 0.5,
+}  # fmt: skip
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(display: Display, clock: Clock) -> None:
+    with display:
+        display.header(["env CartPole-v1"])
+        display.phase("compiling")
+        clock.now = 5.0
+        display.phase("training")
+        for _ in range(30):
+            clock.now += 1.0
+            display.update(int(clock.now) * 100, int(clock.now), METRICS)
+
+
+def field(line: str, name: str) -> str:
+    fields = dict(part.rsplit(" ", 1) for part in line.split(" | ")[1:] if part.count(" ") == 1)
+    return fields[name]
+
+
+def test_a_file_gets_plain_lines_every_so_many_seconds():
+    clock, stream = Clock(), io.StringIO()
+    run(Display(10_000, every=10.0, stream=stream, clock=clock), clock)
+    text = stream.getvalue()
+    assert "\x1b" not in text and "\r" not in text
+    header, compiling, training, *lines = text.splitlines()
+    assert (header, compiling, training) == ("env CartPole-v1", "[0:00:00] compiling", "[0:00:05] training")
+    assert [line.split("]")[0] for line in lines] == ["[0:00:10", "[0:00:20", "[0:00:30", "[0:00:35"]
+
+
+def test_plain_lines_keep_their_fields_in_order():
+    def names(metrics):
+        line = plain_line(State("training", 10, 1, None, None, metrics), 100, 1.0)
+        return [part.split(" ")[0] for part in line.split(" | ")[1:]]
+
+    assert names({}) == names(METRICS) == names(dict(reversed(METRICS.items())))
+
+
+def test_rates_and_time_left_follow_the_steps():
+    clock, stream = Clock(), io.StringIO()
+    run(Display(10_000, every=10.0, stream=stream, clock=clock), clock)
+    last = stream.getvalue().splitlines()[-1]
+    assert float(field(last, "env_steps/s")) == 100 and float(field(last, "updates/s")) == 1
+    assert field(last, "left") == "0:01:05"
+
+
+def test_rates_do_not_count_the_time_of_another_phase():
+    clock, stream = Clock(), io.StringIO()
+    with Display(1000, every=1000.0, stream=stream, clock=clock) as display:
+        display.phase("training")
+        display.update(0, 0)
+        clock.now = 500.0
+        display.phase("evaluating")
+        display.phase("training")
+        display.update(0, 0)
+        clock.now = 510.0
+        display.update(100, 5)
+    assert float(field(stream.getvalue().splitlines()[-1], "env_steps/s")) == 10
+
+
+def test_reconstruction_is_the_sum_over_observation_keys():
+    line = plain_line(State("training", 10, 1, 1.0, 1.0, METRICS), 100, 1.0)
+    assert float(field(line, "rec")) == 10.5
+
+
+def test_a_nan_is_shown_and_a_missing_value_is_not():
+    line = plain_line(State("training", 10, 1, 1.0, 1.0, {"loss/dyn": math.nan}), 100, 1.0)
+    assert field(line, "dyn") == "nan" and field(line, "rep") == "-"
+
+
+def test_a_metric_that_is_missing_keeps_its_last_value():
+    clock, stream = Clock(), io.StringIO()
+    with Display(1000, every=1000.0, stream=stream, clock=clock) as display:
+        display.update(1, 0, {"eval/return": 200.0})
+        display.update(2, 0, {"loss/dyn": 1.0})
+    assert float(field(stream.getvalue().splitlines()[-1], "eval")) == 200
+
+
+def test_a_terminal_gets_a_panel_with_the_same_facts():
+    clock, stream = Clock(), Terminal()
+    run(Display(10_000, every=10.0, stream=stream, clock=clock), clock)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "env CartPole-v1" in text and "compiling" not in text.split("╭")[-1] and "dreamer training" in text
+    assert "123.4" in text.split("╭")[-1] and "3 500 / 10 000 env steps" in text.split("╭")[-1]
+    assert stream.getvalue().endswith("\x1b[?25h")  # the cursor is given back
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_the_panel_cuts_nothing_off(width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(panel(State("training", 1_234_567, 3_456, 1064.2, 33.0, METRICS), 5_000_000, 3723.0, width))
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) == width
+    for word in ("env steps/s", "1064", "grad_norm", "3.250", "123.4", "1:02:03", "policy", "-0.300"):
+        assert word in text
