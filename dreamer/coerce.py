@@ -66,7 +66,7 @@ def parse(texts: list[str], kind: Any) -> Any:
 def _read(text: str) -> Any:
     try:
         value = yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
     return text if value is None and text not in ("null", "~") else value  # "#fff" is a comment to YAML
 
@@ -130,8 +130,6 @@ def _sequence(value: Any, kind: Any) -> Any:
         return make(value)
     if make is list or args[-1] is Ellipsis:
         args = (args[0],) * len(value)
-    if len(args) != len(value):
-        raise ValueError(describe(kind))
     try:
         return make(coerce(item, each) for item, each in zip(value, args, strict=True))
     except ValueError:
@@ -155,7 +153,7 @@ def describe(kind: Any) -> str:
     origin, args = get_origin(kind), get_args(kind)
     words = {
         bool: "true or false (bool)", int: "a whole number (int)", float: "a number (float)", str: "text (str)",
-        type(None): "null", dict: "a mapping", Mapping: "a mapping", list: "a list", tuple: "a list",
+        type(None): "null", Any: "any YAML", dict: "a mapping", Mapping: "a mapping", list: "a list", tuple: "a list",
     }  # fmt: skip
     if origin is Literal:
         return "one of " + ", ".join(map(str, args)) if len(args) > 1 else str(args[0])
@@ -181,5 +179,3 @@ def is_union(kind: Any) -> bool:
 def show(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
-
-

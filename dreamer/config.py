@@ -121,16 +121,12 @@ def load(*presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None
 
 
 def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
-    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both."""
+    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
-        *parents, last = str(key).split(".")
-        place = nested
-        for part in parents:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise UserError(f"{key} and {part} are both given ({origin}); give one of them")
-        place[last] = {**place[last], **value} if isinstance(value, dict) and last in place else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        _merge(nested, value, origin)
     return Layer(nested, origin, origins or {})
 
 
@@ -148,7 +144,7 @@ def read_preset(path: str | os.PathLike) -> Layer:
     try:
         values = yaml.load(text, Loader)
         lines = dict(_lines(yaml.compose(text, Loader)))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -260,7 +256,7 @@ def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
 def _check_bounds(key: str, value: Any, where: str = "") -> None:
     low, high = BOUNDS.get(key, (-math.inf, math.inf))
     if key in BOUNDS and not (isinstance(value, int | float) and low <= value <= high and math.isfinite(value)):
-        allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise UserError(f"{key} must be {allowed}, not {value!r}{where}")
 
 
@@ -270,9 +266,10 @@ def _plugin(path: str, name: Any, where: str) -> Any:
         raise UserError(f"{path}.name must be text (str), not {show(name)} (from {where})")
     try:
         module = plugins.load(name, PLUGINS[path])
-        if not hasattr(module, "Config"):
-            raise UserError(f"{name!r} has no Config")
-        return module.Config(name=name)
+        make: Any = getattr(module, "Config", None)
+        if "name" not in getattr(make, "__dataclass_fields__", {}):
+            raise UserError(f"{name!r} has no dataclass Config with a field 'name'")
+        return make(name=name)
     except UserError as error:
         raise UserError(f"{path}.name: {error} (from {where})") from None
 
@@ -297,6 +294,15 @@ def _nearest_file(name: str) -> str:
     if close:
         return f"; did you mean {os.path.join(os.path.dirname(name), close[0])!r}?"
     return f"; {folder!r} holds {', '.join(sorted(choices)) or 'no .yaml file'}"
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Lays nested `values` into `into`, copying each mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
+            raise UserError(f"{key} is given both whole and in parts (from {origin})")
+        into[key] = _merge(into.get(key, {}), value, origin) if isinstance(value, Mapping) else value
+    return into
 
 
 def _plain(value: Any, kind: Any = Any) -> Any:

@@ -282,6 +282,7 @@ def test_an_error_at_closing_does_not_hide_the_first_one(tmp_path, monkeypatch):
 
     with pytest.raises(ZeroDivisionError) as error, Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.zeros(3)})
+        checkpoints.wait()
         monkeypatch.setattr(type(checkpoints._manager), "wait_until_finished", fail)
         raise ZeroDivisionError
     assert "no space" in error.value.__notes__[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -99,8 +100,16 @@ def test_every_field_has_a_flag(capsys):
         (["--seed", "1", "--seed", "2"], ["seed"], 2),
         (["--agent.world-model.mults", "1", "2", "3"], ["agent", "world_model", "mults"], [1, 2, 3]),
         (["--agent.world-model.mults", "[4, 5]"], ["agent", "world_model", "mults"], [4, 5]),
-        (["--env-options.size", "64", "32", "--env-options.image"], ["env_options"], {"size": [64, 32], "image": True}),
-        (["--env-options", "{size: [64, 32]}", "--env-options.camera=2"], ["env_options"], {"size": [64, 32], "camera": 2}),
+        (
+            ["--env-options.size", "64", "32", "--env-options.image", "true"],
+            ["env_options"],
+            {"size": [64, 32], "image": True},
+        ),
+        (
+            ["--env-options", "{size: [64, 32]}", "--env-options.camera=2"],
+            ["env_options"],
+            {"size": [64, 32], "camera": 2},
+        ),
         (["--env-options.offset", "-1.5"], ["env_options"], {"offset": -1.5}),
     ],
 )
@@ -113,7 +122,8 @@ def test_a_flag_sets_its_field(capsys, words, path, value):
 
 def test_a_flag_for_an_option_leaves_the_options_of_the_preset(capsys, preset):
     path = preset("env_options: {image: true, size: [64, 64]}")
-    assert printed_config(capsys, path, "--env-options.size", "[32, 32]")["env_options"] == {"image": True, "size": [32, 32]}
+    found = printed_config(capsys, path, "--env-options.size", "[32, 32]")
+    assert found["env_options"] == {"image": True, "size": [32, 32]}
 
 
 def test_the_printed_config_is_a_preset(capsys, preset):
@@ -146,6 +156,7 @@ def test_the_printed_config_is_a_preset(capsys, preset):
         (["--agent.world-model.name", "rsm"], ["agent.world_model.name", "'rsm'", "'rssm'"]),
         (["--env-options", "3"], ["env_options", "mapping", "3", "--env-options"]),
         (["--env-options.size"], ["--env-options.size", "needs a value"]),
+        (["--env-options", "3", "--env-options.size", "3"], ["env_options", "both"]),
         (["walker"], ["stray argument 'walker'", ".yaml"]),
         (["--seed", "3", "walker"], ["stray argument 'walker'"]),
         (["--lockstep", "walker"], ["stray argument 'walker'"]),
@@ -229,8 +240,8 @@ def test_a_wrong_eval_ends_with_one_line_and_code_2(capsys, evaluated, args, par
 # ---- help and version
 
 
-def help_text(capsys, monkeypatch, *args: str, columns: int = 80) -> str:
-    monkeypatch.setenv("COLUMNS", str(columns))
+def help_text(capsys, monkeypatch, *args: str) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(args) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -238,14 +249,14 @@ def help_text(capsys, monkeypatch, *args: str, columns: int = 80) -> str:
 
 
 def test_help_lists_every_field_with_type_default_and_meaning(capsys, monkeypatch):
-    text = help_text(capsys, monkeypatch, "train", "--help", columns=250)
-    rows = text.split("│ --")[1:]
+    text = help_text(capsys, monkeypatch, "train", "--help")
+    rows = re.split(r"^\W*--(?=\w)", text, flags=re.MULTILINE)[1:]
     for key in [*keys(Config()), "print_config"]:
         flag = key.replace("_", "-")
-        row = [row for row in rows if row.split()[0].rstrip(",") == flag]
-        assert len(row) == 1, f"{flag} is not in the help"
-        meaning = row[0].partition("(default: ")[0].partition("\n")[2] or row[0]
-        assert "(default: " in row[0] and len(meaning.replace("│", "").split()) > 1, row[0]
+        found = [row for row in rows if row.split()[0].rstrip(",") == flag]
+        assert len(found) == 1, f"{flag} is not in the help"
+        meaning, default, _ = found[0].partition("\n")[2].partition("(default:")
+        assert default and len(re.findall(r"\w+", meaning)) > 1, found[0]
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):
@@ -254,7 +265,7 @@ def test_help_fits_80_columns(capsys, monkeypatch):
 
 def test_help_shows_the_defaults_after_the_presets(capsys, monkeypatch, preset):
     text = help_text(capsys, monkeypatch, "train", preset("env_steps: 12345\nenv_options: {a: 1}"), "--help")
-    assert "12345" in text and "{'a': 1}" in text
+    assert "(default: 12345)" in text and "(default: '{a: 1}')" in text
 
 
 def test_help_shows_the_fields_of_the_chosen_plug_in(capsys, monkeypatch, tmp_path):

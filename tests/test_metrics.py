@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import resource
 import struct
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.runtime import run_dir
-from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, JsonLines, Logger, episode_metrics
+from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, JsonLines, Logger, TensorBoard, episode_metrics
 from dreamer.runtime.steps import Step
 
 PLAIN = Config(tensorboard=False)
@@ -168,6 +169,16 @@ def test_a_line_that_did_not_fit_leaves_the_file_as_it_was(tmp_path):
     with contextlib.closing(real), pytest.raises(UserError, match="no space"):
         lines.write({"env_steps": 2}, {"x": 2.0})
     assert read_lines(tmp_path) == [{"env_steps": 1, "x": 1.0}]
+
+
+def test_a_tensorboard_file_that_cannot_grow_is_told(tmp_path):
+    sink, old = TensorBoard(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))
+    try:
+        with contextlib.closing(sink), pytest.raises(UserError, match="cannot write"):
+            sink.scalars(1, {f"metric/{i}": 1.0 for i in range(100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def row(reward, first, last) -> Step:

@@ -1,11 +1,14 @@
 import os
 import resource
+import subprocess
+import tempfile
+from pathlib import Path
 
-import imageio.v2 as imageio
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from dreamer.errors import UserError
@@ -14,8 +17,11 @@ from dreamer.runtime.pictures import DREAMED, OBSERVED
 
 
 def frames_of(path) -> np.ndarray:
-    with imageio.get_reader(path) as reader:
-        return np.stack([frame for frame in reader])
+    """All frames of a video. By ffmpeg itself: imageio's reader forks, which jax forbids once it is loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-fps_mode", "passthrough", f"{folder}/%04d.png"]
+        subprocess.run(command, check=True, capture_output=True)
+        return np.stack([np.asarray(Image.open(file)) for file in sorted(Path(folder).iterdir())])
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -37,8 +43,9 @@ def test_a_video_shows_the_frames_that_it_was_given(tmp_path):
     assert np.abs(video.astype(int) - large).mean() < 4
 
 
-@pytest.mark.parametrize("frames", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)])
-def test_what_is_no_video_is_refused(tmp_path, frames):
+@pytest.mark.parametrize("shape, dtype", [((2, 8, 8, 3), float), ((8, 8), np.uint8), ((0, 8, 8, 3), np.uint8)])
+def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
+    frames = np.zeros(shape, dtype)
     with pytest.raises(ValueError, match="a video needs uint8 frames"):
         pictures.write_video(tmp_path / "video.mp4", frames, fps=10)
 
@@ -156,6 +163,24 @@ def test_a_report_writes_one_video_and_one_plot_named_by_env_steps(tmp_path):
     with Image.open(paths[1]) as image:
         assert image.width > 600
     assert len(os.listdir(tmp_path / "pictures")) == 2
+
+
+def test_a_report_is_shown_in_the_sinks_too(tmp_path):
+    class Show:
+        def __init__(self):
+            self.seen = []
+
+        def picture(self, env_steps, name, image):
+            self.seen.append((env_steps, name, image.dtype, image.ndim))
+
+        def video(self, env_steps, name, frames, fps):
+            self.seen.append((env_steps, name, frames.dtype, frames.ndim))
+
+    truth = {"image": noise(1, 4, 16, 16, 3), "position": np.zeros((1, 4, 1))}
+    report = {f"{side}/{k}": v for side in ("truth", "dream") for k, v in truth.items()}
+    show = Show()
+    pictures.write_report(tmp_path, 7, report, show)
+    assert show.seen == [(7, "openloop/video", np.uint8, 4), (7, "openloop/plot", np.uint8, 3)]
 
 
 def test_a_report_with_nothing_to_show_writes_nothing(tmp_path):

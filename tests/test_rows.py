@@ -88,10 +88,16 @@ class TestTime:
     def test_write_touches_its_own_row_and_no_action(self):
         rows = EnvRows(Script(episode(1, 2)))
         out = empty_step(rows.spec, 3)
-        out.action[:] = 5
-        for _ in range(2):
+        for array in (out.action, out.reward, out.obs["vector"]):
+            array[:] = 5
+        for number in range(3):
+            for flags in (out.is_first, out.is_last, out.is_terminal):
+                flags[:] = True
             rows.write(one_hot(0), out, 1)
-        assert out.reward.tolist() == [0, 1, 0] and out.obs["vector"].ravel().tolist() == [0, 1, 0]
+            assert out.reward.tolist() == [5, number, 5] and out.obs["vector"].ravel().tolist() == [5, number, 5]
+            assert out.is_first.tolist() == [True, number == 0, True]
+            assert out.is_last.tolist() == [True, number == 2, True]
+            assert out.is_terminal.tolist() == [True, False, True]
         assert (out.action == 5).all()
 
     def test_action_repeat_sums_rewards_and_shows_the_last_observation(self):
@@ -134,12 +140,14 @@ class TestObservationSpaces:
             {
                 "z": spaces.Discrete(3),
                 "arm": spaces.Dict({"pos": spaces.Box(-1, 1, (2,)), "cam": spaces.Box(0, 255, (4, 4, 3), np.uint8)}),
+                "arm-2": spaces.Discrete(2),
                 "log/depth": spaces.Text(5),
             }
         )
-        obs = {"z": 2, "arm": {"pos": np.ones(2, np.float32), "cam": np.full((4, 4, 3), 9, np.uint8)}, "log/depth": "a"}
+        arm = {"pos": np.ones(2, np.float32), "cam": np.full((4, 4, 3), 9, np.uint8)}
+        obs = {"z": 2, "arm": arm, "arm-2": 1, "log/depth": "a"}
         row = EnvRows(obs_env(space, obs)).step(one_hot(0))
-        assert list(row.obs) == ["arm/cam", "arm/pos", "z"]
+        assert list(row.obs) == ["arm-2", "arm/cam", "arm/pos", "z"]
         assert row.obs["z"].tolist() == [2] and (row.obs["arm/cam"] == 9).all() and (row.obs["arm/pos"] == 1).all()
 
     @pytest.mark.parametrize(
@@ -172,11 +180,12 @@ class TestActions:
         assert env.actions == [4, 6, 5]
 
     def test_finite_bounds_are_stretched_and_others_left(self):
-        low, high = np.array([-2, 0, -np.inf], np.float32), np.array([4, 1, np.inf], np.float32)
+        most = np.finfo(np.float32).max  # how some environments write "no bound"
+        low, high = np.array([-2, 0, -np.inf, -most], np.float32), np.array([4, 1, np.inf, most], np.float32)
         space, to_env = action_reader(Script([], action_space=spaces.Box(low, high)))
-        assert space == Space((3,), "float32")
-        np.testing.assert_allclose(to_env(np.array([-1, -1, -0.5])), [-2, 0, -0.5])
-        np.testing.assert_allclose(to_env(np.array([0.5, 1, 0.25])), [2.5, 1, 0.25])
+        assert space == Space((4,), "float32")
+        np.testing.assert_allclose(to_env(np.array([-1, -1, -0.5, -0.5])), [-2, 0, -0.5, -0.5])
+        np.testing.assert_allclose(to_env(np.array([0.5, 1, 0.25, 0.25])), [2.5, 1, 0.25, 0.25])
 
     @given(st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6))
     def test_every_vector_lands_inside_the_space(self, values):

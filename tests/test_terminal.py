@@ -9,8 +9,8 @@ from dreamer.runtime.terminal import Display, State, panel, plain_line
 
 METRICS = {
     "episode/return": 123.4, "eval/return": 200.0, "dream/return": 9.5, "loss/dyn": 1.2, "loss/rep": 1.3,
-    "loss/image": 10.0, "loss/position": 0.5, "loss/rew": 0.1, "loss/con": 0.02, "loss/policy": -0.3,
-    "loss/value": 2.5, "loss/repval": 7.7, "train/grad_norm": 3.25, "replay/fill": 0.5,
+    "loss/rec/image": 10.0, "loss/rec/position": 0.5, "loss/rew": 0.1, "loss/con": 0.02, "loss/policy": -0.3,
+    "loss/value": 2.5, "loss/repval": 7.7, "train/grad_norm": 3.25, "replay/rows": 54321.0,
 }  # fmt: skip
 
 
@@ -74,11 +74,11 @@ def test_rates_do_not_count_the_time_of_another_phase():
     with Display(1000, every=1000.0, stream=stream, clock=clock) as display:
         display.phase("training")
         display.update(0, 0)
-        clock.now = 500.0
+        clock.now = 10.0
         display.phase("evaluating")
         display.phase("training")
         display.update(0, 0)
-        clock.now = 510.0
+        clock.now = 20.0
         display.update(100, 5)
     assert float(field(stream.getvalue().splitlines()[-1], "env_steps/s")) == 10
 
@@ -116,5 +116,5 @@ def test_the_panel_cuts_nothing_off(width):
     console.print(panel(State("training", 1_234_567, 3_456, 1064.2, 33.0, METRICS), 5_000_000, 3723.0, width))
     text = console.file.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) == width
-    for word in ("env steps/s", "1064", "grad_norm", "3.250", "123.4", "1:02:03", "policy", "-0.300"):
+    for word in ("env steps/s", "1064", "grad_norm", "3.250", "123.4", "1:02:03", "policy", "-0.300", "54321"):
         assert word in text

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_origin
 
-from dreamer.coerce import describe, is_sequence, parse
+import yaml
+
+from dreamer.coerce import Dumper, describe, is_sequence, parse
 from dreamer.config import PLUGINS, Config, layer, load, overlay, similar_key, to_yaml, type_of
 from dreamer.errors import UserError, nearest
 
@@ -220,7 +222,7 @@ def _mapping_rule(info: Any) -> Any:
         metavar="'{KEY: VALUE, ...}'",
         instance_from_str=lambda words: parse(words, dict),
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [str(value)],
+        str_from_instance=lambda value: [yaml.dump(value, Dumper=Dumper, default_flow_style=True).strip()],
     )
 
 

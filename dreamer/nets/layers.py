@@ -63,8 +63,9 @@ class BlockLinear(nn.Module):
         init = trunc_normal_in(self.blocks * (own + extra))
         kernel = self.param("kernel", init, (self.blocks, own + extra, out)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        parts = x.astype(self.dtype).reshape(*x.shape[:-1], self.blocks, own)
-        y = jnp.einsum("...gi,gio->...go", parts, kernel[:, :own]).reshape(*x.shape[:-1], self.features)
+        # Blocks in front: XLA's batched product is several times faster so than with the blocks in the middle.
+        parts = x.astype(self.dtype).reshape(-1, self.blocks, own).swapaxes(0, 1)
+        y = (parts @ kernel[:, :own]).swapaxes(0, 1).reshape(*x.shape[:-1], self.features)
         if shared is not None:
             # One dense product instead of a copy of `shared` for each block.
             dense = kernel[:, own:].transpose(1, 0, 2).reshape(extra, self.features)

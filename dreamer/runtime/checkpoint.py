@@ -69,7 +69,7 @@ class Checkpoints:
             return
         if latest is not None and latest > step:
             raise UserError(
-                f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that to go on from here"
+                f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that first"
             )
         with self._writing():
             if self._manager is None:
@@ -230,7 +230,7 @@ def _to_storable(name: str, leaf: Any) -> Any:
         return jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array):
         return leaf
-    array = np.array(leaf)  # a copy: the host may change its own while the save is under way
+    array = np.asarray(leaf)  # Orbax copies it before `save` returns
     if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
         raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array or a number")
     return array

@@ -2,10 +2,10 @@
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 
-    {"env_steps": 4096, "updates": 128, "time": 12.5, "loss/dyn": 1.7, "train/grad_norm": null, "nonfinite": ["train/grad_norm"]}
+    {"env_steps": 4096, "updates": 128, "time": 12.5, "loss/dyn": 1.7, "loss/rep": null, "nonfinite": ["loss/rep"]}
 
 JSON has no nan and no inf: such a value is null, and its name stands in the list `nonfinite`, which is there only then.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ class Logger:
         run_config: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """run_config: plain values shown beside the run in Weights & Biases. Raises UserError when a sink cannot open."""
+        """run_config: plain values that Weights & Biases shows. Raises UserError when a sink cannot open."""
         self._clock = clock
         self._start = clock()
         self._sums: dict[str, tuple[float, int]] = {}
@@ -160,27 +161,27 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard event files, written at once in the calling thread.
+    """A TensorBoard event file, written at once in the calling thread.
 
     tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller for ever,
-    and its add_video drops the video unless moviepy is there; hence its records are made here.
+    and its add_video drops the video unless moviepy is there; hence the events are made here.
     """
 
     def __init__(self, directory: Path):
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
 
-        self._directory = directory
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         try:
-            self._writer = EventsWriter(str(directory / "events"))
-            self._writer.flush()
+            self._writer = RecordWriter(str(self._path))
         except OSError as error:
-            raise disk_error(error, directory) from error
+            raise disk_error(error, self._path) from error
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One curve a name; nan is shown as a mark."""
-        self._write(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Stored as PNG."""
@@ -197,15 +198,17 @@ class TensorBoard:
 
     def _write_image(self, step: int, name: str, shape: tuple[int, ...], encoded: bytes) -> None:
         image = self._summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=encoded)
-        self._write(step, [self._summary.Value(tag=name, image=image)])
+        self._add(step, [self._summary.Value(tag=name, image=image)])
 
-    def _write(self, step: int, values: list[Any]) -> None:
-        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
+    def _add(self, step: int, values: list[Any]) -> None:
+        self._write(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+
+    def _write(self, event: Any) -> None:
         try:
-            self._writer.write_event(event)
+            self._writer.write(event.SerializeToString())
             self._writer.flush()
         except OSError as error:
-            raise disk_error(error, self._directory) from error
+            raise disk_error(error, self._path) from error
 
 
 class WeightsAndBiases:
@@ -219,14 +222,15 @@ class WeightsAndBiases:
                 f"log.wandb={config.wandb} needs the package wandb: python -m pip install wandb"
             ) from error
         self._wandb = wandb
+        mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
         try:
             # Asked before init, which on a terminal would stop and ask for an account.
-            if config.wandb == "online" and not wandb.login(prompt=False, verify=False):
+            if mode == "online" and not wandb.login(prompt=False, verify=False):
                 raise UserError(
                     "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
                 )
             self._run = wandb.init(
-                project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=config.wandb,
+                project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=mode,
                 config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
             )  # fmt: skip
         except wandb.Error as error:

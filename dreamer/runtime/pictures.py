@@ -1,4 +1,7 @@
-"""Videos and plots of a run: what happened, and beside it what the world model dreamed. numpy; the rest where it is used."""
+"""Videos and plots of a run: what happened, and beside it what the world model dreamed. No jax.
+
+matplotlib, Pillow and ffmpeg are imported where they are used: a run without pictures does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -65,12 +69,22 @@ def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray,
     return write_video(path, np.stack([np.asarray(frame) for frame in frames]), fps)
 
 
-def write_report(run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray]) -> list[Path]:
+class Show(Protocol):
+    """What shows pictures besides the files, `metrics.Logger` as a rule."""
+
+    def picture(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
+    def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None: ...
+
+
+def write_report(
+    run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray], show: Show | None = None
+) -> list[Path]:
     """Writes the open-loop pictures of `Agent.report` into run_dir/pictures, named by env_steps, and gives their paths.
 
     report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, the first half of T observed.
     Image keys (uint8 truth [B, T, H, W, C]) become openloop_<steps>.mp4, one key above the other; all others share
-    openloop_<steps>.png. Raises UserError when a file cannot be written.
+    openloop_<steps>.png; `show` gets them as "openloop/video" and "openloop/plot". Raises UserError when a file
+    cannot be written.
     """
     folder = Path(run_dir) / PICTURES
     truth = {name.removeprefix("truth/"): np.asarray(v) for name, v in report.items() if name.startswith("truth/")}
@@ -79,12 +93,16 @@ def write_report(run_dir: str | Path, env_steps: int, report: Mapping[str, np.nd
     vectors = sorted(key for key in truth if key not in images)
     paths = []
     if images:
-        videos = [open_loop_video(truth[key], dream[key], truth[key].shape[1] // 2) for key in images]
-        paths.append(write_video(folder / f"openloop_{env_steps:09d}.mp4", stack_videos(videos), REPORT_FPS))
+        frames = stack_videos([open_loop_video(truth[k], dream[k], truth[k].shape[1] // 2) for k in images])
+        paths.append(write_video(folder / f"openloop_{env_steps:09d}.mp4", frames, REPORT_FPS))
+        if show:
+            show.video(env_steps, "openloop/video", frames, REPORT_FPS)
     if vectors:
         observed = truth[vectors[0]].shape[1] // 2
-        plots = ({key: side[key] for key in vectors} for side in (truth, dream))
-        paths.append(open_loop_plot(folder / f"openloop_{env_steps:09d}.png", *plots, observed))
+        true_lines, dream_lines = ({key: side[key] for key in vectors} for side in (truth, dream))
+        paths.append(open_loop_plot(folder / f"openloop_{env_steps:09d}.png", true_lines, dream_lines, observed))
+        if show:
+            show.picture(env_steps, "openloop/plot", read_png(paths[-1]))
     return paths
 
 
@@ -118,7 +136,7 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
     error = np.abs(truth.astype(np.int16) - dream.astype(np.int16)).astype(np.uint8)
     _, steps, height, width, _ = truth.shape
     border = max(2, min(height, width) // 24)
-    color = np.where(np.arange(steps)[:, None] < observed, np.uint8(OBSERVED), np.uint8(DREAMED))
+    color = np.where(np.arange(steps)[:, None] < observed, OBSERVED, DREAMED).astype(np.uint8)
     columns = [_labels(steps, ("true", "model", "error"), height, border)]
     for parts in zip(truth, dream, error, strict=True):
         tall = np.broadcast_to(
@@ -146,6 +164,14 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def read_png(path: str | Path) -> np.ndarray:
+    """The picture of a PNG file, [H, W, 3] uint8."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:

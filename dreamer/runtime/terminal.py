@@ -12,7 +12,7 @@ from typing import NamedTuple, TextIO
 WINDOW = 30.0  # seconds over which rates are taken
 WORLD_MODEL_LOSSES = ("dyn", "rep", "rew", "con")
 BEHAVIOR_LOSSES = ("policy", "value")
-OTHER_LOSSES = ("repval", "total")  # the rest of loss/*: one reconstruction loss for each observation key
+RECONSTRUCTION = "loss/rec/"  # one loss for each observation key; their sum is shown
 
 
 class State(NamedTuple):
@@ -198,18 +198,15 @@ def _results(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def _losses(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """The losses by short name; `rec` is the sum of the reconstruction losses of all observation keys."""
-    losses = {name.removeprefix("loss/"): value for name, value in metrics.items() if name.startswith("loss/")}
-    named = WORLD_MODEL_LOSSES + BEHAVIOR_LOSSES + OTHER_LOSSES
-    parts = [value for name, value in losses.items() if name not in named]
+    parts = [value for name, value in metrics.items() if name.startswith(RECONSTRUCTION)]
     first, rest = WORLD_MODEL_LOSSES[:2], WORLD_MODEL_LOSSES[2:] + BEHAVIOR_LOSSES
-    shown: dict[str, float | None] = {name: losses.get(name) for name in first}
+    shown: dict[str, float | None] = {name: metrics.get(f"loss/{name}") for name in first}
     shown["rec"] = sum(parts) if parts else None
-    return shown | {name: losses.get(name) for name in rest}
+    return shown | {name: metrics.get(f"loss/{name}") for name in rest}
 
 
 def _health(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """`replay` is the filled part of the replay's capacity, 0 to 1."""
-    names = {"grad_norm": "train/grad_norm", "entropy": "latent/post_entropy", "replay": "replay/fill"}
+    names = {"grad_norm": "train/grad_norm", "entropy": "latent/post_entropy", "replay_rows": "replay/rows"}
     return {short: metrics.get(name) for short, name in names.items()}
 
 
@@ -219,12 +216,12 @@ def _left(state: State, total: int) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """At most four significant digits; "-" for None. A nan that was measured is shown as such."""
+    """Four significant digits, whole parts up to 1e8 in full, "-" for None; a nan that was measured is shown."""
     if value is None:
         return "-"
     if not math.isfinite(value):
         return str(value)
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value and not 1e-3 <= abs(value) < 1e8:
         return f"{value:.2e}"
     digits = max(0, 3 - (math.floor(math.log10(abs(value))) if value else 0))
     return f"{value:.{min(digits, 4)}f}"

@@ -1,1 +1,0 @@
-"""Tests of dreamer; run from the root of the checkout."""
