@@ -175,7 +175,8 @@ def total_loss(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Calla
             raise ValueError(f"losses and scales differ: {sorted(set(losses) ^ set(scales))}")
         means = {name: value.astype(jnp.float32).mean() for name, value in losses.items()}
         metrics = aux.metrics | {f"loss/{name}": mean for name, mean in means.items()}
-        return sum(scales[name] * mean for name, mean in means.items()), aux._replace(metrics=metrics)
+        total = jnp.sum(jnp.stack([scales[name] * mean for name, mean in means.items()]))
+        return total, aux._replace(metrics=metrics)
 
     return total
 

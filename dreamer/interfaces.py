@@ -71,7 +71,8 @@ class WorldModel(NamedTuple):
     imagine(params, key, latent [N, ..], action [N, A]) -> latent [N, ..], one prior step
     feat(latent) -> [.., F]
     predict(params, feat [.., F]) -> reward [..], cont [..] float32, expectations
-    loss(params, extra, key, latent [B, ..], prev_action [B, T, A], batch [B, T]) -> losses {name: [B, T]}, WorldModelOut
+    loss(params, extra, key, latent [B, ..], prev_action [B, T, A], batch [B, T])
+        -> losses {name: [B, T]}, WorldModelOut
     decode(params, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
     pack(latent) -> {name: array}, unpack({name: array}) -> latent: the lossless form in which replay stores latents
     storage: {name: Space} of `pack`

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -13,3 +16,15 @@ jax.config.update("jax_enable_x64", False)
 def key() -> jax.Array:
     """A random key, the same in every run."""
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_modules_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a test wrote into its folder, and the folder's place on the path, end with the test."""
+    path, folder = list(sys.path), str(tmp_path_factory.getbasetemp())
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        if any(str(place).startswith(folder) for place in places):
+            del sys.modules[name]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 
 import flax.linen as nn
+import golden
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreamer.nets import decoder, encoder, heads
-from dreamer.nets.layers import BlockLinear, Conv, Linear, RMSNorm
+from dreamer.nets.layers import BlockLinear, Conv, Linear, RMSNorm, from_blocks, to_blocks
 from dreamer.ops import distributions
 from dreamer.spaces import Space
-from tests import golden
 
 BINS = distributions.twohot_bins(255)
 SPACES = {
@@ -44,7 +45,11 @@ def test_rms_norm():
 
 
 def test_block_linear():
-    golden.check("block_linear", lambda params, inputs: {"y": apply(BlockLinear(12, 4), params["bl"], inputs["x"])})
+    def forward(params, inputs):
+        y = apply(BlockLinear(12), params["bl"], to_blocks(inputs["x"], 4))
+        return {"y": from_blocks(y, inputs["x"].shape[:-1])}
+
+    golden.check("block_linear", forward)
 
 
 def test_convolution_and_max_pool():
@@ -109,6 +114,24 @@ def test_decoder_of_images():
 
 def test_decoder_of_both():
     golden.check("decoder_both", decode("both", without=("pred_image",)))
+
+
+def test_each_block_of_deter_fills_its_own_slice_of_the_start_grid():
+    """The golden decoders have one channel for each block, which cannot tell this order from its reverse."""
+    depth, blocks, channels = 4, 8, 16
+    sizes = SIZES | {"depth": depth}
+    module = decoder.Decoder((("image", SPACES["image"]),), **sizes, blocks=blocks)
+    deter, stoch = jnp.zeros((1, 16)), jnp.zeros((1, 3, 4))
+    params = module.init(jax.random.key(0), deter, stoch)["params"]
+    bias = np.zeros((blocks, 4 * 4 * channels // blocks), np.float32)
+    bias[2] = 1.0
+    params["sp0"]["bias"] = bias.reshape(-1)
+    _, kept = module.apply(
+        {"params": params}, deter, stoch, mutable="intermediates",
+        capture_intermediates=lambda part, _: part.name == "spnorm",
+    )  # fmt: skip
+    (grid,) = kept["intermediates"]["spnorm"]["__call__"]
+    np.testing.assert_array_equal(np.flatnonzero(np.any(np.asarray(grid[0]), (0, 1))), [4, 5])
 
 
 def scalar_head(layers: int, name: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ import optax
 import pytest
 
 from dreamer.ops import balance, distributions, normalize, optimizers, returns
-from tests import golden
 
 UNIMIX = 0.01
 DISCOUNT = 1 - 1 / 333

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,6 @@ from dreamer.ops import balance, distributions
 from dreamer.ops.scan import scan_time
 from dreamer.spaces import Space, Spec
 from dreamer.world_models import rssm
-from tests import golden
 
 HIDDEN, STOCH, CLASSES, UNIMIX = 6, 3, 4, 0.01
 CONFIG = rssm.Config(deter=16, hidden=HIDDEN, stoch=STOCH, classes=CLASSES, blocks=8, unimix=UNIMIX)

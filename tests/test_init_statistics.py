@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,6 @@ import pytest
 from dreamer import agent
 from dreamer.nets.layers import BlockLinear, Conv, Linear, RMSNorm
 from dreamer.spaces import Space, Spec
-from tests import golden
 
 STATISTICS = json.loads((golden.FOLDER / "init_statistics.json").read_text())
 SCATTER = 0.55  # a standard deviation from n weights scatters by SCATTER / sqrt(n), relatively
@@ -28,13 +28,13 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "linear_64x32": Case(Linear(32), (64,)),
-    "linear_multi_16_to_4x4x8": Case(Linear(4 * 4 * 8), (16,)),
-    "blocklinear_64_to_32_blocks8": Case(BlockLinear(32, 8), (64,)),
-    "conv5_6_to_8": Case(Conv(8, 5), (8, 8, 6)),
-    "head_outscale0.01_linear_64x32": Case(Linear(32, outscale=0.01), (64,)),
-    "head_outscale0_linear_64x255": Case(Linear(255, outscale=0.0), (64,)),
-    "norm_rms": Case(RMSNorm(), (64,)),
+    "linear_64x32": Case(Linear(32), (1, 64)),
+    "linear_multi_16_to_4x4x8": Case(Linear(4 * 4 * 8), (1, 16)),
+    "blocklinear_64_to_32_blocks8": Case(BlockLinear(32), (8, 1, 8)),
+    "conv5_6_to_8": Case(Conv(8, 5), (1, 8, 8, 6)),
+    "head_outscale0.01_linear_64x32": Case(Linear(32, outscale=0.01), (1, 64)),
+    "head_outscale0_linear_64x255": Case(Linear(255, outscale=0.0), (1, 64)),
+    "norm_rms": Case(RMSNorm(), (1, 64)),
 }
 SPECS = {
     "agent_size1m_image18": Spec({"image": Space((64, 64, 3), "uint8")}, Space((), "int32", classes=18)),
@@ -45,7 +45,7 @@ SPECS = {
 def draw(case: Case, draws: int) -> dict[str, np.ndarray]:
     """{parameter: [draws, ..]} of as many fresh modules."""
     keys = jax.random.split(jax.random.key(0), draws)
-    return jax.vmap(lambda key: case.module.init(key, jnp.zeros((1, *case.shape)))["params"])(keys)
+    return jax.vmap(lambda key: case.module.init(key, jnp.zeros(case.shape))["params"])(keys)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -73,7 +73,10 @@ class Config:
 
 
 class ActionDist(NamedTuple):
-    """What the actor's outputs mean: sample(key, outs), mode(outs) -> action [.., A]; log_prob(outs, action), entropy(outs)."""
+    """What the actor's outputs mean.
+
+    sample(key, outs), mode(outs) -> action [.., A] | log_prob(outs, action), entropy(outs) -> [..]
+    """
 
     sample: Callable[[Key, dict[str, Array]], Array]
     mode: Callable[[dict[str, Array]], Array]

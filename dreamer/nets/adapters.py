@@ -29,5 +29,5 @@ def from_haiku(function: Callable[..., Any]) -> Network:
         import haiku as hk
     except ImportError as error:
         raise UserError(f"a Haiku network needs the package dm-haiku: {error}") from error
-    transformed = hk.without_apply_rng(hk.transform(function))
+    transformed: Any = hk.without_apply_rng(hk.transform(function))
     return Network(transformed.init, transformed.apply)

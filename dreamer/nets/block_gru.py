@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamer.nets.layers import BlockLinear, Linear, RMSNorm
+from dreamer.nets.layers import BlockLinear, BlockRMSNorm, Linear, RMSNorm, from_blocks, to_blocks
 
 Array = jax.Array
 
@@ -27,17 +27,16 @@ class Core(nn.Module):
         action = action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
         stoch = stoch.reshape(*stoch.shape[:-2], -1)
         shared = jnp.concatenate([self._project(i, x) for i, x in enumerate((deter, stoch, action))], -1)
-        width = deter.shape[-1]
+        (*lead, width), shared = deter.shape, shared.reshape(-1, shared.shape[-1])
+        deter = to_blocks(deter.astype(self.dtype), self.blocks)
         x = deter
         for i in range(self.layers):
-            x = BlockLinear(width, self.blocks, self.dtype, name=f"dynhid{i}")(x, shared if i == 0 else None)
-            x = nn.silu(RMSNorm(self.dtype, name=f"dynhid{i}norm")(x))
-        gates = BlockLinear(3 * width, self.blocks, self.dtype, name="dyngru")(x)
-        gates = gates.reshape(*gates.shape[:-1], self.blocks, 3 * width // self.blocks)
-        reset, candidate, update = (g.reshape(*g.shape[:-2], width) for g in jnp.split(gates, 3, -1))
+            x = BlockLinear(width, self.dtype, name=f"dynhid{i}")(x, shared if i == 0 else None)
+            x = nn.silu(BlockRMSNorm(self.dtype, name=f"dynhid{i}norm")(x))
+        reset, candidate, update = BlockLinear(3 * width, self.dtype, parts=3, name="dyngru")(x)
         update = jax.nn.sigmoid(update - 1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
-        return update * candidate + (1 - update) * deter.astype(self.dtype)
+        return from_blocks(update * candidate + (1 - update) * deter, tuple(lead))
 
     def _project(self, i: int, x: Array) -> Array:
         x = Linear(self.hidden, dtype=self.dtype, name=f"dynin{i}")(x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
-from dreamer.nets.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
+from dreamer.nets.layers import MLP, BlockLinear, Conv, Linear, RMSNorm, to_blocks
 from dreamer.ops.distributions import symexp, symlog
 from dreamer.spaces import Space
 
@@ -80,10 +80,10 @@ class Decoder(nn.Module):
     def _start_grid(self, deter: Array, stoch: Array, height: int, width: int) -> Array:
         channels = self.depth * self.mults[-1]
         lead = deter.shape[:-1]
-        x0 = BlockLinear(height * width * channels, self.blocks, self.dtype, name="sp0")(deter)
+        x0 = BlockLinear(height * width * channels, self.dtype, name="sp0")(to_blocks(deter, self.blocks))
         # Each block of deter fills its own slice of the channels.
-        x0 = x0.reshape(*lead, self.blocks, height, width, channels // self.blocks)
-        x0 = jnp.moveaxis(x0, -4, -2).reshape(*lead, height, width, channels)
+        x0 = x0.reshape(self.blocks, -1, height, width, channels // self.blocks)
+        x0 = jnp.moveaxis(x0, 0, -2).reshape(*lead, height, width, channels)
         x1 = Linear(2 * self.units, dtype=self.dtype, name="sp1")(stoch)
         x1 = nn.silu(RMSNorm(self.dtype, name="sp1norm")(x1))
         x1 = Linear(height * width * channels, dtype=self.dtype, name="sp2")(x1).reshape(x0.shape)
@@ -105,7 +105,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
     lead = target.shape[: target.ndim - len(space.shape)]
     if space.image:
         return jnp.sum(jnp.square(out - target.astype(jnp.float32) / 255), (-3, -2, -1))
-    if space.discrete:
+    if space.classes is not None:
         logits = out.reshape(*lead, -1, space.classes)
         labels = jax.nn.one_hot(target.reshape(*lead, -1), space.classes)
         return -jnp.sum(labels * jax.nn.log_softmax(logits), (-2, -1))
@@ -126,6 +126,6 @@ def make(
     spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
     blocks: int, dtype: Any,
 ) -> Network:  # fmt: skip
-    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: raw output}."""
+    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}."""
     fixed = tuple(sorted(spaces.items()))
     return from_flax(Decoder(fixed, depth, tuple(mults), units, layers, kernel, blocks, dtype))

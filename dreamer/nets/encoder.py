@@ -28,7 +28,7 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
         space, x = spaces[key], obs[key]
         lead = x.shape[: x.ndim - len(space.shape)]
         flat = x.reshape(*lead, -1)
-        if space.discrete:
+        if space.classes is not None:
             missing, value = flat == -1, jax.nn.one_hot(flat, space.classes).reshape(*lead, -1)
         else:
             flat = flat.astype(jnp.float32)

@@ -39,7 +39,7 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
-    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; beyond the ends the last bin."""
+    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; beyond the ends on the last."""
     target = sg(target.astype(jnp.float32))[..., None]
     grid = jnp.asarray(bins).reshape((1,) * (target.ndim - 1) + (-1,))
     count = len(bins)

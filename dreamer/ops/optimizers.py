@@ -33,16 +33,16 @@ class Config:
 
 
 class RmsState(NamedTuple):
-    """count [] int32, nu like the parameters."""
+    """updates [] int32, nu like the parameters."""
 
-    count: Array
+    updates: Array
     nu: Any
 
 
 class MomentumState(NamedTuple):
-    """count [] int32, mu like the parameters."""
+    """updates [] int32, mu like the parameters."""
 
-    count: Array
+    updates: Array
     mu: Any
 
 
@@ -66,7 +66,7 @@ def scale_by_rms(beta: float = 0.999, eps: float = 1e-20) -> optax.GradientTrans
         return RmsState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: Any, state: RmsState, params: Any = None) -> tuple[Any, RmsState]:
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         nu = jax.tree.map(lambda n, g: beta * n + (1 - beta) * jnp.square(g), state.nu, grads)
         correction = 1 - jnp.float32(beta) ** count
         scaled = jax.tree.map(lambda g, n: g / (jnp.sqrt(n / correction) + eps), grads, nu)
@@ -82,7 +82,7 @@ def scale_by_momentum(beta: float = 0.9) -> optax.GradientTransformation:
         return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, grads)
         correction = 1 - jnp.float32(beta) ** count
         return jax.tree.map(lambda m: m / correction, mu), MomentumState(count, mu)

@@ -57,7 +57,8 @@ def run_episodes(
     """
     envs = workers.envs
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
-    tracker, done, frames = EpisodeTracker(envs), [[] for _ in range(envs)], []
+    tracker, frames = EpisodeTracker(envs), []
+    done: list[list[Episode]] = [[] for _ in range(envs)]
     key, carry, count = jax.random.fold_in(jax.random.key(seed), 2), agent.initial_carry(envs), 0
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
         step = workers.receive()

@@ -36,7 +36,7 @@ class Learner:
         whole = devices.replicated(self.mesh)
         self.state: TrainState = jax.jit(agent.init, out_shardings=whole)(jax.random.key(seed))
         self.updates = 0
-        self._update = devices.jit_update(agent, self.mesh)
+        self._update: Any = devices.jit_update(agent, self.mesh)
         self._report = jax.jit(agent.report)
         self._lockstep = lockstep
         self.acting: Params = devices.first_copy(self.state.params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -19,7 +20,8 @@ from dreamer.runtime.collector import Collector
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.metrics import EpisodeTracker, Logger, episode_metrics
 from dreamer.runtime.replay import Replay
-from dreamer.runtime.run_dir import CONFIG, create_run_dir, disk_error
+from dreamer.runtime.run_dir import CONFIG, create_run_dir, disk_error, refuse_used
+from dreamer.runtime.steps import Batch
 from dreamer.runtime.terminal import Display
 from dreamer.runtime.workers import Workers, make_workers
 from dreamer.spaces import Space, Spec
@@ -32,17 +34,19 @@ def train(config: Config) -> Path:
 
     Raises UserError for everything that the user can mend. Interrupted, it saves the train state first.
     """
-    config = dataclasses.replace(config, run_dir=config.run_dir or default_run_dir(config))
+    given, config = config, dataclasses.replace(config, run_dir=config.run_dir or default_run_dir(config))
+    refuse_used(config.run_dir)
     with contextlib.ExitStack() as stack:
         run = Run(config, stack)
+        write_config(run.run_dir, given)
         try:
             while run.replay.steps < config.env_steps:
                 run.collect()
                 run.learn()
                 run.tend()
             run.finish()
-        except (KeyboardInterrupt, UserError):
-            run.save()
+        except (KeyboardInterrupt, UserError) as error:
+            run.rescue(error)
             raise
     return Path(config.run_dir)
 
@@ -69,7 +73,6 @@ class Run:
         )
         self.display.header([*describe(config, spec, self.learner), size.describe(), *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir)
-        write_config(self.run_dir, config)
         self.replay = Replay(
             spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps, size=size
         )
@@ -77,7 +80,9 @@ class Run:
         self.tracker = EpisodeTracker(envs)
         self.logger = stack.enter_context(Logger(self.run_dir, config.log, dataclasses.asdict(config)))
         self.checkpoints = stack.enter_context(Checkpoints(self.run_dir, config.checkpoint.keep))
-        self._credited, self._pending, self._compiled = None, None, False
+        self._credited: Fraction | None = None
+        self._pending: Update | None = None
+        self._compiled = False
         self._eval_due = config.eval.every or config.env_steps
         self._logged = self._saved = time.monotonic()
         self._logged_at = (0, 0)
@@ -86,7 +91,8 @@ class Run:
     def collect(self) -> None:
         """One row of every environment into the replay."""
         step = self.collector.collect(self.learner.acting)
-        self.logger.add(episode_metrics(self.tracker.observe(step)))
+        for episode in self.tracker.observe(step):
+            self.logger.add(episode_metrics([episode]))
 
     def learn(self) -> None:
         """As many updates as the rows collected so far ask for."""
@@ -141,8 +147,14 @@ class Run:
                 )  # fmt: skip
             returns = result.returns
             lengths = [episode.length for episode in result.episodes]
-            metrics = {"eval/return": np.mean(returns), "eval/length": np.mean(lengths), "eval/return_std": np.std(returns)}
-            self.logger.add(metrics, latest=True)
+            self.logger.add(
+                {
+                    "eval/return": np.mean(returns),
+                    "eval/return_std": np.std(returns),
+                    "eval/length": np.mean(lengths),
+                },
+                latest=True,
+            )
             self.display.message(
                 f"evaluation at {steps:,} steps: return {np.mean(returns):.1f} +- {np.std(returns):.1f} "
                 f"over {len(returns)} episodes"
@@ -154,7 +166,7 @@ class Run:
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
             if report:
-                pictures.write_report(self.run_dir, steps, report)
+                pictures.write_report(self.run_dir, steps, report, show=self.logger)
         self.log()
         self.display.phase("training" if self._compiled else "collecting")
 
@@ -181,7 +193,15 @@ class Run:
         meta = {"env_steps": self.replay.steps, "updates": self.learner.updates}
         self.checkpoints.save(self.replay.steps, self.learner.state, meta)
 
-    def _compile(self, batch: object) -> None:
+    def rescue(self, error: BaseException) -> None:
+        """Saves what there is; should that fail too, the first error stays the one that is told."""
+        try:
+            self.log()
+            self.save()
+        except UserError as second:
+            error.add_note(str(second))
+
+    def _compile(self, batch: Batch) -> None:
         self.display.phase("compiling")
         self.learner.compile(batch)
         self._compiled = True

@@ -144,23 +144,10 @@ class EnvRows:
 
     def _write_obs(self, obs: Any, out: Step, index: int) -> None:
         for reader in self._readers:
-            value = obs
-            for key in reader.path:
-                if not isinstance(value, Mapping) or key not in value:
-                    raise self._error(f"observation has no key {reader.key!r}, its space promises one")
-                value = value[key]
-            array = value if isinstance(value, np.ndarray) else np.asarray(value)
-            wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
-            if wrong_dtype or array.shape != reader.shape:
-                raise self._error(
-                    f"key {reader.key!r} is {array.dtype} {list(array.shape)}, its space is "
-                    f"{_KINDS[reader.kinds]} {list(reader.shape)}"
-                )
-            # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds.
-            if reader.low is not None and not ((array >= reader.low).all() and (array <= reader.high).all()):
-                raise self._error(_outside(reader, array))
-            if reader.space.discrete:
-                array = array - reader.start
+            try:
+                array = read(reader, find(reader, obs))
+            except ValueError as error:
+                raise self._error(str(error)) from None
             target = out.obs[reader.key]
             target[index] = array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
 
@@ -185,6 +172,47 @@ class EnvRows:
 
     def _error(self, text: str) -> UserError:
         return UserError(f"env {self.name!r}, episode {self._episode}, step {self._step}: {text}")
+
+
+def find(reader: Reader, obs: Any) -> Any:
+    """The value of one key in an observation. Raises ValueError when it is not there."""
+    for key in reader.path:
+        if not isinstance(obs, Mapping) or key not in obs:
+            raise ValueError(f"observation has no key {reader.key!r}, its space promises one")
+        obs = obs[key]
+    return obs
+
+
+def read(reader: Reader, value: Any) -> np.ndarray:
+    """The value of one key, checked against its space and with classes from 0. Raises ValueError."""
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
+    if wrong_dtype or array.shape != reader.shape:
+        raise ValueError(
+            f"key {reader.key!r} is {array.dtype} {list(array.shape)}, its space is "
+            f"{_KINDS[reader.kinds]} {list(reader.shape)}"
+        )
+    # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds.
+    if reader.low is not None and not ((array >= reader.low).all() and (array <= reader.high).all()):
+        raise ValueError(_outside(reader, array))
+    return array - reader.start if reader.space.discrete else array
+
+
+def agent_obs(keys: list[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
+    """An observation of an environment, or a batch of them, as the agent takes it: {k: [E, ..]}; and was it one alone.
+
+    Raises UserError when it does not fit the spaces.
+    """
+    try:
+        values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
+        single = all(values[reader.key].ndim == len(reader.shape) for reader in keys)
+        lists = {key: [value] if single else list(value) for key, value in values.items()}
+        rows = {r.key: [read(r, x).reshape(r.space.shape) for x in lists[r.key]] for r in keys}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"observation of env {name!r}: {error}") from None
+    if len({len(row) for row in rows.values()}) > 1:
+        raise UserError(f"observation of env {name!r}: its keys hold different numbers of rows")
+    return {r.key: np.stack(rows[r.key]).astype(r.space.dtype) for r in keys}, single
 
 
 def readers(env: gymnasium.Env, name: str = "") -> list[Reader]:

@@ -15,15 +15,21 @@ CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
 
 
-def create_run_dir(path: str | Path) -> Path:
-    """Makes the directory of a new run, with its parents.
-
-    Raises UserError when it already holds a run (its config, metrics or checkpoints) or cannot be written.
-    """
+def refuse_used(path: str | Path) -> Path:
+    """The path, if no run is there. Raises UserError when it holds one: its config, metrics or checkpoints."""
     path = Path(path).expanduser()
     for name in (CONFIG, METRICS, CHECKPOINTS):
         if (path / name).exists() or (path / name).is_symlink():
             raise UserError(f"run_dir {path} already holds a run ({name}); choose another run_dir or remove it first")
+    return path
+
+
+def create_run_dir(path: str | Path) -> Path:
+    """Makes the directory of a new run, with its parents.
+
+    Raises UserError when it already holds a run or cannot be written.
+    """
+    path = refuse_used(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,149 @@
+"""A trained run, loaded to act or to be scored."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+
+from dreamer import agent as agents
+from dreamer import plugins
+from dreamer.config import Config
+from dreamer.config import load as load_config
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Carry, Params
+from dreamer.runtime import devices, evaluation, pictures
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.rows import action_reader, agent_obs, readers, spec_of
+from dreamer.runtime.run_dir import CONFIG, existing_run_dir
+
+FPS = 30
+
+
+class Trained(NamedTuple):
+    """The newest checkpoint of a run: its config, its agent, the policy's parameters, env_steps when saved."""
+
+    config: Config
+    agent: Agent
+    params: Params
+    env_steps: int
+
+
+class State(NamedTuple):
+    """What a loaded agent remembers between calls of `act`: its carry and the number of calls so far."""
+
+    carry: Carry
+    calls: int
+
+
+def restore(run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None) -> Trained:
+    """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config."""
+    run_dir = existing_run_dir(Path(run))
+    config = load_config(run_dir / CONFIG)
+    if env is None:
+        with contextlib.closing(plugins.make_env(config.env, config.env_options)) as made:
+            spec = spec_of(made, config.env)
+    else:
+        spec = spec_of(env, config.env)
+    agent = agents.make(config.agent, spec)
+    like = jax.eval_shape(agent.init, jax.random.key(0))
+    with Checkpoints(run_dir) as checkpoints:
+        state, meta = checkpoints.restore(like, step)
+    return Trained(config, agent, state.params, meta["env_steps"])
+
+
+class LoadedAgent:
+    """Acts in the environment's own terms: its observations in, its actions out.
+
+        agent = dreamer.load("runs/...")
+        obs, _ = env.reset()
+        action, state = agent.act(obs)            a new episode
+        action, state = agent.act(obs, state)     its next step
+
+    Owns the device copy of the parameters.
+    """
+
+    def __init__(self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int):
+        self.config, self.env_steps = trained.config, trained.env_steps
+        self.action_space, self.observation_space = env.action_space, env.observation_space
+        self._agent, self._params, self._mode = trained.agent, trained.params, mode
+        self._readers = readers(env, trained.config.env)
+        self._to_env = action_reader(env, trained.config.env)[1]
+        self._policy = devices.jit_policy(trained.agent)
+        self._key = jax.random.key(seed)
+
+    def act(self, obs: Any, state: State | None = None, is_first: Any = None) -> tuple[Any, State]:
+        """An action for one observation, or one each for a batch of them (a leading axis E on every array).
+
+        obs: as the environment gives it. state: from the call before, None at the start of an episode.
+        is_first [E] bool: which environments of a batch begin a new episode now; the others go on.
+        Returns the action as `env.step` takes it ([E, ..] stacked for a batch) and the next state.
+        Raises UserError when the observation does not fit the environment's space.
+        """
+        batch, single = agent_obs(self._readers, obs, self.config.env)
+        envs = len(next(iter(batch.values())))
+        fresh = state is None
+        state = state or State(self._agent.initial_carry(envs), 0)
+        if len(state.carry.prev_action) != envs:
+            raise UserError(f"act: {envs} observations, but the state is of {len(state.carry.prev_action)}")
+        first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh
+        if first.shape != (envs,):
+            raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
+        carry, action, _ = self._policy(self._params, self._key, state.calls, state.carry, batch, first, self._mode)
+        actions = [self._to_env(one) for one in np.asarray(action)]
+        return actions[0] if single else np.stack(actions), State(carry, state.calls + 1)
+
+
+def load(
+    run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None
+) -> LoadedAgent:
+    """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError."""
+    config = load_config(existing_run_dir(Path(run)) / CONFIG)
+    with contextlib.closing(plugins.make_env(config.env, config.env_options)) as env:
+        return LoadedAgent(restore(run, env, step), env, mode=mode or config.eval.mode, seed=seed)
+
+
+def evaluate(
+    run: str | os.PathLike, *, episodes: int = 20, video: str | None = None,
+    mode: Literal["sample", "mode"] | None = None, seed: int = 0,
+) -> evaluation.Result:  # fmt: skip
+    """Plays episodes with the newest checkpoint in fresh environments; the first one is filmed into `video`.
+
+    Raises UserError, also when the environment cannot be filmed.
+    """
+    trained = restore(run)
+    config = trained.config
+    if video:
+        evaluation.can_film(config.env, config.env_options, "on")
+    with contextlib.closing(
+        evaluation.make_eval_workers(
+            config.env, config.env_options, episodes=episodes, action_repeat=config.action_repeat, seed=seed,
+            film=bool(video),
+        )
+    ) as workers:  # fmt: skip
+        result = evaluation.run_episodes(
+            trained.agent, devices.jit_policy(trained.agent), trained.params, workers, episodes=episodes, seed=seed,
+            mode=mode or config.eval.mode, film=bool(video),
+        )  # fmt: skip
+    if video:
+        pictures.write_episode_video(video, result.frames, FPS)
+    return result
+
+
+def evaluate_run(run: str, *, episodes: int, video: str | None, mode: Any, seed: int) -> None:
+    """`dreamer eval`: plays, prints a line an episode and the summary."""
+    result = evaluate(run, episodes=episodes, video=video, mode=mode, seed=seed)
+    for i, episode in enumerate(result.episodes):
+        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}")
+    returns = np.array(result.returns)
+    print(
+        f"{len(returns)} episodes: return mean {returns.mean():.3f}, std {returns.std():.3f}, "
+        f"min {returns.min():.3f}, max {returns.max():.3f}"
+    )
+    if video:
+        print(f"video: {video}")
