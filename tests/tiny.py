@@ -6,6 +6,7 @@ continuous actions). Compiled functions are cached, so that the tests of one pro
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -45,9 +46,16 @@ WORLD_MODEL = rssm.Config(
 )  # fmt: skip
 BEHAVIOR = actor_critic.Config(units=8, actor_layers=1, critic_layers=1, bins=15, imagine_length=3)
 FEAT = WORLD_MODEL.deter + WORLD_MODEL.stoch * WORLD_MODEL.classes
-OPTIMIZER = optimizers.Config(learning_rate=1e-3, warmup=2)
+# With a large eps, gradients of 0 with rounding errors do not become updates of full size.
+OPTIMIZER = optimizers.Config(learning_rate=1e-3, warmup=2, eps=1e-3)
 CONFIG = agents.Config("float32", HORIZON, True, WORLD_MODEL, BEHAVIOR, OPTIMIZER)
-BATCH, LENGTH = 4, 6
+BATCH, LENGTH = 8, 6
+# The program is as right as with the costly passes, and compiles five times faster.
+QUICK = {
+    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False,
+}  # fmt: skip
+jit = functools.partial(jax.jit, compiler_options=QUICK)
+TRACES: collections.Counter[tuple[str, str]] = collections.Counter()  # of `update`, by its arguments
 
 
 def make_batch(
@@ -118,13 +126,19 @@ def make_agent(kind: str, dtype: str = "float32") -> Agent:
 @functools.cache
 def init(kind: str, dtype: str = "float32") -> Callable[[jax.Array], TrainState]:
     """`Agent.init`, compiled."""
-    return jax.jit(make_agent(kind, dtype).init)
+    return jit(make_agent(kind, dtype).init)
 
 
 @functools.cache
 def update(kind: str, dtype: str = "float32") -> Callable[..., Any]:
-    """`Agent.update`, compiled; nothing is donated."""
-    return jax.jit(make_agent(kind, dtype).update)
+    """`Agent.update`, compiled; nothing is donated. `TRACES` counts how often it was traced."""
+    agent = make_agent(kind, dtype)
+
+    def counted(state: TrainState, batch: Batch) -> Any:
+        TRACES[kind, dtype] += 1
+        return agent.update(state, batch)
+
+    return jit(counted)
 
 
 @functools.cache

@@ -88,7 +88,7 @@ class LoadedAgent:
         batch, single = agent_obs(self._readers, obs, self.config.env)
         envs = len(next(iter(batch.values())))
         fresh = state is None
-        state = state or State(self._agent.initial_carry(envs), 0)
+        state = state or State(devices.first_copy(self._agent.initial_carry(envs)), 0)
         if len(state.carry.prev_action) != envs:
             raise UserError(f"act: {envs} observations, but the state is of {len(state.carry.prev_action)}")
         first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh

@@ -25,7 +25,8 @@ class Collector:
         self._policy: Callable[..., Any] = devices.jit_policy(agent)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
-        self._carry = agent.initial_carry(workers.envs)
+        # On the device from the start, as it comes back from the policy: one compilation instead of two.
+        self._carry = devices.first_copy(agent.initial_carry(workers.envs))
         self._count = 0
 
     def collect(self, params: Params) -> Step:

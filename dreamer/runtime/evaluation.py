@@ -12,6 +12,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Params
+from dreamer.runtime import devices
 from dreamer.runtime.metrics import Episode, EpisodeTracker
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Config as WorkersConfig
@@ -59,7 +60,8 @@ def run_episodes(
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
     tracker, frames = EpisodeTracker(envs), []
     done: list[list[Episode]] = [[] for _ in range(envs)]
-    key, carry, count = jax.random.fold_in(jax.random.key(seed), 2), agent.initial_carry(envs), 0
+    key, count = jax.random.fold_in(jax.random.key(seed), 2), 0
+    carry = devices.first_copy(agent.initial_carry(envs))
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
         step = workers.receive()
         if film and not done[0]:

@@ -80,6 +80,7 @@ class Run:
         self.tracker = EpisodeTracker(envs)
         self.logger = stack.enter_context(Logger(self.run_dir, config.log, dataclasses.asdict(config)))
         self.checkpoints = stack.enter_context(Checkpoints(self.run_dir, config.checkpoint.keep))
+        self._eval_policy = devices.jit_policy(self.agent)
         self._credited: Fraction | None = None
         self._pending: Update | None = None
         self._compiled = False
@@ -123,15 +124,15 @@ class Run:
             self.save()
 
     def finish(self) -> None:
-        """The last evaluation, the last line of metrics, the last checkpoint."""
+        """The last evaluation with its line of metrics, the last checkpoint."""
         self.evaluate()
-        self.log()
         self.save()
         self.display.message(f"done: {self.run_dir}")
 
     def evaluate(self) -> None:
-        """Episodes in fresh environments, their video, and open-loop pictures of the world model."""
+        """Episodes in fresh environments, their video, open-loop pictures of the world model; a line of metrics."""
         config, steps = self.config, self.replay.steps
+        self.settle()
         self.learner.sync()
         self.display.phase("evaluating")
         if config.eval.episodes:
@@ -142,7 +143,7 @@ class Run:
                 )
             ) as workers:  # fmt: skip
                 result = evaluation.run_episodes(
-                    self.agent, devices.jit_policy(self.agent), self.learner.acting, workers,
+                    self.agent, self._eval_policy, self.learner.acting, workers,
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
                 )  # fmt: skip
             returns = result.returns
@@ -188,18 +189,22 @@ class Run:
 
     def save(self) -> None:
         """The train state, as the checkpoint of this step."""
-        self._take(self._pending)
-        self._pending = None
+        self.settle()
         meta = {"env_steps": self.replay.steps, "updates": self.learner.updates}
         self.checkpoints.save(self.replay.steps, self.learner.state, meta)
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        try:
-            self.log()
-            self.save()
-        except UserError as second:
-            error.add_note(str(second))
+        for keep in (self.save, self.log):
+            try:
+                keep()
+            except UserError as second:
+                error.add_note(str(second))
+
+    def settle(self) -> None:
+        """Takes the update that is still under way."""
+        self._take(self._pending)
+        self._pending = None
 
     def _compile(self, batch: Batch) -> None:
         self.display.phase("compiling")

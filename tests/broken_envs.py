@@ -1,0 +1,119 @@
+"""Environments for tests of the loop: small sound ones, and ones that break a promise. No jax: workers import it.
+
+Named "broken_envs:sound"; the tests folder is on the path (setup.cfg).
+"""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Sound(gymnasium.Env):
+    """Three noisy numbers are seen; action 1 pays more than 2 and 3. Draws itself, ends by a time limit."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space: gymnasium.Space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space: gymnasium.Space = spaces.Discrete(3, start=1)
+
+    def __init__(self, steps: int = 5, render_mode: str | None = None):
+        self.steps, self.render_mode, self.time = steps, render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        assert action in self.action_space, action
+        self.time += 1
+        return self.observe(), self.reward(action), False, self.time >= self.steps, {}
+
+    def observe(self):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reward(self, action):
+        return 1.0 / action + self.np_random.normal()
+
+    def render(self):
+        return np.full((16, 16, 3), 50 * self.time, np.uint8)
+
+
+class Mixed(Sound):
+    """A picture and two numbers are seen, the action is continuous. Draws nothing but shows pictures."""
+
+    metadata = {"render_modes": []}
+    observation_space = spaces.Dict(
+        {"camera": spaces.Box(0, 255, (8, 8, 3), np.uint8), "joints": spaces.Box(-1.0, 1.0, (2,), np.float32)}
+    )
+    action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
+
+    def observe(self):
+        return {
+            "camera": self.np_random.integers(0, 256, (8, 8, 3)).astype(np.uint8),
+            "joints": self.np_random.uniform(-1, 1, 2).astype(np.float32),
+        }
+
+    def reward(self, action):
+        return float(action[0])
+
+
+class Uneven(Sound):
+    """The environment of seed n has episodes of n + 1 steps, each of which pays 1."""
+
+    def __init__(self, first_seed: int):
+        super().__init__()
+        self.first_seed = first_seed
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.steps = seed - self.first_seed + 1
+        return super().reset(seed=seed)
+
+    def reward(self, action):
+        return 1.0
+
+
+class Fails(Sound):
+    """Breaks at the `after`-th step of its life in the way that `how` says."""
+
+    def __init__(self, how: str, after: int = 8):
+        super().__init__()
+        self.how, self.left = how, after
+        if how == "spaces":
+            self.observation_space = spaces.Text(5)
+        if how == "action space":
+            self.action_space = spaces.MultiDiscrete([2, 2])
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.left -= 1
+        if self.left <= 0:
+            if self.how == "nan":
+                obs[1] = np.nan
+            if self.how == "nan reward":
+                reward = float("nan")
+            if self.how == "outside":
+                obs[2] = 7.0
+            if self.how == "raise":
+                raise RuntimeError("the cable is loose")
+            if self.how == "interrupt":
+                raise KeyboardInterrupt
+        return obs, reward, terminated, truncated, info
+
+
+def sound(steps: int = 5, render_mode: str | None = None) -> gymnasium.Env:
+    return Sound(steps, render_mode)
+
+
+def mixed() -> gymnasium.Env:
+    return Mixed()
+
+
+def uneven(first_seed: int) -> gymnasium.Env:
+    return Uneven(first_seed)
+
+
+def fails(how: str, after: int = 8) -> gymnasium.Env:
+    return Fails(how, after)

@@ -1,0 +1,114 @@
+"""The learner: which parameters act, and that they outlive the donated state."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import recording_agent
+
+from dreamer.errors import UserError
+from dreamer.runtime import devices
+from dreamer.runtime.learner import Learner
+from dreamer.runtime.steps import Batch, Rows
+from dreamer.spaces import Space, Spec
+
+SPEC = Spec({"vector": Space((3,), "float32")}, Space((), "int32", 2))
+ROWS = Rows(np.zeros(2, int), np.zeros((2, 5), np.int64))
+
+
+def batch(reward: float = 0.0) -> Batch:
+    flags = np.zeros((3, 2, 5), bool)
+    rewards = np.full((2, 5), reward, np.float32)
+    return Batch({"vector": np.ones((2, 5, 3), np.float32)}, np.zeros((2, 5, 2), np.float32), rewards, *flags, {})
+
+
+def learner(lockstep: bool) -> Learner:
+    return Learner(recording_agent(SPEC), seed=0, batch_size=2, lockstep=lockstep)
+
+
+def acting(learner: Learner) -> float:
+    return float(learner.acting["w"][0])
+
+
+def test_in_lockstep_the_newest_parameters_act():
+    ours = learner(lockstep=True)
+    assert acting(ours) == 0
+    for update in range(1, 4):
+        ours.step(batch(), ROWS)
+        assert acting(ours) == update == ours.updates
+
+
+def test_without_lockstep_the_parameters_that_act_are_one_update_old():
+    ours = learner(lockstep=False)
+    for update in range(1, 4):
+        ours.step(batch(), ROWS)
+        assert acting(ours) == update - 1
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_after_sync_the_newest_parameters_act(lockstep):
+    ours = learner(lockstep)
+    for _ in range(3):
+        ours.step(batch(), ROWS)
+    ours.sync()
+    assert acting(ours) == float(ours.state.params["w"][0]) == 3
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_the_state_is_donated_and_the_acting_copy_is_not(lockstep):
+    ours = learner(lockstep)
+    states, copies = [], []
+    for _ in range(4):
+        states.append(ours.state)
+        copies.append(ours.acting)
+        ours.step(batch(), ROWS)
+    assert all(state.params["w"].is_deleted() for state in states)
+    expected = [0, 1, 2, 3] if lockstep else [0, 0, 1, 2]
+    assert [float(copy["w"][0]) for copy in copies] == expected
+
+
+def test_an_update_gives_its_own_latents_metrics_and_rows():
+    update = learner(lockstep=True).step(batch(reward=2.5), ROWS)
+    assert update.rows is ROWS
+    assert np.array_equal(update.latent["reward"], np.full((2, 5), 2.5))
+    assert float(update.metrics["loss/reward"]) == 2.5
+
+
+def test_compiling_makes_no_update():
+    ours = learner(lockstep=True)
+    ours.compile(batch())
+    assert ours.updates == 0 and int(ours.state.step) == 0 and acting(ours) == 0
+    ours.step(batch(), ROWS)
+    assert ours.updates == int(ours.state.step) == 1
+
+
+def test_a_report_leaves_the_state_alone_and_comes_as_numpy():
+    ours = learner(lockstep=True)
+    ours.step(batch(), ROWS)
+    report = ours.report(batch())
+    assert all(isinstance(value, np.ndarray) for value in report.values())
+    assert report["dream/vector"].mean() == 2
+    assert int(ours.state.step) == 1
+
+
+def test_the_seed_gives_the_state():
+    first, again = (learner(lockstep=True).state.key for _ in range(2))
+    other = Learner(recording_agent(SPEC), seed=1, batch_size=2, lockstep=True).state.key
+    assert first == again and first != other
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_refused():
+    mesh = types.SimpleNamespace(size=3)
+    devices.check_batch_size(mesh, 6)
+    with pytest.raises(UserError, match="replay.batch_size 16 .* 3 devices"):
+        devices.check_batch_size(mesh, 16)
+
+
+def test_a_first_copy_shares_no_memory():
+    tree = {"a": jax.device_put(np.arange(4.0, dtype=np.float32)), "b": jax.random.key(0)}
+    copy = devices.first_copy(tree)
+    assert copy["a"].unsafe_buffer_pointer() != tree["a"].unsafe_buffer_pointer()
+    assert np.array_equal(copy["a"], tree["a"]) and copy["b"] == tree["b"]

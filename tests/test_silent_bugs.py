@@ -1,0 +1,787 @@
+"""Bugs that leave healthy loss curves behind, one or more tests each; every one failed once with its bug put in.
+
+    bug                                          tests here                                  more in
+     1  bootstrap one step off                   bootstrap                                   golden_ops, golden_behavior
+     2  wrong action beside an observation       action, previous_action                     golden_agent
+     3  no reset mask                            reset, first_row                            golden_rssm
+     4  actor scored where its action led        actor_is_scored, rollout, policy_gradient   golden_behavior
+     5  continue weight one step late            continue_weight                             golden_behavior
+     6  is_first masks the true last row         rows_of_every_episode, ending               test_rows
+     7  only the entropy trains the actor        policy_gradient                             golden_agent
+     8  a time limit taken for an end            time_limit, flags                           test_rows, golden_behavior
+     9  last observation overwritten             rows_of_every_episode                       test_rows
+    10  losses overwritten or dropped            every_loss_*, forgotten, two_losses           golden_agent
+    11  free nats of the mean                    free_nats                                   golden_ops
+    12  block-linear fan-in                      block_linear                                init_statistics
+    13  two-hot mean of uniform logits           uniform                                     golden_ops
+    14  normaliser subtracts, or lags            return_normaliser                           golden_ops, golden_behavior
+    15  ratio in frames or in updates            replay_ratio                                test_ratio
+    16  statistics per device                    two_devices
+    17  actions stored in the env's units        stored_actions                              test_rows
+    18  acting copy stale or donated             acting_copy, collector_acts
+    19  newest rows never, or across the head    newest, write_head                          test_replay
+    20  resume forgets a part                    restored                                    test_checkpoint
+
+Bug 20 has one more half, a resumed replay: this code does not resume a replay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dreamer import agent as agents
+from dreamer import dreaming
+from dreamer.behaviors import actor_critic
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Behavior, Dream, Replayed, TrainState, Variables, WorldModel, WorldModelOut
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.block_gru import Core
+from dreamer.ops import balance, distributions, normalize, optimizers
+from dreamer.ops.returns import lambda_returns
+from dreamer.runtime import evaluation, learner, loop, metrics
+from dreamer.runtime.collector import Collector
+from dreamer.runtime.replay import Config as ReplayConfig
+from dreamer.runtime.replay import Replay
+from dreamer.runtime.steps import Batch, Step
+from dreamer.runtime.workers import Config as WorkersConfig
+from dreamer.runtime.workers import make_workers
+from dreamer.spaces import Space, Spec
+from envs.probes import Counter
+
+KIND = "vector"
+SPEC = tiny.SPECS[KIND]
+BINS = distributions.twohot_bins(255)
+LABEL = 1 - 1 / tiny.HORIZON
+
+
+# --- environments whose rows tell where they come from ----------------------------------------------
+
+
+class Diary(Counter):
+    """The counter probe (reward = the action before), showing [episode, time].
+
+    Even episodes end truly, odd ones by a time limit.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 1e6, (2,), np.float32)
+    default_steps = 3
+
+    def __init__(self, steps=None):
+        super().__init__(steps)
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, over, _, info = super().step(action)
+        return obs, reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, info
+
+    def observe(self):
+        return np.array([self.episode, self.time], np.float32)
+
+
+class Throttle(Diary):
+    """Takes one number from 0 to 100 and pays it out."""
+
+    action_space = gymnasium.spaces.Box(0.0, 100.0, (1,), np.float32)
+
+    def reward(self, action):
+        return float(action[0])
+
+
+# --- an agent that only remembers -------------------------------------------------------------------
+
+
+def echo_world(spec: Spec) -> WorldModel:
+    """Its latent is the previous action that it was shown, zero on first rows. Pays for the action's first element."""
+    width = spec.action_width
+
+    def observe(params, key, latent, obs, prev_action, is_first):
+        return {"prev": jnp.where(is_first[..., None], 0.0, prev_action)}
+
+    def loss(params, extra, key, latent, prev_action, batch):
+        seen = observe(params, key, latent, batch.obs, prev_action, batch.is_first)
+        return {"echo": jnp.square(params["w"] - batch.reward)}, WorldModelOut(seen, extra, {})
+
+    return WorldModel(
+        init=lambda key: Variables({"w": jnp.zeros((1, 1))}, {}),
+        initial=lambda count: {"prev": jnp.zeros((count, width))},
+        observe=observe,
+        imagine=lambda params, key, latent, action: {"prev": action},
+        feat=lambda latent: latent["prev"],
+        predict=lambda params, feat: (5 * feat[..., 0], jnp.full(feat.shape[:-1], 0.99)),
+        loss=loss,
+        decode=lambda params, latent: {"vector": latent["prev"]},
+        pack=lambda latent: latent,
+        unpack=lambda packed: packed,
+        storage={"prev": Space((width,), "float32")},
+        scales={"echo": 1.0},
+    )
+
+
+def random_behavior(spec: Spec) -> Behavior:
+    """Acts at random; its loss is 0 and its next extra is what it was given to learn from."""
+
+    def act(params, key, dream, latent, mode):
+        noise = jax.random.normal(key, (*dream.feat(latent).shape[:-1], spec.action_width))
+        return jax.nn.one_hot(jnp.argmax(noise, -1), spec.action_width) if spec.action.discrete else noise
+
+    def loss(params, extra, key, dream, start, replayed):
+        return {"given": jnp.zeros(())}, ({"start": start, "replayed": replayed}, {})
+
+    def init(key):
+        return Variables({"w": jnp.zeros((1, 1))}, {})
+
+    return Behavior(init, act, loss, lambda params, extra: extra, {"given": 1.0})
+
+
+def echo_agent(spec: Spec) -> Agent:
+    """The two together. An update adds 1 to every parameter."""
+
+    def update(state: TrainState, batch: Batch):
+        params = jax.tree.map(lambda x: x + 1, state.params)
+        latent = {"prev": jnp.zeros_like(batch.action[:, 1:])}
+        return state._replace(step=state.step + 1, params=params), latent, {}
+
+    agent = agents.assemble(echo_world(spec), random_behavior(spec), optimizers.Config(), spec)
+    return agent._replace(update=update)
+
+
+class Learning(NamedTuple):
+    """`echo_world` under the real actor-critic and optimizer: compiles in a quarter of the real agent's time."""
+
+    agent: Agent
+    batch: Batch
+    init: Callable[[jax.Array], TrainState]
+    update: Callable[..., Any]
+
+    def state(self, seed: int = 0) -> TrainState:
+        """Fresh, and committed to a device as a restored one is, so that both run the same compiled update."""
+        return jax.device_put(self.init(jax.random.key(seed)), jax.devices()[0])
+
+
+@functools.cache
+def learning() -> Learning:
+    behavior = actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=SPEC.action_width)
+    agent = agents.assemble(echo_world(SPEC), behavior, tiny.OPTIMIZER, SPEC)
+    batch = tiny.make_batch(SPEC)
+    batch = batch._replace(latent={"prev": np.zeros_like(batch.action[:, :1])})
+    return Learning(agent, batch, tiny.jit(agent.init), tiny.jit(agent.update))
+
+
+@functools.cache
+def learned() -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after three updates, and the metrics of the last."""
+    state = learning().state()
+    for _ in range(3):
+        state, _, out = learning().update(state, learning().batch)
+    return state, out
+
+
+@functools.cache
+def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
+    """A replay of two environments, filled by the real workers and the real collector."""
+    with make_workers(WorkersConfig("inline", envs=2), f"{__name__}:{env}", {}, seed=0) as workers:
+        agent = echo_agent(workers.spec)
+        config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
+        replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
+        collector = Collector(agent, workers, replay, seed=0)
+        for _ in range(turns):
+            collector.collect(agent.init(jax.random.key(0)).params)
+    return workers.spec, replay
+
+
+def column(replay: Replay, name: str) -> np.ndarray:
+    """All rows that were added [E, rows, ..]."""
+    return replay.columns[name][:, : replay.counts[0]]
+
+
+def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> loop.Run:
+    """The real loop around `echo_agent` and two diaries."""
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec: echo_agent(spec))
+    config = Config(
+        env=f"{__name__}:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
+        workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
+        log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
+    )  # fmt: skip
+    return loop.Run(config, stack)
+
+
+# --- the tiny real agent, compiled once -------------------------------------------------------------
+
+
+@functools.cache
+def posterior():
+    """(batch, free nats) -> the losses of the world model {name: [B, T]} and its latents [B, T, ..]."""
+    world_model, _ = tiny.parts(KIND)
+    state = tiny.state(KIND)
+
+    @tiny.jit
+    def run(batch, free_nats=1.0):
+        extra = state.extra["world_model"]
+        extra = {**extra, "hyper": {**extra["hyper"], "free_nats": free_nats}}
+        latent, prev_action, rows = agents.align(world_model, SPEC, batch)
+        losses, out = world_model.loss(
+            state.params["world_model"], extra, jax.random.key(0), latent, prev_action, rows
+        )
+        return losses, out.latent
+
+    return run
+
+
+def sequences(first=(), last=(), terminal=()) -> Batch:
+    """A random batch whose flags are true at the given (sequence, trained row) only."""
+    batch = tiny.make_batch(SPEC)
+    flags = {}
+    for name, places in (("is_first", first), ("is_last", last), ("is_terminal", terminal)):
+        flags[name] = np.zeros_like(batch.is_first)
+        for b, t in places:
+            flags[name][b, t + 1] = True
+    return batch._replace(**flags)
+
+
+def changed(batch: Batch, b: int, rows: slice, latent: bool = False) -> Batch:
+    """The batch with other observations and actions in these rows, the context row being row -1."""
+    rows = slice(rows.start + 1, rows.stop + 1)
+    obs, action = {k: x.copy() for k, x in batch.obs.items()}, batch.action.copy()
+    for array in (*obs.values(), action):
+        array[b, rows] += 1
+    stored = dict(batch.latent)
+    if latent:
+        stored["deter"] = stored["deter"].copy()
+        stored["deter"][b] *= -1
+    return batch._replace(obs=obs, action=action, latent=stored)
+
+
+def same_latents(before: Batch, after: Batch) -> np.ndarray:
+    """[B, T] whether a row's posterior is the same to the last bit."""
+    a, b = (posterior()(batch)[1] for batch in (before, after))
+    return np.asarray((a.deter == b.deter).all(-1) & (a.stoch == b.stoch).all((-2, -1)))
+
+
+# --- hand-made dreams -------------------------------------------------------------------------------
+
+COUNT, STATES = 2, 4  # every hand-made dream is [COUNT, STATES]
+NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
+
+
+def rows_of(*values: float) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(values, jnp.float32), (COUNT, len(values)))
+
+
+def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, entropy=(0,) * 4):
+    """A dream whose critic says exactly `value`."""
+    reward, cont, value, log_prob, entropy = map(lambda x: rows_of(*x), (reward, cont, value, log_prob, entropy))
+    logits = jnp.log(distributions.twohot_encode(value, BINS) + 1e-30)
+    return actor_critic.Imagined(reward, cont, logits, value, log_prob, entropy)
+
+
+@functools.cache
+def imagined():
+    """(dream, lam, entropy weight, lo, hi) -> losses, returns, the next state of the return normaliser, its metrics."""
+
+    @tiny.jit
+    def run(dream, lam=0.95, entropy=0.0, lo=0.0, hi=0.0):
+        settings = actor_critic.Settings(BINS, lam, entropy, 1.0, False, 1.0)
+        states = actor_critic.Norms(normalize.Percentiles(jnp.float32(lo), jnp.float32(hi)), (), ())
+        losses, returns, states, out = actor_critic.imagined_losses(settings, NORMS, states, dream)
+        return losses, returns, states.ret, out
+
+    return run
+
+
+@functools.cache
+def replayed():
+    """(reward, is_last, is_terminal, boot, lam) each [COUNT, STATES] -> loss, returns [COUNT, STATES - 1]."""
+
+    @tiny.jit
+    def run(reward, is_last, is_terminal, boot, lam):
+        settings = actor_critic.Settings(BINS, lam, 0.0, 1.0, False, 1.0)
+        rows = Replayed(jnp.zeros((*reward.shape, 1)), reward, is_last, is_terminal)
+        logits = jnp.zeros((*reward.shape, len(BINS)))
+        return actor_critic.replayed_loss(settings, 0.5, rows, boot, logits, jnp.zeros(reward.shape))
+
+    return run
+
+
+NOWHERE = rows_of(0, 0, 0, 0) > 0
+
+
+# --- the bugs ---------------------------------------------------------------------------------------
+
+
+def test_bootstrap_is_not_one_step_off():
+    """Bug 1: reward, continuation and value of a return are those of the state that the step arrives at."""
+    reward, cont, value = np.array([3.0, 5.0, 7.0]), np.array([0.5, 0.25, 0.125]), np.array([10.0, 20.0, 40.0])
+    run = jax.jit(lambda lam: lambda_returns(*map(jnp.float32, (reward, cont, value)), lam))
+    np.testing.assert_allclose(run(0.0), reward + cont * value)
+    expected = 40.0
+    for i in (2, 1, 0):
+        expected = reward[i] + cont[i] * expected
+        assert run(1.0)[i] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_bootstrap_of_dreamed_returns_leaves_the_start_out(lam):
+    """Bug 1: a dream's return begins with the reward after the start and ends with the value of its last state."""
+    dream = dreamed(reward=(100, 3, 5, 7), cont=(1, 0.5, 0.25, 0.125), value=(1000, 10, 20, 40))
+    expected = lambda_returns(*map(jnp.float32, ([3, 5, 7], [0.5, 0.25, 0.125], [10, 20, 40])), lam)
+    np.testing.assert_allclose(imagined()(dream, lam)[1], rows_of(*expected), rtol=1e-4)
+
+
+def test_bootstrap_of_replayed_returns_is_that_of_the_next_row():
+    """Bug 1: with lambda 0 a replayed return is the next row's reward and dreamed return, with lambda 1 the last's."""
+    reward, boot = rows_of(100, 3, 5, 7), rows_of(1000, 10, 20, 40)
+    np.testing.assert_allclose(replayed()(reward, NOWHERE, NOWHERE, boot, 0.0)[1], rows_of(8, 15, 27))
+    np.testing.assert_allclose(replayed()(reward, NOWHERE, NOWHERE, boot, 1.0)[1], rows_of(12.25, 18.5, 27))
+
+
+def test_action_of_the_row_before_is_the_previous_action():
+    """Bug 2: from the environment to the model, the reward of each row is the number of its previous action."""
+    spec, replay = collected("Diary")
+    latent, prev_action, rows = agents.align(echo_world(spec), spec, replay.sample(64)[0])
+    later = ~rows.is_first
+    assert set(np.unique(rows.reward[later])) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(rows.reward[later], np.argmax(prev_action, -1)[later])
+    np.testing.assert_array_equal(np.asarray(prev_action).sum(-1)[later], 1)
+
+
+def test_previous_action_is_the_same_while_acting_and_training():
+    """Bug 2: what the policy was shown beside each row is what training shows, and what reports dream under."""
+    spec, replay = collected("Diary")
+    shown, action, first = (column(replay, name) for name in ("latent/prev", "action", "is_first"))
+    np.testing.assert_array_equal(shown[:, 1:], np.where(first[:, 1:, None], 0, action[:, :-1]))
+    agent, batch = echo_agent(spec), replay.sample(4)[0]
+    _, prev_action, rows = agents.align(echo_world(spec), spec, batch)
+    report = agent.report(agent.init(jax.random.key(0)), batch)
+    kept = ~(rows.is_first & (np.arange(5) < 2))  # the observed half drops it on first rows, the dreamed half cannot
+    np.testing.assert_array_equal(report["dream/vector"][kept], prev_action[kept])
+
+
+def test_action_changes_what_follows_and_nothing_before():
+    """Bug 2: the action of row t is unknown to the posterior of row t and known to that of row t + 1."""
+    batch = sequences()
+    other = batch._replace(action=batch.action.copy())
+    other.action[0, 3] *= -1  # trained row 2
+    np.testing.assert_array_equal(same_latents(batch, other)[0], [True, True, True, False, False, False])
+
+
+def test_reset_keeps_an_episode_from_leaking_into_the_next():
+    """Bug 3: nothing before a first row changes its posterior or any later one; without the flag it does."""
+    batch = sequences(first=[(0, 3)])
+    other = changed(changed(batch, 0, slice(-1, 3), latent=True), 1, slice(-1, 3), latent=True)
+    same = same_latents(batch, other)
+    assert same[0, 3:].all() and not same[0, :3].any()
+    assert not same[1].any()
+
+
+def test_first_row_is_acted_on_as_by_a_fresh_agent():
+    """Bug 3: on a first row the policy has forgotten its latent and its last action."""
+    agent, params = tiny.make_agent(KIND), tiny.state(KIND).params
+    act = tiny.jit(agent.act)
+    fresh = agent.initial_carry(2)
+    used = jax.tree.map(lambda x: x + 0.5, fresh)
+    obs = {"vector": np.ones((2, 3), np.float32)}
+    first = np.array([True, False])
+    outs = [act(params, jax.random.key(1), carry, obs, first)[0].latent.deter for carry in (fresh, used)]
+    assert (outs[0][0] == outs[1][0]).all() and (outs[0][1] != outs[1][1]).any()
+
+
+def test_actor_is_scored_where_it_chose():
+    """Bug 4: the advantage of step t weighs the log-probability and the entropy of state t."""
+    for t in range(3):
+        unit = tuple(float(i == t) for i in range(4))
+        for dream in (dreamed((0, 1, 2, 4), log_prob=unit), dreamed(log_prob=(0,) * 4, entropy=unit)):
+            policy = imagined()(dream, entropy=1.0)[0]["policy"]
+            np.testing.assert_array_equal(np.asarray(policy[0]) != 0, np.arange(3) == t)
+    late = imagined()(dreamed((0, 1, 2, 4), log_prob=(0, 0, 0, 1), entropy=(0, 0, 0, 1)), entropy=1.0)[0]
+    assert not np.any(late["policy"])
+
+
+def test_rollout_pairs_each_state_with_the_action_chosen_there():
+    """Bug 4: action i is the policy's at feat i, and feat i + 1 is where it led."""
+    dream = Dream(lambda key, latent, action: 10 * latent + action, lambda latent: latent, lambda feat: (feat, feat))
+    start = jnp.array([[1.0], [2.0]])
+    feat, action = dreaming.rollout(dream, lambda key, feat: feat % 7, jax.random.key(0), start, 3)
+    np.testing.assert_array_equal(feat[:, 0], start)
+    np.testing.assert_array_equal(action, feat % 7)
+    np.testing.assert_array_equal(feat[:, 1:], 10 * feat[:, :-1] + action[:, :-1])
+
+
+@functools.cache
+def bandit_gradient() -> np.ndarray:
+    """Gradient of the policy loss for the actor's kernel [1 + A, A], after one dreamed step that pays for action 2.
+
+    feat = [is the start, the action taken]; the actor is linear and has no entropy bonus.
+    """
+    spec = Spec({"vector": Space((1,), "float32")}, Space((), "int32", classes=3))
+    config = actor_critic.Config(units=4, actor_layers=0, critic_layers=0, imagine_length=1, entropy=0.0)
+    behavior = actor_critic.make(config, spec, feat_width=4)
+    dream = Dream(
+        imagine=lambda key, latent, action: jnp.concatenate([jnp.zeros((len(action), 1)), action], -1),
+        feat=lambda latent: latent,
+        predict=lambda feat: (feat[..., 3], jnp.ones(feat.shape[:-1])),
+    )
+    starts = jnp.tile(jnp.array([[1.0, 0, 0, 0]]), (64, 1))
+    flags = jnp.zeros((4, 16), bool)
+    rows = Replayed(starts.reshape(4, 16, 4), jnp.zeros((4, 16)), flags, flags)
+    variables = behavior.init(jax.random.key(0))
+
+    @tiny.jit
+    @jax.grad
+    def gradient(params):
+        losses, _ = behavior.loss(params, variables.extra, jax.random.key(1), dream, starts, rows)
+        return losses["policy"].mean()
+
+    return np.asarray(gradient(variables.params)["pol"]["head"]["action"]["logits"]["kernel"])
+
+
+def test_policy_gradient_reaches_the_actor_without_its_entropy():
+    """Bug 7: a sampled discrete action has no gradient, so that the actor learns by its log-probability."""
+    start = bandit_gradient()[0]
+    assert start[2] < 0 < min(start[0], start[1])  # down the gradient the paying action becomes likelier
+    assert -start[2] > 0.05
+
+
+def test_policy_gradient_is_that_of_the_state_where_the_action_was_chosen():
+    """Bug 4: one dreamed step trains the actor at the start alone."""
+    assert np.any(bandit_gradient()[0]) and not np.any(bandit_gradient()[1:])
+
+
+def test_continue_weight_of_a_state_includes_its_own_continuation():
+    """Bug 5: nothing is learned from a state that ended, be it the start or on the way, and all before it counts."""
+    for end in range(3):
+        cont = [1.0] * 4
+        cont[end] = 0.0
+        losses = imagined()(dreamed(reward=(1, 1, 1, 1), cont=cont, value=(9, 9, 9, 9)))[0]
+        for name in ("policy", "value"):
+            np.testing.assert_array_equal(np.asarray(losses[name][0]) != 0, np.arange(3) < end, err_msg=name)
+    entropy_alone = dreamed(cont=(0.5, 0.25, 0.5, 1), log_prob=(0,) * 4, entropy=(1,) * 4)
+    np.testing.assert_allclose(imagined()(entropy_alone, entropy=1.0)[0]["policy"], -rows_of(0.5, 0.125, 0.0625))
+
+
+def test_rows_of_every_episode_are_reset_steps_and_the_true_last_one():
+    """Bugs 6, 8, 9: no row is missing, doubled, overwritten by the next episode's or flagged wrongly."""
+    _, replay = collected("Diary")
+    episode, time = np.moveaxis(column(replay, "obs/vector"), -1, 0)
+    count = np.arange(replay.counts[0])
+    for env in range(2):
+        np.testing.assert_array_equal(time[env], count % 4)
+        np.testing.assert_array_equal(episode[env], count // 4)
+    flags = {name: column(replay, name) for name in ("is_first", "is_last", "is_terminal")}
+    np.testing.assert_array_equal(flags["is_first"], time == 0)
+    np.testing.assert_array_equal(flags["is_last"], time == 3)
+    np.testing.assert_array_equal(flags["is_terminal"], (time == 3) & (episode % 2 == 0))
+    assert not column(replay, "action")[flags["is_last"]].any()
+    assert not column(replay, "reward")[flags["is_first"]].any()
+
+
+def test_ending_is_never_masked_in_training():
+    """Bugs 6, 9: trained rows are first at resets only, however a sequence was cut, and true ends are among them."""
+    spec, replay = collected("Diary")
+    batch, _ = replay.sample(64)
+    assert batch.is_first[:, 0].all()
+    _, _, rows = agents.align(echo_world(spec), spec, batch)
+    episode, time = np.moveaxis(rows.obs["vector"], -1, 0)
+    np.testing.assert_array_equal(rows.is_first, time == 0)
+    np.testing.assert_array_equal(rows.is_terminal, (time == 3) & (episode % 2 == 0))
+    assert rows.is_terminal[:, 0].any() and rows.is_terminal[:, -1].any()
+
+
+def test_ending_is_seen_by_the_model_with_what_led_to_it():
+    """Bug 6: the posterior of a terminal row remembers the rows before it, and its continuation is learned to be 0."""
+    batch = sequences(last=[(0, 3)], terminal=[(0, 3)])
+    assert not same_latents(batch, changed(batch, 0, slice(2, 3)))[0, 3]
+    live, ended = (posterior()(x)[0]["con"] for x in (sequences(last=[(0, 3)]), batch))
+    assert np.argwhere(live != ended).tolist() == [[0, 3]]
+    go_on = 1 - np.exp(-ended[0, 3])
+    assert live[0, 3] == pytest.approx(-LABEL * np.log(go_on) - (1 - LABEL) * np.log(1 - go_on), rel=1e-4)
+
+
+def test_time_limit_does_not_end_the_value_in_the_world_model():
+    """Bug 8: a row that is last and not terminal is trained like any other row."""
+    plain, cut = (posterior()(x)[0] for x in (sequences(), sequences(last=[(0, 3)])))
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], cut[name], err_msg=name)
+
+
+def test_time_limit_does_not_end_the_value_in_replayed_returns():
+    """Bug 8: beyond a merely last row stands the dreamed return, beyond a terminal one 0; no return crosses either."""
+    reward, boot, third = rows_of(0, 3, 5, 7), rows_of(1, 10, 20, 40), rows_of(0, 0, 1, 0) > 0
+    loss, cut = replayed()(reward, third, NOWHERE, boot, 1.0)
+    _, ended = replayed()(reward, third, third, boot, 1.0)
+    np.testing.assert_allclose(cut, rows_of(3 + 0.5 * (5 + 0.5 * 20), 5 + 0.5 * 20, 7 + 0.5 * 40))
+    np.testing.assert_allclose(ended, rows_of(3 + 0.5 * 5, 5, 7 + 0.5 * 40))
+    np.testing.assert_array_equal(loss != 0, rows_of(1, 1, 0) > 0)  # the last row leads into another episode
+
+
+def test_flags_and_starts_reach_the_behavior_as_they_were_stored():
+    """Bug 8: last and terminal are not exchanged on the way, and start n is row n of the sequences."""
+    spec, replay = collected("Diary")
+    world_model, batch = echo_world(spec), replay.sample(8)[0]
+    run = agents.make_losses(world_model, random_behavior(spec), spec)
+    state = echo_agent(spec).init(jax.random.key(0))
+    given = run(state.params, state.extra, jax.random.key(0), batch)[1].extra["behavior"]
+    for name in ("reward", "is_last", "is_terminal"):
+        np.testing.assert_array_equal(getattr(given["replayed"], name), getattr(batch, name)[:, 1:])
+    np.testing.assert_array_equal(given["start"]["prev"].reshape(8, 5, -1), given["replayed"].feat)
+
+
+def test_every_loss_has_its_metric():
+    """Bug 10: all losses of the real agent are among the metrics of an update, beside all other metrics."""
+    world_model, behavior = tiny.parts(KIND)
+    names = jax.eval_shape(tiny.make_agent(KIND).update, tiny.state(KIND), tiny.make_batch(SPEC))[2]
+    assert {n for n in names if n.startswith("loss/")} == {f"loss/{n}" for n in (world_model.scales | behavior.scales)}
+    assert {"train/loss", "train/grad_norm", "dream/return", "latent/kl"} < set(names)
+
+
+def test_every_loss_is_reported_as_it_was_minimised(tmp_path):
+    """Bug 10: the reported losses add up to the total that was minimised, and all metrics arrive in the log."""
+    _, out = learned()
+    assert all(float(out[f"loss/{name}"]) for name in ("echo", "policy", "value", "repval"))
+    scales = {"echo": 1.0, "policy": 1.0, "value": 1.0, "repval": 0.3}
+    total = sum(scale * float(out[f"loss/{name}"]) for name, scale in scales.items())
+    assert float(out["train/loss"]) == pytest.approx(total, rel=1e-5)
+    with metrics.Logger(tmp_path, metrics.Config(tensorboard=False)) as logger:
+        logger.add(out)
+        written = logger.write(1, 1)
+    assert written == {name: pytest.approx(float(value)) for name, value in out.items()}
+
+
+def test_forgotten_loss_is_an_error():
+    """Bug 10: a loss without a weight, or a weight without a loss, cannot hide."""
+    world_model, behavior = tiny.parts(KIND)
+    state, batch = tiny.state(KIND), tiny.make_batch(SPEC)
+    for scales in ({"policy": 1.0, "value": 1.0}, {**behavior.scales, "more": 1.0}):
+        total = agents.total_loss(world_model, behavior._replace(scales=scales), SPEC)
+        with pytest.raises(ValueError, match="losses and scales differ"):
+            jax.eval_shape(total, state.params, state.extra, state.key, batch)
+
+
+def test_two_losses_of_one_name_are_refused():
+    """Bug 10: a loss of the behavior cannot overwrite one of the world model."""
+    world_model, behavior = tiny.parts(KIND)
+    with pytest.raises(UserError, match="dyn"):
+        agents.assemble(world_model, behavior._replace(scales={"dyn": 1.0}), tiny.OPTIMIZER, SPEC)
+
+
+def test_free_nats_clip_each_row_after_the_sum_over_groups():
+    """Bug 11: a row's divergence is that of all its groups; a row below the threshold does not spare another."""
+    batch = sequences()
+    raw = posterior()(batch, 0.0)[0]
+    threshold = np.median(raw["dyn"])
+    clipped = posterior()(batch, threshold)[0]
+    for name in ("dyn", "rep"):
+        np.testing.assert_allclose(clipped[name], np.maximum(raw[name], threshold), rtol=1e-6)
+    post = jnp.array([1.0, 1.3, 3.0])[:, None, None] * jnp.array([[[1.0, 0.0]] * 4])  # [3, 4 groups, 2 classes]
+    one = distributions.categorical_kl(post, jnp.zeros_like(post))
+    free = float(one[1, 0]) * 3  # less than row 1 has in its 4 groups, more than in any single one
+    dyn, gradient = jax.vmap(jax.value_and_grad(lambda x: balance.kl_balance(x, jnp.zeros_like(x), free)[1]))(post)
+    np.testing.assert_allclose(dyn, np.maximum(one.sum(-1), free), rtol=1e-6)
+    np.testing.assert_array_equal(np.any(gradient, (1, 2)), [False, True, True])
+
+
+def test_block_linear_starts_with_the_fan_in_of_all_blocks():
+    """Bug 12: weights of the block-diagonal layers are sqrt(blocks) smaller than the fan-in of one block would make."""
+    deter, hidden, blocks = 256, 16, 8
+    core = from_flax(Core(hidden, blocks))
+    params = tiny.jit(core.init)(jax.random.key(0), jnp.zeros((1, deter)), jnp.zeros((1, 4, 4)), jnp.zeros((1, 2)))
+    assert np.std(params["dyngru"]["kernel"]) == pytest.approx(deter**-0.5, rel=0.05)
+    assert np.std(params["dynhid0"]["kernel"]) == pytest.approx((deter + blocks * 3 * hidden) ** -0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jitted", "eager"])
+def test_uniform_logits_mean_exactly_zero(jit):
+    """Bug 13: terms of up to 2e6 cancel to the last bit, compiled or not."""
+    mean = jit(lambda logits: distributions.twohot_mean(logits, BINS))
+    for value in (0.0, 0.7, -3.0):
+        assert not np.any(mean(jnp.full((3, 255), value)))
+
+
+def test_uniform_heads_of_a_fresh_agent_predict_exactly_zero():
+    """Bug 13: the reward that a fresh world model predicts is 0 on every feature."""
+    world_model, _ = tiny.parts(KIND)
+    feat = jax.random.normal(jax.random.key(0), (5, tiny.FEAT))
+    reward, _ = tiny.jit(world_model.predict)(tiny.state(KIND).params["world_model"], feat)
+    assert not np.any(reward)
+
+
+def test_return_normaliser_scales_and_subtracts_nothing():
+    """Bug 14: moving both percentiles alike changes no loss."""
+    dream = dreamed(reward=(0, 1, 2, 4))
+    near, far = (imagined()(dream, lo=x, hi=x + 8.0)[0]["policy"] for x in (0.0, 1000.0))
+    np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+def test_return_normaliser_is_updated_before_it_is_used():
+    """Bug 14: the returns of a batch scale that batch's own advantages."""
+    losses, returns, state, out = imagined()(dreamed(reward=(0, 1e5, -1e5, 1e5)))
+    lo, hi = np.percentile(np.asarray(returns), [5, 95])
+    np.testing.assert_allclose([state.lo, state.hi], [0.01 * lo, 0.01 * hi], rtol=1e-4)
+    assert out["dream/return_scale"] == pytest.approx(0.01 * (hi - lo), rel=1e-4) and hi - lo > 1e3
+    np.testing.assert_allclose(losses["policy"], returns / (0.01 * (hi - lo)), rtol=1e-4)
+
+
+def test_return_normaliser_of_an_update_is_kept():
+    """Bug 14: the state after an update holds the percentiles that the update's advantages were scaled by."""
+    state, out = learned()
+    ret = state.extra["behavior"]["norms"].ret
+    assert learning().state().extra["behavior"]["norms"].ret.hi == 0 < ret.hi
+    assert out["dream/return_scale"] == pytest.approx(max(1.0, float(ret.hi - ret.lo)), rel=1e-5)
+
+
+@pytest.mark.parametrize("action_repeat", [1, 4])
+def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, action_repeat):
+    """Bug 15: the real loop makes ratio / (B * T) updates for each row of the replay, whatever the action repeat."""
+    with contextlib.ExitStack() as stack:
+        run = make_run(stack, tmp_path, monkeypatch, action_repeat=action_repeat, replay_ratio=6, lockstep=True)
+        first = None
+        for turn in range(1, 31):
+            run.collect()
+            run.learn()
+            assert run.replay.steps == 2 * turn
+            if first is None and run.learner.updates:
+                first = run.replay.steps
+        assert run.learner.updates == 1 + (run.replay.steps - first) * 6 // (2 * 4)
+
+
+DEVICES = """
+import pickle, sys
+import jax
+import test_silent_bugs as tests
+from dreamer.runtime.learner import Learner
+learner = Learner(tests.learning().agent, seed=0, batch_size=4, lockstep=True)
+out = learner.step(tests.learning().batch, None)
+ret = learner.state.extra["behavior"]["norms"].ret
+result = jax.device_get((learner.mesh.size, out.metrics, (ret.lo, ret.hi), learner.state.opt_state[1].nu))
+sys.stdout.buffer.write(pickle.dumps(result))
+"""
+
+
+def test_two_devices_make_the_update_of_one():
+    """Bug 16: losses, gradients and return percentiles are those of the whole batch, not of a device's share."""
+    folder = pathlib.Path(__file__).parent
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    path = os.pathsep.join([str(folder.parent), str(folder)])
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], capture_output=True, cwd=folder.parent,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    size, values, percentiles, squares = pickle.loads(done.stdout)
+    state, _, out = learning().update(learning().state(), learning().batch)
+    ret = state.extra["behavior"]["norms"].ret
+    assert size == 2 and ret.lo < 0 < ret.hi
+    np.testing.assert_allclose(percentiles, (ret.lo, ret.hi), rtol=1e-4)
+    assert values == {name: pytest.approx(float(value), rel=1e-4, abs=1e-5) for name, value in out.items()}
+    for ours, theirs in zip(jax.tree.leaves(state.opt_state[1].nu), jax.tree.leaves(squares), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * float(jnp.abs(ours).max()))
+
+
+def test_stored_actions_are_the_policys_own():
+    """Bug 17: the replay holds what the policy chose, unclipped; the environment is given that in its own units."""
+    _, replay = collected("Throttle")
+    action, reward = column(replay, "action")[..., 0], column(replay, "reward")
+    first = column(replay, "is_first")[:, 1:]
+    np.testing.assert_allclose(
+        reward[:, 1:][~first], (50 + 50 * np.clip(action[:, :-1], -1, 1))[~first], rtol=1e-4
+    )
+    np.testing.assert_array_equal(column(replay, "latent/prev")[:, 1:, 0][~first], action[:, :-1][~first])
+    assert 1 < np.abs(action).max() < 10
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_acting_copy_follows_each_update_and_is_never_donated(lockstep):
+    """Bug 18: the acting parameters are those of this update or the one before, and stay readable after later ones."""
+    spec, replay = collected("Diary")
+    trainer = learner.Learner(echo_agent(spec), seed=0, batch_size=2, lockstep=lockstep)
+    donated, held = trainer.state.params, [trainer.acting]
+    for _ in range(3):
+        trainer.step(*replay.sample(2))
+        held.append(trainer.acting)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated)), "nothing was donated: this test cannot fail"
+    versions = [[float(leaf[0, 0]) for leaf in jax.tree.leaves(params)] for params in held]
+    assert [version[0] for version in versions] == ([0, 1, 2, 3] if lockstep else [0, 0, 1, 2])
+    trainer.sync()
+    trainer.step(*replay.sample(2))
+    trainer.sync()
+    assert {float(leaf[0, 0]) for leaf in jax.tree.leaves(trainer.acting)} == {4}
+
+
+def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
+    """Bug 18: each turn of the loop takes the learner's acting parameters anew."""
+    with contextlib.ExitStack() as stack:
+        run = make_run(stack, tmp_path, monkeypatch, lockstep=True, replay_ratio=8)
+        collect, used, updates = run.collector.collect, [], []
+
+        def spy(params):
+            used.append(float(params["behavior"]["w"][0, 0]))
+            updates.append(run.learner.updates)
+            return collect(params)
+
+        run.collector.collect = spy
+        for _ in range(12):
+            run.collect()
+            run.learn()
+    assert used == updates and updates[-1] > 3
+
+
+def numbered(rows: int, capacity: int, online: bool) -> Replay:
+    """A ring to which rows 0, 1, 2 .. were added."""
+    spec = Spec({"number": Space((), "int32", 1000)}, Space((1,), "float32"))
+    config = ReplayConfig(capacity_steps=capacity, batch_length=3, context=1, online=online)
+    replay = Replay(spec, {}, config, envs=1, seed=0, env_steps=1000)
+    for number in range(rows):
+        zeros = np.zeros(1, np.float32)
+        flags = [np.zeros(1, bool)] * 3
+        replay.add(Step({"number": np.array([number], np.int32)}, np.zeros((1, 1), np.float32), zeros, *flags), {})
+    return replay
+
+
+@pytest.mark.parametrize("rows", [10, 13, 27])
+def test_newest_rows_are_sampled_and_no_sequence_joins_the_write_head(rows):
+    """Bug 19: every run of 4 rows among the last 10 is drawn, the newest included, and nothing else."""
+    drawn = numbered(rows, capacity=10, online=False).sample(500)[0].obs["number"]
+    np.testing.assert_array_equal(np.diff(drawn), 1)
+    assert set(drawn[:, 0].tolist()) == set(range(rows - 10, rows - 3))
+
+
+def test_newest_sequence_is_trained_on_at_once():
+    """Bug 19: the online queue gives the sequence that has just been completed first."""
+    replay = numbered(12, capacity=100, online=True)
+    assert replay.sample(4)[0].obs["number"][:3, 0].tolist() == [0, 4, 8]
+
+
+def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    """Bug 20: what the loop saves brings back normaliser, slow critic, optimizer, step and key into another agent."""
+    update, saved, other = learning().update, learned()[0], learning().state(seed=1)
+    with contextlib.ExitStack() as stack:
+        run = make_run(stack, tmp_path, monkeypatch)
+        run.learner.state = saved
+        run.save()
+        restored, _ = run.checkpoints.restore(other)
+    for part in (lambda s: s.extra["behavior"]["norms"], lambda s: s.extra["behavior"]["slow"], lambda s: s.opt_state):
+        pairs = [jax.tree.leaves(part(state)) for state in (saved, restored, other)]
+        assert all(np.array_equal(a, b) for a, b, _ in zip(*pairs, strict=True))
+        assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states cannot be told apart"
+    (ours, _, before), (theirs, _, after) = (update(state, learning().batch) for state in (saved, restored))
+    for a, b in zip(jax.tree.leaves((ours.params, before)), jax.tree.leaves((theirs.params, after)), strict=True):
+        np.testing.assert_array_equal(a, b)

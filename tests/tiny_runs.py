@@ -1,0 +1,148 @@
+"""Runs of seconds for the tests of the loop: one config, one trained run that several test files look at."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import dreamer
+from dreamer import agent as agents
+from dreamer import plugins
+from dreamer.config import Config, load
+from dreamer.interfaces import Agent, Carry, TrainState
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.rows import spec_of
+from dreamer.spaces import Space, Spec
+
+# The smallest that has every part. One update of 2 x 8 rows every 8 environment steps.
+TINY: dict[str, Any] = {
+    "env": "broken_envs:sound",
+    "env_steps": 96,
+    "replay_ratio": 2,
+    "lockstep": True,
+    "agent": {
+        "world_model": {
+            "deter": 16, "hidden": 8, "stoch": 2, "blocks": 2, "units": 8, "depth": 2, "mults": [1], "kernel": 3,
+            "encoder_layers": 1, "prior_layers": 1,
+        },
+        "behavior": {"units": 8, "actor_layers": 1, "critic_layers": 1, "imagine_length": 3},
+    },
+    "workers": {"backend": "inline", "envs": 2},
+    "replay": {"capacity_steps": 1000, "batch_size": 2, "batch_length": 8},
+    "log": {"every": 0},
+    "eval": {"every": 0, "episodes": 3},
+}  # fmt: skip
+
+
+def tiny(run_dir: Path, **overrides: Any) -> Config:
+    """The tiny config; overrides by dotted key with "__" for the dot."""
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return load(overrides={**flat(TINY), "run_dir": str(run_dir), **keys})
+
+
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    out = {}
+    for key, value in values.items():
+        out.update(flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value})
+    return out
+
+
+def trained(tmp_path_factory: pytest.TempPathFactory, **overrides: Any) -> Path:
+    """The run directory of the tiny config with these overrides, trained by the first who asks for it."""
+    name = "-".join(f"{key}={value}" for key, value in overrides.items()).replace(":", "-")
+    run_dir = tmp_path_factory.getbasetemp() / "tiny_runs" / (name or "base")
+    if not (run_dir / "config.yaml").exists():
+        assert dreamer.train(tiny(run_dir, **overrides)) == run_dir
+    return run_dir
+
+
+@contextlib.contextmanager
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compilations of equal programs are kept in a folder of this test session: most of a tiny run is compiling."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(folder), 0.2), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it settles at the first compilation of a process whether it is used
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl as objects; ValueError unless each is strict JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@functools.cache
+def state_form(env: str) -> TrainState:
+    """The shapes of the tiny agent's train state in an environment."""
+    agent = agents.make(tiny(Path()).agent, spec_of(plugins.make_env(env)))
+    return jax.eval_shape(agent.init, jax.random.key(0))
+
+
+def saved(run_dir: Path, env: str = TINY["env"]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The bits of every leaf of the newest checkpoint by name, and its meta."""
+    with Checkpoints(run_dir) as checkpoints:
+        state, meta = checkpoints.restore(state_form(env))
+    return {jax.tree_util.keystr(path): bits(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}, meta
+
+
+def bits(leaf: Any) -> bytes:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+
+def recording_agent(spec: Spec) -> Agent:
+    """An agent without networks whose latent is what it was given, and whose discrete actions are random.
+
+    latent: count [E, 1] rows since the episode's first | previous [E, A] | seen [E, ..], the observation "vector"
+    An update adds 1 to the one parameter; its latents are the batch's rewards, its metric the batch's mean reward.
+    """
+    width = spec.action_width
+    seen = spec.obs["vector"].shape
+    storage = {"count": (1,), "previous": (width,), "seen": seen}
+
+    def init(key):
+        return TrainState(jnp.int32(0), key, {"w": jnp.zeros(4)}, {"slow": jnp.ones(2)}, ())
+
+    def initial_carry(envs):
+        return Carry({name: jnp.zeros((envs, *shape)) for name, shape in storage.items()}, jnp.zeros((envs, width)))
+
+    def act(params, key, carry, obs, is_first, mode):
+        fresh = is_first[:, None]
+        latent = {
+            "count": jnp.where(fresh, 0, carry.latent["count"]) + 1,
+            "previous": jnp.where(fresh, 0, carry.prev_action),
+            "seen": obs["vector"] + params["w"][0],
+        }
+        choice = jax.random.randint(key, is_first.shape, 0, width)
+        action = jax.nn.one_hot(choice if mode == "sample" else jnp.zeros_like(choice), width)
+        return Carry(latent, action), action
+
+    def update(state, batch):
+        moved = state._replace(step=state.step + 1, params={"w": state.params["w"] + 1})
+        return moved, {"reward": batch.reward}, {"loss/reward": batch.reward.mean()}
+
+    def report(state, batch):
+        return {"truth/vector": batch.obs["vector"], "dream/vector": batch.obs["vector"] + state.params["w"][0]}
+
+    spaces = {name: Space(shape, "float32") for name, shape in storage.items()}
+    return Agent(init, initial_carry, update, act, report, lambda latent: latent, spaces)
