@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,12 +15,12 @@ from dreamer.runtime.replay import Config, Replay
 ENVS, TURNS = 3, 40
 
 
-def collected(seed: int = 0, backend: str = "inline", make_agent: Callable = recording_agent) -> Replay:
+def collected(seed: int = 0, backend: str = "inline") -> Replay:
     """The replay after some turns in the counter, whose reward is the previous action; episodes of 4 steps."""
     with workers.make_workers(
         workers.Config(backend=backend, envs=ENVS, processes=2), "probes:counter", {"steps": 4}, seed=seed
     ) as crew:
-        agent = make_agent(crew.spec)
+        agent = recording_agent(crew.spec)
         sizes = Config(capacity_steps=ENVS * TURNS, batch_length=4)
         replay = Replay(crew.spec, agent.storage, sizes, envs=ENVS, seed=seed, env_steps=ENVS * TURNS)
         collector = Collector(agent, crew, replay, seed=seed)
@@ -81,12 +80,16 @@ def test_the_same_seed_collects_the_same_rows(columns, backend):
     assert all(np.array_equal(again[name], columns[name]) for name in columns)
 
 
-def test_the_policy_is_traced_once():
-    traced = []
+def test_the_policy_is_compiled_once():
+    compiled = []
 
-    def watched(spec):
-        agent = recording_agent(spec)
-        return agent._replace(act=lambda *inputs: traced.append(1) or agent.act(*inputs))
+    def listen(event, duration, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
 
-    collected(make_agent=watched)
-    assert traced == [1]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        collected()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled.count("jit(policy)") == 1

@@ -1,0 +1,250 @@
+"""Whatever is wrong ends with one line that names the cause and exit code 2, and nothing written before is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+import pytest
+from tiny_runs import compiled_once, lines, saved, tiny, trained
+
+from dreamer.apps import cli
+from dreamer.config import to_yaml
+from dreamer.runtime import metrics
+
+PREFIX = "dreamer: error: "
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Where a run of this test goes."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """Writes the tiny config with overrides as a preset and gives its path."""
+
+    def write(run: Path, **overrides) -> str:
+        path = tmp_path / "preset.yaml"
+        path.write_text(to_yaml(tiny(run, **overrides)))
+        return str(path)
+
+    return write
+
+
+def error_line(capsys, *args: str) -> str:
+    """The one line on stderr of a command that must end with code 2."""
+    assert cli.main(args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(PREFIX) and err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+# ---- refused before anything is written
+
+
+UNUSABLE = pytest.mark.parametrize(
+    "env, options, parts",
+    [
+        ("broken_envs:fails", {"how": "spaces"}, ["broken_envs:fails", "Text", "supported are Box"]),
+        ("broken_envs:fails", {"how": "action space"}, ["broken_envs:fails", "MultiDiscrete", "Discrete and"]),
+        ("broken_envs:fails", {"howw": "nan"}, ["broken_envs:fails", "'howw'", "did you mean 'how'?"]),
+        ("no_such_lab.envs:make", {}, ["no module 'no_such_lab'", "no_such_lab.envs:make"]),
+        ("no_such_suite:walk", {}, ["no suite envs/no_such_suite.py", "no module 'no_such_suite'"]),
+        ("broken_envs:sund", {}, ["'broken_envs' has no 'sund'", "did you mean"]),
+        ("CartPol-v1", {}, ["CartPol-v1", "no registered gymnasium id", "did you mean 'CartPole-v1'?"]),
+        ("raises_at_import:make", {}, ["raises_at_import", "failed to import", "RuntimeError: no licence", "line 1"]),
+        ("needs_a_package:make", {}, ["needs_a_package", "failed to import", "No module named 'not_installed'"]),
+    ],
+)
+
+
+@pytest.fixture
+def modules(monkeypatch, tmp_path):
+    """The current folder holds a module that raises, and one that imports what is not there."""
+    (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "needs_a_package.py").write_text("import not_installed")
+    monkeypatch.chdir(tmp_path)
+
+
+@UNUSABLE
+def test_an_environment_that_cannot_be_used(capsys, preset, modules, run, env, options, parts):
+    line = error_line(capsys, "train", preset(run, env=env, env_options=options))
+    for part in parts:
+        assert part in line, line
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("env, options", [("broken_envs:fails", {"how": "spaces"}), ("raises_at_import:make", {})])
+def test_worker_processes_tell_the_same_line(capsys, preset, modules, run, env, options):
+    here = error_line(capsys, "train", preset(run, env=env, env_options=options))
+    there = error_line(capsys, "train", preset(run, env=env, env_options=options, workers__backend="processes"))
+    assert here == there
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        ({"replay__capacity_steps": 10}, ["replay.capacity_steps leaves 5 rows", "one sequence", "needs 9"]),
+        ({"env_steps": 10}, ["env_steps leaves 5 rows", "needs 9"]),
+        ({"replay__capacity_gb": 1e-6}, ["replay.capacity_gb leaves", "needs 9"]),
+        (
+            {"replay__capacity_gb": 1e6, "replay__capacity_steps": 10**13, "env_steps": 10**13},
+            ["replay.capacity_gb", "GB are free"],
+        ),
+    ],
+)
+def test_a_replay_that_is_too_small_or_too_large(capsys, preset, run, overrides, parts):
+    line = error_line(capsys, "train", preset(run, **overrides))
+    for part in parts:
+        assert part in line, line
+    assert not run.exists()
+
+
+def test_a_preset_with_an_unknown_key(capsys, tmp_path, run):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"seed: 1\nrun_dir: {run}\nreplay:\n  batch_sise: 4\n")
+    line = error_line(capsys, "train", str(path))
+    assert "unknown key 'replay.batch_sise'" in line and f"{path}:4" in line and "'replay.batch_size'" in line
+    assert not run.exists()
+
+
+def test_a_run_directory_that_cannot_be_made(capsys, tmp_path, preset):
+    (tmp_path / "file").touch()
+    assert f"cannot write {tmp_path}/file/run" in error_line(capsys, "train", preset(tmp_path / "file" / "run"))
+
+
+def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_factory, preset):
+    base = trained(tmp_path_factory)
+    before = contents(base)
+    assert f"run_dir {base} already holds a run" in error_line(capsys, "train", preset(base))
+    assert contents(base) == before
+
+
+# ---- an environment that breaks while it is used
+
+
+@pytest.mark.parametrize(
+    "how, parts",
+    [
+        ("outside", ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
+        ("nan reward", ["reward is nan"]),
+        ("raise", ["failed: RuntimeError: the cable is loose", "broken_envs.py"]),
+    ],
+)
+def test_an_environment_that_breaks_its_promises(capsys, preset, run, how, parts):
+    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options={"how": how, "after": 3}))
+    for part in ["env 'broken_envs:fails #0'", *parts]:
+        assert part in line, line
+    assert lines(run)[-1]["env_steps"] == saved(run)[1]["env_steps"] == 6
+
+
+def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
+    options = {"how": "nan", "after": 20}
+    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options=options))
+    assert "env 'broken_envs:fails #0', episode 4, step 5: key 'vector' at [1] is nan" in line
+    found, (_, meta) = lines(run), saved(run)
+    assert any("loss/dyn" in line for line in found)
+    assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
+    out = cli.main(["eval", str(run), "--episodes", "1"])
+    assert out == 0
+
+
+# ---- a disk that is full
+
+
+class NearlyFull:
+    """A file on a disk with room for so many bytes: the last write is taken in part, the next one refused."""
+
+    def __init__(self, file, room: int):
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_no_space_for_metrics(capsys, monkeypatch, preset, run):
+    monkeypatch.setattr(metrics, "open", lambda *args, **kwargs: NearlyFull(open(*args, **kwargs), 3000), raising=False)
+    line = error_line(capsys, "train", preset(run, replay_ratio=0))
+    assert f"no space left on the disk of {run}/metrics.jsonl" in line and "bytes free" in line
+    assert 2000 < (run / "metrics.jsonl").stat().st_size <= 3000
+    assert lines(run)[-1]["env_steps"] + 2 == saved(run)[1]["env_steps"]
+
+
+def test_no_space_for_a_checkpoint(capsys, monkeypatch, preset, run):
+    save = ocp.CheckpointManager.save
+
+    def refuse_late(self, step, **kwargs):
+        if step > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, step, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refuse_late)
+    line = error_line(capsys, "train", preset(run, checkpoint__every=0))
+    assert f"no space left on the disk of {run}/checkpoints" in line and "bytes free" in line
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["6", "8"]
+    assert saved(run)[1]["env_steps"] == 8
+    assert lines(run)[-1]["env_steps"] == 10
+
+
+# ---- using what is not there, or is of another config
+
+
+@pytest.fixture
+def copy(tmp_path, tmp_path_factory) -> Path:
+    """A trained run to be damaged."""
+    return Path(shutil.copytree(trained(tmp_path_factory), tmp_path / "copy"))
+
+
+def test_a_checkpoint_of_another_config(capsys, copy):
+    text = (copy / "config.yaml").read_text()
+    assert text.count("deter: 16\n") == 1
+    (copy / "config.yaml").write_text(text.replace("deter: 16\n", "deter: 32\n"))
+    line = error_line(capsys, "eval", str(copy))
+    assert f"checkpoint 96 in {copy}/checkpoints is of another config" in line
+    assert "16" in line and "32" in line and "world_model" in line
+
+
+def test_a_config_that_was_edited_wrongly(capsys, copy):
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("deter:", "detter:"))
+    line = error_line(capsys, "eval", str(copy))
+    assert f"{copy}/config.yaml" in line and "agent.world_model.detter" in line and "agent.world_model.deter'" in line
+
+
+def test_a_run_without_checkpoints(capsys, copy):
+    shutil.rmtree(copy / "checkpoints")
+    assert f"no checkpoint in {copy}/checkpoints" in error_line(capsys, "eval", str(copy))
+
+
+def test_a_directory_without_a_run(capsys, tmp_path):
+    assert f"no run at {tmp_path}: it holds no config.yaml" in error_line(capsys, "eval", str(tmp_path))
+    assert "there is no such directory" in error_line(capsys, "eval", str(tmp_path / "nowhere"))
+
+
+def test_a_video_that_cannot_be_written(capsys, tmp_path, tmp_path_factory):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "episode.mp4"
+    line = error_line(capsys, "eval", str(trained(tmp_path_factory)), "--episodes", "1", "--video", str(path))
+    assert f"cannot write {path}" in line

@@ -1,0 +1,231 @@
+"""Scoring and using what was trained: shares of episodes, `dreamer eval`, `dreamer.load`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from broken_envs import Sound
+from tiny_runs import compiled_once, recording_agent, trained
+
+import dreamer
+from dreamer.apps import cli
+from dreamer.errors import UserError
+from dreamer.runtime import devices, evaluation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def agent(run):
+    return dreamer.load(run)
+
+
+# ---- episodes
+
+
+def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: bool = False, mode: str = "sample"):
+    workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=film)
+    agent = recording_agent(workers.spec)
+    params = devices.first_copy({"w": jnp.zeros(4)})
+    policy = devices.jit_policy(agent)
+    return evaluation.run_episodes(
+        agent, policy, params, workers, episodes=episodes, seed=seed, mode=mode, film=film
+    )
+
+
+def test_each_environment_plays_its_fixed_share_however_short_its_episodes(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 3)
+    result = play("broken_envs:uneven", {"first_seed": evaluation.SEED + 7}, episodes=8)
+    assert [episode.env for episode in result.episodes] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [episode.length for episode in result.episodes] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert result.returns == [1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_there_are_never_more_environments_than_episodes():
+    result = play("broken_envs:uneven", {"first_seed": evaluation.SEED + 7}, episodes=2)
+    assert [episode.env for episode in result.episodes] == [0, 1]
+
+
+def test_the_first_episode_is_filmed_from_its_reset_to_its_end():
+    result = play("broken_envs:sound", {"steps": 4}, episodes=2, film=True)
+    assert [int(frame[0, 0, 0]) for frame in result.frames] == [0, 50, 100, 150, 200]
+    assert play("broken_envs:sound", {"steps": 4}, episodes=2).frames == []
+
+
+def test_the_seed_gives_the_episodes():
+    first, again, other = (play("broken_envs:sound", {}, episodes=3, seed=seed).returns for seed in (1, 1, 2))
+    assert first == again and first != other
+
+
+def test_a_picture_is_shown_where_the_environment_draws_nothing():
+    workers = evaluation.make_eval_workers("broken_envs:mixed", {}, episodes=1, action_repeat=1, seed=0, film=True)
+    step = workers.receive()
+    assert np.array_equal(evaluation.frame(workers, step), step.obs["camera"][0])
+
+
+@pytest.mark.parametrize("env", ["broken_envs:sound", "broken_envs:mixed"])
+def test_what_draws_or_shows_pictures_can_be_filmed(env):
+    assert evaluation.can_film(env, {}, "auto") == evaluation.can_film(env, {}, "on") == (True, "")
+    assert evaluation.can_film(env, {}, "off") == (False, "")
+
+
+def test_what_cannot_be_filmed_says_why():
+    options = {"first_seed": 0}
+    filmed, reason = evaluation.can_film("broken_envs:uneven", options, "auto")
+    assert not filmed and "neither draws itself" in reason
+    with pytest.raises(UserError, match="eval.video=on.*neither draws itself"):
+        evaluation.can_film("broken_envs:uneven", options, "on")
+
+
+# ---- dreamer eval
+
+
+def output(capsys, *args: str) -> str:
+    assert cli.main(["eval", *args]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_eval_prints_every_episode_and_their_mean(capsys, run):
+    out = output(capsys, str(run), "--episodes", "3")
+    episodes = re.findall(r"^episode +(\d+): return +(-?[\d.]+), length (\d+)$", out, re.MULTILINE)
+    assert [(number, length) for number, _, length in episodes] == [("1", "5"), ("2", "5"), ("3", "5")]
+    returns = np.array([float(value) for _, value, _ in episodes])
+    found = re.search(r"3 episodes: return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)", out)
+    expected = [returns.mean(), returns.std(), returns.min(), returns.max()]
+    assert np.allclose([float(value) for value in found.groups()], expected, atol=2e-3)
+
+
+def test_eval_repeats_itself_by_its_seed_and_mode(capsys, run):
+    first, again = (output(capsys, str(run), "--episodes", "3") for _ in range(2))
+    assert first == again
+    assert output(capsys, str(run), "--episodes", "3", "--seed", "1") != first
+    assert output(capsys, str(run), "--episodes", "3", "--mode", "mode") != first
+
+
+def test_eval_films_the_first_episode_and_leaves_the_run_alone(capsys, run, tmp_path):
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    output(capsys, str(run), "--episodes", "3", "--video", str(tmp_path / "a" / "episode.mp4"))
+    assert (tmp_path / "a" / "episode.mp4").read_bytes()[4:8] == b"ftyp"
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+def test_evaluate_in_python_gives_the_same(capsys, run):
+    result = dreamer.evaluate(run, episodes=3)
+    assert f"return mean {np.mean(result.returns):.3f}" in output(capsys, str(run), "--episodes", "3")
+
+
+# ---- dreamer.load
+
+
+def test_the_readme_lines_play_an_episode(agent):
+    env = Sound()
+    obs, _ = env.reset(seed=0)
+    action, state = agent.act(obs)
+    over = False
+    while not over:
+        assert env.action_space.contains(action) and isinstance(action, int)
+        obs, _, terminated, truncated, _ = env.step(action)
+        over = terminated or truncated
+        action, state = agent.act(obs, state)
+
+
+def observations(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 3)).astype(np.float32)
+
+
+def latent(state) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(state.carry)]
+
+
+def same(ours, theirs, env: int | slice = slice(None)) -> bool:
+    pairs = zip(latent(ours), latent(theirs), strict=True)
+    return all(np.array_equal(a[env], b[env]) for a, b in pairs)
+
+
+def test_a_batch_gives_one_action_each(agent):
+    action, state = agent.act(observations(3))
+    assert action.shape == (3,) and action.dtype.kind == "i" and set(action) <= {1, 2, 3}
+    action, _ = agent.act(observations(3, seed=1), state)
+    assert action.shape == (3,)
+
+
+def test_the_state_is_carried_from_call_to_call(agent):
+    obs = observations(3)
+    _, first = agent.act(obs)
+    _, second = agent.act(obs, first)
+    _, afresh = agent.act(obs, first, is_first=[True, True, True])
+    assert [len(leaf) for leaf in latent(second)] == [3] * len(latent(second))
+    assert not same(second, first) and not same(second, afresh)
+
+
+def test_is_first_begins_afresh_where_it_is_set_and_only_there(agent):
+    obs = [observations(3, seed) for seed in range(3)]
+    _, state = agent.act(obs[0])
+    _, other = agent.act(obs[1])
+    state, other = agent.act(obs[1], state)[1], agent.act(obs[0], other)[1]
+    mask = [False, True, False]
+    after, forgotten = agent.act(obs[2], state, mask)[1], agent.act(obs[2], other, mask)[1]
+    assert same(after, forgotten, 1)
+    assert not same(after, forgotten, 0) and not same(after, forgotten, 2)
+    assert same(after, agent.act(obs[2], state)[1], 0)
+
+
+def test_loading_twice_acts_the_same(agent, run):
+    other = dreamer.load(str(run))
+    for seed in range(5):
+        obs = observations(3, seed)
+        ours, theirs = agent.act(obs)[0], other.act(obs)[0]
+        assert np.array_equal(ours, theirs)
+    assert other.env_steps == 96 and other.config.env == "broken_envs:sound"
+
+
+def test_the_mode_is_not_random(run):
+    obs = np.repeat(observations(1), 3, 0)
+    actions = {tuple(dreamer.load(run, mode="mode", seed=seed).act(obs)[0]) for seed in range(2)}
+    assert len(actions) == 1 and len(set(*actions)) == 1
+
+
+@pytest.mark.parametrize(
+    "obs, part",
+    [
+        (np.zeros(4, np.float32), "float32"),
+        (np.zeros((3, 4), np.float32), "float32"),
+        (np.full(3, np.nan, np.float32), "nan"),
+        (np.full((2, 3), 5.0, np.float32), "outside"),
+        ("text", "vector"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(agent, obs, part):
+    with pytest.raises(UserError, match="observation of env 'broken_envs:sound'") as error:
+        agent.act(obs)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_state_or_mask_of_another_number_of_environments_is_refused(agent):
+    _, state = agent.act(observations(3))
+    with pytest.raises(UserError, match="2 observations, but the state is of 3"):
+        agent.act(observations(2), state)
+    with pytest.raises(UserError, match="2 flags for 3 observations"):
+        agent.act(observations(3), state, is_first=[True, False])
+
+
+def test_a_loaded_agent_knows_its_spaces(agent):
+    assert agent.action_space == gymnasium.spaces.Discrete(3, start=1)
+    assert agent.observation_space == Sound.observation_space

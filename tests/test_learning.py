@@ -1,0 +1,78 @@
+"""Each probe of envs/probes.py is solved by the whole program; one that fails names the broken part.
+
+`dreamer train experiments/probe.yaml --env probes:NAME` is the same by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dreamer
+from dreamer.apps.evaluate import restore
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.heads import ScalarHead
+from dreamer.ops.distributions import twohot_bins, twohot_mean
+from dreamer.runtime.rows import spec_of
+from dreamer.world_models import rssm
+from envs.probes import PROBES, make
+
+PRESET = Path(__file__).parents[1] / "experiments" / "probe.yaml"
+
+
+@functools.cache
+def trained(name: str) -> Path:
+    """The run directory of an agent trained on the probe."""
+    run_dir = Path(tempfile.mkdtemp()) / name
+    overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False}
+    return dreamer.train(dreamer.load_config(PRESET, overrides=overrides))
+
+
+def fails(name: str) -> str:
+    return f"probe {name} fails ({PROBES[name].description}): look at {PROBES[name].broken}"
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe_is_solved(name: str):
+    lines = [json.loads(line) for line in (trained(name) / "metrics.jsonl").read_text().splitlines()]
+    returned = next(line["eval/return"] for line in reversed(lines) if "eval/return" in line)
+    assert returned >= PROBES[name].solved_return, fails(name)
+
+
+def predictions(name: str, cue: float) -> tuple[float, float]:
+    """What an agent expects of a probe's one-step episode: the critic's value at the first row, the reward at the last."""
+    config, _, params, _ = restore(trained(name))
+    spec = spec_of(make(name))
+    world_model = rssm.make(config.agent.world_model, spec)
+    behavior = config.agent.behavior
+    critic = from_flax(ScalarHead(behavior.critic_layers, behavior.units, behavior.bins))
+    obs = {"vector": jnp.full((1, 2, 1), cue, jnp.float32)}
+    action = jnp.zeros((1, 2, spec.action_width)).at[:, 1, 0].set(1.0)
+    is_first = jnp.array([[True, False]])
+    latent = world_model.observe(
+        params["world_model"], jax.random.key(0), world_model.initial(1), obs, action, is_first
+    )
+    feat = world_model.feat(latent)
+    value = twohot_mean(critic.apply(params["behavior"]["val"], feat[:, 0]), twohot_bins(behavior.bins))
+    return float(value[0]), float(world_model.predict(params["world_model"], feat)[0][0, 1])
+
+
+@pytest.mark.parametrize(("name", "cue", "reward"), [("constant", 0, 1), ("observation", -1, -1), ("observation", 1, 1)])
+def test_reward_head_and_critic_know_the_reward_of_a_one_step_probe(name: str, cue: int, reward: int):
+    value, predicted = predictions(name, cue)
+    np.testing.assert_allclose([predicted, value], reward, atol=0.1, err_msg=fails(name))
+
+
+def test_the_reward_of_the_previous_action_is_known_while_actions_are_still_random():
+    lines = [json.loads(line) for line in (trained("counter") / "metrics.jsonl").read_text().splitlines()]
+    random = [line for line in lines if "loss/rew" in line and line["dream/action_entropy"] > 0.5 * np.log(4)]
+    assert random, "the actor stopped exploring before the first line of metrics: log more often"
+    # Four rewards by chance cost log 4 nats; known, next to none.
+    assert random[-1]["loss/rew"] < 0.5 * np.log(4), fails("counter")
