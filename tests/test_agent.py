@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,10 @@ import tiny
 from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.interfaces import Carry, TrainState, WorldModelOut
+from dreamer.ops import optimizers
 
 UPDATES = 3
+DTYPES = ("float32", "bfloat16")
 
 
 def bits(tree) -> list[bytes]:
@@ -54,12 +55,6 @@ def test_update_of_the_same_inputs_gives_the_same_bits_and_leaves_its_inputs_alo
     assert bits(tiny.update("vector")(state, batch)) == first
 
 
-def test_update_is_the_same_program_at_every_trace():
-    state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
-    texts = [str(jax.make_jaxpr(tiny.make_agent("vector").update)(state, batch)) for _ in range(2)]
-    assert len({re.sub("0x[0-9a-f]+", "", text) for text in texts}) == 1
-
-
 def test_a_batch_of_another_seed_gives_another_update():
     state, spec = tiny.state("vector"), tiny.SPECS["vector"]
     losses = {float(tiny.update("vector")(state, tiny.make_batch(spec, seed=s))[2]["train/loss"]) for s in (0, 1)}
@@ -77,7 +72,7 @@ def test_update_is_not_traced_again_for_the_states_that_it_gives():
 @pytest.mark.parametrize("kind", ["vector", "mixed"])
 def test_state_keeps_its_form(kind):
     """Structure, shapes, dtypes and weak types."""
-    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
+    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), tree)  # noqa: E731
     assert form(tiny.trained(kind)[0]) == form(tiny.state(kind))
 
 
@@ -98,31 +93,30 @@ def stacked(*trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def test_update_of_two_seeds_at_once_is_that_of_each():
-    spec, seeds = tiny.SPECS["vector"], (0, 1)
-    batches = [tiny.make_batch(spec, seed=seed) for seed in seeds]
-    states = [tiny.state("vector", seed=seed) for seed in seeds]
-    both, together = jax.jit(jax.vmap(tiny.make_agent("vector").update), compiler_options=tiny.QUICK), stacked(*states)
-    for _ in range(UPDATES):
-        together, latents, metrics = both(together, stacked(*batches))
-    for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
-        for _ in range(UPDATES):
-            state, latent, metric = tiny.update("vector")(state, batch)
-        ours, theirs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in ((latents, metrics), together))
-        assert_near(ours, (latent, metric))
-        assert_near(theirs, state)
-
-
-def test_scan_over_updates_is_the_loop():
-    agent, batch = tiny.make_agent("vector"), tiny.make_batch(tiny.SPECS["vector"])
+@functools.cache
+def two_seeds():
+    """Inputs [2, ..] of two seeds, and what `UPDATES` updates in one scan under one vmap make of them."""
+    update, spec, seeds = tiny.make_agent("vector").update, tiny.SPECS["vector"], (0, 1)
+    batches, states = [tiny.make_batch(spec, seed=i) for i in seeds], [tiny.state("vector", seed=i) for i in seeds]
 
     def run(state, batch):
-        return jax.lax.scan(lambda state, _: agent.update(state, batch)[::2], state, length=UPDATES)
+        def step(state, _):
+            state, latent, metrics = update(state, batch)
+            return state, (latent, metrics)
 
-    state, metrics = tiny.jit(run)(tiny.state("vector"), batch)
-    expected, _, last = tiny.trained("vector", updates=UPDATES)
-    assert_near(state, expected)
-    assert_near(jax.tree.map(lambda x: x[-1], metrics), last)
+        return jax.lax.scan(step, state, length=UPDATES)
+
+    return states, batches, tiny.jit(jax.vmap(run))(stacked(*states), stacked(*batches))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each(seed):
+    states, batches, together = two_seeds()
+    state, outs = states[seed], []
+    for _ in range(UPDATES):
+        state, *out = tiny.update("vector")(state, batches[seed])
+        outs.append(tuple(out))
+    assert_near(jax.tree.map(lambda x: x[seed], together), (state, stacked(*outs)))
 
 
 # --- learning ---------------------------------------------------------------------------------------
@@ -132,21 +126,18 @@ def test_first_update_moves_nothing():
     """The learning rate rises from 0."""
     before = tiny.state("vector")
     after, _, metrics = tiny.trained("vector", updates=1)
-    assert bits(after.params) == bits(before.params) and metrics["train/learning_rate"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    assert metrics["train/learning_rate"] == 0
     assert after.step == before.step + 1 and metrics["train/grad_norm"] > 0
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_update_with_every_kind_of_observation_and_action(kind):
-    before, (after, latent, metrics) = tiny.state(kind), tiny.trained(kind)
-    still = [
-        jax.tree_util.keystr(path)
-        for (path, old), new in zip(
-            jax.tree_util.tree_leaves_with_path(before.params), jax.tree.leaves(after.params), strict=True
-        )
-        if np.array_equal(old, new)
-    ]
-    assert not still, "parameters that no loss reaches"
+    state, latent, metrics = tiny.trained(kind)
+    (rms,) = (part for part in state.opt_state if isinstance(part, optimizers.RmsState))
+    moments = jax.tree_util.tree_leaves_with_path(rms.nu)
+    unreached = [jax.tree_util.keystr(path) for path, moment in moments if not np.any(moment)]
+    assert len(moments) == len(jax.tree.leaves(state.params)) and not unreached
     assert all(np.isfinite(metric) for metric in metrics.values())
     expected = {"dyn", "rep", "rew", "con", "policy", "value", "repval", *(f"rec/{k}" for k in tiny.SPECS[kind].obs)}
     assert {name.removeprefix("loss/") for name in metrics if name.startswith("loss/")} == expected
@@ -175,8 +166,9 @@ def test_slow_critic_follows_after_the_update():
 # --- bfloat16 ---------------------------------------------------------------------------------------
 
 
-def test_bfloat16_starts_with_the_parameters_of_float32():
-    assert bits(tiny.state("vector", "bfloat16").params) == bits(tiny.state("vector").params)
+def test_bfloat16_starts_with_the_state_of_float32():
+    states = (jax.eval_shape(tiny.make_agent("vector", dtype).init, jax.random.key(0)) for dtype in DTYPES)
+    assert len({str(state) for state in states}) == 1
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
@@ -191,17 +183,15 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 
 def test_bfloat16_losses_are_near_those_of_float32():
-    single, half = (tiny.trained("vector", dtype)[2] for dtype in ("float32", "bfloat16"))
+    single, half = (tiny.trained("vector", dtype)[2] for dtype in DTYPES)
     for name in single:
         if name.startswith(("loss/", "latent/")):
             assert float(half[name]) == pytest.approx(float(single[name]), rel=0.03, abs=1e-3), name
 
 
-@pytest.mark.parametrize("kind", ["image", "mixed"])
-def test_bfloat16_types_with_images(kind):
-    agent, spec = tiny.make_agent(kind, "bfloat16"), tiny.SPECS[kind]
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    after, latent, _ = jax.eval_shape(agent.update, state, tiny.make_batch(spec, dtype="bfloat16"))
+def test_bfloat16_types_with_images():
+    agent, batch = tiny.make_agent("mixed", "bfloat16"), tiny.make_batch(tiny.SPECS["mixed"], dtype="bfloat16")
+    after, latent, _ = jax.eval_shape(agent.update, tiny.state("mixed"), batch)
     assert {x.dtype.name for x in jax.tree.leaves(after.params)} == {"float32"}
     assert latent["deter"].dtype == jnp.bfloat16
 
@@ -214,10 +204,9 @@ def test_auto_is_float32_on_cpu_only():
 # --- batches ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_batch_without_context_trains_all_its_rows(kind):
-    batch = tiny.make_batch(tiny.SPECS[kind], context=0)
-    _, latent, _ = shapes_of_update(batch, kind)
+def test_batch_without_context_trains_all_its_rows():
+    batch = tiny.make_batch(tiny.SPECS["mixed"], context=0)
+    _, latent, _ = shapes_of_update(batch, "mixed")
     assert batch.latent == {} and latent["deter"].shape[:2] == batch.reward.shape == (tiny.BATCH, tiny.LENGTH)
 
 
@@ -265,8 +254,10 @@ def test_action_of_a_wrong_width_is_refused():
 
 
 def shapes_with(world_model, behavior) -> None:
-    agent = agents.assemble(world_model, behavior, tiny.OPTIMIZER, tiny.SPECS["vector"])
-    jax.eval_shape(agent.update, tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"]))
+    """Traces the total loss."""
+    state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
+    total = agents.total_loss(world_model, behavior, tiny.SPECS["vector"])
+    jax.eval_shape(total, state.params, state.extra, state.key, batch)
 
 
 def test_loss_without_a_scale_is_refused():
@@ -284,8 +275,9 @@ def test_scale_without_a_loss_is_refused():
 
 def test_loss_of_both_parts_is_refused():
     world_model, behavior = tiny.parts("vector")
+    clashing = behavior._replace(scales={**behavior.scales, "dyn": 1.0})
     with pytest.raises(UserError, match="dyn"):
-        shapes_with(world_model, behavior._replace(scales={**behavior.scales, "dyn": 1.0}))
+        agents.assemble(world_model, clashing, tiny.OPTIMIZER, tiny.SPECS["vector"])
 
 
 def test_world_model_losses_are_one_number_per_row():
@@ -383,7 +375,8 @@ def test_environments_are_acted_in_apart_from_each_other():
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=3, length=1, context=0).obs["vector"][:, 0]
     first, changed = np.zeros(3, bool), obs + np.float32([[0], [5], [0]])
     one, two = (
-        act(params, jax.random.key(0), agent.initial_carry(3), {"vector": x}, first, mode="mode") for x in (obs, changed)
+        act(params, jax.random.key(0), agent.initial_carry(3), {"vector": x}, first, mode="mode")
+        for x in (obs, changed)
     )
     same = [np.array_equal(one[1][i], two[1][i]) for i in range(3)]
     assert same == [True, False, True] and isinstance(one[0], Carry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import jax
@@ -102,14 +103,15 @@ def output(capsys, *args: str) -> str:
     return out
 
 
-def test_eval_prints_every_episode_and_their_mean(capsys, run):
+def test_eval_prints_what_evaluate_gives_in_python(capsys, run):
     out = output(capsys, str(run), "--episodes", "3")
     episodes = re.findall(r"^episode +(\d+): return +(-?[\d.]+), length (\d+)$", out, re.MULTILINE)
     assert [(number, length) for number, _, length in episodes] == [("1", "5"), ("2", "5"), ("3", "5")]
-    returns = np.array([float(value) for _, value, _ in episodes])
+    returns = np.array(dreamer.evaluate(run, episodes=3).returns)
+    assert np.allclose([float(value) for _, value, _ in episodes], returns, atol=1e-3)
     found = re.search(r"3 episodes: return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)", out)
     expected = [returns.mean(), returns.std(), returns.min(), returns.max()]
-    assert np.allclose([float(value) for value in found.groups()], expected, atol=2e-3)
+    assert np.allclose([float(value) for value in found.groups()], expected, atol=1e-3)
 
 
 def test_eval_repeats_itself_by_its_seed_and_mode(capsys, run):
@@ -124,11 +126,6 @@ def test_eval_films_the_first_episode_and_leaves_the_run_alone(capsys, run, tmp_
     output(capsys, str(run), "--episodes", "3", "--video", str(tmp_path / "a" / "episode.mp4"))
     assert (tmp_path / "a" / "episode.mp4").read_bytes()[4:8] == b"ftyp"
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
-
-
-def test_evaluate_in_python_gives_the_same(capsys, run):
-    result = dreamer.evaluate(run, episodes=3)
-    assert f"return mean {np.mean(result.returns):.3f}" in output(capsys, str(run), "--episodes", "3")
 
 
 # ---- dreamer.load
@@ -154,7 +151,7 @@ def latent(state) -> list[np.ndarray]:
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(state.carry)]
 
 
-def same(ours, theirs, env: int | slice = slice(None)) -> bool:
+def same(ours, theirs, env: Any = slice(None)) -> bool:
     pairs = zip(latent(ours), latent(theirs), strict=True)
     return all(np.array_equal(a[env], b[env]) for a, b in pairs)
 
@@ -182,9 +179,9 @@ def test_is_first_begins_afresh_where_it_is_set_and_only_there(agent):
     state, other = agent.act(obs[1], state)[1], agent.act(obs[0], other)[1]
     mask = [False, True, False]
     after, forgotten = agent.act(obs[2], state, mask)[1], agent.act(obs[2], other, mask)[1]
-    assert same(after, forgotten, 1)
-    assert not same(after, forgotten, 0) and not same(after, forgotten, 2)
-    assert same(after, agent.act(obs[2], state)[1], 0)
+    going_on = agent.act(obs[2], state)[1]
+    assert same(after, forgotten, 1) and not same(after, going_on, 1)
+    assert same(after, going_on, [0, 2]) and not same(after, forgotten, [0, 2])
 
 
 def test_loading_twice_acts_the_same(agent, run):
@@ -196,12 +193,6 @@ def test_loading_twice_acts_the_same(agent, run):
     assert other.env_steps == 96 and other.config.env == "broken_envs:sound"
 
 
-def test_the_mode_is_not_random(run):
-    obs = np.repeat(observations(1), 3, 0)
-    actions = {tuple(dreamer.load(run, mode="mode", seed=seed).act(obs)[0]) for seed in range(2)}
-    assert len(actions) == 1 and len(set(*actions)) == 1
-
-
 @pytest.mark.parametrize(
     "obs, part",
     [
@@ -209,7 +200,6 @@ def test_the_mode_is_not_random(run):
         (np.zeros((3, 4), np.float32), "float32"),
         (np.full(3, np.nan, np.float32), "nan"),
         (np.full((2, 3), 5.0, np.float32), "outside"),
-        ("text", "vector"),
     ],
 )
 def test_an_observation_that_does_not_fit_is_refused(agent, obs, part):

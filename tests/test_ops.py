@@ -307,7 +307,8 @@ def run_optimizer(grads, **config):
 
 
 def test_laprop_by_hand():
-    # Gradients 1 and 3, both betas 0.5. Second moment: 0.5, then 0.5 * 0.5 + 0.5 * 9 = 4.75; corrected 1 and 4.75 / 0.75.
+    # Gradients 1 and 3, both betas 0.5.
+    # Second moment: 0.5, then 0.5 * 0.5 + 0.5 * 9 = 4.75; corrected 1 and 4.75 / 0.75.
     # Momentum of the normalised gradients n: 0.5 * 1, then 0.5 * 0.5 + 0.5 * n; corrected 1 and that / 0.75.
     second = 3 / np.sqrt(4.75 / 0.75)
     expected = [1, (0.25 + 0.5 * second) / 0.75]

@@ -181,14 +181,92 @@ def test_prediction_is_a_reward_of_exactly_0_before_training():
 
 
 @pytest.mark.parametrize("contdisc, label", [(True, 0.996997), (False, 1.0)])
-def test_continue_label_of_a_live_row(contdisc, label):
+def test_continue_label_of_a_live_row(contdisc, label, key):
     """Specification 15.10."""
     model = rssm.make(tiny.WORLD_MODEL, tiny.SPECS["vector"], horizon=333.0, contdisc=contdisc)
-    nets = rssm.make_nets(tiny.WORLD_MODEL, tiny.SPECS["vector"], jnp.float32, tiny.argmax_onehot)
+    assert jax.jit(lambda k: model.init(k).extra)(key)["hyper"]["live_label"] == pytest.approx(label, rel=1e-6)
+
+
+@functools.cache
+def losses():
+    """Per-row losses and predictions of a batch without context."""
+    model, extra = world_model(), tiny.state("vector").extra["world_model"]
+
+    @tiny.jit
+    def run(batch):
+        prev_action = jnp.concatenate([jnp.zeros_like(batch.action[:, :1]), batch.action[:, :-1]], 1)
+        start = model.initial(batch.reward.shape[0])
+        out, aux = model.loss(params(), extra, jax.random.key(0), start, prev_action, batch)
+        return out, model.predict(params(), model.feat(aux.latent)), model.decode(params(), aux.latent)
+
+    return run
+
+
+def test_continue_loss_is_the_cross_entropy_of_predict_with_the_label():
     batch = tiny.make_batch(tiny.SPECS["vector"], context=0)
-    feats = jnp.zeros((*batch.reward.shape, tiny.FEAT))
-    # At logit l the loss of label y is -y log sigmoid(l) - (1 - y) log sigmoid(-l): its y can be read off.
-    live = float(jax.eval_shape(model.init, jax.random.key(0)) and label)
-    hyper = {"live_label": jnp.float32(live), "free_nats": jnp.float32(1)}
-    loss = tiny.jit(lambda: rssm._head_losses(nets, params(), hyper, feats, batch, np.float32([-1, 0, 1])))
-    del loss
+    out, (_, cont), _ = losses()(batch)
+    label = np.where(batch.is_terminal, 0, 0.996997)
+    expected = -label * np.log(cont) - (1 - label) * np.log1p(-np.asarray(cont))
+    np.testing.assert_allclose(out["con"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_reconstruction_loss_is_the_squared_symlog_error_of_decode():
+    batch = tiny.make_batch(tiny.SPECS["vector"], context=0)
+    out, _, decoded = losses()(batch)
+    symlog = lambda x: np.sign(x) * np.log1p(np.abs(x))  # noqa: E731
+    error = symlog(np.asarray(decoded["vector"])) - symlog(batch.obs["vector"])
+    np.testing.assert_allclose(out["rec/vector"], np.square(error).sum(-1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("field, loss", [("reward", "rew"), ("is_terminal", "con")])
+def test_reward_and_end_of_a_row_touch_that_rows_loss_alone(field, loss):
+    batch = tiny.make_batch(tiny.SPECS["vector"], context=0)
+    values = getattr(batch, field).copy()
+    values[2, 3] = 1 - values[2, 3] if field == "reward" else not values[2, 3]
+    before, after = (losses()(b)[0] for b in (batch, batch._replace(**{field: values})))
+    for name in before:
+        changed = np.argwhere(np.asarray(before[name]) != np.asarray(after[name])).tolist()
+        assert changed == ([[2, 3]] if name == loss else []), name
+
+
+def test_every_loss_is_a_float32_number_per_row():
+    batch = tiny.make_batch(tiny.SPECS["vector"], context=0)
+    out, _, _ = losses()(batch)
+    assert set(out) == set(world_model().scales)
+    assert {(x.shape, x.dtype.name) for x in out.values()} == {(batch.reward.shape, "float32")}
+
+
+# --- observations that do not fit -------------------------------------------------------------------
+
+
+def picture(height: int, width: int) -> Space:
+    return Space((height, width, 3), "uint8")
+
+
+@pytest.mark.parametrize("height, width", [(50, 48), (48, 50), (8, 48), (48, 8), (68, 68)])
+def test_picture_whose_sides_do_not_fit_is_a_user_error(height, width):
+    with pytest.raises(UserError, match=f"'camera' is a picture of {height}x{width}"):
+        rssm.make(tiny.WORLD_MODEL, Spec({"camera": picture(height, width)}, ACTION))
+
+
+@pytest.mark.parametrize("height, width", [(48, 48), (12, 64)])
+def test_picture_whose_sides_fit_is_taken(height, width):
+    model = rssm.make(tiny.WORLD_MODEL, Spec({"camera": picture(height, width)}, ACTION))
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    shown = jax.eval_shape(model.decode, params, model.initial(2))
+    assert shown["camera"].shape == (2, height, width, 3) and shown["camera"].dtype == np.uint8
+
+
+def test_pictures_of_two_sizes_are_a_user_error():
+    with pytest.raises(UserError, match="one size"):
+        rssm.make(tiny.WORLD_MODEL, Spec({"a": picture(48, 48), "b": picture(64, 64)}, ACTION))
+
+
+def test_nothing_to_see_is_a_user_error():
+    with pytest.raises(UserError, match="no observation"):
+        rssm.make(tiny.WORLD_MODEL, Spec({}, ACTION))
+
+
+def test_unknown_encoder_is_a_user_error():
+    with pytest.raises(UserError, match="encoder"):
+        rssm.make(dataclasses.replace(tiny.WORLD_MODEL, encoder="encodr"), tiny.SPECS["vector"])

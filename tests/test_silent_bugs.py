@@ -10,7 +10,7 @@
      7  only the entropy trains the actor        policy_gradient                             golden_agent
      8  a time limit taken for an end            time_limit, flags                           test_rows, golden_behavior
      9  last observation overwritten             rows_of_every_episode                       test_rows
-    10  losses overwritten or dropped            every_loss_*, forgotten, two_losses           golden_agent
+    10  losses overwritten or dropped            every_loss, forgotten, two_losses           golden_agent
     11  free nats of the mean                    free_nats                                   golden_ops
     12  block-linear fan-in                      block_linear                                init_statistics
     13  two-hot mean of uniform logits           uniform                                     golden_ops
@@ -37,7 +37,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +48,10 @@ from dreamer import dreaming
 from dreamer.behaviors import actor_critic
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Behavior, Dream, Replayed, TrainState, Variables, WorldModel, WorldModelOut
+from dreamer.interfaces import Agent, Dream, Replayed, TrainState
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core
-from dreamer.ops import balance, distributions, normalize, optimizers
+from dreamer.ops import balance, distributions, normalize
 from dreamer.ops.returns import lambda_returns
 from dreamer.runtime import evaluation, learner, loop, metrics
 from dreamer.runtime.collector import Collector
@@ -62,7 +61,6 @@ from dreamer.runtime.steps import Batch, Step
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
 from dreamer.spaces import Space, Spec
-from envs.probes import Counter
 
 KIND = "vector"
 SPEC = tiny.SPECS[KIND]
@@ -70,103 +68,11 @@ BINS = distributions.twohot_bins(255)
 LABEL = 1 - 1 / tiny.HORIZON
 
 
-# --- environments whose rows tell where they come from ----------------------------------------------
-
-
-class Diary(Counter):
-    """The counter probe (reward = the action before), showing [episode, time].
-
-    Even episodes end truly, odd ones by a time limit.
-    """
-
-    observation_space = gymnasium.spaces.Box(0, 1e6, (2,), np.float32)
-    default_steps = 3
-
-    def __init__(self, steps=None):
-        super().__init__(steps)
-        self.episode = -1
-
-    def reset(self, *, seed=None, options=None):
-        self.episode += 1
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action):
-        obs, reward, over, _, info = super().step(action)
-        return obs, reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, info
-
-    def observe(self):
-        return np.array([self.episode, self.time], np.float32)
-
-
-class Throttle(Diary):
-    """Takes one number from 0 to 100 and pays it out."""
-
-    action_space = gymnasium.spaces.Box(0.0, 100.0, (1,), np.float32)
-
-    def reward(self, action):
-        return float(action[0])
-
-
-# --- an agent that only remembers -------------------------------------------------------------------
-
-
-def echo_world(spec: Spec) -> WorldModel:
-    """Its latent is the previous action that it was shown, zero on first rows. Pays for the action's first element."""
-    width = spec.action_width
-
-    def observe(params, key, latent, obs, prev_action, is_first):
-        return {"prev": jnp.where(is_first[..., None], 0.0, prev_action)}
-
-    def loss(params, extra, key, latent, prev_action, batch):
-        seen = observe(params, key, latent, batch.obs, prev_action, batch.is_first)
-        return {"echo": jnp.square(params["w"] - batch.reward)}, WorldModelOut(seen, extra, {})
-
-    return WorldModel(
-        init=lambda key: Variables({"w": jnp.zeros((1, 1))}, {}),
-        initial=lambda count: {"prev": jnp.zeros((count, width))},
-        observe=observe,
-        imagine=lambda params, key, latent, action: {"prev": action},
-        feat=lambda latent: latent["prev"],
-        predict=lambda params, feat: (5 * feat[..., 0], jnp.full(feat.shape[:-1], 0.99)),
-        loss=loss,
-        decode=lambda params, latent: {"vector": latent["prev"]},
-        pack=lambda latent: latent,
-        unpack=lambda packed: packed,
-        storage={"prev": Space((width,), "float32")},
-        scales={"echo": 1.0},
-    )
-
-
-def random_behavior(spec: Spec) -> Behavior:
-    """Acts at random; its loss is 0 and its next extra is what it was given to learn from."""
-
-    def act(params, key, dream, latent, mode):
-        noise = jax.random.normal(key, (*dream.feat(latent).shape[:-1], spec.action_width))
-        return jax.nn.one_hot(jnp.argmax(noise, -1), spec.action_width) if spec.action.discrete else noise
-
-    def loss(params, extra, key, dream, start, replayed):
-        return {"given": jnp.zeros(())}, ({"start": start, "replayed": replayed}, {})
-
-    def init(key):
-        return Variables({"w": jnp.zeros((1, 1))}, {})
-
-    return Behavior(init, act, loss, lambda params, extra: extra, {"given": 1.0})
-
-
-def echo_agent(spec: Spec) -> Agent:
-    """The two together. An update adds 1 to every parameter."""
-
-    def update(state: TrainState, batch: Batch):
-        params = jax.tree.map(lambda x: x + 1, state.params)
-        latent = {"prev": jnp.zeros_like(batch.action[:, 1:])}
-        return state._replace(step=state.step + 1, params=params), latent, {}
-
-    agent = agents.assemble(echo_world(spec), random_behavior(spec), optimizers.Config(), spec)
-    return agent._replace(update=update)
+# --- collecting and learning with the agent that only remembers -------------------------------------
 
 
 class Learning(NamedTuple):
-    """`echo_world` under the real actor-critic and optimizer: compiles in a quarter of the real agent's time."""
+    """`tiny.echo_world` under the real actor-critic and optimizer: compiles in a quarter of the real agent's time."""
 
     agent: Agent
     batch: Batch
@@ -181,7 +87,7 @@ class Learning(NamedTuple):
 @functools.cache
 def learning() -> Learning:
     behavior = actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=SPEC.action_width)
-    agent = agents.assemble(echo_world(SPEC), behavior, tiny.OPTIMIZER, SPEC)
+    agent = agents.assemble(tiny.echo_world(SPEC), behavior, tiny.OPTIMIZER, SPEC)
     batch = tiny.make_batch(SPEC)
     batch = batch._replace(latent={"prev": np.zeros_like(batch.action[:, :1])})
     return Learning(agent, batch, tiny.jit(agent.init), tiny.jit(agent.update))
@@ -199,8 +105,8 @@ def learned() -> tuple[TrainState, dict[str, jax.Array]]:
 @functools.cache
 def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
     """A replay of two environments, filled by the real workers and the real collector."""
-    with make_workers(WorkersConfig("inline", envs=2), f"{__name__}:{env}", {}, seed=0) as workers:
-        agent = echo_agent(workers.spec)
+    with make_workers(WorkersConfig("inline", envs=2), f"tiny:{env}", {}, seed=0) as workers:
+        agent = tiny.echo_agent(workers.spec)
         config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
         replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
         collector = Collector(agent, workers, replay, seed=0)
@@ -215,10 +121,10 @@ def column(replay: Replay, name: str) -> np.ndarray:
 
 
 def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> loop.Run:
-    """The real loop around `echo_agent` and two diaries."""
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec: echo_agent(spec))
+    """The real loop around `tiny.echo_agent` and two diaries."""
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec: tiny.echo_agent(spec))
     config = Config(
-        env=f"{__name__}:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
+        env="tiny:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
         workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
         log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
     )  # fmt: skip
@@ -283,8 +189,8 @@ COUNT, STATES = 2, 4  # every hand-made dream is [COUNT, STATES]
 NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
 
 
-def rows_of(*values: float) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(values, jnp.float32), (COUNT, len(values)))
+def rows_of(*values: float) -> np.ndarray:
+    return np.tile(np.float32(values), (COUNT, 1))
 
 
 def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, entropy=(0,) * 4):
@@ -357,7 +263,7 @@ def test_bootstrap_of_replayed_returns_is_that_of_the_next_row():
 def test_action_of_the_row_before_is_the_previous_action():
     """Bug 2: from the environment to the model, the reward of each row is the number of its previous action."""
     spec, replay = collected("Diary")
-    latent, prev_action, rows = agents.align(echo_world(spec), spec, replay.sample(64)[0])
+    latent, prev_action, rows = agents.align(tiny.echo_world(spec), spec, replay.sample(64)[0])
     later = ~rows.is_first
     assert set(np.unique(rows.reward[later])) == {0, 1, 2, 3}
     np.testing.assert_array_equal(rows.reward[later], np.argmax(prev_action, -1)[later])
@@ -369,8 +275,8 @@ def test_previous_action_is_the_same_while_acting_and_training():
     spec, replay = collected("Diary")
     shown, action, first = (column(replay, name) for name in ("latent/prev", "action", "is_first"))
     np.testing.assert_array_equal(shown[:, 1:], np.where(first[:, 1:, None], 0, action[:, :-1]))
-    agent, batch = echo_agent(spec), replay.sample(4)[0]
-    _, prev_action, rows = agents.align(echo_world(spec), spec, batch)
+    agent, batch = tiny.echo_agent(spec), replay.sample(4)[0]
+    _, prev_action, rows = agents.align(tiny.echo_world(spec), spec, batch)
     report = agent.report(agent.init(jax.random.key(0)), batch)
     kept = ~(rows.is_first & (np.arange(5) < 2))  # the observed half drops it on first rows, the dreamed half cannot
     np.testing.assert_array_equal(report["dream/vector"][kept], prev_action[kept])
@@ -499,7 +405,7 @@ def test_ending_is_never_masked_in_training():
     spec, replay = collected("Diary")
     batch, _ = replay.sample(64)
     assert batch.is_first[:, 0].all()
-    _, _, rows = agents.align(echo_world(spec), spec, batch)
+    _, _, rows = agents.align(tiny.echo_world(spec), spec, batch)
     episode, time = np.moveaxis(rows.obs["vector"], -1, 0)
     np.testing.assert_array_equal(rows.is_first, time == 0)
     np.testing.assert_array_equal(rows.is_terminal, (time == 3) & (episode % 2 == 0))
@@ -536,9 +442,9 @@ def test_time_limit_does_not_end_the_value_in_replayed_returns():
 def test_flags_and_starts_reach_the_behavior_as_they_were_stored():
     """Bug 8: last and terminal are not exchanged on the way, and start n is row n of the sequences."""
     spec, replay = collected("Diary")
-    world_model, batch = echo_world(spec), replay.sample(8)[0]
-    run = agents.make_losses(world_model, random_behavior(spec), spec)
-    state = echo_agent(spec).init(jax.random.key(0))
+    world_model, batch = tiny.echo_world(spec), replay.sample(8)[0]
+    run = agents.make_losses(world_model, tiny.random_behavior(spec), spec)
+    state = tiny.echo_agent(spec).init(jax.random.key(0))
     given = run(state.params, state.extra, jax.random.key(0), batch)[1].extra["behavior"]
     for name in ("reward", "is_last", "is_terminal"):
         np.testing.assert_array_equal(getattr(given["replayed"], name), getattr(batch, name)[:, 1:])
@@ -664,36 +570,42 @@ def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, 
 
 
 DEVICES = """
-import pickle, sys
+import functools, pickle, sys
 import jax
 import test_silent_bugs as tests
+from dreamer.runtime import devices
 from dreamer.runtime.learner import Learner
-learner = Learner(tests.learning().agent, seed=0, batch_size=4, lockstep=True)
-out = learner.step(tests.learning().batch, None)
-ret = learner.state.extra["behavior"]["norms"].ret
-result = jax.device_get((learner.mesh.size, out.metrics, (ret.lo, ret.hi), learner.state.opt_state[1].nu))
-sys.stdout.buffer.write(pickle.dumps(result))
+
+make_mesh, results = devices.make_mesh, []
+for count in (1, 2):
+    devices.make_mesh = functools.partial(make_mesh, jax.devices()[:count])
+    learner = Learner(tests.learning().agent, seed=0, batch_size=4, lockstep=True)
+    assert learner.mesh.size == count
+    out = learner.step(tests.learning().batch, None)
+    norm, (_, squares, _) = learner.state.extra["behavior"]["norms"].ret, learner.state.opt_state
+    results.append(jax.device_get((out.metrics, out.latent, (norm.lo, norm.hi), jax.tree.leaves(squares.nu))))
+sys.stdout.buffer.write(pickle.dumps(results))
 """
 
 
 def test_two_devices_make_the_update_of_one():
     """Bug 16: losses, gradients and return percentiles are those of the whole batch, not of a device's share."""
     folder = pathlib.Path(__file__).parent
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    path = os.pathsep.join([str(folder.parent), str(folder)])
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES], capture_output=True, cwd=folder.parent,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
-    )  # fmt: skip
+    flags = {"xla_force_host_platform_device_count": 2, **tiny.QUICK}
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)]),
+        "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items()),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, cwd=folder.parent, env=environment)
     assert done.returncode == 0, done.stderr.decode()
-    size, values, percentiles, squares = pickle.loads(done.stdout)
-    state, _, out = learning().update(learning().state(), learning().batch)
-    ret = state.extra["behavior"]["norms"].ret
-    assert size == 2 and ret.lo < 0 < ret.hi
-    np.testing.assert_allclose(percentiles, (ret.lo, ret.hi), rtol=1e-4)
-    assert values == {name: pytest.approx(float(value), rel=1e-4, abs=1e-5) for name, value in out.items()}
-    for ours, theirs in zip(jax.tree.leaves(state.opt_state[1].nu), jax.tree.leaves(squares), strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * float(jnp.abs(ours).max()))
+    one, two = pickle.loads(done.stdout)
+    values, latent, percentiles, squares = one
+    assert percentiles[0] < 0 < percentiles[1]
+    np.testing.assert_allclose(two[2], percentiles, rtol=1e-5)
+    assert two[0] == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in values.items()}
+    np.testing.assert_array_equal(two[1]["prev"], latent["prev"])
+    for ours, theirs in zip(squares, two[3], strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
 
 
 def test_stored_actions_are_the_policys_own():
@@ -712,7 +624,7 @@ def test_stored_actions_are_the_policys_own():
 def test_acting_copy_follows_each_update_and_is_never_donated(lockstep):
     """Bug 18: the acting parameters are those of this update or the one before, and stay readable after later ones."""
     spec, replay = collected("Diary")
-    trainer = learner.Learner(echo_agent(spec), seed=0, batch_size=2, lockstep=lockstep)
+    trainer = learner.Learner(tiny.echo_agent(spec), seed=0, batch_size=2, lockstep=lockstep)
     donated, held = trainer.state.params, [trainer.acting]
     for _ in range(3):
         trainer.step(*replay.sample(2))

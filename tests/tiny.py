@@ -12,17 +12,19 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
-from dreamer.interfaces import Agent, Behavior, TrainState, WorldModel
+from dreamer.interfaces import Agent, Behavior, TrainState, Variables, WorldModel, WorldModelOut
 from dreamer.ops import optimizers
 from dreamer.runtime.steps import Batch
 from dreamer.spaces import Space, Spec
 from dreamer.world_models import rssm
+from envs.probes import Counter
 
 SPECS = {
     "vector": Spec({"vector": Space((3,), "float32")}, Space((2,), "float32")),
@@ -41,8 +43,8 @@ SPECS = {
 KINDS = tuple(SPECS)
 HORIZON = 333.0
 WORLD_MODEL = rssm.Config(
-    deter=16, hidden=8, stoch=4, classes=3, blocks=2, units=8, depth=2, mults=(1, 1, 1, 2), kernel=3,
-    encoder_layers=1, bins=15,
+    deter=16, hidden=8, stoch=4, classes=3, blocks=2, units=8, depth=2, mults=(1, 2), kernel=3, encoder_layers=1,
+    prior_layers=1, bins=15,
 )  # fmt: skip
 BEHAVIOR = actor_critic.Config(units=8, actor_layers=1, critic_layers=1, bins=15, imagine_length=3)
 FEAT = WORLD_MODEL.deter + WORLD_MODEL.stoch * WORLD_MODEL.classes
@@ -52,8 +54,10 @@ CONFIG = agents.Config("float32", HORIZON, True, WORLD_MODEL, BEHAVIOR, OPTIMIZE
 BATCH, LENGTH = 8, 6
 # The program is as right as with the costly passes, and compiles five times faster.
 QUICK = {
-    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False,
-}  # fmt: skip
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 TRACES: collections.Counter[tuple[str, str]] = collections.Counter()  # of `update`, by its arguments
 
@@ -124,9 +128,9 @@ def make_agent(kind: str, dtype: str = "float32") -> Agent:
 
 
 @functools.cache
-def init(kind: str, dtype: str = "float32") -> Callable[[jax.Array], TrainState]:
+def init(kind: str) -> Callable[[jax.Array], TrainState]:
     """`Agent.init`, compiled."""
-    return jit(make_agent(kind, dtype).init)
+    return jit(make_agent(kind).init)
 
 
 @functools.cache
@@ -142,15 +146,110 @@ def update(kind: str, dtype: str = "float32") -> Callable[..., Any]:
 
 
 @functools.cache
-def state(kind: str, dtype: str = "float32", seed: int = 0) -> TrainState:
-    """The first train state of a seed."""
-    return init(kind, dtype)(jax.random.key(seed))
+def state(kind: str, seed: int = 0) -> TrainState:
+    """The first train state of a seed, the same for every compute dtype."""
+    return init(kind)(jax.random.key(seed))
 
 
 @functools.cache
 def trained(kind: str, dtype: str = "float32", updates: int = 3) -> tuple[TrainState, Any, Any]:
     """(state, latent, metrics) after some updates on one batch, so that heads which start at 0 do not stay there."""
-    current, batch = state(kind, dtype), make_batch(SPECS[kind], dtype=dtype)
+    current, batch = state(kind), make_batch(SPECS[kind], dtype=dtype)
     for _ in range(updates):
         current, latent, metrics = update(kind, dtype)(current, batch)
     return current, latent, metrics
+
+
+# --- environments whose rows tell where they come from ----------------------------------------------
+
+
+class Diary(Counter):
+    """The counter probe (reward = the action before), showing [episode, time].
+
+    Even episodes end truly, odd ones by a time limit.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 1e6, (2,), np.float32)
+    default_steps = 3
+
+    def __init__(self, steps=None):
+        super().__init__(steps)
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, over, _, info = super().step(action)
+        return obs, reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, info
+
+    def observe(self):
+        return np.array([self.episode, self.time], np.float32)
+
+
+class Throttle(Diary):
+    """Takes one number from 0 to 100 and pays it out."""
+
+    action_space = gymnasium.spaces.Box(0.0, 100.0, (1,), np.float32)
+
+    def reward(self, action):
+        return float(action[0])
+
+
+# --- an agent that only remembers -------------------------------------------------------------------
+
+
+def echo_world(spec: Spec) -> WorldModel:
+    """Its latent is the previous action that it was shown, zero on first rows. Pays for the action's first element."""
+    width = spec.action_width
+
+    def observe(params, key, latent, obs, prev_action, is_first):
+        return {"prev": jnp.where(is_first[..., None], 0.0, prev_action)}
+
+    def loss(params, extra, key, latent, prev_action, batch):
+        seen = observe(params, key, latent, batch.obs, prev_action, batch.is_first)
+        return {"echo": jnp.square(params["w"] - batch.reward)}, WorldModelOut(seen, extra, {})
+
+    return WorldModel(
+        init=lambda key: Variables({"w": jnp.zeros((1, 1))}, {}),
+        initial=lambda count: {"prev": jnp.zeros((count, width))},
+        observe=observe,
+        imagine=lambda params, key, latent, action: {"prev": action},
+        feat=lambda latent: latent["prev"],
+        predict=lambda params, feat: (5 * feat[..., 0], jnp.full(feat.shape[:-1], 0.99)),
+        loss=loss,
+        decode=lambda params, latent: {"vector": latent["prev"]},
+        pack=lambda latent: latent,
+        unpack=lambda packed: packed,
+        storage={"prev": Space((width,), "float32")},
+        scales={"echo": 1.0},
+    )
+
+
+def random_behavior(spec: Spec) -> Behavior:
+    """Acts at random; its loss is 0 and its next extra is what it was given to learn from."""
+
+    def act(params, key, dream, latent, mode):
+        noise = jax.random.normal(key, (*dream.feat(latent).shape[:-1], spec.action_width))
+        return jax.nn.one_hot(jnp.argmax(noise, -1), spec.action_width) if spec.action.discrete else noise
+
+    def loss(params, extra, key, dream, start, replayed):
+        return {"given": jnp.zeros(())}, ({"start": start, "replayed": replayed}, {})
+
+    def init(key):
+        return Variables({"w": jnp.zeros((1, 1))}, {})
+
+    return Behavior(init, act, loss, lambda params, extra: extra, {"given": 1.0})
+
+
+def echo_agent(spec: Spec) -> Agent:
+    """The two together. An update adds 1 to every parameter."""
+
+    def update(state: TrainState, batch: Batch):
+        params = jax.tree.map(lambda x: x + 1, state.params)
+        latent = {"prev": jnp.zeros_like(batch.action[:, 1:])}
+        return state._replace(step=state.step + 1, params=params), latent, {}
+
+    agent = agents.assemble(echo_world(spec), random_behavior(spec), optimizers.Config(), spec)
+    return agent._replace(update=update)
