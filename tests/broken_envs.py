@@ -92,8 +92,6 @@ class Fails(Sound):
         if self.left <= 0:
             if self.how == "nan":
                 obs[1] = np.nan
-            if self.how == "nan reward":
-                reward = float("nan")
             if self.how == "outside":
                 obs[2] = 7.0
             if self.how == "raise":

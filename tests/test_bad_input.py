@@ -143,7 +143,6 @@ def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_fact
     "how, parts",
     [
         ("outside", ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
-        ("nan reward", ["reward is nan"]),
         ("raise", ["failed: RuntimeError: the cable is loose", "broken_envs.py"]),
     ],
 )
@@ -161,8 +160,6 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     found, (_, meta) = lines(run), saved(run)
     assert any("loss/dyn" in line for line in found)
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
-    out = cli.main(["eval", str(run), "--episodes", "1"])
-    assert out == 0
 
 
 # ---- a disk that is full

@@ -62,7 +62,8 @@ def test_there_are_never_more_environments_than_episodes():
     assert [episode.env for episode in result.episodes] == [0, 1]
 
 
-def test_the_first_episode_is_filmed_from_its_reset_to_its_end():
+def test_the_first_episode_is_filmed_from_its_reset_to_its_end(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
     result = play("broken_envs:sound", {"steps": 4}, episodes=2, film=True)
     assert [int(frame[0, 0, 0]) for frame in result.frames] == [0, 50, 100, 150, 200]
     assert play("broken_envs:sound", {"steps": 4}, episodes=2).frames == []
@@ -71,6 +72,12 @@ def test_the_first_episode_is_filmed_from_its_reset_to_its_end():
 def test_the_seed_gives_the_episodes():
     first, again, other = (play("broken_envs:sound", {}, episodes=3, seed=seed).returns for seed in (1, 1, 2))
     assert first == again and first != other
+
+
+def test_every_row_draws_its_own_action():
+    returns = play("probes:counter", {"steps": 20}, episodes=1).returns  # the sum of the actions 0 to 3
+    assert returns[0] not in (0, 20, 40, 60)
+    assert play("probes:counter", {"steps": 20}, episodes=1, mode="mode").returns == [0]
 
 
 def test_a_picture_is_shown_where_the_environment_draws_nothing():

@@ -25,13 +25,27 @@ from dreamer.world_models import rssm
 from envs.probes import PROBES, make
 
 PRESET = Path(__file__).parents[1] / "experiments" / "probe.yaml"
+SETTINGS: dict[str, dict] = {
+    "delayed": {"env_steps": 6000},
+    "action_continuous": {"env_steps": 6000},
+    "both": {"env_steps": 5000},
+    # Pictures are dear on a CPU: small batches, more of them.
+    "pixel": {
+        "env_steps": 3500,
+        "replay_ratio": 32,
+        "replay.batch_size": 8,
+        "replay.batch_length": 8,
+        "agent.optimizer.learning_rate": 2e-3,
+    },
+}
 
 
 @functools.cache
 def trained(name: str) -> Path:
     """The run directory of an agent trained on the probe."""
     run_dir = Path(tempfile.mkdtemp()) / name
-    overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False}
+    overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False, "env_steps": 3000}
+    overrides |= SETTINGS.get(name, {})
     return dreamer.train(dreamer.load_config(PRESET, overrides=overrides))
 
 
@@ -47,7 +61,7 @@ def test_probe_is_solved(name: str):
 
 
 def predictions(name: str, cue: float) -> tuple[float, float]:
-    """What an agent expects of a probe's one-step episode: the critic's value at the first row, the reward at the last."""
+    """What an agent expects of a one-step episode: the critic's value at the first row, the reward at the last."""
     config, _, params, _ = restore(trained(name))
     spec = spec_of(make(name))
     world_model = rssm.make(config.agent.world_model, spec)
@@ -64,7 +78,9 @@ def predictions(name: str, cue: float) -> tuple[float, float]:
     return float(value[0]), float(world_model.predict(params["world_model"], feat)[0][0, 1])
 
 
-@pytest.mark.parametrize(("name", "cue", "reward"), [("constant", 0, 1), ("observation", -1, -1), ("observation", 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "cue", "reward"), [("constant", 0, 1), ("observation", -1, -1), ("observation", 1, 1)]
+)
 def test_reward_head_and_critic_know_the_reward_of_a_one_step_probe(name: str, cue: int, reward: int):
     value, predicted = predictions(name, cue)
     np.testing.assert_allclose([predicted, value], reward, atol=0.1, err_msg=fails(name))

@@ -1,28 +1,28 @@
 """Bugs that leave healthy loss curves behind, one or more tests each; every one failed once with its bug put in.
 
-    bug                                          tests here                                  more in
-     1  bootstrap one step off                   bootstrap                                   golden_ops, golden_behavior
-     2  wrong action beside an observation       action, previous_action                     golden_agent
-     3  no reset mask                            reset, first_row                            golden_rssm
-     4  actor scored where its action led        actor_is_scored, rollout, policy_gradient   golden_behavior
-     5  continue weight one step late            continue_weight                             golden_behavior
-     6  is_first masks the true last row         rows_of_every_episode, ending               test_rows
-     7  only the entropy trains the actor        policy_gradient                             golden_agent
-     8  a time limit taken for an end            time_limit, flags                           test_rows, golden_behavior
-     9  last observation overwritten             rows_of_every_episode                       test_rows
-    10  losses overwritten or dropped            every_loss, forgotten, two_losses           golden_agent
-    11  free nats of the mean                    free_nats                                   golden_ops
-    12  block-linear fan-in                      block_linear                                init_statistics
-    13  two-hot mean of uniform logits           uniform                                     golden_ops
-    14  normaliser subtracts, or lags            return_normaliser                           golden_ops, golden_behavior
-    15  ratio in frames or in updates            replay_ratio                                test_ratio
-    16  statistics per device                    two_devices
-    17  actions stored in the env's units        stored_actions                              test_rows
-    18  acting copy stale or donated             acting_copy, collector_acts
-    19  newest rows never, or across the head    newest, write_head                          test_replay
-    20  resume forgets a part                    restored                                    test_checkpoint
+    bug                                         tests here, by their first words             more in
+     1  bootstrap one step off                  bootstrap                                    golden_ops, golden_behavior
+     2  wrong action beside an observation      action, previous_action                      golden_agent
+     3  no reset mask                           reset, first_row                             golden_rssm
+     4  actor scored where its action led       actor_is_scored, rollout, policy_gradient    golden_behavior
+     5  continue weight one step late           continue_weight                              golden_behavior
+     6  is_first masks the true last row        rows_of_every_episode, ending                rows
+     7  only the entropy trains the actor       policy_gradient                              golden_agent
+     8  a time limit taken for an end           time_limit, rows_of_every_episode, flags     rows, golden_behavior
+     9  last observation overwritten            rows_of_every_episode, ending                rows
+    10  losses overwritten or dropped           every_loss, forgotten_loss, two_losses       golden_agent
+    11  free nats of the mean                   free_nats                                    golden_ops
+    12  block-linear fan-in                     block_linear                                 init_statistics
+    13  two-hot mean of uniform logits          uniform                                      golden_ops
+    14  normaliser subtracts, or lags           return_normaliser                            golden_ops, golden_behavior
+    15  ratio in frames or in updates           replay_ratio                                 ratio
+    16  statistics per device                   two_devices                                  devices
+    17  actions stored in the env's units       stored_actions                               rows
+    18  acting copy stale or donated            acting_copy, collector_acts                  learner
+    19  newest rows never, or across the head   newest                                       replay
+    20  resume forgets a part                   restored                                     checkpoint
 
-Bug 20 has one more half, a resumed replay: this code does not resume a replay.
+Bug 20 has one more half, a resumed replay: this code resumes none. "More in" names tests/test_<name>.py.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Dream, Replayed, TrainState
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core
+from dreamer.nets.heads import ScalarHead
 from dreamer.ops import balance, distributions, normalize
 from dreamer.ops.returns import lambda_returns
 from dreamer.runtime import evaluation, learner, loop, metrics
@@ -496,12 +497,20 @@ def test_free_nats_clip_each_row_after_the_sum_over_groups():
     threshold = np.median(raw["dyn"])
     clipped = posterior()(batch, threshold)[0]
     for name in ("dyn", "rep"):
+        assert raw[name].min() < threshold < raw[name].max()
         np.testing.assert_allclose(clipped[name], np.maximum(raw[name], threshold), rtol=1e-6)
-    post = jnp.array([1.0, 1.3, 3.0])[:, None, None] * jnp.array([[[1.0, 0.0]] * 4])  # [3, 4 groups, 2 classes]
-    one = distributions.categorical_kl(post, jnp.zeros_like(post))
+
+
+def test_free_nats_spare_the_rows_below_them_and_no_other():
+    """Bug 11: a clipped row has no gradient, whatever the others diverge by."""
+    post = jnp.array([1.0, 1.3, 3.0])[:, None, None] * jnp.array([[[1.0, 0.0]] * 4])  # [3 rows, 4 groups, 2 classes]
+    prior = jnp.zeros_like(post)
+    one = distributions.categorical_kl(post, prior)
     free = float(one[1, 0]) * 3  # less than row 1 has in its 4 groups, more than in any single one
-    dyn, gradient = jax.vmap(jax.value_and_grad(lambda x: balance.kl_balance(x, jnp.zeros_like(x), free)[1]))(post)
-    np.testing.assert_allclose(dyn, np.maximum(one.sum(-1), free), rtol=1e-6)
+    dyn, rep, _ = balance.kl_balance(post, prior, free)
+    for loss in (dyn, rep):
+        np.testing.assert_allclose(loss, np.maximum(one.sum(-1), free), rtol=1e-6)
+    gradient = jax.grad(lambda x: balance.kl_balance(x, prior, free)[1].sum())(post)
     np.testing.assert_array_equal(np.any(gradient, (1, 2)), [False, True, True])
 
 
@@ -522,12 +531,12 @@ def test_uniform_logits_mean_exactly_zero(jit):
         assert not np.any(mean(jnp.full((3, 255), value)))
 
 
-def test_uniform_heads_of_a_fresh_agent_predict_exactly_zero():
-    """Bug 13: the reward that a fresh world model predicts is 0 on every feature."""
-    world_model, _ = tiny.parts(KIND)
-    feat = jax.random.normal(jax.random.key(0), (5, tiny.FEAT))
-    reward, _ = tiny.jit(world_model.predict)(tiny.state(KIND).params["world_model"], feat)
-    assert not np.any(reward)
+def test_uniform_heads_predict_exactly_zero_before_they_are_trained():
+    """Bug 13: a fresh reward head or critic says 0 on every feature."""
+    head, feat = from_flax(ScalarHead(layers=1, units=8)), jax.random.normal(jax.random.key(0), (5, 16))
+    params = head.init(jax.random.key(1), feat)
+    mean = jax.jit(lambda params, feat: distributions.twohot_mean(head.apply(params, feat), BINS))(params, feat)
+    assert mean.shape == (5,) and not np.any(mean)
 
 
 def test_return_normaliser_scales_and_subtracts_nothing():
@@ -601,7 +610,7 @@ def test_two_devices_make_the_update_of_one():
     one, two = pickle.loads(done.stdout)
     values, latent, percentiles, squares = one
     assert percentiles[0] < 0 < percentiles[1]
-    np.testing.assert_allclose(two[2], percentiles, rtol=1e-5)
+    np.testing.assert_allclose(two[2], percentiles, rtol=1e-4)
     assert two[0] == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in values.items()}
     np.testing.assert_array_equal(two[1]["prev"], latent["prev"])
     for ours, theirs in zip(squares, two[3], strict=True):

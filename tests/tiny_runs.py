@@ -76,10 +76,12 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name, value in zip(names, (str(folder), 0.2), strict=True):
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # it settles at the first compilation of a process whether it is used
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
@@ -87,8 +89,10 @@ def compiled_quickly() -> Iterator[None]:
     """Programs that are as right but slow, for half of the time to compile them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
