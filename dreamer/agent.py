@@ -201,10 +201,11 @@ def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple
     """AssertionError unless obs, action and is_first have the leading axes `lead` and the shapes of the spec."""
     if set(obs) != set(spec.obs):
         raise AssertionError(f"observation keys {sorted(obs)} are not those of the spec, {sorted(spec.obs)}")
-    for name, space in spec.obs.items():
-        chex.assert_shape(obs[name], (*lead, *space.shape))
-    chex.assert_shape(action, (*lead, spec.action_width))
-    chex.assert_shape(is_first, lead)
+    wanted = {f"observation {name!r}": (obs[name], space.shape) for name, space in spec.obs.items()}
+    wanted |= {"action": (action, (spec.action_width,)), "is_first": (is_first, ())}
+    for name, (array, shape) in wanted.items():
+        if array.shape != (*lead, *shape):
+            raise AssertionError(f"{name} has shape {array.shape}, not {(*lead, *shape)}")
 
 
 def make_dream(world_model: WorldModel, params: Params) -> Dream:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import compiled_once
 
 import dreamer
 from dreamer.apps.evaluate import restore
@@ -38,6 +40,12 @@ SETTINGS: dict[str, dict] = {
         "agent.optimizer.learning_rate": 2e-3,
     },
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with compiled_once(tmp_path_factory):
+        yield
 
 
 @functools.cache

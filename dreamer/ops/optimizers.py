@@ -91,10 +91,10 @@ def scale_by_momentum(beta: float = 0.9) -> optax.GradientTransformation:
 
 
 def kernels(params: Any) -> Any:
-    """A tree of bools like `params`: True where the last name is "kernel", the tensors that decay."""
+    """A tree of bools like `params`: True where the last name is Flax's "kernel" or Haiku's "w": these decay."""
 
     def is_kernel(path: tuple[Any, ...], _: Array) -> bool:
-        return getattr(path[-1], "key", None) == "kernel"
+        return getattr(path[-1], "key", None) in ("kernel", "w")
 
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 

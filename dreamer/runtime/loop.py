@@ -163,11 +163,13 @@ class Run:
             if result.frames:
                 path = self.run_dir / "pictures" / f"episode_{steps:09d}.mp4"
                 pictures.write_episode_video(path, result.frames, FPS)
+                self.display.message(f"what the agent does: {path}")
         if len(self.replay):
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
             if report:
-                pictures.write_report(self.run_dir, steps, report, show=self.logger)
+                paths = pictures.write_report(self.run_dir, steps, report, show=self.logger)
+                self.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")
         self.log()
         self.display.phase("training" if self._compiled else "collecting")
 

@@ -206,6 +206,12 @@ def agent_obs(keys: list[Reader], obs: Any, name: str = "") -> tuple[dict[str, n
     try:
         values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
         single = all(values[reader.key].ndim == len(reader.shape) for reader in keys)
+        for reader in keys:
+            if not single and (values[reader.key].ndim <= len(reader.shape) or not len(values[reader.key])):
+                raise ValueError(
+                    f"key {reader.key!r} is {values[reader.key].dtype} {list(values[reader.key].shape)}, "
+                    f"neither {list(reader.shape)} nor a batch of such"
+                )
         lists = {key: [value] if single else list(value) for key, value in values.items()}
         rows = {r.key: [read(r, x).reshape(r.space.shape) for x in lists[r.key]] for r in keys}
     except (ValueError, TypeError) as error:
