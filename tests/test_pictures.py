@@ -1,7 +1,9 @@
+import contextlib
 import os
 import resource
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,24 +52,29 @@ def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
         pictures.write_video(tmp_path / "video.mp4", frames, fps=10)
 
 
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 2000 bytes, as on a disk that is nearly full."""
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """Files may not grow beyond 2000 bytes, as on a disk that is nearly full.
+
+    Around the call only: a fixture would hold until pytest writes its own progress, which may go to a longer file.
+    """
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_a_video_that_does_not_fit_is_told_and_leaves_nothing(tmp_path, small_files):
-    with pytest.raises(UserError, match=r"cannot write .*video\.mp4") as error:
+def test_a_video_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+    with small_files(), pytest.raises(UserError, match=r"cannot write .*video\.mp4") as error:
         pictures.write_video(tmp_path / "video.mp4", noise(30, 64, 64, 3), fps=10)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_a_plot_that_does_not_fit_is_told_and_leaves_nothing(tmp_path, small_files):
+def test_a_plot_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
     values = {"position": np.zeros((1, 8, 2))}
-    with pytest.raises(UserError, match=r"cannot write .*plot\.png"):
+    with small_files(), pytest.raises(UserError, match=r"cannot write .*plot\.png"):
         pictures.open_loop_plot(tmp_path / "plot.png", values, values, 4)
     assert list(tmp_path.iterdir()) == []
 
