@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer.nets import decoder, encoder, heads
-from dreamer.nets.layers import BlockLinear, Conv, Linear, RMSNorm, from_blocks, to_blocks
+from dreamer.nets.convolutions import Conv, max_pool
+from dreamer.nets.layers import BlockLinear, Linear, RMSNorm, from_blocks, to_blocks
 from dreamer.ops import distributions
 from dreamer.spaces import Space
 
@@ -55,7 +56,7 @@ def test_block_linear():
 def test_convolution_and_max_pool():
     def forward(params, inputs):
         conv = apply(Conv(4, 5), params["conv"], inputs["x"])
-        return {"conv": conv, "pooled": encoder.max_pool(conv)}
+        return {"conv": conv, "pooled": max_pool(conv)}
 
     golden.check("conv5_maxpool", forward)
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dreamer import agent
-from dreamer.nets.layers import BlockLinear, Conv, Linear, RMSNorm
+from dreamer.nets.convolutions import Conv
+from dreamer.nets.layers import BlockLinear, Linear, RMSNorm
 from dreamer.spaces import Space, Spec
 
 STATISTICS = json.loads((golden.FOLDER / "init_statistics.json").read_text())

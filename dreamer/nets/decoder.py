@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
-from dreamer.nets.layers import MLP, BlockLinear, Conv, Linear, RMSNorm, to_blocks
+from dreamer.nets.convolutions import Conv
+from dreamer.nets.layers import MLP, BlockLinear, Linear, RMSNorm, to_blocks
 from dreamer.ops.distributions import symexp, symlog
 from dreamer.spaces import Space
 
@@ -70,10 +71,10 @@ class Decoder(nn.Module):
         height, width = (n // 2 ** len(self.mults) for n in images[0][1].shape[:2])
         x = self._start_grid(deter, stoch, height, width)
         for i in reversed(range(len(self.mults) - 1)):
-            x = Conv(self.depth * self.mults[i], self.kernel, self.dtype, name=f"conv{i}")(upsample(x))
+            x = Conv(self.depth * self.mults[i], self.kernel, self.dtype, upsampled=True, name=f"conv{i}")(x)
             x = nn.silu(RMSNorm(self.dtype, name=f"conv{i}norm")(x))
         channels = [space.shape[-1] for _, space in images]
-        x = jax.nn.sigmoid(Conv(sum(channels), self.kernel, self.dtype, name="imgout")(upsample(x)))
+        x = jax.nn.sigmoid(Conv(sum(channels), self.kernel, self.dtype, upsampled=True, name="imgout")(x))
         starts = [sum(channels[:i]) for i in range(len(channels))]
         return {k: x[..., s : s + n] for (k, _), s, n in zip(images, starts, channels, strict=True)}
 
@@ -88,13 +89,6 @@ class Decoder(nn.Module):
         x1 = nn.silu(RMSNorm(self.dtype, name="sp1norm")(x1))
         x1 = Linear(height * width * channels, dtype=self.dtype, name="sp2")(x1).reshape(x0.shape)
         return nn.silu(RMSNorm(self.dtype, name="spnorm")(x0 + x1))
-
-
-def upsample(x: Array) -> Array:
-    """Nearest neighbour: [.., H, W, C] -> [.., 2H, 2W, C]."""
-    h, w, c = x.shape[-3:]
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*x.shape[:-3], h, 2, w, 2, c))
-    return x.reshape(*x.shape[:-5], 2 * h, 2 * w, c)
 
 
 def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:

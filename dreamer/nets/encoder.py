@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
-from dreamer.nets.layers import Conv, Linear, RMSNorm
+from dreamer.nets.convolutions import Conv, max_pool
+from dreamer.nets.layers import Linear, RMSNorm
 from dreamer.ops.distributions import symlog
 from dreamer.spaces import Space
 
@@ -76,13 +77,6 @@ class Encoder(nn.Module):
             x = max_pool(x)
             x = nn.silu(RMSNorm(self.dtype, name=f"cnn{i}norm")(x))
         return x.reshape(*x.shape[:-3], -1)
-
-
-def max_pool(x: Array) -> Array:
-    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]."""
-    h, w, c = x.shape[-3:]
-    flat = nn.max_pool(x.reshape(-1, h, w, c), (2, 2), (2, 2))
-    return flat.reshape(*x.shape[:-3], h // 2, w // 2, c)
 
 
 def make(

@@ -1,4 +1,4 @@
-"""Linear, block-linear, convolution, norm and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
+"""Linear, block-linear, norm and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
 
 Parameters are float32 and cast to the compute dtype at use; norms are worked out in float32.
 """
@@ -89,23 +89,6 @@ class BlockLinear(nn.Module):
             dense = kernel[:, own:].swapaxes(0, 1).reshape(extra, self.features)
             y = y + to_blocks(shared.astype(self.dtype) @ dense, blocks)
         return y
-
-
-class Conv(nn.Module):
-    """Convolution NHWC, stride 1, padding SAME, any number of leading axes."""
-
-    features: int
-    kernel: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", trunc_normal_in(math.prod(shape[:3])), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        flat = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
-        y = jax.lax.conv_general_dilated(flat, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return add_bias(y.reshape(*x.shape[:-1], self.features), bias)
 
 
 class RMSNorm(nn.Module):
