@@ -177,5 +177,6 @@ def is_union(kind: Any) -> bool:
 
 
 def show(value: Any) -> str:
+    """A value as an error line quotes it: its repr on one line, cut after 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -117,7 +117,10 @@ class Display:
         console = Console(file=self._stream)
         if not console.is_terminal or console.is_dumb_terminal:
             return None, None
-        draw = lambda: panel(self._state, self._total, self._clock() - self._start, console.width)  # noqa: E731
+
+        def draw():
+            return panel(self._state, self._total, self._clock() - self._start, console.width)
+
         live = Live(get_renderable=draw, console=console, refresh_per_second=2)
         live.start()
         return live, console
