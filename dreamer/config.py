@@ -18,14 +18,14 @@ import yaml
 
 from dreamer import plugins
 from dreamer.coerce import Dumper, Loader, coerce, show
-from dreamer.errors import UserError
+from dreamer.errors import UserError, check_bound
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
 
-# Inclusive ranges of the values that must not be nonsense; the fields of a plug-in are checked by the plug-in.
+# Inclusive ranges of the values that must not be nonsense. Plug-ins check their own.
 BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "action_repeat": (1, math.inf),
@@ -36,15 +36,21 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "replay.capacity_steps": (1, math.inf),
     "replay.capacity_gb": (0, math.inf),
     "replay.batch_size": (1, math.inf),
-    "replay.batch_length": (1, math.inf),
+    "replay.batch_length": (2, math.inf),
     "replay.context": (0, 1),
     "log.every": (0, math.inf),
     "eval.every": (0, math.inf),
     "eval.episodes": (0, math.inf),
     "checkpoint.every": (0, math.inf),
     "checkpoint.keep": (1, math.inf),
+    "agent.horizon": (1, math.inf),
     "agent.optimizer.learning_rate": (0, math.inf),
     "agent.optimizer.warmup": (0, math.inf),
+    "agent.optimizer.agc": (0, math.inf),
+    "agent.optimizer.beta1": (0, 1),
+    "agent.optimizer.beta2": (0, 1),
+    "agent.optimizer.eps": (0, math.inf),
+    "agent.optimizer.weight_decay": (0, math.inf),
 }
 
 
@@ -87,8 +93,8 @@ class Config:
     """When the train state is saved."""
 
     def __post_init__(self) -> None:
-        for key in BOUNDS:
-            _check_bounds(key, get(self, key))
+        for key, bounds in BOUNDS.items():
+            check_bound(key, get(self, key), *bounds)
         if not self.env:
             raise UserError("env must name an environment, not be empty")
 
@@ -186,7 +192,8 @@ def overlay(config: Any, layer: Layer, path: str = "") -> Any:
     except (UserError, ValueError) as error:
         where = ", ".join(sorted({layer.where(f"{path}.{name}" if path else name) for name in changes}))
         text = " ".join(str(error).split())
-        raise UserError(text if " (from " in text else f"{text} (from {where})") from None
+        prefix = f"{path}." if path else ""
+        raise UserError(f"{prefix}{text} (from {where})") from None
 
 
 def to_yaml(config: Any) -> str:
@@ -247,17 +254,14 @@ def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
     except ValueError as error:
         expected, *hint = error.args
         raise UserError(f"{key} must be {expected}, not {show(value)} (from {where}){''.join(hint)}") from None
-    _check_bounds(key, value, f" (from {where})")
+    if key in BOUNDS:
+        try:
+            check_bound(key, value, *BOUNDS[key])
+        except UserError as error:
+            raise UserError(f"{error} (from {where})") from None
     if isinstance(current, Mapping) and isinstance(value, Mapping):
         return {**current, **value} if value else {}
     return value
-
-
-def _check_bounds(key: str, value: Any, where: str = "") -> None:
-    low, high = BOUNDS.get(key, (-math.inf, math.inf))
-    if key in BOUNDS and not (isinstance(value, int | float) and low <= value <= high and math.isfinite(value)):
-        allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise UserError(f"{key} must be {allowed}, not {value!r}{where}")
 
 
 def _plugin(path: str, name: Any, where: str) -> Any:

@@ -210,6 +210,31 @@ def test_a_refusal_of_a_nested_config_keeps_its_origin(preset, lab):
     assert "width must be odd" in message and "mine.yaml:4" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("agent.world_model.deter", 100, "deter must be a multiple of blocks (8), not 100"),
+        ("agent.world_model.blocks", 3, "deter must be a multiple of blocks (3), not 512"),
+        ("agent.world_model.stoch", 0, "stoch must be at least 1, not 0"),
+        ("agent.world_model.bins", 4, "bins must be odd, not 4"),
+        ("agent.world_model.mults", [2, 0], "mults must be at least 1, not 0"),
+        ("agent.world_model.mults", [], "mults must have at least one stage"),
+        ("agent.world_model.unimix", 1.5, "unimix must be from 0 to 1, not 1.5"),
+        ("agent.behavior.bins", 1, "bins must be at least 3, not 1"),
+        ("agent.behavior.imagine_length", 0, "imagine_length must be at least 1, not 0"),
+        ("agent.behavior.maxstd", 0.05, "maxstd must be at least 0.1, not 0.05"),
+        ("agent.behavior.lam", -0.5, "lam must be from 0 to 1, not -0.5"),
+        ("agent.horizon", 0, "horizon must be at least 1, not 0.0"),
+        ("agent.optimizer.beta1", 1.1, "beta1 must be from 0 to 1, not 1.1"),
+        ("replay.batch_length", 1, "batch_length must be at least 2, not 1"),
+    ],
+)
+def test_a_number_that_no_agent_can_have_is_refused_with_its_key(key, value, reason):
+    with pytest.raises(UserError) as error:
+        load(overrides={key: value})
+    assert str(error.value) == f"{key.rpartition('.')[0]}.{reason} (from overrides)"
+
+
 # ---- types
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.nets.convolutions import convolve, upsample, upsample_and_convolve
+from dreamer.nets.convolutions import convolve, max_pool, upsample, upsample_and_convolve
 
 
 @pytest.mark.parametrize("size", range(1, 7))
@@ -33,3 +34,12 @@ def test_upsample_and_convolve_takes_the_operations_of_four_small_kernels():
     plain = jax.jit(lambda x, w: convolve(upsample(x), w)).lower(x, weights).compile().cost_analysis()["flops"]
     fast = jax.jit(upsample_and_convolve).lower(x, weights).compile().cost_analysis()["flops"]
     assert fast / plain == pytest.approx(36 / 100, abs=0.06)
+
+
+def test_max_pool_equals_the_reduction_over_windows_also_where_values_are_equal(key: jax.Array):
+    x = jax.random.randint(key, (3, 8, 6, 2), 0, 3).astype(jnp.float32)
+    plain, plain_back = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    fast, fast_back = jax.vjp(max_pool, x)
+    cotangent = jax.random.normal(key, plain.shape)
+    np.testing.assert_array_equal(fast, plain)
+    np.testing.assert_array_equal(fast_back(cotangent), plain_back(cotangent))

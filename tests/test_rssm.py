@@ -257,6 +257,12 @@ def test_picture_whose_sides_fit_is_taken(height, width):
     assert shown["camera"].shape == (2, height, width, 3) and shown["camera"].dtype == np.uint8
 
 
+def test_picture_channels_that_the_blocks_do_not_divide_are_a_user_error():
+    config = dataclasses.replace(tiny.WORLD_MODEL, depth=1, mults=(2, 3, 4, 3))
+    with pytest.raises(UserError, match="must be a multiple of blocks"):
+        rssm.make(config, Spec({"camera": picture(64, 64)}, ACTION))
+
+
 def test_pictures_of_two_sizes_are_a_user_error():
     with pytest.raises(UserError, match="one size"):
         rssm.make(tiny.WORLD_MODEL, Spec({"a": picture(48, 48), "b": picture(64, 64)}, ACTION))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer.dreaming import rollout
+from dreamer.errors import UserError, check_bounds
 from dreamer.interfaces import Array, Behavior, Dream, Extra, Key, Latent, Metrics, Network, Params, Replayed, Variables
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.heads import ActorHead, ScalarHead
@@ -67,6 +69,17 @@ class Config:
     "weight of the critic's loss in dreams"
     repval_scale: float = 0.3
     "weight of the critic's loss on replayed sequences, which also trains the world model"
+
+    def __post_init__(self) -> None:
+        floors = {"units": 1, "imagine_length": 1, "bins": 3} | dict.fromkeys(
+            ("actor_layers", "critic_layers", "entropy", "minstd", "slow_scale", "policy_scale", "value_scale",
+             "repval_scale"), 0,
+        )  # fmt: skip
+        check_bounds(self, {name: (floor, math.inf) for name, floor in floors.items()})
+        check_bounds(self, dict.fromkeys(("lam", "actor_unimix", "slow_rate"), (0, 1)))
+        check_bounds(self, {"maxstd": (self.minstd, math.inf)})
+        if self.bins % 2 == 0:
+            raise UserError(f"bins must be odd, not {self.bins}")
 
 
 # --- action distributions ---------------------------------------------------------------------------

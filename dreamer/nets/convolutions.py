@@ -68,7 +68,11 @@ def upsample(x: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]."""
+    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal ones takes the gradient.
+
+    Two comparisons instead of a window reduction, whose gradient is several times slower on CPUs.
+    """
     h, w, c = x.shape[-3:]
-    flat = nn.max_pool(x.reshape(-1, h, w, c), (2, 2), (2, 2))
-    return flat.reshape(*x.shape[:-3], h // 2, w // 2, c)
+    x = x.reshape(*x.shape[:-3], h // 2, 2, w // 2, 2, c)
+    x = jnp.where(x[..., 0, :] >= x[..., 1, :], x[..., 0, :], x[..., 1, :])
+    return jnp.where(x[..., 0, :, :] >= x[..., 1, :, :], x[..., 0, :, :], x[..., 1, :, :])

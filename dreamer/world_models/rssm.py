@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer import plugins
-from dreamer.errors import UserError
+from dreamer.errors import UserError, check_bounds
 from dreamer.interfaces import Array, Batch, Extra, Key, Network, Obs, Params, Variables, WorldModel, WorldModelOut
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core, Logits
@@ -86,6 +86,19 @@ class Config:
     rep_scale: float = 0.1
     "weight of the representation loss, which trains the posterior"
 
+    def __post_init__(self) -> None:
+        sizes = ("deter", "hidden", "stoch", "classes", "blocks", "units", "depth", "mults", "kernel")
+        layers = ("encoder_layers", "core_layers", "prior_layers", "posterior_layers", "reward_layers", "cont_layers")
+        scales = ("free_nats", "rec_scale", "reward_scale", "cont_scale", "dyn_scale", "rep_scale")
+        check_bounds(self, dict.fromkeys(sizes, (1, math.inf)) | dict.fromkeys((*layers, *scales), (0, math.inf)))
+        check_bounds(self, {"unimix": (0, 1), "bins": (3, math.inf)})
+        if self.deter % self.blocks:
+            raise UserError(f"deter must be a multiple of blocks ({self.blocks}), not {self.deter}")
+        if self.bins % 2 == 0:
+            raise UserError(f"bins must be odd, not {self.bins}")
+        if not self.mults:
+            raise UserError("mults must have at least one stage")
+
 
 class Latent(NamedTuple):
     """deter [.., D] in the compute dtype, stoch [.., S, C] one-hot float32."""
@@ -149,6 +162,11 @@ def encodable(obs: Mapping[str, Space], config: Config) -> Mapping[str, Space]:
             )
     if len(sides) > 1:
         raise UserError(f"all pictures must have one size, this environment shows {sorted(sides)}")
+    if sides and (channels := config.depth * config.mults[-1]) % config.blocks:
+        raise UserError(
+            f"with pictures, agent.world_model.depth times the last of mults must be a multiple of blocks "
+            f"({config.blocks}), not {channels}"
+        )
     return obs
 
 
