@@ -107,9 +107,9 @@ def test_haiku_core_filters_and_learns(key):
 
         def objective(dyn):
             latents, _ = rssm.observe_sequence(
-                nets, 0.01, {"dyn": dyn}, key, start, seen, batch.action, batch.is_first
+                nets, {"dyn": dyn}, key, start, seen, batch.action, batch.is_first
             )
-            return jnp.square(rssm.imagine_step(nets, 0.01, {"dyn": dyn}, key, jax.tree.map(
+            return jnp.square(rssm.imagine_step(nets, {"dyn": dyn}, key, jax.tree.map(
                 lambda x: x[:, -1], latents), batch.action[:, -1]).deter - 1).mean()
 
         return jax.value_and_grad(objective)(dyn)

@@ -108,7 +108,7 @@ class Latent(NamedTuple):
 
 
 class Nets(NamedTuple):
-    """The networks, and how the posterior and the prior are sampled."""
+    """The networks, and how their outputs are read: two-hot bins of the reward, mixing and sampling of logits."""
 
     enc: Network
     dec: Network
@@ -117,6 +117,8 @@ class Nets(NamedTuple):
     posterior: Network
     rew: Network
     con: Network
+    bins: Any
+    unimix: float
     sample: Callable[[Key, Array], Array]
 
 
@@ -136,6 +138,8 @@ def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Arr
         posterior=from_flax(Logits("obs", config.posterior_layers, **logits)),
         rew=from_flax(ScalarHead(config.reward_layers, config.units, config.bins, dtype=dtype)),
         con=from_flax(BinaryHead(config.cont_layers, config.units, dtype)),
+        bins=dist.twohot_bins(config.bins),
+        unimix=config.unimix,
         sample=sample,
     )
 
@@ -174,23 +178,22 @@ def encodable(obs: Mapping[str, Space], config: Config) -> Mapping[str, Space]:
 
 
 def observe_step(
-    nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array,
-    is_first: Array,
-) -> tuple[Latent, Array]:  # fmt: skip
+    nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
+) -> tuple[Latent, Array]:
     """One filtering step: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent, mixed logits [B, S, C].
 
     Where is_first, the incoming latent and the previous action are dropped and the core runs on zeros.
     """
     deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
     deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
-    logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), unimix)
+    logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), nets.unimix)
     return Latent(deter, dist.straight_through(nets.sample(key, logits), logits)), logits
 
 
-def imagine_step(nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
+def imagine_step(nets: Nets, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
     """One prior step: latent [N, ..], action [N, A] -> latent [N, ..]."""
     deter = nets.core.apply(params["dyn"], latent.deter, latent.stoch, action)
-    logits = dist.mix_uniform(nets.prior.apply(params["dyn"], deter), unimix)
+    logits = dist.mix_uniform(nets.prior.apply(params["dyn"], deter), nets.unimix)
     return Latent(deter, dist.straight_through(nets.sample(key, logits), logits))
 
 
@@ -199,16 +202,15 @@ def _keep(mask: Array, x: Array) -> Array:
 
 
 def observe_sequence(
-    nets: Nets, unimix: float, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array,
-    is_first: Array,
-) -> tuple[Latent, Array]:  # fmt: skip
+    nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
+) -> tuple[Latent, Array]:
     """Filtering over time: tokens [B, T, E] .. -> posterior latents [B, T, ..], mixed logits [B, T, S, C]."""
     length = is_first.shape[1]
     keys = jnp.broadcast_to(jax.random.split(key, length)[None], (is_first.shape[0], length, *key.shape))
 
     def step(carry: Latent, inputs: tuple[Array, ...]) -> tuple[Latent, tuple[Latent, Array]]:
         key, tokens, prev_action, is_first = inputs
-        latent, logits = observe_step(nets, unimix, params, key[0], carry, tokens, prev_action, is_first)
+        latent, logits = observe_step(nets, params, key[0], carry, tokens, prev_action, is_first)
         return latent, (latent, logits)
 
     _, outs = scan_time(step, latent, (keys, tokens, prev_action, is_first))
@@ -228,7 +230,6 @@ def make(
     Errors: UserError when an observation does not suit the encoder.
     """
     nets = make_nets(config, spec, dtype, sample)
-    bins = dist.twohot_bins(config.bins)
     obs_spaces = dict(spec.obs)
 
     def initial(batch_size: int) -> Latent:
@@ -249,36 +250,24 @@ def make(
         params: Params, key: Key, latent: Latent, obs: Obs, prev_action: Array, is_first: Array
     ) -> Latent:
         tokens = nets.enc.apply(params["enc"], obs)
-        return observe_sequence(nets, config.unimix, params, key, latent, tokens, prev_action, is_first)[0]
+        return observe_sequence(nets, params, key, latent, tokens, prev_action, is_first)[0]
 
     def imagine(params: Params, key: Key, latent: Latent, action: Array) -> Latent:
-        return imagine_step(nets, config.unimix, params, key, latent, action)
+        return imagine_step(nets, params, key, latent, action)
 
     def predict(params: Params, feat: Array) -> tuple[Array, Array]:
-        reward = dist.twohot_mean(nets.rew.apply(params["rew"], feat), bins)
+        reward = dist.twohot_mean(nets.rew.apply(params["rew"], feat), nets.bins)
         return reward, jax.nn.sigmoid(nets.con.apply(params["con"], feat))
 
     def loss(
         params: Params, extra: Extra, key: Key, latent: Latent, prev_action: Array, batch: Batch
     ) -> tuple[dict[str, Array], WorldModelOut]:
         chex.assert_shape(prev_action, (*batch.reward.shape, spec.action_width))
-        keys, hyper = named_keys(key, "observe"), extra["hyper"]
-        tokens = nets.enc.apply(params["enc"], batch.obs)
-        latents, post = observe_sequence(
-            nets, config.unimix, params, keys["observe"], latent, tokens, prev_action, batch.is_first
-        )
-        prior = dist.mix_uniform(nets.prior.apply(params["dyn"], latents.deter), config.unimix)
-        dyn, rep, raw = kl_balance(post, prior, hyper["free_nats"])
-        feats = feat(latents)
-        losses = {"dyn": dyn, "rep": rep} | _head_losses(nets, params, hyper, feats, batch, bins)
+        latents, losses, metrics = _dynamics_losses(nets, params, extra["hyper"], key, latent, prev_action, batch)
+        losses |= _head_losses(nets, params, extra["hyper"], feat(latents), batch)
         outs = nets.dec.apply(params["dec"], *latents)
         for name, space in obs_spaces.items():
             losses[f"rec/{name}"] = reconstruction_loss(space, outs[name], batch.obs[name])
-        metrics = {
-            "latent/prior_entropy": dist.categorical_entropy(prior).sum(-1).mean(),
-            "latent/post_entropy": dist.categorical_entropy(post).sum(-1).mean(),
-            "latent/kl": raw.mean(),
-        }
         return losses, WorldModelOut(latents, extra, metrics)
 
     def decode(params: Params, latent: Latent) -> Mapping[str, Array]:
@@ -313,12 +302,29 @@ def _init_params(
     }
 
 
+def _dynamics_losses(
+    nets: Nets, params: Params, hyper: Mapping[str, Array], key: Key, latent: Latent, prev_action: Array, batch: Batch
+) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
+    """Posterior latents of a batch, the KL losses between posterior and prior [B, T], metrics []."""
+    tokens = nets.enc.apply(params["enc"], batch.obs)
+    key = named_keys(key, "observe")["observe"]
+    latents, post = observe_sequence(nets, params, key, latent, tokens, prev_action, batch.is_first)
+    prior = dist.mix_uniform(nets.prior.apply(params["dyn"], latents.deter), nets.unimix)
+    dyn, rep, raw = kl_balance(post, prior, hyper["free_nats"])
+    metrics = {
+        "latent/prior_entropy": dist.categorical_entropy(prior).sum(-1).mean(),
+        "latent/post_entropy": dist.categorical_entropy(post).sum(-1).mean(),
+        "latent/kl": raw.mean(),
+    }
+    return latents, {"dyn": dyn, "rep": rep}, metrics
+
+
 def _head_losses(
-    nets: Nets, params: Params, hyper: Mapping[str, Array], feats: Array, batch: Batch, bins: Any
+    nets: Nets, params: Params, hyper: Mapping[str, Array], feats: Array, batch: Batch
 ) -> dict[str, Array]:
     label = (1.0 - batch.is_terminal.astype(jnp.float32)) * hyper["live_label"]
     return {
-        "rew": dist.twohot_loss(nets.rew.apply(params["rew"], feats), batch.reward, bins),
+        "rew": dist.twohot_loss(nets.rew.apply(params["rew"], feats), batch.reward, nets.bins),
         "con": dist.bernoulli_loss(nets.con.apply(params["con"], feats), label),
     }
 
