@@ -1,0 +1,196 @@
+"""Rigs of test_silent_bugs.py: the smallest thing around one part in which a bug of it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from dreamer import agent as agents
+from dreamer.behaviors import actor_critic
+from dreamer.config import Config
+from dreamer.interfaces import Agent, Replayed, TrainState
+from dreamer.ops import distributions, normalize
+from dreamer.runtime import evaluation, loop, metrics
+from dreamer.runtime.collector import Collector
+from dreamer.runtime.replay import Config as ReplayConfig
+from dreamer.runtime.replay import Replay
+from dreamer.runtime.steps import Batch
+from dreamer.runtime.workers import Config as WorkersConfig
+from dreamer.runtime.workers import make_workers
+from dreamer.spaces import Spec
+
+KIND = "vector"
+SPEC = tiny.SPECS[KIND]
+BINS = distributions.twohot_bins(255)
+LABEL = 1 - 1 / tiny.HORIZON
+
+
+# --- collecting and learning with the agent that only remembers -------------------------------------
+
+
+class Learning(NamedTuple):
+    """`tiny.echo_world` under the real actor-critic and optimizer: compiles in a quarter of the real agent's time."""
+
+    agent: Agent
+    batch: Batch
+    init: Callable[[jax.Array], TrainState]
+    update: Callable[..., Any]
+
+    def state(self, seed: int = 0) -> TrainState:
+        """Fresh, and committed to a device as a restored one is, so that both run the same compiled update."""
+        return jax.device_put(self.init(jax.random.key(seed)), jax.devices()[0])
+
+
+@functools.cache
+def learning() -> Learning:
+    behavior = actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=SPEC.action_width)
+    agent = agents.assemble(tiny.echo_world(SPEC), behavior, tiny.OPTIMIZER, SPEC)
+    batch = tiny.make_batch(SPEC)
+    batch = batch._replace(latent={"prev": np.zeros_like(batch.action[:, :1])})
+    return Learning(agent, batch, tiny.jit(agent.init), tiny.jit(agent.update))
+
+
+@functools.cache
+def learned() -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after three updates, and the metrics of the last."""
+    state = learning().state()
+    for _ in range(3):
+        state, _, out = learning().update(state, learning().batch)
+    return state, out
+
+
+@functools.cache
+def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
+    """A replay of two environments, filled by the real workers and the real collector."""
+    with make_workers(WorkersConfig("inline", envs=2), f"tiny:{env}", {}, seed=0) as workers:
+        agent = tiny.echo_agent(workers.spec)
+        config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
+        replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
+        collector = Collector(agent, workers, replay, seed=0)
+        for _ in range(turns):
+            collector.collect(agent.init(jax.random.key(0)).params)
+    return workers.spec, replay
+
+
+def column(replay: Replay, name: str) -> np.ndarray:
+    """All rows that were added [E, rows, ..]."""
+    return replay.columns[name][:, : replay.counts[0]]
+
+
+def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> loop.Run:
+    """The real loop around `tiny.echo_agent` and two diaries."""
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec: tiny.echo_agent(spec))
+    config = Config(
+        env="tiny:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
+        workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
+        log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
+    )  # fmt: skip
+    return loop.Run(config, stack)
+
+
+# --- the tiny real agent, compiled once -------------------------------------------------------------
+
+
+@functools.cache
+def posterior():
+    """(batch, free nats) -> the losses of the world model {name: [B, T]} and its latents [B, T, ..]."""
+    world_model, _ = tiny.parts(KIND)
+    state = tiny.state(KIND)
+
+    @tiny.jit
+    def run(batch, free_nats=1.0):
+        extra = state.extra["world_model"]
+        extra = {**extra, "hyper": {**extra["hyper"], "free_nats": free_nats}}
+        latent, prev_action, rows = agents.align(world_model, SPEC, batch)
+        losses, out = world_model.loss(
+            state.params["world_model"], extra, jax.random.key(0), latent, prev_action, rows
+        )
+        return losses, out.latent
+
+    return run
+
+
+def sequences(first=(), last=(), terminal=()) -> Batch:
+    """A random batch whose flags are true at the given (sequence, trained row) only."""
+    batch = tiny.make_batch(SPEC)
+    flags = {}
+    for name, places in (("is_first", first), ("is_last", last), ("is_terminal", terminal)):
+        flags[name] = np.zeros_like(batch.is_first)
+        for b, t in places:
+            flags[name][b, t + 1] = True
+    return batch._replace(**flags)
+
+
+def changed(batch: Batch, b: int, rows: slice, latent: bool = False) -> Batch:
+    """The batch with other observations and actions in these rows, the context row being row -1."""
+    rows = slice(rows.start + 1, rows.stop + 1)
+    obs, action = {k: x.copy() for k, x in batch.obs.items()}, batch.action.copy()
+    for array in (*obs.values(), action):
+        array[b, rows] += 1
+    stored = dict(batch.latent)
+    if latent:
+        stored["deter"] = stored["deter"].copy()
+        stored["deter"][b] *= -1
+    return batch._replace(obs=obs, action=action, latent=stored)
+
+
+def same_latents(before: Batch, after: Batch) -> np.ndarray:
+    """[B, T] whether a row's posterior is the same to the last bit."""
+    a, b = (posterior()(batch)[1] for batch in (before, after))
+    return np.asarray((a.deter == b.deter).all(-1) & (a.stoch == b.stoch).all((-2, -1)))
+
+
+# --- hand-made dreams -------------------------------------------------------------------------------
+
+COUNT, STATES = 2, 4  # every hand-made dream is [COUNT, STATES]
+NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
+
+
+def rows_of(*values: float) -> np.ndarray:
+    return np.tile(np.float32(values), (COUNT, 1))
+
+
+def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, entropy=(0,) * 4):
+    """A dream whose critic says exactly `value`."""
+    reward, cont, value, log_prob, entropy = map(lambda x: rows_of(*x), (reward, cont, value, log_prob, entropy))
+    logits = jnp.log(distributions.twohot_encode(value, BINS) + 1e-30)
+    return actor_critic.Imagined(reward, cont, logits, value, log_prob, entropy)
+
+
+@functools.cache
+def imagined():
+    """(dream, lam, entropy weight, lo, hi) -> losses, returns, the next state of the return normaliser, its metrics."""
+
+    @tiny.jit
+    def run(dream, lam=0.95, entropy=0.0, lo=0.0, hi=0.0):
+        settings = actor_critic.Settings(BINS, lam, entropy, 1.0, False, 1.0)
+        states = actor_critic.Norms(normalize.Percentiles(jnp.float32(lo), jnp.float32(hi)), (), ())
+        losses, returns, states, out = actor_critic.imagined_losses(settings, NORMS, states, dream)
+        return losses, returns, states.ret, out
+
+    return run
+
+
+@functools.cache
+def replayed():
+    """(reward, is_last, is_terminal, boot, lam) each [COUNT, STATES] -> loss, returns [COUNT, STATES - 1]."""
+
+    @tiny.jit
+    def run(reward, is_last, is_terminal, boot, lam):
+        settings = actor_critic.Settings(BINS, lam, 0.0, 1.0, False, 1.0)
+        rows = Replayed(jnp.zeros((*reward.shape, 1)), reward, is_last, is_terminal)
+        logits = jnp.zeros((*reward.shape, len(BINS)))
+        return actor_critic.replayed_loss(settings, 0.5, rows, boot, logits, jnp.zeros(reward.shape))
+
+    return run
+
+
+NOWHERE = rows_of(0, 0, 0, 0) > 0
