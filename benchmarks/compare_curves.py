@@ -83,7 +83,10 @@ def draw(axis: plt.Axes, task: str, run: Path) -> None:
     axis.fill_between(grid, [min(rows[e]) for e in grid], [max(rows[e]) for e in grid], color="0.85", label="published")
     axis.plot(frames, returns, ".", color="tab:blue", ms=4, alpha=0.5, label="our episodes")
     axis.plot(list(ours), list(ours.values()), "o-", color="tab:blue", label="ours, bins of 10k frames")
-    axis.set(title=task, xlabel="environment frames", ylabel="return of training episodes", xlim=(0, last))
+    # Settings that the published runs did not have belong in the picture.
+    rate = load(run / "config.yaml").agent.optimizer.learning_rate
+    axis.set(title=f"{task}, our learning rate {rate:g}", xlim=(0, last))
+    axis.set(xlabel="environment frames", ylabel="return of training episodes")
     axis.legend(loc="upper left", fontsize=8)
     print(f"{task}\n  frames    ours   published min / mean / max")
     for edge, value in ours.items():
