@@ -31,8 +31,8 @@ SETTINGS: dict[str, dict] = {
     "delayed": {"env_steps": 6000},
     "action_continuous": {"env_steps": 6000},
     "both": {"env_steps": 5000},
-    # Pictures are dear on a CPU: small batches, more of them. Few groups: the square comes up at random, and a prior
-    # that draws its groups independently cannot dream a side that the posterior has spelled in many of them.
+    # Pictures are dear on a CPU: small batches, more of them. Two groups learned sooner than eight; a guess at why: the
+    # prior draws its groups independently, and cannot dream a random side that the posterior spelled in many of them.
     "pixel": {
         "env_steps": 2500,
         "replay_ratio": 32,
