@@ -192,8 +192,9 @@ def overlay(config: Any, layer: Layer, path: str = "") -> Any:
     except (UserError, ValueError) as error:
         where = ", ".join(sorted({layer.where(f"{path}.{name}" if path else name) for name in changes}))
         text = " ".join(str(error).split())
-        prefix = f"{path}." if path else ""
-        raise UserError(f"{prefix}{text} (from {where})") from None
+        # A refusal begins with the name of its field, or is about the whole mapping.
+        joint = "." if text.partition(" ")[0] in hints else ": "
+        raise UserError(f"{path}{joint if path else ''}{text} (from {where})") from None
 
 
 def to_yaml(config: Any) -> str:

@@ -210,6 +210,18 @@ def test_a_refusal_of_a_nested_config_keeps_its_origin(preset, lab):
     assert "width must be odd" in message and "mine.yaml:4" in message
 
 
+def test_a_refusal_that_names_no_field_is_about_the_whole_plug_in(preset, tmp_path, monkeypatch):
+    (tmp_path / "strict").mkdir()
+    (tmp_path / "strict" / "model.py").write_text(
+        "import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Config:\n    name: str = 'x'\n"
+        "    width: int = 1\n\n    def __post_init__(self):\n        if self.width > 9:\n"
+        "            raise ValueError('too wide for any machine')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    message = error_of(preset("agent:\n  world_model:\n    name: strict.model\n    width: 10"))
+    assert "agent.world_model: too wide for any machine (from " in message
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
