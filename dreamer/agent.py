@@ -125,7 +125,7 @@ def assemble(world_model: WorldModel, behavior: Behavior, optimizer_config: opti
         grad = jax.value_and_grad(loss, has_aux=True)
         (total, (extra, latent, metrics)), grads = grad(state.params, state.extra, key, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        rate = optimizers.learning_rate(extra["optimizer"]["learning_rate"], state.step, optimizer_config.warmup)
+        rate = optimizers.learning_rate(optimizer_config, extra["optimizer"]["learning_rate"], state.step)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         params = optax.apply_updates(state.params, updates)
         extra = {**extra, "behavior": behavior.refresh(params["behavior"], extra["behavior"])}

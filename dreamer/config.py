@@ -46,6 +46,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "agent.horizon": (1, math.inf),
     "agent.optimizer.learning_rate": (0, math.inf),
     "agent.optimizer.warmup": (0, math.inf),
+    "agent.optimizer.anneal": (0, math.inf),
     "agent.optimizer.agc": (0, math.inf),
     "agent.optimizer.beta1": (0, 1),
     "agent.optimizer.beta2": (0, 1),

@@ -148,7 +148,7 @@ def test_optimizer(file):
     def step(params, state, grads, count):
         clipped, _ = clip.update(grads, clip.init(params), params)
         scaled, state = optimizer.update(grads, state, params)
-        rate = optimizers.learning_rate(jnp.float32(config.learning_rate), count, config.warmup)
+        rate = optimizers.learning_rate(config, jnp.float32(config.learning_rate), count)
         update = jax.tree.map(lambda u: -rate * u, scaled)
         return optax.apply_updates(params, update), state, clipped, update
 

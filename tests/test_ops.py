@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -330,10 +332,31 @@ def test_weight_decay_reaches_kernels_only():
     assert not np.any(updates["bias"]) and not np.any(updates["scale"])
 
 
+def rates(*steps: int, **fields: Any) -> list[float]:
+    config = optimizers.Config(**fields)
+    return [float(optimizers.learning_rate(config, jnp.float32(4e-5), jnp.int32(step))) for step in steps]
+
+
 def test_learning_rate_rises_from_exactly_0_and_then_stays():
-    rates = [float(optimizers.learning_rate(jnp.float32(4e-5), jnp.int32(step), 1000)) for step in (0, 500, 1000, 9999)]
-    np.testing.assert_allclose(rates, [0, 2e-5, 4e-5, 4e-5], rtol=1e-6)
-    assert rates[0] == 0 and optimizers.learning_rate(jnp.float32(4e-5), jnp.int32(0), 0) == np.float32(4e-5)
+    risen = rates(0, 500, 1000, 9999, warmup=1000)
+    np.testing.assert_allclose(risen, [0, 2e-5, 4e-5, 4e-5], rtol=1e-6)
+    assert risen[0] == 0 and rates(0, warmup=0) == [np.float32(4e-5)]
+
+
+@pytest.mark.parametrize("schedule, half", [("linear", 2.2e-5), ("cosine", 2.2e-5)])
+def test_a_falling_schedule_ends_at_a_tenth_of_the_peak_and_stays_there(schedule, half):
+    fallen = rates(0, 50, 100, 600, 1100, 5000, schedule=schedule, warmup=100, anneal=1100)
+    np.testing.assert_allclose(fallen, [0, 2e-5, 4e-5, half, 4e-6, 4e-6], rtol=1e-5)
+
+
+def test_the_cosine_falls_late():
+    np.testing.assert_allclose(rates(250, schedule="linear", warmup=0, anneal=1000), [3.1e-5], rtol=1e-5)
+    np.testing.assert_allclose(rates(250, schedule="cosine", warmup=0, anneal=1000), [3.4727922e-5], rtol=1e-5)
+
+
+def test_a_falling_schedule_needs_an_end():
+    with pytest.raises(ValueError, match="anneal must be above warmup, 1000, when schedule is cosine"):
+        optimizers.Config(schedule="cosine")
 
 
 # --- keys, scan -------------------------------------------------------------------------------------

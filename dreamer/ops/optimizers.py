@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 Array = jax.Array
+
+FLOOR = 0.1  # of the peak, at the end of a falling schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,10 @@ class Config:
     "step size after the warm-up"
     warmup: int = 1000
     "updates over which the learning rate rises linearly from 0"
+    schedule: Literal["const", "linear", "cosine"] = "const"
+    "how the learning rate falls after the warm-up, to a tenth of itself; const = not at all"
+    anneal: int = 0
+    "update at which it has fallen to the tenth; needed unless schedule is const"
     agc: float = 0.3
     "adaptive gradient clipping: largest gradient norm relative to the parameter norm, per tensor; 0 = off"
     beta1: float = 0.9
@@ -30,6 +36,10 @@ class Config:
     "added to the root of the second moment"
     weight_decay: float = 0.0
     "decoupled decay of kernels, before the learning rate"
+
+    def __post_init__(self) -> None:
+        if self.schedule != "const" and self.anneal <= self.warmup:
+            raise ValueError(f"anneal must be above warmup, {self.warmup}, when schedule is {self.schedule}")
 
 
 class RmsState(NamedTuple):
@@ -112,6 +122,14 @@ def make(config: Config) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def learning_rate(peak: Array, step: Array, warmup: int) -> Array:
-    """Linear from 0 at step 0 to `peak` at step `warmup`, then constant. The first update moves nothing."""
-    return peak * jnp.minimum(1.0, step / warmup) if warmup else peak
+def learning_rate(config: Config, peak: Array, step: Array) -> Array:
+    """Linear from 0 at step 0 to `peak` at step `warmup`, then as `schedule` says. The first update moves nothing.
+
+    linear and cosine reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.
+    """
+    rise = jnp.minimum(1.0, step / config.warmup) if config.warmup else 1.0
+    if config.schedule == "const":
+        return peak * rise
+    done = jnp.clip((step - config.warmup) / (config.anneal - config.warmup), 0.0, 1.0)
+    left = 1 - done if config.schedule == "linear" else (1 + jnp.cos(jnp.pi * done)) / 2
+    return peak * rise * (FLOOR + (1 - FLOOR) * left)
