@@ -263,6 +263,13 @@ def test_picture_channels_that_the_blocks_do_not_divide_are_a_user_error():
         rssm.make(config, Spec({"camera": picture(64, 64)}, ACTION))
 
 
+def test_a_decoder_of_ones_own_is_not_held_to_the_blocks():
+    config = dataclasses.replace(
+        tiny.WORLD_MODEL, depth=1, mults=(2, 3, 4, 3), decoder="tests.test_haiku:make_decoder"
+    )
+    rssm.make(config, Spec({"camera": picture(64, 64)}, ACTION))
+
+
 def test_pictures_of_two_sizes_are_a_user_error():
     with pytest.raises(UserError, match="one size"):
         rssm.make(tiny.WORLD_MODEL, Spec({"a": picture(48, 48), "b": picture(64, 64)}, ACTION))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dreamer.errors import UserError
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.convolutions import Conv
@@ -120,6 +121,14 @@ def make(
     spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
     blocks: int, dtype: Any,
 ) -> Network:  # fmt: skip
-    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}."""
+    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}.
+
+    Errors: UserError when there are pictures and the blocks do not divide the channels of the first layer.
+    """
+    if any(space.image for space in spaces.values()) and (channels := depth * mults[-1]) % blocks:
+        raise UserError(
+            f"with pictures, agent.world_model.depth times the last of mults must be a multiple of blocks "
+            f"({blocks}), not {channels}"
+        )
     fixed = tuple(sorted(spaces.items()))
     return from_flax(Decoder(fixed, depth, tuple(mults), units, layers, kernel, blocks, dtype))

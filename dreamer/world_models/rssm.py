@@ -166,11 +166,6 @@ def encodable(obs: Mapping[str, Space], config: Config) -> Mapping[str, Space]:
             )
     if len(sides) > 1:
         raise UserError(f"all pictures must have one size, this environment shows {sorted(sides)}")
-    if sides and (channels := config.depth * config.mults[-1]) % config.blocks:
-        raise UserError(
-            f"with pictures, agent.world_model.depth times the last of mults must be a multiple of blocks "
-            f"({config.blocks}), not {channels}"
-        )
     return obs
 
 
