@@ -11,7 +11,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,14 @@ class Config:
     """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
     online: bool = True
     """Train on each freshly collected sequence once, before drawing uniformly."""
+
+
+class Span(NamedTuple):
+    """The rows from `start` up to `stop` of one environment, by their running numbers."""
+
+    env: int
+    start: int
+    stop: int
 
 
 def plan(spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int) -> Capacity:
@@ -185,6 +194,67 @@ class Replay:
         row = self._flat(rows.env, rows.number)[held]
         for name, value in values.items():
             self._rows_of(name)[row] = value[held]
+
+    def rows_since(self, numbers: np.ndarray) -> tuple[list[Span], dict[str, np.ndarray]]:
+        """Copies of the rows from `numbers` [E] on, as far as they are still held: spans and columns {name: [R, ..]}."""
+        start = np.maximum(numbers, self.counts - self.size.rows_per_env)
+        spans = [Span(env, int(start[env]), int(stop)) for env, stop in enumerate(self.counts) if stop > start[env]]
+        return spans, {name: self._copy(name, spans) for name in self.columns} if spans else {}
+
+    def held_latents(self, nbytes: int) -> Iterator[tuple[list[Span], dict[str, np.ndarray]]]:
+        """Copies of the latents of all rows held, in parts of at most about `nbytes`."""
+        names = self._latent_names()
+        row = sum(self.columns[name][0, 0].nbytes for name in names)
+        length = max(1, nbytes // row) if row else 0
+        for env, stop in enumerate(self.counts.tolist() if names else []):
+            for start in range(max(0, stop - self.size.rows_per_env), stop, length):
+                spans = [Span(env, start, min(start + length, stop))]
+                yield spans, {name: self._copy(name, spans) for name in names}
+
+    def put_rows(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray], fresh: bool) -> None:
+        """Puts rows {name: [R, ..]} back that `rows_since` gave; each span goes on where its ring ends.
+
+        fresh: queue the sequences that they complete, as `add` does. Raises UserError naming a wrong column.
+        """
+        count = sum(span.stop - span.start for span in spans)
+        self._put(spans, _checked(self._spaces, columns, (count,), "put_rows"))
+        for span in spans:
+            self.counts[span.env] = span.stop
+            firsts = range(-(-(span.start + 1) // self.sequence) * self.sequence, span.stop + 1, self.sequence)
+            self.queue.extend((span.env, stop - self.sequence) for stop in firsts if fresh)
+
+    def put_latents(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray]) -> None:
+        """Puts latents {name: [R, ..]} back that `held_latents` gave. Raises UserError naming a wrong column."""
+        spaces = {name: self._spaces[name] for name in self._latent_names()}
+        count = sum(span.stop - span.start for span in spans)
+        self._put(spans, _checked(spaces, columns, (count,), "put_latents"))
+
+    def state(self) -> dict[str, Any]:
+        """What decides the next samples apart from the rows, as JSON values."""
+        return {
+            "counts": self.counts.tolist(), "rows_per_env": self.size.rows_per_env, "queue": list(self.queue),
+            "rng": self.rng.bit_generator.state, "report_rng": self.report_rng.bit_generator.state,
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes a `state` over, but for the counts, which the rows themselves have set."""
+        self.queue.clear()
+        self.queue.extend((int(env), int(start)) for env, start in state["queue"])
+        self.rng.bit_generator.state = state["rng"]
+        self.report_rng.bit_generator.state = state["report_rng"]
+
+    def _copy(self, name: str, spans: Sequence[Span]) -> np.ndarray:
+        column = self.columns[name]
+        slots = [np.arange(span.start, span.stop) % self.size.rows_per_env for span in spans]
+        return np.concatenate([column[span.env].take(own, axis=0) for span, own in zip(spans, slots, strict=True)])
+
+    def _put(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray]) -> None:
+        offset = 0
+        for span in spans:
+            slots = np.arange(span.start, span.stop) % self.size.rows_per_env
+            for name, values in columns.items():
+                self.columns[name][span.env, slots] = values[offset : offset + len(slots)]
+            offset += len(slots)
 
     def _items(self) -> np.ndarray:
         """[E] possible sequence starts of each ring."""

@@ -1,0 +1,228 @@
+"""The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
+
+A rows file holds, for every environment, the rows since the file before, latents as they were at that moment. A kill at
+any instant loses at most what was not yet flushed. A checkpoint adds the latents of all rows held, as training has
+refreshed them, so that a resumed run continues from exactly the replay that was saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime import sealed
+from dreamer.runtime.replay import Replay, Span
+from dreamer.runtime.run_dir import disk_error
+from dreamer.runtime.sealed import Seal
+
+LATENT_FILE_BYTES = 1 << 26
+_WAITING = 4  # flushes that may wait for the disk before collecting has to
+_NAME = re.compile(r"(rows|latents|state)-(\d+)(-\d+)?\.dreamer")
+
+
+class _Written(NamedTuple):
+    """A rows file: its seal, and the rows of each environment that it holds."""
+
+    seal: Seal
+    spans: list[Span]
+
+
+class RowStore:
+    """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or close().
+
+    An error of the thread is raised by the next call as UserError; what was written before it stays.
+    """
+
+    def __init__(self, folder: Path, run: str):
+        """run: the identity of the run, written into every file."""
+        self._folder, self._run = folder, run
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, folder) from error
+        self._files: list[_Written] = []
+        self._number = 0
+        self._flushed: np.ndarray | None = None
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
+        self._error: UserError | None = None
+        self._thread = threading.Thread(target=self._work, name="row store", daemon=True)
+        self._thread.start()
+
+    def flush(self, replay: Replay) -> None:
+        """Hands all rows since the last flush to the writing thread. Returns before they are on the disk."""
+        self._raise()
+        start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
+        spans, columns = replay.rows_since(start)
+        if not spans:
+            return
+        self._flushed = start.copy()
+        for span in spans:
+            self._flushed[span.env] = span.stop
+        path = self._folder / f"rows-{self._number:09d}.dreamer"
+        head = {"run": self._run, "spans": [list(span) for span in spans]}
+        self._number += 1
+        self._jobs.put(lambda: self._files.append(_Written(sealed.write(path, head, columns), spans)))
+
+    def wait(self) -> None:
+        """Waits until everything handed over is on the disk. Raises UserError when the disk refused it."""
+        self._jobs.join()
+        self._raise()
+
+    def seals(self) -> list[Seal]:
+        """The rows files on the disk, oldest first; call `wait` before."""
+        return [file.seal for file in self._files]
+
+    def save_latents(self, replay: Replay, step: int) -> list[Seal]:
+        """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
+        seals: list[Seal] = []
+        for number, (spans, columns) in enumerate(replay.held_latents(LATENT_FILE_BYTES)):
+            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            seals.append(sealed.write(self._folder / f"latents-{step:012d}-{number:04d}.dreamer", head, columns))
+        return seals
+
+    def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
+        """Writes what else the host knows at the checkpoint `step`; waits for the disk."""
+        return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
+
+    def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
+        return self._read(seal.name, seal)
+
+    def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
+        """Puts the rows of a manifest into an empty replay, with the latents that were saved beside them.
+
+        Raises UserError naming the file that is damaged, missing or foreign, or whose rows leave a gap.
+        """
+        for seal in rows:
+            self._load(replay, seal.name, seal, fresh=False)
+        for seal in latents:
+            head, columns = self._read(seal.name, seal)
+            replay.put_latents(_spans(head), columns)
+        self._flushed = replay.counts.copy()
+
+    def load_later(self, replay: Replay) -> int:
+        """Puts the rows that were flushed after those of the manifest; returns their number. Raises as `load_rows`."""
+        before = int(replay.counts.sum())
+        for name in self._names("rows"):
+            if _number(name) >= self._number:
+                self._load(replay, name, None, fresh=True)
+        self._flushed = replay.counts.copy()
+        return int(replay.counts.sum()) - before
+
+    def drop_later(self) -> None:
+        """Removes the rows files that came after those loaded: the run makes the same rows again."""
+        for name in self._names("rows"):
+            if _number(name) >= self._number:
+                self._remove(name)
+
+    def check_names(self) -> None:
+        """Removes what a kill left half written. Raises UserError naming a file that is not of this program."""
+        for path in sorted(self._folder.iterdir()):
+            if path.name.endswith(sealed.UNFINISHED):
+                self._remove(path.name)
+            elif not _NAME.fullmatch(path.name):
+                raise UserError(f"{path} is not a file of this run; move it away to resume")
+
+    def prune(self, oldest: np.ndarray, steps: Iterable[int]) -> None:
+        """Removes files that no checkpoint needs.
+
+        oldest [E]: the first row of each environment that the oldest checkpoint kept still needs.
+        steps: the checkpoints kept.
+        """
+        self.wait()
+        needed = [file for file in self._files if any(span.stop > oldest[span.env] for span in file.spans)]
+        for file in self._files:
+            if file not in needed:
+                self._remove(file.seal.name)
+        self._files = needed
+        kept = set(steps)
+        for name in [*self._names("latents"), *self._names("state")]:
+            if _number(name) not in kept:
+                self._remove(name)
+
+    def close(self) -> None:
+        """Waits for the disk and ends the thread. Raises UserError when the disk refused. May be called again."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self._raise()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except UserError as second:
+            if error is None:
+                raise
+            error.add_note(str(second))  # the first error is the one to mend
+
+    def _load(self, replay: Replay, name: str, seal: Seal | None, fresh: bool) -> None:
+        head, columns = self._read(name, seal)
+        spans = _spans(head)
+        for span in spans:
+            held = int(replay.counts[span.env])
+            # A ring that went round between two flushes is whole in the second: nothing before it is held.
+            whole = span.start > held and span.stop - span.start == replay.size.rows_per_env
+            if held and span.start != held and not whole:
+                raise UserError(
+                    f"{self._folder / name} begins at row {span.start} of environment {span.env}, "
+                    f"row {held} should come next: a file before it is missing"
+                )
+        replay.put_rows(spans, columns, fresh=fresh)
+        path = self._folder / name
+        self._files.append(_Written(seal or sealed.seal_of(path), spans))
+        self._number = _number(name) + 1
+
+    def _read(self, name: str, seal: Seal | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        path = self._folder / name
+        head, arrays = sealed.read(path, seal)
+        if head.get("run") != self._run:
+            raise UserError(f"{path} belongs to another run")
+        return head, arrays
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted(path.name for path in self._folder.glob(f"{kind}-*.dreamer") if _NAME.fullmatch(path.name))
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / name).unlink()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise UserError(str(self._error)) from self._error
+
+    def _work(self) -> None:
+        """The thread: after the first error nothing more is written, so that the files never have a gap."""
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._error is None:
+                    job()
+            except UserError as error:
+                self._error = error
+            except Exception as error:
+                self._error = UserError(f"rows could not be written to {self._folder}: {type(error).__name__}: {error}")
+                self._error.__cause__ = error
+            finally:
+                self._jobs.task_done()
+        self._jobs.task_done()
+
+
+def _spans(head: dict[str, Any]) -> list[Span]:
+    return [Span(*span) for span in head["spans"]]
+
+
+def _number(name: str) -> int:
+    """12 of "rows-000000012.dreamer" and of "latents-000000000012-0001.dreamer"."""
+    match = _NAME.fullmatch(name)
+    assert match, name
+    return int(match[2])

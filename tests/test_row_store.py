@@ -1,0 +1,219 @@
+"""Rows on the disk: nothing flushed is lost or doubled, what does not belong is named, files are let go in time."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_replay import SPEC, STORAGE, build, collected, fill
+
+from dreamer.errors import UserError
+from dreamer.runtime import row_store as stores
+from dreamer.runtime.replay import Replay
+from dreamer.runtime.row_store import RowStore
+from dreamer.runtime.steps import Rows
+
+
+def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
+    """A manifest of the replay as a checkpoint at its step holds it."""
+    store.flush(replay)
+    store.wait()
+    return {"rows": store.seals(), "latents": store.save_latents(replay, replay.steps), "state": replay.state()}
+
+
+def loaded(folder: Path, manifest: dict, run="run", **form) -> tuple[Replay, RowStore]:
+    replay, store = build(**form), RowStore(folder, run)
+    store.load_rows(replay, manifest["rows"], manifest["latents"])
+    replay.load_state(manifest["state"])
+    return replay, store
+
+
+def same(a: Replay, b: Replay) -> bool:
+    held = [np.arange(max(0, n - a.size.rows_per_env), n) % a.size.rows_per_env for n in a.counts]
+    return (
+        np.array_equal(a.counts, b.counts) and list(a.queue) == list(b.queue)
+        and a.rng.bit_generator.state == b.rng.bit_generator.state
+        and all(
+            a.columns[name][env, slots].tobytes() == b.columns[name][env, slots].tobytes()
+            for name in a.columns for env, slots in enumerate(held)
+        )
+    )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=25)
+@given(flushes=st.lists(st.integers(0, 13), min_size=1, max_size=6), rows=st.integers(4, 12))
+def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(tmp_path_factory, flushes, rows):
+    folder = tmp_path_factory.mktemp("rows")
+    form = dict(envs=2, rows=rows, length=3, online=True)
+    replay = build(**form)
+    with RowStore(folder, "run") as store:
+        for number in flushes:
+            fill(replay, number)
+            store.flush(replay)
+        manifest = saved(folder, replay, store)
+    back, store = loaded(folder, manifest, **form)
+    with store:
+        assert same(replay, back)
+
+
+def test_refreshed_latents_come_back_as_they_were_at_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "LATENT_FILE_BYTES", 64)
+    replay = build()
+    with RowStore(tmp_path, "run") as store:
+        fill(replay, 8)
+        store.flush(replay)
+        _, rows = replay.sample(4)
+        latent = {k: np.ones((4, 3, *s.shape), replay.columns[f"latent/{k}"].dtype) for k, s in STORAGE.items()}
+        replay.refresh(rows, latent)
+        manifest = saved(tmp_path, replay, store)
+    assert len(manifest["latents"]) > 2
+    back, store = loaded(tmp_path, manifest)
+    with store:
+        assert same(replay, back) and (back.columns["latent/deter"] == 1).any()
+
+
+def test_rows_flushed_after_the_checkpoint_can_be_kept(tmp_path):
+    replay = build(online=True)
+    with RowStore(tmp_path, "run") as store:
+        fill(replay, 5)
+        manifest = saved(tmp_path, replay, store)
+        fill(replay, 4)
+        store.flush(replay)
+    back, store = loaded(tmp_path, manifest, online=True)
+    with store:
+        assert store.load_later(back) == 8 and same(replay, back)
+        fill(replay, 3)
+        fill(back, 3)
+        manifest = saved(tmp_path, back, store)
+    again, store = loaded(tmp_path, manifest, online=True)
+    with store:
+        assert same(replay, again)
+
+
+def test_rows_flushed_after_the_checkpoint_can_be_dropped(tmp_path):
+    replay = build()
+    with RowStore(tmp_path, "run") as store:
+        fill(replay, 5)
+        manifest = saved(tmp_path, replay, store)
+        fill(replay, 4)
+        store.flush(replay)
+    back, store = loaded(tmp_path, manifest)
+    with store:
+        store.drop_later()
+        assert store.load_later(back) == 0 and back.steps == 10
+    assert [path.name for path in sorted(tmp_path.glob("rows-*"))] == [seal.name for seal in manifest["rows"]]
+
+
+def test_files_go_when_no_checkpoint_needs_their_rows(tmp_path):
+    replay = build(rows=6)
+    with RowStore(tmp_path, "run") as store:
+        for _ in range(10):
+            fill(replay, 2)
+            store.flush(replay)
+        store.save_latents(replay, 30)
+        manifest = saved(tmp_path, replay, store)
+        store.prune(replay.counts - 6, [replay.steps])
+        manifest["rows"] = store.seals()
+        assert len(manifest["rows"]) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        seal.name for seal in [*manifest["rows"], *manifest["latents"]]
+    )
+    back, store = loaded(tmp_path, manifest, rows=6)
+    with store:
+        assert same(replay, back)
+
+
+def test_a_missing_file_between_others_is_named(tmp_path):
+    replay = build()
+    with RowStore(tmp_path, "run") as store:
+        manifest = saved(tmp_path, replay, store)
+        for _ in range(3):
+            fill(replay, 2)
+            store.flush(replay)
+    (tmp_path / "rows-000000001.dreamer").unlink()
+    back, store = loaded(tmp_path, manifest)
+    with store, pytest.raises(UserError, match=r"rows-000000002\.dreamer begins at row 4 of environment 0, row 2"):
+        store.load_later(back)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_file_of_a_manifest_is_named_and_nothing_else_is_taken_for_it(tmp_path, damage):
+    replay = build()
+    with RowStore(tmp_path, "run") as store:
+        fill(replay, 5)
+        manifest = saved(tmp_path, replay, store)
+    path = tmp_path / manifest["rows"][0].name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:-9])
+    with pytest.raises(UserError, match=path.name):
+        loaded(tmp_path, manifest)
+
+
+def test_the_file_of_another_run_is_named(tmp_path):
+    replay = build()
+    with RowStore(tmp_path, "another") as store:
+        fill(replay, 5)
+        manifest = saved(tmp_path, replay, store)
+    with pytest.raises(UserError, match=r"rows-000000000\.dreamer belongs to another run"):
+        loaded(tmp_path, manifest)
+
+
+def test_half_written_files_are_removed_and_strangers_are_named(tmp_path):
+    with RowStore(tmp_path, "run") as store:
+        (tmp_path / "rows-000000000.dreamer.unfinished").write_bytes(b"half")
+        store.check_names()
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(UserError, match=r"notes\.txt is not a file of this run"):
+            store.check_names()
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_written(tmp_path, monkeypatch):
+    replay, store = build(), RowStore(tmp_path, "run")
+    fill(replay, 2)
+    store.flush(replay)
+    store.wait()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(stores.sealed.os, "fsync", full)
+    fill(replay, 2)
+    store.flush(replay)
+    with pytest.raises(UserError, match="no space left"):
+        store.wait()
+    with pytest.raises(UserError, match="no space left"):
+        store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-000000000.dreamer"]
+
+
+def test_rows_of_another_form_are_refused_by_their_column(tmp_path):
+    replay = build()
+    step, latent = collected([0, 1], [0, 0])
+    replay.add(step, latent)
+    spans, columns = replay.rows_since(np.zeros(2, int))
+    columns["action"] = columns["action"][:, :1]
+    with pytest.raises(UserError, match="'action' must be float32"):
+        build().put_rows(spans, columns, fresh=False)
+
+
+def test_a_replay_that_came_back_draws_the_same_batches(tmp_path):
+    replay = build(online=True)
+    with RowStore(tmp_path, "run") as store:
+        fill(replay, 9)
+        replay.sample(3)
+        manifest = saved(tmp_path, replay, store)
+    back, store = loaded(tmp_path, manifest, online=True)
+    with store:
+        for _ in range(3):
+            (a, rows_a), (b, rows_b) = replay.sample(3), back.sample(3)
+            assert isinstance(rows_a, Rows) and np.array_equal(rows_a.number, rows_b.number)
+            assert all(np.array_equal(a.obs[key], b.obs[key]) for key in SPEC.obs)
