@@ -43,6 +43,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "eval.episodes": (0, math.inf),
     "checkpoint.every": (0, math.inf),
     "checkpoint.keep": (1, math.inf),
+    "checkpoint.keep_every": (0, math.inf),
+    "replay.flush": (0, math.inf),
     "agent.horizon": (1, math.inf),
     "agent.optimizer.learning_rate": (0, math.inf),
     "agent.optimizer.warmup": (0, math.inf),

@@ -313,3 +313,46 @@ def test_logging_is_left_as_it_was(tmp_path):
     assert logging.getLogger("absl").filters == before
 
 
+
+
+def test_a_flipped_byte_is_never_restored_silently(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.arange(5000, dtype=jnp.float32), "y": jnp.ones(3)}, {"updates": 3})
+    like = {"x": jnp.zeros(5000), "y": jnp.zeros(3)}
+    good, _ = Checkpoints(tmp_path).restore(like)
+    found = 0
+    for path in sorted(path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for place in {0, len(data) // 3, len(data) // 2, max(0, len(data) - 20)} if data else ():
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            try:
+                state, meta = Checkpoints(tmp_path).restore(like)
+                assert_same_bits(state, good)
+                assert meta == {"updates": 3}
+            except UserError as error:
+                assert "checkpoint" in str(error)
+                found += 1
+            path.write_bytes(data)
+    assert found > 3
+
+
+def test_a_leaf_that_changed_on_the_way_is_named(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)})
+    monkeypatch.setattr("dreamer.runtime.checkpoint._crc", lambda leaf: 0)
+    with pytest.raises(UserError, match="is damaged: the checksum of x differs"):
+        Checkpoints(tmp_path).restore({"x": jnp.zeros(3)})
+
+
+def test_meta_is_read_without_the_state(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)}, {"updates": 3})
+        assert checkpoints.meta(1) == {"updates": 3}
+
+
+def test_old_checkpoints_stay_at_the_distance_asked_for(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=100) as checkpoints:
+        for step in (0, 40, 90, 130, 170, 260, 270, 280):
+            checkpoints.save(step, {"x": jnp.ones(3)})
+        checkpoints.wait()
+        assert checkpoints.steps() == [0, 130, 260, 270, 280]

@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
 
-A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON.
-Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
+A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
+holds the crc32 of every leaf beside what the caller says. Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
 `like` at restoring, and a checkpoint of another config can be told leaf by leaf.
 """
 
@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
 from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
@@ -39,6 +41,8 @@ class Config:
     """Seconds between two checkpoints; the last state of a run is always saved."""
     keep: int = 2
     """Checkpoints kept; older ones are deleted once a newer one is safe on the disk."""
+    keep_every: int = 0
+    """Also keep a checkpoint at least this many agent steps after the last one kept so; 0 = none."""
 
 
 class Checkpoints:
@@ -48,9 +52,10 @@ class Checkpoints:
     Nothing is created before the first save, so a finished run can be read where it cannot be written.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2):
+    def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
+        """keep: the newest so many stay. keep_every: of the older ones, those at least so many steps apart; 0 = none."""
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
         self._quiet = _Quiet()
 
@@ -63,6 +68,7 @@ class Checkpoints:
         """
         meta = json.loads(json.dumps(dict(meta or {})))
         leaves = {name: _to_storable(name, leaf) for name, leaf in _named_leaves(state).items()}
+        sealed = _seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
         self.wait()
         latest = self.latest()
         if latest == step:
@@ -74,7 +80,7 @@ class Checkpoints:
         with self._writing():
             if self._manager is None:
                 self._manager = self._open_for_writing()
-            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(sealed))
             if not self._manager.save(step, args=items):
                 raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
 
@@ -102,8 +108,20 @@ class Checkpoints:
             more = len(differences) - SHOWN_DIFFERENCES
             text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
             raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
+        meta, crcs = self._unsealed(step, out["meta"])
+        for name, crc in crcs.items():
+            if _crc(out["state"][name]) != crc:
+                raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
         leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), out["meta"]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
+        self.wait()
+        step = self._existing(step)
+        with self._reading(step) as manager:
+            sealed = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return self._unsealed(step, sealed)[0]
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None when there is none."""
@@ -138,9 +156,21 @@ class Checkpoints:
                 raise
             exc.add_note(str(error))  # the first error is the one to mend
 
+    def _unsealed(self, step: int, sealed: Any) -> tuple[dict[str, Any], dict[str, int]]:
+        """The caller's meta and the checksums of the leaves. UserError when what was saved of them has changed."""
+        content = {k: v for k, v in sealed.items() if k != "crc32"} if isinstance(sealed, dict) else {}
+        if not content or _seal(content) != sealed:
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of its meta differs")
+        return content["meta"], content["leaf_crc32"]
+
     def _open_for_writing(self) -> ocp.CheckpointManager:
         self._dir.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(self._keep)]
+        if self._keep_every:
+            kept.append(policies.EveryNSteps(self._keep_every, exact_interval=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
         logging.getLogger("absl").addFilter(self._quiet)
         return ocp.CheckpointManager(self._dir, options=options)
 
@@ -219,6 +249,15 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     if len(named) != len(paths):
         raise ValueError("two leaves of the state have the same name")
     return named
+
+
+def _seal(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with the checksum of their text."""
+    return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
+
+
+def _crc(leaf: Any) -> int:
+    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8))
 
 
 def _is_key(leaf: Any) -> bool:

@@ -39,6 +39,8 @@ class Config:
     """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
     online: bool = True
     """Train on each freshly collected sequence once, before drawing uniformly."""
+    flush: float = 5.0
+    """Seconds between two files of collected rows in the run directory: what a kill can lose; 0 = at checkpoints only."""
 
 
 class Span(NamedTuple):
@@ -196,7 +198,7 @@ class Replay:
             self._rows_of(name)[row] = value[held]
 
     def rows_since(self, numbers: np.ndarray) -> tuple[list[Span], dict[str, np.ndarray]]:
-        """Copies of the rows from `numbers` [E] on, as far as they are still held: spans and columns {name: [R, ..]}."""
+        """Copies of the rows from `numbers` [E] on, as far as they are held: spans and columns {name: [R, ..]}."""
         start = np.maximum(numbers, self.counts - self.size.rows_per_env)
         spans = [Span(env, int(start[env]), int(stop)) for env, stop in enumerate(self.counts) if stop > start[env]]
         return spans, {name: self._copy(name, spans) for name in self.columns} if spans else {}

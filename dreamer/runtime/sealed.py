@@ -1,4 +1,4 @@
-"""Sealed files: named arrays and a JSON head in one immutable file that tells when it was cut, changed or swapped. No jax.
+"""Sealed files: arrays and a JSON head in one immutable file that tells when it was cut, changed or swapped. No jax.
 
     magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array in turn
 
