@@ -217,8 +217,11 @@ class Checkpoints:
                 self._dir, options=options, item_names=("state", "meta"), item_handlers=handlers
             ) as manager:
                 yield manager
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises bare ones where tensorstore finds damage
+            cause = error.__cause__ if type(error) is Exception and error.__cause__ else error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise UserError(f"checkpoint {step} in {self._dir} cannot be read: {reason}") from error
         finally:
             logging.getLogger("absl").removeFilter(quiet)
