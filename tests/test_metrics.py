@@ -12,7 +12,8 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.runtime import run_dir
-from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, JsonLines, Logger, TensorBoard, episode_metrics
+from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, Logger, Resumed, episode_metrics
+from dreamer.runtime.sinks import JsonLines, TensorBoard, rewind_lines
 from dreamer.runtime.steps import Step
 
 PLAIN = Config(tensorboard=False)
@@ -233,3 +234,71 @@ def test_a_run_that_is_not_there_is_told(tmp_path):
         run_dir.existing_run_dir(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no config\.yaml"):
         run_dir.existing_run_dir(tmp_path)
+
+
+# ---- resuming
+
+
+def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
+    """A run that wrote a line at each of `steps`, and its logger's position after the line at `checkpoint`."""
+    position: dict = {}
+    with Logger(path, PLAIN, clock=iter(np.arange(100.0)).__next__) as logger:
+        for step in steps:
+            logger.add({"x": step})
+            logger.write(step, step)
+            if step == checkpoint:
+                logger.add({"y": 1.0})
+                position = json.loads(json.dumps(logger.position()))
+    return position
+
+
+def resumed(path: Path, position: dict, env_steps: int, later: bool) -> list[tuple[int, float]]:
+    """(env_steps, time) of all lines after one more was written by the resumed run at step 99."""
+    with Logger(path, PLAIN, clock=lambda: 0.0, resumed=Resumed(position, env_steps, later)) as logger:
+        logger.add({"y": 3.0})
+        logger.write(99, 99)
+    return [(line["env_steps"], line["time"]) for line in read_lines(path)]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_goes_on_with_its_sums_and_clock(tmp_path):
+    position = stopped_at(tmp_path, [1, 2, 3, 4], checkpoint=2)
+    assert resumed(tmp_path, position, 2, later=False) == [(1, 1.0), (2, 2.0), (99, 3.0)]
+    assert read_lines(tmp_path)[-1]["y"] == 2.0
+
+
+def test_a_resumed_run_that_keeps_later_rows_keeps_their_lines_only(tmp_path):
+    position = stopped_at(tmp_path, [1, 2, 3, 4], checkpoint=2)
+    assert [step for step, _ in resumed(tmp_path, position, 3, later=True)] == [1, 2, 3, 99]
+    assert read_lines(tmp_path)[-1]["y"] == 3.0
+
+
+def test_a_line_that_a_kill_cut_is_dropped(tmp_path):
+    position = stopped_at(tmp_path, [1, 2, 3], checkpoint=2)
+    data = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(data[:-4])
+    assert [step for step, _ in resumed(tmp_path, position, 3, later=True)] == [1, 2, 99]
+
+
+def test_metrics_that_lost_lines_before_the_checkpoint_are_named(tmp_path):
+    position = stopped_at(tmp_path, [1, 2, 3], checkpoint=2)
+    (tmp_path / "metrics.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is cut short"):
+        resumed(tmp_path, position, 2, later=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is missing"):
+        rewind_lines(tmp_path / "metrics.jsonl", 3, None)
+
+
+def test_tensorboard_is_told_from_where_to_forget(tmp_path):
+    TensorBoard(tmp_path, resumed_at=641).close()
+    (start,) = [event for event in read_events(tmp_path) if event.HasField("session_log")]
+    assert (start.step, start.session_log.status) == (641, start.session_log.START)
+
+
+def test_the_running_sums_of_episodes_come_back():
+    tracker, other = EpisodeTracker(2), EpisodeTracker(2)
+    flags = np.zeros(2, bool)
+    step = Step({}, None, np.float32([1, 2]), flags, flags, flags)
+    tracker.observe(step)
+    other.load_state(tracker.state())
+    assert other.observe(step._replace(is_last=~flags)) == tracker.observe(step._replace(is_last=~flags))

@@ -1,7 +1,8 @@
 """Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
 
 A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
-holds the crc32 of every leaf beside what the caller says. Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
+holds the crc32 of every leaf beside what the caller says.
+Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
 `like` at restoring, and a checkpoint of another config can be told leaf by leaf.
 """
 
@@ -53,7 +54,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
-        """keep: the newest so many stay. keep_every: of the older ones, those at least so many steps apart; 0 = none."""
+        """keep: how many of the newest stay. keep_every: least distance of the older ones that stay too; 0 = none."""
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
@@ -260,7 +261,7 @@ def _seal(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _crc(leaf: Any) -> int:
-    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8))
+    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Metrics of a run and the files and services they go to: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
+"""Metrics of a run, gathered between two lines; the episodes of its environments. No jax.
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 
@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-import json
-import math
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dreamer.errors import UserError
-from dreamer.runtime import pictures
-from dreamer.runtime.run_dir import METRICS, disk_error
+from dreamer.runtime.run_dir import METRICS
+from dreamer.runtime.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases, rewind_lines
 from dreamer.runtime.steps import Step
 
 RESERVED = ("env_steps", "updates", "time", "nonfinite")
@@ -45,13 +39,16 @@ class Config:
     """Name of the Weights & Biases project."""
 
 
-class Sink(Protocol):
-    """Where metrics go. step: env_steps | picture [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
+class Resumed(NamedTuple):
+    """Where a resumed run goes on.
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
-    def close(self) -> None: ...
+    position: `Logger.position()` at the checkpoint | env_steps: of the replay as restored
+    later: rows collected after the checkpoint are kept, and with them the lines that were written meanwhile
+    """
+
+    position: Mapping[str, Any]
+    env_steps: int
+    later: bool
 
 
 class Logger:
@@ -67,22 +64,37 @@ class Logger:
         config: Config,
         run_config: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        resumed: Resumed | None = None,
     ):
         """run_config: plain values that Weights & Biases shows. Raises UserError when a sink cannot open."""
         self._clock = clock
-        self._start = clock()
+        position = resumed.position if resumed else {}
+        self._start = clock() - position.get("seconds", 0.0)
         self._sums: dict[str, tuple[float, int]] = {}
+        if resumed:
+            rewind_lines(Path(run_dir) / METRICS, position["bytes"], resumed.env_steps if resumed.later else None)
+            # What was summed after the checkpoint is told by the later lines.
+            self._sums = {} if resumed.later else {name: (total, n) for name, (total, n) in position["sums"].items()}
         with contextlib.ExitStack() as opened:
             self._lines = JsonLines(Path(run_dir) / METRICS)
             opened.callback(self._lines.close)
             self._sinks: list[Sink] = []
             if config.tensorboard:
-                self._sinks.append(TensorBoard(Path(run_dir)))
+                self._sinks.append(TensorBoard(Path(run_dir), resumed.env_steps + 1 if resumed else None))
                 opened.callback(self._sinks[-1].close)
+            self._wandb_id: str | None = position.get("wandb")
             if config.wandb != "off":
-                self._sinks.append(WeightsAndBiases(Path(run_dir), config, run_config or {}))
-                opened.callback(self._sinks[-1].close)
+                wandb = WeightsAndBiases(Path(run_dir), config, run_config or {}, self._wandb_id)
+                self._sinks.append(wandb)
+                self._wandb_id = wandb.run_id
+                opened.callback(wandb.close)
             self._opened = opened.pop_all()
+
+    def position(self) -> dict[str, Any]:
+        """Where the sinks stand and what is not yet written, as JSON values: for `Resumed`."""
+        seconds = self._clock() - self._start
+        sums = {name: list(value) for name, value in self._sums.items()}
+        return {"bytes": self._lines.position(), "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
         """Adds scalars by name. `write` gives the mean of what was added since, or with `latest` the last one.
@@ -128,133 +140,6 @@ class Logger:
         self.close()
 
 
-class JsonLines:
-    """A file of one JSON object a line. A line is written whole or not at all."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._file = open(path, "ab", buffering=0)
-        except OSError as error:
-            raise disk_error(error, path) from error
-
-    def write(self, head: Mapping[str, float], values: Mapping[str, float]) -> None:
-        """Appends {**head, **values}; a value that is not finite becomes null and is named in "nonfinite"."""
-        row: dict[str, Any] = {**head, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
-        nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
-        if nonfinite:
-            row["nonfinite"] = nonfinite
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        before = os.fstat(self._file.fileno()).st_size
-        try:
-            written = 0
-            while written < len(line):  # a nearly full disk takes a part first, and refuses the next call
-                written += self._file.write(line[written:])
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(before)
-            raise disk_error(error, self._path) from error
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-class TensorBoard:
-    """A TensorBoard event file, written at once in the calling thread.
-
-    tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller for ever,
-    and its add_video drops the video unless moviepy is there; hence the events are made here.
-    """
-
-    def __init__(self, directory: Path):
-        from tensorboardX.proto import event_pb2, summary_pb2
-        from tensorboardX.record_writer import RecordWriter
-
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        try:
-            self._writer = RecordWriter(str(self._path))
-        except OSError as error:
-            raise disk_error(error, self._path) from error
-        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name; nan is shown as a mark."""
-        self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Stored as PNG."""
-        self._write_image(step, name, image.shape, pictures.encode_png(image))
-
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Stored as an animated GIF, which TensorBoard plays among the images."""
-        self._write_image(step, name, frames.shape[1:], pictures.encode_gif(frames, fps))
-
-    def close(self) -> None:
-        """Closes the file. What could not be written has been told by the write that failed."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
-
-    def _write_image(self, step: int, name: str, shape: tuple[int, ...], encoded: bytes) -> None:
-        image = self._summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=encoded)
-        self._add(step, [self._summary.Value(tag=name, image=image)])
-
-    def _add(self, step: int, values: list[Any]) -> None:
-        self._write(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
-
-    def _write(self, event: Any) -> None:
-        try:
-            self._writer.write(event.SerializeToString())
-            self._writer.flush()
-        except OSError as error:
-            raise disk_error(error, self._path) from error
-
-
-class WeightsAndBiases:
-    """One Weights & Biases run, its files under run_dir/wandb."""
-
-    def __init__(self, run_dir: Path, config: Config, run_config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"log.wandb={config.wandb} needs the package wandb: python -m pip install wandb"
-            ) from error
-        self._wandb = wandb
-        mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
-        try:
-            # Asked before init, which on a terminal would stop and ask for an account.
-            if mode == "online" and not wandb.login(prompt=False, verify=False):
-                raise UserError(
-                    "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
-                )
-            self._run = wandb.init(
-                project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=mode,
-                config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
-            )  # fmt: skip
-        except wandb.Error as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"log.wandb={config.wandb} could not start: {reason}") from error
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name."""
-        self._run.log(dict(values), step=step)
-
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Stored as PNG."""
-        self._run.log({name: self._wandb.Image(image)}, step=step)
-
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Stored as GIF, encoded here: wandb itself would need moviepy."""
-        gif = io.BytesIO(pictures.encode_gif(frames, fps))
-        self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
-
-    def close(self) -> None:
-        """Finishes the run."""
-        self._run.finish()
-
-
 class Episode(NamedTuple):
     """A finished episode: env index | sum of rewards | number of env steps taken (the reset row is none)."""
 
@@ -269,6 +154,14 @@ class EpisodeTracker:
     def __init__(self, envs: int):
         self._returns = np.zeros(envs, np.float64)
         self._lengths = np.zeros(envs, np.int64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The running sums: returns [E] float64, lengths [E] int64."""
+        return {"returns": self._returns, "lengths": self._lengths}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes a `state` over."""
+        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
 
     def observe(self, step: Step) -> list[Episode]:
         """Takes the next row of every environment, gives the episodes that ended in it."""

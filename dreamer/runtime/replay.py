@@ -40,7 +40,7 @@ class Config:
     online: bool = True
     """Train on each freshly collected sequence once, before drawing uniformly."""
     flush: float = 5.0
-    """Seconds between two files of collected rows in the run directory: what a kill can lose; 0 = at checkpoints only."""
+    """Seconds between two files of rows in the run directory: what a kill can lose; 0 = at checkpoints only."""
 
 
 class Span(NamedTuple):

@@ -84,7 +84,7 @@ def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str
         data = np.fromfile(path, np.uint8, offset=start)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if zlib.crc32(data) != whole["crc"]:
+    if zlib.crc32(data.data) != whole["crc"]:
         raise UserError(f"{path} is damaged: its checksum differs")
     arrays, offset = {}, 0
     for name, kind, shape in whole["arrays"]:
@@ -146,4 +146,4 @@ def _dtype(name: str) -> np.dtype:
 
 def _bytes(array: np.ndarray) -> memoryview:
     """The bytes of a contiguous array, not copied; ml_dtypes' own types have no buffer of their own."""
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
