@@ -29,6 +29,11 @@ class Mixture(NamedTuple):
     priority_maxfrac: float
     recency_exponent: float
 
+    @property
+    def total(self) -> float:
+        """The shares added up, which must be 1."""
+        return self.uniform + self.priority + self.recency
+
 
 def bytes_per_row(mixture: Mixture) -> int:
     """Memory that choosing takes for each row of the replay: priorities and two weights with their sums, rank sums."""
