@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_replay import SPEC, STORAGE, build, collected, fill
 
 from dreamer.errors import UserError
+from dreamer.runtime import replay_state
 from dreamer.runtime import row_store as stores
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.row_store import RowStore
@@ -22,13 +23,14 @@ def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
     """A manifest of the replay as a checkpoint at its step holds it."""
     store.flush(replay)
     store.wait()
-    return {"rows": store.seals(), "latents": store.save_latents(replay, replay.steps), "state": replay.state()}
+    latents = store.save_latents(replay, replay.steps)
+    return {"rows": store.seals(), "latents": latents, "state": replay_state.state(replay)}
 
 
 def loaded(folder: Path, manifest: dict, run="run", **form) -> tuple[Replay, RowStore]:
     replay, store = build(**form), RowStore(folder, run)
     store.load_rows(replay, manifest["rows"], manifest["latents"])
-    replay.load_state(manifest["state"])
+    replay_state.load(replay, *manifest["state"])
     return replay, store
 
 
@@ -37,6 +39,7 @@ def same(a: Replay, b: Replay) -> bool:
     return (
         np.array_equal(a.counts, b.counts) and list(a.queue) == list(b.queue)
         and a.rng.bit_generator.state == b.rng.bit_generator.state
+        and all(np.array_equal(array, b.sampler.state()[name]) for name, array in a.sampler.state().items())
         and all(
             a.columns[name][env, slots].tobytes() == b.columns[name][env, slots].tobytes()
             for name in a.columns for env, slots in enumerate(held)
@@ -48,7 +51,7 @@ def same(a: Replay, b: Replay) -> bool:
 @given(flushes=st.lists(st.integers(0, 13), min_size=1, max_size=6), rows=st.integers(4, 12))
 def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(tmp_path_factory, flushes, rows):
     folder = tmp_path_factory.mktemp("rows")
-    form = dict(envs=2, rows=rows, length=3, online=True)
+    form = dict(envs=2, rows=rows, length=3, online=True, priority=0.5, uniform=0.5)
     replay = build(**form)
     with RowStore(folder, "run") as store:
         for number in flushes:
@@ -77,19 +80,20 @@ def test_refreshed_latents_come_back_as_they_were_at_the_checkpoint(tmp_path, mo
 
 
 def test_rows_flushed_after_the_checkpoint_can_be_kept(tmp_path):
-    replay = build(online=True)
+    form = dict(online=True, priority=0.5, uniform=0.5)
+    replay = build(**form)
     with RowStore(tmp_path, "run") as store:
         fill(replay, 5)
         manifest = saved(tmp_path, replay, store)
         fill(replay, 4)
         store.flush(replay)
-    back, store = loaded(tmp_path, manifest, online=True)
+    back, store = loaded(tmp_path, manifest, **form)
     with store:
         assert store.load_later(back) == 8 and same(replay, back)
         fill(replay, 3)
         fill(back, 3)
         manifest = saved(tmp_path, back, store)
-    again, store = loaded(tmp_path, manifest, online=True)
+    again, store = loaded(tmp_path, manifest, **form)
     with store:
         assert same(replay, again)
 
@@ -199,10 +203,10 @@ def test_rows_of_another_form_are_refused_by_their_column(tmp_path):
     replay = build()
     step, latent = collected([0, 1], [0, 0])
     replay.add(step, latent)
-    spans, columns = replay.rows_since(np.zeros(2, int))
+    spans, columns = replay_state.rows_since(replay, np.zeros(2, int))
     columns["action"] = columns["action"][:, :1]
     with pytest.raises(UserError, match="'action' must be float32"):
-        build().put_rows(spans, columns, fresh=False)
+        replay_state.put_rows(build(), spans, columns, fresh=False)
 
 
 def test_a_replay_that_came_back_draws_the_same_batches(tmp_path):

@@ -21,8 +21,9 @@ GB = 10**9
 class Capacity:
     """The size of a replay.
 
-    envs: rings. rows_per_env: rows of each. row_bytes: bytes of one row, all columns.
+    envs: rings. rows_per_env: rows of each. row_bytes: bytes of one row in memory.
     free_bytes: host memory that is free, None if unknown. bound: the setting that keeps it from being larger.
+    disk_row_bytes, free_disk: the same for what lies on the disk.
     """
 
     envs: int
@@ -30,6 +31,8 @@ class Capacity:
     row_bytes: int
     free_bytes: int | None
     bound: str
+    disk_row_bytes: int = 0
+    free_disk: int | None = None
 
     @property
     def steps(self) -> int:
@@ -38,14 +41,21 @@ class Capacity:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the full replay takes."""
+        """Bytes of memory that the full replay takes."""
         return self.steps * self.row_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of disk that the full replay takes."""
+        return self.steps * self.disk_row_bytes
 
     def describe(self) -> str:
         """The line that is printed before the memory is taken."""
-        free = "" if self.free_bytes is None else f" (of {_size(self.free_bytes)} free)"
         size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
-        return f"replay: {size}{free}, bounded by {self.bound}"
+        if self.disk_row_bytes:
+            size += f" of memory{_free(self.free_bytes)} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
+            return f"replay: {size} of disk{_free(self.free_disk)}, bounded by {self.bound}"
+        return f"replay: {size}{_free(self.free_bytes)}, bounded by {self.bound}"
 
 
 def dtype_of(space: Space) -> np.dtype:
@@ -80,36 +90,41 @@ def fit(
     capacity_steps: int,
     capacity_gb: float,
     free_bytes: int | None,
+    disk_bytes_per_row: int = 0,
+    disk_gb: float = 0,
+    free_disk: int | None = None,
 ) -> Capacity:
     """The largest replay that every limit allows.
 
-    sequence: rows of one sampled sequence. env_steps: rows that the run makes; more are never needed.
-    capacity_gb: 0 means half of `free_bytes`. free_bytes: None when the system does not tell.
-    Raises UserError when no sequence fits in a ring, or when the memory asked for is not there.
+    bytes_per_row: in memory. sequence: rows of one sampled sequence. env_steps: rows that the run makes; more are
+    never needed. capacity_gb: 0 means half of `free_bytes`. free_bytes: None when the system does not tell.
+    disk_bytes_per_row, disk_gb, free_disk: the same for what lies on the disk; 0, and nothing lies there.
+    Raises UserError when no sequence fits in a ring, or when the memory or the disk asked for is not there.
     """
-    if capacity_gb:
-        memory, memory_bound = capacity_gb * GB, "replay.capacity_gb"
-    elif free_bytes is not None:
-        memory, memory_bound = free_bytes / 2, "half of the free memory (replay.capacity_gb)"
-    else:
-        raise UserError("replay.capacity_gb is 0 (half of the free memory), but this system does not tell what is free")
-    limits = {
-        "env_steps": -(-env_steps // envs),
-        "replay.capacity_steps": capacity_steps // envs,
-        memory_bound: int(memory / (bytes_per_row * envs)),
-    }
+    limits = {"env_steps": -(-env_steps // envs), "replay.capacity_steps": capacity_steps // envs}
+    stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, free_bytes)]
+    if disk_bytes_per_row:
+        stores.append(("disk", "replay.disk_gb", disk_bytes_per_row, disk_gb, free_disk))
+    for store, setting, row, asked, free in stores:
+        if asked:
+            limits[setting] = int(asked * GB / (row * envs))
+        elif free is not None:
+            limits[f"half of the free {store} ({setting})"] = int(free / 2 / (row * envs))
+        else:
+            raise UserError(f"{setting} is 0 (half of the free {store}), but this system does not tell what is free")
     bound = min(limits, key=lambda name: limits[name])
-    capacity = Capacity(envs, limits[bound], bytes_per_row, free_bytes, bound)
+    capacity = Capacity(envs, limits[bound], bytes_per_row, free_bytes, bound, disk_bytes_per_row, free_disk)
     if capacity.rows_per_env < sequence:
         raise UserError(
             f"replay: {bound} leaves {capacity.rows_per_env} rows for each of {envs} environments, "
             f"but one sequence (replay.batch_length + replay.context) needs {sequence}"
         )
-    if free_bytes is not None and capacity.nbytes > free_bytes:
-        raise UserError(
-            f"replay.capacity_gb: {capacity.steps:,} steps x {_size(bytes_per_row)} = {_size(capacity.nbytes)}, "
-            f"but only {_size(free_bytes)} are free"
-        )
+    for _, setting, row, _, free in stores:
+        if free is not None and capacity.steps * row > free:
+            raise UserError(
+                f"{setting}: {capacity.steps:,} steps x {_size(row)} = {_size(capacity.steps * row)}, "
+                f"but only {_size(free)} are free"
+            )
     return capacity
 
 
@@ -166,6 +181,10 @@ def _statistic(path: Path, name: str) -> int:
     if not path.exists():
         return 0
     return next((int(line.split()[1]) for line in path.read_text().splitlines() if line.split()[0] == name), 0)
+
+
+def _free(count: int | None) -> str:
+    return "" if count is None else f" (of {_size(count)} free)"
 
 
 def _size(count: float) -> str:

@@ -1,8 +1,9 @@
-"""The replay: a ring of rows for each environment, in host memory. Plain numpy, no jax.
+"""The replay: a ring of rows for each environment. Plain numpy, no jax.
 
 Rows of an environment are numbered from its start; row `number` lies in slot `number % rows_per_env`, and the
 last `rows_per_env` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
 rows are all held. Sequences run over episode boundaries, never over the head of a ring.
+The observations may lie in files (`disk_tier`); which items are drawn is the matter of `samplers`.
 Source: spec section 10.
 """
 
@@ -11,14 +12,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from dreamer.errors import UserError, nearest
-from dreamer.runtime import capacity
+from dreamer.errors import UserError, check_bounds
+from dreamer.runtime import capacity, disk_tier
 from dreamer.runtime.capacity import Capacity
+from dreamer.runtime.columns import checked, flat, gather, in_memory
+from dreamer.runtime.disk_tier import DiskTier
+from dreamer.runtime.items import Items, existing, uniform
+from dreamer.runtime.samplers import Mixture, Sampler, bytes_per_row
 from dreamer.runtime.steps import Batch, Rows, Step
 from dreamer.spaces import Space, Spec
 
@@ -38,51 +45,80 @@ class Config:
     context: int = 1
     """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
     online: bool = True
-    """Train on each freshly collected sequence once, before drawing uniformly."""
+    """Train on each freshly collected sequence once, before drawing others."""
+    uniform: float = 1.0
+    """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
+    priority: float = 0.0
+    """Share drawn by how large the world model's losses on them were, new ones first."""
+    recency: float = 0.0
+    """Share drawn by age: weight 1 / rank, the newest has rank 1."""
+    priority_exponent: float = 0.8
+    """Power of a row's loss that is its priority."""
+    priority_maxfrac: float = 0.5
+    """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
+    recency_exponent: float = 1.0
+    """Power of the rank in the weights of recency; 0 weighs all alike."""
+    tier: Literal["memory", "disk"] = "memory"
+    """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
+    disk_gb: float = 0
+    """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    prefetch: int = 1
+    """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
     flush: float = 5.0
     """Seconds between two files of rows in the run directory: what a kill can lose; 0 = at checkpoints only."""
 
+    def __post_init__(self) -> None:
+        check_bounds(self, {"uniform": (0, 1), "priority": (0, 1), "recency": (0, 1)})
+        if abs(self.mixture.total - 1) > 1e-6:
+            raise UserError(f"uniform + replay.priority + replay.recency must be 1, not {self.mixture.total:g}")
 
-class Span(NamedTuple):
-    """The rows from `start` up to `stop` of one environment, by their running numbers."""
+    @property
+    def mixture(self) -> Mixture:
+        """How sequences are chosen."""
+        exponents = self.priority_exponent, self.priority_maxfrac, self.recency_exponent
+        return Mixture(self.uniform, self.priority, self.recency, *exponents)
 
-    env: int
-    start: int
-    stop: int
 
-
-def plan(spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int) -> Capacity:
+def plan(
+    spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int, run_dir: str | Path = "."
+) -> Capacity:
     """The size that the replay will have; takes no memory. `describe()` of it is the line to print first.
 
     storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
+    run_dir: whose disk `tier: disk` uses.
     Raises UserError naming the setting when it is out of range, or when no sequence fits.
     """
-    least = {"capacity_steps": 1, "capacity_gb": 0, "batch_size": 1, "batch_length": 1}
+    least = {"capacity_steps": 1, "capacity_gb": 0, "batch_size": 1, "batch_length": 1, "disk_gb": 0}
     for name, bound in least.items():
         if not bound <= getattr(config, name) < math.inf:
             raise UserError(f"replay.{name}: must be a number of at least {bound}, got {getattr(config, name)}")
     if config.context not in (0, 1):
         raise UserError(f"replay.context: must be 0 or 1, got {config.context}")
+    memory, disk = _tiers(spec, storage, config)
     return capacity.fit(
-        capacity.row_bytes(_columns(spec, storage, config)),
+        capacity.row_bytes(memory) + bytes_per_row(config.mixture),
         envs=envs,
         sequence=config.context + config.batch_length,
         env_steps=env_steps,
         capacity_steps=config.capacity_steps,
         capacity_gb=config.capacity_gb,
         free_bytes=capacity.free_memory(),
+        disk_bytes_per_row=capacity.row_bytes(disk),
+        disk_gb=config.disk_gb,
+        free_disk=disk_tier.free_space(run_dir) if disk else None,
     )
 
 
 class Replay:
-    """Owns the host memory of the rings. For one thread at a time.
+    """Owns the rings, in memory and in files. Threads may share it: what changes or copies rows takes turns.
 
-    Its whole state: `columns` {name: [E, rows_per_env, ..]}, `counts` [E] rows ever added to each ring,
-    `queue` of (ring, first row) not yet trained on, `rng` and `report_rng`.
+    Its whole state: `columns` {name: [E, rows_per_env, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
+    `queue` of (ring, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only where `config.context` has a use for them.
     env_steps: rows that the run makes. size: a `plan` made before, so that what was printed is what is taken.
-    Raises UserError as `plan` does.
+    run_dir: where `tier: disk` keeps its files until `close`.
+    Raises UserError as `plan` does, and when the files cannot be made.
     """
 
     def __init__(
@@ -95,27 +131,33 @@ class Replay:
         seed: int,
         env_steps: int,
         size: Capacity | None = None,
+        run_dir: str | Path = ".",
     ):
         self.config = config
-        self.size = size or plan(spec, storage, config, envs=envs, env_steps=env_steps)
+        self.size = size or plan(spec, storage, config, envs=envs, env_steps=env_steps, run_dir=run_dir)
         self.sequence = config.context + config.batch_length
-        self._spaces = _columns(spec, storage, config)
-        # Zeros, not empty: the system hands out such pages when they are first written.
+        memory, disk = _tiers(spec, storage, config)
+        self.spaces = {**disk, **memory}
+        self._disk = DiskTier(run_dir, disk, envs, self.size.rows_per_env) if disk else None
         self.columns = {
-            name: np.zeros((envs, self.size.rows_per_env, *space.shape), capacity.dtype_of(space))
-            for name, space in self._spaces.items()
+            **(self._disk.columns if self._disk else {}),
+            **in_memory(memory, envs, self.size.rows_per_env),
         }
         self.counts = np.zeros(envs, np.int64)
         self.queue: collections.deque[tuple[int, int]] = collections.deque(
             maxlen=envs * (self.size.rows_per_env // self.sequence)
         )
+        self.sampler = Sampler(
+            config.mixture, envs=envs, rows_per_env=self.size.rows_per_env, sequence=self.sequence
+        )
         self.rng = np.random.default_rng(seed)
         # Its own stream, so that how often a run is looked at does not change what it trains on.
         self.report_rng = np.random.default_rng((seed, 1))
+        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         """Items that can be sampled."""
-        return int(self._items().sum())
+        return int(self._items().per_ring.sum())
 
     @property
     def steps(self) -> int:
@@ -129,7 +171,7 @@ class Replay:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full rings."""
+        """Bytes of the full rings, wherever they lie."""
         return sum(column.nbytes for column in self.columns.values())
 
     def ready(self, batch_size: int) -> bool:
@@ -141,7 +183,8 @@ class Replay:
         """Append one row to the ring of each listed environment.
 
         step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | envs [E'] int, None = all
-        Nothing is written when anything is wrong. Raises UserError naming the column whose shape or dtype is wrong.
+        Nothing is written when anything is wrong. Raises UserError naming the column whose shape or dtype is wrong,
+        and when the disk is full.
         """
         envs = np.arange(len(self.counts)) if envs is None else self._ring_indices(envs)
         given = {
@@ -149,30 +192,35 @@ class Replay:
             **{name: getattr(step, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")},
             **self._named_latents(latent),
         }
-        values = _checked(self._spaces, given, (len(envs),), "add")
-        slots = self.counts[envs] % self.size.rows_per_env
-        for name, value in values.items():
-            self.columns[name][envs, slots] = value
-        self.counts[envs] += 1
-        for env in envs[self.counts[envs] % self.sequence == 0]:
-            self.queue.append((int(env), int(self.counts[env]) - self.sequence))
+        values = checked(self.spaces, given, (len(envs),), "add")
+        with self.lock:
+            slots = self.counts[envs] % self.size.rows_per_env
+            if self._disk:
+                self._disk.reserve(envs, slots)
+            for name, value in values.items():
+                self.columns[name][envs, slots] = value
+            self.sampler.added(envs, self.counts[envs])
+            self.counts[envs] += 1
+            for env in envs[self.counts[envs] % self.sequence == 0]:
+                self.queue.append((int(env), int(self.counts[env]) - self.sequence))
 
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
-        """Draw sequences: queued fresh ones first, the rest uniformly over all items.
+        """Draw sequences: queued fresh ones first, the rest by the shares of uniform, priority and recency.
 
-        online: False leaves the queue alone, for evaluation and reports.
+        online: False draws uniformly and leaves queue and priorities alone, for evaluation and reports.
         Returns a batch of context + T rows, which owns its memory, and where its T trained rows lie.
         On the sample only, is_first of row 0 is true, and is_last of a row whose successor begins an episode.
         Raises ValueError when no item is there.
         """
-        env, start = self._choose(batch_size, online and self.config.online, self.rng if online else self.report_rng)
-        number = start[:, None] + np.arange(self.sequence)
-        row = self._flat(env, number)
-        data = {n: self._gather(n, row) for n in self.columns if not n.startswith("latent/")}
-        follows = number + 1 < self.counts[env][:, None]
-        data["is_last"] |= follows & self._gather("is_first", self._flat(env, number + 1))
-        data["is_first"][:, 0] = True
         context = self.config.context
+        with self.lock:
+            env, start = self._choose(batch_size, online)
+            number = start[:, None] + np.arange(self.sequence)
+            lengths = {name: context if name.startswith("latent/") else self.sequence for name in self.columns}
+            data = {name: gather(self.columns[name], env, start, length) for name, length in lengths.items()}
+            follows = number + 1 < self.counts[env][:, None]
+            data["is_last"] |= follows & gather(self.columns["is_first"], env, start + 1, self.sequence)
+        data["is_first"][:, 0] = True
         batch = Batch(
             obs={n.removeprefix("obs/"): value for n, value in data.items() if n.startswith("obs/")},
             action=data["action"],
@@ -180,7 +228,7 @@ class Replay:
             is_first=data["is_first"],
             is_last=data["is_last"],
             is_terminal=data["is_terminal"],
-            latent={n.removeprefix("latent/"): self._gather(n, row[:, :context]) for n in self._latent_names()},
+            latent={n.removeprefix("latent/"): value for n, value in data.items() if n.startswith("latent/")},
         )
         return batch, Rows(env, number[:, context:])
 
@@ -190,110 +238,53 @@ class Replay:
         Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
         Raises UserError naming the latent whose shape or dtype is wrong.
         """
-        spaces = {name: self._spaces[name] for name in self._latent_names()}
-        values = _checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
-        held = rows.number >= (self.counts - self.size.rows_per_env)[rows.env][:, None]
-        row = self._flat(rows.env, rows.number)[held]
-        for name, value in values.items():
-            self._rows_of(name)[row] = value[held]
+        spaces = {name: self.spaces[name] for name in self._latent_names()}
+        values = checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
+        length = self.size.rows_per_env
+        with self.lock:
+            held = rows.number >= (self.counts - length)[rows.env][:, None]
+            row = (rows.env[:, None] * length + rows.number % length)[held]
+            for name, value in values.items():
+                flat(self.columns[name])[row] = value[held]
 
-    def rows_since(self, numbers: np.ndarray) -> tuple[list[Span], dict[str, np.ndarray]]:
-        """Copies of the rows from `numbers` [E] on, as far as they are held: spans and columns {name: [R, ..]}."""
-        start = np.maximum(numbers, self.counts - self.size.rows_per_env)
-        spans = [Span(env, int(start[env]), int(stop)) for env, stop in enumerate(self.counts) if stop > start[env]]
-        return spans, {name: self._copy(name, spans) for name in self.columns} if spans else {}
+    def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
+        """Write the priorities [B, T] float32 of the rows of a sample; without a use where `config.priority` is 0.
 
-    def held_latents(self, nbytes: int) -> Iterator[tuple[list[Span], dict[str, np.ndarray]]]:
-        """Copies of the latents of all rows held, in parts of at most about `nbytes`."""
-        names = self._latent_names()
-        row = sum(self.columns[name][0, 0].nbytes for name in names)
-        length = max(1, nbytes // row) if row else 0
-        for env, stop in enumerate(self.counts.tolist() if names else []):
-            for start in range(max(0, stop - self.size.rows_per_env), stop, length):
-                spans = [Span(env, start, min(start + length, stop))]
-                yield spans, {name: self._copy(name, spans) for name in names}
-
-    def put_rows(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray], fresh: bool) -> None:
-        """Puts rows {name: [R, ..]} back that `rows_since` gave; each span goes on where its ring ends.
-
-        fresh: queue the sequences that they complete, as `add` does. Raises UserError naming a wrong column.
+        Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
+        Raises UserError when shape or dtype is wrong.
         """
-        count = sum(span.stop - span.start for span in spans)
-        self._put(spans, _checked(self._spaces, columns, (count,), "put_rows"))
-        for span in spans:
-            self.counts[span.env] = span.stop
-            firsts = range(-(-(span.start + 1) // self.sequence) * self.sequence, span.stop + 1, self.sequence)
-            self.queue.extend((span.env, stop - self.sequence) for stop in firsts if fresh)
+        values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
+        with self.lock:
+            self.sampler.prioritise(self._items(), rows.env, rows.number, values["priority"])
 
-    def put_latents(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray]) -> None:
-        """Puts latents {name: [R, ..]} back that `held_latents` gave. Raises UserError naming a wrong column."""
-        spaces = {name: self._spaces[name] for name in self._latent_names()}
-        count = sum(span.stop - span.start for span in spans)
-        self._put(spans, _checked(spaces, columns, (count,), "put_latents"))
+    def reserve(self, env: int, slot: int) -> None:
+        """Takes the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError when the disk is full."""
+        if self._disk:
+            self._disk.reserve(np.array([env]), np.array([slot]))
 
-    def state(self) -> dict[str, Any]:
-        """What decides the next samples apart from the rows, as JSON values."""
-        return {
-            "counts": self.counts.tolist(), "rows_per_env": self.size.rows_per_env, "queue": list(self.queue),
-            "rng": self.rng.bit_generator.state, "report_rng": self.report_rng.bit_generator.state,
-        }  # fmt: skip
+    def close(self) -> None:
+        """Removes the files of `tier: disk`; the replay must not be used any more."""
+        if self._disk:
+            self._disk.close()
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes a `state` over, but for the counts, which the rows themselves have set."""
-        self.queue.clear()
-        self.queue.extend((int(env), int(start)) for env, start in state["queue"])
-        self.rng.bit_generator.state = state["rng"]
-        self.report_rng.bit_generator.state = state["report_rng"]
+    def _items(self) -> Items:
+        return existing(self.counts, self.size.rows_per_env, self.sequence)
 
-    def _copy(self, name: str, spans: Sequence[Span]) -> np.ndarray:
-        column = self.columns[name]
-        slots = [np.arange(span.start, span.stop) % self.size.rows_per_env for span in spans]
-        return np.concatenate([column[span.env].take(own, axis=0) for span, own in zip(spans, slots, strict=True)])
-
-    def _put(self, spans: Sequence[Span], columns: Mapping[str, np.ndarray]) -> None:
-        offset = 0
-        for span in spans:
-            slots = np.arange(span.start, span.stop) % self.size.rows_per_env
-            for name, values in columns.items():
-                self.columns[name][span.env, slots] = values[offset : offset + len(slots)]
-            offset += len(slots)
-
-    def _items(self) -> np.ndarray:
-        """[E] possible sequence starts of each ring."""
-        return np.maximum(0, np.minimum(self.counts, self.size.rows_per_env) - self.sequence + 1)
-
-    def _choose(
-        self, batch_size: int, online: bool, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
         """Ring [B] and first row number [B] of each sequence."""
+        items = self._items()
+        if not items.per_ring.any():
+            raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
+        if not online:
+            return uniform(self.report_rng, items, batch_size)
         chosen: list[tuple[int, int]] = []
-        while online and self.queue and len(chosen) < batch_size:
+        while self.config.online and self.queue and len(chosen) < batch_size:
             env, start = self.queue.popleft()
             if start >= self.counts[env] - self.size.rows_per_env:
                 chosen.append((env, start))
         fresh = np.array(chosen, np.int64).reshape(-1, 2)
-        items = self._items()
-        ends = np.cumsum(items)
-        if not ends[-1]:
-            raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
-        item = rng.integers(ends[-1], size=batch_size - len(fresh))
-        drawn = np.searchsorted(ends, item, side="right")
-        oldest = np.maximum(0, self.counts - self.size.rows_per_env)
-        start_drawn = oldest[drawn] + item - (ends - items)[drawn]
-        return np.concatenate([fresh[:, 0], drawn]), np.concatenate([fresh[:, 1], start_drawn])
-
-    def _flat(self, env: np.ndarray, number: np.ndarray) -> np.ndarray:
-        """Index into `_rows_of` of row numbers [B, L] of rings [B]."""
-        return env[:, None] * self.size.rows_per_env + number % self.size.rows_per_env
-
-    def _rows_of(self, name: str) -> np.ndarray:
-        """A column as a view [E * rows_per_env, ..]."""
-        column = self.columns[name]
-        return column.reshape(-1, *column.shape[2:])
-
-    def _gather(self, name: str, row: np.ndarray) -> np.ndarray:
-        """Copies of the rows [B, L] of a column."""
-        return self._rows_of(name).take(row, axis=0)
+        ring, number = self.sampler.draw(self.rng, items, batch_size - len(fresh))
+        return np.concatenate([fresh[:, 0], ring]), np.concatenate([fresh[:, 1], number])
 
     def _latent_names(self) -> list[str]:
         return [name for name in self.columns if name.startswith("latent/")]
@@ -310,26 +301,8 @@ class Replay:
         return envs
 
 
-def _columns(spec: Spec, storage: Mapping[str, Space], config: Config) -> dict[str, Space]:
-    """The columns of a row; without a context row nobody reads stored latents."""
-    return capacity.columns_of(spec, storage if config.context else {})
-
-
-def _checked(
-    spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
-) -> dict[str, np.ndarray]:
-    """The given arrays, if they are exactly those of `spaces` with `leading` axes; else UserError naming the column."""
-    for name in sorted(given.keys() - spaces.keys()):
-        raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
-    values = {}
-    for name, space in spaces.items():
-        if name not in given:
-            raise UserError(f"replay.{where}: column {name!r} is missing")
-        value = np.asarray(given[name])
-        shape, dtype = (*leading, *space.shape), capacity.dtype_of(space)
-        if value.shape != shape or value.dtype != dtype:
-            raise UserError(
-                f"replay.{where}: column {name!r} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}"
-            )
-        values[name] = value
-    return values
+def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
+    """The columns of a row in memory and on the disk; without a context row nobody reads stored latents."""
+    columns = capacity.columns_of(spec, storage if config.context else {})
+    on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
+    return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime import sealed
-from dreamer.runtime.replay import Replay, Span
+from dreamer.runtime import replay_state, sealed
+from dreamer.runtime.replay import Replay
+from dreamer.runtime.replay_state import Span
 from dreamer.runtime.run_dir import disk_error
 from dreamer.runtime.sealed import Seal
 
@@ -60,7 +61,7 @@ class RowStore:
         """Hands all rows since the last flush to the writing thread. Returns before they are on the disk."""
         self._raise()
         start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
-        spans, columns = replay.rows_since(start)
+        spans, columns = replay_state.rows_since(replay, start)
         if not spans:
             return
         self._flushed = start.copy()
@@ -83,7 +84,7 @@ class RowStore:
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
         """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
         seals: list[Seal] = []
-        for number, (spans, columns) in enumerate(replay.held_latents(LATENT_FILE_BYTES)):
+        for number, (spans, columns) in enumerate(replay_state.held_latents(replay, LATENT_FILE_BYTES)):
             head = {"run": self._run, "spans": [list(span) for span in spans]}
             seals.append(sealed.write(self._folder / f"latents-{step:012d}-{number:04d}.dreamer", head, columns))
         return seals
@@ -105,7 +106,7 @@ class RowStore:
             self._load(replay, seal.name, seal, fresh=False)
         for seal in latents:
             head, columns = self._read(seal.name, seal)
-            replay.put_latents(_spans(head), columns)
+            replay_state.put_latents(replay, _spans(head), columns)
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
@@ -178,7 +179,7 @@ class RowStore:
                     f"{self._folder / name} begins at row {span.start} of environment {span.env}, "
                     f"row {held} should come next: a file before it is missing"
                 )
-        replay.put_rows(spans, columns, fresh=fresh)
+        replay_state.put_rows(replay, spans, columns, fresh)
         path = self._folder / name
         self._files.append(_Written(seal or sealed.seal_of(path), spans))
         self._number = _number(name) + 1

@@ -1,0 +1,76 @@
+"""A sum tree: draws leaves in proportion to their weights, many at once. Plain numpy, no jax.
+
+Source: spec section 10.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BRANCHING = 16
+
+
+class SumTree:
+    """Owns `planes` weights of each of `size` leaves, and the sums above them: nodes of 16 children.
+
+    levels: from the leaves [size, planes] up to the root [1, planes], each but the root filled up to a multiple of 16.
+    A sum is always made anew from its children: rounding errors do not pile up, equal leaves give equal sums.
+    """
+
+    def __init__(self, size: int, planes: int = 1):
+        self.size = size
+        self.levels: list[np.ndarray] = []
+        while True:
+            nodes = -(-size // BRANCHING) * BRANCHING if size > 1 else 1
+            self.levels.append(np.zeros((nodes, planes)))
+            if size <= 1:
+                break
+            size = nodes // BRANCHING
+
+    @property
+    def leaves(self) -> np.ndarray:
+        """[size, planes] float64 weights; to be written by `update` and `fill` only."""
+        return self.levels[0][: self.size]
+
+    @property
+    def total(self) -> np.ndarray:
+        """[planes] sums of all weights."""
+        return self.levels[-1][0]
+
+    def update(self, leaf: np.ndarray, weight: np.ndarray) -> None:
+        """Writes weights [N, planes], at least 0, of leaves [N]; of a leaf listed twice the last counts."""
+        self.levels[0][leaf] = weight
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            leaf = np.unique(leaf // BRANCHING)
+            level[leaf] = _sums(below, leaf)
+
+    def fill(self, weight: np.ndarray) -> None:
+        """Writes the weights [size, planes] of all leaves."""
+        self.leaves[...] = weight
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            parents = np.arange(len(below) // BRANCHING)
+            level[parents] = _sums(below, parents)
+
+    def find(self, share: np.ndarray, plane: int = 0) -> np.ndarray:
+        """The leaves [N] in which the shares [N], from 0 to below 1, of a plane's total come to lie.
+
+        Never a leaf of weight 0. The total must be more than 0.
+        """
+        node = np.zeros(len(share), np.int64)
+        rest = share * self.total[plane]
+        for level in reversed(self.levels[:-1]):
+            weight = level.reshape(-1, BRANCHING, level.shape[1])[node, :, plane]
+            ends = np.cumsum(weight, 1)
+            child = (ends <= rest[:, None]).sum(1)
+            # Rounding may leave a rest at or beyond the end of all children: it belongs to the last that has weight.
+            last = BRANCHING - 1 - np.argmax(weight[:, ::-1] > 0, 1)
+            child = np.minimum(child, last)
+            each = np.arange(len(child))
+            rest = np.maximum(0, rest - ends[each, child] + weight[each, child])
+            node = node * BRANCHING + child
+        return node
+
+
+def _sums(level: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """[N, planes] sums of the children of nodes [N]."""
+    return level.reshape(-1, BRANCHING, level.shape[1])[parents].sum(1)
