@@ -14,6 +14,7 @@ import optax
 from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.interfaces import (
+    PRIORITY,
     Agent,
     Array,
     Batch,
@@ -74,8 +75,8 @@ def compute_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def make(config: Config, spec: Spec) -> Agent:
-    """The agent for an environment, its parts found by name.
+def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
+    """The agent for an environment, its parts found by name. priorities: see `assemble`.
 
     Errors: UserError when a name is unknown or an observation does not suit the world model.
     """
@@ -87,15 +88,26 @@ def make(config: Config, spec: Spec) -> Agent:
     behavior = plugins.load(config.behavior.name, "dreamer.behaviors").make(
         config.behavior, spec, feat_width=width, **shared
     )
-    return assemble(world_model, behavior, config.optimizer, spec)
+    return assemble(world_model, behavior, config.optimizer, spec, priorities=priorities)
 
 
-def assemble(world_model: WorldModel, behavior: Behavior, optimizer_config: optimizers.Config, spec: Spec) -> Agent:
-    """An agent from its parts. Errors: UserError when the two parts name a loss alike."""
+def assemble(
+    world_model: WorldModel,
+    behavior: Behavior,
+    optimizer_config: optimizers.Config,
+    spec: Spec,
+    *,
+    priorities: bool = False,
+) -> Agent:
+    """An agent from its parts.
+
+    priorities: whether updates give, beside the latents, the world model's loss on each row for a prioritised replay.
+    Errors: UserError when the two parts name a loss alike.
+    """
     if clash := set(world_model.scales) & set(behavior.scales):
         raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
     optimizer = optimizers.make(optimizer_config)
-    loss = total_loss(world_model, behavior, spec)
+    loss = total_loss(world_model, behavior, spec, priorities=priorities)
 
     def init(key: Key) -> TrainState:
         keys = named_keys(key, "world_model", "behavior", "train")
@@ -161,9 +173,12 @@ def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Call
     return losses
 
 
-def total_loss(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Array, Aux]]:
+def total_loss(
+    world_model: WorldModel, behavior: Behavior, spec: Spec, *, priorities: bool = False
+) -> Callable[..., tuple[Array, Aux]]:
     """The scalar to minimise: (params, extra, key, batch) -> sum of scale * mean loss, Aux with each mean loss.
 
+    priorities: the latents of Aux have PRIORITY beside them.
     ValueError when the names of losses and scales differ, so that no term is forgotten.
     """
     all_losses = make_losses(world_model, behavior, spec)
@@ -176,9 +191,16 @@ def total_loss(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Calla
         means = {name: value.astype(jnp.float32).mean() for name, value in losses.items()}
         metrics = aux.metrics | {f"loss/{name}": mean for name, mean in means.items()}
         total = jnp.sum(jnp.stack([scales[name] * mean for name, mean in means.items()]))
+        if priorities:
+            aux = aux._replace(latent={**aux.latent, PRIORITY: row_losses(world_model, losses)})
         return total, aux._replace(metrics=metrics)
 
     return total
+
+
+def row_losses(world_model: WorldModel, losses: Losses) -> Array:
+    """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient."""
+    return sg(jnp.sum(jnp.stack([s * losses[n].astype(jnp.float32) for n, s in world_model.scales.items()]), 0))
 
 
 def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[Latent, Array, Batch]:

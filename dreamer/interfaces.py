@@ -27,8 +27,10 @@ Obs = Mapping[str, Array]
 Losses = dict[str, Array]
 Metrics = dict[str, Array]
 
+PRIORITY = "replay/priority"  # beside the latents that an update gives: how badly each row was predicted
+
 __all__ = [
-    "Agent", "Array", "Batch", "Behavior", "Carry", "Dream", "Extra", "Key", "Latent", "Losses", "Metrics",
+    "PRIORITY", "Agent", "Array", "Batch", "Behavior", "Carry", "Dream", "Extra", "Key", "Latent", "Losses", "Metrics",
     "Network", "Obs", "Params", "Replayed", "Space", "Spec", "TrainState", "Variables", "WorldModel", "WorldModelOut",
 ]  # fmt: skip
 
@@ -160,7 +162,8 @@ class Agent(NamedTuple):
 
     init(key) -> TrainState
     initial_carry(envs) -> Carry
-    update(state, batch) -> state, latent {name: [B, T, ..]} packed posteriors to store back, metrics {name: []}
+    update(state, batch) -> state, latent {name: [B, T, ..]} packed posteriors to store back, metrics {name: []};
+        an agent made with `priorities` puts PRIORITY [B, T] float32 beside the latents
     act(params, key, carry, obs {k: [E, ..]}, is_first [E], mode) -> carry, action [E, A]
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}, the first half observed, the rest dreamed open-loop
     pack(latent) -> {name: array}, the lossless form in which replay stores latents | storage: {name: Space} of it

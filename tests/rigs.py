@@ -87,7 +87,7 @@ def column(replay: Replay, name: str) -> np.ndarray:
 
 def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> loop.Run:
     """The real loop around `tiny.echo_agent` and two diaries."""
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec: tiny.echo_agent(spec))
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
     config = Config(
         env="tiny:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
         workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),

@@ -37,7 +37,7 @@ JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
     "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.workers", "dreamer.runtime.replay",
-    "dreamer.runtime.ratio", "dreamer.runtime.row_store", "dreamer.runtime.sinks",
+    "dreamer.runtime.ratio", "dreamer.runtime.prefetch", "dreamer.runtime.row_store", "dreamer.runtime.sinks",
 )  # fmt: skip
 
 

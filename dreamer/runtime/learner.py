@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dreamer.interfaces import Agent, Batch, Params, TrainState
+from dreamer.interfaces import PRIORITY, Agent, Batch, Params, TrainState
 from dreamer.runtime import devices
 from dreamer.runtime.steps import Rows
 
@@ -15,11 +15,13 @@ class Update(NamedTuple):
     """What one update gives, still on its way from the device.
 
     rows: where the latents belong | latent {name: [B, T, ..]} | metrics {name: []}
+    priority [B, T] float32: of these rows, None unless the agent gives priorities
     """
 
     rows: Rows
     latent: Any
     metrics: Any
+    priority: Any = None
 
 
 class Learner:
@@ -42,18 +44,22 @@ class Learner:
         self.acting: Params = devices.first_copy(self.state.params)
         self._newest: Params = self.acting
 
+    def place(self, batch: Batch) -> Batch:
+        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more."""
+        return jax.device_put(batch, devices.split(self.mesh))
+
     def step(self, batch: Batch, rows: Rows) -> Update:
-        """One update. Returns before the device is done."""
-        batch = jax.device_put(batch, devices.split(self.mesh))
+        """One update with a batch that `place` gave. Returns before the device is done."""
         self.state, latent, metrics = self._update(self.state, batch)
         self.updates += 1
         previous, self._newest = self._newest, devices.first_copy(self.state.params)
         self.acting = self._newest if self._lockstep else previous
-        return Update(rows, latent, metrics)
+        priority = latent.get(PRIORITY)
+        return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, priority)
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without making one."""
-        batch = jax.device_put(batch, devices.split(self.mesh))
+        batch = self.place(batch)
         self._update = self._update.lower(self.state, batch).compile()
 
     def sync(self) -> None:

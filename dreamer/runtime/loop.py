@@ -19,9 +19,10 @@ from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.metrics import EpisodeTracker, Logger, episode_metrics
+from dreamer.runtime.prefetch import Prefetch
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.run_dir import CONFIG, create_run_dir, disk_error, refuse_used
-from dreamer.runtime.steps import Batch
+from dreamer.runtime.steps import Batch, Rows
 from dreamer.runtime.terminal import Display
 from dreamer.runtime.workers import Workers, make_workers
 from dreamer.spaces import Space, Spec
@@ -66,16 +67,23 @@ class Run:
         )
         spec, envs = self.workers.spec, self.workers.envs
         self.film, why_not = evaluation.can_film(config.env, config.env_options, config.eval.video)
-        self.agent = agents.make(config.agent, spec)
-        size = replay.plan(spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps)
+        self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
+        size = replay.plan(
+            spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps, run_dir=config.run_dir
+        )
         self.learner = Learner(
             self.agent, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
         )
         self.display.header([*describe(config, spec, self.learner), size.describe(), *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir)
         self.replay = Replay(
-            spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps, size=size
-        )
+            spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps,
+            size=size, run_dir=self.run_dir,
+        )  # fmt: skip
+        stack.callback(self.replay.close)
+        # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
+        self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
+        stack.callback(self.batches.close)
         self.collector = Collector(self.agent, self.workers, self.replay, seed=config.seed)
         self.tracker = EpisodeTracker(envs)
         self.logger = stack.enter_context(Logger(self.run_dir, config.log, dataclasses.asdict(config)))
@@ -102,7 +110,7 @@ class Run:
             return
         updates, self._credited = ratio.due(self._credited, self.replay.steps, self.rate)
         for _ in range(updates):
-            batch, rows = self.replay.sample(sizes.batch_size)
+            batch, rows = self.batches.next()
             if not self._compiled:
                 self._compile(batch)
             update = self.learner.step(batch, rows)
@@ -208,6 +216,11 @@ class Run:
         self._take(self._pending)
         self._pending = None
 
+    def _draw(self) -> tuple[Batch, Rows]:
+        """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
+        batch, rows = self.replay.sample(self.config.replay.batch_size)
+        return self.learner.place(batch), rows
+
     def _compile(self, batch: Batch) -> None:
         self.display.phase("compiling")
         self.learner.compile(batch)
@@ -217,6 +230,8 @@ class Run:
     def _take(self, update: Update | None) -> None:
         if update is not None:
             self.replay.refresh(update.rows, devices.to_host(update.latent))
+            if update.priority is not None:
+                self.replay.prioritise(update.rows, devices.to_host(update.priority))
             self.logger.add(update.metrics)
 
 
