@@ -6,6 +6,7 @@ the first row is the reward itself.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from typing import Any, NamedTuple
 
@@ -55,6 +56,14 @@ class ProbeEnv(gymnasium.Env):
         self.time += 1
         self.draw()
         return self.observe(), reward, self.time >= self.steps, False, {}
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next steps depend on, to continue from it later."""
+        return copy.deepcopy(vars(self))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `get_state` gave."""
+        vars(self).update(copy.deepcopy(state))
 
     def draw(self) -> None:
         """A new cue, at every step unless a probe says otherwise."""

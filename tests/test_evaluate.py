@@ -82,7 +82,7 @@ def test_every_row_draws_its_own_action():
 
 def test_a_picture_is_shown_where_the_environment_draws_nothing():
     workers = evaluation.make_eval_workers("broken_envs:mixed", {}, episodes=1, action_repeat=1, seed=0, film=True)
-    step = workers.receive()
+    step = workers.receive().step
     assert np.array_equal(evaluation.frame(workers, step), step.obs["camera"][0])
 
 

@@ -1,4 +1,4 @@
-"""Both sets of workers do the same; what fails in a worker process is told here, and nothing is left behind."""
+"""Both sets of workers do the same, in turns or as they are ready, and nothing is left behind."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.runtime import workers
-from dreamer.runtime.workers import Config, make_workers
+from dreamer.runtime.workers import Config, auto, make_workers, processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -26,14 +26,15 @@ class Facts(gymnasium.Env):
         {
             "seed": gymnasium.spaces.Box(-1, 1e6, (1,)),
             "pid": gymnasium.spaces.Discrete(1 << 24),
+            "thread": gymnasium.spaces.Box(0, np.inf, (1,), np.float64),
             "jax": gymnasium.spaces.Discrete(2),
             "action": gymnasium.spaces.Discrete(5),
             "picture": gymnasium.spaces.Box(0, 255, (5, 3, 3), np.uint8),
         }
     )
 
-    def __init__(self, fail="", steps=3):
-        self.fail, self.steps = fail, steps
+    def __init__(self, hang=False, steps=3, wait_for=""):
+        self.hang, self.steps, self.wait_for = hang, steps, wait_for
 
     def reset(self, *, seed=None, options=None):
         self.seed = self.seed if seed is None else seed
@@ -42,22 +43,18 @@ class Facts(gymnasium.Env):
 
     def step(self, action):
         self.time += 1
-        if self.fail == "raise" and self.seed == 11:
-            raise KeyError("lost")
-        if self.fail == "nan" and self.seed == 11:
-            return self.observe(action), float("nan"), False, False, {}
-        if self.fail == "exit" and self.seed == 11:
-            os._exit(7)
-        if self.fail == "kill" and self.seed == 11:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fail == "hang":
+        if self.hang:
             threading.Event().wait()
+        if self.wait_for and self.seed == 11:
+            with open(self.wait_for) as fifo:  # until somebody opens the other end
+                fifo.read()
         return self.observe(action), float(action), self.time >= self.steps, False, {}
 
     def observe(self, action):
         picture = np.arange(45, dtype=np.uint8).reshape(5, 3, 3) + self.seed % 100
         seed, jax = np.full(1, self.seed, np.float32), int("jax" in sys.modules)
-        return {"seed": seed, "pid": os.getpid(), "jax": jax, "action": action, "picture": picture}
+        thread = np.full(1, threading.get_ident() % (1 << 24), np.float64)  # exact in float32
+        return {"seed": seed, "pid": os.getpid(), "thread": thread, "jax": jax, "action": action, "picture": picture}
 
 
 def facts(**options):
@@ -80,6 +77,9 @@ def facts_workers(config, **options):
     return make_workers(config, f"{__name__}:facts", options, seed=10)
 
 
+ALL = np.arange(5)
+
+
 def actions(*indices):
     return np.eye(4, dtype=np.float32)[list(indices)]
 
@@ -87,7 +87,7 @@ def actions(*indices):
 @both
 def test_first_receive_gives_the_reset_rows(config):
     with facts_workers(config) as crew:
-        rows = crew.receive()
+        rows = crew.receive().step
         assert rows.is_first.all() and not rows.is_last.any() and not rows.reward.any()
         assert rows.obs["action"].tolist() == [4] * 5
         assert rows.action.shape == (5, 4) and not rows.action.any()
@@ -97,8 +97,8 @@ def test_first_receive_gives_the_reset_rows(config):
 def test_every_environment_has_its_own_seed_and_action(config):
     with facts_workers(config) as crew:
         crew.receive()
-        crew.send(actions(0, 1, 2, 3, 1))
-        rows = crew.receive()
+        crew.send(ALL, actions(0, 1, 2, 3, 1))
+        rows = crew.receive().step
         assert rows.obs["seed"].ravel().tolist() == [10, 11, 12, 13, 14]
         assert rows.obs["action"].tolist() == rows.reward.tolist() == [0, 1, 2, 3, 1]
         assert rows.obs["picture"][:, 0, 0, 0].tolist() == [10, 11, 12, 13, 14]
@@ -107,7 +107,7 @@ def test_every_environment_has_its_own_seed_and_action(config):
 @both
 def test_rows_are_of_the_spec(config):
     with facts_workers(config) as crew:
-        rows = crew.receive()
+        rows = crew.receive().step
         assert sorted(rows.obs) == sorted(crew.spec.obs)
         for key, space in crew.spec.obs.items():
             assert rows.obs[key].shape == (crew.envs, *space.shape) and rows.obs[key].dtype == space.dtype
@@ -116,10 +116,10 @@ def test_rows_are_of_the_spec(config):
 def play(config, steps):
     rng = np.random.default_rng(0)
     with make_workers(config, "CartPole-v1", {}, seed=3) as crew:
-        out = [crew.receive()]
+        out = [crew.receive().step]
         for _ in range(steps):
-            crew.send(np.eye(2, dtype=np.float32)[rng.integers(2, size=config.envs)])
-            out.append(crew.receive())
+            crew.send(ALL, np.eye(2, dtype=np.float32)[rng.integers(2, size=config.envs)])
+            out.append(crew.receive().step)
     return out
 
 
@@ -134,45 +134,10 @@ def test_sets_are_interchangeable_to_the_bit():
 @both
 def test_rows_received_are_not_overwritten_later(config):
     with facts_workers(config) as crew:
-        first = crew.receive()
-        crew.send(actions(0, 0, 0, 0, 0))
+        first = crew.receive().step
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
         crew.receive()
         assert first.is_first.all() and first.obs["action"].tolist() == [4] * 5
-
-
-@both
-@pytest.mark.parametrize(
-    "fail, message",
-    [
-        ("nan", r"test_workers:facts #1', episode 1, step 1: reward is nan"),
-        ("raise", r"test_workers:facts #1' failed: KeyError: 'lost' \(.*test_workers.py, line"),
-    ],
-)
-def test_error_of_an_environment_arrives_as_one_line(config, fail, message):
-    with facts_workers(config, fail=fail) as crew:
-        crew.receive()
-        crew.send(actions(0, 0, 0, 0, 0))
-        with pytest.raises(UserError, match=message) as caught:
-            crew.receive()
-        assert "\n" not in str(caught.value)
-
-
-def test_crash_in_a_worker_keeps_its_own_traceback():
-    with facts_workers(BACKENDS[1], fail="raise") as crew:
-        crew.receive()
-        crew.send(actions(0, 0, 0, 0, 0))
-        with pytest.raises(UserError) as caught:
-            crew.receive()
-        assert 'raise KeyError("lost")' in "".join(caught.value.__notes__)
-
-
-@pytest.mark.parametrize("fail, message", [("exit", "exit code 7"), ("kill", "signal SIGKILL")])
-def test_worker_that_dies_is_reported_with_its_exit(fail, message):
-    with facts_workers(BACKENDS[1], fail=fail) as crew:
-        crew.receive()
-        crew.send(actions(0, 0, 0, 0, 0))
-        with pytest.raises(UserError, match=f"test_workers:facts #0' to #2 died with {message}"):
-            crew.receive()
 
 
 @both
@@ -194,19 +159,26 @@ def test_id_registered_by_the_script_alone_gets_advice():
 def test_worker_processes_share_the_environments_and_import_no_jax():
     assert "jax" in sys.modules, "this test means something only where the parent has jax"
     with facts_workers(BACKENDS[1]) as crew:
-        rows = crew.receive()
+        rows = crew.receive().step
         pids = rows.obs["pid"].tolist()
         assert pids[0] == pids[2] != pids[3] == pids[4] and os.getpid() not in pids
         assert not rows.obs["jax"].any()
 
 
-@pytest.mark.parametrize("processes, cores, expected", [(0, 3, 3), (0, 64, 5), (64, 2, 5), (2, 8, 2)])
-def test_processes_are_one_per_core_and_never_more_than_environments(monkeypatch, processes, cores, expected):
+@pytest.mark.parametrize("processes, expected", [(0, 5), (64, 5), (2, 2)])
+def test_processes_are_one_per_environment_and_never_more(monkeypatch, processes, expected):
     asked = []
-    monkeypatch.setattr(workers, "_cores", lambda: cores)
-    monkeypatch.setattr(workers, "ProcessWorkers", lambda plan, processes: asked.append(processes))
-    facts_workers(Config(envs=5, processes=processes))
+    monkeypatch.setattr(workers, "ProcessWorkers", lambda plan, processes, **_: asked.append(processes))
+    facts_workers(Config(backend="processes", envs=5, processes=processes))
     assert asked == [expected]
+
+
+def test_every_environment_of_a_process_stays_in_a_thread_of_its_own():
+    with facts_workers(BACKENDS[2]) as crew:
+        threads = crew.receive().step.obs["thread"].ravel().tolist()
+        assert len(set(threads)) == 5
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
+        assert crew.receive().step.obs["thread"].ravel().tolist() == threads
 
 
 def alive(pid):
@@ -219,16 +191,16 @@ def alive(pid):
 
 def test_close_ends_the_processes_and_may_be_called_twice():
     with facts_workers(BACKENDS[1]) as crew:
-        pids = set(crew.receive().obs["pid"].tolist())
+        pids = set(crew.receive().step.obs["pid"].tolist())
     crew.close()
     assert len(pids) == 2 and not any(map(alive, pids))
 
 
 def test_close_kills_a_worker_that_hangs(monkeypatch):
-    monkeypatch.setattr(workers, "_PATIENCE", 0.1)
-    with facts_workers(BACKENDS[2], fail="hang") as crew:
-        pid = crew.receive().obs["pid"][0]
-        crew.send(actions(0, 0, 0, 0, 0))
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
+    with facts_workers(BACKENDS[2], hang=True) as crew:
+        pid = crew.receive().step.obs["pid"][0]
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
     assert not alive(pid)
 
 
@@ -236,8 +208,8 @@ SCRIPT = f"""
 import numpy as np, os, signal, sys
 from dreamer.runtime.workers import Config, make_workers
 print("script runs", flush=True)
-crew = make_workers(Config(envs=2, processes=1), "{__name__}:facts")
-print(int(crew.receive().obs["pid"][0]), flush=True)
+crew = make_workers(Config("processes", envs=4, processes=2), "{__name__}:facts")
+print(int(crew.receive().step.obs["pid"][0]), flush=True)
 """
 
 
@@ -263,19 +235,26 @@ def test_workers_of_a_killed_parent_go_too(tmp_path):
 
 def test_interrupt_of_a_worker_is_ignored():
     with facts_workers(BACKENDS[2]) as crew:
-        os.kill(int(crew.receive().obs["pid"][0]), signal.SIGINT)
-        crew.send(actions(0, 0, 0, 0, 0))
-        assert not crew.receive().is_first.any()
+        os.kill(int(crew.receive().step.obs["pid"][0]), signal.SIGINT)
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
+        assert not crew.receive().step.is_first.any()
 
 
 @both
 def test_send_and_receive_take_turns(config):
     with facts_workers(config) as crew:
         with pytest.raises(RuntimeError, match="send.. was called twice"):
-            crew.send(actions(0, 0, 0, 0, 0))
+            crew.send(ALL, actions(0, 0, 0, 0, 0))
         crew.receive()
+        with pytest.raises(RuntimeError, match="send.. was called twice"):
+            crew.send(np.array([1, 1]), actions(0, 0))
+        crew.send(np.array([3, 1]), actions(2, 0))
         with pytest.raises(RuntimeError, match="receive.. was called twice"):
             crew.receive()
+        ready = crew.receive(least=2, patience=60)
+        assert ready.envs.tolist() == [1, 3] and ready.step.obs["action"].tolist() == [0, 2]
+        with pytest.raises(RuntimeError, match="receive.. was called twice"):
+            crew.receive(least=1)
 
 
 @both
@@ -283,9 +262,9 @@ def test_actions_of_a_diverged_agent_are_not_blamed_on_the_environment(config):
     with facts_workers(config) as crew:
         crew.receive()
         with pytest.raises(UserError, match="action is not finite"):
-            crew.send(np.full((5, 4), np.nan, np.float32))
+            crew.send(ALL, np.full((5, 4), np.nan, np.float32))
         with pytest.raises(ValueError, match=r"\[4, 4\], they must be \[5, 4\]"):
-            crew.send(np.zeros((4, 4), np.float32))
+            crew.send(ALL, np.zeros((4, 4), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -299,3 +278,138 @@ def test_actions_of_a_diverged_agent_are_not_blamed_on_the_environment(config):
 def test_config_that_makes_no_sense(config, message):
     with pytest.raises(UserError, match=message):
         make_workers(config, "CartPole-v1", {})
+
+
+# ---- whoever is ready
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("config", [BACKENDS[2], Config("processes", envs=5)], ids=["threads", "processes"])
+def test_a_blocked_environment_delays_only_itself(config, fifo):
+    with facts_workers(config, wait_for=fifo) as crew:
+        crew.receive()
+        crew.send(ALL, actions(0, 1, 2, 3, 0))
+        others, seen = [0, 2, 3, 4], []
+        while len(seen) < 40:
+            ready = crew.receive(least=1)
+            assert 1 not in ready.envs
+            seen += ready.envs.tolist()
+            crew.send(ready.envs, actions(*ready.envs % 4))
+        assert crew.receive(least=4, patience=60).envs.tolist() == others
+        open(fifo, "w").close()
+        ready = crew.receive(least=1)
+        assert ready.envs.tolist() == [1] and ready.step.obs["action"].tolist() == [1]
+
+
+def test_after_its_patience_a_receive_gives_what_there_is(fifo):
+    with facts_workers(BACKENDS[1], wait_for=fifo) as crew:
+        crew.receive()
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
+        seen = set()
+        while len(seen) < 4:
+            ready = crew.receive(least=5, patience=0.01)
+            assert len(ready.envs)
+            seen |= set(ready.envs.tolist())
+        open(fifo, "w").close()
+        assert seen == {0, 2, 3, 4}
+
+
+def test_a_receive_waits_beyond_its_patience_for_the_first_row(fifo):
+    with facts_workers(Config("processes", envs=2), wait_for=fifo) as crew:
+        crew.receive()
+        crew.send(np.array([1]), actions(0))
+        opened = threading.Timer(0.05, lambda: open(fifo, "w").close())
+        opened.start()
+        assert crew.receive(least=1, patience=0.0).envs.tolist() == [1]
+        opened.join()
+
+
+# ---- where they run
+
+
+@pytest.mark.parametrize("round_trip, place", [(3600.0, "the main process"), (0.0, "2 processes")])
+def test_auto_compares_a_step_with_the_way_to_a_process(monkeypatch, round_trip, place):
+    monkeypatch.setattr(auto, "ROUND_TRIP", round_trip)
+    monkeypatch.setattr(auto, "STEPS", 5)
+    with make_workers(Config(envs=2), "CartPole-v1") as crew:
+        assert f"2 environments in {place}: a step takes" in crew.describe()
+
+
+# ---- going on where another set stopped
+
+
+def state_config(backend):
+    return Config(backend, envs=3, processes=2)
+
+
+def advance(crew, rng, steps, width):
+    """Steps in lockstep; every row, and the last one answered."""
+    out = []
+    for _ in range(steps):
+        envs, step = crew.receive()
+        out.append(step)
+        crew.send(envs, np.eye(width, dtype=np.float32)[rng.integers(width, size=len(envs))])
+    return out
+
+
+@pytest.mark.parametrize("backend", ["inline", "processes"])
+@pytest.mark.parametrize("env, width", [("CartPole-v1", 2), ("probes:delayed", 2), ("FrozenLake-v1", 4)])
+def test_restored_workers_go_on_to_the_bit(backend, env, width):
+    rng = np.random.default_rng(1)
+    with make_workers(state_config(backend), env, seed=5) as crew:
+        advance(crew, rng, 13, width)
+        snapshot = crew.states()
+        later = advance(crew, np.random.default_rng(2), 60, width)
+    with make_workers(state_config(backend), env, seed=77) as crew:
+        assert crew.restore(*snapshot) == []
+        again = advance(crew, np.random.default_rng(2), 60, width)
+    assert sum(rows.is_last.sum() for rows in later) > 3
+    for a, b in zip(later, again, strict=True):
+        np.testing.assert_equal(a._asdict(), b._asdict())
+
+
+@both
+def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
+    with facts_workers(config) as crew:
+        assert crew.receive().step.obs["seed"].ravel().tolist() == [10, 11, 12, 13, 14]
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
+        snapshot = crew.states()
+        assert snapshot.states == [None] * 5 and not snapshot.ready.step.is_first.any()
+    with facts_workers(config) as crew:
+        assert crew.restore(*snapshot) == [0, 1, 2, 3, 4]
+        rows = crew.receive().step
+        assert rows.is_first.all() and rows.obs["seed"].ravel().tolist() == [15, 16, 17, 18, 19]
+        crew.send(ALL, actions(0, 0, 0, 0, 0))
+        assert crew.states().resets.tolist() == [1] * 5
+
+
+@both
+def test_states_are_given_only_when_all_rows_are_answered(config):
+    with facts_workers(config) as crew:
+        crew.receive()
+        with pytest.raises(RuntimeError, match="wait for an action"):
+            crew.states()
+
+
+@both
+def test_rows_come_as_if_nobody_had_asked_for_states(config):
+    with facts_workers(config) as crew:
+        pending = crew.states().ready.step
+        np.testing.assert_equal(crew.receive().step._asdict(), pending._asdict())
+
+
+@both
+def test_only_fresh_workers_of_the_same_number_are_restored(config):
+    with facts_workers(config) as crew:
+        snapshot = crew.states()
+        with pytest.raises(ValueError, match="of 2 environments, not 5"):
+            crew.restore(snapshot.states[:2], snapshot.ready, snapshot.resets)
+        crew.receive()
+        with pytest.raises(RuntimeError, match="fresh workers"):
+            crew.restore(*snapshot)

@@ -34,7 +34,7 @@ class Collector:
 
         On last rows the policy looks too, for its latent, but the action is stored as zeros: nothing answers it.
         """
-        step = self._workers.receive()
+        envs, step = self._workers.receive()
         self._carry, action, latent = self._policy(
             params, self._key, self._count, self._carry, step.obs, step.is_first, "sample"
         )
@@ -42,5 +42,5 @@ class Collector:
         action = np.where(step.is_last[:, None], np.float32(0), np.asarray(action))
         step = step._replace(action=action)
         self._replay.add(step, devices.to_host(latent))
-        self._workers.send(action)
+        self._workers.send(envs, action)
         return step

@@ -58,18 +58,21 @@ def run_episodes(
     """
     envs = workers.envs
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
-    tracker, frames = EpisodeTracker(envs), []
+    tracker = EpisodeTracker(envs)
+    frames: list[np.ndarray] = []
     done: list[list[Episode]] = [[] for _ in range(envs)]
     key, count = jax.random.fold_in(jax.random.key(seed), 2), 0
     carry = devices.first_copy(agent.initial_carry(envs))
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
-        step = workers.receive()
+        ready, step = workers.receive()
         if film and not done[0]:
+            if step.is_first[0]:
+                frames.clear()  # an environment that was made anew begins again
             frames.append(frame(workers, step))
         for episode in tracker.observe(step):
             done[episode.env].append(episode)
         carry, action, _ = policy(params, key, count, carry, step.obs, step.is_first, mode)
-        workers.send(np.asarray(action))
+        workers.send(ready, np.asarray(action))
         count += 1
     return Result([episode for own, share in zip(done, quota, strict=True) for episode in own[:share]], frames)
 
@@ -110,7 +113,7 @@ def can_film(env: str, options: Mapping[str, Any], wanted: Literal["auto", "on",
         with contextlib.closing(
             make_eval_workers(env, options, episodes=1, action_repeat=1, seed=0, film=True)
         ) as workers:
-            frame(workers, workers.receive())
+            frame(workers, workers.receive().step)
         return True, ""
     except Exception as error:
         # Whatever a renderer raises, a training that needs no pictures goes on, and says so.

@@ -74,7 +74,8 @@ class Run:
         self.learner = Learner(
             self.agent, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
         )
-        self.display.header([*describe(config, spec, self.learner), size.describe(), *filter(None, [why_not])])
+        lines = [*describe(config, spec, self.learner), self.workers.describe(), size.describe()]
+        self.display.header([*lines, *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir)
         self.replay = Replay(
             spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps,
@@ -100,6 +101,8 @@ class Run:
     def collect(self) -> None:
         """One row of every environment into the replay."""
         step = self.collector.collect(self.learner.acting)
+        for incident in self.workers.incidents():
+            self.display.message(f"environment made anew: {incident.text}")
         for episode in self.tracker.observe(step):
             self.logger.add(episode_metrics([episode]))
 

@@ -14,6 +14,7 @@ Every row is checked against its space, so that a broken environment is named wh
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.errors import UserError
+from dreamer.runtime import env_state
 from dreamer.runtime.steps import Step
 from dreamer.spaces import Space, Spec
 
@@ -103,6 +105,20 @@ class EnvRows:
         if getattr(self.env, "render_mode", None) != "rgb_array":
             return None
         return np.asarray(self.env.render(), np.uint8)
+
+    def get_state(self) -> bytes | None:
+        """Where the environment is, after the row written last; None when it cannot tell."""
+        env = env_state.get_state(self.env)
+        return None if env is None else pickle.dumps((env, self._over, self._episode, self._step, self._seed))
+
+    def set_state(self, state: bytes) -> bool:
+        """Goes on from there; False when the environment refuses, and is of no use any more."""
+        try:
+            env, self._over, self._episode, self._step, self._seed = pickle.loads(state)
+            env_state.set_state(self.env, env)
+        except Exception:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the environment."""

@@ -1,0 +1,80 @@
+"""The state of an environment as bytes, and back: only where it is sure to be whole. No jax.
+
+Whole environments are never pickled: many rebuild themselves from their arguments then, and lose their state without
+a word. What can be saved, None for all else:
+
+    its outermost layer has get_state() and set_state(state)     what these give, if it can be pickled
+    known gymnasium wrappers around such an environment          and the wrappers' own counters
+    gymnasium's classic_control and toy_text, in the same        its attributes, what draws them left out
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import gymnasium
+from gymnasium import wrappers
+
+PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")  # all of their state is in their attributes
+# The attributes that each known wrapper changes while it runs.
+WRAPPERS: dict[type, tuple[str, ...]] = {
+    wrappers.TimeLimit: ("_elapsed_steps",),
+    wrappers.OrderEnforcing: ("_has_reset",),
+    wrappers.PassiveEnvChecker: ("checked_reset", "checked_step", "checked_render", "_previous_data"),
+}
+DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec", "render_mode"}
+
+
+def get_state(env: gymnasium.Env) -> bytes | None:
+    """Where `env` is, or None when that cannot be known."""
+    layers, base = _layers(env)
+    if base is None:
+        return None
+    try:
+        own = base.get_state() if _gives(base) else _attributes(base)  # type: ignore[attr-defined]
+        return pickle.dumps(([_counters(layer) for layer in layers], own))
+    except Exception:
+        return None  # what cannot be given or pickled cannot be restored
+
+
+def set_state(env: gymnasium.Env, state: bytes) -> None:
+    """Puts an environment made in the same way where the other was. Raises whatever its set_state raises."""
+    layers, base = _layers(env)
+    if base is None:
+        raise ValueError(f"the state of {env} cannot be set")
+    counters, own = pickle.loads(state)
+    for layer, values in zip(layers, counters, strict=True):
+        vars(layer).update(values)
+    if _gives(base):
+        base.set_state(own)  # type: ignore[attr-defined]
+    else:
+        vars(base).update(own)
+
+
+def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], gymnasium.Env | None]:
+    """The known wrappers, and what they hold if its state can be known."""
+    layers: list[gymnasium.Wrapper] = []
+    while not _gives(env) and type(env) in WRAPPERS:
+        layers.append(env)  # type: ignore[arg-type]
+        env = env.env  # type: ignore[attr-defined]
+    known = _gives(env) or type(env).__module__.startswith(PLAIN)
+    return layers, env if known else None
+
+
+def _gives(env: Any) -> bool:
+    return callable(getattr(env, "get_state", None)) and callable(getattr(env, "set_state", None))
+
+
+def _counters(layer: gymnasium.Wrapper) -> dict[str, Any]:
+    return {name: vars(layer)[name] for name in WRAPPERS[type(layer)] if name in vars(layer)}
+
+
+def _attributes(env: gymnasium.Env) -> dict[str, Any]:
+    return {name: value for name, value in vars(env).items() if name not in DRAWS and not _pictures(value)}
+
+
+def _pictures(value: Any) -> bool:
+    """Whether pygame made it, or all in it."""
+    items = value if isinstance(value, list | tuple) and value else [value]
+    return all(type(item).__module__.startswith("pygame") for item in items)

@@ -1,0 +1,47 @@
+"""Many environments, in this process or in several, each ready when it is. No jax.
+
+    seam        what the rest of the framework knows: Config, Workers, Ready, Incident
+    table       the one row of each environment, and whose turn it is
+    faults      incidents counted, environments made anew
+    inline      all in this process
+    processes   in worker processes: process (one of them), child (its inside), messages and memory between
+    auto        which of both
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreamer.errors import UserError, nearest
+from dreamer.runtime.workers import auto
+from dreamer.runtime.workers.inline import InlineWorkers
+from dreamer.runtime.workers.processes import ProcessWorkers
+from dreamer.runtime.workers.seam import Config, Incident, Plan, Ready, Snapshot, Workers
+
+__all__ = ["Config", "Incident", "InlineWorkers", "ProcessWorkers", "Ready", "Snapshot", "Workers", "make_workers"]
+BACKENDS = ("auto", "inline", "processes")
+
+
+def make_workers(
+    config: Config,
+    env_name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    action_repeat: int = 1,
+    seed: int = 0,
+    render_mode: str | None = None,
+) -> Workers:
+    """`config.envs` copies of one environment; number i is seeded with seed + i. Raises UserError."""
+    if config.envs < 1:
+        raise UserError(f"workers.envs is {config.envs}; at least one environment is needed")
+    if config.processes < 0:
+        raise UserError(f"workers.processes is {config.processes}; give 0 (one per environment) or more")
+    if config.backend not in BACKENDS:
+        raise UserError(f"workers.backend {config.backend!r} is unknown{nearest(config.backend, BACKENDS)}")
+    plan = Plan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs)
+    backend, why = auto.choose(plan) if config.backend == "auto" else (config.backend, "")
+    if backend == "inline":
+        return InlineWorkers(plan, config.restarts, why)
+    processes = min(config.processes or config.envs, config.envs)
+    return ProcessWorkers(plan, processes, timeout=config.timeout, restarts=config.restarts, why=why)

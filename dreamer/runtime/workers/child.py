@@ -1,0 +1,138 @@
+"""The life of a worker process: its environments, each behind a socket of its own. No jax.
+
+One environment lives in the main thread. Of several, each lives in its own, from being made to being closed: a slow
+one delays only itself, and what is bound to a thread (a GL context) stays where it was made.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from typing import NamedTuple
+
+from dreamer.errors import UserError
+from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers import messages
+from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, told
+from dreamer.runtime.workers.memory import rows_in
+from dreamer.runtime.workers.seam import Plan
+from dreamer.spaces import Spec
+
+GRACE = 5.0  # seconds that environments get to close when the parent is gone
+
+_making = threading.Lock()  # imports and the registries of environments are not made for many threads
+
+
+class Part(NamedTuple):
+    """What one process runs: the environments `numbers` of the plan, each with its seed; their Spec, once known."""
+
+    plan: Plan
+    numbers: tuple[int, ...]
+    seeds: tuple[int, ...]
+    spec: Spec | None
+
+
+def serve(life: int, memory: int, channels: list[int]) -> None:
+    """Runs until the parent closes its ends. life: descriptor of a socket on which a Part comes, then nothing more.
+
+    memory: of the shared rows | channels: of a socket for each environment, see `messages`
+    """
+    # Not SIG_IGN, which the environments' own child processes would inherit. The parent alone answers to both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    for descriptor in (life, memory, *channels):
+        os.set_inheritable(descriptor, False)
+    parent = socket.socket(fileno=life)
+    try:
+        part: Part = messages.body(parent)
+    except (EOFError, OSError):
+        return
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    homes = [
+        _Home(part, number, seed, socket.socket(fileno=channel), memory)
+        for number, seed, channel in zip(part.numbers, part.seeds, channels, strict=True)
+    ]
+    if len(homes) == 1:
+        homes[0].run()
+        return
+    threads = [threading.Thread(target=home.run) for home in homes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _end_with(parent: socket.socket) -> None:
+    """Ends this process when the parent has gone, even if an environment hangs."""
+    messages.kind(parent)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+class _Home:
+    """Owns one environment, and answers for it. All of it runs in one thread."""
+
+    def __init__(self, part: Part, number: int, seed: int, channel: socket.socket, memory: int):
+        self._plan, self._spec = part.plan, part.spec
+        self._number, self._seed = number, seed
+        self._channel, self._memory = channel, memory
+        self._rows: EnvRows | None = None
+        self._out: Step | None = None
+
+    def run(self) -> None:
+        """Until the parent closes the socket."""
+        try:
+            self._make()
+            while kind := self._channel.recv(1):
+                if kind == messages.STEP:
+                    self._step()
+                elif kind == messages.NEW:
+                    self._seed = messages.body(self._channel)
+                    self._make()
+                elif kind == messages.GET:
+                    messages.tell(self._channel, messages.STATE, self._rows.get_state() if self._rows else None)
+                elif kind == messages.PUT:
+                    state = messages.body(self._channel)
+                    messages.tell(self._channel, messages.STATE, bool(self._rows and self._rows.set_state(state)))
+        except (EOFError, OSError):
+            pass  # the parent is gone; nobody is left to tell
+        finally:
+            close_quietly(self._rows)
+
+    def _make(self) -> None:
+        close_quietly(self._rows)
+        self._rows = None
+        try:
+            with _making:
+                self._rows = make_rows(self._plan, self._number, self._seed)
+            self._spec = self._spec or self._rows.spec
+            if self._rows.spec != self._spec:
+                raise UserError(differs(self._rows.name, self._rows.spec, self._spec))
+        except BaseException as error:
+            self._fail(error, making=True)
+        else:
+            messages.tell(self._channel, messages.SPEC, self._spec)
+
+    def _step(self) -> None:
+        """The next row. One that could not be made, or has failed, waits for NEW: its FAULT is on the way."""
+        rows = self._rows
+        if rows is None:
+            return
+        try:
+            # The parent has given the memory its size once it has sent an action.
+            out = self._out = self._out or rows_in(self._memory, rows.spec, self._plan.envs)
+            rows.write(out.action[self._number], out, self._number)
+        except BaseException as error:
+            self._fail(error)
+        else:
+            self._channel.send(messages.ROW)
+
+    def _fail(self, error: BaseException, making: bool = False) -> None:
+        incident = told(error, self._plan, self._number, making)
+        close_quietly(self._rows)
+        self._rows = None
+        messages.tell(self._channel, messages.FAULT, incident)

@@ -1,0 +1,107 @@
+"""What went wrong with which environment, how often in a row, and the seeds of those made anew. No jax."""
+
+from __future__ import annotations
+
+import traceback
+
+import numpy as np
+
+from dreamer import plugins
+from dreamer.errors import UserError
+from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.workers.seam import Incident, Kind, Plan, Ready
+from dreamer.spaces import Spec
+
+QUIET = 1000  # rows without an incident after which an environment counts as sound again
+
+
+class Faults:
+    """Owns the counts of incidents of a set; `resets` [E] says how often each environment was made anew."""
+
+    def __init__(self, plan: Plan, restarts: int):
+        self._plan, self._restarts = plan, restarts
+        self._log: list[Incident] = []
+        self.resets = np.zeros(plan.envs, np.int64)
+        self._in_a_row = np.zeros(plan.envs, np.int64)
+        self._since = np.zeros(plan.envs, np.int64)
+        self._proven = np.zeros(plan.envs, bool)
+        self._calm = False  # all have given a row and none is in trouble: nothing to count
+
+    def seed(self, number: int) -> int:
+        """The seed of an environment as often as it was made anew: no other environment ever has the same."""
+        return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
+
+    def count(self, incident: Incident) -> None:
+        """Notes an incident. UserError when it is one too many, or before the first row of an environment."""
+        self._log.append(incident)
+        envs = list(incident.envs)
+        self._calm = False
+        self._in_a_row[envs] += 1
+        self._since[envs] = 0
+        if not self._proven[envs].all():
+            raise as_error(incident)
+        if (self._in_a_row[envs] > self._restarts).any():
+            raise as_error(incident, f" (incident {self._restarts + 1} in a row)" if self._restarts else "")
+        self.resets[envs] += 1
+
+    def delivered(self, ready: Ready) -> None:
+        """Notes rows that were received: a finished episode, or many rows, make an environment sound again."""
+        if self._calm:
+            return
+        self._proven[ready.envs] = True
+        self._since[ready.envs] += 1
+        sound = ready.envs[ready.step.is_last | (self._since[ready.envs] >= QUIET)]
+        self._in_a_row[sound] = 0
+        self._calm = bool(self._proven.all() and not self._in_a_row.any())
+
+    @property
+    def received(self) -> bool:
+        """Whether any row was received."""
+        return bool(self._proven.any())
+
+    def restore(self, resets: np.ndarray) -> None:
+        """Goes on from the counts of an earlier set."""
+        self.resets[:] = resets
+        self._proven[:] = True
+
+    def drain(self) -> list[Incident]:
+        """The incidents since the last call."""
+        log, self._log = self._log, []
+        return log
+
+
+def as_error(incident: Incident, suffix: str = "") -> UserError:
+    """An incident as the error that ends a run, the worker's traceback as its note."""
+    error = UserError(incident.text + suffix)
+    if incident.trace:
+        error.add_note(f"in the worker:\n{incident.trace}")
+    return error
+
+
+def make_rows(plan: Plan, number: int, seed: int) -> EnvRows:
+    """One environment of the set. Raises UserError when it cannot be made."""
+    env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
+    return EnvRows(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
+
+
+def differs(name: str, spec: Spec, expected: Spec) -> str:
+    """One line: an environment is not like the others of its set."""
+    return f"env {name!r} shows or takes something else than the others of its set: {spec}, not {expected}"
+
+
+def told(error: BaseException, plan: Plan, number: int, making: bool = False) -> Incident:
+    """What an environment raised, as an Incident: one line, and the traceback when it is not a plain UserError."""
+    ours = isinstance(error, UserError)
+    line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
+    trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
+    kind: Kind = "broke its space" if ours and not making else "raised"
+    return Incident((number,), kind, line, trace)
+
+
+def close_quietly(rows: EnvRows | None) -> None:
+    """Closes an environment that has failed; what it raises then tells nothing new."""
+    try:
+        if rows is not None:
+            rows.close()
+    except Exception:
+        pass

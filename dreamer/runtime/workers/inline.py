@@ -1,0 +1,113 @@
+"""All environments in this process, one after the other. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dreamer.runtime.rows import EnvRows, empty_step
+from dreamer.runtime.workers.faults import Faults, close_quietly, make_rows, told
+from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
+from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
+
+
+class InlineWorkers:
+    """The environments in `rows`, stepped when their rows are received: all that were sent an action are ready then.
+
+    One that raises or breaks its space is made anew. One that exits, is killed or hangs takes this process with it:
+    only worker processes survive that.
+    """
+
+    def __init__(self, plan: Plan, restarts: int = 0, why: str = ""):
+        """Raises UserError when an environment cannot be made."""
+        self._plan, self._why = plan, why
+        self.envs = plan.envs
+        self._faults = Faults(plan, restarts)
+        self.rows: list[EnvRows] = []
+        try:
+            for number in range(plan.envs):
+                self.rows.append(make_rows(plan, number, self._faults.seed(number)))
+        except BaseException:
+            self.close()
+            raise
+        self.spec = self.rows[0].spec
+        self._table = Table(empty_step(self.spec, plan.envs))
+
+    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
+        """The next row of all environments that were sent an action; `least` None: of all E."""
+        self._table.wanted(least)
+        self._step()
+        ready = self._table.take()
+        self._faults.delivered(ready)
+        return ready
+
+    def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
+        """Answer the rows of `envs` [R] with `actions` [R, A]."""
+        self._table.answer(envs, actions)
+
+    def incidents(self) -> list[Incident]:
+        """What happened since the last call."""
+        return self._faults.drain()
+
+    def describe(self) -> str:
+        """One line: where the environments run, and why."""
+        return f"workers: {self.envs} environments in the main process{self._why}"
+
+    def states(self) -> Snapshot:
+        """The state of every environment, and their rows that nobody has received."""
+        self._table.wanted(None)
+        self._step()
+        return Snapshot([rows.get_state() for rows in self.rows], self._table.peek(), self._faults.resets.copy())
+
+    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
+        """Goes on from a Snapshot; gives the numbers of those that begin a new episode instead."""
+        check_fresh(self._faults.received, states, ready, self.envs)
+        # A first reset, as worker processes have had one: some environments must not be set before it.
+        self._step()
+        lost = [i for i, state in enumerate(states) if state is None or not self.rows[i].set_state(state)]
+        self._faults.restore(resets)
+        self._table.put([i for i in range(self.envs) if i not in lost], ready)
+        for number in lost:
+            self._faults.resets[number] += 1
+            close_quietly(self.rows[number])
+            self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
+            self._table.phase[number] = BUSY
+        return lost
+
+    def close(self) -> None:
+        """Close the environments."""
+        rows, self.rows = self.rows, []
+        for row in rows:
+            row.close()
+
+    def __enter__(self) -> InlineWorkers:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _step(self) -> None:
+        table, rows = self._table, self._table.rows
+        for number in np.flatnonzero(table.phase == BUSY).tolist():
+            try:
+                self.rows[number].write(rows.action[number], rows, number)
+            except Exception as error:
+                self._renew(number, told(error, self._plan, number))
+            table.phase[number] = READY
+
+    def _renew(self, number: int, incident: Incident) -> None:
+        """Counts the incident, and those of the new environment, until it has written its reset row."""
+        rows = self._table.rows
+        while True:
+            self._faults.count(incident)
+            close_quietly(self.rows[number])
+            making = True
+            try:
+                self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
+                making = False
+                self.rows[number].write(rows.action[number], rows, number)
+                return
+            except Exception as error:
+                incident = told(error, self._plan, number, making)

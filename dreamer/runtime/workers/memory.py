@@ -1,0 +1,57 @@
+"""The memory that a set of worker processes shares: one row and one action of each environment. No jax.
+
+It has no name, so nothing of it can be left behind, whatever way a run ends: it goes with the last process that holds
+its descriptor.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+
+import numpy as np
+
+from dreamer.runtime.steps import Step
+from dreamer.spaces import Spec
+
+_ALIGN = 64  # bytes; arrays begin at cache lines
+
+
+def open_memory() -> int:
+    """The descriptor of an empty piece of shared memory."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("dreamer-rows", os.MFD_CLOEXEC)
+    descriptor, path = tempfile.mkstemp(prefix="dreamer-rows-")
+    os.unlink(path)
+    return descriptor
+
+
+def resize(descriptor: int, spec: Spec, envs: int) -> None:
+    """Makes room for the rows of `envs` environments."""
+    os.ftruncate(descriptor, sum(_padded(shape, dtype) for _, shape, dtype in _layout(spec, envs)))
+
+
+def rows_in(descriptor: int, spec: Spec, envs: int) -> Step:
+    """A Step of `envs` rows that lies in the shared memory; it stays mapped as long as the arrays live."""
+    mapped = mmap.mmap(descriptor, 0)
+    arrays, offset = {}, 0
+    for name, shape, dtype in _layout(spec, envs):
+        arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
+        offset += _padded(shape, dtype)
+    obs = {key: arrays[f"obs/{key}"] for key in spec.obs}
+    flags = (arrays[name] for name in ("is_first", "is_last", "is_terminal"))
+    return Step(obs, arrays["action"], arrays["reward"], *flags)
+
+
+def _layout(spec: Spec, envs: int) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+    """(name, shape, dtype) of the arrays in the order in which they lie."""
+    obs = [(f"obs/{key}", (envs, *space.shape), np.dtype(space.dtype)) for key, space in spec.obs.items()]
+    flags = [(name, (envs,), np.dtype(bool)) for name in ("is_first", "is_last", "is_terminal")]
+    numbers = [("action", (envs, spec.action_width), np.dtype(np.float32)), ("reward", (envs,), np.dtype(np.float32))]
+    return [*obs, *numbers, *flags]
+
+
+def _padded(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN

@@ -1,0 +1,53 @@
+"""What goes over the socket that a worker process has for each of its environments. No jax.
+
+A message is one byte, its kind; those below with a body have its length and the body behind it. Rows and actions lie
+in shared memory, the byte only says that they are there. The two sides take turns on each socket:
+
+    parent                          worker
+    STEP                            ROW, or FAULT with an Incident
+    (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
+    GET                             STATE with bytes or None
+    PUT with bytes                  STATE with whether they were taken
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from typing import Any
+
+STEP, NEW, GET, PUT = b"a", b"n", b"g", b"p"
+ROW, SPEC, FAULT, STATE = b"r", b"s", b"f", b"t"
+
+
+def tell(channel: socket.socket, kind: bytes, body: Any) -> None:
+    """Sends a message with a body. Raises OSError when the other side is gone."""
+    channel.sendall(kind + framed(pickle.dumps(body)))
+
+
+def framed(data: bytes) -> bytes:
+    """A pickled body as it travels."""
+    return len(data).to_bytes(8, "little") + data
+
+
+def body(channel: socket.socket) -> Any:
+    """The body of the message whose kind was just read. Raises EOFError or OSError when the other side is gone."""
+    return pickle.loads(_exactly(channel, int.from_bytes(_exactly(channel, 8), "little")))
+
+
+def kind(channel: socket.socket, flags: int = 0) -> bytes:
+    """The kind of the next message; b"" when the other side is gone, or with MSG_DONTWAIT when there is none."""
+    try:
+        return channel.recv(1, flags)
+    except OSError:
+        return b""
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = channel.recv(min(size - len(data), 1 << 20))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)

@@ -1,0 +1,89 @@
+"""One worker process, seen from its parent. No jax.
+
+A worker is a fresh interpreter, never a fork: the user's script is not imported again, and no jax that runs in this
+process is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+
+from dreamer import plugins
+from dreamer.runtime.workers import messages
+from dreamer.runtime.workers.child import Part
+from dreamer.runtime.workers.seam import Incident
+
+
+class Process:
+    """Owns one worker process and this side of its sockets: `channels` {number of the environment: socket}."""
+
+    def __init__(self, part: Part, memory: int):
+        """Starts it and returns at once. memory: the descriptor of the shared rows."""
+        plugins.add_current_folder()
+        self.part = part
+        message = pickle.dumps(part)  # refused before anything is started
+        pairs = [socket.socketpair() for _ in range(1 + len(part.numbers))]
+        self._life, *channels = (ours for ours, _ in pairs)
+        self.channels = dict(zip(part.numbers, channels, strict=True))
+        life, *others = (theirs.fileno() for _, theirs in pairs)
+        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent shall answer it.
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from dreamer.runtime.workers.child import serve; serve({life}, {memory}, {others})"
+        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others], env=_environment(),
+            )  # fmt: skip
+        except BaseException:
+            self.hang_up()
+            raise
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        with contextlib.suppress(OSError):  # it has died already; its channels say so too
+            self._life.sendall(messages.framed(message))
+
+    def hang_up(self) -> None:
+        """Closes the sockets: the worker ends by itself."""
+        for channel in (self._life, *self.channels.values()):
+            channel.close()
+
+    def kill(self) -> None:
+        """Ends it at once; `gone` must still be asked."""
+        self._process.kill()
+
+    def gone(self, patience: float = 0.0) -> bool:
+        """Whether it has ended, after at most `patience` seconds."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def death(self, patience: float) -> Incident:
+        """How it died, once its sockets have closed."""
+        numbers = self.part.numbers
+        first, last = self.part.plan.named(numbers[0]), numbers[-1]
+        name = f"env {first!r}" + (f" to #{last}" if len(numbers) > 1 else "")
+        if not self.gone(patience):
+            return Incident(numbers, "exited", f"the worker process of {name} closed its sockets but still runs", "")
+        code = self._process.returncode
+        if code >= 0:
+            return Incident(numbers, "exited", f"the worker process of {name} died with exit code {code}", "")
+        memory = "; was the machine out of memory?" if code == -signal.SIGKILL else ""
+        text = f"the worker process of {name} died with signal {signal.Signals(-code).name}{memory}"
+        return Incident(numbers, "killed", text, "")
+
+
+def _environment() -> dict[str, str]:
+    """Environments compute little; a pool of maths threads in each worker would only fight the learner for cores."""
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}

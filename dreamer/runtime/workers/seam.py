@@ -1,0 +1,122 @@
+"""What the rest of the framework knows of workers: the Config, the face of a set, and what goes over it. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from dreamer.runtime.steps import Step
+from dreamer.spaces import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How many environments run, where, and what happens when one fails."""
+
+    backend: Literal["auto", "inline", "processes"] = "auto"
+    """Where environments run: inline in the main process, in worker processes, or where a measurement says."""
+    envs: int = 16
+    """Number of environments."""
+    processes: int = 0
+    """Number of worker processes; 0 is one per environment. Never more than there are environments."""
+    timeout: float = 60.0
+    """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
+    restarts: int = 3
+    """How often in a row an environment that fails is made anew, before the run ends; 0 = it ends at once."""
+
+
+class Ready(NamedTuple):
+    """Rows that are there: envs [R] int64, ascending; step: Step of R rows, which owns its memory, actions zero."""
+
+    envs: np.ndarray
+    step: Step
+
+
+Kind = Literal["raised", "exited", "killed", "hung", "broke its space"]
+
+
+class Incident(NamedTuple):
+    """Environments that failed in one go and were made anew.
+
+    envs: their numbers | kind: how | text: one line that names the cause | trace: of the worker, "" if there is none
+    """
+
+    envs: tuple[int, ...]
+    kind: Kind
+    text: str
+    trace: str
+
+
+class Snapshot(NamedTuple):
+    """All that `Workers.restore` takes.
+
+    states: of each environment, None of one that cannot give any | ready: the rows that nobody has received yet
+    resets [E] int64: how often each environment was made anew, so that the next seed is one never used before
+    """
+
+    states: Sequence[bytes | None]
+    ready: Ready
+    resets: np.ndarray
+
+
+class Workers(Protocol):
+    """A set of E environments; a row of each comes out, an action for each goes in, in whatever order they are done.
+
+    The first row of an environment needs no action: it is that of its reset. The action after a row that is_last is
+    ignored, its answer is a reset row. A failed environment is made anew with a fresh seed and gives a reset row
+    next, `incidents` tells; UserError when that happens too often, or before an environment's very first row.
+    close() ends everything; it may be called twice.
+    """
+
+    spec: Spec
+    envs: int
+
+    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
+        """Rows of all E environments (`least` None), else all that are there as soon as `least` are.
+
+        After `patience` seconds fewer will do, but never none. RuntimeError when no action was sent to so many.
+        """
+
+    def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
+        """Answers the rows of `envs` [R] with `actions` [R, A] float32.
+
+        RuntimeError for an environment that was not received since its last action.
+        """
+
+    def incidents(self) -> list[Incident]:
+        """What happened since the last call."""
+
+    def describe(self) -> str:
+        """One line: where the environments run, and why."""
+
+    def states(self) -> Snapshot:
+        """Waits for all environments and gives where they are. RuntimeError when a received row is not answered."""
+
+    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
+        """Puts a Snapshot into fresh workers: the next rows are those of `ready`.
+
+        Gives the numbers of those that could not be restored: they begin a new episode with a fresh seed.
+        RuntimeError when rows were received before, ValueError when it is of another number of environments.
+        """
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Workers: ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Plan(NamedTuple):
+    """Which environments a set runs: `envs` copies; number i starts with the seed seed + i."""
+
+    env_name: str
+    options: dict[str, Any]
+    action_repeat: int
+    seed: int
+    render_mode: str | None
+    envs: int
+
+    def named(self, number: int) -> str:
+        """The name of one environment in messages."""
+        return f"{self.env_name} #{number}"

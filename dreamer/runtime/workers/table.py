@@ -1,0 +1,86 @@
+"""The one row that each environment has, and whose turn it is: the environment's or the receiver's. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers.seam import Ready
+
+BUSY, READY, TAKEN = 0, 1, 2  # works on an action | its row waits to be received | its row waits for an action
+
+
+class Table:
+    """Owns one row for each of E environments, and in `phase` [E] where it stands.
+
+    rows: Step of E rows; environments write all but `action`, which holds the actions sent to them.
+    """
+
+    def __init__(self, rows: Step):
+        self.rows = rows
+        self.envs = len(rows.reward)
+        self.phase = np.full(self.envs, BUSY, np.uint8)
+
+    def wanted(self, least: int | None) -> int:
+        """How many rows a receive waits for. RuntimeError when so many cannot come."""
+        taken = int(np.count_nonzero(self.phase == TAKEN))
+        if taken and (least is None or taken == self.envs):
+            raise RuntimeError("receive() was called twice without send(): environments wait for an action")
+        return self.envs if least is None else max(1, min(least, self.envs - taken))
+
+    def take(self) -> Ready:
+        """Copies of the rows that are ready; they are the receiver's now."""
+        envs = np.flatnonzero(self.phase == READY)
+        self.phase[envs] = TAKEN
+        rows = self.rows
+        obs = {key: array[envs] for key, array in rows.obs.items()}
+        action = np.zeros((len(envs), rows.action.shape[1]), np.float32)
+        step = Step(obs, action, rows.reward[envs], rows.is_first[envs], rows.is_last[envs], rows.is_terminal[envs])
+        return Ready(envs, step)
+
+    def peek(self) -> Ready:
+        """Copies of all rows, which stay where they are."""
+        phase = self.phase.copy()
+        ready = self.take()
+        self.phase[:] = phase
+        return ready
+
+    def answer(self, envs: np.ndarray, actions: np.ndarray) -> list[int]:
+        """Notes the actions [R, A] of `envs` [R]; gives the numbers as a list.
+
+        RuntimeError for an environment that does not wait for one, ValueError for a wrong shape, UserError for
+        actions that are not finite.
+        """
+        envs = np.asarray(envs, np.int64)
+        actions = np.asarray(actions, np.float32)
+        expected = (len(envs), self.rows.action.shape[1])
+        if actions.shape != expected:
+            raise ValueError(f"actions are {list(actions.shape)}, they must be {list(expected)}")
+        if not np.isfinite(actions).all():
+            raise UserError("the agent's action is not finite: its parameters have diverged")
+        numbers: list[int] = envs.tolist()
+        if (self.phase[envs] != TAKEN).any() or len(set(numbers)) < len(numbers):
+            raise RuntimeError("send() was called twice without receive(): an environment has no row to answer")
+        self.rows.action[envs] = actions
+        self.phase[envs] = BUSY
+        return numbers
+
+    def put(self, envs: Sequence[int], ready: Ready) -> None:
+        """Makes the rows of `ready`, which holds all E, those of `envs`, ready to be received."""
+        envs = list(envs)
+        for key, array in self.rows.obs.items():
+            array[envs] = ready.step.obs[key][envs]
+        for name in ("reward", "is_first", "is_last", "is_terminal"):
+            getattr(self.rows, name)[envs] = getattr(ready.step, name)[envs]
+        self.phase[envs] = READY
+
+
+def check_fresh(received: bool, states: Sequence[bytes | None], ready: Ready, envs: int) -> None:
+    """RuntimeError unless nothing was received yet; ValueError unless the snapshot is of `envs` environments."""
+    if received:
+        raise RuntimeError("restore() needs fresh workers, rows of these were received")
+    if len(states) != envs or len(ready.envs) != envs:
+        raise ValueError(f"the snapshot is of {len(states)} environments, not {envs}")
