@@ -33,6 +33,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "replay_ratio": (0, math.inf),
     "workers.envs": (1, math.inf),
     "workers.processes": (0, math.inf),
+    "workers.least": (0, math.inf),
+    "workers.patience": (0, math.inf),
     "workers.timeout": (0, math.inf),
     "workers.restarts": (0, math.inf),
     "replay.capacity_steps": (1, math.inf),

@@ -47,6 +47,9 @@ class TrainFlags(Config):
 
     print_config: bool = False
     """Print the resolved configuration, itself a preset, and exit."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none.
+    May then differ: env_steps, log, eval, checkpoint, replay.flush and .prefetch, workers but for their envs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +73,16 @@ class EvalFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; argv without the program's name, None for the process's own. Returns the exit code.
 
-    0 done | 2 an error that is the user's to mend, one line on stderr | 130 interrupted.
+    0 done | 2 an error that is the user's to mend, one line on stderr | 130 interrupted, 143 by SIGTERM.
     """
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"dreamer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("dreamer: interrupted", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has left; Python would complain again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -106,7 +109,7 @@ def train_command(args: list[str]) -> int:
     """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
     presets = [word for word in args if word.endswith((".yaml", ".yml")) and not word.startswith("-")]
     words, flags = scan([word for word in args if word not in presets])
-    loaded = load(*presets)
+    loaded = load(*_own_config(flags), *presets)
     config: Any = TrainFlags(**vars(loaded))
     plugin_keys = {f"{path}.name" for path in PLUGINS}
     config, strays = apply(config, [flag for flag in flags if flag.key in plugin_keys])
@@ -121,8 +124,17 @@ def train_command(args: list[str]) -> int:
         return 0
     from dreamer.runtime.loop import train
 
-    train(resolved)
+    train(resolved, resume=config.resume)
     return 0
+
+
+def _own_config(flags: list[Flag]) -> list[str]:
+    """The config of the run that is to be resumed, the preset beneath all others."""
+    words = {flag.key: flag.words[:1] for flag in flags}
+    if words.get("resume", ["no"]) == ["no"] or not words.get("run_dir"):
+        return []
+    path = os.path.join(os.path.expanduser(words["run_dir"][0]), "config.yaml")
+    return [path] if os.path.isfile(path) else []
 
 
 def eval_command(args: list[str]) -> int:
@@ -178,6 +190,8 @@ def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
         raise UserError(f"flag {flag.text} is a group of settings, such as {flag.text}.{first}; --help lists them")
     if kind is bool and not flag.inline and (not flag.words or flag.words[0].lower() not in ("true", "false")):
         return flag.key, True, flag.words
+    if flag.key == "resume" and not flag.words:
+        return flag.key, "yes", []
     if not flag.words:
         raise UserError(f"flag {flag.text} needs a value: {describe(kind)}")
     if not flag.inline and (is_sequence(kind) or kind is Any):

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dreamer.interfaces import PRIORITY, Agent, Batch, Params, TrainState
+from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
 from dreamer.runtime import devices
 from dreamer.runtime.steps import Rows
+from dreamer.spaces import Spec
 
 
 class Update(NamedTuple):
@@ -24,25 +25,32 @@ class Update(NamedTuple):
     priority: Any = None
 
 
-class Learner:
-    """Owns the train state and the acting copy of its parameters.
+class Snapshot(NamedTuple):
+    """The parameters that acting reads, as they were after `updates` updates; never a buffer that is donated."""
 
-    With lockstep, `acting` always holds the newest parameters and acting waits for the update under way; without, it
-    may be one update old, so that acting and updating overlap.
+    updates: int
+    leaves: list[Array]
+
+
+class Learner:
+    """Owns the train state and the snapshots of the parameters that act.
+
+    With lockstep the newest parameters act, and acting waits for the update under way; without, the newest that are
+    ready, which are one update old at most.
     """
 
-    def __init__(self, agent: Agent, *, seed: int, batch_size: int, lockstep: bool):
+    def __init__(self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool):
         """Raises UserError when the batch cannot be split over the devices."""
         self.mesh = devices.make_mesh()
         devices.check_batch_size(self.mesh, batch_size)
         whole = devices.replicated(self.mesh)
         self.state: TrainState = jax.jit(agent.init, out_shardings=whole)(jax.random.key(seed))
         self.updates = 0
+        self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
         self._report = jax.jit(agent.report)
         self._lockstep = lockstep
-        self.acting: Params = devices.first_copy(self.state.params)
-        self._newest: Params = self.acting
+        self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
         """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more."""
@@ -52,8 +60,7 @@ class Learner:
         """One update with a batch that `place` gave. Returns before the device is done."""
         self.state, latent, metrics = self._update(self.state, batch)
         self.updates += 1
-        previous, self._newest = self._newest, devices.first_copy(self.state.params)
-        self.acting = self._newest if self._lockstep else previous
+        self._snapshots = (self._snapshots[1], self._copy())
         priority = latent.get(PRIORITY)
         return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, priority)
 
@@ -62,11 +69,26 @@ class Learner:
         batch = self.place(batch)
         self._update = self._update.lower(self.state, batch).compile()
 
+    def snapshot(self) -> Snapshot:
+        """The parameters that act now; from any thread."""
+        previous, newest = self._snapshots
+        leaves: list[Any] = newest.leaves
+        ready = self._lockstep or all(leaf.is_ready() for leaf in leaves)
+        return newest if ready else previous
+
     def sync(self) -> None:
-        """Waits for the updates under way; `acting` is the newest parameters afterwards."""
-        jax.block_until_ready(self.state)
-        self.acting = self._newest
+        """Waits for the updates under way; the newest parameters act afterwards."""
+        jax.block_until_ready((self.state, self._snapshots))
+
+    def load(self, state: TrainState, updates: int) -> None:
+        """Goes on from a state that was saved after so many updates; it is donated by the next one."""
+        self.state = jax.device_put(state, devices.replicated(self.mesh))
+        self.updates = updates
+        self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays."""
         return devices.to_host(self._report(self.state, batch))
+
+    def _copy(self) -> Snapshot:
+        return Snapshot(self.updates, devices.first_copy(self.part.take(self.state.params)))

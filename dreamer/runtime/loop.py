@@ -5,46 +5,55 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from fractions import Fraction
+import uuid
 from pathlib import Path
+from typing import Literal
 
-import jax
 import numpy as np
 
 from dreamer import agent as agents
-from dreamer.config import Config, to_yaml
+from dreamer.config import Config, load, to_yaml
 from dreamer.errors import UserError
-from dreamer.runtime import devices, evaluation, pictures, ratio, replay
+from dreamer.runtime import devices, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.collector import Collector
+from dreamer.runtime.collector import Collecting, Collector
 from dreamer.runtime.learner import Learner, Update
+from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger, episode_metrics
 from dreamer.runtime.prefetch import Prefetch
 from dreamer.runtime.replay import Replay
-from dreamer.runtime.run_dir import CONFIG, create_run_dir, disk_error, refuse_used
+from dreamer.runtime.resume import Found, Parts
+from dreamer.runtime.row_store import RowStore
+from dreamer.runtime.run_dir import CONFIG, ROWS, create_run_dir, existing_run_dir, refuse_used, write_config
 from dreamer.runtime.steps import Batch, Rows
+from dreamer.runtime.stopping import Stopping
 from dreamer.runtime.terminal import Display
 from dreamer.runtime.workers import Workers, make_workers
-from dreamer.spaces import Space, Spec
 
 FPS = 30
+Resume = Literal["no", "yes", "auto"]
 
 
-def train(config: Config) -> Path:
-    """Trains one agent in a new run directory and returns that directory.
+def train(config: Config, *, resume: Resume = "no") -> Path:
+    """Trains one agent in a run directory and returns that directory.
 
-    Raises UserError for everything that the user can mend. Interrupted, it saves the train state first.
+    resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
+    Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
     """
-    given, config = config, dataclasses.replace(config, run_dir=config.run_dir or default_run_dir(config))
-    refuse_used(config.run_dir)
+    given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
+    found, used = _found(given, resume)
+    if found and found.step >= config.env_steps:
+        print(f"{config.run_dir} has made its {found.step:,} env_steps; give more to go on")
+        return Path(config.run_dir)
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack)
-        write_config(run.run_dir, given)
+        run = Run(config, stack, found, used)
+        write_config(run.run_dir, to_yaml(given))
         try:
-            while run.replay.steps < config.env_steps:
-                run.collect()
-                run.learn()
-                run.tend()
+            run.start(found)
+            if config.lockstep:
+                run.take_turns()
+            else:
+                run.side_by_side()
             run.finish()
         except (KeyboardInterrupt, UserError) as error:
             run.rescue(error)
@@ -52,14 +61,31 @@ def train(config: Config) -> Path:
     return Path(config.run_dir)
 
 
-class Run:
-    """Owns all that a run consists of. `collect`, `learn` and `tend` make one turn of the loop."""
+def _found(config: Config, resume_: Resume) -> tuple[Found | None, bool]:
+    """The checkpoint to go on from, if any, and whether the run directory is in use already."""
+    if resume_ == "no":
+        if config.run_dir:
+            refuse_used(config.run_dir)
+        return None, False
+    if not config.run_dir:
+        raise UserError("resume needs the run directory: --run-dir runs/NAME")
+    if resume_ == "auto" and not (Path(config.run_dir).expanduser() / CONFIG).exists():
+        return None, False
+    run_dir = existing_run_dir(config.run_dir)
+    resume.check_config(config, run_dir)
+    with Checkpoints(run_dir) as checkpoints:
+        return resume.find(checkpoints, run_dir), True
 
-    def __init__(self, config: Config, stack: contextlib.ExitStack):
+
+class Run:
+    """Owns all that a run consists of. In lockstep `collect`, `learn` and `tend` make one turn of the loop."""
+
+    def __init__(self, config: Config, stack: contextlib.ExitStack, found: Found | None = None, used: bool = False):
         """Opens everything on `stack`. The run directory is made last of all that may be refused."""
         self.config = config
         self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
         self.display = stack.enter_context(Display(config.env_steps, every=config.log.every))
+        self.stopping = stack.enter_context(Stopping(self.display.message))
         self.workers: Workers = stack.enter_context(
             make_workers(
                 config.workers, config.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
@@ -71,58 +97,121 @@ class Run:
         size = replay.plan(
             spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps, run_dir=config.run_dir
         )
+        if found:
+            longer = config.env_steps > load(Path(config.run_dir).expanduser() / CONFIG).env_steps
+            rows = resume.ring_length(found, size.rows_per_env, longer)
+            size = dataclasses.replace(size, rows_per_env=rows, bound="the run that is resumed")
         self.learner = Learner(
-            self.agent, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
+            self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
         )
-        lines = [*describe(config, spec, self.learner), self.workers.describe(), size.describe()]
+        lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe()]
         self.display.header([*lines, *filter(None, [why_not])])
-        self.run_dir = create_run_dir(config.run_dir)
+        self.run_dir = create_run_dir(config.run_dir, used)
+        self.identity = found.meta["run"] if found else uuid.uuid4().hex
+        self.checkpoints = stack.enter_context(
+            Checkpoints(self.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
+        )
         self.replay = Replay(
             spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps,
             size=size, run_dir=self.run_dir,
         )  # fmt: skip
         stack.callback(self.replay.close)
+        self.store = stack.enter_context(RowStore(self.run_dir / ROWS, self.identity))
+        restored = resume.load_rows(found, self.store, self.replay, config.lockstep) if found else None
         # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
         self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
         stack.callback(self.batches.close)
-        self.collector = Collector(self.agent, self.workers, self.replay, seed=config.seed)
+        self.collector = Collector(self.agent, self.learner.part, self.workers, self.replay, seed=config.seed)
         self.tracker = EpisodeTracker(envs)
-        self.logger = stack.enter_context(Logger(self.run_dir, config.log, dataclasses.asdict(config)))
-        self.checkpoints = stack.enter_context(Checkpoints(self.run_dir, config.checkpoint.keep))
+        self.limiter = Limiter(self.rate, envs)
+        going_on = resume.resumed_logger(restored, self.replay) if restored else None
+        self.logger = stack.enter_context(
+            Logger(self.run_dir, config.log, dataclasses.asdict(config), resumed=going_on)
+        )
+        self.incidents = 0
+        self._restored = restored
+        self._collecting: Collecting | None = None
         self._eval_policy = devices.jit_policy(self.agent)
-        self._credited: Fraction | None = None
         self._pending: Update | None = None
         self._compiled = False
         self._eval_due = config.eval.every or config.env_steps
-        self._logged = self._saved = time.monotonic()
+        self._oldest: dict[int, np.ndarray] = {}
+        self._logged = self._saved = self._flushed = time.monotonic()
         self._logged_at = (0, 0)
         self.display.phase("collecting")
 
-    def collect(self) -> None:
-        """One row of every environment into the replay."""
-        step = self.collector.collect(self.learner.acting)
+    def start(self, found: Found | None) -> None:
+        """Takes up the run that was found, else saves a new one before its first row, so that none is ever lost."""
+        if not found:
+            self.save()
+            self.checkpoints.wait()
+            return
+        state, _ = self.checkpoints.restore(self.learner.state, found.step)
+        self.learner.load(state, int(found.meta["updates"]))
+        for step in self.checkpoints.steps():
+            self._oldest[step] = np.array(self.checkpoints.meta(step)["oldest"])
+        restored, self._restored = self._restored, None
+        assert restored is not None
+        for line in resume.load_rest(restored, self.parts):
+            self.display.message(line)
+        self._eval_due = restored.head["loop"]["eval_due"]
+        if not self.config.eval.every:
+            self._eval_due = self.config.env_steps
+        self._logged_at = (self.replay.steps, self.learner.updates)
+        self._tell_limiter()
+
+    @property
+    def parts(self) -> Parts:
+        """Who remembers what, apart from the learner."""
+        return Parts(
+            self.workers, self.replay, self.store, self.collector, self.tracker, self.limiter, self.logger
+        )
+
+    def take_turns(self) -> None:
+        """Lockstep: a row of every environment, all updates that are due, and again."""
+        while self.replay.steps < self.config.env_steps:
+            self.collect(None, 0.0)
+            while self.limiter.due():
+                self.learn()
+            self.tend()
+
+    def side_by_side(self) -> None:
+        """A thread collects from whichever environments are ready, this one trains; the limiter holds the ratio."""
+        with Collecting(self._collect_turn) as self._collecting:
+            while self.replay.steps < self.config.env_steps or self.limiter.due():
+                self._collecting.check()
+                if self.limiter.due():
+                    self.learn()
+                else:
+                    self.limiter.wait_for_rows()
+                self.tend()
+
+    def collect(self, least: int | None, patience: float) -> None:
+        """Rows of the environments that are ready into the replay."""
+        snapshot = self.learner.snapshot()
+        envs, step = self.collector.collect(snapshot, least, patience)
         for incident in self.workers.incidents():
+            self.incidents += 1
             self.display.message(f"environment made anew: {incident.text}")
-        for episode in self.tracker.observe(step):
+        for episode in self.tracker.observe(step, envs):
             self.logger.add(episode_metrics([episode]))
+        self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
+        self._tell_limiter()
 
     def learn(self) -> None:
-        """As many updates as the rows collected so far ask for."""
-        sizes = self.config.replay
-        if not self.replay.ready(sizes.batch_size):
-            return
-        updates, self._credited = ratio.due(self._credited, self.replay.steps, self.rate)
-        for _ in range(updates):
-            batch, rows = self.batches.next()
-            if not self._compiled:
-                self._compile(batch)
-            update = self.learner.step(batch, rows)
-            # One update late, so that nobody waits for the device; at once in lockstep.
-            self._take(update if self.config.lockstep else self._pending)
-            self._pending = None if self.config.lockstep else update
+        """One update."""
+        batch, rows = self.batches.next()
+        if not self._compiled:
+            self._compile(batch)
+        update = self.learner.step(batch, rows)
+        self.limiter.trained()
+        # One update late, so that nobody waits for the device; at once in lockstep.
+        self._take(update if self.config.lockstep else self._pending)
+        self._pending = None if self.config.lockstep else update
 
     def tend(self) -> None:
-        """Whatever is due of showing, logging, evaluating and saving."""
+        """Whatever is due of stopping, showing, logging, evaluating and saving."""
+        self.stopping.check()
         steps, now = self.replay.steps, time.monotonic()
         self.display.update(steps, self.learner.updates)
         if steps >= self._eval_due and steps < self.config.env_steps:
@@ -130,6 +219,9 @@ class Run:
             self.evaluate()
         if now - self._logged >= self.config.log.every:
             self.log()
+        if now - self._flushed >= self.config.replay.flush > 0:
+            self._flushed = now
+            self.store.flush(self.replay)
         if now - self._saved >= self.config.checkpoint.every:
             self._saved = now
             self.save()
@@ -154,7 +246,7 @@ class Run:
                 )
             ) as workers:  # fmt: skip
                 result = evaluation.run_episodes(
-                    self.agent, self._eval_policy, self.learner.acting, workers,
+                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), workers,
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
                 )  # fmt: skip
             returns = result.returns
@@ -185,30 +277,42 @@ class Run:
         self.display.phase("training" if self._compiled else "collecting")
 
     def log(self) -> None:
-        """One line of metrics; rates are those since the line before."""
+        """One line of metrics; rates and shares are those since the line before."""
         now, steps, updates = time.monotonic(), self.replay.steps, self.learner.updates
         seconds = max(now - self._logged, 1e-9)
+        for_envs, self.collector.seconds_for_envs = self.collector.seconds_for_envs, 0.0
+        waited = {"collector_for_envs": for_envs, **self.limiter.drain()}
         self.logger.add(
             {
                 "speed/env_steps_per_s": (steps - self._logged_at[0]) / seconds,
                 "speed/updates_per_s": (updates - self._logged_at[1]) / seconds,
                 "speed/env_frames": steps * self.config.action_repeat,
                 "replay/rows": self.replay.rows,
+                "collect/incidents": self.incidents,
+                **{f"wait/{name}": share / seconds for name, share in waited.items()},
             },
             latest=True,
         )
         self._logged, self._logged_at = now, (steps, updates)
         self.display.update(steps, updates, self.logger.write(steps, updates))
 
-    def save(self) -> None:
-        """The train state, as the checkpoint of this step."""
+    def save(self, whole: bool = True) -> None:
+        """A checkpoint of everything at this step. whole: False when the environments can no longer be asked."""
         self.settle()
-        meta = {"env_steps": self.replay.steps, "updates": self.learner.updates}
-        self.checkpoints.save(self.replay.steps, self.learner.state, meta)
+        with self._collecting.paused() if self._collecting else contextlib.nullcontext():
+            step = self.replay.steps
+            if self.checkpoints.latest() == step:
+                return
+            meta = resume.save(self.parts, step, self.identity, {"eval_due": self._eval_due}, whole=whole)
+            self._oldest[step] = np.array(meta["oldest"])
+            numbers = {"env_steps": step, "updates": self.learner.updates}
+            self.checkpoints.save(step, self.learner.state, {**numbers, **meta})
+        kept = [*self.checkpoints.steps()[-self.config.checkpoint.keep :], step]
+        self.store.prune(np.min([self._oldest[one] for one in kept], axis=0), kept)
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        for keep in (self.save, self.log):
+        for keep in (lambda: self.save(whole=isinstance(error, KeyboardInterrupt)), self.log):
             try:
                 keep()
             except UserError as second:
@@ -218,6 +322,16 @@ class Run:
         """Takes the update that is still under way."""
         self._take(self._pending)
         self._pending = None
+
+    def _collect_turn(self) -> bool:
+        """What the collecting thread does again and again; whether there is more to collect."""
+        if self.limiter.wait_for_learner():
+            config = self.config.workers
+            self.collect(min(config.least or -(-config.envs // 2), config.envs), config.patience)
+        return self.replay.steps < self.config.env_steps
+
+    def _tell_limiter(self) -> None:
+        self.limiter.collected(self.replay.steps, self.replay.ready(self.config.replay.batch_size))
 
     def _draw(self) -> tuple[Batch, Rows]:
         """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
@@ -236,41 +350,3 @@ class Run:
             if update.priority is not None:
                 self.replay.prioritise(update.rows, devices.to_host(update.priority))
             self.logger.add(update.metrics)
-
-
-def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
-    """The lines that introduce a run."""
-    params = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in learner.state.params.items()}
-    parts = ", ".join(f"{name} {count:,}" for name, count in params.items())
-    dtype = agents.compute_dtype(config.agent.compute_dtype).name
-    kinds = {device.device_kind for device in learner.mesh.devices.flat}
-    sizes = config.replay
-    return [
-        f"run: {config.run_dir}",
-        f"env: {config.env} x {config.workers.envs}, shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
-        f"takes {text(spec.action)}",
-        f"agent: {sum(params.values()):,} parameters ({parts}), {dtype} on {learner.mesh.size} x {', '.join(kinds)}",
-        ratio.describe(config.replay_ratio, sizes.batch_size, sizes.batch_length),
-    ]
-
-
-def text(space: Space) -> str:
-    """A space in a few characters: "uint8 64x64x3", "one of 18"."""
-    size = "x".join(map(str, space.shape))
-    if space.discrete:
-        return f"{size + ' ' if size else ''}one of {space.classes}"
-    return f"{space.dtype} {size}"
-
-
-def default_run_dir(config: Config) -> str:
-    """runs/<time>-<env>-seed<seed>."""
-    env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
-    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
-
-
-def write_config(run_dir: Path, config: Config) -> None:
-    """The resolved config, itself a preset."""
-    try:
-        (run_dir / CONFIG).write_text(to_yaml(config))
-    except OSError as error:
-        raise disk_error(error, run_dir / CONFIG) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,6 +72,7 @@ class Logger:
         position = resumed.position if resumed else {}
         self._start = clock() - position.get("seconds", 0.0)
         self._sums: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()  # of the sums: collector and learner add to them
         if resumed:
             rewind_lines(Path(run_dir) / METRICS, position["bytes"], resumed.env_steps if resumed.later else None)
             # What was summed after the checkpoint is told by the later lines.
@@ -105,13 +107,15 @@ class Logger:
             if name in RESERVED:
                 raise ValueError(f"a metric cannot be named {name!r}: metrics.jsonl uses that name itself")
             number = float(np.asarray(value).reshape(()))
-            total, count = (0.0, 0) if latest else self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + number, count + 1)
+            with self._lock:
+                total, count = (0.0, 0) if latest else self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + number, count + 1)
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
         """Writes what was added since the last write to every sink and returns it; writes nothing when nothing was."""
-        values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
-        self._sums.clear()
+        with self._lock:
+            values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
+            self._sums.clear()
         if values:
             seconds = round(self._clock() - self._start, 3)
             self._lines.write({"env_steps": int(env_steps), "updates": int(updates), "time": seconds}, values)
@@ -157,18 +161,19 @@ class EpisodeTracker:
 
     def state(self) -> dict[str, np.ndarray]:
         """The running sums: returns [E] float64, lengths [E] int64."""
-        return {"returns": self._returns, "lengths": self._lengths}
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes a `state` over."""
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
 
-    def observe(self, step: Step) -> list[Episode]:
-        """Takes the next row of every environment, gives the episodes that ended in it."""
+    def observe(self, step: Step, envs: np.ndarray | None = None) -> list[Episode]:
+        """Takes the next row of each listed environment (None: of every one), gives the episodes that ended in it."""
+        envs = np.arange(len(self._returns)) if envs is None else envs
         first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
-        self._returns = np.where(first, 0.0, self._returns) + np.where(first, 0.0, np.asarray(step.reward))
-        self._lengths = np.where(first, 0, self._lengths + 1)
-        return [Episode(int(env), float(self._returns[env]), int(self._lengths[env])) for env in np.flatnonzero(last)]
+        self._returns[envs] = np.where(first, 0.0, self._returns[envs] + np.asarray(step.reward))
+        self._lengths[envs] = np.where(first, 0, self._lengths[envs] + 1)
+        return [Episode(int(e), float(self._returns[e]), int(self._lengths[e])) for e in envs[last]]
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:

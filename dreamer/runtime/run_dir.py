@@ -13,6 +13,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
+ROWS = "rows"
 
 
 def refuse_used(path: str | Path) -> Path:
@@ -24,12 +25,12 @@ def refuse_used(path: str | Path) -> Path:
     return path
 
 
-def create_run_dir(path: str | Path) -> Path:
-    """Makes the directory of a new run, with its parents.
+def create_run_dir(path: str | Path, used: bool = False) -> Path:
+    """Makes the directory of a run, with its parents. used: a run that is there already is to go on.
 
     Raises UserError when it already holds a run or cannot be written.
     """
-    path = refuse_used(path)
+    path = Path(path).expanduser() if used else refuse_used(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,3 +58,14 @@ def disk_error(error: OSError, path: str | Path) -> UserError:
     place = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path("/"))
     free = shutil.disk_usage(place).free
     return UserError(f"no space left on the disk of {path} ({free} bytes free); all that was written before is kept")
+
+
+def write_config(run_dir: Path, text: str) -> None:
+    """The resolved config as YAML, itself a preset; whole or not at all. Raises UserError when the disk refuses."""
+    path = run_dir / CONFIG
+    half = path.with_name(f"{CONFIG}.unfinished")
+    try:
+        half.write_text(text)
+        os.replace(half, path)
+    except OSError as error:
+        raise disk_error(error, path) from error

@@ -22,6 +22,10 @@ class Config:
     """Number of environments."""
     processes: int = 0
     """Number of worker processes; 0 is one per environment. Never more than there are environments."""
+    least: int = 0
+    """Environments that must be ready before the policy is asked; 0 = half of them. All of them with `lockstep`."""
+    patience: float = 0.005
+    """Seconds after which fewer ready environments will do."""
     timeout: float = 60.0
     """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
     restarts: int = 3

@@ -1,0 +1,146 @@
+"""A run that was stopped and resumed is the run that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_loop import timeless
+from tiny_runs import compiled_once, lines, saved, tiny, trained
+
+import dreamer
+from dreamer.errors import UserError
+from dreamer.runtime import loop, sealed
+from dreamer.runtime.loop import Run
+from dreamer.runtime.stopping import Stopped
+
+ENV = {"env": "probes:both", "eval__episodes": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run that was never stopped."""
+    return trained(tmp_path_factory, **ENV)
+
+
+def stopped(run_dir: Path, turn: int, **overrides) -> Path:
+    """A run that got SIGTERM in its turn number `turn`."""
+    calls = iter(range(10**9))
+    tend = Run.tend
+
+    def tending(run):
+        if next(calls) == turn:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tend(run)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stop:
+        patch.setattr(Run, "tend", tending)
+        dreamer.train(tiny(run_dir, **{**ENV, **overrides}))
+    assert stop.value.code == 143
+    return run_dir
+
+
+def rows_of(run_dir: Path) -> dict[str, np.ndarray]:
+    """All rows on the disk by column, in the order of environments and numbers."""
+    parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    for path in sorted((run_dir / "rows").glob("rows-*")):
+        head, columns = sealed.read(path)
+        offset = 0
+        for env, start, stop in head["spans"]:
+            for number in range(start, stop):
+                assert (env, number) not in parts, "a row is there twice"
+                parts[env, number] = {name: values[offset + number - start] for name, values in columns.items()}
+            offset += stop - start
+    return {name: np.stack([parts[key][name] for key in sorted(parts)]) for name in next(iter(parts.values()))}
+
+
+@pytest.mark.parametrize("turn", [3, 20, 31])
+def test_in_lockstep_a_resumed_run_is_bit_identical_to_one_that_was_never_stopped(tmp_path, whole, turn):
+    run_dir = stopped(tmp_path / "run", turn)
+    dreamer.train(tiny(run_dir, **ENV), resume="yes")
+    ours, theirs = saved(run_dir, ENV["env"]), saved(whole, ENV["env"])
+    assert ours[0] == theirs[0]
+    a, b = rows_of(run_dir), rows_of(whole)
+    assert all(a[name].tobytes() == b[name].tobytes() for name in b if not name.startswith("latent/"))
+    assert timeless(run_dir) == timeless(whole)
+
+
+def test_a_run_that_is_done_is_left_as_it_is(tmp_path, whole, capsys):
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    before = saved(run_dir, ENV["env"])[0]
+    assert dreamer.train(tiny(run_dir, **ENV), resume="yes") == run_dir
+    assert "has made its 96 env_steps" in capsys.readouterr().out
+    assert saved(run_dir, ENV["env"])[0] == before
+
+
+def test_a_run_can_be_made_longer(tmp_path, whole):
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    dreamer.train(tiny(run_dir, **{**ENV, "env_steps": 120}), resume="yes")
+    steps = [line["env_steps"] for line in lines(run_dir)]
+    assert steps == sorted(steps) and steps[-1] == 120
+    assert len(rows_of(run_dir)["reward"]) == 120
+
+
+def test_another_config_is_refused_field_by_field(tmp_path, whole):
+    config = tiny(whole, **{**ENV, "seed": 3, "agent__world_model__free_nats": 0.5, "log__every": 9})
+    with pytest.raises(UserError) as error:
+        dreamer.train(config, resume="yes")
+    text = str(error.value)
+    assert "seed is 3, the run has 0" in text and "free_nats is 0.5, the run has 1.0" in text
+    assert "log.every is" not in text and "May change: env_steps" in text
+
+
+def test_auto_begins_where_there_is_nothing(tmp_path):
+    run_dir = dreamer.train(tiny(tmp_path / "run", env_steps=40), resume="auto")
+    assert lines(run_dir)[-1]["env_steps"] == 40
+
+
+def test_resume_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run at"):
+        dreamer.train(tiny(tmp_path / "none"), resume="yes")
+    with pytest.raises(UserError, match="resume needs the run directory"):
+        dreamer.train(tiny(Path("")).__class__(), resume="yes")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+@pytest.mark.parametrize("kind", ["rows", "latents", "state"])
+def test_a_damaged_file_is_named_and_not_loaded(tmp_path, whole, kind, damage):
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    path = sorted((run_dir / "rows").glob(f"{kind}-*"))[-1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    with pytest.raises(UserError, match=path.name):
+        dreamer.train(tiny(run_dir, **{**ENV, "env_steps": 120}), resume="yes")
+
+
+def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
+    run_dir = stopped(tmp_path / "run", 20, env="broken_envs:sound")
+    capsys.readouterr()
+    dreamer.train(tiny(run_dir, **{**ENV, "env": "broken_envs:sound"}), resume="yes")
+    out = capsys.readouterr().out
+    assert "resumed: parameters, optimizer" in out and "42 rows of replay" in out
+    assert "not resumed: the running episodes of all environments, since their state was not to be had" in out
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    ended = []
+    monkeypatch.setattr(loop.Stopping.__init__.__globals__["os"], "_exit", ended.append)
+    stopping = loop.Stopping(lambda text: None)
+    stopping._handle(signal.SIGINT, None)
+    assert not ended
+    stopping._handle(signal.SIGINT, None)
+    assert ended == [130]
