@@ -231,7 +231,7 @@ class Replay:
         return batch, Rows(env, number[:, context:])
 
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
-        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample.
+        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample, which follow each other.
 
         Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
         Raises UserError naming the latent whose shape or dtype is wrong.
