@@ -118,3 +118,37 @@ def test_limit_above_the_machine_does_not_count(tmp_path):
 def test_this_machine_tells_its_free_memory():
     free = capacity.free_memory()
     assert free is not None and free > 0
+
+
+def on_disk(**changes):
+    settings = {"disk_bytes_per_row": 10**6, "free_disk": 500 * GB, "capacity_steps": 10**7}
+    return fit(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "bound"),
+    [
+        ({}, 250_000, "half of the free disk (replay.disk_gb)"),
+        ({"disk_gb": 160}, 160_000, "replay.disk_gb"),
+        ({"capacity_gb": 1.24, "disk_gb": 160}, 100_000, "replay.capacity_gb"),
+        ({"capacity_steps": 1600}, 1600, "replay.capacity_steps"),
+    ],
+)
+def test_memory_and_disk_both_bound_what_lies_on_both(limits, steps, bound):
+    size = on_disk(**limits)
+    assert (size.steps, size.bound) == (steps, bound)
+    assert size.disk_bytes == steps * 10**6 and size.nbytes == steps * 12_400
+
+
+def test_line_of_a_disk_tier_names_both():
+    line = (
+        "replay: 160,000 steps x 12.4 kB = 2.0 GB of memory (of 64.0 GB free) "
+        "and x 1.0 MB = 160.0 GB of disk (of 500.0 GB free), bounded by replay.disk_gb"
+    )
+    assert on_disk(disk_gb=160).describe() == line
+
+
+def test_a_disk_that_cannot_hold_what_is_asked_is_refused():
+    line = "replay.disk_gb: 600,000 steps x 1.0 MB = 600.0 GB, but only 500.0 GB are free"
+    with pytest.raises(UserError, match=line):
+        on_disk(disk_gb=600)

@@ -35,6 +35,25 @@ def gather(column: np.ndarray, ring: np.ndarray, number: np.ndarray, length: int
     return out
 
 
+def scatter(column: np.ndarray, ring: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
+    """Writes value [B, L, ..] to the successive rows from `number` [B] on of rings [B], less the first `skip` [B].
+
+    Of several sequences that share a row the last one counts.
+    """
+    rows = column.shape[1]
+    if column[0, 0].nbytes < WIDE:
+        written = np.arange(value.shape[1]) >= skip[:, None]
+        row = (ring * rows)[:, None] + (number[:, None] + np.arange(value.shape[1])) % rows
+        flat(column)[row[written]] = value[written]
+        return
+    first = (number + skip) % rows
+    for sequence, target, begin, less in zip(value, ring.tolist(), first.tolist(), skip.tolist(), strict=True):
+        kept = sequence[less:]
+        before_wrap = min(len(kept), rows - begin)
+        column[target, begin : begin + before_wrap] = kept[:before_wrap]
+        column[target, : len(kept) - before_wrap] = kept[before_wrap:]
+
+
 def flat(column: np.ndarray) -> np.ndarray:
     """A column as a view [E * rows_per_env, ..]."""
     return column.reshape(-1, *column.shape[2:])

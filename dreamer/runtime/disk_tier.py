@@ -43,7 +43,8 @@ class DiskTier:
                 shape = (envs, rows_per_env, *space.shape)
                 with open(self._path(name), "xb") as file:
                     file.truncate(envs * rows_per_env * row_bytes[name])
-                self.columns[name] = np.memmap(self._path(name), capacity.dtype_of(space), "r+", 0, shape)
+                mapped = np.memmap(self._path(name), capacity.dtype_of(space), "r+", shape=shape)
+                self.columns[name] = mapped.view(np.ndarray)  # so that copies of its rows are plain arrays
         except OSError as error:
             raise disk_error(error, self.folder) from error
 

@@ -22,7 +22,7 @@ import numpy as np
 from dreamer.errors import UserError, check_bounds
 from dreamer.runtime import capacity, disk_tier
 from dreamer.runtime.capacity import Capacity
-from dreamer.runtime.columns import checked, flat, gather, in_memory
+from dreamer.runtime.columns import checked, gather, in_memory, scatter
 from dreamer.runtime.disk_tier import DiskTier
 from dreamer.runtime.items import Items, existing, uniform
 from dreamer.runtime.samplers import Mixture, Sampler, bytes_per_row
@@ -233,19 +233,18 @@ class Replay:
         return batch, Rows(env, number[:, context:])
 
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
-        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample.
+        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample, which follow each other.
 
         Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
         Raises UserError naming the latent whose shape or dtype is wrong.
         """
         spaces = {name: self.spaces[name] for name in self._latent_names()}
         values = checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
-        length = self.size.rows_per_env
         with self.lock:
-            held = rows.number >= (self.counts - length)[rows.env][:, None]
-            row = (rows.env[:, None] * length + rows.number % length)[held]
+            overwritten = (self.counts - self.size.rows_per_env)[rows.env] - rows.number[:, 0]
+            skip = np.clip(overwritten, 0, rows.number.shape[1])
             for name, value in values.items():
-                flat(self.columns[name])[row] = value[held]
+                scatter(self.columns[name], rows.env, rows.number[:, 0], value, skip)
 
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
         """Write the priorities [B, T] float32 of the rows of a sample; without a use where `config.priority` is 0.
