@@ -50,7 +50,7 @@ def due(env_steps: int) -> int:
 def timeless(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl without what the clock says."""
     return [
-        {name: value for name, value in line.items() if name != "time" and not name.startswith("speed/")}
+        {name: value for name, value in line.items() if name != "time" and not name.startswith(("speed/", "wait/"))}
         for line in lines(run_dir)
     ]
 

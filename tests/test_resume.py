@@ -7,30 +7,45 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_loop import timeless
-from tiny_runs import compiled_once, lines, saved, tiny, trained
+from tiny_runs import bits, lines, plain_agent, tiny
 
 import dreamer
+from dreamer import plugins
+from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import loop, sealed
+from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.loop import Run
+from dreamer.runtime.rows import spec_of
 from dreamer.runtime.stopping import Stopped
 
 ENV = {"env": "probes:both", "eval__episodes": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory):
+def quick():
+    """Runs of these tests train an agent that compiles at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
         yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The run that was never stopped."""
-    return trained(tmp_path_factory, **ENV)
+    return dreamer.train(tiny(tmp_path_factory.mktemp("whole") / "run", **ENV))
+
+
+def state_of(run_dir: Path) -> list[bytes]:
+    """The bits of every leaf of the newest train state."""
+    spec = spec_of(plugins.make_env(load(run_dir / "config.yaml").env))
+    form = jax.eval_shape(plain_agent(spec).init, jax.random.key(0))
+    with Checkpoints(run_dir) as checkpoints:
+        return [bits(leaf) for leaf in jax.tree.leaves(checkpoints.restore(form)[0])]
 
 
 def stopped(run_dir: Path, turn: int, **overrides) -> Path:
@@ -68,8 +83,7 @@ def rows_of(run_dir: Path) -> dict[str, np.ndarray]:
 def test_in_lockstep_a_resumed_run_is_bit_identical_to_one_that_was_never_stopped(tmp_path, whole, turn):
     run_dir = stopped(tmp_path / "run", turn)
     dreamer.train(tiny(run_dir, **ENV), resume="yes")
-    ours, theirs = saved(run_dir, ENV["env"]), saved(whole, ENV["env"])
-    assert ours[0] == theirs[0]
+    assert state_of(run_dir) == state_of(whole)
     a, b = rows_of(run_dir), rows_of(whole)
     assert all(a[name].tobytes() == b[name].tobytes() for name in b if not name.startswith("latent/"))
     assert timeless(run_dir) == timeless(whole)
@@ -77,10 +91,10 @@ def test_in_lockstep_a_resumed_run_is_bit_identical_to_one_that_was_never_stoppe
 
 def test_a_run_that_is_done_is_left_as_it_is(tmp_path, whole, capsys):
     run_dir = shutil.copytree(whole, tmp_path / "run")
-    before = saved(run_dir, ENV["env"])[0]
+    before = state_of(run_dir)
     assert dreamer.train(tiny(run_dir, **ENV), resume="yes") == run_dir
     assert "has made its 96 env_steps" in capsys.readouterr().out
-    assert saved(run_dir, ENV["env"])[0] == before
+    assert state_of(run_dir) == before
 
 
 def test_a_run_can_be_made_longer(tmp_path, whole):

@@ -159,3 +159,27 @@ def recording_agent(spec: Spec) -> Agent:
 
     spaces = {name: Space(shape, "float32") for name, shape in storage.items()}
     return Agent(init, initial_carry, update, act, report, lambda latent: latent, spaces)
+
+
+def plain_agent(spec: Spec) -> Agent:
+    """An agent without networks that compiles at once, yet every bit of which depends on all that it was fed.
+
+    Its latents are refreshed by updates, its parameters gather rewards, latents and noise, its actions depend on them.
+    """
+    base = recording_agent(spec)
+    storage = {name: space.shape for name, space in base.storage.items()}
+
+    def act(params, key, carry, obs, is_first, mode):
+        carry, action = base.act(params, key, carry, obs, is_first, mode)
+        bent = jnp.roll(action, jnp.int32(jnp.abs(params["w"].sum()) * 7) % action.shape[-1], -1)
+        return Carry({**carry.latent, "seen": carry.latent["seen"] * 0.5}, bent), bent
+
+    def update(state, batch):
+        noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4,))
+        gathered = batch.reward[:, -4:].mean(0) + batch.latent["seen"].mean() + 0.01 * noise
+        params = {"w": jnp.tanh(0.9 * state.params["w"] + gathered)}
+        lead = batch.reward[:, 1:].shape
+        latent = {name: jnp.ones((*lead, *shape)) * params["w"][0] for name, shape in storage.items()}
+        return state._replace(step=state.step + 1, params=params), latent, {"loss/w": params["w"].mean()}
+
+    return base._replace(act=act, update=update)

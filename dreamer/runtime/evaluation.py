@@ -50,11 +50,12 @@ class Result(NamedTuple):
 
 def run_episodes(
     agent: Agent, policy: Callable[..., Any], params: Params, workers: InlineWorkers, *, episodes: int, seed: int,
-    mode: str, film: bool = False,
+    mode: str, film: bool = False, check: Callable[[], None] = lambda: None,
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
 
-    policy: `devices.jit_policy(agent)`. Raises UserError as the environments do.
+    policy: `devices.jit_policy(agent)`. check: called at every step, to raise what shall end it.
+    Raises UserError as the environments do.
     """
     envs = workers.envs
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
@@ -64,6 +65,7 @@ def run_episodes(
     key, count = jax.random.fold_in(jax.random.key(seed), 2), 0
     carry = devices.first_copy(agent.initial_carry(envs))
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
+        check()
         ready, step = workers.receive()
         if film and not done[0]:
             if step.is_first[0]:

@@ -210,13 +210,12 @@ class Run:
         self._pending = None if self.config.lockstep else update
 
     def tend(self) -> None:
-        """Whatever is due of stopping, showing, logging, evaluating and saving."""
-        self.stopping.check()
+        """Whatever is due of showing, evaluating, logging, saving and stopping."""
         steps, now = self.replay.steps, time.monotonic()
         self.display.update(steps, self.learner.updates)
         if steps >= self._eval_due and steps < self.config.env_steps:
-            self._eval_due += self.config.eval.every
             self.evaluate()
+            self._eval_due += self.config.eval.every
         if now - self._logged >= self.config.log.every:
             self.log()
         if now - self._flushed >= self.config.replay.flush > 0:
@@ -225,6 +224,7 @@ class Run:
         if now - self._saved >= self.config.checkpoint.every:
             self._saved = now
             self.save()
+        self.stopping.check()
 
     def finish(self) -> None:
         """The last evaluation with its line of metrics, the last checkpoint."""
@@ -248,6 +248,7 @@ class Run:
                 result = evaluation.run_episodes(
                     self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), workers,
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
+                    check=self.stopping.check,
                 )  # fmt: skip
             returns = result.returns
             lengths = [episode.length for episode in result.episodes]
