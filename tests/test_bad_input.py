@@ -140,22 +140,25 @@ def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_fact
 
 
 @pytest.mark.parametrize(
-    "how, parts",
+    "how, restarts, parts",
     [
-        ("outside", ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
-        ("raise", ["failed: RuntimeError: the cable is loose", "broken_envs.py"]),
+        ("outside", 0, ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
+        ("raise", 3, ["failed: RuntimeError: the cable is loose", "broken_envs.py", "(incident 4 in a row)"]),
     ],
 )
-def test_an_environment_that_breaks_its_promises(capsys, preset, run, how, parts):
-    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options={"how": how, "after": 3}))
+def test_an_environment_that_breaks_its_promises(capsys, preset, run, how, restarts, parts):
+    options = {"how": how, "after": 3}
+    path = preset(run, env="broken_envs:fails", env_options=options, workers__restarts=restarts)
+    line = error_line(capsys, "train", path)
     for part in ["env 'broken_envs:fails #0'", *parts]:
         assert part in line, line
-    assert lines(run)[-1]["env_steps"] == saved(run)[1]["env_steps"] == 6
+    assert lines(run)[-1]["env_steps"] == saved(run)[1]["env_steps"] == 6 * (1 + restarts)
 
 
 def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     options = {"how": "nan", "after": 20}
-    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options=options))
+    path = preset(run, env="broken_envs:fails", env_options=options, workers__restarts=0)
+    line = error_line(capsys, "train", path)
     assert "env 'broken_envs:fails #0', episode 4, step 5: key 'vector' at [1] is nan" in line
     found, (_, meta) = lines(run), saved(run)
     assert any("loss/dyn" in line for line in found)
