@@ -38,6 +38,7 @@ class Reader(NamedTuple):
 
     path: keys into nested Dicts | shape, kinds: of the environment's array and numpy's letters of its dtype
     low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
+    late: whether an array of the environment may be the row's as it is, so that bounds can be checked in the row
     """
 
     key: str
@@ -48,6 +49,7 @@ class Reader(NamedTuple):
     low: Any = None
     high: Any = None
     start: Any = 0
+    late: bool = False
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
@@ -79,20 +81,37 @@ class EnvRows:
         action, self._to_env = action_reader(env, self.name)
         self.spec = Spec({reader.key: reader.space for reader in self._readers}, action)
         self._seed = seed
+        self._late = [reader for reader in self._readers if reader.late]
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
         self._step = 0
 
-    def write(self, action: np.ndarray, out: Step, index: int) -> None:
+    def write(self, action: np.ndarray, out: Step, index: int, late: bool = False) -> None:
         """Answer to `action` [A], written into row `index` of `out`; its action stays as it is.
 
-        The first call, and the one after a row that is_last, ignore the action and reset.
+        The first call, and the one after a row that is_last, ignore the action and reset. late: float32 observations
+        are not compared with their bounds here, but with those of other rows by `sound` and `unsound`.
         """
         if self._over:
-            self._reset(out, index)
+            self._reset(out, index, late)
         else:
-            self._advance(action, out, index)
+            self._advance(action, out, index, late)
+
+    def sound(self, out: Step, indices: list[int]) -> bool:
+        """Whether rows of such environments, written late, are inside their bounds: one comparison for all of them."""
+        for reader in self._late:
+            rows = out.obs[reader.key]
+            if not _inside(reader, rows if len(rows) == len(indices) else rows[indices]):
+                return False
+        return True
+
+    def unsound(self, out: Step, index: int) -> UserError | None:
+        """What is wrong with row `index`, written late."""
+        for reader in self._late:
+            if not _inside(reader, out.obs[reader.key][index]):
+                return self._error(_outside(reader, out.obs[reader.key][index]))
+        return None
 
     def step(self, action: np.ndarray) -> Step:
         """The same as a new Step of one row."""
@@ -124,19 +143,19 @@ class EnvRows:
         """Close the environment."""
         self.env.close()
 
-    def _reset(self, out: Step, index: int) -> None:
+    def _reset(self, out: Step, index: int, late: bool) -> None:
         self._episode += 1
         self._step = 0
         seed, self._seed = self._seed, None
         answer = self.env.reset(seed=seed)
         if not (isinstance(answer, tuple) and len(answer) == 2):
             raise self._error(f"reset() must give (obs, info), it gave {_described(answer)}")
-        self._write_obs(answer[0], out, index)
+        self._write_obs(answer[0], out, index, late)
         out.reward[index] = 0.0
         out.is_first[index] = True
         out.is_last[index] = out.is_terminal[index] = self._over = False
 
-    def _advance(self, action: np.ndarray, out: Step, index: int) -> None:
+    def _advance(self, action: np.ndarray, out: Step, index: int, late: bool) -> None:
         native = self._to_env(action)
         total = 0.0
         for _ in range(self._repeat):
@@ -152,19 +171,24 @@ class EnvRows:
             last = self._flag(truncated, "truncated") or terminal
             if last:
                 break
-        self._write_obs(obs, out, index)
+        self._write_obs(obs, out, index, late)
         out.reward[index] = total
         out.is_first[index] = False
         out.is_last[index] = self._over = last
         out.is_terminal[index] = terminal
 
-    def _write_obs(self, obs: Any, out: Step, index: int) -> None:
+    def _write_obs(self, obs: Any, out: Step, index: int, late: bool) -> None:
         for reader in self._readers:
+            target = out.obs[reader.key]
             try:
-                array = read(reader, find(reader, obs))
+                value = find(reader, obs) if reader.path else obs
+                if late and reader.late and type(value) is np.ndarray and value.dtype == np.float32:
+                    if value.shape == reader.shape:
+                        target[index] = value
+                        continue
+                array = read(reader, value)
             except ValueError as error:
                 raise self._error(str(error)) from None
-            target = out.obs[reader.key]
             target[index] = array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
 
     def _number(self, reward: Any) -> float:
@@ -208,8 +232,7 @@ def read(reader: Reader, value: Any) -> np.ndarray:
             f"key {reader.key!r} is {array.dtype} {list(array.shape)}, its space is "
             f"{_KINDS[reader.kinds]} {list(reader.shape)}"
         )
-    # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds.
-    if reader.low is not None and not ((array >= reader.low).all() and (array <= reader.high).all()):
+    if reader.low is not None and not _inside(reader, array):
         raise ValueError(_outside(reader, array))
     return array - reader.start if reader.space.discrete else array
 
@@ -261,8 +284,8 @@ def action_reader(env: gymnasium.Env, name: str = "") -> tuple[Space, Callable[[
     """The action's Space, and the function from an action vector [A] to what `env.step` takes."""
     space = env.action_space
     if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return Space((), "int32", int(space.n)), lambda action: start + int(action.argmax())
+        start, kind = int(space.start), space.dtype.type
+        return Space((), "int32", int(space.n)), lambda action: kind(start + action.argmax())
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
         raise UserError(
             f"env {name!r}: the action space {space} is not supported; supported are Discrete and float Box"
@@ -317,7 +340,8 @@ def _box_reader(key: str, path: tuple, space: spaces.Box, name: str) -> Reader:
             "three axes are for pictures, uint8 [H, W, C], vectors have at most two"
         )
     kinds = "fiub" if dtype.kind == "f" else "iub"
-    return Reader(key, path, Space(shape or (1,), "float32"), shape, kinds, low, high)
+    late = dtype == np.float32 and shape != ()
+    return Reader(key, path, Space(shape or (1,), "float32"), shape, kinds, low, high, late=late)
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
@@ -325,6 +349,12 @@ def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -_LARGEST, _LARGEST)
     high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -_LARGEST, _LARGEST)
     return (low, high) if space.dtype == np.float64 else (low.astype(np.float32), high.astype(np.float32))
+
+
+def _inside(reader: Reader, array: np.ndarray) -> bool:
+    # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds. all() would take
+    # twice as long for the few numbers of most observations, and this runs for every row.
+    return np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
 
 
 def _outside(reader: Reader, array: np.ndarray) -> str:
