@@ -36,9 +36,9 @@ OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
-    "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.env_state", "dreamer.runtime.workers",
-    "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes", "dreamer.runtime.replay",
-    "dreamer.runtime.ratio",
+    "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
+    "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",
+    "dreamer.runtime.replay", "dreamer.runtime.ratio",
 )  # fmt: skip
 
 
