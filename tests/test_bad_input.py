@@ -165,6 +165,15 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
 
 
+def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(capsys, preset, run):
+    overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
+    options = {"how": "raise", "after": 18}
+    assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides)]) == 0
+    told = capsys.readouterr()
+    assert "environment made anew: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
+    assert lines(run)[-1]["env_steps"] == 60
+
+
 # ---- a disk that is full
 
 

@@ -93,8 +93,7 @@ class Run:
     def collect(self) -> None:
         """One row of every environment into the replay."""
         step = self.collector.collect(self.learner.acting)
-        for incident in self.workers.incidents():
-            self.display.message(f"environment made anew: {incident.text}")
+        self._tell(self.workers)
         for episode in self.tracker.observe(step):
             self.logger.add(episode_metrics([episode]))
 
@@ -149,6 +148,7 @@ class Run:
                     self.agent, self._eval_policy, self.learner.acting, workers,
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
                 )  # fmt: skip
+                self._tell(workers)
             returns = result.returns
             lengths = [episode.length for episode in result.episodes]
             self.logger.add(
@@ -210,6 +210,10 @@ class Run:
         """Takes the update that is still under way."""
         self._take(self._pending)
         self._pending = None
+
+    def _tell(self, workers: Workers) -> None:
+        for incident in workers.incidents():
+            self.display.message(f"environment made anew: {incident.text}")
 
     def _compile(self, batch: Batch) -> None:
         self.display.phase("compiling")

@@ -124,8 +124,8 @@ def action_reader(env: gymnasium.Env, name: str = "") -> tuple[Space, Callable[[
     """The action's Space, and the function from an action vector [A] to what `env.step` takes."""
     space = env.action_space
     if isinstance(space, spaces.Discrete):
-        start, kind = int(space.start), space.dtype.type
-        return Space((), "int32", int(space.n)), lambda action: kind(start + action.argmax())
+        start = int(space.start)
+        return Space((), "int32", int(space.n)), lambda action: start + int(action.argmax())
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
         raise UserError(
             f"env {name!r}: the action space {space} is not supported; supported are Discrete and float Box"
