@@ -140,26 +140,38 @@ def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_fact
 
 
 @pytest.mark.parametrize(
-    "how, parts",
+    "how, restarts, parts",
     [
-        ("outside", ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
-        ("raise", ["failed: RuntimeError: the cable is loose", "broken_envs.py"]),
+        ("outside", 0, ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
+        ("raise", 3, ["failed: RuntimeError: the cable is loose", "broken_envs.py", "(incident 4 in a row)"]),
     ],
 )
-def test_an_environment_that_breaks_its_promises(capsys, preset, run, how, parts):
-    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options={"how": how, "after": 3}))
+def test_an_environment_that_breaks_its_promises(capsys, preset, run, how, restarts, parts):
+    options = {"how": how, "after": 3}
+    path = preset(run, env="broken_envs:fails", env_options=options, workers__restarts=restarts)
+    line = error_line(capsys, "train", path)
     for part in ["env 'broken_envs:fails #0'", *parts]:
         assert part in line, line
-    assert lines(run)[-1]["env_steps"] == saved(run)[1]["env_steps"] == 6
+    assert lines(run)[-1]["env_steps"] == saved(run)[1]["env_steps"] == 6 * (1 + restarts)
 
 
 def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     options = {"how": "nan", "after": 20}
-    line = error_line(capsys, "train", preset(run, env="broken_envs:fails", env_options=options))
+    path = preset(run, env="broken_envs:fails", env_options=options, workers__restarts=0)
+    line = error_line(capsys, "train", path)
     assert "env 'broken_envs:fails #0', episode 4, step 5: key 'vector' at [1] is nan" in line
     found, (_, meta) = lines(run), saved(run)
     assert any("loss/dyn" in line for line in found)
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
+
+
+def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(capsys, preset, run):
+    overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
+    options = {"how": "raise", "after": 18}
+    assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides)]) == 0
+    told = capsys.readouterr()
+    assert "environment made anew: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
+    assert lines(run)[-1]["env_steps"] == 60
 
 
 # ---- a disk that is full

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.rows import EnvRows, action_reader, empty_step, spec_of
+from dreamer.runtime.readers import action_reader, spec_of
+from dreamer.runtime.rows import EnvRows, empty_step
 from dreamer.spaces import Space
 
 

@@ -19,7 +19,7 @@ from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.rows import action_reader, agent_obs, readers, spec_of
+from dreamer.runtime.readers import action_reader, agent_obs, readers, spec_of
 from dreamer.runtime.run_dir import CONFIG, existing_run_dir
 
 FPS = 30

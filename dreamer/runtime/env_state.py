@@ -21,8 +21,10 @@ PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")  # all o
 WRAPPERS: dict[type, tuple[str, ...]] = {
     wrappers.TimeLimit: ("_elapsed_steps",),
     wrappers.OrderEnforcing: ("_has_reset",),
-    wrappers.PassiveEnvChecker: ("checked_reset", "checked_step", "checked_render", "_previous_data"),
-}
+    wrappers.PassiveEnvChecker: (
+        "checked_reset", "checked_step", "checked_render", "checked_data_reuse", "_previous_data",
+    ),
+}  # fmt: skip
 DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec", "render_mode"}
 
 

@@ -190,9 +190,7 @@ class Run:
         """Rows of the environments that are ready into the replay."""
         snapshot = self.learner.snapshot()
         envs, step = self.collector.collect(snapshot, least, patience)
-        for incident in self.workers.incidents():
-            self.incidents += 1
-            self.display.message(f"environment made anew: {incident.text}")
+        self.incidents += self._tell(self.workers)
         for episode in self.tracker.observe(step, envs):
             self.logger.add(episode_metrics([episode]))
         self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
@@ -250,6 +248,7 @@ class Run:
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
                     check=self.stopping.check,
                 )  # fmt: skip
+                self._tell(workers)
             returns = result.returns
             lengths = [episode.length for episode in result.episodes]
             self.logger.add(
@@ -338,6 +337,13 @@ class Run:
         """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
         batch, rows = self.replay.sample(self.config.replay.batch_size)
         return self.learner.place(batch), rows
+
+    def _tell(self, workers: Workers) -> int:
+        """Shows what happened to environments; returns how many incidents."""
+        incidents = workers.incidents()
+        for incident in incidents:
+            self.display.message(f"environment made anew: {incident.text}")
+        return len(incidents)
 
     def _compile(self, batch: Batch) -> None:
         self.display.phase("compiling")

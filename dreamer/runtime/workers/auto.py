@@ -11,10 +11,10 @@ from dreamer.runtime.workers.faults import close_quietly, make_rows
 from dreamer.runtime.workers.seam import Plan
 from dreamer.spaces import Spec
 
-# What a row costs more when it comes from another process: two system calls and two switches of context on each
-# side, 40 to 90 microseconds on the machines where benchmarks/env_throughput.py ran. A step that takes longer
-# gains from a second core, or from the learner working meanwhile; a shorter one never does.
-ROUND_TRIP = 60e-6
+# What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
+# 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from the
+# learner working meanwhile; a shorter one does not. A constant: to measure it takes a process, a second or more.
+ROUND_TRIP = 100e-6
 SECONDS, STEPS = 0.3, 200  # a measurement ends with whichever comes first
 
 
@@ -25,11 +25,11 @@ def choose(plan: Plan) -> tuple[str, str]:
         out = empty_step(rows.spec, 1)
         actions = random_actions(rows.spec, np.random.default_rng(0), STEPS)
         rows.write(actions[0], out, 0)
-        start, count = time.perf_counter(), 0
-        while count < STEPS and time.perf_counter() - start < SECONDS:
-            rows.write(actions[count], out, 0)
-            count += 1
-        step = (time.perf_counter() - start) / count
+        clock = [time.perf_counter()]
+        while len(clock) <= STEPS and clock[-1] - clock[0] < SECONDS:
+            rows.write(actions[len(clock) - 1], out, 0)
+            clock.append(time.perf_counter())
+        step = float(np.median(np.diff(clock)))  # a busy machine disturbs some steps, not most
     except Exception:
         return "processes", ", its step failed when it was measured"
     finally:

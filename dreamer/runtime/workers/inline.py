@@ -90,12 +90,17 @@ class InlineWorkers:
 
     def _step(self) -> None:
         table, rows = self._table, self._table.rows
-        for number in np.flatnonzero(table.phase == BUSY).tolist():
+        busy = np.flatnonzero(table.phase == BUSY).tolist()
+        for number in busy:
             try:
-                self.rows[number].write(rows.action[number], rows, number)
+                self.rows[number].write(rows.action[number], rows, number, late=True)
             except Exception as error:
                 self._renew(number, told(error, self._plan, number))
-            table.phase[number] = READY
+        if not self.rows[0].sound(rows, busy):
+            for number in busy:
+                if (found := self.rows[number].unsound(rows, number)) is not None:
+                    self._renew(number, told(found, self._plan, number))
+        table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
         """Counts the incident, and those of the new environment, until it has written its reset row."""

@@ -1,0 +1,270 @@
+"""Environments that fail are made anew, alone, and no row is lost, doubled or mixed with another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_envs import FAULTS
+
+from dreamer.errors import UserError
+from dreamer.runtime.workers import Config, make_workers
+
+ROOT = Path(__file__).parent.parent
+PROCESSES = Config("processes", envs=3, timeout=0.5)
+THREADS = Config("processes", envs=3, processes=1, timeout=0.5)
+INLINE = Config("inline", envs=3)
+everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES, THREADS], ids=["inline", "processes", "threads"])
+processes = pytest.mark.parametrize("config", [PROCESSES, THREADS], ids=["processes", "threads"])
+SURVIVED_INLINE = ("raise", "nan", "slow")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where environments note what they have made."""
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+def crew_of(config, folder, **options):
+    return make_workers(config, "faulty_envs:witness", {"folder": str(folder), **options}, seed=10)
+
+
+def act(ready):
+    """Actions that the rows can be held against."""
+    return np.eye(4, dtype=np.float32)[chosen(ready)]
+
+
+def chosen(ready):
+    return (ready.step.obs["time"].sum(1) + ready.envs).astype(int) % 4
+
+
+class Auditor:
+    """Owns what was received, and refuses whatever could not follow it."""
+
+    def __init__(self, envs):
+        self.life, self.time, self.over, self.sent = [-1] * envs, [(0, 0)] * envs, [True] * envs, [4] * envs
+        self.rows: dict[int, int] = {}
+        self.total = 0
+
+    def take(self, ready):
+        obs = ready.step.obs
+        for i, env in enumerate(ready.envs.tolist()):
+            life, (episode, time) = int(obs["life"][i, 0]), obs["time"][i].astype(int).tolist()
+            first = ready.step.is_first[i]
+            if life != self.life[env]:
+                assert life not in self.rows, "a seed was used twice"
+                assert (life - 10) % len(self.life) == env and first and (episode, time) == (1, 0)
+                self.life[env] = life
+            else:
+                before = self.time[env]
+                assert (episode, time) == ((before[0] + 1, 0) if self.over[env] else (before[0], before[1] + 1))
+                assert first == self.over[env]
+            assert obs["action"][i] == (4 if first else self.sent[env])
+            self.rows[life] = self.rows.get(life, 0) + 1
+            assert (obs["picture"][i] == (life + self.rows[life]) % 256).all(), "the row is torn"
+            self.time[env], self.over[env] = (episode, time), bool(ready.step.is_last[i])
+        for env, action in zip(ready.envs.tolist(), chosen(ready).tolist(), strict=True):
+            self.sent[env] = action
+        self.total += len(ready.envs)
+
+    def check(self, folder, lost_with_others=0):
+        """What every life has noted was received; a process that dies takes at most one row of each with it."""
+        made = {int(file.name): int(file.read_text() or 0) for file in folder.iterdir()}
+        missing = {life: count - self.rows.get(life, 0) for life, count in made.items()}
+        assert all(0 <= count <= 1 for count in missing.values()), missing
+        assert sum(missing.values()) <= lost_with_others, missing
+
+
+def play(crew, rows, least=None, patience=0.0):
+    """Receives so many rows, then those still on their way."""
+    auditor, incidents = Auditor(crew.envs), []
+    while auditor.total < rows:
+        ready = crew.receive(least, patience)
+        auditor.take(ready)
+        crew.send(ready.envs, act(ready))
+        incidents += crew.incidents()
+    auditor.take(crew.receive())
+    return auditor, incidents + crew.incidents()
+
+
+def fail_once(config, folder, how):
+    """Environment 1 fails at its first step; gives the rows after that, and what was told."""
+    with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
+        first = crew.receive()
+        crew.send(first.envs, act(first))
+        return crew.receive(), crew.incidents()
+
+
+# ---- one environment fails
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "how, kind, text",
+    [
+        ("raise", "raised", "env 'faulty_envs:witness #1' failed: KeyError: 'lost' ("),
+        ("nan", "broke its space", "env 'faulty_envs:witness #1', episode 1, step 1: reward is nan"),
+    ],
+)
+def test_an_environment_that_fails_is_made_anew_alone(config, folder, how, kind, text):
+    ready, (incident,) = fail_once(config, folder, how)
+    assert ready.envs.tolist() == [0, 1, 2] and ready.step.is_first.tolist() == [False, True, False]
+    assert ready.step.obs["life"].ravel().tolist() == [10, 14, 12]
+    assert incident.envs == (1,) and incident.kind == kind and incident.text.startswith(text)
+    assert ('raise KeyError("lost")' in incident.trace) == (how == "raise")
+
+
+@pytest.mark.parametrize("config, concerned", [(PROCESSES, (1,)), (THREADS, (0, 1, 2))], ids=["processes", "threads"])
+@pytest.mark.parametrize(
+    "how, kind, text",
+    [
+        ("exit", "exited", "died with exit code 7"),
+        ("kill", "killed", "died with signal SIGKILL; was the machine out of memory?"),
+        ("hang", "hung", "env 'faulty_envs:witness #1' has not answered for 0.5 seconds (workers.timeout)"),
+    ],
+)
+def test_a_process_that_is_lost_is_replaced_with_all_that_lived_in_it(config, concerned, folder, how, kind, text):
+    ready, (incident,) = fail_once(config, folder, how)
+    assert incident.envs == concerned and incident.kind == kind and text in incident.text
+    lives = ready.step.obs["life"].ravel().tolist()
+    # Another environment of the process may have written its row before: that row counts, its reset comes next.
+    assert lives[1] == 14 and all(life in (seed, seed + 3) for life, seed in zip(lives, (10, 11, 12), strict=True))
+    assert concerned != (1,) or lives == [10, 14, 12]
+
+
+def test_others_are_received_while_a_new_process_starts(folder):
+    with crew_of(PROCESSES, folder, faults=["kill"], rate=1.0, only=11) as crew:
+        ready = crew.receive()
+        crew.send(ready.envs, act(ready))
+        seen: list[int] = []
+        while not (told := crew.incidents()):
+            ready = crew.receive(least=1)
+            seen += ready.envs.tolist()
+            crew.send(ready.envs, act(ready))
+        # A new interpreter takes longer than these, or they are simply received.
+        while len(seen) < 20:
+            ready = crew.receive(least=1)
+            seen += ready.envs.tolist()
+            crew.send(ready.envs, act(ready))
+        assert told[0].envs == (1,) and {0, 2} <= set(seen)
+
+
+def test_a_row_written_before_the_process_died_is_received(folder):
+    with crew_of(PROCESSES, folder) as crew:
+        ready = crew.receive()
+        crew.send(ready.envs, act(ready))
+        snapshot = crew.states()  # all have written their row, nobody has received it
+        crew._homes[1].kill()
+        assert crew._homes[1].gone(10)
+        ready = crew.receive()
+        np.testing.assert_equal(ready.step._asdict(), snapshot.ready.step._asdict())
+        crew.send(ready.envs, act(ready))
+        ready = crew.receive()
+        assert ready.step.is_first.tolist() == [False, True, False]
+        assert [incident.kind for incident in crew.incidents()] == ["killed"]
+
+
+# ---- too often
+
+
+@everywhere
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_an_environment_that_always_fails_ends_the_run_with_its_own_line(config, folder, restarts):
+    config = config.__class__(**{**vars(config), "restarts": restarts})
+    with crew_of(config, folder, faults=["raise"], rate=1.0) as crew:
+        with pytest.raises(UserError, match=r"failed: KeyError: 'lost' \(.*faulty_envs.py, line") as caught:
+            play(crew, 1000)
+        assert "\n" not in str(caught.value) and 'raise KeyError("lost")' in "".join(caught.value.__notes__)
+        assert str(caught.value).endswith("(incident 3 in a row)" if restarts else ")")
+
+
+@pytest.mark.parametrize("how, message", [("exit", "exit code 7"), ("kill", "signal SIGKILL")])
+def test_a_worker_that_always_dies_ends_the_run_with_its_exit(folder, how, message):
+    config = Config("processes", envs=3, processes=1, restarts=1)
+    with crew_of(config, folder, faults=[how], rate=1.0, only=-1) as crew:
+        expected = f"worker process of env 'faulty_envs:witness #0' to #2 died with {message}"
+        with pytest.raises(UserError, match=expected):
+            play(crew, 1000)
+
+
+@everywhere
+def test_a_finished_episode_makes_an_environment_sound_again(config, folder):
+    config = config.__class__(**{**vars(config), "restarts": 1})
+    with crew_of(config, folder, faults=["raise"], rate=1.0, spared=1) as crew:
+        _, incidents = play(crew, 600)
+    assert len(incidents) > 6
+
+
+# ---- at random
+
+
+def leaks():
+    """Open descriptors of this process, and names of shared memory."""
+    return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm"))
+
+
+def children():
+    done = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if "workers.child" in line or "Z" in line.split()[1]]
+
+
+def storm(config, folder, rows, rate, least, faults=FAULTS):
+    before = leaks()
+    with crew_of(config, folder, faults=faults, rate=rate) as crew:
+        auditor, incidents = play(crew, rows, least, patience=0.01)
+    del crew
+    shared = [len(incident.envs) - 1 for incident in incidents]
+    auditor.check(folder, lost_with_others=sum(shared))
+    assert sum(auditor.rows.values()) == auditor.total >= rows
+    assert leaks() == before and not children()
+    return {incident.kind for incident in incidents}
+
+
+@pytest.mark.parametrize("least", [None, 1], ids=["lockstep", "whoever is ready"])
+def test_random_faults_inline(folder, least):
+    kinds = storm(Config("inline", envs=4, restarts=20), folder, 4000, 0.004, least, SURVIVED_INLINE)
+    assert kinds == {"raised", "broke its space"}
+
+
+@pytest.mark.parametrize("processes, least", [(0, 2), (2, 1), (2, None)])
+def test_random_faults(folder, processes, least):
+    config = Config("processes", envs=4, processes=processes, timeout=0.3, restarts=20)
+    kinds = storm(config, folder, 3000, 0.008, least)
+    assert len(kinds) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [0, 4])
+def test_random_faults_over_many_steps(folder, processes):
+    config = Config("processes", envs=16, processes=processes, timeout=2.0, restarts=20)
+    kinds = storm(config, folder, 50_000, 0.002, 8)
+    assert kinds == {"raised", "broke its space", "killed", "exited", "hung"}
+
+
+SCRIPT = """
+import os, signal, sys, threading
+from dreamer.runtime.workers import Config, make_workers
+import numpy as np
+config = Config("processes", envs=3, processes=2)
+crew = make_workers(config, "faulty_envs:witness", {"folder": sys.argv[1], "faults": ["hang"], "rate": 1.0, "only": 1})
+ready = crew.receive()
+crew.send(ready.envs, np.eye(4, dtype=np.float32)[[0, 0, 0]])
+crew.receive(least=2, patience=60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_parent_leaves_no_worker_not_even_one_that_hangs(folder):
+    # The workers hold stdout too: run returns only when they are gone, else its time runs out.
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL and done.stderr == ""
