@@ -25,36 +25,37 @@ class Limiter:
         # What one turn of all environments asks for, and one more, so that there is always something to do.
         self.slack = 1 + -(-(envs * rate).numerator // (envs * rate).denominator)
         self._changed = threading.Condition()
-        self._steps, self._ready = 0, False
+        self._steps = 0
         self._credited: Fraction | None = None
         self.waited = {"collector_for_learner": 0.0, "learner_for_rows": 0.0}
 
     def collected(self, steps: int, ready: bool) -> None:
         """`steps` rows are in the replay by now. ready: training may start."""
         with self._changed:
-            self._steps, self._ready = steps, ready
+            self._steps = steps
+            if ready and self._credited is None and self.rate:
+                self._credited = steps - 1 / self.rate  # the first update is due as soon as training may start
             self._changed.notify_all()
 
     def due(self) -> int:
         """Updates that are owed now."""
         with self._changed:
-            return self._due()[0]
+            return self._due()
 
     def trained(self) -> None:
         """One update was made."""
         with self._changed:
-            assert self._due()[0] > 0, "an update was made that was not due"
-            one = Fraction(self._steps) if self._credited is None else self._credited + 1 / self.rate
-            self._credited = one
+            assert self._credited is not None and self._due() > 0, "an update was made that was not due"
+            self._credited += 1 / self.rate
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:
         """For the learner: until an update is due, or a moment has passed."""
-        self._wait(lambda: self._due()[0] > 0, "learner_for_rows")
+        self._wait(lambda: self._due() > 0, "learner_for_rows")
 
     def wait_for_learner(self) -> bool:
         """For the collector: until it may collect, or a moment has passed; whether it may."""
-        return self._wait(lambda: self._due()[0] <= self.slack, "collector_for_learner")
+        return self._wait(lambda: self._due() <= self.slack, "collector_for_learner")
 
     def drain(self) -> dict[str, float]:
         """Seconds waited since the last call, by who for whom."""
@@ -72,10 +73,8 @@ class Limiter:
         with self._changed:
             self._credited = None if state is None else Fraction(state)
 
-    def _due(self) -> tuple[int, Fraction | None]:
-        if not self._ready:
-            return 0, self._credited
-        return ratio.due(self._credited, self._steps, self.rate)
+    def _due(self) -> int:
+        return 0 if self._credited is None else ratio.due(self._credited, self._steps, self.rate)[0]
 
     def _wait(self, condition: Any, name: str) -> bool:
         with self._changed:
