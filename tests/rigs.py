@@ -18,8 +18,9 @@ from dreamer.behaviors import actor_critic
 from dreamer.config import Config
 from dreamer.interfaces import Agent, Replayed, TrainState
 from dreamer.ops import distributions, normalize
-from dreamer.runtime import evaluation, loop, metrics
+from dreamer.runtime import devices, evaluation, loop, metrics
 from dreamer.runtime.collector import Collector
+from dreamer.runtime.learner import Snapshot
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.steps import Batch
@@ -74,9 +75,11 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
         agent = tiny.echo_agent(workers.spec)
         config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
         replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
-        collector = Collector(agent, workers, replay, seed=0)
+        part = devices.policy_part(agent, workers.spec)
+        collector = Collector(agent, part, workers, replay, seed=0)
+        snapshot = Snapshot(0, part.take(agent.init(jax.random.key(0)).params))
         for _ in range(turns):
-            collector.collect(agent.init(jax.random.key(0)).params)
+            collector.collect(snapshot)
     return workers.spec, replay
 
 
@@ -94,6 +97,13 @@ def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **s
         log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
     )  # fmt: skip
     return loop.Run(config, stack)
+
+
+def turn(run: loop.Run) -> None:
+    """One turn of the lockstep loop, without what is tended to beside."""
+    run.collect()
+    while run.limiter.due():
+        run.learn()
 
 
 # --- the tiny real agent, compiled once -------------------------------------------------------------

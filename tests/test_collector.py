@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 from tiny_runs import recording_agent
 
 from dreamer.runtime import devices, workers
-from dreamer.runtime.collector import Collector
+from dreamer.runtime.collector import Collecting, Collector
+from dreamer.runtime.learner import Snapshot
 from dreamer.runtime.replay import Config, Replay
 
 ENVS, TURNS = 3, 40
+NOTHING_LEARNED = Snapshot(0, [jnp.zeros(4)])
 
 
 def collected(seed: int = 0, backend: str = "inline") -> Replay:
@@ -23,10 +27,9 @@ def collected(seed: int = 0, backend: str = "inline") -> Replay:
         agent = recording_agent(crew.spec)
         sizes = Config(capacity_steps=ENVS * TURNS, batch_length=4)
         replay = Replay(crew.spec, agent.storage, sizes, envs=ENVS, seed=seed, env_steps=ENVS * TURNS)
-        collector = Collector(agent, crew, replay, seed=seed)
-        params = devices.first_copy({"w": jnp.zeros(4)})
+        collector = Collector(agent, devices.policy_part(agent, crew.spec), crew, replay, seed=seed)
         for _ in range(TURNS):
-            step = collector.collect(params)
+            _, step = collector.collect(NOTHING_LEARNED)
             assert np.array_equal(step.action, replay.columns["action"][:, replay.counts[0] - 1])
     return replay
 
@@ -93,3 +96,84 @@ def test_the_policy_is_compiled_once():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled.count("jit(policy)") == 1
+
+
+class Partly:
+    """Workers that are ready as they are told: one list of environments for each receive."""
+
+    envs = 4
+
+    def __init__(self, crew, turns):
+        self.crew, self.spec, self.turns, self.held = crew, crew.spec, iter(turns), {}
+
+    def receive(self, least, patience):
+        if len(self.held) < self.envs:
+            missing = [env for env in range(self.envs) if env not in self.held]
+            envs, step = self.crew.receive(least=len(missing))
+            for place, env in enumerate(envs):
+                self.held[int(env)] = jax.tree.map(lambda x, place=place: x[place], step)
+        envs = np.array(next(self.turns))
+        rows = [self.held.pop(env) for env in envs]
+        return workers.Ready(envs, jax.tree.map(lambda *xs: np.stack(xs), *rows))
+
+    def send(self, envs, actions):
+        self.crew.send(envs, actions)
+
+
+def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent():
+    turns = [[0, 1, 2, 3], [2], [0, 2], [1, 2, 3], [2], [0, 1, 2, 3], [3], [0, 1]]
+    four = workers.Config(backend="inline", envs=4)
+    with workers.make_workers(four, "probes:counter", {"steps": 30}, seed=0) as crew:
+        agent, partly = recording_agent(crew.spec), Partly(crew, turns)
+        sizes = Config(capacity_steps=40, batch_length=4)
+        replay = Replay(crew.spec, agent.storage, sizes, envs=4, seed=0, env_steps=40)
+        collector = Collector(agent, devices.policy_part(agent, crew.spec), partly, replay, seed=0)
+        for envs in turns:
+            assert collector.collect(NOTHING_LEARNED, 1, 0.0).envs.tolist() == envs
+    counts = [sum(env in turn for turn in turns) for env in range(4)]
+    assert replay.counts.tolist() == counts
+    for env, count in enumerate(counts):
+        assert replay.columns["latent/count"][env, :count, 0].tolist() == list(range(1, count + 1))
+        inside = replay.columns["latent/previous"][env, 1:count]
+        assert np.array_equal(inside, replay.columns["action"][env, : count - 1])
+
+
+def test_the_acting_state_goes_on_where_it_was():
+    with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {}, seed=0) as crew:
+        agent = recording_agent(crew.spec)
+        replays = [Replay(crew.spec, agent.storage, Config(batch_length=4), envs=2, seed=0, env_steps=80) for _ in "ab"]
+        part = devices.policy_part(agent, crew.spec)
+        one, other = (Collector(agent, part, crew, replay, seed=0) for replay in replays)
+        for _ in range(3):
+            one.collect(NOTHING_LEARNED)
+        other.load(one.state())
+        other.collect(NOTHING_LEARNED)
+    assert replays[1].columns["latent/count"][:, 0, 0].tolist() == [4, 4]
+
+
+def test_a_thread_collects_until_there_is_no_more_and_stands_still_when_paused():
+    turns, reached = [], threading.Event()
+
+    def turn():
+        turns.append(len(turns))
+        if len(turns) == 5:
+            reached.set()
+        return len(turns) < 50
+
+    with Collecting(turn) as collecting:
+        assert reached.wait(10)
+        with collecting.paused():
+            before = len(turns)
+            assert len(turns) == before
+        collecting._thread.join(10)
+    assert turns == list(range(50))
+
+
+def test_what_ends_the_thread_is_raised_by_the_next_check():
+    def turn():
+        raise ValueError("the cable")
+
+    with Collecting(turn) as collecting:
+        collecting._thread.join(10)
+        with pytest.raises(ValueError, match="the cable"):
+            collecting.check()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
+from rigs import turn
 from test_learner import ROWS, SPEC, batch
 from tiny_runs import recording_agent
 
@@ -72,7 +73,7 @@ def test_every_loss_counts_by_its_scale_row_by_row():
 
 @pytest.mark.parametrize("priorities", [False, True])
 def test_the_learner_hands_priorities_out_apart_from_the_latents(priorities):
-    learner = Learner(rating_agent(SPEC, priorities=priorities), seed=0, batch_size=2, lockstep=True)
+    learner = Learner(rating_agent(SPEC, priorities=priorities), SPEC, seed=0, batch_size=2, lockstep=True)
     for _ in range(2):
         update = learner.step(learner.place(batch()), ROWS)
     assert set(update.latent) == {"count", "previous", "seen"}
@@ -83,7 +84,7 @@ def test_the_learner_hands_priorities_out_apart_from_the_latents(priorities):
 
 
 def test_a_placed_batch_is_on_the_devices_and_trains_as_it_did():
-    learner = Learner(recording_agent(SPEC), seed=0, batch_size=2, lockstep=True)
+    learner = Learner(recording_agent(SPEC), SPEC, seed=0, batch_size=2, lockstep=True)
     placed = learner.place(batch(reward=2.5))
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(placed))
     assert float(learner.step(placed, ROWS).metrics["loss/reward"]) == 2.5
@@ -93,11 +94,6 @@ def make_run(stack, folder, monkeypatch, **overrides):
     monkeypatch.setattr(loop.agents, "make", lambda config, spec, priorities: rating_agent(spec, priorities=priorities))
     settings = {"eval__episodes": 0, "eval__video": "off", "log__every": 1000, "replay__online": False}
     return loop.Run(tiny_runs.tiny(folder / "run", **settings, **overrides), stack)
-
-
-def turn(run):
-    run.collect()
-    run.learn()
 
 
 def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):

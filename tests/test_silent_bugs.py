@@ -59,6 +59,7 @@ from rigs import (
     rows_of,
     same_latents,
     sequences,
+    turn,
 )
 
 from dreamer import agent as agents
@@ -413,8 +414,7 @@ def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, 
         run = make_run(stack, tmp_path, monkeypatch, action_repeat=action_repeat, replay_ratio=6, lockstep=True)
         first = None
         for turn in range(1, 31):
-            run.collect()
-            run.learn()
+            turn(run)
             assert run.replay.steps == 2 * turn
             if first is None and run.learner.updates:
                 first = run.replay.steps
@@ -431,7 +431,7 @@ from dreamer.runtime.learner import Learner
 make_mesh, results = devices.make_mesh, []
 for count in (1, 2):
     devices.make_mesh = functools.partial(make_mesh, jax.devices()[:count])
-    learner = Learner(tests.learning().agent, seed=0, batch_size=4, lockstep=True)
+    learner = Learner(tests.learning().agent, tests.tiny.SPECS[tests.KIND], seed=0, batch_size=4, lockstep=True)
     assert learner.mesh.size == count
     out = learner.step(tests.learning().batch, None)
     norm, (_, squares, _) = learner.state.extra["behavior"]["norms"].ret, learner.state.opt_state
@@ -476,18 +476,19 @@ def test_stored_actions_are_the_policys_own():
 def test_acting_copy_follows_each_update_and_is_never_donated(lockstep):
     """Bug 18: the acting parameters are those of this update or the one before, and stay readable after later ones."""
     spec, replay = collected("Diary")
-    trainer = learner.Learner(tiny.echo_agent(spec), seed=0, batch_size=2, lockstep=lockstep)
-    donated, held = trainer.state.params, [trainer.acting]
+    trainer = learner.Learner(tiny.echo_agent(spec), spec, seed=0, batch_size=2, lockstep=lockstep)
+    donated, held = trainer.state.params, [trainer.snapshot()]
     for _ in range(3):
         trainer.step(*replay.sample(2))
-        held.append(trainer.acting)
+        held.append(trainer.snapshot())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated)), "nothing was donated: this test cannot fail"
-    versions = [[float(leaf[0, 0]) for leaf in jax.tree.leaves(params)] for params in held]
-    assert [version[0] for version in versions] == ([0, 1, 2, 3] if lockstep else [0, 0, 1, 2])
+    versions = [{float(leaf[0, 0]) for leaf in snapshot.leaves} for snapshot in held]
+    assert versions == [{snapshot.updates} for snapshot in held]
+    assert all(update - (not lockstep) <= held[update].updates <= update for update in range(4))
     trainer.sync()
     trainer.step(*replay.sample(2))
     trainer.sync()
-    assert {float(leaf[0, 0]) for leaf in jax.tree.leaves(trainer.acting)} == {4}
+    assert {float(leaf[0, 0]) for leaf in trainer.snapshot().leaves} == {4}
 
 
 def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
@@ -496,15 +497,14 @@ def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
         run = make_run(stack, tmp_path, monkeypatch, lockstep=True, replay_ratio=8)
         collect, used, updates = run.collector.collect, [], []
 
-        def spy(params):
-            used.append(float(params["behavior"]["w"][0, 0]))
+        def spy(snapshot, *args):
+            used.append(float(snapshot.leaves[0][0, 0]))
             updates.append(run.learner.updates)
-            return collect(params)
+            return collect(snapshot, *args)
 
         run.collector.collect = spy
         for _ in range(12):
-            run.collect()
-            run.learn()
+            turn(run)
     assert used == updates and updates[-1] > 3
 
 

@@ -112,9 +112,10 @@ def state_form(env: str) -> TrainState:
 
 
 def saved(run_dir: Path, env: str = TINY["env"]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The bits of every leaf of the newest checkpoint by name, and its meta."""
+    """The bits of every leaf of the newest checkpoint by name, and its numbers of env_steps and updates."""
     with Checkpoints(run_dir) as checkpoints:
         state, meta = checkpoints.restore(state_form(env))
+    meta = {name: meta[name] for name in ("env_steps", "updates")}
     return {jax.tree_util.keystr(path): bits(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}, meta
 
 

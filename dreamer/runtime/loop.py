@@ -26,7 +26,7 @@ from dreamer.runtime.resume import Found, Parts
 from dreamer.runtime.row_store import RowStore
 from dreamer.runtime.run_dir import CONFIG, ROWS, create_run_dir, existing_run_dir, refuse_used, write_config
 from dreamer.runtime.steps import Batch, Rows
-from dreamer.runtime.stopping import Stopping
+from dreamer.runtime.stopping import Stopped, Stopping
 from dreamer.runtime.terminal import Display
 from dreamer.runtime.workers import Workers, make_workers
 
@@ -170,7 +170,7 @@ class Run:
     def take_turns(self) -> None:
         """Lockstep: a row of every environment, all updates that are due, and again."""
         while self.replay.steps < self.config.env_steps:
-            self.collect(None, 0.0)
+            self.collect()
             while self.limiter.due():
                 self.learn()
             self.tend()
@@ -186,7 +186,7 @@ class Run:
                     self.limiter.wait_for_rows()
                 self.tend()
 
-    def collect(self, least: int | None, patience: float) -> None:
+    def collect(self, least: int | None = None, patience: float = 0.0) -> None:
         """Rows of the environments that are ready into the replay."""
         snapshot = self.learner.snapshot()
         envs, step = self.collector.collect(snapshot, least, patience)
@@ -312,7 +312,7 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        for keep in (lambda: self.save(whole=isinstance(error, KeyboardInterrupt)), self.log):
+        for keep in (lambda: self.save(whole=isinstance(error, Stopped)), self.log):
             try:
                 keep()
             except UserError as second:
