@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import yaml
 
@@ -92,6 +92,10 @@ class Config:
     """Trained time steps per collected agent step; updates = env_steps * replay_ratio / (batch_size * batch_length)."""
     run_dir: str = ""
     """Folder of the run; empty: runs/<time>-<env>-seed<seed>."""
+    init_from: str = ""
+    """Run directory whose newest weights a new run begins with; empty: from scratch."""
+    init_parts: Literal["all", "world_model", "behavior"] = "all"
+    """What is taken from it."""
     lockstep: bool = False
     """Collect and train in turns: the same seed gives the same run to the last bit."""
     agent: Any = _default("agent")

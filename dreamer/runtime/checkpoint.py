@@ -68,7 +68,7 @@ class Checkpoints:
         older than the latest one; TypeError when meta is not JSON.
         """
         meta = json.loads(json.dumps(dict(meta or {})))
-        leaves = {name: _to_storable(name, leaf) for name, leaf in _named_leaves(state).items()}
+        leaves = {name: _to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
         sealed = _seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
         self.wait()
         latest = self.latest()
@@ -95,7 +95,7 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        wanted = _named_leaves(like)
+        wanted = named_leaves(like)
         targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
@@ -110,11 +110,21 @@ class Checkpoints:
             text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
             raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
         meta, crcs = self._unsealed(step, out["meta"])
-        for name, crc in crcs.items():
-            if _crc(out["state"][name]) != crc:
-                raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
+        self._check_leaves(step, out["state"], crcs)
         leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
+
+    def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """All stored leaves by name ("params/world_model/dyn/..."), on the host. Raises UserError as `restore` does."""
+        self.wait()
+        step = self._existing(step)
+        with self._reading(step) as manager:
+            stored = manager.item_metadata(step)["state"]
+            forms = {name: np.empty(form.shape, form.dtype) for name, form in stored.tree.items()}
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(forms), meta=ocp.args.JsonRestore())
+            out = manager.restore(step, args=items)
+        self._check_leaves(step, out["state"], self._unsealed(step, out["meta"])[1])
+        return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
@@ -156,6 +166,12 @@ class Checkpoints:
             if exc is None:
                 raise
             exc.add_note(str(error))  # the first error is the one to mend
+
+    def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
+        """UserError naming a leaf whose bytes are not those that were saved."""
+        for name, crc in crcs.items():
+            if _crc(leaves[name]) != crc:
+                raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int, sealed: Any) -> tuple[dict[str, Any], dict[str, int]]:
         """The caller's meta and the checksums of the leaves. UserError when what was saved of them has changed."""
@@ -246,7 +262,7 @@ class _Quiet(logging.Filter):
 # Leaves ---------------------------------------------------------------------------------------------------------------
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
     """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}

@@ -17,6 +17,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import devices, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
+from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger, episode_metrics
@@ -143,6 +144,11 @@ class Run:
     def start(self, found: Found | None) -> None:
         """Takes up the run that was found, else saves a new one before its first row, so that none is ever lost."""
         if not found:
+            if self.config.init_from:
+                taken = begin_with(self.learner.state, self.config.init_from, self.config.init_parts)
+                self.learner.load(taken.state, 0)
+                for line in taken.lines:
+                    self.display.message(line)
             self.save()
             self.checkpoints.wait()
             return

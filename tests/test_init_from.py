@@ -1,0 +1,85 @@
+"""A run that begins with another's weights takes what fits and says what does not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_checkpoint import arrays
+
+from dreamer.errors import UserError
+from dreamer.interfaces import TrainState
+from dreamer.runtime.checkpoint import Checkpoints, named_leaves
+from dreamer.runtime.init_from import begin_with
+
+
+def state(seed: int) -> TrainState:
+    params = {"world_model": arrays(seed), "behavior": {"actor": arrays(seed + 1)}}
+    extra = {
+        "world_model": {}, "optimizer": {"learning_rate": jnp.float32(seed)},
+        "behavior": {"slow": arrays(seed + 3), "hyper": {"entropy": jnp.float32(seed)}},
+    }  # fmt: skip
+    return TrainState(jnp.int32(seed), jax.random.key(seed), params, extra, arrays(seed + 9))
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(100))
+    return str(tmp_path)
+
+
+def changed(ours: TrainState, taken: TrainState) -> set[str]:
+    """The first two parts of the names of leaves that differ."""
+
+    def bits(leaf):
+        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+    before, after = named_leaves(ours), named_leaves(taken)
+    return {"/".join(n.split("/")[:2]) for n in before if bits(before[n]).tobytes() != bits(after[n]).tobytes()}
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ("all", {"params/world_model", "params/behavior", "extra/behavior"}),
+        ("world_model", {"params/world_model"}),
+        ("behavior", {"params/behavior", "extra/behavior"}),
+    ],
+)
+def test_only_the_parts_asked_for_are_taken(run, parts, expected):
+    ours = state(0)
+    taken, lines = begin_with(ours, run, parts)
+    assert changed(ours, taken) == expected
+    assert taken.extra["behavior"]["hyper"]["entropy"] == 0 and taken.step == 0
+    assert f"of {parts}" in lines[0]
+
+
+def test_what_is_taken_is_taken_to_the_last_bit(run):
+    taken, _ = begin_with(state(0), run, "all")
+    theirs = state(100)
+    for ours, other in zip(jax.tree.leaves(taken.params), jax.tree.leaves(theirs.params), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(other).tobytes()
+
+
+def test_what_does_not_fit_stays_new_and_is_told(run):
+    ours = state(0)
+    wide = {**ours.params["world_model"], "dyn": {"kernel": jnp.zeros((4, 4))}, "head": {"w": jnp.ones(3)}}
+    ours = ours._replace(params={**ours.params, "world_model": wide})
+    taken, lines = begin_with(ours, run, "world_model")
+    assert not taken.params["world_model"]["dyn"]["kernel"].any() and taken.params["world_model"]["head"]["w"].all()
+    assert "params/world_model/dyn/kernel ([3, 5] there, [4, 4] here)" in lines[1]
+    assert "params/world_model/head/w (not in that run)" in lines[1]
+
+
+def test_nothing_that_fits_is_an_error(run):
+    ours = state(0)._replace(params={"world_model": {"other": jnp.ones(2)}, "behavior": {}}, extra={})
+    with pytest.raises(UserError, match="nothing of its world model has a name and shape"):
+        begin_with(ours, run, "world_model")
+
+
+def test_a_directory_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no run at"):
+        begin_with(state(0), str(tmp_path / "none"), "all")
