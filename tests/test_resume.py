@@ -20,7 +20,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import loop, sealed
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.loop import Run
-from dreamer.runtime.rows import spec_of
+from dreamer.runtime.readers import spec_of
 from dreamer.runtime.stopping import Stopped
 
 ENV = {"env": "probes:both", "eval__episodes": 0}
