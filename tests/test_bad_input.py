@@ -13,7 +13,7 @@ from tiny_runs import compiled_once, lines, saved, tiny, trained
 
 from dreamer.apps import cli
 from dreamer.config import to_yaml
-from dreamer.runtime import metrics
+from dreamer.runtime import sinks
 
 PREFIX = "dreamer: error: "
 
@@ -195,7 +195,7 @@ class NearlyFull:
 
 
 def test_no_space_for_metrics(capsys, monkeypatch, preset, run):
-    monkeypatch.setattr(metrics, "open", lambda *args, **kwargs: NearlyFull(open(*args, **kwargs), 3000), raising=False)
+    monkeypatch.setattr(sinks, "open", lambda *args, **kwargs: NearlyFull(open(*args, **kwargs), 3000), raising=False)
     line = error_line(capsys, "train", preset(run, replay_ratio=0))
     assert f"no space left on the disk of {run}/metrics.jsonl" in line and "bytes free" in line
     assert 2000 < (run / "metrics.jsonl").stat().st_size <= 3000
