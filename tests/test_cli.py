@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -13,6 +14,7 @@ import yaml
 from dreamer.apps import cli
 from dreamer.config import Config, keys, load, to_yaml
 from dreamer.errors import UserError
+from dreamer.runtime.stopping import Stopped
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def trained(monkeypatch):
     """The configs that reach the training loop."""
     configs: list[Config] = []
     loop = types.ModuleType("dreamer.runtime.loop")
-    loop.train = configs.append
+    loop.train = lambda config, resume: configs.append(config)
     monkeypatch.setitem(sys.modules, "dreamer.runtime.loop", loop)
     return configs
 
@@ -183,23 +185,42 @@ def test_a_preset_cannot_hold_what_only_the_command_line_has(capsys, preset):
 
 
 def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
-    def fail(config):
+    def fail(config, resume):
         raise UserError("env 'x' is\n not there")
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", fail)
     assert error_line(capsys, "train") == "dreamer: error: env 'x' is not there\n"
 
 
-def test_an_interrupt_exits_with_130(monkeypatch, trained):
-    def interrupt(config):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGINT), 130), (Stopped(signal.SIGTERM), 143)]
+)
+def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, stop, code):
+    def interrupt(config, resume):
+        raise stop
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", interrupt)
-    assert cli.main(["train"]) == 130
+    assert cli.main(["train"]) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], "no"), (["--resume"], "yes"), (["--resume", "auto"], "auto"), (["--resume=no"], "no")]
+)
+def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
+    seen = []
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
+    assert seen == [expected]
+
+
+def test_a_resumed_run_has_its_own_config_beneath_what_is_given(trained, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 7\nenv_steps: 100\n")
+    assert cli.main(["train", "--resume", "--run-dir", str(tmp_path), "--env-steps", "200"]) == 0
+    assert (trained[0].seed, trained[0].env_steps) == (7, 200)
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
-    def bug(config):
+    def bug(config, resume):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", bug)

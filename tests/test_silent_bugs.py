@@ -413,9 +413,9 @@ def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, 
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, action_repeat=action_repeat, replay_ratio=6, lockstep=True)
         first = None
-        for turn in range(1, 31):
+        for number in range(1, 31):
             turn(run)
-            assert run.replay.steps == 2 * turn
+            assert run.replay.steps == 2 * number
             if first is None and run.learner.updates:
                 first = run.replay.steps
         assert run.learner.updates == 1 + (run.replay.steps - first) * 6 // (2 * 4)

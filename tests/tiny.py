@@ -244,7 +244,7 @@ def random_behavior(spec: Spec) -> Behavior:
 
 
 def echo_agent(spec: Spec) -> Agent:
-    """The two together. An update adds 1 to every parameter."""
+    """The two together. An update adds 1 to every parameter; acting reads that of the behavior, to no effect."""
 
     def update(state: TrainState, batch: Batch):
         params = jax.tree.map(lambda x: x + 1, state.params)
@@ -252,4 +252,9 @@ def echo_agent(spec: Spec) -> Agent:
         return state._replace(step=state.step + 1, params=params), latent, {}
 
     agent = agents.assemble(echo_world(spec), random_behavior(spec), optimizers.Config(), spec)
-    return agent._replace(update=update)
+
+    def act(params, key, carry, obs, is_first, mode="sample"):
+        carry, action = agent.act(params, key, carry, obs, is_first, mode)
+        return carry, action + 0 * params["behavior"]["w"][0, 0]
+
+    return agent._replace(act=act, update=update)

@@ -58,6 +58,12 @@ class Capacity:
         return f"replay: {size}{_free(self.free_bytes)}, bounded by {self.bound}"
 
 
+def describe_rows(size: Capacity, free_disk: int) -> str:
+    """The line for the files of rows of a run: what the replay holds, and what came since the last checkpoints."""
+    total = size.steps * (size.row_bytes + size.disk_row_bytes)
+    return f"rows on the disk: about {_size(total)} when the replay is full{_free(free_disk)}"
+
+
 def dtype_of(space: Space) -> np.dtype:
     """The numpy dtype of a space; "bfloat16" is not among numpy's own names."""
     return np.dtype(ml_dtypes.bfloat16) if space.dtype == "bfloat16" else np.dtype(space.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from dreamer import agent as agents
 from dreamer.config import Config, load, to_yaml
 from dreamer.errors import UserError
-from dreamer.runtime import devices, evaluation, header, pictures, ratio, replay, resume
+from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
 from dreamer.runtime.init_from import begin_with
@@ -100,12 +100,13 @@ class Run:
         )
         if found:
             longer = config.env_steps > load(Path(config.run_dir).expanduser() / CONFIG).env_steps
-            rows = resume.ring_length(found, size.rows_per_env, longer)
-            size = dataclasses.replace(size, rows_per_env=rows, bound="the run that is resumed")
+            length = resume.ring_length(found, size.rows_per_env, longer)
+            size = dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
         self.learner = Learner(
             self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
         )
-        lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe()]
+        rows = capacity.describe_rows(size, disk_tier.free_space(config.run_dir))
+        lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe(), rows]
         self.display.header([*lines, *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir, used)
         self.identity = found.meta["run"] if found else uuid.uuid4().hex
