@@ -190,6 +190,7 @@ class Run:
                 if self.limiter.due():
                     self.learn()
                 else:
+                    self.settle()  # what is waited for next are rows, not the device
                     self.limiter.wait_for_rows()
                 self.tend()
 
