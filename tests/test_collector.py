@@ -151,22 +151,33 @@ def test_the_acting_state_goes_on_where_it_was():
     assert replays[1].columns["latent/count"][:, 0, 0].tolist() == [4, 4]
 
 
-def test_a_thread_collects_until_there_is_no_more_and_stands_still_when_paused():
-    turns, reached = [], threading.Event()
+def test_a_thread_collects_until_there_is_no_more():
+    turns: list[int] = []
 
     def turn():
         turns.append(len(turns))
-        if len(turns) == 5:
-            reached.set()
         return len(turns) < 50
 
     with Collecting(turn) as collecting:
-        assert reached.wait(10)
-        with collecting.paused():
-            before = len(turns)
-            assert len(turns) == before
         collecting._thread.join(10)
     assert turns == list(range(50))
+
+
+def test_every_pause_is_granted_and_no_turn_falls_into_one():
+    standing, done, overlaps = threading.Event(), threading.Event(), []
+
+    def turn():
+        if standing.is_set():
+            overlaps.append("a turn in a pause")
+        return not done.is_set()
+
+    with Collecting(turn) as collecting:
+        for _ in range(100):
+            with collecting.paused():
+                standing.set()
+                standing.clear()
+        done.set()
+    assert not overlaps
 
 
 def test_what_ends_the_thread_is_raised_by_the_next_check():
