@@ -3,7 +3,7 @@
     python benchmarks/rounded_readout.py experiments/dmc_proprio_paper.yaml --env dmc:cheetah-run
 
 Takes what `dreamer train` takes. The reference sums p * b over mirrored bins as low + high. Compiled, each pair becomes
-one fused multiply-add, high + round(low): when p is the same on both sides, what is left is not 0 but the rounding error
+one fused multiply-add, high + round(low): with the same p on both sides, what is left is not 0 but the rounding error
 of one product, up to 0.06 where b is 5e8. Here that error is computed exactly and added to our mean, which has none.
 """
 
