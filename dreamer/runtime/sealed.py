@@ -68,11 +68,6 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     return Seal(path.name, nbytes, zlib.crc32(text))
 
 
-def read_head(path: Path, seal: Seal | None = None) -> dict[str, Any]:
-    """The head of a sealed file, without reading its arrays. Raises UserError as `read` does, for what it can see."""
-    return _open(path, seal)[0]["head"]
-
-
 def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The head and the arrays of a sealed file.
 
@@ -96,7 +91,7 @@ def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str
 
 
 def seal_of(path: Path) -> Seal:
-    """The seal of a file that is there. Raises UserError as `read_head` does."""
+    """The seal of a file that is there. Raises UserError as `read` does, for what it sees without the arrays."""
     _open(path, None)
     with open(path, "rb") as file:
         return Seal(path.name, path.stat().st_size, _FIXED.unpack(file.read(_FIXED.size))[2])
