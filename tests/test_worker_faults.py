@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from auditor import act, play
 from faulty_envs import FAULTS
 
 from dreamer.errors import UserError
@@ -33,64 +34,6 @@ def folder(tmp_path):
 
 def crew_of(config, folder, **options):
     return make_workers(config, "faulty_envs:witness", {"folder": str(folder), **options}, seed=10)
-
-
-def act(ready):
-    """Actions that the rows can be held against."""
-    return np.eye(4, dtype=np.float32)[chosen(ready)]
-
-
-def chosen(ready):
-    return (ready.step.obs["time"].sum(1) + ready.envs).astype(int) % 4
-
-
-class Auditor:
-    """Owns what was received, and refuses whatever could not follow it."""
-
-    def __init__(self, envs):
-        self.life, self.time, self.over, self.sent = [-1] * envs, [(0, 0)] * envs, [True] * envs, [4] * envs
-        self.rows: dict[int, int] = {}
-        self.total = 0
-
-    def take(self, ready):
-        obs = ready.step.obs
-        for i, env in enumerate(ready.envs.tolist()):
-            life, (episode, time) = int(obs["life"][i, 0]), obs["time"][i].astype(int).tolist()
-            first = ready.step.is_first[i]
-            if life != self.life[env]:
-                assert life not in self.rows, "a seed was used twice"
-                assert (life - 10) % len(self.life) == env and first and (episode, time) == (1, 0)
-                self.life[env] = life
-            else:
-                before = self.time[env]
-                assert (episode, time) == ((before[0] + 1, 0) if self.over[env] else (before[0], before[1] + 1))
-                assert first == self.over[env]
-            assert obs["action"][i] == (4 if first else self.sent[env])
-            self.rows[life] = self.rows.get(life, 0) + 1
-            assert (obs["picture"][i] == (life + self.rows[life]) % 256).all(), "the row is torn"
-            self.time[env], self.over[env] = (episode, time), bool(ready.step.is_last[i])
-        for env, action in zip(ready.envs.tolist(), chosen(ready).tolist(), strict=True):
-            self.sent[env] = action
-        self.total += len(ready.envs)
-
-    def check(self, folder, lost_with_others=0):
-        """What every life has noted was received; a process that dies takes at most one row of each with it."""
-        made = {int(file.name): int(file.read_text() or 0) for file in folder.iterdir()}
-        missing = {life: count - self.rows.get(life, 0) for life, count in made.items()}
-        assert all(0 <= count <= 1 for count in missing.values()), missing
-        assert sum(missing.values()) <= lost_with_others, missing
-
-
-def play(crew, rows, least=None, patience=0.0):
-    """Receives so many rows, then those still on their way."""
-    auditor, incidents = Auditor(crew.envs), []
-    while auditor.total < rows:
-        ready = crew.receive(least, patience)
-        auditor.take(ready)
-        crew.send(ready.envs, act(ready))
-        incidents += crew.incidents()
-    auditor.take(crew.receive())
-    return auditor, incidents + crew.incidents()
 
 
 def fail_once(config, folder, how):

@@ -32,8 +32,8 @@ from dreamer.spaces import Spec
 FORMAT = 1
 # What may differ when a run is resumed: nothing here changes what the agent is, sees or has learned.
 SAFE = (
-    "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.timeout",
-    "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
+    "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
+    "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
 )  # fmt: skip
 
 

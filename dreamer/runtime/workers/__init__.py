@@ -1,11 +1,14 @@
 """Many environments, in this process or in several, each ready when it is. No jax.
 
-    seam        what the rest of the framework knows: Config, Workers, Ready, Incident
-    table       the one row of each environment, and whose turn it is
-    faults      incidents counted, environments made anew
-    inline      all in this process
-    processes   in worker processes: process (one of them), child (its inside), messages and memory between
-    auto        which of both
+seam        what the rest of the framework knows: Config, Workers, Ready, Incident
+table       the one row of each environment, and whose turn it is
+faults      incidents counted, environments made anew
+inline      all in this process
+remote      what both sets outside this process have in common
+processes   in worker processes: process (one of them), child (its inside), messages and memory between
+ray_cluster in Ray actors on whatever machines: actor (the inside of one)
+guarded     one environment of a worker process or an actor, whose errors come as incidents
+auto        inline or processes
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dreamer.runtime.workers.processes import ProcessWorkers
 from dreamer.runtime.workers.seam import Config, Incident, Plan, Ready, Snapshot, Workers
 
 __all__ = ["Config", "Incident", "InlineWorkers", "ProcessWorkers", "Ready", "Snapshot", "Workers", "make_workers"]
-BACKENDS = ("auto", "inline", "processes")
+BACKENDS = ("auto", "inline", "processes", "ray")
 
 
 def make_workers(
@@ -44,4 +47,8 @@ def make_workers(
     if backend == "inline":
         return InlineWorkers(plan, config.restarts, why)
     processes = min(config.processes or config.envs, config.envs)
+    if backend == "ray":
+        from dreamer.runtime.workers.ray_cluster import RayWorkers
+
+        return RayWorkers(plan, processes, address=config.address, timeout=config.timeout, restarts=config.restarts)
     return ProcessWorkers(plan, processes, timeout=config.timeout, restarts=config.restarts, why=why)

@@ -11,20 +11,16 @@ import signal
 import socket
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dreamer.errors import UserError
-from dreamer.runtime.rows import EnvRows
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import messages
-from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, told
+from dreamer.runtime.workers.guarded import Guarded
 from dreamer.runtime.workers.memory import rows_in
-from dreamer.runtime.workers.seam import Plan
+from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.spaces import Spec
 
 GRACE = 5.0  # seconds that environments get to close when the parent is gone
-
-_making = threading.Lock()  # imports and the registries of environments are not made for many threads
 
 
 class Part(NamedTuple):
@@ -77,62 +73,41 @@ class _Home:
     """Owns one environment, and answers for it. All of it runs in one thread."""
 
     def __init__(self, part: Part, number: int, seed: int, channel: socket.socket, memory: int):
-        self._plan, self._spec = part.plan, part.spec
-        self._number, self._seed = number, seed
+        self._env = Guarded(part.plan, number, part.spec)
+        self._envs, self._number, self._seed = part.plan.envs, number, seed
         self._channel, self._memory = channel, memory
-        self._rows: EnvRows | None = None
         self._out: Step | None = None
 
     def run(self) -> None:
         """Until the parent closes the socket."""
         try:
-            self._make()
+            self._tell(messages.SPEC, self._env.make(self._seed))
             while kind := self._channel.recv(1):
                 if kind == messages.STEP:
                     self._step()
                 elif kind == messages.NEW:
-                    self._seed = messages.body(self._channel)
-                    self._make()
+                    self._tell(messages.SPEC, self._env.make(messages.body(self._channel)))
                 elif kind == messages.GET:
-                    messages.tell(self._channel, messages.STATE, self._rows.get_state() if self._rows else None)
+                    self._tell(messages.STATE, self._env.get_state())
                 elif kind == messages.PUT:
-                    state = messages.body(self._channel)
-                    messages.tell(self._channel, messages.STATE, bool(self._rows and self._rows.set_state(state)))
+                    self._tell(messages.STATE, self._env.set_state(messages.body(self._channel)))
         except (EOFError, OSError):
             pass  # the parent is gone; nobody is left to tell
         finally:
-            close_quietly(self._rows)
-
-    def _make(self) -> None:
-        close_quietly(self._rows)
-        self._rows = None
-        try:
-            with _making:
-                self._rows = make_rows(self._plan, self._number, self._seed)
-            self._spec = self._spec or self._rows.spec
-            if self._rows.spec != self._spec:
-                raise UserError(differs(self._rows.name, self._rows.spec, self._spec))
-        except BaseException as error:
-            self._fail(error, making=True)
-        else:
-            messages.tell(self._channel, messages.SPEC, self._spec)
+            self._env.close()
 
     def _step(self) -> None:
         """The next row. One that could not be made, or has failed, waits for NEW: its FAULT is on the way."""
-        rows = self._rows
-        if rows is None:
+        spec = self._env.spec
+        if spec is None:
             return
-        try:
-            # The parent has given the memory its size once it has sent an action.
-            out = self._out = self._out or rows_in(self._memory, rows.spec, self._plan.envs)
-            rows.write(out.action[self._number], out, self._number)
-        except BaseException as error:
-            self._fail(error)
+        # The parent has given the memory its size once it has sent an action.
+        out = self._out = self._out or rows_in(self._memory, spec, self._envs)
+        incident = self._env.write(out.action[self._number], out, self._number)
+        if incident:
+            self._tell(messages.FAULT, incident)
         else:
             self._channel.send(messages.ROW)
 
-    def _fail(self, error: BaseException, making: bool = False) -> None:
-        incident = told(error, self._plan, self._number, making)
-        close_quietly(self._rows)
-        self._rows = None
-        messages.tell(self._channel, messages.FAULT, incident)
+    def _tell(self, kind: bytes, body: Any) -> None:
+        messages.tell(self._channel, messages.FAULT if isinstance(body, Incident) else kind, body)

@@ -52,6 +52,11 @@ class Process:
         with contextlib.suppress(OSError):  # it has died already; its channels say so too
             self._life.sendall(messages.framed(message))
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the environments that live in it."""
+        return self.part.numbers
+
     def hang_up(self) -> None:
         """Closes the sockets: the worker ends by itself."""
         for channel in (self._life, *self.channels.values()):

@@ -15,34 +15,26 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
-from dreamer.runtime.workers.faults import Faults, as_error, differs
+from dreamer.runtime.workers.faults import as_error, differs
 from dreamer.runtime.workers.memory import open_memory, resize, rows_in
 from dreamer.runtime.workers.process import Process
-from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
-from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
+from dreamer.runtime.workers.remote import PATIENCE, START, RemoteWorkers
+from dreamer.runtime.workers.seam import Incident, Plan
+from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
 
-PATIENCE = 5.0  # seconds that workers get to end by themselves
-START = 300.0  # seconds that an environment gets to be made, imports included, beside workers.timeout
-LOOK = 1.0  # seconds between two looks for environments that hang
 
-
-class ProcessWorkers:
+class ProcessWorkers(RemoteWorkers[Process]):
     """E environments spread over worker processes; rows and actions lie in memory that all of them share."""
 
     def __init__(self, plan: Plan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
         """Returns when all environments are made. Raises UserError when one cannot be."""
-        self._plan, self._timeout, self._why = plan, timeout, why
-        self.envs = plan.envs
-        self._faults = Faults(plan, restarts)
+        super().__init__(plan, timeout, restarts)
+        self._why = why
         self._poll = select.poll()
-        self._homes: dict[int, Process] = {}  # by number of the environment
         self._numbers: dict[int, int] = {}  # by descriptor of its socket
         self._channels: list[int] = [-1] * plan.envs  # descriptors by number
         self._killed: list[Process] = []
-        self._sent = np.zeros(plan.envs)  # when each was sent its last action
-        self._until = np.zeros(plan.envs)  # until when each may still be starting
-        self._look = 0.0
         self._memory = open_memory()
         self._known: Spec | None = None  # what every environment made later must show and take
         try:
@@ -56,46 +48,10 @@ class ProcessWorkers:
             self.close()
             raise
 
-    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows of all E (`least` None), or of those that are ready once `least` are or `patience` seconds are over."""
-        self._wait(self._table.wanted(least), patience if least is not None else math.inf)
-        ready = self._table.take()
-        self._faults.delivered(ready)
-        return ready
-
-    def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answer the rows of `envs` [R] with `actions` [R, A]."""
-        self._go(self._table.answer(envs, actions))
-
-    def incidents(self) -> list[Incident]:
-        """What happened since the last call."""
-        return self._faults.drain()
-
     def describe(self) -> str:
         """One line: where the environments run, and why."""
         processes = len(set(self._homes.values()))
         return f"workers: {self.envs} environments in {processes} processes{self._why}"
-
-    def states(self) -> Snapshot:
-        """The state of every environment, and their rows that nobody has received."""
-        self._wait(self._table.wanted(None), math.inf)
-        states = self._ask([(number, messages.GET, None) for number in range(self.envs)])
-        return Snapshot(states, self._table.peek(), self._faults.resets.copy())
-
-    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
-        """Goes on from a Snapshot; gives the numbers of those that begin a new episode instead."""
-        check_fresh(self._faults.received, states, ready, self.envs)
-        self._wait(self.envs, math.inf)
-        given = [(number, messages.PUT, state) for number, state in enumerate(states) if state is not None]
-        taken = {number for (number, _, _), done in zip(given, self._ask(given), strict=True) if done}
-        self._faults.restore(resets)
-        self._table.put(sorted(taken), ready)
-        lost = [number for number in range(self.envs) if number not in taken]
-        for number in lost:
-            self._faults.resets[number] += 1
-            self._table.phase[number] = BUSY
-            self._renew(number)
-        return lost
 
     def close(self) -> None:
         """End the worker processes: their sockets close, they go; those that do not are killed."""
@@ -113,30 +69,10 @@ class ProcessWorkers:
             self._memory = -1
         vars(self).pop("_table", None)  # unmaps the memory
 
-    def __enter__(self) -> ProcessWorkers:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
     # ---- the way of a row
 
-    def _wait(self, wanted: int, patience: float) -> None:
-        """Until `wanted` rows are ready, or some after `patience` seconds."""
-        phase = self._table.phase
-        start = time.monotonic()
-        ready = self._hear(0.0) if patience < math.inf else np.count_nonzero(phase == READY)
-        while ready < wanted:
-            seconds = LOOK if not self._timeout else min(LOOK, self._timeout / 4)
-            if ready:
-                left = start + patience - time.monotonic()
-                if left <= 0:
-                    return
-                seconds = min(seconds, left)
-            ready = self._hear(seconds)
-
-    def _hear(self, seconds: float) -> int:
-        """Takes what workers have said, waiting for it up to so many seconds; gives how many rows are ready."""
+    def _hear(self, seconds: float, count: int) -> int:
+        """Takes what workers have said, waiting for any of it up to so many seconds; gives how many rows are ready."""
         phase, numbers = self._table.phase, self._numbers
         others: list[tuple[int, bytes, Process]] = []
         for descriptor, _ in self._poll.poll(math.ceil(1000 * seconds)):
@@ -152,13 +88,12 @@ class ProcessWorkers:
         for number, kind, home in others:
             if self._homes[number] is home:  # not replaced by the message before
                 self._odd(number, kind, home)
-        if self._timeout and time.monotonic() >= self._look:
-            self._look_for_hung()
+        self._look_for_hung()
         return int(np.count_nonzero(phase == READY))
 
     def _go(self, numbers: Sequence[int]) -> None:
         """Tells environments that their actions lie in the memory."""
-        self._sent[numbers] = time.monotonic()
+        self._since[numbers] = np.maximum(self._since[numbers], time.monotonic())
         for number in numbers:
             try:
                 os.write(self._channels[number], messages.STEP)
@@ -182,12 +117,11 @@ class ProcessWorkers:
             self._faults.count(body)
             self._renew(number)
         elif kind == messages.SPEC:  # it is made; from now on it may hang
-            self._until[number] = 0.0
-            self._sent[number] = time.monotonic()
+            self._since[number] = time.monotonic()
 
     def _renew(self, number: int) -> None:
         """Has an environment made anew in the process that it lives in."""
-        self._until[number] = time.monotonic() + START
+        self._since[number] = time.monotonic() + START
         try:
             messages.tell(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
         except OSError:
@@ -207,8 +141,8 @@ class ProcessWorkers:
         home.hang_up()
         self._killed = [other for other in [*self._killed, home] if not other.gone()]
         self._faults.count(incident)
-        self._start(home.part.numbers)
-        self._go([number for number in home.part.numbers if self._table.phase[number] == BUSY])
+        self._start(home.numbers)
+        self._go([number for number in home.numbers if self._table.phase[number] == BUSY])
 
     def _start(self, numbers: tuple[int, ...]) -> None:
         """Starts a process; it is ready some time later."""
@@ -219,18 +153,7 @@ class ProcessWorkers:
             self._numbers[channel.fileno()] = number
             self._channels[number] = channel.fileno()
             self._poll.register(channel, select.POLLIN)
-        self._until[list(numbers)] = time.monotonic() + START
-
-    def _look_for_hung(self) -> None:
-        now = time.monotonic()
-        self._look = now + min(LOOK, self._timeout / 4)
-        late = now - np.maximum(self._sent, self._until) > self._timeout
-        for number in np.flatnonzero(late & (self._table.phase == BUSY)).tolist():
-            home = self._homes[number]
-            if self._until[number] <= now:  # not replaced with another of its process a moment ago
-                name = self._plan.named(number)
-                text = f"env {name!r} has not answered for {self._timeout:g} seconds (workers.timeout)"
-                self._replace(home, Incident(home.part.numbers, "hung", text, ""))
+        self._since[list(numbers)] = time.monotonic() + START
 
     def _specs(self) -> Spec:
         """What the environments show and take, once all are made. Raises UserError."""
@@ -249,9 +172,16 @@ class ProcessWorkers:
             found = found or body
             if body != found:
                 raise UserError(differs(self._plan.named(number), body, found))
-            self._until[number] = 0.0
+        self._since[:] = 0.0
         assert found is not None
         return found
+
+    def _get_states(self) -> list[bytes | None]:
+        return self._ask([(number, messages.GET, None) for number in range(self.envs)])
+
+    def _put_states(self, states: dict[int, bytes]) -> set[int]:
+        answers = self._ask([(number, messages.PUT, state) for number, state in states.items()])
+        return {number for number, taken in zip(states, answers, strict=True) if taken}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
         """The answers (STATE) to (number, kind, body) of environments that wait; None of one that gives none."""
@@ -278,4 +208,3 @@ def script_hint(env_name: str, message: str) -> str:
     if "no registered gymnasium id" in message and env_name in gymnasium.registry:
         return f"; it is registered in this process only: name it 'module:{env_name}', module being what registers it"
     return ""
-

@@ -16,12 +16,15 @@ from dreamer.spaces import Spec
 class Config:
     """How many environments run, where, and what happens when one fails."""
 
-    backend: Literal["auto", "inline", "processes"] = "auto"
-    """Where environments run: inline in the main process, in worker processes, or where a measurement says."""
+    backend: Literal["auto", "inline", "processes", "ray"] = "auto"
+    """Where environments run: inline in the main process, in worker processes, in actors of a Ray cluster (extra
+    `distributed`), or inline or in processes as a measurement says."""
     envs: int = 16
     """Number of environments."""
     processes: int = 0
-    """Number of worker processes; 0 is one per environment. Never more than there are environments."""
+    """Number of worker processes or Ray actors; 0 is one per environment. Never more than there are environments."""
+    address: str = ""
+    """Of the Ray cluster to join; '' = RAY_ADDRESS, else the one that runs on this machine, else it is started here."""
     least: int = 0
     """Environments that must be ready before the policy is asked; 0 = half of them. All of them with `lockstep`."""
     patience: float = 0.005

@@ -69,12 +69,13 @@ class Table:
         return numbers
 
     def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Makes the rows of `ready`, which holds all E, those of `envs`, ready to be received."""
+        """Makes the rows that `ready` holds of `envs` ready to be received."""
         envs = list(envs)
+        rows = np.searchsorted(ready.envs, envs)
         for key, array in self.rows.obs.items():
-            array[envs] = ready.step.obs[key][envs]
+            array[envs] = ready.step.obs[key][rows]
         for name in ("reward", "is_first", "is_last", "is_terminal"):
-            getattr(self.rows, name)[envs] = getattr(ready.step, name)[envs]
+            getattr(self.rows, name)[envs] = getattr(ready.step, name)[rows]
         self.phase[envs] = READY
 
 

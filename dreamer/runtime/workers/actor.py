@@ -1,0 +1,53 @@
+"""The inside of a Ray actor: its environments, each in a thread of its own. No jax, and no ray.
+
+A slow environment delays only itself, and what is bound to a thread (a GL context) stays where it was made.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers.guarded import Guarded
+from dreamer.runtime.workers.seam import Incident, Plan
+from dreamer.spaces import Spec
+
+
+class Actor:
+    """Owns the environments `numbers` of the plan and their threads; a method may wait while others are called."""
+
+    def __init__(self, plan: Plan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
+        """paths: the sys.path of who asks; folders that this machine has not do no harm."""
+        sys.path += [path for path in paths if path not in sys.path]
+        self._envs = {number: Guarded(plan, number, spec) for number in numbers}
+        self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
+
+    def make(self, number: int, seed: int) -> Spec | Incident:
+        """Makes an environment, or makes it anew."""
+        return self._do(number, self._envs[number].make, seed)
+
+    def step(self, number: int, action: np.ndarray) -> Step | Incident:
+        """Its next row, a Step of one."""
+        return self._do(number, self._envs[number].step, action)
+
+    def get_state(self, number: int) -> bytes | None:
+        """Where it is; None when it cannot tell."""
+        return self._do(number, self._envs[number].get_state)
+
+    def set_state(self, number: int, state: bytes) -> bool:
+        """Goes on from there; False when it cannot."""
+        return self._do(number, self._envs[number].set_state, state)
+
+    def close(self) -> None:
+        """Closes all environments that do not hang; those are left to whoever ends the process."""
+        closing = [self._threads[number].submit(env.close) for number, env in self._envs.items()]
+        for done in closing:
+            done.result()
+
+    def _do(self, number: int, method: Callable[..., Any], *args: Any) -> Any:
+        return self._threads[number].submit(method, *args).result()

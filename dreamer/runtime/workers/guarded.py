@@ -1,0 +1,75 @@
+"""One environment of a set, whose errors come as Incidents. No jax."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.rows import EnvRows, empty_step
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, told
+from dreamer.runtime.workers.seam import Incident, Plan
+from dreamer.spaces import Spec
+
+_making = threading.Lock()  # imports and the registries of environments are not made for many threads
+
+
+class Guarded:
+    """Owns environment `number` of a plan once it is made. spec: what it must show and take; None: whatever it does."""
+
+    def __init__(self, plan: Plan, number: int, spec: Spec | None = None):
+        self._plan, self._number, self._spec = plan, number, spec
+        self._rows: EnvRows | None = None
+
+    @property
+    def spec(self) -> Spec | None:
+        """What the environment shows and takes; None when there is none, it was not made or has failed."""
+        return self._rows.spec if self._rows else None
+
+    def make(self, seed: int) -> Spec | Incident:
+        """Makes it, or makes it anew."""
+        self.close()
+        try:
+            with _making:
+                self._rows = make_rows(self._plan, self._number, seed)
+            self._spec = self._spec or self._rows.spec
+            if self._rows.spec != self._spec:
+                raise UserError(differs(self._rows.name, self._rows.spec, self._spec))
+        except BaseException as error:
+            return self._failed(error, making=True)
+        return self._spec
+
+    def write(self, action: np.ndarray, out: Step, index: int) -> Incident | None:
+        """Writes its answer to `action` [A] into row `index` of `out`."""
+        assert self._rows is not None
+        try:
+            self._rows.write(action, out, index)
+        except BaseException as error:
+            return self._failed(error)
+        return None
+
+    def step(self, action: np.ndarray) -> Step | Incident:
+        """The same as a new Step of one row."""
+        assert self._rows is not None
+        out = empty_step(self._rows.spec, 1)
+        return self.write(action, out, 0) or out
+
+    def get_state(self) -> bytes | None:
+        """Where it is; None when it cannot tell."""
+        return self._rows.get_state() if self._rows else None
+
+    def set_state(self, state: bytes) -> bool:
+        """Goes on from there; False when it cannot."""
+        return bool(self._rows and self._rows.set_state(state))
+
+    def close(self) -> None:
+        """Closes it, if there is one."""
+        close_quietly(self._rows)
+        self._rows = None
+
+    def _failed(self, error: BaseException, making: bool = False) -> Incident:
+        incident = told(error, self._plan, self._number, making)
+        self.close()
+        return incident

@@ -1,0 +1,215 @@
+"""The environments in Ray actors, on whatever machines a Ray cluster has, each ready when it is. No jax.
+
+Ray is the network: it places the actors, carries rows and actions, and says when an actor or its machine is gone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dreamer import plugins
+from dreamer.errors import UserError
+from dreamer.runtime.rows import empty_step
+from dreamer.runtime.steps import Step
+from dreamer.runtime.workers.actor import Actor
+from dreamer.runtime.workers.faults import as_error, differs
+from dreamer.runtime.workers.remote import PATIENCE, START, RemoteWorkers
+from dreamer.runtime.workers.seam import Incident, Plan, Ready
+from dreamer.runtime.workers.table import BUSY, READY, Table
+from dreamer.spaces import Spec
+
+
+class ActorHome:
+    """Owns one actor and the environments `numbers` that live in it."""
+
+    def __init__(self, ray: ModuleType, plan: Plan, numbers: tuple[int, ...], spec: Spec | None):
+        self.numbers = numbers
+        # One thread for each environment and one to close them: calls wait inside the actor, not before it. Ray asks
+        # for one CPU to place an actor and for none to run it, so a cluster that has lost a machine still has room.
+        options = {"max_concurrency": len(numbers) + 1, "scheduling_strategy": "SPREAD", "max_restarts": 0}
+        self.actor = ray.remote(Actor).options(**options).remote(plan, numbers, spec, sys.path)
+
+
+class RayWorkers(RemoteWorkers[ActorHome]):
+    """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if need be.
+
+    Joins the cluster that this process is connected to, else the one at `address`, else that of RAY_ADDRESS, else it
+    starts one on this machine, and ends it.
+    """
+
+    def __init__(self, plan: Plan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
+        """Returns when all environments are made. Raises UserError when one cannot be, or there is no Ray."""
+        super().__init__(plan, timeout, restarts)
+        self._ray = _ray()
+        self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of its answer
+        self._made = np.zeros(plan.envs, bool)
+        self._known: Spec | None = None  # what every environment made later must show and take
+        self._ours = _connect(self._ray, address)
+        try:
+            for share in np.array_split(np.arange(plan.envs), actors):
+                self._start(tuple(share.tolist()))
+            self.spec = self._known = self._specs()
+            self._table = Table(empty_step(self.spec, plan.envs))
+            self._go(range(plan.envs))
+        except BaseException:
+            self.close()
+            raise
+
+    def describe(self) -> str:
+        """One line: where the environments run."""
+        actors = len({id(home) for home in self._homes.values()})
+        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        return f"workers: {self.envs} environments in {actors} actors of a Ray cluster, nodes alive: {nodes}"
+
+    def close(self) -> None:
+        """End the actors, and the cluster if it is ours."""
+        ray, homes = self._ray, {id(home): home for home in self._homes.values()}
+        self._homes, self._calls = {}, {}
+        if not ray.is_initialized():
+            return
+        closing = [home.actor.close.remote() for home in homes.values()]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=PATIENCE)
+        for home in homes.values():
+            ray.kill(home.actor)
+        if self._ours:
+            self._ours = False
+            ray.shutdown()
+
+    # ---- the way of a row
+
+    def _hear(self, seconds: float, count: int) -> int:
+        """Takes answers, waiting up to so many seconds for `count` of them; gives how many rows are ready."""
+        calls, ray = self._calls, self._ray
+        if calls:
+            done, _ = ray.wait(list(calls), num_returns=min(count, len(calls)), timeout=seconds)
+            lost: list[tuple[ActorHome, Exception]] = []
+            for answer in done:
+                number = calls.pop(answer)
+                try:
+                    self._take(number, ray.get(answer))
+                except ray.exceptions.RayError as error:
+                    lost.append((self._homes[number], error))
+            for home, cause in lost:
+                if self._homes[home.numbers[0]] is home:  # not replaced for the answer before
+                    self._replace(home, _death(self._plan, home, cause, ray))
+        self._look_for_hung()
+        return int(np.count_nonzero(self._table.phase == READY))
+
+    def _take(self, number: int, answer: Step | Spec | Incident) -> None:
+        """What an actor said of an environment: a row, that it is made, or that it has failed."""
+        if isinstance(answer, Incident):
+            self._faults.count(answer)
+            self._renew(number)
+        elif isinstance(answer, Spec):
+            self._made[number] = True
+            if self._table.phase[number] == BUSY:
+                self._go([number])
+        else:
+            self._table.put([number], Ready(np.array([number]), answer))
+
+    def _go(self, numbers: Sequence[int]) -> None:
+        """Sends environments their actions; those that are being made get theirs once they are."""
+        for number in numbers:
+            if self._made[number]:
+                self._call(number, self._homes[number].actor.step, self._table.rows.action[number], late=0.0)
+
+    def _call(self, number: int, method: Any, argument: Any, late: float) -> None:
+        self._calls[method.remote(number, argument)] = number
+        self._since[number] = time.monotonic() + late
+
+    # ---- whatever is not a row
+
+    def _start(self, numbers: tuple[int, ...]) -> None:
+        """Has an actor made, and its environments in it; they are ready some time later."""
+        home = ActorHome(self._ray, self._plan, numbers, self._known)
+        for number in numbers:
+            self._homes[number] = home
+            self._renew(number)
+
+    def _renew(self, number: int) -> None:
+        self._made[number] = False
+        self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=START)
+
+    def _replace(self, home: ActorHome, incident: Incident) -> None:
+        """A fresh actor for all environments of one that is gone. Rows that have come from it stay valid."""
+        self._ray.kill(home.actor)
+        self._calls = {answer: number for answer, number in self._calls.items() if number not in home.numbers}
+        self._faults.count(incident)
+        self._start(home.numbers)
+
+    def _specs(self) -> Spec:
+        """What the environments show and take, once all are made. Raises UserError."""
+        ray, limit = self._ray, START + self._timeout
+        try:
+            answers = ray.get(list(self._calls), timeout=limit)
+        except ray.exceptions.GetTimeoutError:
+            advice = "does it have free CPUs? `ray status` tells"
+            raise UserError(f"the Ray cluster has not made the environments in {limit:g} seconds; {advice}") from None
+        except ray.exceptions.RayError as error:
+            raise UserError(f"an actor of the environments of {self._plan.env_name!r} failed: {_said(error)}") from None
+        self._calls.clear()
+        for answer in answers:
+            if isinstance(answer, Incident):
+                raise as_error(answer)
+        for number, answer in enumerate(answers):
+            if answer != answers[0]:
+                raise UserError(differs(self._plan.named(number), answer, answers[0]))
+        self._made[:] = True
+        return answers[0]
+
+    def _get_states(self) -> list[bytes | None]:
+        answers = [self._homes[number].actor.get_state.remote(number) for number in range(self.envs)]
+        return [self._answer(answer) for answer in answers]
+
+    def _put_states(self, states: dict[int, bytes]) -> set[int]:
+        answers = [self._homes[number].actor.set_state.remote(number, state) for number, state in states.items()]
+        return {number for number, answer in zip(states, answers, strict=True) if self._answer(answer)}
+
+    def _answer(self, answer: Any) -> Any:
+        """An answer that is not a row; None when its actor is gone or hangs, `receive` finds out."""
+        try:
+            return self._ray.get(answer, timeout=self._timeout or None)
+        except self._ray.exceptions.RayError:
+            return None
+
+
+def _ray() -> ModuleType:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        advice = 'pip install ".[distributed]" in the checkout'
+        raise UserError(f"workers.backend ray needs the package {error.name!r}: {advice}") from None
+    return ray
+
+
+def _connect(ray: ModuleType, address: str) -> bool:
+    """Connects this process to a cluster, unless it is; True when it started one. Raises UserError."""
+    plugins.add_current_folder()
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(address=address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"workers.address {address!r}: no Ray cluster answers there: {_said(error)}") from error
+    return True
+
+
+def _death(plan: Plan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
+    """How an actor went, told by what Ray raised for an answer that it owed."""
+    first, last = plan.named(home.numbers[0]), home.numbers[-1]
+    name = f"env {first!r}" + (f" to #{last}" if len(home.numbers) > 1 else "")
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return Incident(home.numbers, "raised", f"the Ray actor of {name} failed: {_said(error)}", str(error))
+    return Incident(home.numbers, "killed", f"the Ray actor of {name} is gone: {_said(error)}", "")
+
+
+def _said(error: Exception) -> str:
+    """The message of an exception of Ray as one line."""
+    return " ".join(str(error).split())

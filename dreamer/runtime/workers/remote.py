@@ -1,0 +1,140 @@
+"""What sets of environments outside this process have in common: the turns, and who has not answered. No jax."""
+
+from __future__ import annotations
+
+import abc
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from dreamer.runtime.workers.faults import Faults
+from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
+from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
+from dreamer.spaces import Spec
+
+PATIENCE = 5.0  # seconds that workers get to end by themselves
+START = 300.0  # seconds that an environment gets to be made, imports included, beside workers.timeout
+LOOK = 1.0  # seconds between two looks for environments that hang
+
+
+class Home(Protocol):
+    """Where the environments `numbers` live, and are lost together."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]: ...
+
+
+HomeT = TypeVar("HomeT", bound=Home)
+
+
+class RemoteWorkers(abc.ABC, Generic[HomeT]):
+    """E environments in homes outside this process. A subclass knows how to talk to them, and how to replace one."""
+
+    spec: Spec
+    _table: Table
+
+    def __init__(self, plan: Plan, timeout: float, restarts: int):
+        self._plan, self._timeout = plan, timeout
+        self.envs = plan.envs
+        self._faults = Faults(plan, restarts)
+        self._homes: dict[int, HomeT] = {}  # by number of the environment
+        self._since = np.zeros(plan.envs)  # since when each owes an answer; in the future while it may still be made
+        self._look = 0.0
+
+    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
+        """Rows of all E (`least` None), or of those that are ready once `least` are or `patience` seconds are over."""
+        self._wait(self._table.wanted(least), patience if least is not None else math.inf)
+        ready = self._table.take()
+        self._faults.delivered(ready)
+        return ready
+
+    def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
+        """Answer the rows of `envs` [R] with `actions` [R, A]."""
+        self._go(self._table.answer(envs, actions))
+
+    def incidents(self) -> list[Incident]:
+        """What happened since the last call."""
+        return self._faults.drain()
+
+    def states(self) -> Snapshot:
+        """The state of every environment, and their rows that nobody has received."""
+        self._wait(self._table.wanted(None), math.inf)
+        return Snapshot(self._get_states(), self._table.peek(), self._faults.resets.copy())
+
+    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
+        """Goes on from a Snapshot; gives the numbers of those that begin a new episode instead."""
+        check_fresh(self._faults.received, states, ready, self.envs)
+        self._wait(self.envs, math.inf)
+        taken = self._put_states({number: state for number, state in enumerate(states) if state is not None})
+        self._faults.restore(resets)
+        self._table.put(sorted(taken), ready)
+        lost = [number for number in range(self.envs) if number not in taken]
+        for number in lost:
+            self._faults.resets[number] += 1
+            self._table.phase[number] = BUSY
+            self._renew(number)
+        return lost
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End everything."""
+
+    @abc.abstractmethod
+    def _hear(self, seconds: float, count: int) -> int:
+        """Takes what environments have said, waiting up to so many seconds for `count`; gives how many are ready."""
+
+    @abc.abstractmethod
+    def _go(self, numbers: Sequence[int]) -> None:
+        """Has environments answer their actions in the table, once they are made."""
+
+    @abc.abstractmethod
+    def _renew(self, number: int) -> None:
+        """Has an environment made anew in the home that it has."""
+
+    @abc.abstractmethod
+    def _replace(self, home: HomeT, incident: Incident) -> None:
+        """Counts the incident; a fresh home for all environments of one that has failed."""
+
+    @abc.abstractmethod
+    def _get_states(self) -> list[bytes | None]:
+        """Of all environments, none of which is at work."""
+
+    @abc.abstractmethod
+    def _put_states(self, states: dict[int, bytes]) -> set[int]:
+        """The numbers of those that have taken theirs."""
+
+    def _wait(self, wanted: int, patience: float) -> None:
+        """Until `wanted` rows are ready, or some after `patience` seconds."""
+        start = time.monotonic()
+        ready = self._hear(0.0, self.envs) if patience < math.inf else np.count_nonzero(self._table.phase == READY)
+        while ready < wanted:
+            seconds = LOOK if not self._timeout else min(LOOK, self._timeout / 4)
+            if ready:
+                left = start + patience - time.monotonic()
+                if left <= 0:
+                    return
+                seconds = min(seconds, left)
+            ready = self._hear(seconds, wanted - int(ready))
+
+    def _look_for_hung(self) -> None:
+        """Replaces the homes of environments that have not answered in time; not at every call."""
+        now = time.monotonic()
+        if not self._timeout or now < self._look:
+            return
+        self._look = now + min(LOOK, self._timeout / 4)
+        late = (now - self._since > self._timeout) & (self._table.phase == BUSY)
+        for number in np.flatnonzero(late).tolist():
+            home = self._homes[number]
+            if self._since[number] <= now:  # not replaced with another of its home a moment ago
+                name = self._plan.named(number)
+                text = f"env {name!r} has not answered for {self._timeout:g} seconds (workers.timeout)"
+                self._replace(home, Incident(home.numbers, "hung", text, ""))

@@ -1,0 +1,246 @@
+"""Environments on other machines: a Ray cluster of several nodes on this one, some of which are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from auditor import act, play
+from faulty_envs import FAULTS
+from ray.cluster_utils import Cluster
+from tiny_runs import tiny
+
+import dreamer
+from dreamer.errors import UserError
+from dreamer.runtime.workers import Config, make_workers
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules
+ROOT = Path(__file__).parent.parent
+ALL = np.arange(3)
+APART, TOGETHER = Config("ray", envs=3, timeout=1.0), Config("ray", envs=3, processes=1, timeout=1.0)
+ways = pytest.mark.parametrize("config", [APART, TOGETHER], ids=["apart", "together"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Cluster]:
+    """A head that runs no actors, this process connected to it, and two machines that do."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def machine(cluster) -> Iterator[object]:
+    """One machine more, gone after the test if it was not killed."""
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Where environments note what they have made."""
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+def crew_of(config: Config, folder: Path, **options):
+    return make_workers(config, "faulty_envs:witness", {"folder": str(folder), **options}, seed=10)
+
+
+def advance(crew, rng: np.random.Generator, count: int) -> list:
+    out = []
+    for _ in range(count):
+        envs, step = crew.receive()
+        out.append(step)
+        crew.send(envs, np.eye(2, dtype=np.float32)[rng.integers(2, size=len(envs))])
+    return out
+
+
+def same(some: list, others: list) -> None:
+    for a, b in zip(some, others, strict=True):
+        np.testing.assert_equal(a._asdict(), b._asdict())
+
+
+def homes() -> set[str]:
+    """The machines that actors live on."""
+    return {info["Address"]["NodeID"] for info in ray._private.state.actors().values() if info["State"] == "ALIVE"}
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def eventually(condition) -> bool:
+    """Whether it becomes true; a limit far beyond what it takes."""
+    for _ in range(600):
+        if condition():
+            return True
+        threading.Event().wait(0.1)
+    return False
+
+
+@ways
+def test_rows_are_those_of_inline_workers_to_the_bit(config):
+    rows = []
+    for where in (config, Config("inline", envs=3)):
+        with make_workers(where, "CartPole-v1", seed=3) as crew:
+            rows.append(advance(crew, np.random.default_rng(0), 60))
+    same(*rows)
+    assert sum(step.is_last.sum() for step in rows[0]) > 2
+
+
+@ways
+def test_restored_workers_go_on_to_the_bit(config):
+    with make_workers(config, "CartPole-v1", seed=5) as crew:
+        advance(crew, np.random.default_rng(1), 13)
+        snapshot = crew.states()
+        later = advance(crew, np.random.default_rng(2), 40)
+    with make_workers(config, "CartPole-v1", seed=77) as crew:
+        assert crew.restore(*snapshot) == []
+        same(later, advance(crew, np.random.default_rng(2), 40))
+
+
+def test_actors_lie_on_several_machines_share_environments_and_import_no_jax():
+    with make_workers(Config("ray", envs=8, processes=4), "test_workers:facts", seed=10) as crew:
+        obs = crew.receive().step.obs
+        nodes = homes()
+        assert "8 environments in 4 actors of a Ray cluster" in crew.describe()
+    pids, threads = obs["pid"].tolist(), obs["thread"].ravel().tolist()
+    assert pids[::2] == pids[1::2] and len(set(pids)) == 4 and threads[0] != threads[1]
+    assert len(nodes) > 1 and not obs["jax"].any()
+    assert eventually(lambda: all(map(gone, pids))), "actors are left after close"
+
+
+def test_an_environment_that_blocks_delays_only_itself(tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    with make_workers(Config("ray", envs=3, processes=1), "test_workers:facts", {"wait_for": fifo}, seed=10) as crew:
+        crew.receive()
+        crew.send(ALL, np.eye(4, dtype=np.float32)[:3])
+        seen: list[int] = []
+        while len(seen) < 20:
+            ready = crew.receive(least=1)
+            seen += ready.envs.tolist()
+            crew.send(ready.envs, np.eye(4, dtype=np.float32)[ready.envs])
+        assert set(seen) == {0, 2}
+        open(fifo, "w").close()
+        while 1 not in (ready := crew.receive(least=1)).envs:
+            crew.send(ready.envs, np.eye(4, dtype=np.float32)[ready.envs])
+
+
+@ways
+@pytest.mark.parametrize(
+    "how, kind, text",
+    [
+        ("raise", "raised", "env 'faulty_envs:witness #1' failed: KeyError: 'lost' ("),
+        ("nan", "broke its space", "env 'faulty_envs:witness #1', episode 1, step 1: reward is nan"),
+        ("exit", "killed", "the Ray actor of env 'faulty_envs:witness #"),
+        ("kill", "killed", "the Ray actor of env 'faulty_envs:witness #"),
+        ("hang", "hung", "env 'faulty_envs:witness #1' has not answered for 1 seconds (workers.timeout)"),
+    ],
+)
+def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, kind, text):
+    with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
+        first = crew.receive()
+        crew.send(first.envs, act(first))
+        ready, (incident,) = crew.receive(), crew.incidents()
+    alone = config is APART or kind in ("raised", "broke its space")
+    assert incident.envs == ((1,) if alone else (0, 1, 2)) and incident.kind == kind
+    assert incident.text.startswith(text) and "\n" not in incident.text
+    lives = ready.step.obs["life"].ravel().tolist()
+    assert lives[1] == 14 and all(life in (seed, seed + 3) for life, seed in zip(lives, (10, 11, 12), strict=True))
+    assert not alone or lives == [10, 14, 12]
+
+
+def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_whichever_machine_is_killed(cluster, machine, folder):
+    config = Config("ray", envs=6, timeout=1.0, restarts=10)
+
+    def kill():
+        assert machine.node_id in homes(), "no environment lives on the machine that is to be killed"
+        cluster.remove_node(machine, allow_graceful=False)
+
+    with crew_of(config, folder, faults=FAULTS, rate=0.002, spared=1) as crew:
+        audit, incidents = play(crew, 2000, 2, 0.005, halfway=kill)
+    assert any("node" in incident.text for incident in incidents), [incident.text for incident in incidents]
+    died = sum(len(incident.envs) for incident in incidents if incident.kind in ("killed", "hung"))
+    audit.check(folder, lost_with_others=died)
+
+
+def test_a_run_goes_on_when_a_machine_is_killed(cluster, machine, tmp_path, capfd):
+    options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def kill():
+        assert eventually(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+        cluster.remove_node(machine, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    dreamer.train(tiny(tmp_path / "run", **options))
+    killer.join()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert lines[-1]["env_steps"] == 1500
+    assert sum(line.get("collect/incidents", 0) for line in lines) >= 1
+    assert "is gone" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name, message", [("test_workers:refuses", "cannot be made"), ("Cartpol-v1", "CartPole-v1")])
+def test_environment_that_cannot_be_made_ends_the_start(name, message):
+    with pytest.raises(UserError, match=message):
+        make_workers(APART, name)
+
+
+def test_a_failure_too_many_ends_the_run_with_the_traceback_of_the_environment(folder):
+    with crew_of(Config("ray", envs=1, restarts=1), folder, faults=["raise"], rate=1.0) as crew:
+        with pytest.raises(UserError, match="incident 2 in a row") as caught:
+            while ready := crew.receive():
+                crew.send(ready.envs, act(ready))
+    assert 'raise KeyError("lost")' in caught.value.__notes__[0]
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"needs the package 'ray': pip install .*\[distributed\]"):
+        make_workers(APART, "CartPole-v1")
+
+
+SCRIPT = """
+import os, signal
+from dreamer.runtime.workers import Config, make_workers
+crew = make_workers(Config("ray", envs=2, processes=1, address="local"), "test_workers:facts")
+import psutil
+print(*(child.pid for child in psutil.Process().children(recursive=True) if "Agent" not in child.name()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_cluster_started_for_a_run_that_is_killed_goes_with_it(tmp_path):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(pids) > 2
+    # Ray's two agents (DashboardAgent, RuntimeEnvAgent) look for their dead cluster for a minute before they end.
+    assert eventually(lambda: all(map(gone, pids)))
