@@ -224,6 +224,15 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         make_workers(APART, "CartPole-v1")
 
 
+@pytest.mark.parametrize(
+    "address, message", [("127.0.0.1:9", "no Ray cluster answers"), ("here:abc", "is not 'auto'")]
+)
+def test_an_address_where_no_cluster_is_ends_the_start_at_once(monkeypatch, address, message):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=message):
+        make_workers(Config("ray", envs=1, address=address), "CartPole-v1")
+
+
 SCRIPT = """
 import os, signal
 from dreamer.runtime.workers import Config, make_workers

@@ -5,6 +5,8 @@ Ray is the network: it places the actors, carries rows and actions, and says whe
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from dreamer.runtime.workers.remote import PATIENCE, START, RemoteWorkers
 from dreamer.runtime.workers.seam import Incident, Plan, Ready
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
+
+CONNECT = 10.0  # seconds that a cluster gets to answer
 
 
 class ActorHome:
@@ -194,11 +198,25 @@ def _connect(ray: ModuleType, address: str) -> bool:
     plugins.add_current_folder()
     if ray.is_initialized():
         return False
+    _check_reachable(address)
     try:
         ray.init(address=address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"workers.address {address!r}: no Ray cluster answers there: {_said(error)}") from error
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError when nobody listens there: Ray itself would try for many minutes."""
+    where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
+    if not where:
+        return  # "", "auto" and "local", which Ray answers at once
+    if not port.isdigit():
+        raise UserError(f"workers.address {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((where, int(port)), timeout=CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"workers.address: no Ray cluster answers at {where}:{port}: {error}") from None
 
 
 def _death(plan: Plan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
