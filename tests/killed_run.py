@@ -1,4 +1,4 @@
-"""A run that kills itself with SIGKILL at its event number N: `python killed_run.py RUN_DIR N`; N 0 lets it finish.
+"""A run that kills itself with SIGKILL at its event number N; N 0 lets it finish. main(RUN_DIR, N, lockstep).
 
 Events are the turns of the loop and all that Python does to files: opening, renaming, removing, making folders. So a
 random N falls between turns, into writing rows, and into saving. The last line says how many events there were.
@@ -23,7 +23,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def main(run_dir: str, kill_at: int) -> None:
+def main(run_dir: str, kill_at: int, lockstep: bool = True) -> None:
     events = 0
 
     def happened(event: str, args: tuple = ()) -> None:
@@ -42,9 +42,6 @@ def main(run_dir: str, kill_at: int) -> None:
 
     loop.Run.tend = tending
     sys.addaudithook(happened)
-    dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **SETTINGS), resume="auto")
+    dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **SETTINGS, lockstep=lockstep), resume="auto")
     print(f"events {events}", flush=True)
 
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

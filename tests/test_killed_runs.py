@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from killed_run import SETTINGS
-from test_resume import quick, rows_of, state_of  # noqa: F401  the fixture trains the agent of the killed runs
+from test_resume import quick, rows_by_place, rows_of, state_of  # noqa: F401  the fixture trains the agent of the killed runs
 from tiny_runs import lines, tiny
 
 import dreamer
@@ -19,9 +19,9 @@ import dreamer
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
 
 
-def run(run_dir: pathlib.Path, kill_at: int) -> subprocess.CompletedProcess:
+def run(run_dir: pathlib.Path, kill_at: int, lockstep: bool = True) -> subprocess.CompletedProcess:
     path = f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parent.parent)]!r}; "
-    code = path + f"import killed_run; killed_run.main({str(run_dir)!r}, {kill_at})"
+    code = path + f"import killed_run; killed_run.main({str(run_dir)!r}, {kill_at}, {lockstep})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parent.parent)
 
 
@@ -56,3 +56,17 @@ def test_killed_a_few_times_it_ends_bit_identical(tmp_path, whole):
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_killed_twenty_times_it_ends_bit_identical(tmp_path, whole, seed):
     check(tmp_path / "run", whole, kills=20, seed=seed)
+
+
+def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_path):
+    rng, run_dir, kept = np.random.default_rng(0), tmp_path / "run", {}
+    for kill_at in [*rng.integers(150, 300, 4), 0]:
+        done = run(run_dir, int(kill_at), lockstep=False)
+        assert done.returncode in (-signal.SIGKILL, 0), done.stdout + done.stderr
+        rows = rows_by_place(run_dir)
+        for place, row in kept.items():
+            np.testing.assert_equal(rows[place], row)
+        kept = rows
+    assert len(kept) >= 96 and lines(run_dir)[-1]["env_steps"] >= 96
+    steps = [line["env_steps"] for line in lines(run_dir)]
+    assert steps == sorted(steps)

@@ -67,8 +67,14 @@ def stopped(run_dir: Path, turn: int, **overrides) -> Path:
 
 def rows_of(run_dir: Path) -> dict[str, np.ndarray]:
     """All rows on the disk by column, in the order of environments and numbers."""
+    parts = rows_by_place(run_dir)
+    return {name: np.stack([parts[key][name] for key in sorted(parts)]) for name in next(iter(parts.values()))}
+
+
+def rows_by_place(run_dir: Path) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+    """Each row on the disk, by its environment and number."""
     parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    for path in sorted((run_dir / "rows").glob("rows-*")):
+    for path in sorted((run_dir / "rows").glob("rows-*.dreamer")):
         head, columns = sealed.read(path)
         offset = 0
         for env, start, stop in head["spans"]:
@@ -76,7 +82,7 @@ def rows_of(run_dir: Path) -> dict[str, np.ndarray]:
                 assert (env, number) not in parts, "a row is there twice"
                 parts[env, number] = {name: values[offset + number - start] for name, values in columns.items()}
             offset += stop - start
-    return {name: np.stack([parts[key][name] for key in sorted(parts)]) for name in next(iter(parts.values()))}
+    return parts
 
 
 @pytest.mark.parametrize("turn", [3, 20, 31])

@@ -60,7 +60,8 @@ class Incident(NamedTuple):
 class Snapshot(NamedTuple):
     """All that `Workers.restore` takes.
 
-    states: of each environment, None of one that cannot give any | ready: the rows that nobody has received yet
+    states: of each environment, None of one that cannot give any | ready: the rows that nobody has received yet, of
+    all that have a state
     resets [E] int64: how often each environment was made anew, so that the next seed is one never used before
     """
 
