@@ -70,13 +70,15 @@ class Logger:
         """run_config: plain values that Weights & Biases shows. Raises UserError when a sink cannot open."""
         self._clock = clock
         position = resumed.position if resumed else {}
-        self._start = clock() - position.get("seconds", 0.0)
+        seconds = position.get("seconds", 0.0)
         self._sums: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()  # of the sums: collector and learner add to them
         if resumed:
-            rewind_lines(Path(run_dir) / METRICS, position["bytes"], resumed.env_steps if resumed.later else None)
+            last = resumed.env_steps if resumed.later else None
+            seconds = max(seconds, rewind_lines(Path(run_dir) / METRICS, position["bytes"], last))
             # What was summed after the checkpoint is told by the later lines.
             self._sums = {} if resumed.later else {name: (total, n) for name, (total, n) in position["sums"].items()}
+        self._start = clock() - seconds
         with contextlib.ExitStack() as opened:
             self._lines = JsonLines(Path(run_dir) / METRICS)
             opened.callback(self._lines.close)

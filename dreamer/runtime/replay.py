@@ -176,8 +176,12 @@ class Replay:
 
     def ready(self, batch_size: int) -> bool:
         """Whether training may start: as many items as a batch has trained rows, or all that the rings can hold."""
-        most = len(self.counts) * (self.size.rows_per_env - self.sequence + 1)
-        return len(self) >= min(batch_size * self.config.batch_length, most)
+        return len(self) >= self._wanted(batch_size)
+
+    def start(self, batch_size: int) -> int:
+        """The environment step at which training may start, environments being equally fast."""
+        envs = len(self.counts)
+        return envs * (-(-self._wanted(batch_size) // envs) + self.sequence - 1)
 
     def add(self, step: Step, latent: Mapping[str, np.ndarray], envs: np.ndarray | None = None) -> None:
         """Append one row to the ring of each listed environment.
@@ -265,6 +269,10 @@ class Replay:
         """Removes the files of `tier: disk`; the replay must not be used any more."""
         if self._disk:
             self._disk.close()
+
+    def _wanted(self, batch_size: int) -> int:
+        most = len(self.counts) * (self.size.rows_per_env - self.sequence + 1)
+        return min(batch_size * self.config.batch_length, most)
 
     def _items(self) -> Items:
         return existing(self.counts, self.size.rows_per_env, self.sequence)

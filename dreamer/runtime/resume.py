@@ -156,6 +156,10 @@ def resumed_logger(restored: Restored, replay: Replay) -> Resumed:
 def load_rest(restored: Restored, parts: Parts) -> list[str]:
     """Gives collector, limiter and environments their own back; says what came back and what could not."""
     parts.limiter.load(restored.head["limiter"])
+    replay, batch_size = parts.replay, parts.replay.config.batch_size
+    if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
+        # Training had begun after the checkpoint: its updates are owed from there on.
+        parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
     snapshot = _snapshot(restored, parts.workers.spec)
     if restored.later:
         snapshot = snapshot._replace(states=[None] * parts.workers.envs, ready=_none_ready(parts.workers.spec))
@@ -163,7 +167,7 @@ def load_rest(restored: Restored, parts: Parts) -> list[str]:
         parts.collector.load(_under("collector", restored.arrays))
         parts.tracker.load_state(_under("tracker", restored.arrays))
     lost = parts.workers.restore(*snapshot)
-    rows, queue = parts.replay.rows, len(parts.replay.queue)
+    rows, queue = replay.rows, len(replay.queue)
     lines = [
         "resumed: parameters, optimizer, normalisers, slow critic, keys, "
         f"{rows:,} rows of replay with their latents, order and sampler, {queue} fresh sequences, limiter, counters"

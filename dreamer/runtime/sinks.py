@@ -68,8 +68,8 @@ class JsonLines:
         self._file.close()
 
 
-def rewind_lines(path: Path, nbytes: int, last_step: int | None) -> None:
-    """Cuts a file of lines back to what a resumed run continues.
+def rewind_lines(path: Path, nbytes: int, last_step: int | None) -> float:
+    """Cuts a file of lines back to what a resumed run continues; the `time` of the last later line kept, else 0.
 
     nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
     A line that a kill has cut goes too. Raises UserError when the file is shorter than it was, or cannot be written.
@@ -80,11 +80,14 @@ def rewind_lines(path: Path, nbytes: int, last_step: int | None) -> None:
             if size < nbytes:
                 raise UserError(f"{path} is cut short: it had {nbytes} bytes at the checkpoint, it has {size}")
             file.seek(nbytes)
+            seconds = 0.0
             for line in file.readlines() if last_step is not None else ():
-                if not line.endswith(b"\n") or json.loads(line)["env_steps"] > last_step:
+                if not line.endswith(b"\n") or (values := json.loads(line))["env_steps"] > last_step:
                     break
                 nbytes += len(line)
+                seconds = float(values["time"])
             file.truncate(nbytes)
+            return seconds
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
