@@ -5,6 +5,8 @@ Named "broken_envs:sound"; the tests folder is on the path (setup.cfg).
 
 from __future__ import annotations
 
+import threading
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -96,6 +98,8 @@ class Fails(Sound):
                 obs[2] = 7.0
             if self.how == "raise":
                 raise RuntimeError("the cable is loose")
+            if self.how == "hangs":
+                threading.Event().wait()
             if self.how == "interrupt":
                 raise KeyboardInterrupt
         return obs, reward, terminated, truncated, info

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -156,11 +159,30 @@ def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
     assert "not resumed: the running episodes of all environments, since their state was not to be had" in out
 
 
-def test_a_second_signal_ends_at_once(monkeypatch):
-    ended = []
-    monkeypatch.setattr(loop.Stopping.__init__.__globals__["os"], "_exit", ended.append)
-    stopping = loop.Stopping(lambda text: None)
-    stopping._handle(signal.SIGINT, None)
-    assert not ended
-    stopping._handle(signal.SIGINT, None)
-    assert ended == [130]
+BUSY = """
+import hashlib, os, signal, threading, time
+from dreamer.runtime.stopping import Stopping
+with Stopping(lambda text: print(text, flush=True)) as stopping:
+    twice = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) or time.sleep(0.3) for _ in range(2)])
+    twice.start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one step of the interpreter, as compiling is
+"""
+
+
+def test_signals_are_answered_while_the_main_thread_is_busy_and_the_second_ends_at_once():
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stdout == "SIGTERM: saving, then the end; once more ends at once\n"
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_a_run_whose_environment_hangs_ends_in_seconds_when_asked_to(tmp_path, capsys, lockstep):
+    """The run itself would wait for the environment for ever."""
+    hangs = {"env": "broken_envs:fails", "env_options.how": "hangs", "workers.timeout": 0.0}
+    config = tiny(tmp_path / "run", **hangs, workers__backend="processes", eval__episodes=0, lockstep=lockstep)
+    asking = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
+    asking.start()
+    with pytest.raises(Stopped):
+        dreamer.train(config)
+    asking.join()
+    assert "has not answered for 5 seconds" in capsys.readouterr().out

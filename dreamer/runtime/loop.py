@@ -92,6 +92,7 @@ class Run:
                 config.workers, config.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
             )
         )
+        self.stopping.then(self.workers.hurry)
         spec, envs = self.workers.spec, self.workers.envs
         self.film, why_not = evaluation.can_film(config.env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -21,25 +22,42 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Owns the handlers of both signals while a run is under way; use as a context manager.
+    """Owns the handlers of both signals, and a thread that hears them, while a run is under way; a context manager.
 
-    Outside of the main thread no handler can be set, and signals keep their meaning.
+    Python runs handlers between two steps of the main thread only, which compiles for minutes at times: the thread
+    answers meanwhile. Outside of the main thread no handler can be set, and signals keep their meaning.
     """
 
     def __init__(self, tell: Callable[[str], None]):
         """tell: takes the line that answers the first signal."""
-        self._tell = tell
+        self._answers: list[Callable[[str], None]] = [tell]
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._before_fd = -1
+
+    def then(self, answer: Callable[[], None]) -> None:
+        """Have `answer` called too when the first signal comes, from another thread."""
+        self._answers.append(lambda _: answer())
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
+            self._heard, self._wake = socket.socketpair()
+            self._wake.setblocking(False)
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._before_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._listen, name="stopping", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._before_fd)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._wake.close()
+            self._thread.join()
+            self._heard.close()
+            self._before = {}
 
     def check(self) -> None:
         """Raises Stopped when a signal has come."""
@@ -47,7 +65,14 @@ class Stopping:
             raise Stopped(self._signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            os._exit(128 + number)  # workers end by themselves when their pipe closes
-        self._signal = number
-        self._tell(f"{signal.Signals(number).name}: saving, then the end; once more ends at once")
+        self._signal = self._signal or number
+
+    def _listen(self) -> None:
+        first = True
+        while numbers := self._heard.recv(16):
+            for number in filter(SIGNALS.__contains__, numbers):
+                if not first:
+                    os._exit(128 + number)  # workers end by themselves when their pipe closes
+                first = False
+                for answer in self._answers:
+                    answer(f"{signal.Signals(number).name}: saving, then the end; once more ends at once")

@@ -110,6 +110,9 @@ class Workers(Protocol):
         RuntimeError when rows were received before, ValueError when it is of another number of environments.
         """
 
+    def hurry(self) -> None:
+        """The run is to end: whoever has not answered in seconds counts as hung. From any thread, not inline."""
+
     def close(self) -> None: ...
     def __enter__(self) -> Workers: ...
     def __exit__(self, *error: Any) -> None: ...

@@ -1,0 +1,150 @@
+"""A long run at full rate with a full replay: resident memory and the run's bytes on the disk over time.
+
+    python benchmarks/soak.py --minutes 30 --out soak.png [--flags of dreamer train]
+
+Trains a tiny agent on 64x64x3 pictures in worker processes, so that rows, updates, batches, flushes, checkpoints pass
+at many times their usual rate. The memory is that of the whole process tree, pages shared between processes counted
+once. The slope is that of least squares, from a fifth of the time after the replay was full on; `noise` is what the
+residuals let it be by chance (two standard errors, with their autocorrelation). Exit code 1 when memory grows by more
+than that and by more than 1 % an hour, or when the disk passes what the run has announced by more than a quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+FLAGS = [
+    "--env", "probes:pixel", "--env-options.steps", "50", "--replay-ratio", "4", "--workers.backend", "processes",
+    "--workers.envs", "4", "--workers.processes", "2", "--replay.capacity-steps", "10000", "--replay.batch-size", "4",
+    "--replay.batch-length", "8", "--agent.world-model.deter", "32", "--agent.world-model.hidden", "16",
+    "--agent.world-model.stoch", "4", "--agent.world-model.classes", "4", "--agent.world-model.units", "16",
+    "--agent.world-model.depth", "2", "--agent.behavior.units", "16", "--agent.behavior.imagine-length", "4",
+    "--env-steps", "1000000000", "--eval.every", "20000", "--eval.episodes", "4", "--eval.video", "off",
+    "--checkpoint.every", "20", "--replay.flush", "1", "--log.every", "5", "--log.no-tensorboard",
+]  # fmt: skip
+
+
+def main() -> int:
+    """Runs it, prints a table of both slopes, draws both curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--out", type=Path, required=True)
+    args, more = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir, log = Path(folder) / "run", Path(folder) / "log"
+        command = [sys.executable, "-m", "dreamer", "train", *FLAGS, *more, "--run-dir", str(run_dir)]
+        with open(log, "w") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            try:
+                rows = watch(process, run_dir, args.minutes, args.every)
+            finally:
+                process.terminate()
+                process.wait(60)
+        said = log.read_text()
+        last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1]) if rows else {}
+    if process.returncode != 143 or len(rows) < 20:
+        print(said[-3000:])
+        return 1
+    announced = re.search(r"rows on the disk: about ([\d.]+) MB", said)
+    assert announced, said
+    return tell(np.array(rows), last, float(announced[1]), args.out)
+
+
+def watch(process: subprocess.Popen, run_dir: Path, minutes: float, every: float) -> list[tuple[float, ...]]:
+    """(seconds, rows held, MB resident, MB in rows/, MB of the run) every so many seconds, until time is over."""
+    rows, start = [], time.monotonic()
+    while (now := time.monotonic() - start) < 60 * minutes and process.poll() is None:
+        held = 0.0
+        if (run_dir / "metrics.jsonl").exists() and (lines := (run_dir / "metrics.jsonl").read_text().splitlines()):
+            held = json.loads(lines[-1]).get("replay/rows", 0.0)
+        memory = sum(map(pss, tree(process.pid))) / 1e6
+        rows.append((now, held, memory, size(run_dir / "rows") / 1e6, size(run_dir) / 1e6))
+        print(f"\r{now:6.0f} s  {held:8.0f} rows  {memory:8.1f} MB  disk {rows[-1][3]:8.1f} MB ", end="", flush=True)
+        time.sleep(every)
+    print()
+    return rows
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found, parents = [pid], {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                pass
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def pss(pid: int) -> int:
+    """Bytes of memory of a process, its part of what it shares."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*") if folder.exists() else ():
+        try:
+            total += path.stat().st_size
+        except OSError:
+            pass
+    return total
+
+
+def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """(units an hour, two standard errors of it); residuals that follow each other count as fewer."""
+    hours = (times - times.mean()) / 3600
+    rate = (hours * values).sum() / (hours**2).sum()
+    rest = values - values.mean() - rate * hours
+    follow = np.clip((rest[1:] * rest[:-1]).sum() / max((rest**2).sum(), 1e-12), 0, 0.99)
+    error = np.sqrt((rest**2).sum() / (len(rest) - 2) / (hours**2).sum() * (1 + follow) / (1 - follow))
+    return float(rate), float(2 * error)
+
+
+def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) -> int:
+    """Prints and draws; 1 when something grows."""
+    times, held, memory, disk, whole = rows.T
+    full = times[np.argmax(held >= held.max())]
+    kept = times >= full + 0.2 * (times[-1] - full)
+    rate, noise = slope(times[kept], memory[kept])
+    print(f"full after {full:.0f} s; {last['env_steps']:,} env steps, {last['updates']:,} updates in {times[-1]:.0f} s")
+    print(f"memory: {memory[kept].mean():.1f} MB, slope {rate:+.2f} MB an hour, noise +-{noise:.2f}")
+    print(f"rows on the disk: at most {disk.max():.1f} MB, announced {announced:.1f} MB; whole run {whole[-1]:.1f} MB")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    axes[0].plot(times / 60, memory)
+    axes[0].axvline(full / 60, color="0.6", linestyle=":")
+    axes[0].set(title=f"resident memory: {rate:+.1f} +- {noise:.1f} MB an hour")
+    axes[1].plot(times / 60, disk)
+    axes[1].axhline(announced, color="0.6", linestyle=":")
+    axes[1].set(title="rows on the disk, and what was announced")
+    for axis in axes:
+        axis.set(xlabel="minutes", ylabel="MB", ylim=(0, None))
+    figure.savefig(out, dpi=120)
+    grows = rate > noise and rate > 0.01 * memory[kept].mean()
+    return int(grows or disk.max() > 1.25 * announced)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
