@@ -57,6 +57,13 @@ def test_each_environment_plays_its_fixed_share_however_short_its_episodes(monke
     assert result.returns == [1, 1, 1, 2, 2, 2, 3, 3]
 
 
+def test_an_environment_that_fails_is_made_anew_and_told(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
+    result = play("broken_envs:fails", {"how": "raise", "after": 8}, episodes=2)
+    assert [episode.length for episode in result.episodes] == [5, 5]
+    assert ["the cable is loose" in incident.text for incident in result.incidents] == [True]
+
+
 def test_there_are_never_more_environments_than_episodes():
     result = play("broken_envs:uneven", {"first_seed": evaluation.SEED + 7}, episodes=2)
     assert [episode.env for episode in result.episodes] == [0, 1]

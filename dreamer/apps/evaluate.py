@@ -138,6 +138,8 @@ def evaluate(
 def evaluate_run(run: str, *, episodes: int, video: str | None, mode: Any, seed: int) -> None:
     """`dreamer eval`: plays, prints a line an episode and the summary."""
     result = evaluate(run, episodes=episodes, video=video, mode=mode, seed=seed)
+    for incident in result.incidents:
+        print(f"environment made anew: {incident.text}")
     for i, episode in enumerate(result.episodes):
         print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}")
     returns = np.array(result.returns)

@@ -16,7 +16,7 @@ from dreamer.runtime import devices
 from dreamer.runtime.metrics import Episode, EpisodeTracker
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Config as WorkersConfig
-from dreamer.runtime.workers import InlineWorkers, make_workers
+from dreamer.runtime.workers import Incident, InlineWorkers, make_workers
 
 MOST_ENVS = 16  # side by side
 SEED = 1_000_003  # apart from the seeds of the training environments
@@ -37,10 +37,13 @@ class Config:
 
 
 class Result(NamedTuple):
-    """episodes in order of environments | frames [T, H, W, 3] uint8 of the first episode, empty without."""
+    """episodes in order of environments | frames [T, H, W, 3] uint8 of the first episode, empty without.
+    incidents: environments that failed and were made anew
+    """
 
     episodes: list[Episode]
     frames: list[np.ndarray]
+    incidents: list[Incident]
 
     @property
     def returns(self) -> list[float]:
@@ -76,7 +79,8 @@ def run_episodes(
         carry, action, _ = policy(params, key, count, carry, step.obs, step.is_first, mode)
         workers.send(ready, np.asarray(action))
         count += 1
-    return Result([episode for own, share in zip(done, quota, strict=True) for episode in own[:share]], frames)
+    kept = [episode for own, share in zip(done, quota, strict=True) for episode in own[:share]]
+    return Result(kept, frames, workers.incidents())
 
 
 def frame(workers: InlineWorkers, step: Step) -> np.ndarray:

@@ -29,7 +29,7 @@ from dreamer.runtime.run_dir import CONFIG, ROWS, create_run_dir, existing_run_d
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.runtime.stopping import Stopped, Stopping
 from dreamer.runtime.terminal import Display
-from dreamer.runtime.workers import Workers, make_workers
+from dreamer.runtime.workers import Incident, Workers, make_workers
 
 FPS = 30
 Resume = Literal["no", "yes", "auto"]
@@ -199,7 +199,7 @@ class Run:
         """Rows of the environments that are ready into the replay."""
         snapshot = self.learner.snapshot()
         envs, step = self.collector.collect(snapshot, least, patience)
-        self.incidents += self._tell(self.workers)
+        self.incidents += self._tell(self.workers.incidents())
         for episode in self.tracker.observe(step, envs):
             self.logger.add(episode_metrics([episode]))
         self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
@@ -257,7 +257,7 @@ class Run:
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
                     check=self.stopping.check,
                 )  # fmt: skip
-                self._tell(workers)
+                self._tell(result.incidents)
             returns = result.returns
             lengths = [episode.length for episode in result.episodes]
             self.logger.add(
@@ -347,9 +347,8 @@ class Run:
         batch, rows = self.replay.sample(self.config.replay.batch_size)
         return self.learner.place(batch), rows
 
-    def _tell(self, workers: Workers) -> int:
+    def _tell(self, incidents: list[Incident]) -> int:
         """Shows what happened to environments; returns how many incidents."""
-        incidents = workers.incidents()
         for incident in incidents:
             self.display.message(f"environment made anew: {incident.text}")
         return len(incidents)
