@@ -39,7 +39,7 @@ def third_party(folder: str) -> set[str]:
 
 
 def test_every_library_that_is_imported_is_a_dependency():
-    assert third_party("dreamer") <= names(PROJECT["dependencies"])
+    assert third_party("dreamer") <= names(PROJECT["dependencies"]) | names(EXTRAS["distributed"])
 
 
 def test_every_suite_file_has_the_extra_that_it_imports():

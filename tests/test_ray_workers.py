@@ -17,10 +17,11 @@ import ray
 from auditor import act, play
 from faulty_envs import FAULTS
 from ray.cluster_utils import Cluster
-from tiny_runs import tiny
+from tiny_runs import plain_agent, tiny
 
 import dreamer
 from dreamer.errors import UserError
+from dreamer.runtime import loop
 from dreamer.runtime.workers import Config, make_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules
@@ -44,13 +45,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def machine(cluster) -> Iterator[object]:
-    """One machine more, gone after the test if it was not killed."""
-    node = cluster.add_node(num_cpus=2)
+def another(cluster) -> Iterator[None]:
+    """After the test another machine takes the place of the one that was killed."""
+    yield
+    cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
-    yield node
-    if node in cluster.worker_nodes:
-        cluster.remove_node(node)
 
 
 @pytest.fixture
@@ -81,6 +80,12 @@ def same(some: list, others: list) -> None:
 def homes() -> set[str]:
     """The machines that actors live on."""
     return {info["Address"]["NodeID"] for info in ray._private.state.actors().values() if info["State"] == "ALIVE"}
+
+
+def kill_machine(cluster: Cluster) -> None:
+    """Kills a machine that actors live on."""
+    node = next(node for node in cluster.worker_nodes if node.node_id in homes())
+    cluster.remove_node(node, allow_graceful=False)
 
 
 def gone(pid: int) -> bool:
@@ -172,27 +177,24 @@ def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, ki
     assert not alone or lives == [10, 14, 12]
 
 
-def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_whichever_machine_is_killed(cluster, machine, folder):
-    config = Config("ray", envs=6, timeout=1.0, restarts=10)
-
-    def kill():
-        assert machine.node_id in homes(), "no environment lives on the machine that is to be killed"
-        cluster.remove_node(machine, allow_graceful=False)
-
-    with crew_of(config, folder, faults=FAULTS, rate=0.002, spared=1) as crew:
-        audit, incidents = play(crew, 2000, 2, 0.005, halfway=kill)
+def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(cluster, another, folder):
+    config = Config("ray", envs=6, timeout=30.0, restarts=10)
+    faults = [how for how in FAULTS if how != "hang"]
+    with crew_of(config, folder, faults=faults, rate=0.002, spared=1) as crew:
+        audit, incidents = play(crew, 2000, 2, 0.005, halfway=lambda: kill_machine(cluster))
     assert any("node" in incident.text for incident in incidents), [incident.text for incident in incidents]
-    died = sum(len(incident.envs) for incident in incidents if incident.kind in ("killed", "hung"))
+    died = sum(len(incident.envs) for incident in incidents if incident.kind == "killed")
     audit.check(folder, lost_with_others=died)
 
 
-def test_a_run_goes_on_when_a_machine_is_killed(cluster, machine, tmp_path, capfd):
+def test_a_run_goes_on_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
     options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
     metrics = tmp_path / "run" / "metrics.jsonl"
 
     def kill():
         assert eventually(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
-        cluster.remove_node(machine, allow_graceful=False)
+        kill_machine(cluster)
 
     killer = threading.Thread(target=kill)
     killer.start()
