@@ -12,6 +12,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
 
 
+LONG = ("test_learning_pixels", "test_learning", "test_ray_workers", "test_golden_agent")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no core is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A random key, the same in every run."""
