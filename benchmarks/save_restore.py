@@ -20,6 +20,7 @@ import numpy as np
 import dreamer.config
 from dreamer.runtime import loop
 from dreamer.runtime.loop import Run
+from dreamer.runtime.run_dir import write_config
 from dreamer.runtime.steps import Step
 
 ENVS = 16
@@ -50,6 +51,7 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         run = Run(config, stack)
+        write_config(run.run_dir, dreamer.config.to_yaml(config))
         fill(run)
         start = time.perf_counter()
         run.store.flush(run.replay)

@@ -28,7 +28,7 @@ import numpy as np
 
 FLAGS = [
     "--env", "probes:pixel", "--env-options.steps", "50", "--replay-ratio", "4", "--workers.backend", "processes",
-    "--workers.envs", "4", "--workers.processes", "2", "--replay.capacity-steps", "10000", "--replay.batch-size", "4",
+    "--workers.envs", "4", "--workers.processes", "2", "--replay.capacity-steps", "4000", "--replay.batch-size", "4",
     "--replay.batch-length", "8", "--agent.world-model.deter", "32", "--agent.world-model.hidden", "16",
     "--agent.world-model.stoch", "4", "--agent.world-model.classes", "4", "--agent.world-model.units", "16",
     "--agent.world-model.depth", "2", "--agent.behavior.units", "16", "--agent.behavior.imagine-length", "4",
@@ -128,6 +128,9 @@ def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) 
     times, held, memory, disk, whole = rows.T
     full = times[np.argmax(held >= held.max())]
     kept = times >= full + 0.2 * (times[-1] - full)
+    if kept.sum() < 20:
+        print(f"the replay was full after {full:.0f} of {times[-1]:.0f} s: too short to tell anything")
+        return 1
     rate, noise = slope(times[kept], memory[kept])
     print(f"full after {full:.0f} s; {last['env_steps']:,} env steps, {last['updates']:,} updates in {times[-1]:.0f} s")
     print(f"memory: {memory[kept].mean():.1f} MB, slope {rate:+.2f} MB an hour, noise +-{noise:.2f}")
