@@ -160,10 +160,15 @@ def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
 
 
 BUSY = """
-import hashlib, os, signal, threading, time
+import hashlib, os, signal, threading
 from dreamer.runtime.stopping import Stopping
-with Stopping(lambda text: print(text, flush=True)) as stopping:
-    twice = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) or time.sleep(0.3) for _ in range(2)])
+answered = threading.Event()
+def ask_twice():
+    os.kill(os.getpid(), signal.SIGTERM)
+    answered.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+with Stopping(lambda text: (print(text, flush=True), answered.set())):
+    twice = threading.Thread(target=ask_twice)
     twice.start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one step of the interpreter, as compiling is
 """
