@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -127,6 +128,35 @@ def test_old_checkpoints_are_deleted_and_any_kept_one_can_be_restored(tmp_path):
     assert reader.steps() == [20, 100] and reader.latest() == 100
     assert reader.restore({"x": jnp.zeros(3, jnp.int32)})[0]["x"][0] == 100
     assert reader.restore({"x": jnp.zeros(3, jnp.int32)}, step=20)[0]["x"][0] == 20
+
+
+DELETES = """
+import os, signal, sys
+from dreamer.runtime.checkpoint import Checkpoints
+def killed(event, args):
+    if event in ("os.remove", "os.rmdir") and "tmp" not in str(args[0]).rpartition("/run/")[2]:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+left = [int(sys.argv[2])]
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    checkpoints.save(1, {"x": 1}, {"of": 1})
+    checkpoints.wait()
+    sys.addaudithook(killed)
+    checkpoints.save(2, {"x": 2}, {"of": 2})
+"""
+
+
+@pytest.mark.parametrize("files", [0, 1, 3])
+def test_a_kill_in_the_middle_of_deleting_leaves_no_half_checkpoint(tmp_path, files):
+    folder = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", DELETES, str(folder), str(files)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert all(checkpoints.meta(step) == {"of": step} for step in checkpoints.steps())
+        checkpoints.save(3, {"x": 3})
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["3"]
 
 
 def test_a_step_that_is_stored_is_left_as_it_is(tmp_path):

@@ -32,6 +32,7 @@ from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
 
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
+PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it is deleted file by file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
     every: float = 300.0
     """Seconds between two checkpoints; the last state of a run is always saved."""
     keep: int = 2
-    """Checkpoints kept; older ones are deleted once a newer one is safe on the disk."""
+    """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
     keep_every: int = 0
     """Also keep a checkpoint at least this many agent steps after the last one kept so; 0 = none."""
 
@@ -150,6 +151,7 @@ class Checkpoints:
         if self._manager is not None:
             with self._writing():
                 self._manager.wait_until_finished()
+                self._delete_pruned()
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads. Raises as `wait`. May be called again."""
@@ -182,14 +184,22 @@ class Checkpoints:
 
     def _open_for_writing(self) -> ocp.CheckpointManager:
         self._dir.mkdir(parents=True, exist_ok=True)
+        self._delete_pruned()
         kept: list[policies.PreservationPolicy] = [policies.LatestN(self._keep)]
         if self._keep_every:
             kept.append(policies.EveryNSteps(self._keep_every, exact_interval=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            todelete_subdir=PRUNED,
         )
         logging.getLogger("absl").addFilter(self._quiet)
         return ocp.CheckpointManager(self._dir, options=options)
+
+    def _delete_pruned(self) -> None:
+        """A kill in the middle leaves half a checkpoint where nobody takes it for a whole one."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._dir / PRUNED)
 
     def _drop_manager(self) -> None:
         manager, self._manager = self._manager, None
