@@ -28,6 +28,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
+from dreamer.runtime import file_seals
 from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
 
 SHOWN_DIFFERENCES = 3
@@ -82,7 +83,7 @@ class Checkpoints:
         with self._writing():
             if self._manager is None:
                 self._manager = self._open_for_writing()
-            items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(sealed))
+            items = ocp.args.Composite(state=file_seals.SealedSave(leaves), meta=ocp.args.JsonSave(sealed))
             if not self._manager.save(step, args=items):
                 raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
 
@@ -98,13 +99,12 @@ class Checkpoints:
         step = self._existing(step)
         wanted = named_leaves(like)
         targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
+        self._check_files(step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
-            if stored is None:
-                raise ValueError("it has no state")
             differences = _differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
             if not differences:
-                items = ocp.args.Composite(state=ocp.args.StandardRestore(targets), meta=ocp.args.JsonRestore())
+                items = ocp.args.Composite(state=file_seals.SealedRestore(targets), meta=ocp.args.JsonRestore())
                 out = manager.restore(step, args=items)
         if differences:
             more = len(differences) - SHOWN_DIFFERENCES
@@ -119,10 +119,11 @@ class Checkpoints:
         """All stored leaves by name ("params/world_model/dyn/..."), on the host. Raises UserError as `restore` does."""
         self.wait()
         step = self._existing(step)
+        self._check_files(step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
             forms = {name: np.empty(form.shape, form.dtype) for name, form in stored.tree.items()}
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(forms), meta=ocp.args.JsonRestore())
+            items = ocp.args.Composite(state=file_seals.SealedRestore(forms), meta=ocp.args.JsonRestore())
             out = manager.restore(step, args=items)
         self._check_leaves(step, out["state"], self._unsealed(step, out["meta"])[1])
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
@@ -168,6 +169,12 @@ class Checkpoints:
             if exc is None:
                 raise
             exc.add_note(str(error))  # the first error is the one to mend
+
+    def _check_files(self, step: int) -> None:
+        """UserError naming a file of the state that is not as it was written."""
+        found = file_seals.damage(self._dir / str(step) / "state")
+        if found:
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: {found}")
 
     def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
         """UserError naming a leaf whose bytes are not those that were saved."""
@@ -235,7 +242,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
         """A manager that changes nothing on the disk; damaged files become a UserError."""
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"state": file_seals.SealedHandler(), "meta": ocp.JsonCheckpointHandler()}
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
         try:
