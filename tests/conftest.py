@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,14 +11,25 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
 
-
+# What a user gets, and speed. All other programs run for moments: compiled plainly they take a third of the time.
+OPTIMIZED = ("test_golden_", "test_learning")
 LONG = ("test_learning_pixels", "test_learning", "test_ray_workers", "test_golden_agent")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that no core is left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether XLA optimizes the programs of a file."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not request.module.__name__.startswith(OPTIMIZED))
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ SETTINGS: dict[str, dict] = {
     # Pictures are dear on a CPU: small batches, more of them. Two groups learned sooner than eight; a guess at why: the
     # prior draws its groups independently, and cannot dream a random side that the posterior spelled in many of them.
     "pixel": {
-        "env_steps": 2500,
+        "env_steps": 2000,
         "replay_ratio": 32,
         "replay.batch_size": 8,
         "replay.batch_length": 8,
         "agent.world_model.stoch": 2,
+        "agent.world_model.kernel": 3,
     },
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import TINY, compiled_once, compiled_quickly, lines, saved, tiny, trained
+from tiny_runs import TINY, compiled_once, lines, saved, tiny, trained
 
 import dreamer
 from dreamer.apps import cli
@@ -32,8 +32,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    with compiled_quickly():
-        return trained(tmp_path_factory, env="broken_envs:mixed")
+    return trained(tmp_path_factory, env="broken_envs:mixed")
 
 
 @pytest.fixture(scope="module")

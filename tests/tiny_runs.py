@@ -84,17 +84,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-@contextlib.contextmanager
-def compiled_quickly() -> Iterator[None]:
-    """Programs that are as right but slow, for half of the time to compile them."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl as objects; ValueError unless each is strict JSON."""
 

@@ -15,6 +15,7 @@ from dreamer.errors import UserError
 from dreamer.spaces import Space, Spec
 
 GB = 10**9
+LEAST_BETWEEN = 256 * 10**6  # bytes of rows for which no checkpoint comes before its time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,24 @@ class Capacity:
         return f"replay: {size}{_free(self.free_bytes)}, bounded by {self.bound}"
 
 
-def describe_rows(size: Capacity, free_disk: int) -> str:
-    """The line for the files of rows of a run: what the replay holds, and what came since the last checkpoints."""
-    total = size.steps * (size.row_bytes + size.disk_row_bytes)
-    return f"rows on the disk: about {_size(total)} when the replay is full{_free(free_disk)}"
+def rows_between_checkpoints(size: Capacity) -> int:
+    """Rows after which a checkpoint is due before its time: until it is safe, no file of the one before may go."""
+    return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
+
+
+def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int) -> int:
+    """Bytes that the files of rows of a run take at most.
+
+    latent_bytes: of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the whole run.
+    While a checkpoint is written, one more than `keep` hold on to the rows that the replay had then.
+    """
+    fresh = min((keep + 1) * rows_between_checkpoints(size), max(0, env_steps - size.steps))
+    return (size.steps + fresh) * (size.row_bytes + size.disk_row_bytes) + (keep + 2) * size.steps * latent_bytes
+
+
+def describe_rows(nbytes: int, free_disk: int) -> str:
+    """The line for the files of rows of a run."""
+    return f"rows on the disk: at most {_size(nbytes)}{_free(free_disk)}"
 
 
 def dtype_of(space: Space) -> np.dtype:

@@ -41,7 +41,8 @@ class Config:
     """How often the train state is saved, and how many times it is kept."""
 
     every: float = 300.0
-    """Seconds between two checkpoints; the last state of a run is always saved."""
+    """Seconds between two checkpoints, fewer where rows come so fast that their files would outgrow the replay; the
+    last state of a run is always saved."""
     keep: int = 2
     """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
     keep_every: int = 0

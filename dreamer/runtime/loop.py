@@ -106,7 +106,10 @@ class Run:
         self.learner = Learner(
             self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
         )
-        rows = capacity.describe_rows(size, disk_tier.free_space(config.run_dir))
+        most = capacity.rows_bound(
+            size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps
+        )
+        rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
         lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe(), rows]
         self.display.header([*lines, *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir, used)
@@ -140,6 +143,7 @@ class Run:
         self._eval_due = config.eval.every or config.env_steps
         self._oldest: dict[int, np.ndarray] = {}
         self._logged = self._saved = self._flushed = time.monotonic()
+        self._saved_at = 0
         self._logged_at = (0, 0)
         self.display.phase("collecting")
 
@@ -156,6 +160,7 @@ class Run:
             return
         state, _ = self.checkpoints.restore(self.learner.state, found.step)
         self.learner.load(state, int(found.meta["updates"]))
+        self._saved_at = found.step
         for step in self.checkpoints.steps():
             self._oldest[step] = np.array(self.checkpoints.meta(step)["oldest"])
         restored, self._restored = self._restored, None
@@ -228,7 +233,8 @@ class Run:
         if now - self._flushed >= self.config.replay.flush > 0:
             self._flushed = now
             self.store.flush(self.replay)
-        if now - self._saved >= self.config.checkpoint.every:
+        many = steps - self._saved_at >= capacity.rows_between_checkpoints(self.replay.size)
+        if many or now - self._saved >= self.config.checkpoint.every:
             self._saved = now
             self.save()
         self.stopping.check()
@@ -309,7 +315,7 @@ class Run:
         """A checkpoint of everything at this step. whole: False when the environments can no longer be asked."""
         self.settle()
         with self._collecting.paused() if self._collecting else contextlib.nullcontext():
-            step = self.replay.steps
+            self._saved_at = step = self.replay.steps
             if self.checkpoints.latest() == step:
                 return
             meta = resume.save(self.parts, step, self.identity, {"eval_due": self._eval_due}, whole=whole)
