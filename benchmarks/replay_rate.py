@@ -3,7 +3,8 @@
     python benchmarks/replay_rate.py --rows 40000 --folder /tmp
 
 16 environments with 64x64x3 pictures, batches of 16 sequences of 64 + 1 rows, latents of the sizes given. Medians of
-milliseconds after some calls to warm up; `copy` is numpy copying as many bytes from one place to a new array.
+milliseconds after some calls to warm up; `put` is the transfer of a batch to the device, `copy` is numpy copying as
+many bytes from one place to a new array.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import dreamer.config
@@ -35,7 +37,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "recency": {"uniform": 0, "recency": 1},
     "mixture": {"uniform": 0.4, "priority": 0.3, "recency": 0.3},
 }
-COLUMNS = ("rows/s in", "draw ms", "back ms", "prio ms", "copy ms", "draw/copy", "GB/s", "overhead")
+COLUMNS = ("rows/s in", "draw ms", "put ms", "back ms", "prio ms", "copy ms", "draw/copy", "GB/s", "overhead")
 
 
 def main() -> None:
@@ -95,11 +97,13 @@ def measure(config: Config, latents: dict[str, Space], folder: str, calls: int) 
         draws.append(drawn - start)
     values = [*batch.obs.values(), *batch.latent.values(), *batch[1:6]]
     copy = times(lambda: copies(replay, rng), calls + 5)
+    put = times(lambda: jax.block_until_ready(jax.device_put(values)), calls + 5)
     nbytes = sum(value.nbytes for value in values)
     draw, plain = (statistics.median(each[5:]) for each in (draws, copy))
     result = [
-        f"{ENVS / statistics.median(inserts):,.0f}", f"{1e3 * draw:.2f}", f"{1e3 * statistics.median(backs[5:]):.2f}",
-        f"{1e3 * statistics.median(priorities[5:]):.2f}", f"{1e3 * plain:.2f}", f"{draw / plain:.2f}",
+        f"{ENVS / statistics.median(inserts):,.0f}", f"{1e3 * draw:.2f}", f"{1e3 * statistics.median(put[5:]):.2f}",
+        f"{1e3 * statistics.median(backs[5:]):.2f}", f"{1e3 * statistics.median(priorities[5:]):.2f}",
+        f"{1e3 * plain:.2f}", f"{draw / plain:.2f}",
         f"{nbytes / draw / 1e9:.1f}", f"{100 * (taken / replay.size.nbytes - 1):.2f} %",
     ]  # fmt: skip
     replay.close()

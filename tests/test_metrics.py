@@ -125,6 +125,19 @@ def test_wandb_offline_needs_no_account_and_keeps_a_gif(tmp_path):
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/videos/*.gif"))
 
 
+def test_a_resumed_run_is_the_same_run_for_wandb(tmp_path):
+    config = Config(tensorboard=False, wandb="offline")
+    with Logger(tmp_path, config) as logger:
+        logger.add({"loss/dyn": 1.5}, latest=True)
+        logger.write(640, 20)
+        position = json.loads(json.dumps(logger.position()))
+    with Logger(tmp_path, config, resumed=Resumed(position, 640, later=False)) as logger:
+        logger.add({"loss/dyn": 1.25}, latest=True)
+        logger.write(1280, 40)
+    ids = [path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    assert ids == [position["wandb"]] * 2  # `wandb sync` joins files of one id
+
+
 def test_wandb_online_without_an_account_is_told_in_one_line(tmp_path, monkeypatch):
     import wandb
 

@@ -44,7 +44,7 @@ def test_rows_in_files_stay_within_the_bound_however_late_a_checkpoint_is_due(tm
 
 
 def test_the_bound_counts_rows_between_checkpoints_and_the_latents_of_each():
-    size = capacity.Capacity(envs=4, rows_per_env=250_000, row_bytes=12_000, free_bytes=None, bound="", disk_row_bytes=0)
+    size = capacity.Capacity(envs=4, rows_per_env=250_000, row_bytes=12_000, free_bytes=None, bound="")
     assert capacity.rows_between_checkpoints(size) == 250_000
     most = capacity.rows_bound(size, 2_000, keep=2, env_steps=10**9)
     assert most == (1_000_000 + 3 * 250_000) * 12_000 + 4 * 1_000_000 * 2_000
