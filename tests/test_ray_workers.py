@@ -121,7 +121,7 @@ def test_restored_workers_go_on_to_the_bit(config):
         snapshot = crew.states()
         later = advance(crew, np.random.default_rng(2), 40)
     with make_workers(config, "CartPole-v1", seed=77) as crew:
-        assert crew.restore(*snapshot) == []
+        assert crew.restore(*snapshot) == {}
         same(later, advance(crew, np.random.default_rng(2), 40))
 
 

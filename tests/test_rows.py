@@ -14,6 +14,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.readers import action_reader, spec_of
 from dreamer.runtime.rows import EnvRows, empty_step
 from dreamer.spaces import Space
+from envs.probes import ENVS
 
 
 class Script(gymnasium.Env):
@@ -275,3 +276,9 @@ class TestBrokenEnvironments:
 def test_rows_import_no_jax():
     code = "import sys, dreamer.runtime.workers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_state_that_is_refused_says_why():
+    rows = EnvRows(ENVS["both"](), seed=0)
+    assert rows.set_state(rows.get_state()) == ""
+    assert rows.set_state(b"none").startswith("it does not take its state back, UnpicklingError: ")

@@ -367,7 +367,7 @@ def test_restored_workers_go_on_to_the_bit(backend, env, width):
         snapshot = crew.states()
         later = advance(crew, np.random.default_rng(2), 60, width)
     with make_workers(state_config(backend), env, seed=77) as crew:
-        assert crew.restore(*snapshot) == []
+        assert crew.restore(*snapshot) == {}
         again = advance(crew, np.random.default_rng(2), 60, width)
     assert sum(rows.is_last.sum() for rows in later) > 3
     for a, b in zip(later, again, strict=True):
@@ -380,9 +380,10 @@ def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
         assert crew.receive().step.obs["seed"].ravel().tolist() == [10, 11, 12, 13, 14]
         crew.send(ALL, actions(0, 0, 0, 0, 0))
         snapshot = crew.states()
-        assert snapshot.states == [None] * 5 and not snapshot.ready.step.is_first.any()
+        why = "Facts has no get_state and set_state"
+        assert snapshot.states == [why] * 5 and not snapshot.ready.step.is_first.any()
     with facts_workers(config) as crew:
-        assert crew.restore(*snapshot) == [0, 1, 2, 3, 4]
+        assert crew.restore(*snapshot) == dict.fromkeys(range(5), why)
         rows = crew.receive().step
         assert rows.is_first.all() and rows.obs["seed"].ravel().tolist() == [15, 16, 17, 18, 19]
         crew.send(ALL, actions(0, 0, 0, 0, 0))

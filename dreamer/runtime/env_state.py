@@ -1,7 +1,7 @@
 """The state of an environment as bytes, and back: only where it is sure to be whole. No jax.
 
 Whole environments are never pickled: many rebuild themselves from their arguments then, and lose their state without
-a word. What can be saved, None for all else:
+a word. What can be saved; for all else the reason why not is given:
 
     its outermost layer has get_state() and set_state(state)     what these give, if it can be pickled
     known gymnasium wrappers around such an environment          and the wrappers' own counters
@@ -28,40 +28,46 @@ WRAPPERS: dict[type, tuple[str, ...]] = {
 DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec", "render_mode"}
 
 
-def get_state(env: gymnasium.Env) -> bytes | None:
-    """Where `env` is, or None when that cannot be known."""
+def get_state(env: gymnasium.Env) -> bytes | str:
+    """Where `env` is; when that cannot be known, why not, in a few words that a message can go on with."""
     layers, base = _layers(env)
-    if base is None:
-        return None
+    if not _known(base):
+        if isinstance(base, gymnasium.Wrapper):
+            return f"nobody knows what the wrapper {type(base).__name__} remembers: give it get_state and set_state"
+        return f"{type(base).__name__} has no get_state and set_state"
     try:
-        own = base.get_state() if _gives(base) else _attributes(base)  # type: ignore[attr-defined]
+        own = base.get_state() if _gives(base) else _attributes(base)
         return pickle.dumps(([_counters(layer) for layer in layers], own))
-    except Exception:
-        return None  # what cannot be given or pickled cannot be restored
+    except Exception as error:  # what cannot be given or pickled cannot be restored
+        return f"the state of {type(base).__name__} cannot be had, {type(error).__name__}: {error}"
 
 
 def set_state(env: gymnasium.Env, state: bytes) -> None:
     """Puts an environment made in the same way where the other was. Raises whatever its set_state raises."""
     layers, base = _layers(env)
-    if base is None:
+    if not _known(base):
         raise ValueError(f"the state of {env} cannot be set")
     counters, own = pickle.loads(state)
     for layer, values in zip(layers, counters, strict=True):
         vars(layer).update(values)
     if _gives(base):
-        base.set_state(own)  # type: ignore[attr-defined]
+        base.set_state(own)
     else:
         vars(base).update(own)
 
 
-def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], gymnasium.Env | None]:
-    """The known wrappers, and what they hold if its state can be known."""
+def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
+    """The known wrappers, and what they hold."""
     layers: list[gymnasium.Wrapper] = []
     while not _gives(env) and type(env) in WRAPPERS:
         layers.append(env)  # type: ignore[arg-type]
         env = env.env  # type: ignore[attr-defined]
-    known = _gives(env) or type(env).__module__.startswith(PLAIN)
-    return layers, env if known else None
+    return layers, env
+
+
+def _known(base: Any) -> bool:
+    """Whether all that an environment remembers can be had."""
+    return _gives(base) or type(base).__module__.startswith(PLAIN)
 
 
 def _gives(env: Any) -> bool:

@@ -98,7 +98,7 @@ def save(parts: Parts, step: int, run: str, more: Mapping[str, Any], *, whole: b
     envs = parts.workers.states() if whole else _lost(parts.workers)
     head = {
         "replay": values, "limiter": parts.limiter.state(), "logger": parts.logger.position(), "loop": dict(more),
-        "envs": [state is not None for state in envs.states],
+        "envs": [state if isinstance(state, str) else None for state in envs.states],
     }  # fmt: skip
     arrays = {
         **_named("sampler", draws), **_named("collector", parts.collector.state()),
@@ -141,7 +141,7 @@ def load_rows(found: Found, store: RowStore, replay: Replay, lockstep: bool) -> 
     head, arrays = store.load_state(_seal(found.meta["state"]))
     store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
     replay_state.load(replay, head["replay"], _under("sampler", arrays))
-    exact = lockstep and all(head["envs"])
+    exact = lockstep and not any(head["envs"])
     if exact:
         store.drop_later()
     later = 0 if exact else store.load_later(replay)
@@ -162,7 +162,8 @@ def load_rest(restored: Restored, parts: Parts) -> list[str]:
         parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
     snapshot = _snapshot(restored, parts.workers.spec)
     if restored.later:
-        snapshot = snapshot._replace(states=[None] * parts.workers.envs, ready=_none_ready(parts.workers.spec))
+        states = ["rows came after the checkpoint"] * parts.workers.envs
+        snapshot = snapshot._replace(states=states, ready=_none_ready(parts.workers.spec))
     else:
         parts.collector.load(_under("collector", restored.arrays))
         parts.tracker.load_state(_under("tracker", restored.arrays))
@@ -174,16 +175,18 @@ def load_rest(restored: Restored, parts: Parts) -> list[str]:
     ]
     if restored.later:
         lines.append(f"resumed: {restored.later:,} rows flushed after the checkpoint; training catches up with them")
-    if lost:
-        which = "all environments" if len(lost) == parts.workers.envs else f"environments {', '.join(map(str, lost))}"
-        why = "rows came after the checkpoint" if restored.later else "their state was not to be had"
-        lines.append(f"not resumed: the running episodes of {which}, since {why}: cut there, new ones begin")
+    for why in dict.fromkeys(lost.values()):
+        numbers = [number for number in lost if lost[number] == why]
+        every = len(numbers) == parts.workers.envs
+        which = "all environments" if every else f"environments {', '.join(map(str, numbers))}"
+        lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
     return lines
 
 
 def _lost(workers: Workers) -> Snapshot:
     """A Snapshot that restores nothing but fresh episodes."""
-    return Snapshot([None] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
+    why = "the run failed, and they could no longer be asked"
+    return Snapshot([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
 
 
 def _none_ready(spec: Spec) -> Ready:
@@ -191,7 +194,7 @@ def _none_ready(spec: Spec) -> Ready:
 
 
 def _snapshot_arrays(envs: Snapshot) -> dict[str, np.ndarray]:
-    states = {f"state/{i:05d}": np.frombuffer(s, np.uint8) for i, s in enumerate(envs.states) if s is not None}
+    states = {f"state/{i:05d}": np.frombuffer(s, np.uint8) for i, s in enumerate(envs.states) if isinstance(s, bytes)}
     step = envs.ready.step
     fields = {f"row/{name}": getattr(step, name) for name in step._fields if name != "obs"}
     obs = {f"row/obs/{key}": value for key, value in step.obs.items()}
@@ -200,7 +203,7 @@ def _snapshot_arrays(envs: Snapshot) -> dict[str, np.ndarray]:
 
 def _snapshot(restored: Restored, spec: Spec) -> Snapshot:
     arrays = _under("envs", restored.arrays)
-    states = [arrays[f"state/{i:05d}"].tobytes() if known else None for i, known in enumerate(restored.head["envs"])]
+    states = [why or arrays[f"state/{i:05d}"].tobytes() for i, why in enumerate(restored.head["envs"])]
     fields = {name: arrays[f"row/{name}"] for name in Step._fields if name != "obs"}
     step = Step(obs={key: arrays[f"row/obs/{key}"] for key in spec.obs}, **fields)
     return Snapshot(states, Ready(arrays["ready"], step), arrays["resets"])

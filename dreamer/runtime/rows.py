@@ -85,19 +85,19 @@ class EnvRows:
             return None
         return np.asarray(self.env.render(), np.uint8)
 
-    def get_state(self) -> bytes | None:
-        """Where the environment is, after the row written last; None when it cannot tell."""
+    def get_state(self) -> bytes | str:
+        """Where the environment is, after the row written last; when it cannot tell, why."""
         env = env_state.get_state(self.env)
-        return None if env is None else pickle.dumps((env, self._over, self._episode, self._step, self._seed))
+        return env if isinstance(env, str) else pickle.dumps((env, self._over, self._episode, self._step, self._seed))
 
-    def set_state(self, state: bytes) -> bool:
-        """Goes on from there; False when the environment refuses, and is of no use any more."""
+    def set_state(self, state: bytes) -> str:
+        """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
         try:
             env, self._over, self._episode, self._step, self._seed = pickle.loads(state)
             env_state.set_state(self.env, env)
-        except Exception:
-            return False
-        return True
+        except Exception as error:
+            return f"it does not take its state back, {type(error).__name__}: {error}"
+        return ""
 
     def close(self) -> None:
         """Close the environment."""

@@ -35,12 +35,12 @@ class Actor:
         """Its next row, a Step of one."""
         return self._do(number, self._envs[number].step, action)
 
-    def get_state(self, number: int) -> bytes | None:
-        """Where it is; None when it cannot tell."""
+    def get_state(self, number: int) -> bytes | str:
+        """Where it is; when it cannot tell, why."""
         return self._do(number, self._envs[number].get_state)
 
-    def set_state(self, number: int, state: bytes) -> bool:
-        """Goes on from there; False when it cannot."""
+    def set_state(self, number: int, state: bytes) -> str:
+        """Goes on from there -> ""; why not when it cannot."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:

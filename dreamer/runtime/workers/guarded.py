@@ -13,6 +13,7 @@ from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, to
 from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.spaces import Spec
 
+FAILED = "it has failed and was not made anew yet"
 _making = threading.Lock()  # imports and the registries of environments are not made for many threads
 
 
@@ -56,13 +57,13 @@ class Guarded:
         out = empty_step(self._rows.spec, 1)
         return self.write(action, out, 0) or out
 
-    def get_state(self) -> bytes | None:
-        """Where it is; None when it cannot tell."""
-        return self._rows.get_state() if self._rows else None
+    def get_state(self) -> bytes | str:
+        """Where it is; when it cannot tell, why."""
+        return self._rows.get_state() if self._rows else FAILED
 
-    def set_state(self, state: bytes) -> bool:
-        """Goes on from there; False when it cannot."""
-        return bool(self._rows and self._rows.set_state(state))
+    def set_state(self, state: bytes) -> str:
+        """Goes on from there -> ""; why not when it cannot."""
+        return self._rows.set_state(state) if self._rows else FAILED
 
     def close(self) -> None:
         """Closes it, if there is one."""

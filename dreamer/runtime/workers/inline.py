@@ -61,12 +61,13 @@ class InlineWorkers:
         self._step()
         return Snapshot([rows.get_state() for rows in self.rows], self._table.peek(), self._faults.resets.copy())
 
-    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
-        """Goes on from a Snapshot; gives the numbers of those that begin a new episode instead."""
+    def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
+        """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
         check_fresh(self._faults.received, states, ready, self.envs)
         # A first reset, as worker processes have had one: some environments must not be set before it.
         self._step()
-        lost = [i for i, state in enumerate(states) if state is None or not self.rows[i].set_state(state)]
+        refused = {i: s if isinstance(s, str) else self.rows[i].set_state(s) for i, s in enumerate(states)}
+        lost = {number: why for number, why in refused.items() if why}
         self._faults.restore(resets)
         self._table.put([i for i in range(self.envs) if i not in lost], ready)
         for number in lost:

@@ -6,8 +6,8 @@ in shared memory, the byte only says that they are there. The two sides take tur
     parent                          worker
     STEP                            ROW, or FAULT with an Incident
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
-    GET                             STATE with bytes or None
-    PUT with bytes                  STATE with whether they were taken
+    GET                             STATE with bytes, or why not
+    PUT with bytes                  STATE with why not, "" when they were taken
 """
 
 from __future__ import annotations

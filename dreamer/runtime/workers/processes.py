@@ -18,7 +18,7 @@ from dreamer.runtime.workers.child import Part
 from dreamer.runtime.workers.faults import as_error, differs
 from dreamer.runtime.workers.memory import open_memory, resize, rows_in
 from dreamer.runtime.workers.process import Process
-from dreamer.runtime.workers.remote import PATIENCE, START, RemoteWorkers
+from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
 from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
@@ -176,15 +176,15 @@ class ProcessWorkers(RemoteWorkers[Process]):
         assert found is not None
         return found
 
-    def _get_states(self) -> list[bytes | None]:
+    def _get_states(self) -> list[bytes | str]:
         return self._ask([(number, messages.GET, None) for number in range(self.envs)])
 
-    def _put_states(self, states: dict[int, bytes]) -> set[int]:
+    def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
         answers = self._ask([(number, messages.PUT, state) for number, state in states.items()])
-        return {number for number, taken in zip(states, answers, strict=True) if taken}
+        return dict(zip(states, answers, strict=True))
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """The answers (STATE) to (number, kind, body) of environments that wait; None of one that gives none."""
+        """The answers (STATE) to (number, kind, body) of environments that wait; SILENT of one that gives none."""
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
@@ -196,7 +196,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
                 answers.append(messages.body(channel))
                 channel.settimeout(None)
             except (EOFError, OSError):
-                answers.append(None)
+                answers.append(SILENT)
                 self._homes[number].kill()  # `_hear` finds it dead and replaces it
         return answers
 

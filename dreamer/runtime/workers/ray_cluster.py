@@ -21,7 +21,7 @@ from dreamer.runtime.rows import empty_step
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.actor import Actor
 from dreamer.runtime.workers.faults import as_error, differs
-from dreamer.runtime.workers.remote import PATIENCE, START, RemoteWorkers
+from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
 from dreamer.runtime.workers.seam import Incident, Plan, Ready
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
@@ -168,20 +168,20 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._made[:] = True
         return answers[0]
 
-    def _get_states(self) -> list[bytes | None]:
+    def _get_states(self) -> list[bytes | str]:
         answers = [self._homes[number].actor.get_state.remote(number) for number in range(self.envs)]
         return [self._answer(answer) for answer in answers]
 
-    def _put_states(self, states: dict[int, bytes]) -> set[int]:
+    def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
         answers = [self._homes[number].actor.set_state.remote(number, state) for number, state in states.items()]
-        return {number for number, answer in zip(states, answers, strict=True) if self._answer(answer)}
+        return {number: self._answer(answer) for number, answer in zip(states, answers, strict=True)}
 
     def _answer(self, answer: Any) -> Any:
-        """An answer that is not a row; None when its actor is gone or hangs, `receive` finds out."""
+        """An answer that is not a row; SILENT when its actor is gone or hangs, `receive` finds out."""
         try:
             return self._ray.get(answer, timeout=self._timeout or None)
         except self._ray.exceptions.RayError:
-            return None
+            return SILENT
 
 
 def _ray() -> ModuleType:

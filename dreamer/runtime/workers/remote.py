@@ -15,6 +15,7 @@ from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 from dreamer.spaces import Spec
 
+SILENT = "it gave no answer"
 PATIENCE = 5.0  # seconds that workers get to end by themselves
 START = 300.0  # seconds that an environment gets to be made, imports included, beside workers.timeout
 LOOK = 1.0  # seconds between two looks for environments that hang
@@ -64,14 +65,15 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._wait(self._table.wanted(None), math.inf)
         return Snapshot(self._get_states(), self._table.peek(), self._faults.resets.copy())
 
-    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
-        """Goes on from a Snapshot; gives the numbers of those that begin a new episode instead."""
+    def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
+        """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
         check_fresh(self._faults.received, states, ready, self.envs)
         self._wait(self.envs, math.inf)
-        taken = self._put_states({number: state for number, state in enumerate(states) if state is not None})
+        told = {number: state for number, state in enumerate(states) if isinstance(state, str)}
+        told |= self._put_states({number: state for number, state in enumerate(states) if isinstance(state, bytes)})
+        lost = {number: why for number, why in sorted(told.items()) if why}
         self._faults.restore(resets)
-        self._table.put(sorted(taken), ready)
-        lost = [number for number in range(self.envs) if number not in taken]
+        self._table.put([number for number in range(self.envs) if number not in lost], ready)
         for number in lost:
             self._faults.resets[number] += 1
             self._table.phase[number] = BUSY
@@ -110,12 +112,12 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         """Counts the incident; a fresh home for all environments of one that has failed."""
 
     @abc.abstractmethod
-    def _get_states(self) -> list[bytes | None]:
+    def _get_states(self) -> list[bytes | str]:
         """Of all environments, none of which is at work."""
 
     @abc.abstractmethod
-    def _put_states(self, states: dict[int, bytes]) -> set[int]:
-        """The numbers of those that have taken theirs."""
+    def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
+        """Why each has not taken its own, "" of one that has."""
 
     def _wait(self, wanted: int, patience: float) -> None:
         """Until `wanted` rows are ready, or some after `patience` seconds."""

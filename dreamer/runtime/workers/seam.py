@@ -60,12 +60,12 @@ class Incident(NamedTuple):
 class Snapshot(NamedTuple):
     """All that `Workers.restore` takes.
 
-    states: of each environment, None of one that cannot give any | ready: the rows that nobody has received yet, of
-    all that have a state
+    states: of each environment, or why it cannot give any
+    ready: the rows that nobody has received yet, of all that have a state
     resets [E] int64: how often each environment was made anew, so that the next seed is one never used before
     """
 
-    states: Sequence[bytes | None]
+    states: Sequence[bytes | str]
     ready: Ready
     resets: np.ndarray
 
@@ -103,10 +103,10 @@ class Workers(Protocol):
     def states(self) -> Snapshot:
         """Waits for all environments and gives where they are. RuntimeError when a received row is not answered."""
 
-    def restore(self, states: Sequence[bytes | None], ready: Ready, resets: np.ndarray) -> list[int]:
+    def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
         """Puts a Snapshot into fresh workers: the next rows are those of `ready`.
 
-        Gives the numbers of those that could not be restored: they begin a new episode with a fresh seed.
+        Gives those that could not be restored, {number: why}: they begin a new episode with a fresh seed.
         RuntimeError when rows were received before, ValueError when it is of another number of environments.
         """
 

@@ -79,7 +79,7 @@ class Table:
         self.phase[envs] = READY
 
 
-def check_fresh(received: bool, states: Sequence[bytes | None], ready: Ready, envs: int) -> None:
+def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int) -> None:
     """RuntimeError unless nothing was received yet; ValueError unless the snapshot is of `envs` environments.
 
     Only an environment with a state needs its row.
@@ -88,6 +88,6 @@ def check_fresh(received: bool, states: Sequence[bytes | None], ready: Ready, en
         raise RuntimeError("restore() needs fresh workers, rows of these were received")
     if len(states) != envs:
         raise ValueError(f"the snapshot is of {len(states)} environments, not {envs}")
-    rowless = {number for number, state in enumerate(states) if state is not None} - set(ready.envs.tolist())
+    rowless = {number for number, state in enumerate(states) if isinstance(state, bytes)} - set(ready.envs.tolist())
     if rowless:
         raise ValueError(f"the snapshot has a state but no row of the environments {sorted(rowless)}")
