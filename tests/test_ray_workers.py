@@ -201,7 +201,7 @@ def test_a_run_goes_on_when_a_machine_is_killed(cluster, another, tmp_path, capf
     dreamer.train(tiny(tmp_path / "run", **options))
     killer.join()
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert lines[-1]["env_steps"] == 1500
+    assert 1500 <= lines[-1]["env_steps"] < 1504  # rows of several environments come at once
     assert sum(line.get("collect/incidents", 0) for line in lines) >= 1
     assert "is gone" in capfd.readouterr().out
 
