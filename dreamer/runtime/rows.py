@@ -17,6 +17,8 @@ from dreamer.runtime.readers import LARGEST, action_reader, find, inside, outsid
 from dreamer.runtime.steps import Step
 from dreamer.spaces import Spec
 
+FLOAT32 = np.dtype(np.float32)
+
 
 def empty_step(spec: Spec, envs: int) -> Step:
     """A Step of `envs` rows to be written; actions, rewards and flags are zero."""
@@ -39,32 +41,49 @@ class EnvRows:
         self.name = name or type(env).__name__
         self._readers = readers(env, self.name)
         action, self._to_env = action_reader(env, self.name)
+        self._first_action = int(getattr(env.action_space, "start", 0)) if action.discrete else 0
         self.spec = Spec({reader.key: reader.space for reader in self._readers}, action)
         self._seed = seed
         self._late = [reader for reader in self._readers if reader.late]
+        # One float32 array, the row as it is: what most environments of vectors show.
+        alone = self._readers[0] if len(self._readers) == 1 and self._late and not self._readers[0].path else None
+        self._alone = (alone.key, alone.shape) if alone else (None, None)
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
         self._step = 0
 
-    def write(self, action: np.ndarray, out: Step, index: int, late: bool = False) -> None:
+    def write(self, action: np.ndarray, out: Step, index: int) -> None:
         """Answer to `action` [A], written into row `index` of `out`; its action stays as it is.
 
-        The first call, and the one after a row that is_last, ignore the action and reset. late: float32 observations
-        are not compared with their bounds here, but with those of other rows by `sound` and `unsound`.
+        The first call, and the one after a row that is_last, ignore the action and reset.
+        """
+        out.is_first[index] = out.is_last[index] = out.is_terminal[index] = False
+        if self._over:
+            self._reset(out, index, late=False)
+        else:
+            self._advance(self._to_env(action), out, index, late=False)
+
+    def natives(self, actions: np.ndarray) -> list[Any]:
+        """What `step` of environments like this one takes for actions [R, A]."""
+        if self.spec.action.discrete:
+            return (actions.argmax(1) + self._first_action).tolist()
+        return [self._to_env(action) for action in actions]
+
+    def write_late(self, native: Any, out: Step, index: int) -> None:
+        """`write` for one of many rows, of which what can be done for all at once is done by the caller.
+
+        native: of `natives`. The row's flags are False. Float32 observations are compared with their bounds
+        afterwards, by `sound` and `unsound`.
         """
         if self._over:
-            self._reset(out, index, late)
+            self._reset(out, index, late=True)
         else:
-            self._advance(action, out, index, late)
+            self._advance(native, out, index, late=True)
 
-    def sound(self, out: Step, indices: list[int]) -> bool:
+    def sound(self, out: Step, indices: list[int] | slice) -> bool:
         """Whether rows of such environments, written late, are inside their bounds: one comparison for all of them."""
-        for reader in self._late:
-            rows = out.obs[reader.key]
-            if not inside(reader, rows if len(rows) == len(indices) else rows[indices]):
-                return False
-        return True
+        return all(inside(reader, out.obs[reader.key][indices]) for reader in self._late)
 
     def unsound(self, out: Step, index: int) -> UserError | None:
         """What is wrong with row `index`, written late."""
@@ -113,10 +132,9 @@ class EnvRows:
         self._write_obs(answer[0], out, index, late)
         out.reward[index] = 0.0
         out.is_first[index] = True
-        out.is_last[index] = out.is_terminal[index] = self._over = False
+        self._over = False
 
-    def _advance(self, action: np.ndarray, out: Step, index: int, late: bool) -> None:
-        native = self._to_env(action)
+    def _advance(self, native: Any, out: Step, index: int, late: bool) -> None:
         total = 0.0
         for _ in range(self._repeat):
             self._step += 1
@@ -128,16 +146,19 @@ class EnvRows:
             obs, reward, terminated, truncated, _ = answer
             total += self._number(reward)
             terminal = self._flag(terminated, "terminated")
-            last = self._flag(truncated, "truncated") or terminal
-            if last:
+            if self._flag(truncated, "truncated") or terminal:
+                self._over = True
                 break
         self._write_obs(obs, out, index, late)
         out.reward[index] = total
-        out.is_first[index] = False
-        out.is_last[index] = self._over = last
-        out.is_terminal[index] = terminal
+        if self._over:
+            out.is_last[index], out.is_terminal[index] = True, terminal
 
     def _write_obs(self, obs: Any, out: Step, index: int, late: bool) -> None:
+        key, shape = self._alone
+        if late and key and type(obs) is np.ndarray and obs.dtype is FLOAT32 and obs.shape == shape:
+            out.obs[key][index] = obs
+            return
         for reader in self._readers:
             target = out.obs[reader.key]
             try:
@@ -152,6 +173,8 @@ class EnvRows:
             target[index] = array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
 
     def _number(self, reward: Any) -> float:
+        if type(reward) is float and -LARGEST <= reward <= LARGEST:
+            return reward
         try:
             number = float(reward) if not isinstance(reward, np.ndarray) or reward.ndim == 0 else None
         except (TypeError, ValueError):

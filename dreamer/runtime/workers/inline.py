@@ -95,16 +95,20 @@ class InlineWorkers:
     def _step(self) -> None:
         table, rows = self._table, self._table.rows
         busy = np.flatnonzero(table.phase == BUSY).tolist()
-        for number in busy:
+        if not busy:
+            return
+        where = slice(None) if len(busy) == self.envs else busy  # all: views are cheaper than copies
+        rows.is_first[where] = rows.is_last[where] = rows.is_terminal[where] = False
+        for number, native in zip(busy, self.rows[0].natives(rows.action[where]), strict=True):
             try:
-                self.rows[number].write(rows.action[number], rows, number, late=True)
+                self.rows[number].write_late(native, rows, number)
             except Exception as error:
                 self._renew(number, told(error, self._plan, number))
-        if not self.rows[0].sound(rows, busy):
+        if not self.rows[0].sound(rows, where):
             for number in busy:
                 if (found := self.rows[number].unsound(rows, number)) is not None:
                     self._renew(number, told(found, self._plan, number))
-        table.phase[busy] = READY
+        table.phase[where] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
         """Counts the incident, and those of the new environment, until it has written its reset row."""

@@ -36,10 +36,10 @@ class Table:
         envs = np.flatnonzero(self.phase == READY)
         self.phase[envs] = TAKEN
         rows = self.rows
-        obs = {key: array[envs] for key, array in rows.obs.items()}
+        obs = {key: array.take(envs, 0) for key, array in rows.obs.items()}
         action = np.zeros((len(envs), rows.action.shape[1]), np.float32)
-        step = Step(obs, action, rows.reward[envs], rows.is_first[envs], rows.is_last[envs], rows.is_terminal[envs])
-        return Ready(envs, step)
+        fields = (array.take(envs) for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
+        return Ready(envs, Step(obs, action, *fields))
 
     def peek(self) -> Ready:
         """Copies of all rows, which stay where they are."""
