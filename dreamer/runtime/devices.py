@@ -41,6 +41,13 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         raise UserError(f"replay.batch_size {batch_size} cannot be split evenly over {mesh.size} devices")
 
 
+def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
+    """`agent.init(key)`, compiled for the mesh; on a CPU plainly: it runs once, optimizing takes ten times as long."""
+    plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+    return jax.jit(agent.init, out_shardings=replicated(mesh), compiler_options=plainly if on_cpu else None)
+
+
 def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
     """`agent.update(state, batch)`, compiled for the mesh; the state is donated."""
     whole, parts = replicated(mesh), split(mesh)

@@ -43,8 +43,7 @@ class Learner:
         """Raises UserError when the batch cannot be split over the devices."""
         self.mesh = devices.make_mesh()
         devices.check_batch_size(self.mesh, batch_size)
-        whole = devices.replicated(self.mesh)
-        self.state: TrainState = jax.jit(agent.init, out_shardings=whole)(jax.random.key(seed))
+        self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
         self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
