@@ -112,7 +112,10 @@ def _suite() -> Any:
             warnings.filterwarnings("ignore", module="glfw")  # it looks for a screen, also where none is needed
             from dm_control import suite
     except ModuleNotFoundError as error:
-        raise ImportError(f"dmc needs the package {error.name!r}: pip install \".[dmc]\" in the checkout") from error
+        # dm_control requires labmaze, which has no wheel for 3.13; the suite does without (pyproject.toml, extra dmc).
+        alone = " && pip install --no-deps dm-control" if sys.version_info >= (3, 13) else ""
+        command = f'pip install ".[dmc]"{alone}'
+        raise ImportError(f"dmc needs the package {error.name!r}: {command} in the checkout") from error
     except Exception as error:
         graphics = f" with MUJOCO_GL={os.environ['MUJOCO_GL']}" if "MUJOCO_GL" in os.environ else ""
         raise ImportError(f"dm_control failed to import{graphics}: {type(error).__name__}: {error}") from error

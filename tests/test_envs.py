@@ -45,6 +45,15 @@ def test_missing_package_names_the_extra(monkeypatch, name, package):
         plugins.make_env(name)
 
 
+def test_on_python_3_13_dm_control_is_installed_without_labmaze(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [Missing("dm_control"), *sys.meta_path])
+    for module in [module for module in sys.modules if module.split(".")[0] == "dm_control"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    with pytest.raises(UserError, match="pip install --no-deps dm-control"):
+        plugins.make_env("dmc:walker-walk")
+
+
 class Missing:
     """An import finder for which one package is not installed."""
 
