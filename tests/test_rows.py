@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dreamer.errors import UserError
 from dreamer.runtime.readers import action_reader, spec_of
-from dreamer.runtime.rows import EnvRows, empty_step
+from dreamer.runtime.rows import EnvRows, empty_step, write_together
 from dreamer.spaces import Space
 from envs.probes import ENVS
 
@@ -271,6 +271,59 @@ class TestBrokenEnvironments:
         rows = EnvRows(rows.env)
         with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
             run(rows, 1)
+
+
+def answers():
+    """What a step may give: most are plain, some end an episode, some break the space in one way or another."""
+    plain = st.floats(-10, 10, width=32).map(number)
+    obs = st.one_of(plain, plain, plain, st.sampled_from([
+        number(11.0), number(np.nan), np.zeros(2, np.float32), np.zeros((1, 1), np.float32), np.zeros((), np.float32),
+        np.zeros(1), np.zeros(1, np.int64), [0.5], 0.5, None, {"x": number(0)},
+    ]))  # fmt: skip
+    rewards = st.one_of(
+        st.floats(-5, 5), st.floats(-5, 5).map(np.float64), st.sampled_from([1, True, np.nan, np.inf, 1e39, "1", None])
+    )
+    flags = st.sampled_from([False, False, False, True, np.False_, np.True_, 1, np.array(True), "no"])
+    broken = st.sampled_from([None, (), (number(0), 0.0, False, {}), [number(0), 0.0, False, False, {}]])
+    return st.one_of(*[st.tuples(obs, rewards, flags, flags, st.just({}))] * 9, broken)
+
+
+def crew(envs):
+    """EnvRows that have written their reset row."""
+    made = [EnvRows(obs_env(spaces.Box(-10, 10, (1,), np.float32), number(0))) for _ in range(envs)]
+    for rows in made:
+        rows.step(one_hot(0))
+    return made
+
+
+@given(st.lists(answers(), min_size=1, max_size=4), st.booleans())
+def test_rows_written_together_are_those_written_one_by_one(given_answers, everywhere):
+    envs = len(given_answers)
+    places = list(range(0 if everywhere else 1, envs + (not everywhere)))
+    together, alone = crew(envs), crew(envs)
+    outs = [empty_step(together[0].spec, envs if everywhere else envs + 2) for _ in range(2)]
+    written = write_together(together, given_answers, outs[0], slice(None) if everywhere else places)
+    try:
+        for rows, answer, place in zip(alone, given_answers, places, strict=True):
+            rows.accept(answer, outs[1], place)
+    except UserError:
+        assert not written
+        return
+    if written:
+        mine, theirs = ((out.obs["vector"], *out[1:]) for out in outs)
+        np.testing.assert_equal(mine, theirs)
+        for rows, other in zip(together, alone, strict=True):  # whether the next row is a reset
+            np.testing.assert_equal(rows.step(one_hot(0)), other.step(one_hot(0)))
+
+
+def test_plain_answers_are_written_together():
+    three = crew(3)
+    ends = [(False, False), (True, False), (False, True)]
+    given_answers = [(number(i), float(i), *flags, {}) for i, flags in enumerate(ends)]
+    out = empty_step(three[0].spec, 3)
+    assert write_together(three, given_answers, out, slice(None))
+    assert out.obs["vector"].ravel().tolist() == out.reward.tolist() == [0, 1, 2]
+    assert out.is_last.tolist() == [False, True, True] and out.is_terminal.tolist() == [False, True, False]
 
 
 def test_rows_import_no_jax():

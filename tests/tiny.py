@@ -52,11 +52,25 @@ FEAT = WORLD_MODEL.deter + WORLD_MODEL.stoch * WORLD_MODEL.classes
 OPTIMIZER = optimizers.Config(learning_rate=1e-3, warmup=2, eps=1e-3)
 CONFIG = agents.Config("float32", HORIZON, True, WORLD_MODEL, BEHAVIOR, OPTIMIZER)
 BATCH, LENGTH = 8, 6
+
+
+def known_to_xla(options: dict[str, bool]) -> dict[str, bool]:
+    """Those of `options` that this version of XLA has."""
+    known = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value})()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
+
+
 # The program is as right as with the costly passes, and compiles five times faster.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    **known_to_xla({"xla_cpu_use_fusion_emitters": False}),
 }
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 TRACES: collections.Counter[tuple[str, str]] = collections.Counter()  # of `update`, by its arguments

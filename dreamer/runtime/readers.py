@@ -34,7 +34,7 @@ class Reader(NamedTuple):
 
     path: keys into nested Dicts | shape, kinds: of the environment's array and numpy's letters of its dtype
     low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
-    late: whether an array of the environment may be the row's as it is, so that bounds can be checked in the row
+    plain: whether an array of the environment is the row's as it is
     """
 
     key: str
@@ -45,7 +45,7 @@ class Reader(NamedTuple):
     low: Any = None
     high: Any = None
     start: Any = 0
-    late: bool = False
+    plain: bool = False
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
@@ -180,8 +180,8 @@ def _box_reader(key: str, path: tuple, space: spaces.Box, name: str) -> Reader:
             "three axes are for pictures, uint8 [H, W, C], vectors have at most two"
         )
     kinds = "fiub" if dtype.kind == "f" else "iub"
-    late = dtype == np.float32 and shape != ()
-    return Reader(key, path, Space(shape or (1,), "float32"), shape, kinds, low, high, late=late)
+    plain = dtype == np.float32 and shape != ()
+    return Reader(key, path, Space(shape or (1,), "float32"), shape, kinds, low, high, plain=plain)
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:

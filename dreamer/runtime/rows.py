@@ -6,6 +6,7 @@ Every row is checked against its space, so that a broken environment is named wh
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -13,11 +14,12 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
-from dreamer.runtime.readers import LARGEST, action_reader, find, inside, outside, read, readers
+from dreamer.runtime.readers import LARGEST, action_reader, find, inside, read, readers
 from dreamer.runtime.steps import Step
 from dreamer.spaces import Spec
 
 FLOAT32 = np.dtype(np.float32)
+NUMBERS, FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 
 
 def empty_step(spec: Spec, envs: int) -> Step:
@@ -39,15 +41,12 @@ class EnvRows:
             raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
         self.env = env
         self.name = name or type(env).__name__
-        self._readers = readers(env, self.name)
+        self.readers = readers(env, self.name)
         action, self._to_env = action_reader(env, self.name)
         self._first_action = int(getattr(env.action_space, "start", 0)) if action.discrete else 0
-        self.spec = Spec({reader.key: reader.space for reader in self._readers}, action)
+        self.spec = Spec({reader.key: reader.space for reader in self.readers}, action)
         self._seed = seed
-        self._late = [reader for reader in self._readers if reader.late]
-        # One float32 array, the row as it is: what most environments of vectors show.
-        alone = self._readers[0] if len(self._readers) == 1 and self._late and not self._readers[0].path else None
-        self._alone = (alone.key, alone.shape) if alone else (None, None)
+        self.plain = all(reader.plain for reader in self.readers)
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
@@ -58,39 +57,42 @@ class EnvRows:
 
         The first call, and the one after a row that is_last, ignore the action and reset.
         """
-        out.is_first[index] = out.is_last[index] = out.is_terminal[index] = False
-        if self._over:
-            self._reset(out, index, late=False)
-        else:
-            self._advance(self._to_env(action), out, index, late=False)
+        self.accept(self.ask(self._to_env(action)), out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
-        """What `step` of environments like this one takes for actions [R, A]."""
+        """What `ask` of environments like this one takes for actions [R, A]."""
         if self.spec.action.discrete:
-            return (actions.argmax(1) + self._first_action).tolist()
+            return list(actions.argmax(1) + self._first_action)
         return [self._to_env(action) for action in actions]
 
-    def write_late(self, native: Any, out: Step, index: int) -> None:
-        """`write` for one of many rows, of which what can be done for all at once is done by the caller.
+    def ask(self, native: Any) -> Any:
+        """What `step` answers to one of `natives`, rewards summed over the repeats; the same of `reset` at an end.
 
-        native: of `natives`. The row's flags are False. Float32 observations are compared with their bounds
-        afterwards, by `sound` and `unsound`.
+        For `accept` or `write_together`. A single step's answer has not been looked at.
         """
         if self._over:
-            self._reset(out, index, late=True)
-        else:
-            self._advance(native, out, index, late=True)
+            return self._reset()
+        self._step += 1
+        answer = self.env.step(native)
+        if self._repeat == 1:
+            return answer
+        total = 0.0
+        for left in reversed(range(self._repeat)):
+            obs, reward, terminal, truncated = self._parts(answer)
+            total += reward
+            if terminal or truncated or not left:
+                break
+            self._step += 1
+            answer = self.env.step(native)
+        return obs, total, terminal, truncated, {}
 
-    def sound(self, out: Step, indices: list[int] | slice) -> bool:
-        """Whether rows of such environments, written late, are inside their bounds: one comparison for all of them."""
-        return all(inside(reader, out.obs[reader.key][indices]) for reader in self._late)
-
-    def unsound(self, out: Step, index: int) -> UserError | None:
-        """What is wrong with row `index`, written late."""
-        for reader in self._late:
-            if not inside(reader, out.obs[reader.key][index]):
-                return self._error(outside(reader, out.obs[reader.key][index]))
-        return None
+    def accept(self, answer: Any, out: Step, index: int) -> None:
+        """An answer of `ask`, checked and written into row `index`; its action stays as it is."""
+        obs, reward, terminal, truncated = self._parts(answer)
+        self._write_obs(obs, out, index)
+        self._over = terminal or truncated
+        out.reward[index], out.is_first[index] = reward, not self._step
+        out.is_last[index], out.is_terminal[index] = self._over, terminal
 
     def step(self, action: np.ndarray) -> Step:
         """The same as a new Step of one row."""
@@ -122,55 +124,33 @@ class EnvRows:
         """Close the environment."""
         self.env.close()
 
-    def _reset(self, out: Step, index: int, late: bool) -> None:
+    def _reset(self) -> tuple[Any, float, bool, bool, dict]:
         self._episode += 1
         self._step = 0
         seed, self._seed = self._seed, None
         answer = self.env.reset(seed=seed)
         if not (isinstance(answer, tuple) and len(answer) == 2):
             raise self._error(f"reset() must give (obs, info), it gave {_described(answer)}")
-        self._write_obs(answer[0], out, index, late)
-        out.reward[index] = 0.0
-        out.is_first[index] = True
         self._over = False
+        return answer[0], 0.0, False, False, {}
 
-    def _advance(self, native: Any, out: Step, index: int, late: bool) -> None:
-        total = 0.0
-        for _ in range(self._repeat):
-            self._step += 1
-            answer = self.env.step(native)
-            if not (isinstance(answer, tuple) and len(answer) == 5):
-                raise self._error(
-                    f"step() must give (obs, reward, terminated, truncated, info), it gave {_described(answer)}"
-                )
-            obs, reward, terminated, truncated, _ = answer
-            total += self._number(reward)
-            terminal = self._flag(terminated, "terminated")
-            if self._flag(truncated, "truncated") or terminal:
-                self._over = True
-                break
-        self._write_obs(obs, out, index, late)
-        out.reward[index] = total
-        if self._over:
-            out.is_last[index], out.is_terminal[index] = True, terminal
+    def _parts(self, answer: Any) -> tuple[Any, float, bool, bool]:
+        if not (isinstance(answer, tuple) and len(answer) == 5):
+            raise self._error(
+                f"step() must give (obs, reward, terminated, truncated, info), it gave {_described(answer)}"
+            )
+        obs, reward, terminated, truncated, _ = answer
+        number = self._number(reward)
+        return obs, number, self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
 
-    def _write_obs(self, obs: Any, out: Step, index: int, late: bool) -> None:
-        key, shape = self._alone
-        if late and key and type(obs) is np.ndarray and obs.dtype is FLOAT32 and obs.shape == shape:
-            out.obs[key][index] = obs
-            return
-        for reader in self._readers:
-            target = out.obs[reader.key]
+    def _write_obs(self, obs: Any, out: Step, index: int) -> None:
+        for reader in self.readers:
             try:
-                value = find(reader, obs) if reader.path else obs
-                if late and reader.late and type(value) is np.ndarray and value.dtype == np.float32:
-                    if value.shape == reader.shape:
-                        target[index] = value
-                        continue
-                array = read(reader, value)
+                array = read(reader, find(reader, obs))
             except ValueError as error:
                 raise self._error(str(error)) from None
-            target[index] = array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
+            shape = reader.space.shape
+            out.obs[reader.key][index] = array if array.shape == shape else array.reshape(shape)
 
     def _number(self, reward: Any) -> float:
         if type(reward) is float and -LARGEST <= reward <= LARGEST:
@@ -195,6 +175,43 @@ class EnvRows:
 
     def _error(self, text: str) -> UserError:
         return UserError(f"env {self.name!r}, episode {self._episode}, step {self._step}: {text}")
+
+
+def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
+    """Answers of `ask` of environments like each other, checked and written into rows `where`; actions stay.
+
+    All at once, which for cheap environments is most of what a row costs. False, and no row counts, unless all are
+    plain and inside their space: `accept` tells which is not, and what is the matter.
+    """
+    if not rows[0].plain or set(map(type, answers)) != {tuple}:
+        return False
+    try:
+        observations, rewards, terminated, truncated, _ = zip(*answers, strict=True)
+        if not (set(map(type, rewards)) <= NUMBERS and set(map(type, terminated + truncated)) <= FLAGS):
+            return False
+        if not (-LARGEST <= min(rewards) and max(rewards) <= LARGEST and sum(rewards) == sum(rewards)):  # NaN is not
+            return False
+        for reader in rows[0].readers:
+            arrays = [find(reader, obs) for obs in observations] if reader.path else observations
+            length, *others = reader.shape
+            block = np.concatenate(arrays, dtype=np.float32, casting="no")  # raises for what is no float32
+            if block.shape != (len(rows) * length, *others) or set(map(len, arrays)) != {length}:
+                return False
+            block = block.reshape(len(rows), *reader.shape)
+            if not inside(reader, block):
+                return False
+            out.obs[reader.key][where] = block
+    except (TypeError, ValueError):
+        return False
+    out.reward[where] = rewards
+    out.is_first[where] = [not row._step for row in rows]
+    out.is_last[where] = out.is_terminal[where] = False
+    if True in terminated or True in truncated:
+        ends = np.logical_or(terminated, truncated)
+        out.is_last[where], out.is_terminal[where] = ends, terminated
+        for index in ends.nonzero()[0].tolist():
+            rows[index]._over = True
+    return True
 
 
 def _described(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.runtime.rows import EnvRows, empty_step
+from dreamer.runtime.rows import EnvRows, empty_step, write_together
 from dreamer.runtime.workers.faults import Faults, close_quietly, make_rows, told
 from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
@@ -98,16 +98,19 @@ class InlineWorkers:
         if not busy:
             return
         where = slice(None) if len(busy) == self.envs else busy  # all: views are cheaper than copies
-        rows.is_first[where] = rows.is_last[where] = rows.is_terminal[where] = False
+        answers: dict[int, Any] = {}
         for number, native in zip(busy, self.rows[0].natives(rows.action[where]), strict=True):
             try:
-                self.rows[number].write_late(native, rows, number)
+                answers[number] = self.rows[number].ask(native)
             except Exception as error:
                 self._renew(number, told(error, self._plan, number))
-        if not self.rows[0].sound(rows, where):
-            for number in busy:
-                if (found := self.rows[number].unsound(rows, number)) is not None:
-                    self._renew(number, told(found, self._plan, number))
+        together = len(answers) == len(busy)
+        if not (together and write_together([self.rows[i] for i in busy], list(answers.values()), rows, where)):
+            for number, answer in answers.items():
+                try:
+                    self.rows[number].accept(answer, rows, number)
+                except Exception as error:
+                    self._renew(number, told(error, self._plan, number))
         table.phase[where] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
