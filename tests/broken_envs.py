@@ -5,6 +5,9 @@ Named "broken_envs:sound"; the tests folder is on the path (setup.cfg).
 
 from __future__ import annotations
 
+import os
+import pathlib
+import signal
 import threading
 
 import gymnasium
@@ -98,11 +101,24 @@ class Fails(Sound):
                 obs[2] = 7.0
             if self.how == "raise":
                 raise RuntimeError("the cable is loose")
-            if self.how == "hangs":
-                threading.Event().wait()
             if self.how == "interrupt":
                 raise KeyboardInterrupt
         return obs, reward, terminated, truncated, info
+
+
+class Hangs(Sound):
+    """Tells the process `asks` to end and hangs, once: the file `note` says that it was done."""
+
+    def __init__(self, asks: int, note: str):
+        super().__init__()
+        self.asks, self.note = asks, pathlib.Path(note)
+
+    def step(self, action):
+        if not self.note.exists():
+            self.note.touch()
+            os.kill(self.asks, signal.SIGINT)
+            threading.Event().wait()
+        return super().step(action)
 
 
 def sound(steps: int = 5, render_mode: str | None = None) -> gymnasium.Env:
@@ -115,6 +131,17 @@ def mixed() -> gymnasium.Env:
 
 def uneven(first_seed: int) -> gymnasium.Env:
     return Uneven(first_seed)
+
+
+def hangs(asks: int, note: str) -> gymnasium.Env:
+    return Hangs(asks, note)
+
+
+def never_made(asks: int) -> gymnasium.Env:
+    """asks: process that is told to end meanwhile."""
+    os.kill(asks, signal.SIGINT)
+    threading.Event().wait()
+    raise AssertionError
 
 
 def fails(how: str, after: int = 8) -> gymnasium.Env:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -167,7 +166,8 @@ def ask_twice():
     os.kill(os.getpid(), signal.SIGTERM)
     answered.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-with Stopping(lambda text: (print(text, flush=True), answered.set())):
+with Stopping(lambda text: (print(text, flush=True), answered.set())) as stopping:
+    stopping.begun()
     twice = threading.Thread(target=ask_twice)
     twice.start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one step of the interpreter, as compiling is
@@ -183,11 +183,18 @@ def test_signals_are_answered_while_the_main_thread_is_busy_and_the_second_ends_
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_a_run_whose_environment_hangs_ends_in_seconds_when_asked_to(tmp_path, capsys, lockstep):
     """The run itself would wait for the environment for ever."""
-    hangs = {"env": "broken_envs:fails", "env_options.how": "hangs", "workers.timeout": 0.0}
-    config = tiny(tmp_path / "run", **hangs, workers__backend="processes", eval__episodes=0, lockstep=lockstep)
-    asking = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
-    asking.start()
+    hangs = {"env": "broken_envs:hangs", "env_options.asks": os.getpid(), "env_options.note": str(tmp_path / "hung")}
+    alone = {"workers.backend": "processes", "workers.envs": 1, "workers.timeout": 0.0}
+    config = tiny(tmp_path / "run", **hangs, lockstep=lockstep, **alone)
     with pytest.raises(Stopped):
         dreamer.train(config)
-    asking.join()
     assert "has not answered for 5 seconds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backend", ["inline", "processes"])
+def test_a_run_whose_environment_is_never_made_ends_when_asked_to(tmp_path, capsys, backend):
+    never = {"env": "broken_envs:never_made", "env_options.asks": os.getpid()}
+    with pytest.raises(Stopped):
+        dreamer.train(tiny(tmp_path / "run", **never, workers__backend=backend, workers__envs=1))
+    assert "SIGINT: the end, nothing to save yet" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

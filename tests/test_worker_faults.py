@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from auditor import act, play
 from faulty_envs import FAULTS
 
 from dreamer.errors import UserError
-from dreamer.runtime.workers import Config, make_workers
+from dreamer.runtime.workers import Config, make_workers, remote
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = Config("processes", envs=3, timeout=0.5)
@@ -79,6 +80,19 @@ def test_a_process_that_is_lost_is_replaced_with_all_that_lived_in_it(config, co
     # Another environment of the process may have written its row before: that row counts, its reset comes next.
     assert lives[1] == 14 and all(life in (seed, seed + 3) for life, seed in zip(lives, (10, 11, 12), strict=True))
     assert concerned != (1,) or lives == [10, 14, 12]
+
+
+@processes
+def test_a_run_that_ends_does_not_wait_for_an_environment_that_is_never_made(config, folder, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE", 0.3)
+    config = dataclasses.replace(config, timeout=60.0, restarts=1)
+    with crew_of(config, folder, faults=["raise"], rate=1.0, only=11) as crew:
+        ready = crew.receive()
+        (folder / "nobody is made any more").touch()
+        crew.send(ready.envs, act(ready))
+        crew.hurry()
+        with pytest.raises(UserError, match="has not answered for 0.3 seconds .* 2 in a row"):
+            crew.receive()
 
 
 def test_others_are_received_while_a_new_process_starts(folder):

@@ -146,6 +146,7 @@ class Run:
         self._saved_at = 0
         self._logged_at = (0, 0)
         self.display.phase("collecting")
+        self.stopping.begun()
 
     def start(self, found: Found | None) -> None:
         """Takes up the run that was found, else saves a new one before its first row, so that none is ever lost."""
@@ -204,7 +205,7 @@ class Run:
         """Rows of the environments that are ready into the replay."""
         snapshot = self.learner.snapshot()
         envs, step = self.collector.collect(snapshot, least, patience)
-        self.incidents += self._tell(self.workers.incidents())
+        self._hear()
         for episode in self.tracker.observe(step, envs):
             self.logger.add(episode_metrics([episode]))
         self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
@@ -327,7 +328,7 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        for keep in (lambda: self.save(whole=isinstance(error, Stopped)), self.log):
+        for keep in (lambda: self.save(whole=isinstance(error, Stopped)), self._hear, self.log):
             try:
                 keep()
             except UserError as second:
@@ -352,6 +353,10 @@ class Run:
         """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
         batch, rows = self.replay.sample(self.config.replay.batch_size)
         return self.learner.place(batch), rows
+
+    def _hear(self) -> None:
+        """Counts and shows what has happened to environments."""
+        self.incidents += self._tell(self.workers.incidents())
 
     def _tell(self, incidents: list[Incident]) -> int:
         """Shows what happened to environments; returns how many incidents."""

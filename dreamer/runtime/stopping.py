@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first asks a run to save and end, the second ends it at once. No jax."""
+"""Ctrl-C and SIGTERM: the first asks a run to save and end, the second ends it at once. No jax.
+
+Until there is anything to save, the first ends it too, wherever it waits.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,18 @@ class Stopping:
         """tell: takes the line that answers the first signal."""
         self._answers: list[Callable[[str], None]] = [tell]
         self._signal: int | None = None
+        self._waits = False
         self._before: dict[int, Any] = {}
         self._before_fd = -1
 
     def then(self, answer: Callable[[], None]) -> None:
         """Have `answer` called too when the first signal comes, from another thread."""
         self._answers.append(lambda _: answer())
+
+    def begun(self) -> None:
+        """From now on there is something to save: the first signal waits for `check`."""
+        self._waits = True
+        self.check()
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
@@ -66,6 +75,8 @@ class Stopping:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
+        if not self._waits:
+            raise Stopped(number)
 
     def _listen(self) -> None:
         first = True
@@ -74,5 +85,6 @@ class Stopping:
                 if not first:
                     os._exit(128 + number)  # workers end by themselves when their pipe closes
                 first = False
+                what = "saving, then the end; once more ends at once" if self._waits else "the end, nothing to save yet"
                 for answer in self._answers:
-                    answer(f"{signal.Signals(number).name}: saving, then the end; once more ends at once")
+                    answer(f"{signal.Signals(number).name}: {what}")

@@ -121,7 +121,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
 
     def _renew(self, number: int) -> None:
         """Has an environment made anew in the process that it lives in."""
-        self._since[number] = time.monotonic() + START
+        self._since[number] = time.monotonic() + self._making
         try:
             messages.tell(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
         except OSError:
@@ -153,7 +153,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._numbers[channel.fileno()] = number
             self._channels[number] = channel.fileno()
             self._poll.register(channel, select.POLLIN)
-        self._since[list(numbers)] = time.monotonic() + START
+        self._since[list(numbers)] = time.monotonic() + self._making
 
     def _specs(self) -> Spec:
         """What the environments show and take, once all are made. Raises UserError."""

@@ -139,7 +139,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
 
     def _renew(self, number: int) -> None:
         self._made[number] = False
-        self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=START)
+        self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=self._making)
 
     def _replace(self, home: ActorHome, incident: Incident) -> None:
         """A fresh actor for all environments of one that is gone. Rows that have come from it stay valid."""

@@ -44,6 +44,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._homes: dict[int, HomeT] = {}  # by number of the environment
         self._since = np.zeros(plan.envs)  # since when each owes an answer; in the future while it may still be made
         self._look = 0.0
+        self._making = START
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
         """Rows of all E (`least` None), or of those that are ready once `least` are or `patience` seconds are over."""
@@ -81,8 +82,10 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return lost
 
     def hurry(self) -> None:
-        """From now on an environment that has not answered in seconds counts as hung. From any thread."""
+        """From now on whoever has not answered, or is not made, in seconds counts as hung. From any thread."""
         self._timeout = min(self._timeout or PATIENCE, PATIENCE)
+        self._making = PATIENCE
+        self._since[:] = np.minimum(self._since, time.monotonic() + self._making)
         self._look = 0.0
 
     def __enter__(self) -> Self:
