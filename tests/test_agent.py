@@ -186,11 +186,13 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 
 def test_bfloat16_losses_are_near_those_of_float32():
-    # But for the policy's: values near 0 are the outermost bins, e^20, times what rounding leaves of equal logits.
-    single, half = (tiny.trained("vector", dtype)[2] for dtype in DTYPES)
-    for name in set(single) - {"loss/policy"}:
-        if name.startswith(("loss/", "latent/")):
-            assert float(half[name]) == pytest.approx(float(single[name]), rel=0.03, abs=1e-3), name
+    for updates in (2, 3):
+        single, half = (tiny.trained("vector", dtype, updates)[2] for dtype in DTYPES)
+        # Values are exactly 0 at first, then the outermost bins, e^20, times what rounding leaves of equal logits.
+        ill_conditioned = {"loss/policy"} if updates > 2 else set()
+        for name in set(single) - ill_conditioned:
+            if name.startswith(("loss/", "latent/")):
+                assert float(half[name]) == pytest.approx(float(single[name]), rel=0.03, abs=1e-3), name
 
 
 def test_bfloat16_types_with_images():

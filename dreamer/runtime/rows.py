@@ -201,7 +201,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
             if not inside(reader, block):
                 return False
             out.obs[reader.key][where] = block
-    except (TypeError, ValueError):
+    except Exception:  # `accept` meets it again, and names the environment
         return False
     out.reward[where] = rewards
     out.is_first[where] = [not row._step for row in rows]

@@ -17,7 +17,8 @@ class InlineWorkers:
     """The environments in `rows`, stepped when their rows are received: all that were sent an action are ready then.
 
     One that raises or breaks its space is made anew. One that exits, is killed or hangs takes this process with it:
-    only worker processes survive that.
+    only worker processes survive that. Rows are read when all have stepped: an array that environments share
+    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv.
     """
 
     def __init__(self, plan: Plan, restarts: int = 0, why: str = ""):
