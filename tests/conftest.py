@@ -18,6 +18,11 @@ OPTIMIZED = ("test_golden_", "test_learning")
 LONG = ("test_learning_pixels", "test_learning", "test_ray_workers", "test_golden_agent")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than cores: a fifth of the time a test waits, for a process, a disk or a machine of the cluster."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that no core is left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.stem not in LONG)
