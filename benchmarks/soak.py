@@ -3,8 +3,9 @@
     python benchmarks/soak.py --minutes 30 --out soak.png [--flags of dreamer train]
 
 Trains a tiny agent on 64x64x3 pictures in worker processes, so that rows, updates, batches, flushes, checkpoints pass
-at many times their usual rate. The memory is that of the whole process tree, pages shared between processes counted
-once. The slope is that of least squares, from a fifth of the time after the replay was full on; `noise` is what the
+at many times their usual rate. The memory is that of the whole process tree, pages shared between its processes counted
+once, without the pages of files: of libraries each process counts its share, which changes by tens of MB when any
+other program on the machine loads or leaves them. The slope is that of least squares, from a fifth of the time after the replay was full on; `noise` is what the
 residuals let it be by chance (two standard errors, with their autocorrelation). Exit code 1 when memory grows by more
 than that and by more than 1 % an hour, or when the disk passes the bound that the run has announced.
 """
@@ -95,12 +96,12 @@ def tree(pid: int) -> list[int]:
 
 
 def pss(pid: int) -> int:
-    """Bytes of memory of a process, its part of what it shares."""
+    """Bytes of memory of a process that belong to no file, its part of what it shares."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def size(folder: Path) -> int:
