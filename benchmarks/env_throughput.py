@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 import gymnasium
 import numpy as np
 
+from dreamer.runtime.actions import random_actions
 from dreamer.runtime.workers import Config, make_workers
-from dreamer.runtime.workers.auto import random_actions
 
 COST = 3e-3  # seconds of a pixel step
 Turn = Callable[[], int]  # advances a set of environments, gives the steps made
@@ -69,7 +69,7 @@ def ours(stack: contextlib.ExitStack, backend: str, name: str, envs: int, lockst
     crew = stack.enter_context(make_workers(Config(backend, envs=envs), name, options))  # type: ignore[arg-type]
     if backend == "auto":
         print(f"  {crew.describe()}", flush=True)
-    actions = random_actions(crew.spec, np.random.default_rng(0), 256 * envs).reshape(256, envs, -1)
+    actions = random_actions(crew.spec.action, np.random.default_rng(0), 256 * envs).reshape(256, envs, -1)
     least, count = (None if lockstep else max(1, envs // 2)), 0
 
     def turn() -> int:

@@ -26,11 +26,11 @@ import numpy as np
 import dreamer.config
 from dreamer.runtime.replay import Config, Replay
 from dreamer.runtime.steps import Step
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
 SPAWN = multiprocessing.get_context("spawn")
 ENVS, BATCH, LENGTH = 16, 16, 64
-SPEC = Spec({"image": Space((64, 64, 3), "uint8")}, Space((), "int32", 18))
+SPEC = Spec({"image": Space((64, 64, 3), "uint8")}, Action((18,)))
 SAMPLERS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "priority": {"uniform": 0, "priority": 1},

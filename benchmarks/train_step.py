@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -22,12 +23,13 @@ import numpy as np
 import dreamer.config
 from dreamer import agent as agents
 from dreamer.interfaces import Batch
-from dreamer.spaces import Space, Spec
+from dreamer.runtime.actions import random_actions
+from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models.rssm import parameter_count
 
 SPECS = {
-    "proprio": Spec({"vector": Space((24,), "float32")}, Space((6,), "float32")),
-    "image": Spec({"image": Space((64, 64, 3), "uint8")}, Space((), "int32", 18)),
+    "proprio": Spec({"vector": Space((24,), "float32")}, Action(continuous=6)),
+    "image": Spec({"image": Space((64, 64, 3), "uint8")}, Action((18,))),
 }
 
 
@@ -64,10 +66,7 @@ def make_batch(spec: Spec, storage: dict, batch_size: int, length: int) -> Batch
             return rng.integers(0, 256, (*lead, *space.shape), np.uint8)
         return rng.normal(size=(*lead, *space.shape)).astype(np.float32)
 
-    if spec.action.discrete:
-        action = np.eye(spec.action_width, dtype=np.float32)[rng.integers(0, spec.action_width, shape)]
-    else:
-        action = draw(spec.action, shape)
+    action = random_actions(spec.action, rng, math.prod(shape)).reshape(*shape, -1)
     first = np.zeros(shape, bool)
     first[:, 0] = True
     latent = {k: np.zeros((batch_size, 1, *s.shape), jnp.dtype(s.dtype)) for k, s in storage.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ from dreamer.interfaces import (
 )  # fmt: skip
 from dreamer.ops import optimizers
 from dreamer.ops.keys import named_keys
-from dreamer.spaces import Spec
+from dreamer.spaces import MASK, Spec
 
 sg = jax.lax.stop_gradient
 
@@ -129,7 +130,8 @@ def assemble(
         latent = world_model.observe(params["world_model"], keys["observe"], carry.latent, *steps)
         latent = jax.tree.map(lambda x: x[:, 0], latent)
         dream = make_dream(world_model, params["world_model"])
-        action = behavior.act(params["behavior"], keys["act"], dream, latent, mode)
+        told = {"allowed": obs[MASK] == 1} if spec.masked else {}
+        action = behavior.act(params["behavior"], keys["act"], dream, latent, mode, **told)
         return Carry(latent, action), action
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Mapping[str, Array], Metrics]:
@@ -236,6 +238,7 @@ def make_dream(world_model: WorldModel, params: Params) -> Dream:
         imagine=lambda key, latent, action: world_model.imagine(params, key, latent, action),
         feat=world_model.feat,
         predict=lambda feat: world_model.predict(params, feat),
+        allowed=None if world_model.allowed is None else functools.partial(world_model.allowed, params),
     )
 
 

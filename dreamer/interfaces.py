@@ -79,6 +79,8 @@ class WorldModel(NamedTuple):
     pack(latent) -> {name: array}, unpack({name: array}) -> latent: the lossless form in which replay stores latents
     storage: {name: Space} of `pack`
     scales: {loss name: weight in the total}
+    allowed(params, feat [.., F]) -> [.., n] bool, which entries of an action's one-hots are allowed as far as the model
+        can tell; None in an environment without action masks
     """
 
     init: Callable[[Key], Variables]
@@ -93,17 +95,20 @@ class WorldModel(NamedTuple):
     unpack: Callable[[Mapping[str, Array]], Latent]
     storage: Mapping[str, Space]
     scales: Mapping[str, float]
+    allowed: Callable[[Params, Array], Array] | None = None
 
 
 class Dream(NamedTuple):
     """A world model with its parameters closed over: all that a behavior may see.
 
     imagine(key, latent [N, ..], action [N, A]) -> latent | feat(latent) -> [.., F] | predict(feat) -> reward, cont
+    allowed(feat) -> [.., n] bool, None in an environment without action masks
     """
 
     imagine: Callable[[Key, Latent, Array], Latent]
     feat: Callable[[Latent], Array]
     predict: Callable[[Array], tuple[Array, Array]]
+    allowed: Callable[[Array], Array] | None = None
 
 
 class Replayed(NamedTuple):
@@ -123,6 +128,7 @@ class Behavior(NamedTuple):
 
     init(key) -> Variables
     act(params, key, dream, latent [E, ..], mode "sample" | "mode") -> action [E, A]
+        also allowed [E, n] bool, by name, in an environment with action masks
     loss(params, extra, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics)
     refresh(params, extra) -> extra, applied after each optimizer step (the slow critic)
     scales: {loss name: weight in the total}

@@ -1,4 +1,4 @@
-"""What an environment shows and takes, as plain numpy facts: `Space`, `Spec`. Imports no jax."""
+"""What an environment shows and takes, as plain numpy facts: `Space`, `Action`, `Spec`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
+MASK = "action_mask"  # the observation that tells which discrete actions are allowed now
+
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """One array of an observation, an action or a stored latent.
+    """One array of an observation or a stored latent.
 
-    shape: without batch and time axes. dtype: numpy's name ("float32", "uint8", "int32", "bfloat16").
-    classes: number of classes of a discrete value (0 .. classes - 1), None when continuous.
+    shape: without batch and time axes. dtype: as replay keeps it, numpy's name ("float32", "uint8", "bfloat16").
+    classes: number of classes of a discrete value (0 .. classes - 1), None otherwise.
+    bounds: the values of a picture from black to white; None for 0 to 255, and for what is no picture.
     """
 
     shape: tuple[int, ...]
     dtype: str
     classes: int | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def discrete(self) -> bool:
@@ -26,27 +32,65 @@ class Space:
 
     @property
     def image(self) -> bool:
-        """Whether this is a picture [height, width, channels] of uint8."""
-        return len(self.shape) == 3 and self.dtype == "uint8"
+        """Whether this is a picture [height, width, channels]: of uint8, or of values within `bounds`."""
+        return len(self.shape) == 3 and not self.discrete and (self.dtype == "uint8" or self.bounds is not None)
 
     @property
     def width(self) -> int:
         """Length of the flat vector that a network sees; a discrete value counts as its one-hot."""
         return math.prod(self.shape) * (self.classes or 1)
 
+    @property
+    def device_dtype(self) -> str:
+        """The dtype in which an observation reaches the agent: int32 classes, uint8 as it is, all others float32."""
+        return "int32" if self.discrete else self.dtype if self.dtype == "uint8" else "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What an action is to the agent: one float32 vector [A].
+
+    First one-hots, of `classes` each, then `continuous` numbers normalised to [-1, 1]; either may be missing.
+    """
+
+    classes: tuple[int, ...] = ()
+    continuous: int = 0
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it holds one-hots only."""
+        return not self.continuous
+
+    @property
+    def onehots(self) -> int:
+        """Length of all one-hots together."""
+        return sum(self.classes)
+
+    @property
+    def width(self) -> int:
+        """A, the length of the vector."""
+        return self.onehots + self.continuous
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an environment shows (`obs`, by key) and takes (`action`).
-
-    An action is always one float32 vector [A]: the one-hot of a discrete action, or a continuous one
-    normalised to [-1, 1]. `action` says which: `classes` is set, or `shape` is (A,).
-    """
+    """What an environment shows (`obs`, by key) and takes (`action`)."""
 
     obs: Mapping[str, Space]
-    action: Space
+    action: Action
 
     @property
     def action_width(self) -> int:
         """A, the length of the action vector."""
         return self.action.width
+
+    @property
+    def masked(self) -> bool:
+        """Whether an observation MASK tells for each entry of the one-hots whether it is allowed."""
+        mask = self.obs.get(MASK)
+        return mask is not None and mask.classes == 2 and mask.shape == (self.action.onehots,)
+
+
+def for_device(spaces: Mapping[str, Space], obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Observations {k: [.., ..]} in the dtypes in which they reach the agent; those that have them are not copied."""
+    return {key: np.asarray(x).astype(spaces[key].device_dtype, copy=False) for key, x in obs.items()}

@@ -155,23 +155,6 @@ def test_replayed_returns_end_at_a_terminal_row():
     np.testing.assert_array_equal(loss != 0, [True, True, False])
 
 
-# --- action distributions ---------------------------------------------------------------------------
-
-
-def test_discrete_actions_by_hand(key):
-    actions, outs = actor_critic.discrete_actions(), {"logits": jnp.log(jnp.float32([[0.5, 0.25, 0.25]]))}
-    np.testing.assert_array_equal(actions.mode(outs), [[1, 0, 0]])
-    np.testing.assert_allclose(actions.log_prob(outs, jnp.float32([[0, 0, 1]])), [np.log(0.25)], rtol=1e-5)
-    np.testing.assert_allclose(actions.entropy(outs), [1.5 * np.log(2)], rtol=1e-5)
-
-
-def test_continuous_actions_are_not_clipped(key):
-    actions = actor_critic.continuous_actions()
-    outs = {"mean": jnp.full((1000, 2), 3.0), "stddev": jnp.full((1000, 2), 3.0)}
-    samples = actions.sample(key, outs)
-    assert samples.max() > 1 and np.abs(actions.mode(outs)).max() <= 1
-
-
 # --- a fresh behavior -------------------------------------------------------------------------------
 
 

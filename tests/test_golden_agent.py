@@ -16,12 +16,12 @@ from dreamer.interfaces import Agent, Batch, Behavior, TrainState, WorldModel
 from dreamer.ops import distributions as dist
 from dreamer.ops import optimizers
 from dreamer.ops.normalize import Percentiles
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models import rssm
 from tests import golden
 
 FILE = "vec_cont"
-SPEC = Spec({"position": Space((3,), "float32"), "velocity": Space((2,), "float32")}, Space((2,), "float32"))
+SPEC = Spec({"position": Space((3,), "float32"), "velocity": Space((2,), "float32")}, Action(continuous=2))
 WORLD = ("enc", "dyn", "dec", "rew", "con")
 METRICS = {
     "adv": "dream/adv", "adv_mag": "dream/adv_mag", "adv_std": "dream/adv_std", "con": "dream/cont",
@@ -44,7 +44,7 @@ def argmax_onehot(key: jax.Array, logits: jax.Array) -> jax.Array:
     return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1])
 
 
-def fixed_noise(key: jax.Array, outs: dict[str, jax.Array]) -> jax.Array:
+def fixed_noise(key: jax.Array, outs: dict[str, jax.Array], allowed: None) -> jax.Array:
     mean, std = dist.bounded_normal(outs["mean"], outs["stddev"], 0.1, 1.0)
     return mean + std * jnp.broadcast_to(jnp.asarray(data()["meta/eps"]), mean.shape)
 

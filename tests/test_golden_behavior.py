@@ -12,7 +12,7 @@ from dreamer.behaviors import actor_critic
 from dreamer.interfaces import Replayed
 from dreamer.ops import distributions, normalize
 from dreamer.ops.returns import lambda_returns
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
 BINS = distributions.twohot_bins(255)
 DISCOUNT = 1 - 1 / 333
@@ -129,7 +129,7 @@ def test_replayed_loss():
 
 def test_slow_critic():
     data = golden.load("slow_critic")
-    spec = Spec({"vector": Space((3,), "float32")}, Space((2,), "float32"))
+    spec = Spec({"vector": Space((3,), "float32")}, Action(continuous=2))
     behavior = actor_critic.make(actor_critic.Config(slow_rate=0.02), spec, feat_width=3)
     fast, extra, out = data.params["val"], {"slow": data.params["slowval"]}, {}
     for t, delta in enumerate(data.inputs["delta"]):

@@ -11,7 +11,7 @@ import pytest
 from dreamer.nets import block_gru
 from dreamer.ops import balance, distributions
 from dreamer.ops.scan import scan_time
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models import rssm
 
 HIDDEN, STOCH, CLASSES, UNIMIX = 6, 3, 4, 0.01
@@ -23,13 +23,13 @@ def most_likely(key, logits):
     return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1])
 
 
-def make_nets(action: Space, sample=most_likely) -> rssm.Nets:
+def make_nets(action: Action, sample=most_likely) -> rssm.Nets:
     spec = Spec({"vector": Space((5,), "float32")}, action)  # the encoder is not run: tokens are given
     return rssm.make_nets(CONFIG, spec, jnp.float32, sample)
 
 
-CONTINUOUS = Space((2,), "float32")
-DISCRETE = Space((), "int32", classes=5)
+CONTINUOUS = Action(continuous=2)
+DISCRETE = Action((5,))
 
 
 @pytest.mark.parametrize("file, blocks", [("rssm_core", 8), ("rssm_core_blocks4", 4)])

@@ -16,7 +16,7 @@ import pytest
 from dreamer import agent
 from dreamer.nets.convolutions import Conv
 from dreamer.nets.layers import BlockLinear, Linear, RMSNorm
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
 STATISTICS = json.loads((golden.FOLDER / "init_statistics.json").read_text())
 SCATTER = 0.55  # a standard deviation from n weights scatters by SCATTER / sqrt(n), relatively
@@ -38,8 +38,8 @@ CASES = {
     "norm_rms": Case(RMSNorm(), (1, 64)),
 }
 SPECS = {
-    "agent_size1m_image18": Spec({"image": Space((64, 64, 3), "uint8")}, Space((), "int32", classes=18)),
-    "agent_size1m_proprio": Spec({"vector": Space((24,), "float32")}, Space((6,), "float32")),
+    "agent_size1m_image18": Spec({"image": Space((64, 64, 3), "uint8")}, Action((18,))),
+    "agent_size1m_proprio": Spec({"vector": Space((24,), "float32")}, Action(continuous=6)),
 }
 
 

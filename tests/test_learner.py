@@ -14,9 +14,9 @@ from dreamer.errors import UserError
 from dreamer.runtime import devices
 from dreamer.runtime.learner import Learner, Snapshot
 from dreamer.runtime.steps import Batch, Rows
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
-SPEC = Spec({"vector": Space((3,), "float32")}, Space((), "int32", 2))
+SPEC = Spec({"vector": Space((3,), "float32")}, Action((2,)))
 ROWS = Rows(np.zeros(2, int), np.zeros((2, 5), np.int64))
 
 

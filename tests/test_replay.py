@@ -11,9 +11,9 @@ from dreamer.errors import UserError
 from dreamer.runtime import capacity
 from dreamer.runtime.replay import Config, Replay, plan
 from dreamer.runtime.steps import Step
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
-SPEC = Spec({"id": Space((2,), "int32"), "image": Space((4, 4, 3), "uint8")}, Space((2,), "float32"))
+SPEC = Spec({"id": Space((2,), "int32"), "image": Space((4, 4, 3), "uint8")}, Action(continuous=2))
 STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half": Space((2,), "bfloat16")}
 
 

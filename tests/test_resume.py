@@ -22,7 +22,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import loop, sealed
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.loop import Run
-from dreamer.runtime.readers import spec_of
+from dreamer.runtime.reading import spec_of
 from dreamer.runtime.stopping import Stopped
 
 ENV = {"env": "probes:both", "eval__episodes": 0}

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.readers import action_reader, spec_of
+from dreamer.runtime.reading import spec_of
 from dreamer.runtime.rows import EnvRows, empty_step, write_together
-from dreamer.spaces import Space
+from dreamer.spaces import Action, Space
 from envs.probes import ENVS
 
 
@@ -119,13 +119,15 @@ class TestObservationSpaces:
         [
             (spaces.Box(0, 255, (8, 6, 3), np.uint8), "image", Space((8, 6, 3), "uint8")),
             (spaces.Box(0, 255, (8, 6), np.uint8), "image", Space((8, 6, 1), "uint8")),
-            (spaces.Box(-1, 1, (3,), np.float64), "vector", Space((3,), "float32")),
+            (spaces.Box(-1, 1, (3,), np.float64), "vector", Space((3,), "float64")),
             (spaces.Box(-1, 1, (3, 2), np.float32), "vector", Space((3, 2), "float32")),
             (spaces.Box(-1, 1, (), np.float32), "vector", Space((1,), "float32")),
-            (spaces.Box(0, 255, (128,), np.uint8), "vector", Space((128,), "float32")),
-            (spaces.Discrete(5, start=-2), "vector", Space((), "int32", 5)),
-            (spaces.MultiDiscrete([3, 5]), "vector", Space((2,), "int32", 5)),
-            (spaces.MultiBinary(4), "vector", Space((4,), "float32")),
+            (spaces.Box(0, 255, (128,), np.uint8), "vector", Space((128,), "uint8")),
+            (spaces.Box(-5, 5, (2, 3, 4, 5), np.int16), "vector", Space((120,), "int16")),
+            (spaces.Box(-np.inf, np.inf, (4, 4, 3)), "vector", Space((48,), "float32")),
+            (spaces.Discrete(5, start=-2), "vector", Space((), "int64", 5)),
+            (spaces.MultiDiscrete([3, 5]), "vector", Space((2,), "int64", 5)),
+            (spaces.MultiBinary(4), "vector", Space((4,), "int8")),
         ],
     )
     def test_space_and_its_samples(self, space, key, expected):
@@ -153,17 +155,64 @@ class TestObservationSpaces:
         assert row.obs["z"].tolist() == [2] and (row.obs["arm/cam"] == 9).all() and (row.obs["arm/pos"] == 1).all()
 
     @pytest.mark.parametrize(
+        "shape, expected",
+        [
+            ((3, 8, 6), (8, 6, 3)),
+            ((4, 8, 6), (8, 6, 4)),
+            ((7, 7, 3), (7, 7, 3)),
+            ((5, 5, 8), (5, 5, 8)),
+            ((2, 8, 6, 3), (8, 6, 6)),
+            ((2, 3, 8, 6), (8, 6, 6)),
+        ],
+    )
+    def test_channels_of_a_picture_come_last_and_stacks_are_joined(self, shape, expected):
+        space = spaces.Box(0, 255, shape, np.uint8)
+        space.seed(0)
+        picture = space.sample()
+        row = EnvRows(obs_env(space, picture)).step(one_hot(0)).obs["image"]
+        assert row.shape == (1, *expected)
+        assert sorted(row.ravel()) == sorted(picture.ravel())
+        last = picture if shape[-1] == min(shape[-3:]) or shape[0] == 5 else np.moveaxis(picture, -3, -1)
+        np.testing.assert_array_equal(row[0], last if last.ndim == 3 else np.concatenate(last, -1))
+
+    @pytest.mark.parametrize(
+        "space, bounds",
+        [
+            (spaces.Box(0, 1, (8, 8, 3), np.float32), (0, 1)),
+            (spaces.Box(-1, 1, (8, 8, 3), np.float64), (-1, 1)),
+            (spaces.Box(0, 10, (7, 7, 3), np.uint8), (0, 10)),
+            (spaces.Box(0, 1, (8, 8, 3), bool), (0, 1)),
+            (spaces.MultiBinary((8, 8, 3)), (0, 1)),
+        ],
+        ids=str,
+    )
+    def test_pictures_of_other_ranges_keep_their_bounds(self, space, bounds):
+        shown = spec_of(obs_env(space, None)).obs["image"]
+        assert shown.image and shown.bounds == bounds and shown.dtype == space.dtype.name
+
+    def test_minus_infinity_and_minus_1_mark_missing_values_where_the_space_has_them(self):
+        space = spaces.Dict({"a": spaces.Box(-np.inf, np.inf, (2,)), "b": spaces.Discrete(4, start=-1)})
+        obs = {"a": np.array([0, -np.inf], np.float32), "b": -1}
+        env = obs_env(space, obs)
+        assert spec_of(env).obs["b"] == Space((), "int64", 3)
+        row = EnvRows(env).step(one_hot(0)).obs
+        assert row["a"].tolist() == [[0, -np.inf]] and row["b"].tolist() == [-1]
+
+    @pytest.mark.parametrize(
         "space, message",
         [
-            (spaces.Tuple([spaces.Discrete(2)]), "'vector'.*Tuple.*supported are Box"),
+            (spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]), "'1'.*Text.*supported are Box"),
+            (spaces.Sequence(spaces.Discrete(2)), "'vector'.*Sequence.*supported are Box"),
+            (spaces.Graph(spaces.Discrete(2), None), "'vector'.*Graph.*supported are Box"),
+            (spaces.Dict({"a": spaces.OneOf([spaces.Discrete(2)])}), "'a'.*OneOf.*supported are Box"),
+            (spaces.Discrete(10**6), "1,000,000 classes"),
+            (spaces.Dict({"action_mask": spaces.MultiBinary(3), "a": spaces.Discrete(2)}), "each of the 2 choices"),
+            (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), "no key for the agent"),
             (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),
             (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is taken"),
             (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is taken"),
             (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent"),
             (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "two.*'a/b'"),
-            (spaces.Box(0, 1, (8, 8, 3), np.float32), r"float32 Box \[8, 8, 3\].*uint8"),
-            (spaces.Box(0, 255, (3, 64, 64), np.uint8), "channels come last"),
-            (spaces.Box(0, 255, (2, 8, 8, 3), np.uint8), "at most two"),
         ],
     )
     def test_unsupported_space_is_named_with_its_key(self, space, message):
@@ -175,33 +224,56 @@ class TestObservationSpaces:
 class TestActions:
     def test_one_hot_becomes_the_index_from_start(self):
         env = Script(episode(1, 2, 3), action_space=spaces.Discrete(3, start=4))
-        assert spec_of(env).action == Space((), "int32", 3)
+        assert spec_of(env).action == Action((3,))
         rows = EnvRows(env)
         for index in (0, 0, 2, 1):
             rows.step(one_hot(index, 3))
         assert env.actions == [4, 6, 5]
 
-    def test_finite_bounds_are_stretched_and_others_left(self):
-        most = np.finfo(np.float32).max  # how some environments write "no bound"
-        low, high = np.array([-2, 0, -np.inf, -most], np.float32), np.array([4, 1, np.inf, most], np.float32)
-        space, to_env = action_reader(Script([], action_space=spaces.Box(low, high)))
-        assert space == Space((4,), "float32")
-        np.testing.assert_allclose(to_env(np.array([-1, -1, -0.5, -0.5])), [-2, 0, -0.5, -0.5])
-        np.testing.assert_allclose(to_env(np.array([0.5, 1, 0.25, 0.25])), [2.5, 1, 0.25, 0.25])
 
-    @given(st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6))
-    def test_every_vector_lands_inside_the_space(self, values):
-        space = spaces.Box(np.float32(-0.1), np.float32(0.7), (2, 3))
-        assert space.contains(action_reader(Script([], action_space=space))[1](np.array(values, np.float32)))
+class TestMasks:
+    def test_a_mask_in_info_becomes_an_observation(self):
+        row = EnvRows(Masked([[1, 0], [0, 1]])).step(one_hot(0))
+        assert row.obs["action_mask"].tolist() == [[1, 0]] and row.obs["vector"].tolist() == [[0]]
 
-    @pytest.mark.parametrize(
-        "space",
-        [spaces.MultiDiscrete([2, 3]), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), np.int32)],
-        ids=str,
-    )
-    def test_unsupported_action_space_is_named(self, space):
-        with pytest.raises(UserError, match="action space .* not supported; supported are Discrete and float Box"):
-            spec_of(Script([], action_space=space))
+    def test_the_reset_that_finds_it_is_the_first_row(self):
+        env = Masked([[1, 0], [0, 1], [1, 1]])
+        rows = EnvRows(env, seed=7)
+        assert [rows.step(one_hot(0)).obs["action_mask"].tolist() for _ in range(3)] == [[[1, 0]], [[0, 1]], [[1, 1]]]
+        assert env.seeds == [7]
+
+    def test_a_mask_that_stays_away_is_named(self):
+        rows = EnvRows(Masked([[1, 0], None]), name="my-env")
+        rows.step(one_hot(0))
+        with pytest.raises(UserError, match="'my-env', episode 1, step 1: info has no 'action_mask'"):
+            rows.step(one_hot(0))
+
+    def test_a_mask_of_another_length_is_named(self):
+        with pytest.raises(UserError, match=r"mask is \[3\], it must be \[2\]"):
+            EnvRows(Masked([[1, 0, 1]])).step(one_hot(0))
+
+    def test_environments_with_numbers_only_are_not_reset_to_look_for_one(self):
+        env = Script(episode(1), action_space=spaces.Box(-1, 1, (2,)))
+        EnvRows(env)
+        assert env.seeds == []
+
+
+class Masked(Script):
+    """Gives `masks` in its info, one after another; None leaves it out."""
+
+    def __init__(self, masks):
+        super().__init__(episode(*range(1, len(masks) + 1)))
+        self.masks = masks
+
+    def info(self):
+        mask = self.masks[self.time]
+        return {} if mask is None else {"action_mask": np.array(mask, np.int8)}
+
+    def reset(self, **options):
+        return super().reset(**options)[0], self.info()
+
+    def step(self, action):
+        return (*super().step(action)[:4], self.info())
 
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
@@ -214,7 +286,7 @@ class TestBrokenEnvironments:
         [
             (BOX, np.array([0, np.nan], np.float32), r"'vector' at \[1\] is nan"),
             (BOX, np.array([np.inf, 0], np.float32), r"'vector' at \[0\] is inf"),
-            (spaces.Box(-np.inf, np.inf, (2,)), np.array([0, -np.inf], np.float32), r"at \[1\] is -inf"),
+            (spaces.Box(-9, np.inf, (2,)), np.array([0, -np.inf], np.float32), r"at \[1\] is -inf"),
             (BOX, np.array([0, 1.01], np.float32), r"'vector' at \[1\] is 1.01, outside .* -1.0001 to 1.0001"),
             (BOX, np.zeros(3, np.float32), r"float32 \[3\], its space is float \[2\]"),
             (BOX, "abc", "'vector' is .*its space is float"),
@@ -268,9 +340,12 @@ class TestBrokenEnvironments:
         with pytest.raises(UserError, match=r"step\(\) must give .*4 values \(the old gym interface\)"):
             run(rows, 2)
         rows.env.reset = lambda seed=None: number(0)
-        rows = EnvRows(rows.env)
         with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
-            run(rows, 1)
+            EnvRows(rows.env)
+        rows = EnvRows(Script([(number(0),)], action_space=spaces.Box(-1, 1)))
+        rows.env.reset = lambda seed=None: number(0)
+        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+            run(rows, 1, np.zeros(1, np.float32))
 
 
 class Unreadable:

@@ -76,7 +76,7 @@ from dreamer.runtime import learner, metrics
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.steps import Step
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
 
 def test_bootstrap_is_not_one_step_off():
@@ -183,7 +183,7 @@ def bandit_gradient() -> np.ndarray:
 
     feat = [is the start, the action taken]; the actor is linear and has no entropy bonus.
     """
-    spec = Spec({"vector": Space((1,), "float32")}, Space((), "int32", classes=3))
+    spec = Spec({"vector": Space((1,), "float32")}, Action((3,)))
     config = actor_critic.Config(units=4, actor_layers=0, critic_layers=0, imagine_length=1, entropy=0.0)
     behavior = actor_critic.make(config, spec, feat_width=4)
     dream = Dream(
@@ -510,7 +510,7 @@ def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
 
 def numbered(rows: int, capacity: int, online: bool) -> Replay:
     """A ring to which rows 0, 1, 2 .. were added."""
-    spec = Spec({"number": Space((), "int32", 1000)}, Space((1,), "float32"))
+    spec = Spec({"number": Space((), "int32", 1000)}, Action(continuous=1))
     config = ReplayConfig(capacity_steps=capacity, batch_length=3, context=1, online=online)
     replay = Replay(spec, {}, config, envs=1, seed=0, env_steps=1000)
     for number in range(rows):

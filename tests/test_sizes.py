@@ -9,14 +9,14 @@ import jax
 import pytest
 
 from dreamer import agent, config
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 
 PRESETS = pathlib.Path(__file__).parent.parent / "experiments"
-ATARI = Space((), "int32", classes=18)
+ATARI = Action((18,))
 SPECS = {
     "image64": Spec({"image": Space((64, 64, 3), "uint8")}, ATARI),
     "image96": Spec({"image": Space((96, 96, 1), "uint8")}, ATARI),
-    "proprio": Spec({"vector": Space((24,), "float32")}, Space((6,), "float32")),
+    "proprio": Spec({"vector": Space((24,), "float32")}, Action(continuous=6)),
 }
 # Trainable parameters for each input kind, in the order of SPECS.
 COUNTS = {

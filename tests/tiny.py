@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +22,15 @@ from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
 from dreamer.interfaces import Agent, Behavior, TrainState, Variables, WorldModel, WorldModelOut
 from dreamer.ops import optimizers
+from dreamer.runtime.actions import random_actions
 from dreamer.runtime.steps import Batch
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models import rssm
 from envs.probes import Counter
 
 SPECS = {
-    "vector": Spec({"vector": Space((3,), "float32")}, Space((2,), "float32")),
-    "image": Spec({"image": Space((48, 48, 3), "uint8")}, Space((), "int32", classes=4)),
+    "vector": Spec({"vector": Space((3,), "float32")}, Action(continuous=2)),
+    "image": Spec({"image": Space((48, 48, 3), "uint8")}, Action((4,))),
     "mixed": Spec(
         {
             "camera": Space((48, 48, 3), "uint8"),
@@ -37,7 +39,7 @@ SPECS = {
             "velocity": Space((2, 2), "float32"),
             "mode": Space((), "int32", classes=3),
         },
-        Space((2,), "float32"),
+        Action(continuous=2),
     ),
 }
 KINDS = tuple(SPECS)
@@ -115,9 +117,7 @@ def make_values(rng: np.random.Generator, space: Space, lead: tuple[int, ...]) -
 
 def make_actions(rng: np.random.Generator, spec: Spec, lead: tuple[int, ...]) -> np.ndarray:
     """Random action vectors [*lead, A]."""
-    if spec.action.discrete:
-        return np.eye(spec.action_width, dtype=np.float32)[rng.integers(0, spec.action_width, lead)]
-    return rng.uniform(-1, 1, (*lead, spec.action_width)).astype(np.float32)
+    return random_actions(spec.action, rng, math.prod(lead)).reshape(*lead, spec.action_width)
 
 
 def argmax_onehot(key: jax.Array, logits: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import gymnasium
 import jax
 import numpy as np
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from dreamer import agent as agents
 from dreamer import plugins
@@ -19,8 +20,10 @@ from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.readers import action_reader, agent_obs, readers, spec_of
+from dreamer.runtime.readers import agent_obs
+from dreamer.runtime.reading import mask_in, reading, spec_of
 from dreamer.runtime.run_dir import CONFIG, existing_run_dir
+from dreamer.spaces import MASK
 
 FPS = 30
 
@@ -72,21 +75,26 @@ class LoadedAgent:
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._params, self._mode = trained.agent, trained.params, mode
-        self._readers = readers(env, trained.config.env)
-        self._to_env = action_reader(env, trained.config.env)[1]
+        self._reading = reading(env, trained.config.env)
         self._policy = devices.jit_policy(trained.agent)
         self._key = jax.random.key(seed)
 
-    def act(self, obs: Any, state: State | None = None, is_first: Any = None) -> tuple[Any, State]:
+    def act(
+        self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None
+    ) -> tuple[Any, State]:
         """An action for one observation, or one each for a batch of them (a leading axis E on every array).
 
         obs: as the environment gives it. state: from the call before, None at the start of an episode.
         is_first [E] bool: which environments of a batch begin a new episode now; the others go on.
-        Returns the action as `env.step` takes it ([E, ..] stacked for a batch) and the next state.
+        info: as the environment gives it, where it holds the action mask; for a batch a list of them, or one dict of
+        arrays [E, ..] as gymnasium's vector environments give it.
+        Returns the action as `env.step` takes it (for a batch as a vector environment does) and the next state.
         Raises UserError when the observation does not fit the environment's space.
         """
-        batch, single = agent_obs(self._readers, obs, self.config.env)
+        batch, single = agent_obs(self._reading.keys, obs, self.config.env)
         envs = len(next(iter(batch.values())))
+        if (masks := self._reading.masks) is not None:
+            batch[MASK] = self._masked(masks, info, single, envs)
         fresh = state is None
         state = state or State(devices.first_copy(self._agent.initial_carry(envs)), 0)
         if len(state.carry.prev_action) != envs:
@@ -95,8 +103,24 @@ class LoadedAgent:
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
         carry, action, _ = self._policy(self._params, self._key, state.calls, state.carry, batch, first, self._mode)
-        actions = [self._to_env(one) for one in np.asarray(action)]
-        return actions[0] if single else np.stack(actions), State(carry, state.calls + 1)
+        actions = [self._reading.actions.to_env(one) for one in np.asarray(action)]
+        after = State(carry, state.calls + 1)
+        if single:
+            return actions[0], after
+        out: Any = create_empty_array(self.action_space, envs)
+        return concatenate(self.action_space, actions, out), after
+
+    def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:
+        """The action masks of a batch, int32 [E, n]."""
+        infos = [info] if single else info
+        try:
+            if isinstance(infos, dict):
+                infos = [{MASK: mask} for mask in infos.get(MASK, ())]
+            if infos is None or len(infos) != envs:
+                raise ValueError(f"give the info of each of {envs} as info=, it holds the action mask")
+            return np.stack([mask_in(one, masks) for one in infos]).astype(np.int32)
+        except ValueError as error:
+            raise UserError(f"act, env {self.config.env!r}: {error}") from None
 
 
 def load(

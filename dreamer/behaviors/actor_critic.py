@@ -16,11 +16,12 @@ from dreamer.errors import UserError, check_bounds
 from dreamer.interfaces import Array, Behavior, Dream, Extra, Key, Latent, Metrics, Network, Params, Replayed, Variables
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.heads import ActorHead, ScalarHead
+from dreamer.ops import action_dist, normalize
 from dreamer.ops import distributions as dist
-from dreamer.ops import normalize
+from dreamer.ops.action_dist import ActionDist
 from dreamer.ops.keys import named_keys
 from dreamer.ops.returns import lambda_returns
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import Spec
 
 sg = jax.lax.stop_gradient
 
@@ -80,60 +81,6 @@ class Config:
         check_bounds(self, {"maxstd": (self.minstd, math.inf)})
         if self.bins % 2 == 0:
             raise UserError(f"bins must be odd, not {self.bins}")
-
-
-# --- action distributions ---------------------------------------------------------------------------
-
-
-class ActionDist(NamedTuple):
-    """What the actor's outputs mean.
-
-    sample(key, outs), mode(outs) -> action [.., A] | log_prob(outs, action), entropy(outs) -> [..]
-    """
-
-    sample: Callable[[Key, dict[str, Array]], Array]
-    mode: Callable[[dict[str, Array]], Array]
-    log_prob: Callable[[dict[str, Array], Array], Array]
-    entropy: Callable[[dict[str, Array]], Array]
-
-
-def discrete_actions(unimix: float = 0.0) -> ActionDist:
-    """A categorical over one-hot actions from outs["logits"] [.., A]."""
-
-    def logits(outs: dict[str, Array]) -> Array:
-        return dist.mix_uniform(outs["logits"], unimix)
-
-    return ActionDist(
-        sample=lambda key, outs: dist.sample_onehot(key, logits(outs)),
-        mode=lambda outs: jax.nn.one_hot(jnp.argmax(outs["logits"], -1), outs["logits"].shape[-1]),
-        log_prob=lambda outs, action: dist.categorical_log_prob(logits(outs), action),
-        entropy=lambda outs: dist.categorical_entropy(logits(outs)),
-    )
-
-
-def continuous_actions(minstd: float = 0.1, maxstd: float = 1.0) -> ActionDist:
-    """Normals with bounded mean and deviation from outs["mean"], outs["stddev"] [.., A]; samples are not clipped."""
-
-    def stats(outs: dict[str, Array]) -> tuple[Array, Array]:
-        return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)
-
-    def sample(key: Key, outs: dict[str, Array]) -> Array:
-        mean, std = stats(outs)
-        return mean + std * jax.random.normal(key, mean.shape)
-
-    return ActionDist(
-        sample=sample,
-        mode=lambda outs: stats(outs)[0],
-        log_prob=lambda outs, action: dist.normal_log_prob(*stats(outs), action),
-        entropy=lambda outs: dist.normal_entropy(stats(outs)[1]),
-    )
-
-
-def action_dist(config: Config, space: Space) -> ActionDist:
-    """The distribution for an action space."""
-    if space.discrete:
-        return discrete_actions(config.actor_unimix)
-    return continuous_actions(config.minstd, config.maxstd)
 
 
 # --- losses -----------------------------------------------------------------------------------------
@@ -246,14 +193,15 @@ def replayed_loss(
 
 def make(
     config: Config, spec: Spec, *, feat_width: int, dtype: Any = jnp.float32, horizon: float = 333.0,
-    contdisc: bool = True, sample: Callable[[Key, dict[str, Array]], Array] | None = None,
+    contdisc: bool = True, sample: Callable[..., Array] | None = None,
 ) -> Behavior:  # fmt: skip
-    """The actor-critic for features [.., feat_width]; `sample(key, actor outputs) -> action` draws actions."""
-    actor = from_flax(
-        ActorHead(config.actor_layers, config.units, spec.action_width, spec.action.discrete, dtype=dtype)
-    )
+    """The actor-critic for features [.., feat_width]; `sample(key, actor outputs, allowed) -> action` draws actions."""
+    taken = spec.action
+    actor = from_flax(ActorHead(config.actor_layers, config.units, taken.onehots, taken.continuous, dtype=dtype))
     critic = from_flax(ScalarHead(config.critic_layers, config.units, config.bins, dtype=dtype))
-    actions = action_dist(config, spec.action)
+    actions = action_dist.make(
+        taken.classes, taken.continuous, unimix=config.actor_unimix, minstd=config.minstd, maxstd=config.maxstd
+    )
     draw = sample or actions.sample
     norms = Norms(*map(normalize.make, (config.return_norm, config.value_norm, config.advantage_norm)))
     bins = dist.twohot_bins(config.bins)
@@ -267,9 +215,12 @@ def make(
         slow = jax.tree.map(jnp.copy, params["val"])
         return Variables(params, {"slow": slow, "norms": states, "hyper": hyper})
 
-    def act(params: Params, key: Key, dream: Dream, latent: Latent, mode: Literal["sample", "mode"]) -> Array:
+    def act(
+        params: Params, key: Key, dream: Dream, latent: Latent, mode: Literal["sample", "mode"],
+        allowed: Array | None = None,
+    ) -> Array:  # fmt: skip
         outs = actor.apply(params["pol"], dream.feat(latent))
-        return draw(key, outs) if mode == "sample" else actions.mode(outs)
+        return draw(key, outs, allowed) if mode == "sample" else actions.mode(outs, allowed)
 
     def loss(
         params: Params, extra: Extra, key: Key, dream: Dream, start: Latent, replayed: Replayed
@@ -281,7 +232,7 @@ def make(
         )
 
         def policy(key: Key, feat: Array) -> Array:
-            return draw(key, actor.apply(sg(params["pol"]), feat))
+            return draw(key, actor.apply(sg(params["pol"]), feat), _allowed(dream, feat))
 
         feat, action = sg(rollout(dream, policy, key, sg(start), config.imagine_length))
         dreamed = _evaluate(actor, critic, actions, params, extra, dream, feat, action, bins)
@@ -306,12 +257,16 @@ def _evaluate(
     action: Array, bins: Any,
 ) -> Imagined:  # fmt: skip
     reward, cont = dream.predict(feat)
-    outs = actor.apply(params["pol"], feat)
+    outs, allowed = actor.apply(params["pol"], feat), _allowed(dream, feat)
     return Imagined(
         reward=reward,
         cont=cont,
         value_logits=critic.apply(params["val"], feat),
         slow_value=dist.twohot_mean(critic.apply(extra["slow"], feat), bins),
-        log_prob=actions.log_prob(outs, action),
-        entropy=actions.entropy(outs),
+        log_prob=actions.log_prob(outs, action, allowed),
+        entropy=actions.entropy(outs, allowed),
     )
+
+
+def _allowed(dream: Dream, feat: Array) -> Array | None:
+    return None if dream.allowed is None else dream.allowed(feat)

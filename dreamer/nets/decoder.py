@@ -13,7 +13,9 @@ from dreamer.errors import UserError
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.convolutions import Conv
+from dreamer.nets.encoder import missing
 from dreamer.nets.layers import MLP, BlockLinear, Linear, RMSNorm, to_blocks
+from dreamer.nets.pictures import Group, from_unit, groups, to_unit
 from dreamer.ops.distributions import symexp, symlog
 from dreamer.spaces import Space
 
@@ -57,60 +59,65 @@ class Decoder(nn.Module):
     def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
         stoch = stoch.reshape(*stoch.shape[:-2], -1).astype(self.dtype)
         deter = deter.astype(self.dtype)
-        images = [(k, space) for k, space in self.spaces if space.image]
         vectors = [(k, space) for k, space in self.spaces if not space.image]
         outs: dict[str, Array] = {}
         if vectors:
             x = MLP(self.layers, self.units, self.dtype, name="mlp")(jnp.concatenate([stoch, deter], -1))
             sizes = tuple((k, space.width, "logits" if space.discrete else "pred") for k, space in vectors)
             outs |= _Vectors(sizes, self.dtype, name="vec")(x)
-        if images:
-            outs |= self._images(deter, stoch, images)
+        for group in groups(dict(self.spaces), self.mults):
+            outs |= self._images(deter, stoch, group)
         return {k: v.astype(jnp.float32) for k, v in outs.items()}
 
-    def _images(self, deter: Array, stoch: Array, images: Sequence[tuple[str, Space]]) -> dict[str, Array]:
-        height, width = (n // 2 ** len(self.mults) for n in images[0][1].shape[:2])
-        x = self._start_grid(deter, stoch, height, width)
-        for i in reversed(range(len(self.mults) - 1)):
-            x = Conv(self.depth * self.mults[i], self.kernel, self.dtype, upsampled=True, name=f"conv{i}")(x)
-            x = nn.silu(RMSNorm(self.dtype, name=f"conv{i}norm")(x))
-        channels = [space.shape[-1] for _, space in images]
-        x = jax.nn.sigmoid(Conv(sum(channels), self.kernel, self.dtype, upsampled=True, name="imgout")(x))
+    def _images(self, deter: Array, stoch: Array, group: Group) -> dict[str, Array]:
+        x = self._start_grid(deter, stoch, group)
+        for i in reversed(range(len(group.mults) - 1)):
+            name = f"{group.prefix}conv{i}"
+            x = Conv(self.depth * group.mults[i], self.kernel, self.dtype, upsampled=True, name=name)(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm")(x))
+        spaces = dict(self.spaces)
+        channels = [spaces[key].shape[-1] for key in group.keys]
+        last = Conv(sum(channels), self.kernel, self.dtype, upsampled=bool(group.mults), name=f"{group.prefix}imgout")
+        x = jax.nn.sigmoid(last(x))[..., : group.height, : group.width, :]
         starts = [sum(channels[:i]) for i in range(len(channels))]
-        return {k: x[..., s : s + n] for (k, _), s, n in zip(images, starts, channels, strict=True)}
+        return {k: x[..., s : s + n] for k, s, n in zip(group.keys, starts, channels, strict=True)}
 
-    def _start_grid(self, deter: Array, stoch: Array, height: int, width: int) -> Array:
-        channels = self.depth * self.mults[-1]
-        lead = deter.shape[:-1]
-        x0 = BlockLinear(height * width * channels, self.dtype, name="sp0")(to_blocks(deter, self.blocks))
+    def _start_grid(self, deter: Array, stoch: Array, group: Group) -> Array:
+        (height, width), channels = group.grid, self.depth * self.mults[-1]
+        lead, prefix = deter.shape[:-1], group.prefix
+        x0 = BlockLinear(height * width * channels, self.dtype, name=f"{prefix}sp0")(to_blocks(deter, self.blocks))
         # Each block of deter fills its own slice of the channels.
         x0 = x0.reshape(self.blocks, -1, height, width, channels // self.blocks)
         x0 = jnp.moveaxis(x0, 0, -2).reshape(*lead, height, width, channels)
-        x1 = Linear(2 * self.units, dtype=self.dtype, name="sp1")(stoch)
-        x1 = nn.silu(RMSNorm(self.dtype, name="sp1norm")(x1))
-        x1 = Linear(height * width * channels, dtype=self.dtype, name="sp2")(x1).reshape(x0.shape)
-        return nn.silu(RMSNorm(self.dtype, name="spnorm")(x0 + x1))
+        x1 = Linear(2 * self.units, dtype=self.dtype, name=f"{prefix}sp1")(stoch)
+        x1 = nn.silu(RMSNorm(self.dtype, name=f"{prefix}sp1norm")(x1))
+        x1 = Linear(height * width * channels, dtype=self.dtype, name=f"{prefix}sp2")(x1).reshape(x0.shape)
+        return nn.silu(RMSNorm(self.dtype, name=f"{prefix}spnorm")(x0 + x1))
 
 
 def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
     """Error of one key's output against its target [.., *shape], summed over the key's own axes -> [..].
 
-    Images: squared error against target / 255. Continuous: squared error in symlog space. Discrete: cross-entropy.
+    Pictures: squared error against values from 0 to 1. Continuous: squared error in symlog space. Discrete:
+    cross-entropy. A key that is missing in a row costs nothing there.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
     if space.image:
-        return jnp.sum(jnp.square(out - target.astype(jnp.float32) / 255), (-3, -2, -1))
+        return jnp.sum(jnp.square(out - to_unit(space, target)), (-3, -2, -1))
+    gone = missing(space, target)
     if space.classes is not None:
         logits = out.reshape(*lead, -1, space.classes)
         labels = jax.nn.one_hot(target.reshape(*lead, -1), space.classes)
-        return -jnp.sum(labels * jax.nn.log_softmax(logits), (-2, -1))
-    return jnp.sum(jnp.square(out - symlog(target.astype(jnp.float32).reshape(*lead, -1))), -1)
+        return jnp.where(gone, 0.0, -jnp.sum(labels * jax.nn.log_softmax(logits), (-2, -1)))
+    target = target.astype(jnp.float32).reshape(*lead, -1)
+    error = jnp.square(out - symlog(jnp.where(jnp.isneginf(target), 0.0, target)))
+    return jnp.where(gone, 0.0, jnp.sum(error, -1))
 
 
 def to_observation(space: Space, out: Array) -> Array:
-    """One key's output in the units of the observation [.., *shape]: pixels uint8, values float32, classes int32."""
+    """One key's output in the units of the observation [.., *shape]: pictures as the agent sees them, classes int32."""
     if space.image:
-        return jnp.round(out * 255).astype(jnp.uint8)
+        return from_unit(space, out)
     lead = out.shape[:-1]
     if space.discrete:
         return jnp.argmax(out.reshape(*lead, *space.shape, space.classes), -1).astype(jnp.int32)

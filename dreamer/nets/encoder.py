@@ -13,6 +13,7 @@ from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.convolutions import Conv, max_pool
 from dreamer.nets.layers import Linear, RMSNorm
+from dreamer.nets.pictures import Group, groups, to_unit
 from dreamer.ops.distributions import symlog
 from dreamer.spaces import Space
 
@@ -22,7 +23,7 @@ Array = jax.Array
 def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_symlog: bool) -> Array:
     """All vector keys, sorted, as one float32 vector [.., n]: discrete ones one-hot, continuous ones symlog.
 
-    An element -inf (float) or -1 (signed integer) marks its key as missing in that row: the whole key becomes 0.
+    A key that is missing in a row becomes 0 there.
     """
     parts = []
     for key in sorted(k for k, space in spaces.items() if not space.image):
@@ -30,15 +31,19 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
         lead = x.shape[: x.ndim - len(space.shape)]
         flat = x.reshape(*lead, -1)
         if space.classes is not None:
-            missing, value = flat == -1, jax.nn.one_hot(flat, space.classes).reshape(*lead, -1)
+            value = jax.nn.one_hot(flat, space.classes).reshape(*lead, -1)
         else:
-            flat = flat.astype(jnp.float32)
-            missing = jnp.isneginf(flat)
             # Inside the where, so that the gradient of a missing value is 0 and not nan.
-            value = jnp.where(missing, 0.0, flat)
+            value = jnp.where(jnp.isneginf(flat), 0.0, flat.astype(jnp.float32))
             value = symlog(value) if use_symlog else value
-        parts.append(jnp.where(jnp.any(missing, -1, keepdims=True), 0.0, value))
+        parts.append(jnp.where(missing(space, x)[..., None], 0.0, value))
     return jnp.concatenate(parts, -1)
+
+
+def missing(space: Space, x: Array) -> Array:
+    """Whether x [.., *shape] is a missing value -> [..]: one element of -inf (float) or -1 (class) is enough."""
+    flat = x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
+    return jnp.any(flat == -1 if space.discrete else jnp.isneginf(flat.astype(jnp.float32)), -1)
 
 
 class Encoder(nn.Module):
@@ -59,8 +64,9 @@ class Encoder(nn.Module):
         tokens = []
         if any(not space.image for space in spaces.values()):
             tokens.append(self._vectors(concat_vectors(spaces, obs, self.symlog)))
-        if images := sorted(k for k, space in spaces.items() if space.image):
-            tokens.append(self._images([obs[k] for k in images]))
+        for group in groups(spaces, self.mults):
+            units = [to_unit(spaces[k], obs[k], self.dtype) for k in group.keys]
+            tokens.append(self._images(group, jnp.concatenate(units, -1) - 0.5))
         return jnp.concatenate(tokens, -1)
 
     def _vectors(self, x: Array) -> Array:
@@ -70,12 +76,15 @@ class Encoder(nn.Module):
             x = nn.silu(RMSNorm(self.dtype, name=f"mlp{i}norm")(x))
         return x
 
-    def _images(self, images: Sequence[Array]) -> Array:
-        x = jnp.concatenate(images, -1).astype(self.dtype) / 255 - 0.5
-        for i, mult in enumerate(self.mults):
-            x = Conv(self.depth * mult, self.kernel, self.dtype, name=f"cnn{i}")(x)
+    def _images(self, group: Group, x: Array) -> Array:
+        (height, width), lead = group.padded, [(0, 0)] * (x.ndim - 3)
+        if (height, width) != x.shape[-3:-1]:
+            x = jnp.pad(x, [*lead, (0, height - x.shape[-3]), (0, width - x.shape[-2]), (0, 0)])
+        for i, mult in enumerate(group.mults):
+            name = f"{group.prefix}cnn{i}"
+            x = Conv(self.depth * mult, self.kernel, self.dtype, name=name)(x)
             x = max_pool(x)
-            x = nn.silu(RMSNorm(self.dtype, name=f"cnn{i}norm")(x))
+            x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm")(x))
         return x.reshape(*x.shape[:-3], -1)
 
 

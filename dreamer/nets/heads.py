@@ -54,6 +54,20 @@ class BinaryHead(nn.Module):
         return _Outputs((("logit", 1),), 1.0, self.dtype, name="head")(x)["logit"][..., 0]
 
 
+class BitsHead(nn.Module):
+    """MLP, then logits [.., count] float32 of as many yes or no."""
+
+    layers: int
+    units: int
+    count: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, feat: Array) -> Array:
+        x = MLP(self.layers, self.units, self.dtype, name="mlp")(feat)
+        return _Outputs((("logits", self.count),), 1.0, self.dtype, name="head")(x)["logits"]
+
+
 class _ActionHead(nn.Module):
     sizes: tuple[tuple[str, int], ...]
     outscale: float
@@ -65,17 +79,18 @@ class _ActionHead(nn.Module):
 
 
 class ActorHead(nn.Module):
-    """MLP, then {"logits": [.., A]} of a discrete or {"mean", "stddev": [.., A]} of a continuous action, float32."""
+    """MLP, then of an action's one-hots {"logits": [.., onehots]}, of its numbers {"mean", "stddev"}, float32."""
 
     layers: int
     units: int
-    width: int
-    discrete: bool
+    onehots: int
+    continuous: int
     outscale: float = 0.01
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
         x = MLP(self.layers, self.units, self.dtype, name="mlp")(feat)
-        names = ("logits",) if self.discrete else ("mean", "stddev")
-        return _ActionHead(tuple((k, self.width) for k in names), self.outscale, self.dtype, name="head")(x)
+        widths = {"logits": self.onehots, "mean": self.continuous, "stddev": self.continuous}
+        sizes = tuple((name, width) for name, width in widths.items() if width)
+        return _ActionHead(sizes, self.outscale, self.dtype, name="head")(x)

@@ -17,6 +17,7 @@ from dreamer.runtime.devices import PolicyPart
 from dreamer.runtime.learner import Snapshot
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.workers import Ready, Workers
+from dreamer.spaces import for_device
 
 BUCKETS = 3  # sizes for which the policy is compiled: all environments, half of them, a quarter
 
@@ -46,8 +47,9 @@ class Collector:
         envs, step = self._workers.receive(least, patience)
         self.seconds_for_envs += time.monotonic() - start
         rows, full = len(envs), self._bucket(len(envs))
+        obs = for_device(self._workers.spec.obs, step.obs)
         self._carry, action, latent = self._policy(
-            snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in step.obs.items()},
+            snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in obs.items()},
             _fill(step.is_first, full), _fill(envs, full, self._workers.envs),
         )  # fmt: skip
         self._count += 1

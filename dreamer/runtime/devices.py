@@ -93,7 +93,7 @@ class PolicyPart(NamedTuple):
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
     """The part of the parameters that `agent.act` reads, found by tracing it."""
     forms, tree = jax.tree.flatten(jax.eval_shape(agent.init, jax.random.key(0)).params)
-    obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.dtype) for name, space in spec.obs.items()}
+    obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 
     def act(leaves: list[Array], obs: Obs) -> Any:
         carry = agent.initial_carry(1)

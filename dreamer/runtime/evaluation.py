@@ -17,6 +17,7 @@ from dreamer.runtime.metrics import Episode, EpisodeTracker
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import Incident, InlineWorkers, make_workers
+from dreamer.spaces import for_device
 
 MOST_ENVS = 16  # side by side
 SEED = 1_000_003  # apart from the seeds of the training environments
@@ -76,7 +77,8 @@ def run_episodes(
             frames.append(frame(workers, step))
         for episode in tracker.observe(step):
             done[episode.env].append(episode)
-        carry, action, _ = policy(params, key, count, carry, step.obs, step.is_first, mode)
+        obs = for_device(workers.spec.obs, step.obs)
+        carry, action, _ = policy(params, key, count, carry, obs, step.is_first, mode)
         workers.send(ready, np.asarray(action))
         count += 1
     kept = [episode for own, share in zip(done, quota, strict=True) for episode in own[:share]]

@@ -9,7 +9,7 @@ import jax
 from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
 from dreamer.runtime import devices
 from dreamer.runtime.steps import Rows
-from dreamer.spaces import Spec
+from dreamer.spaces import Spec, for_device
 
 
 class Update(NamedTuple):
@@ -45,6 +45,7 @@ class Learner:
         devices.check_batch_size(self.mesh, batch_size)
         self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
+        self._obs = spec.obs
         self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
         self._report = jax.jit(agent.report)
@@ -53,7 +54,7 @@ class Learner:
 
     def place(self, batch: Batch) -> Batch:
         """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more."""
-        return jax.device_put(batch, devices.split(self.mesh))
+        return jax.device_put(self._cast(batch), devices.split(self.mesh))
 
     def step(self, batch: Batch, rows: Rows) -> Update:
         """One update with a batch that `place` gave. Returns before the device is done."""
@@ -87,7 +88,10 @@ class Learner:
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays."""
-        return devices.to_host(self._report(self.state, batch))
+        return devices.to_host(self._report(self.state, self._cast(batch)))
+
+    def _cast(self, batch: Batch) -> Batch:
+        return batch._replace(obs=for_device(self._obs, batch.obs))
 
     def _copy(self) -> Snapshot:
         return Snapshot(self.updates, devices.first_copy(self.part.take(self.state.params)))

@@ -1,18 +1,22 @@
-"""What the spaces of an environment become, and its values checked against them. No jax.
+"""What the observation space of an environment becomes, and its values checked against it. No jax.
 
-How spaces become keys (nested Dicts are flattened with "/", a lone space is "image" or "vector"):
+How a space becomes keys (nested Dicts and Tuples are flattened with "/", a lone space is "image" or "vector"). Rows and
+replay keep the environment's own dtype:
 
-    Box uint8 [H, W, C], [H, W]       picture uint8 [H, W, C], [H, W, 1]
-    other Box, rank 0 to 2            float32, shape kept, [] becomes [1]
-    Discrete                          int32 [], 0 .. n - 1 whatever its start
-    MultiDiscrete                     int32, shape kept, classes of the largest entry
-    MultiBinary                       float32, shape kept
-    action: Discrete or float Box     one-hot [n], or [A] where finite bounds are stretched to [-1, 1]
+    Box of 3 axes within bounds         picture [H, W, C]; the channels come first if that axis is the shortest
+    Box uint8 [H, W]                    picture [H, W, 1]
+    Box uint8 of 4 axes                 a stack of pictures, [H, W, N * C]
+    other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
+    Discrete, MultiDiscrete             classes from 0 whatever the start, of MultiDiscrete as many as the largest has
+    MultiBinary                         numbers; of 3 axes a picture
+
+Missing values: -inf in a Box without a lower bound, -1 in a Discrete or MultiDiscrete that starts at -1. The encoder
+sees zeros for the whole key, and the decoder is not asked for it in that row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -20,11 +24,13 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.errors import UserError
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import MASK, Action, Space, for_device
 
 RESERVED = ("reward", "is_first", "is_last", "is_terminal")
-SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary and Dicts of them"
+SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
+MOST_CLASSES = 65_536
+WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
 _TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
 _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 
@@ -32,8 +38,9 @@ _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 class Reader(NamedTuple):
     """How one key of the observation is found, checked and written.
 
-    path: keys into nested Dicts | shape, kinds: of the environment's array and numpy's letters of its dtype
+    path: keys into nested Dicts and Tuples | shape, kinds: of the environment's array and numpy's letters of its dtype
     low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
+    axes: order of the environment's axes before they are joined to those of the row, () as they are
     plain: whether an array of the environment is the row's as it is
     """
 
@@ -45,26 +52,22 @@ class Reader(NamedTuple):
     low: Any = None
     high: Any = None
     start: Any = 0
+    axes: tuple[int, ...] = ()
     plain: bool = False
-
-
-def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """What `env` shows and takes. Raises UserError for a space that is not supported."""
-    obs = {reader.key: reader.space for reader in readers(env, name)}
-    return Spec(obs, action_reader(env, name)[0])
 
 
 def find(reader: Reader, obs: Any) -> Any:
     """The value of one key in an observation. Raises ValueError when it is not there."""
     for key in reader.path:
-        if not isinstance(obs, Mapping) or key not in obs:
+        listed = isinstance(obs, (tuple, list)) and isinstance(key, int) and key < len(obs)
+        if not listed and not (isinstance(obs, Mapping) and key in obs):
             raise ValueError(f"observation has no key {reader.key!r}, its space promises one")
         obs = obs[key]
     return obs
 
 
 def read(reader: Reader, value: Any) -> np.ndarray:
-    """The value of one key, checked against its space and with classes from 0. Raises ValueError."""
+    """The value of one key as its row, checked against its space. Raises ValueError."""
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
     if wrong_dtype or array.shape != reader.shape:
@@ -74,10 +77,31 @@ def read(reader: Reader, value: Any) -> np.ndarray:
         )
     if reader.low is not None and not inside(reader, array):
         raise ValueError(outside(reader, array))
-    return array - reader.start if reader.space.discrete else array
+    if reader.space.discrete:
+        return array - reader.start
+    if reader.axes:
+        array = array.transpose(reader.axes)
+    return array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
 
 
-def agent_obs(keys: list[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
+def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.ndarray]) -> Any:
+    """The observation of `space` whose rows {k: [..]} these are: `read` undone, in structure, dtype and bits.
+
+    Keys "log/..." are missing, which no row holds.
+    """
+    values: dict[tuple, np.ndarray] = {}
+    for reader in keys:
+        array = row[reader.key]
+        if reader.space.discrete:
+            array = array + np.asarray(reader.start, array.dtype)
+        if reader.axes:
+            moved = array.reshape([reader.shape[axis] for axis in reader.axes])
+            array = moved.transpose(np.argsort(reader.axes))
+        values[reader.path] = array.reshape(reader.shape)
+    return _gathered(space, values, ())
+
+
+def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
     """An observation of an environment, or a batch of them, as the agent takes it: {k: [E, ..]}; and was it one alone.
 
     Raises UserError when it does not fit the spaces.
@@ -92,102 +116,152 @@ def agent_obs(keys: list[Reader], obs: Any, name: str = "") -> tuple[dict[str, n
                     f"neither {list(reader.shape)} nor a batch of such"
                 )
         lists = {key: [value] if single else list(value) for key, value in values.items()}
-        rows = {r.key: [read(r, x).reshape(r.space.shape) for x in lists[r.key]] for r in keys}
+        rows = {r.key: [read(r, x) for x in lists[r.key]] for r in keys}
     except (ValueError, TypeError) as error:
         raise UserError(f"observation of env {name!r}: {error}") from None
     if len({len(row) for row in rows.values()}) > 1:
         raise UserError(f"observation of env {name!r}: its keys hold different numbers of rows")
-    return {r.key: np.stack(rows[r.key]).astype(r.space.dtype) for r in keys}, single
+    stacked = {r.key: np.stack(rows[r.key]) for r in keys}
+    return for_device({r.key: r.space for r in keys}, stacked), single
 
 
-def readers(env: gymnasium.Env, name: str = "") -> list[Reader]:
-    """How each key of the observation is read, sorted by key. Keys "log/..." are not for the agent."""
+def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
+    """How each key of the observation is read, sorted by key. Keys "log/..." are not for the agent.
+
+    action: with it, an observation MASK at the top is checked to be one for its one-hots.
+    """
     space = env.observation_space
     leaves: dict[str, tuple[tuple, spaces.Space]] = {}
-    for key, path, leaf in _leaves(space, ()):
+    for path, leaf in _leaves(space, ()):
+        key = "/".join(map(str, path))
         if key in leaves:
             raise UserError(f"env {name!r}: two observations are called {key!r} once its Dicts are flattened")
         leaves[key] = path, leaf
-    if not isinstance(space, spaces.Dict):
-        picture = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
-        leaves = {"image" if picture else "vector": ((), space)}
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        leaves = {"vector": ((), space)}
     for key in leaves:
         if key in RESERVED:
             raise UserError(f"env {name!r}: the observation key {key!r} is taken by the row itself; rename it")
     kept = sorted(key for key in leaves if not key.startswith("log/"))
-    if not kept:
+    found = [_reader(key, *leaves[key], name) for key in kept]
+    found = [_as_mask(reader, action, name) if reader.key == MASK and action else reader for reader in found]
+    if not [reader for reader in found if reader.key != MASK]:
         raise UserError(f"env {name!r}: its observation space {space} holds no key for the agent")
-    return [_reader(key, leaves[key][0], leaves[key][1], name) for key in kept]
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)) and found[0].space.image:
+        return [found[0]._replace(key="image")]
+    return found
 
 
-def action_reader(env: gymnasium.Env, name: str = "") -> tuple[Space, Callable[[np.ndarray], Any]]:
-    """The action's Space, and the function from an action vector [A] to what `env.step` takes."""
-    space = env.action_space
-    if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return Space((), "int32", int(space.n)), lambda action: start + int(action.argmax())
-    if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
-        raise UserError(
-            f"env {name!r}: the action space {space} is not supported; supported are Discrete and float Box"
-        )
-    low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
-    finite = (low > -LARGEST) & (high < LARGEST)
-    low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
-    middle, half = (low + high) / 2, (high - low) / 2
-    shape, dtype = space.shape, space.dtype
-
-    def to_env(action: np.ndarray) -> np.ndarray:
-        return (middle + half * np.clip(action, -1.0, 1.0)).astype(dtype).reshape(shape)
-
-    return Space((low.size,), "float32"), to_env
-
-
-def _leaves(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple, spaces.Space]]:
-    if isinstance(space, spaces.Dict):
-        for key, inner in space.items():
+def _leaves(space: spaces.Space, path: tuple) -> Iterator[tuple[tuple, spaces.Space]]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _leaves(inner, (*path, key))
     else:
-        yield "/".join(map(str, path)), path, space
+        yield path, space
+
+
+def _gathered(space: spaces.Space, values: Mapping[tuple, np.ndarray], path: tuple) -> Any:
+    if isinstance(space, spaces.Dict):
+        inside = {key: (*path, key) for key in space}
+        kept = [key for key, own in inside.items() if any(p[: len(own)] == own for p in values)]
+        return {key: _gathered(space[key], values, inside[key]) for key in kept}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_gathered(inner, values, (*path, number)) for number, inner in enumerate(space.spaces))
+    # A Discrete's own values are scalars of its dtype.
+    return values[path][()] if isinstance(space, spaces.Discrete) else values[path]
 
 
 def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
-    if isinstance(space, spaces.Discrete):
-        start, n = int(space.start), int(space.n)
-        return Reader(key, path, Space((), "int32", n), (), "iub", start, start + n - 1, start)
-    if isinstance(space, spaces.MultiDiscrete):
-        wide = Space(space.shape, "int32", int(space.nvec.max()))
-        last = space.start + space.nvec - 1
-        return Reader(key, path, wide, space.shape, "iub", space.start, last, space.start)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return _class_reader(key, path, space, name)
     if isinstance(space, spaces.MultiBinary):
-        return Reader(key, path, Space(space.shape, "float32"), space.shape, "iub", 0, 1)
-    if not isinstance(space, spaces.Box):
+        shape, dtype = tuple(space.shape), space.dtype.name
+        if len(shape) != 3:
+            flat: tuple[int, ...] = shape if len(shape) < 3 else (int(np.prod(shape)),)
+            return Reader(key, path, Space(flat, dtype), shape, "iub", 0, 1)
+        row, axes = _picture_form(shape)
+        return Reader(key, path, Space(row, dtype, bounds=(0.0, 1.0)), shape, "iub", 0, 1, axes=axes)
+    if not isinstance(space, spaces.Box) or space.dtype.kind not in "fiub":
         raise UserError(f"env {name!r}: the space of observation key {key!r} is {space}; {SUPPORTED}")
-    return _box_reader(key, path, space, name)
+    return _box_reader(key, path, space)
 
 
-def _box_reader(key: str, path: tuple, space: spaces.Box, name: str) -> Reader:
+def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete, name: str) -> Reader:
+    start = np.asarray(space.start)
+    count = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+    low, high = start, start + count - 1
+    if (start == -1).all() and (count > 1).all():  # -1 is a missing value
+        start, count = np.zeros_like(start), count - 1
+    if count.max() > MOST_CLASSES:
+        raise UserError(
+            f"env {name!r}: observation key {key!r}, {space}, has {count.max():,} classes, an input for each; at most "
+            f"{MOST_CLASSES:,}: give it as a Box"
+        )
+    return Reader(
+        key, path, Space(space.shape, space.dtype.name, int(count.max())), space.shape, "iub", low, high, start
+    )
+
+
+def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
     shape, dtype = space.shape, space.dtype
     low, high = _bounds(space)
-    if dtype == np.uint8 and len(shape) in (2, 3):
-        if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-            raise UserError(f"env {name!r}: the picture {key!r} is {list(shape)}; channels come last, [H, W, C]")
-        whole = bool((space.low == 0).all() and (space.high == 255).all())
-        image = Space(shape if len(shape) == 3 else (*shape, 1), "uint8")
-        return Reader(key, path, image, shape, "u") if whole else Reader(key, path, image, shape, "iu", low, high)
-    if len(shape) > 2:
-        raise UserError(
-            f"env {name!r}: observation key {key!r} is a {dtype} Box {list(shape)}; "
-            "three axes are for pictures, uint8 [H, W, C], vectors have at most two"
-        )
     kinds = "fiub" if dtype.kind == "f" else "iub"
-    plain = dtype == np.float32 and shape != ()
-    return Reader(key, path, Space(shape or (1,), "float32"), shape, kinds, low, high, plain=plain)
+    if _is_picture(space):
+        row, axes = _picture_form(shape)
+        ends = float(space.low.min()), float(space.high.max())
+        whole = dtype == np.uint8 and ends == (0.0, 255.0)
+        picture = Space(row, dtype.name, bounds=None if whole else ends)
+        if whole and (space.low == 0).all() and (space.high == 255).all():
+            return Reader(key, path, picture, shape, "u", axes=axes)
+        return Reader(key, path, picture, shape, "iu" if dtype == np.uint8 else kinds, low, high, axes=axes)
+    flat = shape or (1,) if len(shape) <= 2 else (int(np.prod(shape)),)
+    plain = dtype.kind == "f" and flat == shape
+    return Reader(key, path, Space(flat, dtype.name), shape, kinds, low, high, plain=plain)
+
+
+def _is_picture(space: spaces.Box) -> bool:
+    if space.dtype == np.uint8 and len(space.shape) in (2, 4):
+        return True
+    if len(space.shape) != 3:
+        return False
+    low, high = float(space.low.min()), float(space.high.max())
+    return 0 < high - low <= WIDEST_PICTURE
+
+
+def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the row [H, W, C], and the order of the axes (() as they are)."""
+    if len(shape) == 2:
+        return (*shape, 1), ()
+    stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)
+    channels_first = sides[0] < min(sides[1:])
+    order = (1, 2, 0) if channels_first else (0, 1, 2)
+    height, width, channels = (sides[axis] for axis in order)
+    if stack:
+        moved = [axis + 1 for axis in order]
+        return (height, width, stack[0] * channels), (*moved[:2], 0, moved[2])
+    return (height, width, channels), order if channels_first else ()
+
+
+def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
+    """The reader of an action mask, as two classes for each entry of the one-hots."""
+    if not action.onehots:
+        return reader
+    binary = np.all(reader.low == 0) and np.all((reader.high > 0.99) & (reader.high < 1.01))
+    if reader.shape != (action.onehots,) or "f" in reader.kinds or not binary:
+        raise UserError(
+            f"env {name!r}: the observation {MASK!r} must hold 0 or 1 for each of the {action.onehots} choices of the "
+            f"action, MultiBinary({action.onehots}); rename it if it is something else"
+        )
+    space = Space((action.onehots,), reader.space.dtype, 2)
+    return reader._replace(space=space, low=0, high=1, start=0, plain=False)
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    unbounded = np.isneginf(low)
     low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -LARGEST, LARGEST)
     high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -LARGEST, LARGEST)
+    low = np.where(unbounded, -np.inf, low)  # there -inf is inside: it marks a missing value
     return (low, high) if space.dtype == np.float64 else (low.astype(np.float32), high.astype(np.float32))
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
-from dreamer.runtime.readers import LARGEST, action_reader, find, inside, read, readers
+from dreamer.runtime.readers import LARGEST, find, inside, read
+from dreamer.runtime.reading import checked_reset, described, mask_in, reading
 from dreamer.runtime.steps import Step
-from dreamer.spaces import Spec
+from dreamer.spaces import MASK, Spec
 
-FLOAT32 = np.dtype(np.float32)
 NUMBERS, FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 
 
@@ -33,7 +33,8 @@ class EnvRows:
     """Owns one environment; makes one row of it at a time.
 
     spec: Spec. seed: of the first reset. action_repeat: how often each action is taken, rewards summed.
-    name: for messages. Raises UserError when the environment breaks its own spaces.
+    name: for messages. Raises UserError when the environment breaks its own spaces. Its first reset may be made at
+    once, to see whether its info has an action mask.
     """
 
     def __init__(self, env: gymnasium.Env, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
@@ -41,12 +42,10 @@ class EnvRows:
             raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
         self.env = env
         self.name = name or type(env).__name__
-        self.readers = readers(env, self.name)
-        action, self._to_env = action_reader(env, self.name)
-        self._first_action = int(getattr(env.action_space, "start", 0)) if action.discrete else 0
-        self.spec = Spec({reader.key: reader.space for reader in self.readers}, action)
+        self.readers, actions, self.spec, self._masks, self._fresh = reading(env, self.name, seed)
+        self._to_env, self._start = actions.to_env, actions.start
         self._seed = seed
-        self.plain = all(reader.plain for reader in self.readers)
+        self.plain = all(reader.plain for reader in self.readers) and self._masks is None
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
@@ -61,8 +60,8 @@ class EnvRows:
 
     def natives(self, actions: np.ndarray) -> list[Any]:
         """What `ask` of environments like this one takes for actions [R, A]."""
-        if self.spec.action.discrete:
-            return list(actions.argmax(1) + self._first_action)
+        if self._start is not None:
+            return list(actions.argmax(1) + self._start)
         return [self._to_env(action) for action in actions]
 
     def ask(self, native: Any) -> Any:
@@ -78,18 +77,18 @@ class EnvRows:
             return answer
         total = 0.0
         for left in reversed(range(self._repeat)):
-            obs, reward, terminal, truncated = self._parts(answer)
+            obs, reward, terminal, truncated, info = self._parts(answer)
             total += reward
             if terminal or truncated or not left:
                 break
             self._step += 1
             answer = self.env.step(native)
-        return obs, total, terminal, truncated, {}
+        return obs, total, terminal, truncated, info
 
     def accept(self, answer: Any, out: Step, index: int) -> None:
         """An answer of `ask`, checked and written into row `index`; its action stays as it is."""
-        obs, reward, terminal, truncated = self._parts(answer)
-        self._write_obs(obs, out, index)
+        obs, reward, terminal, truncated, info = self._parts(answer)
+        self._write_obs(obs, info, out, index)
         self._over = terminal or truncated
         out.reward[index], out.is_first[index] = reward, not self._step
         out.is_last[index], out.is_terminal[index] = self._over, terminal
@@ -116,6 +115,7 @@ class EnvRows:
         try:
             env, self._over, self._episode, self._step, self._seed = pickle.loads(state)
             env_state.set_state(self.env, env)
+            self._fresh = None
         except Exception as error:
             return f"it does not take its state back, {type(error).__name__}: {error}"
         return ""
@@ -128,29 +128,29 @@ class EnvRows:
         self._episode += 1
         self._step = 0
         seed, self._seed = self._seed, None
-        answer = self.env.reset(seed=seed)
-        if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise self._error(f"reset() must give (obs, info), it gave {_described(answer)}")
+        answer, self._fresh = self._fresh, None
+        if answer is None:
+            answer = checked_reset(self.env.reset(seed=seed), self.name)
         self._over = False
-        return answer[0], 0.0, False, False, {}
+        return answer[0], 0.0, False, False, answer[1]
 
-    def _parts(self, answer: Any) -> tuple[Any, float, bool, bool]:
+    def _parts(self, answer: Any) -> tuple[Any, float, bool, bool, Any]:
         if not (isinstance(answer, tuple) and len(answer) == 5):
             raise self._error(
-                f"step() must give (obs, reward, terminated, truncated, info), it gave {_described(answer)}"
+                f"step() must give (obs, reward, terminated, truncated, info), it gave {described(answer)}"
             )
-        obs, reward, terminated, truncated, _ = answer
+        obs, reward, terminated, truncated, info = answer
         number = self._number(reward)
-        return obs, number, self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
+        return obs, number, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), info
 
-    def _write_obs(self, obs: Any, out: Step, index: int) -> None:
-        for reader in self.readers:
-            try:
-                array = read(reader, find(reader, obs))
-            except ValueError as error:
-                raise self._error(str(error)) from None
-            shape = reader.space.shape
-            out.obs[reader.key][index] = array if array.shape == shape else array.reshape(shape)
+    def _write_obs(self, obs: Any, info: Any, out: Step, index: int) -> None:
+        try:
+            for reader in self.readers:
+                out.obs[reader.key][index] = read(reader, find(reader, obs))
+            if self._masks is not None:
+                out.obs[MASK][index] = mask_in(info, self._masks)
+        except ValueError as error:
+            raise self._error(str(error)) from None
 
     def _number(self, reward: Any) -> float:
         if type(reward) is float and -LARGEST <= reward <= LARGEST:
@@ -160,7 +160,7 @@ class EnvRows:
         except (TypeError, ValueError):
             number = None
         if number is None:
-            raise self._error(f"reward must be a number, it is {_described(reward)}")
+            raise self._error(f"reward must be a number, it is {described(reward)}")
         if not -LARGEST <= number <= LARGEST:
             raise self._error(f"reward is {number}, not a finite float32")
         return number
@@ -170,7 +170,7 @@ class EnvRows:
             return flag
         array = np.asarray(flag)
         if array.shape != () or array.dtype.kind not in "biu":
-            raise self._error(f"{name} must be a bool, it is {_described(flag)}")
+            raise self._error(f"{name} must be a bool, it is {described(flag)}")
         return bool(array)
 
     def _error(self, text: str) -> UserError:
@@ -194,7 +194,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         for reader in rows[0].readers:
             arrays = [find(reader, obs) for obs in observations] if reader.path else observations
             length, *others = reader.shape
-            block = np.concatenate(arrays, dtype=np.float32, casting="no")  # raises for what is no float32
+            block = np.concatenate(arrays, dtype=reader.space.dtype, casting="no")  # raises for any other
             if block.shape != (len(rows) * length, *others) or set(map(len, arrays)) != {length}:
                 return False
             block = block.reshape(len(rows), *reader.shape)
@@ -212,11 +212,3 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         for index in ends.nonzero()[0].tolist():
             rows[index]._over = True
     return True
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"{len(value)} values" + (" (the old gym interface)" if len(value) == 4 else "")
-    if isinstance(value, np.ndarray):
-        return f"one array {value.dtype} {list(value.shape)}"
-    return f"a {type(value).__name__}: {str(value)[:60]}"

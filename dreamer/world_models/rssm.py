@@ -17,12 +17,12 @@ from dreamer.interfaces import Array, Batch, Extra, Key, Network, Obs, Params, V
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core, Logits
 from dreamer.nets.decoder import reconstruction_loss, to_observation
-from dreamer.nets.heads import BinaryHead, ScalarHead
+from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
 from dreamer.ops import distributions as dist
 from dreamer.ops.balance import kl_balance
 from dreamer.ops.keys import named_keys
 from dreamer.ops.scan import scan_time
-from dreamer.spaces import Space, Spec
+from dreamer.spaces import MASK, Space, Spec
 
 sg = jax.lax.stop_gradient
 
@@ -66,7 +66,7 @@ class Config:
     reward_layers: int = 1
     "hidden layers of the reward head"
     cont_layers: int = 1
-    "hidden layers of the continue head"
+    "hidden layers of the continue head, and of the head for action masks"
     bins: int = 255
     "K, two-hot bins of the reward head"
     symlog: bool = True
@@ -81,6 +81,8 @@ class Config:
     "weight of the reward loss"
     cont_scale: float = 1.0
     "weight of the continue loss"
+    mask_scale: float = 1.0
+    "weight of the loss of the action masks, in environments that have them"
     dyn_scale: float = 1.0
     "weight of the dynamics loss, which trains the prior"
     rep_scale: float = 0.1
@@ -89,7 +91,7 @@ class Config:
     def __post_init__(self) -> None:
         sizes = ("deter", "hidden", "stoch", "classes", "blocks", "units", "depth", "mults", "kernel")
         layers = ("encoder_layers", "core_layers", "prior_layers", "posterior_layers", "reward_layers", "cont_layers")
-        scales = ("free_nats", "rec_scale", "reward_scale", "cont_scale", "dyn_scale", "rep_scale")
+        scales = ("free_nats", "rec_scale", "reward_scale", "cont_scale", "mask_scale", "dyn_scale", "rep_scale")
         check_bounds(self, dict.fromkeys(sizes, (1, math.inf)) | dict.fromkeys((*layers, *scales), (0, math.inf)))
         check_bounds(self, {"unimix": (0, 1), "bins": (3, math.inf)})
         if self.deter % self.blocks:
@@ -108,7 +110,10 @@ class Latent(NamedTuple):
 
 
 class Nets(NamedTuple):
-    """The networks, and how their outputs are read: two-hot bins of the reward, mixing and sampling of logits."""
+    """The networks, and how their outputs are read: two-hot bins of the reward, mixing and sampling of logits.
+
+    mask: None in an environment without action masks
+    """
 
     enc: Network
     dec: Network
@@ -117,6 +122,7 @@ class Nets(NamedTuple):
     posterior: Network
     rew: Network
     con: Network
+    mask: Network | None
     bins: Any
     unimix: float
     sample: Callable[[Key, Array], Array]
@@ -124,20 +130,22 @@ class Nets(NamedTuple):
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
     """All networks of the world model; encoder and decoder by name."""
-    obs = dict(encodable(spec.obs, config))
+    if not (decoded := to_reconstruct(spec)):
+        raise UserError("the environment shows no observation that the agent can see")
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
         kernel=config.kernel, dtype=dtype,
     )  # fmt: skip
     logits = dict(hidden=config.hidden, stoch=config.stoch, classes=config.classes, dtype=dtype)
     return Nets(
-        enc=_maker(config.encoder)(obs, symlog=config.symlog, **shared),
-        dec=_maker(config.decoder)(obs, blocks=config.blocks, **shared),
+        enc=_maker(config.encoder)(dict(spec.obs), symlog=config.symlog, **shared),
+        dec=_maker(config.decoder)(decoded, blocks=config.blocks, **shared),
         core=from_flax(Core(config.hidden, config.blocks, config.core_layers, dtype)),
         prior=from_flax(Logits("prior", config.prior_layers, **logits)),
         posterior=from_flax(Logits("obs", config.posterior_layers, **logits)),
         rew=from_flax(ScalarHead(config.reward_layers, config.units, config.bins, dtype=dtype)),
         con=from_flax(BinaryHead(config.cont_layers, config.units, dtype)),
+        mask=from_flax(BitsHead(config.cont_layers, config.units, spec.action.onehots, dtype)) if spec.masked else None,
         bins=dist.twohot_bins(config.bins),
         unimix=config.unimix,
         sample=sample,
@@ -149,24 +157,9 @@ def _maker(name: str) -> Callable[..., Network]:
     return found if callable(found) else found.make
 
 
-def encodable(obs: Mapping[str, Space], config: Config) -> Mapping[str, Space]:
-    """`obs`, if the encoder can take it. UserError: no keys, or an image whose side does not suit the stages."""
-    if not obs:
-        raise UserError("the environment shows no observation that the agent can see")
-    factor, sides = 2 ** len(config.mults), set()
-    for key, space in obs.items():
-        if not space.image:
-            continue
-        height, width = space.shape[:2]
-        sides.add((height, width))
-        if height % factor or width % factor or not all(3 <= n // factor <= 16 for n in (height, width)):
-            raise UserError(
-                f"observation {key!r} is a picture of {height}x{width}; sides must be multiples of {factor} "
-                f"from {3 * factor} to {16 * factor}: resize it in the environment, or change agent.world_model.mults"
-            )
-    if len(sides) > 1:
-        raise UserError(f"all pictures must have one size, this environment shows {sorted(sides)}")
-    return obs
+def to_reconstruct(spec: Spec) -> dict[str, Space]:
+    """The observations that the decoder is to give: all but the action mask, which has a head of its own."""
+    return {name: space for name, space in spec.obs.items() if not (spec.masked and name == MASK)}
 
 
 # --- single steps -----------------------------------------------------------------------------------
@@ -225,7 +218,7 @@ def make(
     Errors: UserError when an observation does not suit the encoder.
     """
     nets = make_nets(config, spec, dtype, sample)
-    obs_spaces = dict(spec.obs)
+    decoded = to_reconstruct(spec)
 
     def initial(batch_size: int) -> Latent:
         deter = jnp.zeros((batch_size, config.deter), dtype)
@@ -254,6 +247,10 @@ def make(
         reward = dist.twohot_mean(nets.rew.apply(params["rew"], feat), nets.bins)
         return reward, jax.nn.sigmoid(nets.con.apply(params["con"], feat))
 
+    def allowed(params: Params, feat: Array) -> Array:
+        assert nets.mask is not None
+        return nets.mask.apply(params["mask"], feat) > 0
+
     def loss(
         params: Params, extra: Extra, key: Key, latent: Latent, prev_action: Array, batch: Batch
     ) -> tuple[dict[str, Array], WorldModelOut]:
@@ -261,26 +258,31 @@ def make(
         latents, losses, metrics = _dynamics_losses(nets, params, extra["hyper"], key, latent, prev_action, batch)
         losses |= _head_losses(nets, params, extra["hyper"], feat(latents), batch)
         outs = nets.dec.apply(params["dec"], *latents)
-        for name, space in obs_spaces.items():
+        for name, space in decoded.items():
             losses[f"rec/{name}"] = reconstruction_loss(space, outs[name], batch.obs[name])
         return losses, WorldModelOut(latents, extra, metrics)
 
     def decode(params: Params, latent: Latent) -> Mapping[str, Array]:
         outs = nets.dec.apply(params["dec"], *latent)
-        return {name: to_observation(space, outs[name]) for name, space in obs_spaces.items()}
+        return {name: to_observation(space, outs[name]) for name, space in decoded.items()}
 
     scales = dict(
         rew=config.reward_scale, con=config.cont_scale, dyn=config.dyn_scale, rep=config.rep_scale
-    ) | {f"rec/{name}": config.rec_scale for name in obs_spaces}
+    ) | {f"rec/{name}": config.rec_scale for name in decoded}
+    if spec.masked:
+        scales["mask"] = config.mask_scale
     pack, unpack, storage = _packing(config, dtype)
-    return WorldModel(init, initial, observe, imagine, feat, predict, loss, decode, pack, unpack, storage, scales)
+    return WorldModel(
+        init, initial, observe, imagine, feat, predict, loss, decode, pack, unpack, storage, scales,
+        allowed if spec.masked else None,
+    )  # fmt: skip
 
 
 def _init_params(
     nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Callable[[Latent], Array]
 ) -> Params:
-    keys = named_keys(key, "enc", "dec", "core", "prior", "posterior", "rew", "con")
-    obs = {k: jnp.zeros((1, *space.shape), space.dtype) for k, space in spec.obs.items()}
+    keys = named_keys(key, "enc", "dec", "core", "prior", "posterior", "rew", "con", "mask")
+    obs = {k: jnp.zeros((1, *space.shape), space.device_dtype) for k, space in spec.obs.items()}
     enc = nets.enc.init(keys["enc"], obs)
     tokens = nets.enc.apply(enc, obs)
     dyn = (
@@ -288,12 +290,12 @@ def _init_params(
         | nets.prior.init(keys["prior"], latent.deter)
         | nets.posterior.init(keys["posterior"], latent.deter, tokens)
     )
+    heads = {"rew": nets.rew, "con": nets.con} | ({"mask": nets.mask} if nets.mask else {})
     return {
         "enc": enc,
         "dyn": dyn,
         "dec": nets.dec.init(keys["dec"], *latent),
-        "rew": nets.rew.init(keys["rew"], feat(latent)),
-        "con": nets.con.init(keys["con"], feat(latent)),
+        **{name: head.init(keys[name], feat(latent)) for name, head in heads.items()},
     }
 
 
@@ -318,10 +320,14 @@ def _head_losses(
     nets: Nets, params: Params, hyper: Mapping[str, Array], feats: Array, batch: Batch
 ) -> dict[str, Array]:
     label = (1.0 - batch.is_terminal.astype(jnp.float32)) * hyper["live_label"]
-    return {
+    losses = {
         "rew": dist.twohot_loss(nets.rew.apply(params["rew"], feats), batch.reward, nets.bins),
         "con": dist.bernoulli_loss(nets.con.apply(params["con"], feats), label),
     }
+    if nets.mask:
+        allowed = batch.obs[MASK].astype(jnp.float32)
+        losses["mask"] = dist.bernoulli_loss(nets.mask.apply(params["mask"], feats), allowed).sum(-1)
+    return losses
 
 
 def _packing(config: Config, dtype: Any) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
+from dreamer.runtime.actions import random_actions
 from dreamer.runtime.rows import empty_step
 from dreamer.runtime.workers.faults import close_quietly, make_rows
 from dreamer.runtime.workers.seam import Plan
-from dreamer.spaces import Spec
 
 # What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
 # 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from the
@@ -23,7 +23,7 @@ def choose(plan: Plan) -> tuple[str, str]:
     rows = make_rows(plan, 0, plan.seed)
     try:
         out = empty_step(rows.spec, 1)
-        actions = random_actions(rows.spec, np.random.default_rng(0), STEPS)
+        actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS)
         rows.write(actions[0], out, 0)
         clock = [time.perf_counter()]
         while len(clock) <= STEPS and clock[-1] - clock[0] < SECONDS:
@@ -37,10 +37,3 @@ def choose(plan: Plan) -> tuple[str, str]:
     backend = "processes" if step > ROUND_TRIP else "inline"
     sign = "more" if step > ROUND_TRIP else "less"
     return backend, f": a step takes {1e6 * step:,.0f} us, {sign} than the {1e6 * ROUND_TRIP:.0f} us to a process"
-
-
-def random_actions(spec: Spec, rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` random actions [count, A] float32: one-hot, or uniform in -1 to 1."""
-    if spec.action.discrete:
-        return np.eye(spec.action_width, dtype=np.float32)[rng.integers(spec.action_width, size=count)]
-    return rng.uniform(-1, 1, (count, spec.action_width)).astype(np.float32)

@@ -1,0 +1,89 @@
+"""What encoder and decoder agree on about pictures of any size: groups of one size, stages, values from 0 to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamer.spaces import Space
+
+Array = jax.Array
+SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
+
+
+class Group(NamedTuple):
+    """The pictures of one size, which share their convolutions.
+
+    prefix: of the names of its layers, "" for the only group | keys: sorted | mults: channels of each stage, from the
+    picture on, times depth | height, width: of the pictures | grid: (height, width) after the last stage
+    """
+
+    prefix: str
+    keys: tuple[str, ...]
+    mults: tuple[int, ...]
+    height: int
+    width: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) after the last stage, each of which halves them and rounds up."""
+        return halved(self.height, len(self.mults)), halved(self.width, len(self.mults))
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(height, width) that all stages can halve."""
+        return self.grid[0] << len(self.mults), self.grid[1] << len(self.mults)
+
+
+def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
+    """The pictures among `spaces` by size; mults: channels of the usual stages."""
+    sizes: dict[tuple[int, ...], list[str]] = {}
+    for key in sorted(key for key, space in spaces.items() if space.image):
+        sizes.setdefault(spaces[key].shape[:2], []).append(key)
+    return [
+        Group(f"{h}x{w}_" if len(sizes) > 1 else "", tuple(keys), stages(h, w, mults), h, w)
+        for (h, w), keys in sorted(sizes.items())
+    ]
+
+
+def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
+    """The channels of each stage for pictures of this size.
+
+    As many as `mults` has, the last of them while the grid would be smaller than 3; more, of the last kind, while it
+    is larger than 16. With 4: 33 to 256 pixels have 4, so that 64 and 96 are as in the reference.
+    """
+    count = len(mults)
+    while count and min(halved(height, count), halved(width, count)) < SMALLEST:
+        count -= 1
+    if count < len(mults):
+        return tuple(mults[len(mults) - count :])
+    while (
+        max(halved(height, count), halved(width, count)) > LARGEST
+        and min(halved(height, count + 1), halved(width, count + 1)) >= SMALLEST
+    ):
+        count += 1
+    return (*mults, *[mults[-1]] * (count - len(mults)))
+
+
+def halved(side: int, times: int) -> int:
+    """`side` halved so many times, rounded up."""
+    return -(-side // 2**times)
+
+
+def to_unit(space: Space, picture: Array, dtype: Any = jnp.float32) -> Array:
+    """A picture with values from 0 to 1, in dtype."""
+    if space.bounds is None:
+        return picture.astype(dtype) / 255
+    low, high = space.bounds
+    return ((picture.astype(jnp.float32) - low) / (high - low)).astype(dtype)
+
+
+def from_unit(space: Space, unit: Array) -> Array:
+    """`to_unit` undone, in the dtype in which the agent sees the picture; whole numbers are rounded."""
+    low, high = space.bounds or (0.0, 255.0)
+    value = unit * 255 if space.bounds is None else low + unit * (high - low)
+    whole = not space.dtype.startswith("float")
+    return (jnp.round(value) if whole else value).astype(space.device_dtype)

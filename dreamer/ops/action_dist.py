@@ -1,0 +1,130 @@
+"""What an actor's outputs mean: categoricals for the one-hots of an action, bounded normals for its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer.ops import distributions as dist
+
+Array = jax.Array
+Outs = Mapping[str, Array]
+NEVER = -1e9  # logit of what may not be chosen: finite, so that 0 times it is 0
+
+
+class ActionDist(NamedTuple):
+    """The distribution of actions [.., A].
+
+    sample(key, outs, allowed), mode(outs, allowed) -> action [.., A]
+    log_prob(outs, action, allowed), entropy(outs, allowed) -> [..], of all parts together
+    allowed: [.., n] bool for each entry of the one-hots, or None; a one-hot of which nothing is allowed is free
+    """
+
+    sample: Callable[..., Array]
+    mode: Callable[..., Array]
+    log_prob: Callable[..., Array]
+    entropy: Callable[..., Array]
+
+
+def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
+    """One categorical for each of `classes`, over the parts of outs["logits"] [.., sum(classes)]; independent."""
+    pick, back, real = _groups(classes)
+
+    def log_probs(outs: Outs, allowed: Array | None) -> Array:
+        """Normalised [.., groups, largest group]."""
+        logits = outs["logits"].astype(jnp.float32)[..., pick]
+        if allowed is None and real.all():
+            return dist.mix_uniform(logits, unimix)
+        valid = jnp.broadcast_to(real, logits.shape)
+        if allowed is not None:
+            chosen_from = allowed[..., pick] & valid
+            valid = jnp.where(chosen_from.any(-1, keepdims=True), chosen_from, valid)
+        logp = jax.nn.log_softmax(jnp.where(valid, logits, NEVER))
+        if not unimix:
+            return logp
+        uniform = valid / valid.sum(-1, keepdims=True)
+        return jnp.log(jnp.where(valid, (1 - unimix) * jnp.exp(logp) + unimix * uniform, np.exp(-80)))
+
+    def flat(onehots: Array) -> Array:
+        return onehots.reshape(*onehots.shape[:-2], -1)[..., back]
+
+    def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
+        return flat(dist.sample_onehot(key, log_probs(outs, allowed)))
+
+    def mode(outs: Outs, allowed: Array | None = None) -> Array:
+        logp = log_probs(outs, allowed)
+        return flat(jax.nn.one_hot(jnp.argmax(logp, -1), logp.shape[-1]))
+
+    def log_prob(outs: Outs, action: Array, allowed: Array | None = None) -> Array:
+        logp = log_probs(outs, allowed)
+        taken = jnp.where(jnp.broadcast_to(real, logp.shape), action[..., pick], 0.0)
+        return jnp.sum(taken * logp, (-2, -1))
+
+    def entropy(outs: Outs, allowed: Array | None = None) -> Array:
+        return dist.categorical_entropy(log_probs(outs, allowed)).sum(-1)
+
+    return ActionDist(sample, mode, log_prob, entropy)
+
+
+def continuous_actions(minstd: float = 0.1, maxstd: float = 1.0) -> ActionDist:
+    """Normals with bounded mean and deviation from outs["mean"], outs["stddev"] [.., A]; samples are not clipped."""
+
+    def stats(outs: Outs) -> tuple[Array, Array]:
+        return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)
+
+    def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
+        mean, std = stats(outs)
+        return mean + std * jax.random.normal(key, mean.shape)
+
+    return ActionDist(
+        sample=sample,
+        mode=lambda outs, allowed=None: stats(outs)[0],
+        log_prob=lambda outs, action, allowed=None: dist.normal_log_prob(*stats(outs), action),
+        entropy=lambda outs, allowed=None: dist.normal_entropy(stats(outs)[1]),
+    )
+
+
+def hybrid_actions(discrete: ActionDist, continuous: ActionDist, onehots: int) -> ActionDist:
+    """Both, independent: the first `onehots` entries of an action are of `discrete`, the others of `continuous`."""
+
+    def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
+        keys = jax.random.split(key)
+        return jnp.concatenate([discrete.sample(keys[0], outs, allowed), continuous.sample(keys[1], outs)], -1)
+
+    def mode(outs: Outs, allowed: Array | None = None) -> Array:
+        return jnp.concatenate([discrete.mode(outs, allowed), continuous.mode(outs)], -1)
+
+    def log_prob(outs: Outs, action: Array, allowed: Array | None = None) -> Array:
+        first, rest = action[..., :onehots], action[..., onehots:]
+        return discrete.log_prob(outs, first, allowed) + continuous.log_prob(outs, rest)
+
+    def entropy(outs: Outs, allowed: Array | None = None) -> Array:
+        return discrete.entropy(outs, allowed) + continuous.entropy(outs)
+
+    return ActionDist(sample, mode, log_prob, entropy)
+
+
+def make(
+    classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: float = 0.1, maxstd: float = 1.0
+) -> ActionDist:
+    """The distribution of actions of one-hots of `classes` and so many continuous numbers."""
+    numbers = continuous_actions(minstd, maxstd)
+    if not classes:
+        return numbers
+    onehots = discrete_actions(classes, unimix)
+    return hybrid_actions(onehots, numbers, sum(classes)) if continuous else onehots
+
+
+def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices that lay one-hots of several lengths side by side.
+
+    pick [groups, largest]: where in [n] each entry stands | back [n]: where in groups * largest | real: no filling
+    """
+    largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
+    column = np.arange(largest)
+    real = column < np.asarray(classes)[:, None]
+    return np.where(real, starts[:, None] + column, 0), np.flatnonzero(real), real

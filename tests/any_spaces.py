@@ -1,0 +1,95 @@
+"""Hypothesis strategies: any legal space of observations or actions, nested, and environments over them."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from hypothesis import strategies as st
+
+FLOATS, WHOLE = (np.float32, np.float64, np.float16), (np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16)
+SHAPES = st.lists(st.integers(1, 3), max_size=2).map(tuple)
+
+
+@st.composite
+def boxes(draw: st.DrawFn, shapes: st.SearchStrategy = SHAPES) -> spaces.Box:
+    """Boxes of any dtype; floats with and without bounds."""
+    shape = draw(shapes)
+    if draw(st.booleans()):
+        dtype = draw(st.sampled_from(FLOATS))
+        ends = [(-1.0, 1.0), (0.0, 1.0), (-0.1, 0.7), (-100.0, 3.0), (-np.inf, np.inf), (0.0, np.inf), (-np.inf, 2.0)]
+        low, high = draw(st.sampled_from(ends))
+        return spaces.Box(low, high, shape, dtype)
+    dtype = draw(st.sampled_from(WHOLE))
+    most = np.iinfo(dtype)
+    low, high = draw(st.sampled_from([(0, 1), (most.min // 2, most.max // 2), (most.min, most.max), (3, 17)]))
+    return spaces.Box(low, high, shape, dtype)
+
+
+def discretes() -> st.SearchStrategy[spaces.Space]:
+    """Discrete, MultiDiscrete of one and two axes, MultiBinary; any start."""
+    one = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), st.integers(-2, 3))
+    shape = st.sampled_from([(1,), (3,), (2, 2)])
+    several = shape.flatmap(
+        lambda s: st.lists(st.integers(1, 4), min_size=int(np.prod(s)), max_size=int(np.prod(s))).map(
+            lambda sizes: spaces.MultiDiscrete(np.array(sizes).reshape(s))
+        )
+    )
+    bits = st.one_of(st.integers(1, 3), st.sampled_from([(2, 2), (2, 1, 3)])).map(spaces.MultiBinary)
+    return st.one_of(one, several, bits)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> spaces.Box:
+    """Pictures of any size, with channels first or last, stacks, of uint8 or floats."""
+    height, width, channels = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    form = draw(st.sampled_from(["last", "first", "flat", "stack"]))
+    shape = {
+        "last": (height, width, channels), "first": (channels, height, width), "flat": (height, width),
+        "stack": (2, height, width, channels),
+    }[form]  # fmt: skip
+    if form in ("last", "first") and draw(st.booleans()):
+        return spaces.Box(0, 1, shape, draw(st.sampled_from([np.float32, np.float64])))
+    return spaces.Box(0, draw(st.sampled_from([255, 10])), shape, np.uint8)
+
+
+def nested(leaves: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.Space]:
+    """A leaf, or Dicts and Tuples of them, two levels deep at most."""
+
+    def grow(inner: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.Space]:
+        named = st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3).map(spaces.Dict)
+        return st.one_of(named, st.lists(inner, min_size=1, max_size=3).map(spaces.Tuple))
+
+    return st.recursive(leaves, grow, max_leaves=4)
+
+
+def action_spaces(numbers: bool = True) -> st.SearchStrategy[spaces.Space]:
+    """Any action space; without `numbers`, none with a Box."""
+    return nested(st.one_of(discretes(), boxes()) if numbers else discretes())
+
+
+def observation_spaces() -> st.SearchStrategy[spaces.Space]:
+    """Any observation space that can be learned from."""
+    return nested(st.one_of(discretes(), boxes(), boxes(st.just((2, 2, 2, 2, 2))), pictures()))
+
+
+class Anything(gymnasium.Env):
+    """Samples of an observation space; keeps what it showed and was told. Episodes of 5 steps."""
+
+    def __init__(self, obs_space: spaces.Space, action_space: spaces.Space, seed: int = 0):
+        self.observation_space, self.action_space = obs_space, action_space
+        obs_space.seed(seed)
+        self.shown, self.told, self.time = [], [], 0
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.told.append(action)
+        self.time += 1
+        return self._show(), 0.0, self.time >= 5, False, {}
+
+    def _show(self):
+        self.shown.append(self.observation_space.sample())
+        return self.shown[-1]
