@@ -168,7 +168,7 @@ actor = functools.partial(heads.ActorHead, layers=3, units=6)
 
 def test_categorical_actor():
     def forward(params, inputs):
-        logits = apply(actor(width=5, discrete=True), params["pol"], inputs["feat"])["logits"]
+        logits = apply(actor(onehots=5, continuous=0), params["pol"], inputs["feat"])["logits"]
         action = np.eye(5, dtype=np.float32)[inputs["action"]]
         logp = distributions.categorical_log_prob(logits, action)
         return {"logits": logits, "logp": logp, "entropy": distributions.categorical_entropy(logits)}
@@ -178,7 +178,7 @@ def test_categorical_actor():
 
 def test_bounded_normal_actor():
     def forward(params, inputs):
-        out = apply(actor(width=3, discrete=False), params["pol"], inputs["feat"])
+        out = apply(actor(onehots=0, continuous=3), params["pol"], inputs["feat"])
         mean, std = distributions.bounded_normal(out["mean"], out["stddev"], 0.1, 1.0)
         logp = distributions.normal_log_prob(mean, std, inputs["action"])
         return {"mean": mean, "pred": mean, "std": std, "logp": logp, "entropy": distributions.normal_entropy(std)}

@@ -205,7 +205,6 @@ class TestObservationSpaces:
             (spaces.Sequence(spaces.Discrete(2)), "'vector'.*Sequence.*supported are Box"),
             (spaces.Graph(spaces.Discrete(2), None), "'vector'.*Graph.*supported are Box"),
             (spaces.Dict({"a": spaces.OneOf([spaces.Discrete(2)])}), "'a'.*OneOf.*supported are Box"),
-            (spaces.Discrete(10**6), "1,000,000 classes"),
             (spaces.Dict({"action_mask": spaces.MultiBinary(3), "a": spaces.Discrete(2)}), "each of the 2 choices"),
             (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), "no key for the agent"),
             (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),

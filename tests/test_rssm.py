@@ -264,6 +264,11 @@ def test_a_decoder_of_ones_own_is_not_held_to_the_blocks():
     rssm.make(config, Spec({"camera": picture(64, 64)}, ACTION))
 
 
+def test_a_class_of_too_many_is_a_user_error():
+    with pytest.raises(UserError, match="'where' has 1,000,000 classes.*at most 65,536"):
+        rssm.make(tiny.WORLD_MODEL, Spec({"where": Space((), "int64", 10**6)}, ACTION))
+
+
 def test_nothing_to_see_is_a_user_error():
     with pytest.raises(UserError, match="no observation"):
         rssm.make(tiny.WORLD_MODEL, Spec({}, ACTION))

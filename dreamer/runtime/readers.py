@@ -29,7 +29,6 @@ from dreamer.spaces import MASK, Action, Space, for_device
 RESERVED = ("reward", "is_first", "is_last", "is_terminal")
 SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-MOST_CLASSES = 65_536
 WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
 _TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
 _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
@@ -173,7 +172,7 @@ def _gathered(space: spaces.Space, values: Mapping[tuple, np.ndarray], path: tup
 
 def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return _class_reader(key, path, space, name)
+        return _class_reader(key, path, space)
     if isinstance(space, spaces.MultiBinary):
         shape, dtype = tuple(space.shape), space.dtype.name
         if len(shape) != 3:
@@ -186,17 +185,12 @@ def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
     return _box_reader(key, path, space)
 
 
-def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete, name: str) -> Reader:
+def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete) -> Reader:
     start = np.asarray(space.start)
     count = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
     low, high = start, start + count - 1
     if (start == -1).all() and (count > 1).all():  # -1 is a missing value
         start, count = np.zeros_like(start), count - 1
-    if count.max() > MOST_CLASSES:
-        raise UserError(
-            f"env {name!r}: observation key {key!r}, {space}, has {count.max():,} classes, an input for each; at most "
-            f"{MOST_CLASSES:,}: give it as a Box"
-        )
     return Reader(
         key, path, Space(space.shape, space.dtype.name, int(count.max())), space.shape, "iub", low, high, start
     )

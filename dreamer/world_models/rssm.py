@@ -25,6 +25,7 @@ from dreamer.ops.scan import scan_time
 from dreamer.spaces import MASK, Space, Spec
 
 sg = jax.lax.stop_gradient
+MOST_CLASSES = 65_536  # of one observation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,12 @@ def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Arr
     """All networks of the world model; encoder and decoder by name."""
     if not (decoded := to_reconstruct(spec)):
         raise UserError("the environment shows no observation that the agent can see")
+    for key, space in decoded.items():
+        if space.discrete and space.width > MOST_CLASSES:
+            raise UserError(
+                f"observation {key!r} has {space.width:,} classes, an input and an output of the networks for each; at "
+                f"most {MOST_CLASSES:,}: give it as a Box"
+            )
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
         kernel=config.kernel, dtype=dtype,
