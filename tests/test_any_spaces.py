@@ -144,6 +144,11 @@ def test_all_kinds_of_spaces_together_train():
         }
     )
     action = spaces.Dict(
-        {"a": spaces.MultiDiscrete([2, 3]), "b": spaces.Box(-2, 7, (2,)), "c": spaces.MultiBinary(2), "d": spaces.Discrete(2)}
+        {
+            "a": spaces.MultiDiscrete([2, 3]),
+            "b": spaces.Box(-2, 7, (2,)),
+            "c": spaces.MultiBinary(2),
+            "d": spaces.Discrete(2),
+        }
     )
     trains(obs, action, 0)

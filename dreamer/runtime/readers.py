@@ -191,9 +191,8 @@ def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDi
     low, high = start, start + count - 1
     if (start == -1).all() and (count > 1).all():  # -1 is a missing value
         start, count = np.zeros_like(start), count - 1
-    return Reader(
-        key, path, Space(space.shape, space.dtype.name, int(count.max())), space.shape, "iub", low, high, start
-    )
+    shape: Any = space.shape
+    return Reader(key, path, Space(shape, space.dtype.name, int(count.max())), shape, "iub", low, high, start)
 
 
 def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
