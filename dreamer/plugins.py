@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import pkgutil
 import re
 import sys
@@ -46,20 +48,67 @@ def load(name: str, package: str | None = None) -> Any:
     return thing
 
 
-def make_env(name: str, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """An environment given as a function, `make(**options)`; it travels to other processes by value."""
+
+    name: str
+    make: Callable[..., gymnasium.Env]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle
+
+        return _maker_from, (self.name, cloudpickle.dumps(self.make))
+
+
+def _maker_from(name: str, make: bytes) -> Maker:
+    return Maker(name, pickle.loads(make))
+
+
+EnvName = str | Maker  # what `make_env` takes
+
+
+def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
+    """A function as an environment's name: its module and name where `load` finds it there, else a Maker.
+
+    Raises UserError when it cannot be called.
+    """
+    if not callable(make):
+        raise UserError(f"make_env is a {type(make).__name__}, not a function that makes an environment")
+    module, name = getattr(make, "__module__", ""), getattr(make, "__qualname__", type(make).__qualname__)
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is make and module not in ("__main__", *suite_names()):
+        return f"{module}:{name}"
+    return Maker(f"{module}:{name}", make)
+
+
+def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
     """The environment called `name`, made with `options`.
 
     "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of envs/dmc.py on the path;
-    "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers.
+    "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers;
+    a Maker its function, called with the options.
     render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
     """
     add_current_folder()
     options = dict(options or {})
+    if isinstance(name, Maker):
+        return _checked(name.name, _call(name.name, name.make, (), options, render_mode))
     where, _, what = name.partition(":")
     if not name or (":" in name and not (where and what)):
         raise UserError(f"env {name!r} is not a gymnasium id, suite:task or package.module:factory")
     if ":" not in name:
         env = _make_registered(name, name, options, render_mode)
+    elif where == "__main__" or "<" in what:
+        raise UserError(f"env {name!r} was given as a function: give it again as make_env=, or put it into a module")
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
     elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,13 @@ class Trained(NamedTuple):
     env_steps: int
 
 
+MakeEnv = Callable[..., gymnasium.Env] | None
+
+
+def _env(config: Config, make_env: MakeEnv) -> plugins.EnvName:
+    return plugins.maker(make_env) if make_env else config.env
+
+
 class State(NamedTuple):
     """What a loaded agent remembers between calls of `act`: its carry and the number of calls so far."""
 
@@ -44,12 +52,17 @@ class State(NamedTuple):
     calls: int
 
 
-def restore(run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None) -> Trained:
-    """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config."""
+def restore(
+    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None
+) -> Trained:
+    """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
+
+    env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
+    """
     run_dir = existing_run_dir(Path(run))
     config = load_config(run_dir / CONFIG)
     if env is None:
-        with contextlib.closing(plugins.make_env(config.env, config.env_options)) as made:
+        with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as made:
             spec = spec_of(made, config.env)
     else:
         spec = spec_of(env, config.env)
@@ -124,29 +137,33 @@ class LoadedAgent:
 
 
 def load(
-    run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None
-) -> LoadedAgent:
-    """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError."""
+    run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
+    make_env: MakeEnv = None,
+) -> LoadedAgent:  # fmt: skip
+    """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
+
+    make_env: the function that `train` was given, if it was given one that no module holds.
+    """
     config = load_config(existing_run_dir(Path(run)) / CONFIG)
-    with contextlib.closing(plugins.make_env(config.env, config.env_options)) as env:
+    with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as env:
         return LoadedAgent(restore(run, env, step), env, mode=mode or config.eval.mode, seed=seed)
 
 
 def evaluate(
     run: str | os.PathLike, *, episodes: int = 20, video: str | None = None,
-    mode: Literal["sample", "mode"] | None = None, seed: int = 0,
+    mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments; the first one is filmed into `video`.
 
-    Raises UserError, also when the environment cannot be filmed.
+    make_env: as `load` takes it. Raises UserError, also when the environment cannot be filmed.
     """
-    trained = restore(run)
-    config = trained.config
+    trained = restore(run, make_env=make_env)
+    config, env = trained.config, _env(trained.config, make_env)
     if video:
-        evaluation.can_film(config.env, config.env_options, "on")
+        evaluation.can_film(env, config.env_options, "on")
     with contextlib.closing(
         evaluation.make_eval_workers(
-            config.env, config.env_options, episodes=episodes, action_repeat=config.action_repeat, seed=seed,
+            env, config.env_options, episodes=episodes, action_repeat=config.action_repeat, seed=seed,
             film=bool(video),
         )
     ) as workers:  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Params
+from dreamer.plugins import EnvName
 from dreamer.runtime import devices
 from dreamer.runtime.metrics import Episode, EpisodeTracker
 from dreamer.runtime.steps import Step
@@ -101,7 +102,7 @@ def frame(workers: InlineWorkers, step: Step) -> np.ndarray:
 
 
 def make_eval_workers(
-    env: str, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, film: bool
+    env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, film: bool
 ) -> InlineWorkers:
     """Fresh environments in this process, at most 16 side by side; seeds depend on `seed` alone."""
     config = WorkersConfig(backend="inline", envs=min(episodes, MOST_ENVS))
@@ -113,7 +114,7 @@ def make_eval_workers(
     return workers
 
 
-def can_film(env: str, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"]) -> tuple[bool, str]:
+def can_film(env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"]) -> tuple[bool, str]:
     """Whether videos will be made, and one line that says why not. With "on", UserError instead of that line."""
     if wanted == "off":
         return False, ""

@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import gymnasium
 import numpy as np
 
 from dreamer import agent as agents
 from dreamer.config import Config, load, to_yaml
 from dreamer.errors import UserError
+from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
@@ -35,19 +38,24 @@ FPS = 30
 Resume = Literal["no", "yes", "auto"]
 
 
-def train(config: Config, *, resume: Resume = "no") -> Path:
+def train(
+    config: Config, *, resume: Resume = "no", make_env: Callable[..., gymnasium.Env] | None = None
+) -> Path:
     """Trains one agent in a run directory and returns that directory.
 
     resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
+    make_env: makes the environment, called with config.env_options, in place of config.env.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
     """
+    env: EnvName = maker(make_env) if make_env else config.env
+    config = dataclasses.replace(config, env=str(env))
     given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
     found, used = _found(given, resume)
     if found and found.step >= config.env_steps:
         print(f"{config.run_dir} has made its {found.step:,} env_steps; give more to go on")
         return Path(config.run_dir)
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack, found, used)
+        run = Run(config, stack, env, found, used)
         write_config(run.run_dir, to_yaml(given))
         try:
             run.start(found)
@@ -81,20 +89,22 @@ def _found(config: Config, resume_: Resume) -> tuple[Found | None, bool]:
 class Run:
     """Owns all that a run consists of. In lockstep `collect`, `learn` and `tend` make one turn of the loop."""
 
-    def __init__(self, config: Config, stack: contextlib.ExitStack, found: Found | None = None, used: bool = False):
+    def __init__(
+        self, config: Config, stack: contextlib.ExitStack, env: EnvName, found: Found | None = None, used: bool = False
+    ):
         """Opens everything on `stack`. The run directory is made last of all that may be refused."""
-        self.config = config
+        self.config, self.env = config, env
         self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
         self.display = stack.enter_context(Display(config.env_steps, every=config.log.every))
         self.stopping = stack.enter_context(Stopping(self.display.message))
         self.workers: Workers = stack.enter_context(
             make_workers(
-                config.workers, config.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
+                config.workers, env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
             )
         )
         self.stopping.then(self.workers.hurry)
         spec, envs = self.workers.spec, self.workers.envs
-        self.film, why_not = evaluation.can_film(config.env, config.env_options, config.eval.video)
+        self.film, why_not = evaluation.can_film(env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
         size = replay.plan(
             spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps, run_dir=config.run_dir
@@ -255,7 +265,7 @@ class Run:
         if config.eval.episodes:
             with contextlib.closing(
                 evaluation.make_eval_workers(
-                    config.env, config.env_options, episodes=config.eval.episodes,
+                    self.env, config.env_options, episodes=config.eval.episodes,
                     action_repeat=config.action_repeat, seed=config.seed, film=self.film,
                 )
             ) as workers:  # fmt: skip

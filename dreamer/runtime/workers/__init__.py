@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreamer.errors import UserError, nearest
+from dreamer.plugins import EnvName
 from dreamer.runtime.workers import auto
 from dreamer.runtime.workers.inline import InlineWorkers
 from dreamer.runtime.workers.processes import ProcessWorkers
@@ -28,7 +29,7 @@ BACKENDS = ("auto", "inline", "processes", "ray")
 
 def make_workers(
     config: Config,
-    env_name: str,
+    env_name: EnvName,
     options: Mapping[str, Any] | None = None,
     *,
     action_repeat: int = 1,

@@ -168,7 +168,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
                 raise as_error(home.death(PATIENCE)) from None
             channel.settimeout(None)
             if kind == messages.FAULT:
-                raise as_error(body, script_hint(self._plan.env_name, body.text))
+                raise as_error(body, script_hint(str(self._plan.env_name), body.text))
             found = found or body
             if body != found:
                 raise UserError(differs(self._plan.named(number), body, found))

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from dreamer.plugins import EnvName
 from dreamer.runtime.steps import Step
 from dreamer.spaces import Spec
 
@@ -121,7 +122,7 @@ class Workers(Protocol):
 class Plan(NamedTuple):
     """Which environments a set runs: `envs` copies; number i starts with the seed seed + i."""
 
-    env_name: str
+    env_name: EnvName
     options: dict[str, Any]
     action_repeat: int
     seed: int

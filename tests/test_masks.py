@@ -1,0 +1,136 @@
+"""Action masks: honoured when acting, predicted by the world model, honoured in dreams."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dreamer
+from dreamer import agent as agents
+from dreamer.behaviors import actor_critic
+from dreamer.dreaming import rollout
+from dreamer.errors import UserError
+from dreamer.interfaces import Dream
+from dreamer.runtime.reading import spec_of
+from dreamer.spaces import MASK, Action, Space, Spec
+from tests import masked_envs, tiny
+from tests.tiny_runs import lines, tiny as tiny_config
+
+SPEC = Spec({"vector": Space((3,), "float32"), MASK: Space((5,), "int8", 2)}, Action((3, 2), 1))
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """The agent of the masked spec, its state, and a batch."""
+    agent = agents.make(tiny.CONFIG, SPEC)
+    return agent, tiny.jit(agent.init)(jax.random.key(0)), tiny.make_batch(SPEC)
+
+
+@pytest.fixture(scope="module", params=["obs", "info"])
+def run(request, tmp_path_factory):
+    """A run in an environment that raises at the first forbidden action."""
+    run_dir = tmp_path_factory.mktemp("masked") / "run"
+    config = tiny_config(
+        run_dir, env="masked_envs:make", env_options={"where": request.param}, env_steps=300, workers__restarts=0,
+        agent__world_model__symlog=False,
+    )  # fmt: skip
+    return dreamer.train(config), request.param
+
+
+def test_a_mask_that_fits_the_one_hots_makes_a_spec_masked():
+    assert SPEC.masked and spec_of(masked_envs.make("obs")).masked and spec_of(masked_envs.make("info")).masked
+    assert not Spec({MASK: Space((4,), "int8", 2)}, Action((3, 2))).masked
+
+
+def test_a_run_never_takes_a_forbidden_action(run):
+    run_dir, _ = run
+    assert lines(run_dir)[-1]["env_steps"] >= 300  # the environment raises otherwise, and restarts are off
+
+
+def test_the_loss_of_the_mask_is_logged(run):
+    assert any("loss/mask" in line for line in lines(run[0]))
+
+
+def test_a_loaded_agent_takes_the_mask_from_where_the_environment_has_it(run):
+    run_dir, where = run
+    agent, env = dreamer.load(run_dir), masked_envs.make(where)
+    obs, info = env.reset(seed=0)
+    state = None
+    for _ in range(20):
+        action, state = agent.act(obs, state, info=info)
+        obs, _, _, over, info = env.step(action)
+        if over:
+            (obs, info), state = env.reset(), None
+
+
+def test_a_loaded_agent_asks_for_the_info_that_holds_the_mask(run):
+    run_dir, where = run
+    if where == "obs":
+        return
+    with pytest.raises(UserError, match="info="):
+        dreamer.load(run_dir).act(masked_envs.make(where).reset(seed=0)[0])
+
+
+def test_a_batch_of_actions_is_as_a_vector_environment_takes_it(run):
+    run_dir, where = run
+    obs = {"number": np.zeros((4, 1), np.float32)}
+    masks = np.tile(np.array([0, 1, 1, 0, 1], np.int8), (4, 1))
+    obs, info = (obs | {MASK: masks}, None) if where == "obs" else (obs, {MASK: masks})
+    action, _ = dreamer.load(run_dir).act(obs, info=info)
+    assert action["a"].shape == (4,) and action["b"].shape == (4, 1) and (action["c"] == 1).all()
+
+
+def test_forbidden_actions_are_never_drawn(masked):
+    agent, state, batch = masked
+    obs = {key: value[:, 0] for key, value in batch.obs.items()}
+    act = tiny.jit(lambda key: agent.act(state.params, key, agent.initial_carry(8), obs, np.ones(8, bool))[1])
+    for seed in range(5):
+        chosen = np.asarray(act(jax.random.key(seed)))
+        for part in (slice(0, 3), slice(3, 5)):
+            free = obs[MASK][:, part].sum(1) == 0  # nothing allowed: everything is
+            assert ((chosen[:, part] * obs[MASK][:, part]).sum(1) == 1)[~free].all()
+
+
+def test_dreams_honour_the_mask_that_the_model_predicts():
+    behavior = actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=tiny.FEAT)
+    params = behavior.init(jax.random.key(0)).params
+    allowed = jnp.array([False, True, False, True, False])
+    dream = Dream(
+        imagine=lambda key, latent, action: latent, feat=lambda latent: latent, predict=None,
+        allowed=lambda feat: jnp.broadcast_to(allowed, (*feat.shape[:-1], 5)),
+    )  # fmt: skip
+
+    def policy(key, feat):
+        return behavior.act(params, key, dream, feat, "sample", allowed=dream.allowed(feat))
+
+    _, action = rollout(dream, policy, jax.random.key(1), jax.random.normal(jax.random.key(2), (16, tiny.FEAT)), 3)
+    np.testing.assert_array_equal(action[..., :5], np.broadcast_to([0, 1, 0, 1, 0], (16, 4, 5)))
+
+
+def test_losses_do_not_push_towards_what_the_dream_forbids(masked):
+    """With one choice left in each part, the actor's gradient comes from its numbers alone."""
+    agent, state, batch = masked
+    world_model, behavior = (
+        tiny.rssm.make(tiny.WORLD_MODEL, SPEC), actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=tiny.FEAT)
+    )  # fmt: skip
+    only = jnp.array([True, False, False, False, True])
+    world_model = world_model._replace(allowed=lambda params, feat: jnp.broadcast_to(only, (*feat.shape[:-1], 5)))
+    loss = agents.total_loss(world_model, behavior, SPEC)
+    grads = tiny.jit(lambda params: jax.grad(loss, has_aux=True)(params, state.extra, jax.random.key(0), batch)[0])(
+        state.params
+    )
+    head = grads["behavior"]["pol"]["head"]["action"]
+    assert np.abs(np.asarray(head["logits"]["kernel"])).max() == 0 < np.abs(np.asarray(head["mean"]["kernel"])).max()
+
+
+def test_the_predicted_mask_is_learned(masked):
+    agent, state, batch = masked
+    batch = batch._replace(obs=batch.obs | {MASK: (batch.obs["vector"].sum(-1, keepdims=True) > 0) * np.ones(5, int)})
+    batch = batch._replace(obs=batch.obs | {MASK: batch.obs[MASK].astype(np.int32)})
+    update, losses = tiny.jit(agent.update), []
+    for _ in range(60):
+        state, _, metrics = update(state, batch)
+        losses.append(float(metrics["loss/mask"]))
+    assert losses[-1] < 0.8 * losses[0]
