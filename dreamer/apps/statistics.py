@@ -1,0 +1,97 @@
+"""Numbers that stand for many runs: interquartile mean, standard error, stratified bootstrap intervals. numpy only.
+
+The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice" (arXiv 2108.13264): the interquartile mean (IQM) drops the lowest and the highest quarter of all scores, and
+the interval is the percentile interval of a bootstrap that draws runs with replacement within each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0  # the same scores give the same interval
+CHUNK = 4_000_000  # drawn values held at a time
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # [.., N, ..] -> the same without the axis of the scores
+
+
+class Interval(NamedTuple):
+    """The ends of an interval, each of the shape of the statistic."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Summary(NamedTuple):
+    """n scores in numbers. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
+
+    n: int
+    mean: float
+    stderr: float
+    std: float
+    min: float
+    max: float
+    iqm: float
+    interval: tuple[float, float] | None
+
+
+def mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The mean along one axis."""
+    return np.mean(scores, axis)
+
+
+def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The interquartile mean along one axis of n scores: floor(n / 4) are dropped at either end, the rest averaged.
+
+    Fewer than four scores lose none: then it is the mean.
+    """
+    ordered = np.sort(np.asarray(scores, np.float64), axis)
+    n = ordered.shape[axis]
+    return np.mean(np.take(ordered, np.arange(n // 4, n - n // 4), axis), axis)
+
+
+def standard_error(scores: Sequence[float] | np.ndarray) -> float:
+    """Standard deviation of the sample over the root of its size; nan for one score."""
+    values = np.asarray(scores, np.float64)
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def bootstrap(
+    strata: Sequence[np.ndarray], statistic: Callable[..., np.ndarray] = iqm, *, resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE, seed: int = SEED,
+) -> Interval | None:  # fmt: skip
+    """The percentile bootstrap interval of `statistic` over all scores, drawn with replacement within each stratum.
+
+    strata: the scores of each task [N_k, ..], one row a run; all that follows the first axis is carried along, so that
+    a curve is drawn as a whole. statistic(scores, axis). None when a stratum has one run: it says nothing about others.
+    """
+    strata = [np.asarray(stratum, np.float64) for stratum in strata]
+    if not strata or min(len(stratum) for stratum in strata) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    step = max(1, CHUNK // sum(stratum.size for stratum in strata))
+    drawn = []
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        picks = [stratum[rng.integers(len(stratum), size=(count, len(stratum)))] for stratum in strata]
+        drawn.append(statistic(np.concatenate(picks, axis=1), 1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
+    return Interval(low, high)
+
+
+def summary(scores: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> Summary:
+    """The numbers of at least one score."""
+    values = np.asarray(scores, np.float64)
+    ends = bootstrap([values], resamples=resamples)
+    return Summary(
+        n=len(values), mean=float(np.mean(values)), stderr=standard_error(values),
+        std=float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        min=float(np.min(values)), max=float(np.max(values)), iqm=float(iqm(values)),
+        interval=(float(ends.low), float(ends.high)) if ends else None,
+    )  # fmt: skip
