@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from dreamer import agent as agents
 from dreamer import plugins
+from dreamer.apps.statistics import Summary, summary
 from dreamer.config import Config
 from dreamer.config import load as load_config
 from dreamer.errors import UserError
@@ -23,10 +25,11 @@ from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.readers import agent_obs
 from dreamer.runtime.reading import mask_in, reading, spec_of
-from dreamer.runtime.run_dir import CONFIG, existing_run_dir
+from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
 from dreamer.spaces import MASK
 
 FPS = 30
+RESAMPLES = 10_000
 
 
 class Trained(NamedTuple):
@@ -150,15 +153,48 @@ def load(
 
 
 def evaluate(
-    run: str | os.PathLike, *, episodes: int = 20, video: str | None = None,
+    run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, filmed: int = 1,
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
 ) -> evaluation.Result:  # fmt: skip
-    """Plays episodes with the newest checkpoint in fresh environments; the first one is filmed into `video`.
+    """Plays episodes with the newest checkpoint in fresh environments.
 
+    video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
     make_env: as `load` takes it. Raises UserError, also when the environment cannot be filmed.
     """
     trained = restore(run, make_env=make_env)
-    config, env = trained.config, _env(trained.config, make_env)
+    return _play(trained, episodes, video, filmed, mode, seed, _env(trained.config, make_env))
+
+
+def evaluate_run(
+    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int
+) -> None:
+    """`dreamer eval`: plays, prints a line an episode and the summary; writes both into `json_file`."""
+    if json_file:
+        _check_writable(Path(json_file).expanduser())
+    trained = restore(run)
+    mode = mode or trained.config.eval.mode
+    result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
+    for incident in result.incidents:
+        print(f"environment made anew: {incident.text}")
+    for i, episode in enumerate(result.episodes):
+        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}")
+    of_returns = summary(result.returns, resamples=RESAMPLES)
+    for line in _lines(of_returns):
+        print(line)
+    if video:
+        envs = [episode.env for episode in result.episodes]
+        shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
+        print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
+    if json_file:
+        head = {"run": str(run), "env": trained.config.env, "env_steps": trained.env_steps, "mode": mode, "seed": seed}
+        _write_json(Path(json_file).expanduser(), {**head, **_as_json(result, of_returns)})
+        print(f"episodes and summary: {json_file}")
+
+
+def _play(
+    trained: Trained, episodes: int, video: str | None, filmed: int, mode: Any, seed: int, env: plugins.EnvName
+) -> evaluation.Result:
+    config = trained.config
     if video:
         evaluation.can_film(env, config.env_options, "on")
     with contextlib.closing(
@@ -169,24 +205,64 @@ def evaluate(
     ) as workers:  # fmt: skip
         result = evaluation.run_episodes(
             trained.agent, devices.jit_policy(trained.agent), trained.params, workers, episodes=episodes, seed=seed,
-            mode=mode or config.eval.mode, film=bool(video),
+            mode=mode or config.eval.mode, film=filmed if video else 0,
         )  # fmt: skip
     if video:
-        pictures.write_episode_video(video, result.frames, FPS)
+        pictures.write_video(video, pictures.tiled(result.films), FPS)
     return result
 
 
-def evaluate_run(run: str, *, episodes: int, video: str | None, mode: Any, seed: int) -> None:
-    """`dreamer eval`: plays, prints a line an episode and the summary."""
-    result = evaluate(run, episodes=episodes, video=video, mode=mode, seed=seed)
-    for incident in result.incidents:
-        print(f"environment made anew: {incident.text}")
-    for i, episode in enumerate(result.episodes):
-        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}")
-    returns = np.array(result.returns)
-    print(
-        f"{len(returns)} episodes: return mean {returns.mean():.3f}, std {returns.std():.3f}, "
-        f"min {returns.min():.3f}, max {returns.max():.3f}"
-    )
-    if video:
-        print(f"video: {video}")
+def _lines(of_returns: Summary) -> list[str]:
+    """The summary as `dreamer eval` prints it."""
+    spread = f"standard error {of_returns.stderr:.3f}, std {of_returns.std:.3f}" if of_returns.n > 1 else "one episode"
+    lines = [
+        f"{of_returns.n} episodes: return mean {of_returns.mean:.3f}, {spread}, "
+        f"min {of_returns.min:.3f}, max {of_returns.max:.3f}"
+    ]
+    if of_returns.interval:
+        low, high = of_returns.interval
+        lines.append(
+            f"IQM {of_returns.iqm:.3f}, 95 % interval {low:.3f} to {high:.3f} "
+            f"(bootstrap over the episodes of this one agent: it says nothing about other seeds)"
+        )
+    return lines
+
+
+def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
+    """Every episode, the incidents and the summary as JSON values; what one episode does not have is null.
+
+    seed: of the episode's environment, which plays its episodes one after the other; `of_env` says the how many-th.
+    """
+    counts: dict[int, int] = {}
+    episodes = []
+    for episode, seed in zip(result.episodes, result.seeds, strict=True):
+        counts[episode.env] = counts.get(episode.env, 0) + 1
+        episodes.append(
+            {
+                "return": episode.episode_return, "length": episode.length, "env": episode.env, "seed": seed,
+                "of_env": counts[episode.env],
+            }
+        )  # fmt: skip
+    numbers = of_returns._asdict() | {"interval": list(of_returns.interval) if of_returns.interval else None}
+    numbers |= {name: None for name in ("stderr", "std") if of_returns.n < 2}
+    return {"episodes": episodes, "incidents": [one.text for one in result.incidents], "summary": numbers}
+
+
+def _check_writable(path: Path) -> None:
+    """UserError, before any episode is played, when a file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: it is a folder, or its folder is not writable by this user")
+
+
+def _write_json(path: Path, values: Any) -> None:
+    """Strict JSON, whole or not at all."""
+    half = path.with_name(f".partial-{path.name}")
+    try:
+        half.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+        os.replace(half, path)
+    except OSError as error:
+        raise disk_error(error, path) from error

@@ -39,13 +39,19 @@ class Config:
 
 
 class Result(NamedTuple):
-    """episodes in order of environments | frames [T, H, W, 3] uint8 of the first episode, empty without.
-    incidents: environments that failed and were made anew
+    """episodes in order of environments | films: frames [H, W, 3] uint8 of the first episode of each filmed environment
+    incidents: environments that failed and were made anew | seeds: of each episode, that of its environment
     """
 
     episodes: list[Episode]
-    frames: list[np.ndarray]
+    films: list[list[np.ndarray]]
     incidents: list[Incident]
+    seeds: list[int]
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """The film of the first environment, empty when nothing was filmed."""
+        return self.films[0] if self.films else []
 
     @property
     def returns(self) -> list[float]:
@@ -55,49 +61,54 @@ class Result(NamedTuple):
 
 def run_episodes(
     agent: Agent, policy: Callable[..., Any], params: Params, workers: InlineWorkers, *, episodes: int, seed: int,
-    mode: str, film: bool = False, check: Callable[[], None] = lambda: None,
+    mode: str, film: int = 0, check: Callable[[], None] = lambda: None,
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
 
-    policy: `devices.jit_policy(agent)`. check: called at every step, to raise what shall end it.
+    policy: `devices.jit_policy(agent)`. film: number of environments, from the first, whose first episode is filmed;
+    fewer when there are fewer. check: called at every step, to raise what shall end it.
     Raises UserError as the environments do.
     """
     envs = workers.envs
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)])
     tracker = EpisodeTracker(envs)
-    frames: list[np.ndarray] = []
-    done: list[list[Episode]] = [[] for _ in range(envs)]
+    films: list[list[np.ndarray]] = [[] for _ in range(min(int(film), envs))]
+    done: list[list[tuple[Episode, int]]] = [[] for _ in range(envs)]
     key, count = jax.random.fold_in(jax.random.key(seed), 2), 0
     carry = devices.first_copy(agent.initial_carry(envs))
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
         check()
         ready, step = workers.receive()
-        if film and not done[0]:
-            if step.is_first[0]:
+        for env, frames in enumerate(films):
+            if done[env]:
+                continue
+            if step.is_first[env]:
                 frames.clear()  # an environment that was made anew begins again
-            frames.append(frame(workers, step))
+            frames.append(frame(workers, step, env))
         for episode in tracker.observe(step):
-            done[episode.env].append(episode)
+            done[episode.env].append((episode, workers.seed(episode.env)))
         obs = for_device(workers.spec.obs, step.obs)
         carry, action, _ = policy(params, key, count, carry, obs, step.is_first, mode)
         workers.send(ready, np.asarray(action))
         count += 1
-    kept = [episode for own, share in zip(done, quota, strict=True) for episode in own[:share]]
-    return Result(kept, frames, workers.incidents())
+    kept = [pair for own, share in zip(done, quota, strict=True) for pair in own[:share]]
+    episodes_, seeds = [list(side) for side in zip(*kept, strict=True)]
+    return Result(episodes_, films, workers.incidents(), seeds)
 
 
-def frame(workers: InlineWorkers, step: Step) -> np.ndarray:
-    """A picture [H, W, 3] uint8 of the first environment: drawn by itself, else its first image observation.
+def frame(workers: InlineWorkers, step: Step, env: int = 0) -> np.ndarray:
+    """A picture [H, W, 3] uint8 of one environment: drawn by itself, else its first image observation.
 
     UserError when it has neither.
     """
-    drawn = workers.rows[0].render()
+    drawn = workers.rows[env].render()
     if drawn is not None:
         return drawn
     images = sorted(key for key, space in workers.spec.obs.items() if space.image)
     if not images:
-        raise UserError(f"env {workers.rows[0].name!r} neither draws itself (render_mode rgb_array) nor shows pictures")
-    picture = step.obs[images[0]][0]
+        name = workers.rows[env].name
+        raise UserError(f"env {name!r} neither draws itself (render_mode rgb_array) nor shows pictures")
+    picture = step.obs[images[0]][env]
     return np.broadcast_to(picture[..., :1], (*picture.shape[:2], 3)) if picture.shape[-1] != 3 else picture
 
 

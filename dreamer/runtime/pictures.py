@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,7 @@ SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to it
 VIDEO_ROWS = 4  # sequences shown in an open-loop video
 PLOT_PANELS = 12  # dimensions shown in an open-loop plot
 REPORT_FPS = 10
+TILE_GAP = 4  # pixels between films shown side by side
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -155,6 +157,28 @@ def stack_videos(videos: list[np.ndarray]) -> np.ndarray:
     width = max(video.shape[2] for video in videos)
     wide = [np.pad(video, ((0, 0), (0, 0), (0, width - video.shape[2]), (0, 0))) for video in videos]
     return np.concatenate(wide, axis=1)
+
+
+def tiled(films: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Films of frames [H, W, 3] uint8 side by side, as square as can be: [T, H', W', 3], T of the longest.
+
+    A film that ends earlier holds its last frame at a third of its brightness; a smaller one has black beside it.
+    """
+    steps = max(len(film) for film in films)
+    height, width = (max(film[0].shape[side] for film in films) for side in (0, 1))
+    columns = math.ceil(math.sqrt(len(films)))
+    rows = -(-len(films) // columns)
+    gap = TILE_GAP if len(films) > 1 else 0
+    shape = (steps, rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    out = np.zeros(shape, np.uint8)
+    for number, film in enumerate(films):
+        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        h, w = film[0].shape[:2]
+        tile = out[:, top : top + h, left : left + w]
+        for step, picture in enumerate(film):
+            tile[step] = picture
+        tile[len(film) :] = film[-1] // 3
+    return out
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -52,6 +52,10 @@ class InlineWorkers:
         """What happened since the last call."""
         return self._faults.drain()
 
+    def seed(self, number: int) -> int:
+        """The seed with which an environment began, as it is now: each that is made anew has another."""
+        return self._faults.seed(number)
+
     def describe(self) -> str:
         """One line: where the environments run, and why."""
         return f"workers: {self.envs} environments in the main process{self._why}"
