@@ -1,4 +1,5 @@
-"""The command line: `dreamer train [PRESET.yaml ...] [--flags]`, `dreamer eval RUN [--flags]`, `dreamer --version`.
+"""The command line: `dreamer train [PRESET.yaml ...] [--flags]`, `dreamer eval RUN [--flags]`, `dreamer --version`,
+`dreamer report RUN... [--flags]`.
 
 A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
 and error lines exist once. tyro draws the help from the same dataclasses.
@@ -7,6 +8,7 @@ and error lines exist once. tyro draws the help from the same dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -17,10 +19,11 @@ import yaml
 
 from dreamer.coerce import Dumper, describe, is_sequence, parse
 from dreamer.config import PLUGINS, Config, layer, load, overlay, similar_key, to_yaml, type_of
-from dreamer.errors import UserError, nearest
+from dreamer.errors import UserError, check_bound, nearest
 
 USAGE = """usage: dreamer train [PRESET.yaml ...] [--flags]   train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
+       dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer COMMAND --help                      list every flag of a command
        dreamer --version
 """
@@ -30,6 +33,9 @@ TRAIN = """Train an agent.
 - Flags override presets. Numbers may be written as 1e6.
 - Defaults listed here are those after the presets given."""
 EVAL = "Play episodes with the newest checkpoint of the run directory RUN."
+REPORT = """Draw the curves of runs with their final scores, on one page.
+- RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
+- Published curves are drawn behind returns where the references have the task."""
 
 
 class Flag(NamedTuple):
@@ -57,9 +63,13 @@ class EvalFlags:
     """What `dreamer eval` takes beside the run directory."""
 
     episodes: int = 20
-    """Number of episodes."""
+    """Number of episodes, at most 16 of them side by side."""
     video: str | None = None
-    """File for a video of the first episode, such as episode.mp4."""
+    """File for a video, such as episode.mp4: the first episode of each of the first environments, tiled."""
+    video_episodes: int = 4
+    """How many of them."""
+    json: str | None = None
+    """File for every episode and the summary, such as scores.json."""
     mode: Literal["sample", "mode"] | None = None
     """Sample actions or take the most likely one; None: as the run's own config says."""
     seed: int = 0
@@ -68,6 +78,29 @@ class EvalFlags:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise UserError(f"episodes must be at least 1, not {self.episodes}")
+        check_bound("video_episodes", self.video_episodes, 1, 16)  # so many environments run side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportFlags:
+    """What `dreamer report` takes beside runs."""
+
+    group: tuple[str, ...] = ()
+    """A group of your own, NAME=RUN [RUN ..]; may be given again for the next."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to draw beside the returns, such as loss/dyn or loss/*."""
+    out: str = "report"
+    """Folder for the page, index.html, and the pictures of its panels."""
+    references: str = ""
+    """Folder of published curves; empty: experiments/references if it is here."""
+    bin: float = 0.0
+    """Width of the bins on the x axis; 0 = that of the published curve, else chosen."""
+    media_mb: float = 40.0
+    """Megabytes of the runs' pictures and videos that the page may hold."""
+
+    def __post_init__(self) -> None:
+        check_bound("bin", self.bin, 0, math.inf)
+        check_bound("media_mb", self.media_mb, 0, math.inf)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: list[str]) -> int:
-    commands = {"train": train_command, "eval": eval_command}
+    commands = {"train": train_command, "eval": eval_command, "report": report_command}
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -150,7 +183,25 @@ def eval_command(args: list[str]) -> int:
         raise UserError(f"dreamer eval takes one run directory, not {len(runs)}: stray argument {runs[1]!r}")
     from dreamer.apps.evaluate import evaluate_run
 
-    evaluate_run(runs[0], episodes=options.episodes, video=options.video, mode=options.mode, seed=options.seed)
+    evaluate_run(
+        runs[0], episodes=options.episodes, video=options.video, filmed=options.video_episodes,
+        json_file=options.json, mode=options.mode, seed=options.seed,
+    )  # fmt: skip
+    return 0
+
+
+def report_command(args: list[str]) -> int:
+    """`dreamer report`: args are runs and flags, --group as often as there are groups. Returns the exit code."""
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(ReportFlags(), "dreamer report RUN...", REPORT)
+    options, strays = apply(ReportFlags(), [flag for flag in flags if flag.key != "group"])
+    from dreamer.apps.report import report_runs
+
+    report_runs(
+        words + strays, groups=[flag.words for flag in flags if flag.key == "group"], metrics=options.metrics,
+        out=options.out, references_dir=options.references, bin_width=options.bin, media_mb=options.media_mb,
+    )  # fmt: skip
     return 0
 
 
