@@ -232,11 +232,12 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
 
 
 def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
-    assert cli.main(["eval", "--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1"]) == 0
+    args = ["--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1", "--json", "s.json"]
+    assert cli.main(["eval", *args, "--video-episodes", "9"]) == 0
     assert cli.main(["eval", "runs/x"]) == 0
     assert evaluated == [
-        ("runs/x", dict(episodes=3, video="a.mp4", mode="mode", seed=1)),
-        ("runs/x", dict(episodes=20, video=None, mode=None, seed=0)),
+        ("runs/x", dict(episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
+        ("runs/x", dict(episodes=20, video=None, filmed=4, json_file=None, mode=None, seed=0)),
     ]
 
 
@@ -247,6 +248,7 @@ def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
         (["a", "b"], ["stray argument 'b'"]),
         (["a", "--episodes", "0"], ["episodes", "at least 1", "--episodes"]),
         (["a", "--episodes"], ["--episodes", "needs a value"]),
+        (["a", "--video-episodes", "17"], ["video_episodes", "from 1 to 16", "--video-episodes"]),
         (["a", "--mode", "smple"], ["mode", "sample, mode", "'smple'", "--mode"]),
         (["a", "--episode", "3"], ["--episode", "'--episodes'"]),
     ],
@@ -304,7 +306,7 @@ def test_help_shows_the_fields_of_the_chosen_plug_in(capsys, monkeypatch, tmp_pa
 
 def test_eval_help_lists_its_flags(capsys, monkeypatch):
     text = help_text(capsys, monkeypatch, "eval", "--help")
-    assert all(flag in text for flag in ("--episodes INT", "--video", "--mode", "--seed INT", "RUN"))
+    assert all(flag in text for flag in ("--episodes INT", "--video", "--json", "--mode", "--seed INT", "RUN"))
 
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
@@ -313,7 +315,7 @@ def test_the_bare_command_shows_its_usage(capsys, args):
     assert "dreamer train" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("word, near", [("trian", "'train'"), ("--versoin", "'--version'"), ("a.yaml", "eval, train")])
+@pytest.mark.parametrize("word, near", [("trian", "'train'"), ("--versoin", "'--version'"), ("a.yaml", "; choices: ")])
 def test_an_unknown_command_names_the_nearest(capsys, word, near):
     assert near in error_line(capsys, word)
 
@@ -328,6 +330,7 @@ def test_python_m_dreamer_is_the_command():
 def test_usage_and_help_of_eval_load_no_jax():
     program = (
         "import sys\nfrom dreamer.apps import cli\n"
-        "cli.main(['--help']); cli.main(['eval', '--help']); assert 'jax' not in sys.modules"
+        "cli.main(['--help']); cli.main(['eval', '--help']); cli.main(['report', '--help'])\n"
+        "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tiny_runs import compiled_once, recording_agent, trained
 
 import dreamer
 from dreamer.apps import cli
+from dreamer.apps.statistics import summary
 from dreamer.errors import UserError
 from dreamer.runtime import devices, evaluation
 
@@ -39,8 +41,8 @@ def agent(run):
 # ---- episodes
 
 
-def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: bool = False, mode: str = "sample"):
-    workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=film)
+def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: int = 0, mode: str = "sample"):
+    workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=bool(film))
     agent = recording_agent(workers.spec)
     params = devices.first_copy({"w": jnp.zeros(4)})
     policy = devices.jit_policy(agent)
@@ -69,11 +71,39 @@ def test_there_are_never_more_environments_than_episodes():
     assert [episode.env for episode in result.episodes] == [0, 1]
 
 
+def levels(film: list[np.ndarray]) -> list[int]:
+    return [int(frame[0, 0, 0]) for frame in film]
+
+
 def test_the_first_episode_is_filmed_from_its_reset_to_its_end(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
     result = play("broken_envs:sound", {"steps": 4}, episodes=2, film=True)
-    assert [int(frame[0, 0, 0]) for frame in result.frames] == [0, 50, 100, 150, 200]
+    assert levels(result.frames) == [0, 50, 100, 150, 200] and len(result.films) == 1
     assert play("broken_envs:sound", {"steps": 4}, episodes=2).frames == []
+
+
+def test_the_first_episode_of_each_of_the_first_environments_is_filmed(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 3)
+    result = play("broken_envs:sound", {"steps": 2}, episodes=5, film=2)
+    assert [levels(film) for film in result.films] == [[0, 50, 100], [0, 50, 100]]
+    assert len(play("broken_envs:sound", {"steps": 2}, episodes=2, film=9).films) == 2
+
+
+def test_an_environment_made_anew_is_filmed_anew(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
+    monkeypatch.setattr(evaluation, "frame", lambda workers, step, env: step.obs["vector"][env])
+    result = play("broken_envs:fails", {"how": "raise", "after": 3}, episodes=1, film=1)
+    assert len(result.incidents) == 1
+    assert len(result.films[0]) == 1 + result.episodes[0].length
+
+
+def test_each_episode_tells_the_seed_of_its_environment(monkeypatch):
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 2)
+    first = evaluation.SEED + 7
+    assert play("broken_envs:sound", {}, episodes=3, seed=7).seeds == [first, first, first + 1]
+    monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
+    result = play("broken_envs:fails", {"how": "raise", "after": 8}, episodes=2, seed=7)
+    assert result.seeds == [first, first + 1]  # made anew after the first
 
 
 def test_the_seed_gives_the_episodes():
@@ -123,9 +153,49 @@ def test_eval_prints_what_evaluate_gives_in_python(capsys, run):
     assert [(number, length) for number, _, length in episodes] == [("1", "5"), ("2", "5"), ("3", "5")]
     returns = np.array(dreamer.evaluate(run, episodes=3).returns)
     assert np.allclose([float(value) for _, value, _ in episodes], returns, atol=1e-3)
-    found = re.search(r"3 episodes: return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)", out)
-    expected = [returns.mean(), returns.std(), returns.min(), returns.max()]
+    number = r"(-?[\d.]+)"
+    found = re.search(
+        rf"3 episodes: return mean {number}, standard error {number}, std {number}, min {number}, max {number}\n"
+        rf"IQM {number}, 95 % interval {number} to {number} ",
+        out,
+    )
+    of_returns = summary(returns, resamples=10_000)
+    expected = [
+        returns.mean(), returns.std(ddof=1) / 3**0.5, returns.std(ddof=1), returns.min(), returns.max(),
+        of_returns.iqm, *of_returns.interval,
+    ]  # fmt: skip
     assert np.allclose([float(value) for value in found.groups()], expected, atol=1e-3)
+
+
+def test_one_episode_has_neither_spread_nor_interval(capsys, run, tmp_path):
+    out = output(capsys, str(run), "--episodes", "1", "--json", str(tmp_path / "scores.json"))
+    assert "one episode" in out and "std" not in out and "interval" not in out
+    found = json.loads((tmp_path / "scores.json").read_text())["summary"]
+    assert found["n"] == 1 and found["std"] is found["stderr"] is found["interval"] is None
+
+
+def test_the_file_holds_every_episode_and_the_summary(capsys, run, tmp_path):
+    file = tmp_path / "new" / "scores.json"
+    out = output(capsys, str(run), "--episodes", "18", "--seed", "3", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert f"episodes and summary: {file}" in out
+    assert [found[key] for key in ("run", "env", "env_steps", "mode", "seed")] == [
+        str(run), "broken_envs:sound", 96, "sample", 3,
+    ]  # fmt: skip
+    result = dreamer.evaluate(run, episodes=18, seed=3)
+    assert [one["return"] for one in found["episodes"]] == result.returns
+    assert {one["length"] for one in found["episodes"]} == {5} and found["incidents"] == []
+    assert [(one["env"], one["of_env"]) for one in found["episodes"][:5]] == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]
+    assert all(one["seed"] == evaluation.SEED + 3 + one["env"] for one in found["episodes"])
+    assert found["summary"]["mean"] == np.mean(result.returns) and len(found["summary"]["interval"]) == 2
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_played(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamer.apps.evaluate.restore", lambda *_: pytest.fail("played"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "scores.json"):
+        assert cli.main(["eval", "anything", "--json", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
 
 
 def test_eval_repeats_itself_by_its_seed_and_mode(capsys, run):
@@ -135,9 +205,12 @@ def test_eval_repeats_itself_by_its_seed_and_mode(capsys, run):
     assert output(capsys, str(run), "--episodes", "3", "--mode", "mode") != first
 
 
-def test_eval_films_the_first_episode_and_leaves_the_run_alone(capsys, run, tmp_path):
+def test_eval_films_the_first_episodes_and_leaves_the_run_alone(capsys, run, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    output(capsys, str(run), "--episodes", "3", "--video", str(tmp_path / "a" / "episode.mp4"))
+    out = output(capsys, str(run), "--episodes", "17", "--video", str(tmp_path / "a" / "episode.mp4"))
+    assert "(episodes 1, 3, 4, 5)" in out  # environment 1 plays two
+    out = output(capsys, str(run), "--episodes", "1", "--video", str(tmp_path / "b.mp4"), "--video-episodes", "2")
+    assert "(episode 1)" in out
     assert (tmp_path / "a" / "episode.mp4").read_bytes()[4:8] == b"ftyp"
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 

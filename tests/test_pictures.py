@@ -213,3 +213,29 @@ def test_a_gif_and_a_png_hold_the_pixels(tmp_path):
         assert (np.asarray(gif.convert("RGB")) == 255).all()
     with Image.open(tmp_path / "a.png") as png:
         assert (np.asarray(png) == frames[2]).all()
+
+
+# ---- films side by side
+
+
+def film(steps: int, level: int, height: int = 4, width: int = 6) -> list[np.ndarray]:
+    return [np.full((height, width, 3), level + step, np.uint8) for step in range(steps)]
+
+
+def test_one_film_is_itself():
+    np.testing.assert_array_equal(pictures.tiled([film(3, 10)]), np.stack(film(3, 10)))
+
+
+def test_films_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimmed():
+    tiles = pictures.tiled([film(3, 90), film(1, 60), film(2, 30)])
+    gap = pictures.TILE_GAP
+    assert tiles.shape == (3, 4 + gap + 4, 6 + gap + 6, 3)
+    corners = [tiles[:, top, left, 0].tolist() for top in (0, 4 + gap) for left in (0, 6 + gap)]
+    assert corners == [[90, 91, 92], [60, 20, 20], [30, 31, 10], [0, 0, 0]]
+    assert not tiles[:, 4 : 4 + gap].any() and not tiles[:, :, 6 : 6 + gap].any()
+
+
+def test_a_smaller_film_has_black_beside_it():
+    tiles = pictures.tiled([film(1, 9), film(1, 9, height=2, width=3)])
+    assert tiles.shape == (1, 4, 6 + pictures.TILE_GAP + 6, 3)
+    assert tiles[0, :, 6 + pictures.TILE_GAP :, 0].sum() == 2 * 3 * 9

@@ -58,7 +58,8 @@ def report_runs(
     everyone = [*loose, *(run for group in named for run in group.runs)]
     if not everyone:
         raise UserError("dreamer report needs runs: dreamer report runs/NAME runs/OTHER, or a folder of them")
-    folder = _checked_folder(Path(out).expanduser(), everyone)
+    folder = Path(out).expanduser()
+    _check_folder(folder, everyone)
     report = make(loose, named, metrics, references_dir, bin_width)
     pictures, left_out = newest_pictures(report.tasks, int(media_mb * MEGABYTE))
     report.notes.extend(left_out)
@@ -170,20 +171,15 @@ def _references(given: str) -> tuple[Path | None, list[str]]:
     return None, [f"no published curves: there is no folder {REFERENCES} here; --references names another"]
 
 
-def _checked_folder(folder: Path, runs: Sequence[Run]) -> Path:
-    """The folder to write into, made if need be. UserError: it lies in a run, or holds a page of another origin."""
+def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
+    """UserError when the folder to write into lies in a run, or holds a page of another origin."""
     here = folder.resolve()
     for run in runs:
         if here.is_relative_to(run.path.resolve()):
             raise UserError(f"--out {folder} lies in the run {run.path}, which is only read; choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        index = folder / INDEX
-        if index.exists() and page.GENERATOR not in index.read_text(errors="replace"):
-            raise UserError(f"{index} was not made by dreamer report; choose another --out, or remove it")
-    except OSError as error:
-        raise disk_error(error, folder) from error
-    return folder
+    index = folder / INDEX
+    if index.exists() and page.GENERATOR not in index.read_text(errors="replace"):
+        raise UserError(f"{index} was not made by dreamer report; choose another --out, or remove it")
 
 
 def _remarks(task: Task) -> list[str]:
@@ -231,8 +227,9 @@ def _write(folder: Path, report: Report, pictures: dict[Path, list[page.Picture]
     title = f"{count} run{'s' if count > 1 else ''} in {len(report.tasks)} task{'s' if len(report.tasks) > 1 else ''}"
     files[INDEX] = page.render(title, _sections(report, pictures)).encode()
     for name, content in files.items():
+        half = folder / f".partial-{name}"
         try:
-            half = folder / f".partial-{name}"
+            folder.mkdir(parents=True, exist_ok=True)
             half.write_bytes(content)
             os.replace(half, folder / name)
         except OSError as error:

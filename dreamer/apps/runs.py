@@ -109,7 +109,7 @@ def read_run(path: str | os.PathLike) -> Run:
             xs, ys = metrics.setdefault(name, ([], []))
             xs.append(row["env_steps"])
             ys.append(value)
-    notes += [f"{run_dir}: {n} values of {name} are not finite and left out" for name, n in sorted(left_out.items())]
+    notes += [f"{run_dir}: {name} is not finite in {n} lines, left out" for name, n in sorted(left_out.items())]
     return Run(
         run_dir, config, {name: Points(np.array(x, np.float64), np.array(y)) for name, (x, y) in metrics.items()},
         int(last.get("env_steps", 0)), int(last.get("updates", 0)), float(last.get("time", 0.0)), tuple(notes),
