@@ -106,6 +106,21 @@ class Fails(Sound):
         return obs, reward, terminated, truncated, info
 
 
+class FailsOnce(Sound):
+    """Raises at its third step, unless the file `note` says that another has done so."""
+
+    def __init__(self, note: str, render_mode: str | None = None):
+        super().__init__(render_mode=render_mode)
+        self.note = pathlib.Path(note)
+
+    def step(self, action):
+        answer = super().step(action)
+        if self.time == 3 and not self.note.exists():
+            self.note.touch()
+            raise RuntimeError("the cable is loose")
+        return answer
+
+
 class Hangs(Sound):
     """Tells the process `asks` to end and hangs, once: the file `note` says that it was done."""
 

@@ -89,12 +89,10 @@ def test_the_first_episode_of_each_of_the_first_environments_is_filmed(monkeypat
     assert len(play("broken_envs:sound", {"steps": 2}, episodes=2, film=9).films) == 2
 
 
-def test_an_environment_made_anew_is_filmed_anew(monkeypatch):
-    monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
-    monkeypatch.setattr(evaluation, "frame", lambda workers, step, env: step.obs["vector"][env])
-    result = play("broken_envs:fails", {"how": "raise", "after": 3}, episodes=1, film=1)
-    assert len(result.incidents) == 1
-    assert len(result.films[0]) == 1 + result.episodes[0].length
+def test_an_environment_made_anew_is_filmed_anew(tmp_path):
+    result = play("broken_envs:FailsOnce", {"note": str(tmp_path / "note")}, episodes=1, film=1)
+    assert len(result.incidents) == 1 and result.seeds == [evaluation.SEED + 8]
+    assert levels(result.frames) == [0, 50, 100, 150, 200, 250]
 
 
 def test_each_episode_tells_the_seed_of_its_environment(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html.parser
 import re
 
 import numpy as np
@@ -356,6 +357,23 @@ def test_the_page_holds_everything_and_the_runs_are_left_alone(here, capsys):
         assert words in text
     assert re.search(r"learning_rate=0.0003 +last evaluation, at 1,000 env steps +3 +15 +201.0 +0.58 +201.0", out)
     assert output(capsys, "runs", "--out", "page")  # its own page is overwritten
+
+
+def test_every_tag_of_the_page_is_closed(here, capsys):
+    add_pictures(write_run(here / "a"), 100)
+    output(capsys, "a")
+    open_tags: list[str] = []
+
+    class Tags(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Tags().feed((here / "report" / "index.html").read_text())
+    assert open_tags == []
 
 
 def test_pictures_beyond_the_limit_are_left_out_and_named(here, capsys):

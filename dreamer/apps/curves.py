@@ -143,10 +143,11 @@ def panel(task: Task, metric: str, published: Sequence[Published] = (), width: f
     everything = [points for _, own in groups for points in own]
     whole = [points for one in published if not one.mean_only for points in one.seeds.values()]
     evaluation = metric.startswith("eval/")
-    width = 0.0 if evaluation else width or (published_width(whole) if whole else bin_width(everything))
+    step = published_width(whole) if whole else 0.0
+    width = 0.0 if evaluation else width or step or bin_width(everything)
     lines = [Line(group.name, curve([_passed(points, width) for points in own])) for group, own in groups]
     last = max(line.curve.x[-1] for line in lines)
-    end = min(max(1.25 * last, last + width), max(last, *(points.x[-1] for points in whole))) if whole else last
+    end = min(max(1.25 * last, last + step), max(last, *(points.x[-1] for points in whole))) if whole else last
     lines += [line for one in published if (line := _published(one, end, width))]
     return Panel(task.name, metric, lines, frames, width, (0.0, float(end)), missing)
 

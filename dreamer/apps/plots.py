@@ -25,12 +25,13 @@ def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.3), dpi=dpi, layout="constrained")
+    figure = Figure(dpi=dpi, layout="constrained")
     axis = figure.subplots()
     published = 0
     for line in sorted(panel.lines, key=lambda line: not line.published):
         if line.published:
-            _line(axis, line, PUBLISHED[published % len(PUBLISHED)], "-", 1)
+            of = ", training episodes" if panel.metric == EVALUATION else ""
+            _line(axis, line, PUBLISHED[published % len(PUBLISHED)], "-", 1, of)
             published += 1
         else:
             number = colors[line.name]
@@ -43,7 +44,12 @@ def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
+    words = "\n".join(textwrap.wrap(caption(panel), 105))
+    below = sum(text.count("\n") + 1 for text in (*labels, words))
+    figure.set_size_inches(6.4, 3.5 + 0.18 * below)  # the axes keep their height
+    legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, title=words)
+    legend.set_alignment("left")
+    legend.get_title().set_fontsize(7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -51,13 +57,12 @@ def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
 
 def caption(panel: Panel) -> str:
     """What the lines of a panel are, in words."""
-    of_bins = f"Bins of {panel.width:,.0f} {'frames' if panel.frames else 'env steps'}." if panel.width else ""
+    unit = "frames" if panel.frames else "env steps"
+    of_bins = f"Means in bins of {panel.width:,.0f} {unit}." if panel.width else ""
     several = any(len(line.curve.seeds) > 1 for line in panel.lines)
-    means = "Solid: IQM over seeds where all have a value, shaded: its 95 % bootstrap interval; faint: seeds."
+    means = "Solid: IQM of the seeds, where all have a value; shaded: its 95 % bootstrap interval; faint: each seed."
     dotted = "Dotted: the mean." if any(differs(line.curve) for line in panel.lines) else ""
-    training = any(line.published for line in panel.lines) and panel.metric == EVALUATION
-    of_published = "Published curves are of training episodes." if training else ""
-    return " ".join(filter(None, [of_bins, means if several else "", dotted, of_published]))
+    return " ".join(filter(None, [of_bins, means if several else "", dotted]))
 
 
 def differs(curve: Curve) -> bool:
@@ -65,10 +70,11 @@ def differs(curve: Curve) -> bool:
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
-def _line(axis: Any, line: Line, color: str, dashes: Any, order: int) -> None:
+def _line(axis: Any, line: Line, color: str, dashes: Any, order: int, of: str = "") -> None:
+    """Draws one line; `of` ends its words in the legend."""
     curve = line.curve
     count = len(curve.seeds)
-    label = f"{line.name}, {count} seed{'s' if count > 1 else ''}"
+    label = f"{line.name}, {count} seed{'s' if count > 1 else ''}{of}"
     if line.mean_only:
         label = f"{line.name}, mean at {curve.x[-1]:,.0f} frames"
         axis.axhline(curve.seeds[0, -1], color=color, lw=1.2, ls=(0, (1, 2)), label=label, zorder=order)

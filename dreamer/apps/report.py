@@ -241,7 +241,7 @@ def _sections(report: Report, pictures: dict[Path, list[page.Picture]]) -> list[
     made = [page.Section("Final scores", [when, page.Table(scores.HEADER, report.table), *SCORES_EXPLAINED])]
     curves: list[page.Section] = [page.Section("Curves", [])]
     for task in report.tasks:
-        own = [page.Picture(png, plots.caption(one), curve=True) for one, png in report.panels[task.name]]
+        own = [page.Picture(png, one.metric, curve=True) for one, png in report.panels[task.name]]
         curves.append(page.Section(task.name, [own], 3))
     made[:0] = curves
     made += [page.Section("Settings", []), *(_settings(task) for task in report.tasks)]
