@@ -139,10 +139,13 @@ def test_options_of_the_environment_make_another_task(here):
 
 def test_many_settings_are_counted_in_the_name(here):
     write_run(here / "a")
-    write_run(here / "b", replay_ratio=8, action_repeat=2, **{"replay.batch_size": 8, "agent.horizon": 100})
+    model = {"agent.world_model.mults": [2, 3], "agent.horizon": 100}
+    write_run(here / "b", lockstep=True, **model, **{"replay.batch_size": 8})
     names = [group.name for group in one_task("a", "b").groups]
-    assert names[0].startswith("1: action_repeat=1, ") and names[1].startswith("2: action_repeat=2, ")
-    assert all(name.endswith(" and 1 more") for name in names)
+    assert names == [
+        "1: lockstep=false, agent.horizon=333, agent.world_model.mults=[2, 3, 4, 4] and 1 more",
+        "2: lockstep=true, agent.horizon=100, agent.world_model.mults=[2, 3] and 1 more",
+    ]
 
 
 def test_groups_of_ones_own_take_runs_and_folders(capsys, here):

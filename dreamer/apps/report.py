@@ -7,6 +7,7 @@ folder (`references`): the task "dmc:cheetah-run" is called dmc_cheetah_run ther
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -233,6 +234,8 @@ def _write(folder: Path, report: Report, pictures: dict[Path, list[page.Picture]
             half.write_bytes(content)
             os.replace(half, folder / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                half.unlink()
             raise disk_error(error, folder / name) from error
 
 

@@ -197,14 +197,14 @@ def group_names(runs: Sequence[Run]) -> list[str]:
     varying = dict.fromkeys(key for members in by_task.values() for key in differences(members))
     if not varying:
         return [ONE_GROUP] * len(runs)
-    own = [{key: value for key, value in settings(run.config).items() if key in varying} for run in runs]
-    texts = [", ".join(f"{key}={show(value)}" for key, value in one.items()) for one in own]
+    own = [
+        tuple(f"{key}={show(value)}" for key, value in settings(run.config).items() if key in varying) for run in runs
+    ]
     if len(varying) <= MOST_NAMED:
-        return texts
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts), 1)}
-    short = [", ".join(text.split(", ")[:MOST_NAMED]) for text in texts]
+        return [", ".join(parts) for parts in own]
+    numbers = {parts: number for number, parts in enumerate(dict.fromkeys(own), 1)}
     more = len(varying) - MOST_NAMED
-    return [f"{numbers[text]}: {first} and {more} more" for text, first in zip(texts, short, strict=True)]
+    return [f"{numbers[parts]}: {', '.join(parts[:MOST_NAMED])} and {more} more" for parts in own]
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -226,7 +226,9 @@ def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
 
 
 def show(value: Any) -> str:
-    """A setting in a few characters: 0.0003, 4e-05, [2, 3], auto."""
+    """A setting in a few characters: 0.0003, 4e-05, [2, 3], true, auto."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     return str(list(value)) if isinstance(value, tuple) else str(value)
