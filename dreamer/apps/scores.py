@@ -120,4 +120,4 @@ def _text(value: float) -> str:
     """A score with at most two digits behind the point, fewer the larger it is."""
     if math.isnan(value):
         return NONE
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
