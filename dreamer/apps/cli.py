@@ -1,5 +1,4 @@
-"""The command line: `dreamer train [PRESET.yaml ...] [--flags]`, `dreamer eval RUN [--flags]`, `dreamer --version`,
-`dreamer report RUN... [--flags]`.
+"""The command line: `dreamer train [PRESET.yaml ...]`, `dreamer eval RUN`, `dreamer check ENV`, `dreamer report RUN`.
 
 A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
 and error lines exist once. tyro draws the help from the same dataclasses.
@@ -23,6 +22,7 @@ from dreamer.errors import UserError, check_bound, nearest
 
 USAGE = """usage: dreamer train [PRESET.yaml ...] [--flags]   train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
+       dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer COMMAND --help                      list every flag of a command
        dreamer --version
@@ -33,6 +33,9 @@ TRAIN = """Train an agent.
 - Flags override presets. Numbers may be written as 1e6.
 - Defaults listed here are those after the presets given."""
 EVAL = "Play episodes with the newest checkpoint of the run directory RUN."
+CHECK = """Run the environment ENV and tell what would spoil a training run, a verdict a line.
+- ENV is a gymnasium id, suite:task or package.module:factory, as for --env of dreamer train.
+- Exit code: 0 sound, 1 something is wrong, 2 there is no such environment or flag."""
 REPORT = """Draw the curves of runs with their final scores, on one page.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
 - Published curves are drawn behind returns where the references have the task."""
@@ -106,7 +109,8 @@ class ReportFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; argv without the program's name, None for the process's own. Returns the exit code.
 
-    0 done | 2 an error that is the user's to mend, one line on stderr | 130 interrupted, 143 by SIGTERM.
+    0 done | 1 check found something wrong | 2 an error that is the user's to mend, one line on stderr
+    130 interrupted, 143 by SIGTERM
     """
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
@@ -122,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: list[str]) -> int:
-    commands = {"train": train_command, "eval": eval_command, "report": report_command}
+    commands = {"train": train_command, "eval": eval_command, "check": check_command, "report": report_command}
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -203,6 +207,24 @@ def report_command(args: list[str]) -> int:
         out=options.out, references_dir=options.references, bin_width=options.bin, media_mb=options.media_mb,
     )  # fmt: skip
     return 0
+
+
+def check_command(args: list[str]) -> int:
+    """`dreamer check`: args are one environment and flags. Returns the exit code; raises UserError."""
+    from dreamer.apps.checks.verdicts import Settings
+
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(Settings(), "dreamer check ENV", CHECK)
+    settings, strays = apply(Settings(), flags)
+    envs = words + strays
+    if not envs:
+        raise UserError("dreamer check needs an environment: dreamer check my_lab.envs:make")
+    if len(envs) > 1:
+        raise UserError(f"dreamer check takes one environment, not {len(envs)}: stray argument {envs[1]!r}")
+    from dreamer.apps.check import check_env
+
+    return check_env(envs[0], settings)
 
 
 def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:

@@ -61,7 +61,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise UserError(f"cannot write {path}: ffmpeg: {(text.strip().splitlines() or ['no message'])[-1]}")
 
-    return _write_whole(Path(path), encode)
+    return write_whole(Path(path), encode)
 
 
 def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray, fps: float) -> Path:
@@ -108,7 +108,7 @@ def write_report(
     return paths
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` make the file under another name and renames it, so that a failure leaves no half file."""
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -271,7 +271,7 @@ def open_loop_plot(
     if left_out:
         title += f"\n{left_out} of {left_out + len(panels)} dimensions are not shown"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return _write_whole(Path(path), lambda partial: figure.savefig(partial, format="png"))
+    return write_whole(Path(path), lambda partial: figure.savefig(partial, format="png"))
 
 
 def _lines(value: np.ndarray) -> np.ndarray:

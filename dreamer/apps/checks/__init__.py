@@ -1,0 +1,1 @@
+"""What `dreamer check` looks at, a subject a file. None of it imports jax."""

@@ -1,0 +1,125 @@
+"""The check runs in a process of its own: an environment that hangs, exits or crashes ends that one only. No jax."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from dreamer import plugins
+from dreamer.apps.checks.verdicts import Settings, Verdict, wrong
+from dreamer.apps.checks.watch import Watch
+from dreamer.errors import UserError
+
+GRACE = 10.0  # seconds beyond the patience after which a process without a sign of life is killed
+START = 60.0  # seconds that python and numpy get to start
+
+
+def verdicts_of(name: str, settings: Settings) -> Iterator[Verdict]:
+    """The verdicts of `examine` in another process, as they come, and one if that process hangs or dies.
+
+    Raises UserError as `examine` does; RuntimeError with the trace of an error that is the check's own.
+    """
+    plugins.add_current_folder()
+    # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent shall answer it.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, lambda *_: None); "
+        f"import sys; sys.path[:] = {sys.path!r}; from dreamer.apps.checks.isolation import serve; serve()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin and child.stdout
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has died already, which shows below
+            child.stdin.write(json.dumps([name, dataclasses.asdict(settings)]).encode() + b"\n")
+            child.stdin.flush()
+        yield from _received(child, settings.patience)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+
+
+def _received(child: subprocess.Popen, patience: float) -> Iterator[Verdict]:
+    place = "its first import"
+    for message in _messages(child.stdout.fileno(), patience + GRACE):  # type: ignore[union-attr]
+        if "verdict" in message:
+            yield Verdict(*message["verdict"])
+        elif "error" in message:
+            raise UserError(message["error"])
+        elif "trace" in message:
+            raise RuntimeError(f"the check itself failed:\n{message['trace']}")
+        elif "silent" in message:
+            yield wrong("hangs", f"no sign of life for {patience + GRACE:g} s, last in {place}: native code that hangs")
+            return
+        elif "end" in message:
+            return
+        place = message.get("place", place)
+    code = child.wait()
+    how = f"ended with exit code {code}" if code >= 0 else f"died with signal {signal.Signals(-code).name}"
+    memory = "; was the machine out of memory?" if code == -signal.SIGKILL else ""
+    yield wrong("dies", f"the process of the environment {how}{memory}, last seen in {place}")
+
+
+def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
+    """JSON objects, one a line, until the other side closes; {"silent": ..} when none comes for `patience` seconds."""
+    data, limit = b"", max(patience, START)
+    while True:
+        if not select.select([descriptor], [], [], limit)[0]:
+            yield {"silent": limit}
+            return
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            return
+        limit = patience
+        *lines, data = (data + chunk).split(b"\n")
+        yield from map(json.loads, lines)
+
+
+def serve() -> None:
+    """The other process: reads the settings from stdin and writes messages to what was stdout; prints go to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def send(**message: Any) -> None:
+        with lock:
+            out.write(json.dumps(message) + "\n")
+            out.flush()
+
+    def hung(text: str) -> None:
+        send(verdict=wrong("hangs", text))
+        send(end=True)
+        os._exit(0)
+
+    name, settings = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watch = Watch()
+    watch.start(settings["patience"], lambda: send(place=watch.place), hung)
+    try:
+        from dreamer.apps.check import examine
+
+        for verdict in examine(name, Settings(**settings), watch):
+            send(verdict=verdict)
+    except UserError as error:
+        send(error=str(error))
+    except BaseException:
+        send(trace=traceback.format_exc())
+    send(end=True)
+    os._exit(0)  # threads of the environment may be alive
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    time.sleep(1.0)
+    os._exit(1)

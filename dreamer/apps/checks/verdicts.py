@@ -1,0 +1,110 @@
+"""What a check is asked, and what it says. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal, NamedTuple
+
+from dreamer.errors import UserError
+
+Level = Literal["ok", "note", "warning", "wrong"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `dreamer check` takes beside the environment."""
+
+    env_options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
+    action_repeat: int = 1
+    """Environment frames for which each action is held."""
+    steps: int = 5000
+    """Random steps to take, in frames of the environment."""
+    episodes: int = 100
+    """Episodes after which the random steps end, even if they are fewer."""
+    seed: int = 0
+    """Seed of the environment and of the random actions."""
+    workers: int = 16
+    """Number of environments for which steps per second are told."""
+    patience: float = 60.0
+    """Seconds after which a call that has not returned counts as hung."""
+    json: str | None = None
+    """File for the verdicts as JSON; - is standard output, in place of the lines."""
+    picture: str | None = None
+    """PNG file for the observations as the environment gives them and as the agent sees them."""
+
+    def __post_init__(self) -> None:
+        for name in ("action_repeat", "steps", "episodes", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed must be from 0 to {2**31 - 1}, not {self.seed}")
+        if not self.patience > 0:
+            raise UserError(f"patience must be above 0 seconds, not {self.patience}")
+        if self.picture is not None and not self.picture.endswith(".png"):
+            raise UserError(f"picture must name a .png file, not {self.picture!r}")
+
+
+class Verdict(NamedTuple):
+    """One line of a check.
+
+    level: "wrong" costs a training run, "warning" may, "note" is worth knowing
+    key: of what was looked at, the same in every version | facts: figures for programs
+    """
+
+    level: Level
+    key: str
+    text: str
+    facts: Mapping[str, Any] = {}
+
+
+class Tally:
+    """Holds the verdicts on single answers: of each kind the first, and how many there were. first {(key, what): ..}"""
+
+    def __init__(self) -> None:
+        self.first: dict[tuple[str, str], Verdict] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(self, verdict: Verdict, what: str = "", place: str = "") -> None:
+        """Counts a verdict on `what` (a key of the observation, a flag) that was found at `place`."""
+        kind = verdict.key, what
+        if kind not in self.first:
+            self.first[kind] = verdict._replace(text=f"{verdict.text} ({place})" if place else verdict.text)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    def verdicts(self) -> list[Verdict]:
+        """A verdict for each kind; one that was found often says so."""
+        found = []
+        for kind, verdict in self.first.items():
+            often = f"; {self._counts[kind]:,} times in all" if self._counts[kind] > 1 else ""
+            found.append(verdict._replace(text=verdict.text + often))
+        return found
+
+
+def ok(key: str, text: str, **facts: Any) -> Verdict:
+    return Verdict("ok", key, text, facts)
+
+
+def note(key: str, text: str, **facts: Any) -> Verdict:
+    return Verdict("note", key, text, facts)
+
+
+def warning(key: str, text: str, **facts: Any) -> Verdict:
+    return Verdict("warning", key, text, facts)
+
+
+def wrong(key: str, text: str, **facts: Any) -> Verdict:
+    return Verdict("wrong", key, text, facts)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 step", "2,000 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(items: list, most: int = 6) -> str:
+    """The first `most` items in words: "0, 3, 4 and 12 more"."""
+    shown = ", ".join(map(str, items[:most]))
+    return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown

@@ -1,0 +1,144 @@
+"""Random steps through an environment, and a record of all that it answered. No jax.
+
+An observation is looked at the moment it is given, and once more after the next call: what was written into it
+meanwhile shows then.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dreamer.apps.checks.answers import Answer, NoAnswer, begin, take
+from dreamer.apps.checks.looks import Key, Look, faults, look
+from dreamer.apps.checks.verdicts import Tally, Verdict, wrong
+from dreamer.apps.checks.watch import EnvFailed, Watch
+from dreamer.runtime.readers import action_reader
+
+FINAL = ("final_observation", "final_obs", "terminal_observation")  # info of those that reset themselves inside step
+
+
+class Row(NamedTuple):
+    """One answer of the environment: step 0 is that of a reset, without action and flags, its reward 0.
+
+    reward: None when it is no finite number | info: its keys | final: looks of the observation that info calls the
+    final one | rewritten: keys of the observation whose arrays were written into after they were given
+    """
+
+    episode: int
+    step: int
+    looks: Mapping[str, Look]
+    action: Any
+    reward: float | None
+    terminated: bool
+    truncated: bool
+    info: frozenset
+    final: Mapping[str, Look] | None
+    rewritten: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> bool:
+        """Whether the episode ends with this row."""
+        return self.terminated or self.truncated
+
+    @property
+    def where(self) -> str:
+        """The row in words."""
+        return f"episode {self.episode}, step {self.step}"
+
+
+class Walk(NamedTuple):
+    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: nothing cut it short"""
+
+    rows: list[Row]
+    verdicts: list[Verdict]
+    seconds: Mapping[str, list[float]]
+    whole: bool
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, resets left out."""
+        return len(self.seconds["step"])
+
+    def episodes(self) -> list[list[Row]]:
+        """The rows of each episode that has ended."""
+        found: dict[int, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.episode, []).append(row)
+        return [rows for rows in found.values() if rows[-1].last]
+
+
+def walk(
+    env: gymnasium.Env, keys: Sequence[Key], watch: Watch, *, steps: int, episodes: int, seed: int, repeat: int
+) -> Walk:
+    """Takes `steps` random steps, or plays `episodes` episodes if those are fewer; actions are held for `repeat` steps.
+
+    It is cut short when the environment raises, or answers otherwise than gymnasium says.
+    """
+    rows: list[Row] = []
+    seconds: dict[str, list[float]] = {"step": [], "reset": []}
+    tally, actions = Tally(), random_actions(env, seed)
+    answer, action = Answer(None), None
+    try:
+        while len(seconds["step"]) < steps and not (rows and rows[-1].last and rows[-1].episode >= episodes):
+            begins = not rows or rows[-1].last
+            episode, step = (rows[-1].episode if rows else 0) + begins, 0 if begins else rows[-1].step + 1
+            where = f"episode {episode}, step {step}"
+            watch.place = f"{where} of the random steps"
+            before = answer
+            if begins:
+                answer = _timed(seconds["reset"], begin, env, None if rows else seed, tally, where)
+            else:
+                action = next(actions) if (step - 1) % repeat == 0 else action
+                answer = _timed(seconds["step"], take, env, action, tally, where)
+            if rows:
+                rows[-1] = rows[-1]._replace(rewritten=_rewritten(keys, before.obs, rows[-1].looks))
+            rows.append(_row(keys, episode, step, None if begins else action, answer))
+            for name, verdict in faults(keys, answer.obs):
+                tally.add(verdict, name, where)
+    except EnvFailed as failure:
+        tally.add(wrong("raises", str(failure)))
+    except NoAnswer as error:
+        tally.add(error.verdict, place=where)
+    else:
+        return Walk(rows, tally.verdicts(), seconds, whole=True)
+    return Walk(rows, tally.verdicts(), seconds, whole=False)
+
+
+def random_actions(env: gymnasium.Env, seed: int) -> Iterator[Any]:
+    """Random actions as `step` takes them, without end: such as an untrained agent chooses."""
+    space = copy.deepcopy(env.action_space)
+    if isinstance(space, gymnasium.spaces.Box):
+        # Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
+        kind, to_env = action_reader(env)
+        rng = np.random.default_rng(seed)
+        while True:
+            yield to_env(rng.uniform(-1, 1, kind.width).astype(np.float32))
+    space.seed(seed)
+    while True:
+        yield space.sample()
+
+
+def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answer) -> Row:
+    final = next((answer.info[name] for name in FINAL if name in answer.info), None)
+    return Row(
+        episode, step, look(keys, answer.obs), action, answer.reward, answer.terminated, answer.truncated,
+        frozenset(answer.info), None if final is None else look(keys, final),
+    )  # fmt: skip
+
+
+def _rewritten(keys: Sequence[Key], obs: Any, before: Mapping[str, Look]) -> tuple[str, ...]:
+    after = look(keys, obs)
+    return tuple(key for key in before if key not in after or after[key].mark != before[key].mark)
+
+
+def _timed(seconds: list[float], function: Callable[..., Answer], *args: Any) -> Answer:
+    start = time.perf_counter()
+    answer = function(*args)
+    seconds.append(time.perf_counter() - start)
+    return answer

@@ -1,0 +1,109 @@
+"""Every call of the environment is watched: what it raises is known to be its own, and one that hangs is named."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from dreamer.errors import UserError
+from dreamer.plugins import make_env, one_line
+
+CALLS = ("reset", "step", "render", "close")
+
+
+class EnvFailed(Exception):
+    """The environment raised `error` in `call`: "make", "reset", "step", "render" or "close"."""
+
+    def __init__(self, call: str, text: str, error: BaseException):
+        super().__init__(text)
+        self.call, self.error = call, error
+
+
+class Watch:
+    """Knows which call is under way since when; once started, owns the thread that gives up on one that hangs.
+
+    place: where the check is, in words, for messages. Of use to the thread that made it.
+    """
+
+    def __init__(self) -> None:
+        self.place = "the making of it"
+        self._call: tuple[str, float] | None = None
+        self._main = threading.get_ident()
+
+    def start(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
+        """Calls `beat` every second or oftener; `hung` with one line once a call has taken `patience` seconds."""
+        threading.Thread(target=self._run, args=(patience, beat, hung), daemon=True).start()
+
+    def made(self, name: str, options: dict[str, Any], render_mode: str | None = None) -> Any:
+        """The environment called `name`, all of its calls watched.
+
+        Raises EnvFailed when it cannot be made, UserError when there is none by that name or the options do not fit.
+        """
+        try:
+            env = self.call("make", make_env, name, options, render_mode)
+        except EnvFailed as failure:
+            error = failure.error
+            if isinstance(error, UserError):
+                if _asked_wrong(name, error.__cause__):
+                    raise error from error.__cause__
+                cause = error.__cause__
+                place = "" if "(" in str(error) or cause is None else f" [{one_line(cause)}]"
+                raise EnvFailed("make", f"{error}{place}", error) from error
+            raise
+        for call in CALLS:
+            if callable(function := getattr(env, call, None)):
+                setattr(env, call, self._watched(call, function))
+        return env
+
+    def call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
+        """The answer of `function`. Raises EnvFailed for whatever it raises but KeyboardInterrupt."""
+        self._call = name, time.monotonic()
+        try:
+            return function(*args, **options)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise EnvFailed(name, f"{name}() raised in {self.place}: {one_line(error)}", error) from error
+        finally:
+            self._call = None
+
+    def _watched(self, name: str, function: Callable) -> Callable:
+        @functools.wraps(function)  # gymnasium's checker reads the signature
+        def watched(*args: Any, **options: Any) -> Any:
+            return self.call(name, function, *args, **options)
+
+        return watched
+
+    def _run(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
+        while True:
+            time.sleep(min(1.0, patience / 4))
+            beat()
+            now = self._call
+            if now is not None and time.monotonic() - now[1] > patience:
+                hung(f"{now[0]}() has not returned for {patience:g} s in {self.place}{self._line()}")
+
+    def _line(self) -> str:
+        """File and line that the main thread is in, those of the standard library left out."""
+        frame = sys._current_frames().get(self._main)
+        library = os.path.dirname(os.__file__) + os.sep
+        while frame is not None:
+            file = frame.f_code.co_filename
+            standard = file.startswith("<") or (file.startswith(library) and "site-packages" not in file)
+            if not standard and file != __file__:
+                return f" ({file}, line {frame.f_lineno})"
+            frame = frame.f_back
+        return ""
+
+
+def _asked_wrong(name: str, cause: BaseException | None) -> bool:
+    """Whether the name or the options are at fault, by what the UserError of make_env came from."""
+    if cause is None or isinstance(cause, ImportError | gymnasium.error.Error):
+        return True
+    return isinstance(cause, ValueError) and "." not in name.partition(":")[0]  # a suite that has no such task
