@@ -125,6 +125,13 @@ class Endless(Ball):
         return obs, reward, False, False, info
 
 
+class NeverTerminated(Ball):
+    def step(self, action):
+        obs, reward, _, _, info = super().step(action)
+        self.place = float(np.clip(self.place, -1, 1))
+        return obs, reward, False, self.time >= self.limit, info
+
+
 class TruncatedWhenItFalls(Ball):
     limit = 1000
 

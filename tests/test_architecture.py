@@ -43,7 +43,8 @@ NO_JAX = (
     "dreamer.runtime.prefetch", "dreamer.runtime.row_store", "dreamer.runtime.sinks", "dreamer.runtime.limiter",
     "dreamer.runtime.stopping", "dreamer.apps.cli", "dreamer.apps.statistics", "dreamer.apps.runs",
     "dreamer.apps.references", "dreamer.apps.curves", "dreamer.apps.scores", "dreamer.apps.plots", "dreamer.apps.page",
-    "dreamer.apps.report",
+    "dreamer.apps.report", "dreamer.apps.check",
+    *(f"dreamer.apps.checks.{file.stem}" for file in sorted((ROOT / "dreamer/apps/checks").glob("[a-z]*.py"))),
 )  # fmt: skip
 
 

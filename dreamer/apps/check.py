@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from dreamer.apps.checks.isolation import verdicts_of
 from dreamer.apps.checks.looks import Key, keys_of
 from dreamer.apps.checks.verdicts import Level, Settings, Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.checks.walk import Walk, walk
-from dreamer.apps.checks.watch import EnvFailed, Watch
+from dreamer.apps.checks.watch import EnvFailed, Watch, close_quietly
 from dreamer.errors import UserError
+from dreamer.runtime.pictures import write_whole
 from dreamer.runtime.readers import readers
-from dreamer.runtime.run_dir import disk_error
 from dreamer.runtime.workers.seam import Plan
 
 LEVELS: tuple[Level, ...] = ("wrong", "warning", "note", "ok")
@@ -38,40 +38,42 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
     Raises UserError when there is no such environment, or the picture cannot be written.
     """
     make = functools.partial(watch.made, name, settings.env_options)
-    said: list[Verdict] = []
     try:
         env = make()
     except EnvFailed as failure:
         yield _failed(failure)
         return
-    keys, found = _spaces(env, name)
-    yield from _kept(found, said)
     lines = gymnasium_checker.lines(env, watch)
-    whole = False
+    said = []
+    for verdict in _own(name, settings, watch, make, env):
+        said.append(verdict)
+        yield verdict
+    yield from gymnasium_checker.verdicts(lines, said)
+
+
+def _own(
+    name: str, settings: Settings, watch: Watch, make: Callable[..., gymnasium.Env], env: gymnasium.Env
+) -> Iterator[Verdict]:
+    """All verdicts but those of gymnasium's checker, which gives way to them."""
+    keys, found = _spaces(env, name)
+    yield from found
+    whole = seeded = False
     if keys:
         taken = walk(
             env, keys, watch, steps=settings.steps, episodes=settings.episodes, seed=settings.seed,
             repeat=settings.action_repeat,
         )  # fmt: skip
-        yield from _kept(_of_walk(taken, keys, env), said)
-        whole = taken.whole
-    yield from _kept(_attempt(lambda: env.close() or []), said)
-    if whole:
-        plan = Plan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
-        if all(verdict.key != "reset-seed" for verdict in said):
-            yield from _kept(_attempt(lambda: seeds.check(make, keys, watch, settings.seed)), said)
-        yield from _kept(times.check(taken, plan), said)
-        yield from _kept(_attempt(lambda: _drawn(make, watch, settings)), said)
-    else:
+        whole, seeded = taken.whole, all(verdict.key != "reset-seed" for verdict in taken.verdicts)
+        yield from _of_walk(taken, keys, env)
+    yield from _attempt(lambda: _closed(env))
+    if not whole:
         yield note("stopped", "what comes after this was not looked at: seeds, times, pictures")
-    yield from gymnasium_checker.verdicts(lines, said)
-
-
-def _kept(found: Iterable[Verdict], said: list[Verdict]) -> Iterator[Verdict]:
-    """`found`, noted in `said`."""
-    for verdict in found:
-        said.append(verdict)
-        yield verdict
+        return
+    if seeded:
+        yield from _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
+    plan = Plan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
+    yield from _attempt(lambda: times.check(taken, plan, watch))
+    yield from _attempt(lambda: _drawn(make, watch, settings))
 
 
 def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
@@ -82,6 +84,11 @@ def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
         return [_failed(failure)]
     except NoAnswer as error:
         return [error.verdict]
+
+
+def _closed(env: gymnasium.Env) -> list[Verdict]:
+    env.close()
+    return []
 
 
 def _failed(failure: EnvFailed) -> Verdict:
@@ -115,11 +122,11 @@ def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings)
         verdicts = [note("render", f"it cannot be made to draw: {error}")]
     else:
         verdicts = times.render(env, watch, settings.seed)
-        env.close()
+        close_quietly(env)
     if settings.picture:
         env = make(mode if verdicts[0].level == "ok" else None)
         verdicts += picture.check(env, settings.picture, watch, settings.seed, settings.action_repeat)
-        env.close()
+        close_quietly(env)
     return verdicts
 
 
@@ -131,31 +138,52 @@ def check_env(name: str, settings: Settings) -> int:
 
     Raises UserError when there is no such environment or a file cannot be written.
     """
-    quiet = settings.json == "-"
-    show = (lambda verdict: None) if quiet else _printer(sys.stdout)
-    if not quiet:
-        print(f"dreamer check {name}: up to {counted(settings.steps, 'random step')}, seed {settings.seed}", flush=True)
-    verdicts = []
-    for verdict in verdicts_of(name, settings):
-        verdicts.append(verdict)
-        show(verdict)
-    counts = {level: sum(verdict.level == level for verdict in verdicts) for level in LEVELS}
-    if not quiet:
-        print(_summary(counts))
-    if settings.json:
-        _write(settings.json, as_json(name, settings, verdicts, counts))
-    return 1 if counts["wrong"] else 0
+    verdicts = list(verdicts_of(name, settings)) if settings.json == "-" else _shown(name, settings)
+    if settings.json == "-":
+        print(as_json(name, settings, verdicts), end="", flush=True)
+    elif settings.json:
+        text = as_json(name, settings, verdicts)
+        write_whole(Path(settings.json), lambda partial: partial.write_text(text))
+    return 1 if _counts(verdicts)["wrong"] else 0
 
 
-def as_json(name: str, settings: Settings, verdicts: Sequence[Verdict], counts: Mapping[Level, int]) -> str:
-    """The verdicts as a JSON object of one line each."""
-    head: dict[str, Any] = {
-        "env": name, "env_options": settings.env_options, "action_repeat": settings.action_repeat,
-        "steps": settings.steps, "episodes": settings.episodes, "seed": settings.seed, "workers": settings.workers,
-        "sound": not counts["wrong"], "counts": counts,
-    }  # fmt: skip
-    lines = ",\n".join("  " + json.dumps(verdict._asdict()) for verdict in verdicts)
-    return json.dumps(head)[:-1] + f', "verdicts": [\n{lines}\n]}}\n'
+def _shown(name: str, settings: Settings) -> list[Verdict]:
+    """All verdicts, printed as they come: in colors and wrapped on a terminal, plain and a line each elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    terminal = console.is_terminal and not console.is_dumb_terminal
+    verdicts: list[Verdict] = []
+    with console.status("making the environment") if terminal else contextlib.nullcontext() as status:
+        progress = status.update if status else lambda place: None
+        for verdict in verdicts_of(name, settings, progress):
+            if not verdicts:  # not before: a name that means nothing gives an error, and no more
+                print(f"dreamer check {name}: up to {counted(settings.steps, 'random step')}, seed {settings.seed}")
+            if terminal:
+                console.print(_colored(verdict, console.width))
+            else:
+                print(line(verdict), flush=True)
+            verdicts.append(verdict)
+    print(_summary(_counts(verdicts)))
+    return verdicts
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict as one line."""
+    return f"{verdict.level:<{LEVEL_WIDTH}}{verdict.key:<{KEY_WIDTH}}{verdict.text}"
+
+
+def _colored(verdict: Verdict, width: int) -> Any:
+    from rich.text import Text
+
+    indent = LEVEL_WIDTH + KEY_WIDTH
+    wrapped = textwrap.wrap(verdict.text, max(30, width - indent), break_on_hyphens=False, break_long_words=False)
+    text = Text(f"{verdict.level:<{LEVEL_WIDTH}}", STYLES[verdict.level])
+    return text.append(f"{verdict.key:<{KEY_WIDTH}}" + f"\n{' ' * indent}".join(wrapped), "default")
+
+
+def _counts(verdicts: Sequence[Verdict]) -> dict[Level, int]:
+    return {level: sum(verdict.level == level for verdict in verdicts) for level in LEVELS}
 
 
 def _summary(counts: Mapping[Level, int]) -> str:
@@ -164,35 +192,13 @@ def _summary(counts: Mapping[Level, int]) -> str:
     return f"{what}: {counts['wrong']} wrong, {others}"
 
 
-def _printer(stream: Any) -> Callable[[Verdict], None]:
-    """What prints a verdict: in colors and wrapped on a terminal, one plain line elsewhere."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(file=stream)
-    if not console.is_terminal:
-        return lambda verdict: print(line(verdict), file=stream, flush=True)
-
-    def show(verdict: Verdict) -> None:
-        indent = LEVEL_WIDTH + KEY_WIDTH
-        wrapped = textwrap.wrap(verdict.text, max(30, console.width - indent), break_on_hyphens=False)
-        text = Text(f"{verdict.level:<{LEVEL_WIDTH}}", STYLES[verdict.level])
-        text.append(f"{verdict.key:<{KEY_WIDTH}}", "default").append(f"\n{' ' * indent}".join(wrapped), "default")
-        console.print(text)
-
-    return show
-
-
-def line(verdict: Verdict) -> str:
-    """A verdict as one line."""
-    return f"{verdict.level:<{LEVEL_WIDTH}}{verdict.key:<{KEY_WIDTH}}{verdict.text}"
-
-
-def _write(target: str, text: str) -> None:
-    if target == "-":
-        print(text, end="", flush=True)
-        return
-    try:
-        Path(target).write_text(text)
-    except OSError as error:
-        raise disk_error(error, target) from error
+def as_json(name: str, settings: Settings, verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a JSON object, one a line."""
+    counts = _counts(verdicts)
+    head: dict[str, Any] = {
+        "env": name, "env_options": settings.env_options, "action_repeat": settings.action_repeat,
+        "steps": settings.steps, "episodes": settings.episodes, "seed": settings.seed, "workers": settings.workers,
+        "sound": not counts["wrong"], "counts": counts,
+    }  # fmt: skip
+    lines = ",\n".join("  " + json.dumps(verdict._asdict()) for verdict in verdicts)
+    return json.dumps(head)[:-1] + f', "verdicts": [\n{lines}\n]}}\n'

@@ -6,7 +6,8 @@ observation is what its continue and reward heads learn the end from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -15,6 +16,7 @@ from dreamer.apps.checks.looks import Look, same
 from dreamer.apps.checks.verdicts import Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.checks.walk import Row, Walk
 
+NEAR = 5  # steps before the last one with which it is compared: some environments move at the start only
 FEW = 3  # episodes, below which nothing is said of what they have in common
 CHANCE = 1e-4  # a finding must be less likely than this by chance
 INSIDE, OUTSIDE = 0.95, 0.2  # shares of last and of other rows that lie where episodes begin, if they begin there
@@ -29,7 +31,7 @@ def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
         return [_endless(walk, env)] if walk.whole else []
     verdicts = _lengths(episodes)
     resets = _reset_inside(walk, episodes)
-    stale = [] if resets else _stale(walk, episodes, env)
+    stale = [] if resets else _stale(episodes, env)
     if not (resets or stale):
         verdicts.append(ok("last-row", "the last observations are neither those before them nor the next first ones"))
     return verdicts + resets + stale
@@ -63,6 +65,9 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
             "as an end. The agent takes the value beyond it for 0; give truncated=True there, unless it truly ends"
         )
         verdicts.append(warning("time-limit", text))
+    if not ends and shortest == longest:
+        text = "no episode truly ends: the agent expects every one to go on; if one can be won or lost, say terminated"
+        verdicts.append(note("no-true-end", text))
     if not ends and cuts >= FEW and shortest != longest:
         text = (
             f"all {number} are `truncated`, after {shortest:,} to {longest:,} steps, none is `terminated`: a time "
@@ -72,27 +77,28 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
     return verdicts
 
 
-def _stale(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """Keys that stand still at every end, though they change at nearly every other step."""
+def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
+    """Keys that stand still at every end, though they move in most of the steps before it."""
     stop = _stop_action(episodes, env)
     verdicts = []
     for key in episodes[0][-1].looks:
         pairs = [
             (after.last, before.looks[key].mark == after.looks[key].mark)
-            for before, after in zip(walk.rows, walk.rows[1:], strict=False)
-            if after.step and key in before.looks and key in after.looks
+            for rows in episodes
+            for before, after in pairwise(rows[-NEAR - 2 :])
+            if key in before.looks and key in after.looks
         ]
         ends = [still for last, still in pairs if last]
         others = [still for last, still in pairs if not last]
         by_chance = ((sum(others) + 1) / (len(others) + 2)) ** len(ends)
-        if not ends or not all(ends) or by_chance > CHANCE:
+        if not ends or not all(ends) or not others or np.mean(others) > 0.5 or by_chance > CHANCE:
             continue
         text = f"key {key!r} is the same in the last row as in the row before, in all {counted(len(ends), 'episode')}"
         if stop:
             verdicts.append(note("stale-end", f"{text}, each ended by an action that is taken nowhere else"))
             continue
         rate = f"{100 * (1 - np.mean(others)):.3g} %"
-        end = f", though it changes at {rate} of all other steps: step() gives the old observation when it ends"
+        end = f", though it changes at {rate} of the steps just before: step() gives the old observation when it ends"
         verdicts.append(wrong("stale-end", text + end))
     return verdicts
 
@@ -128,7 +134,7 @@ def _reset_inside(walk: Walk, episodes: list[list[Row]]) -> list[Verdict]:
     return [wrong("reset-inside", f"{text}; {advice}")]
 
 
-def _starts(rows: list[Row]):
+def _starts(rows: list[Row]) -> Callable[[Row], bool]:
     """A function that says whether a row looks like the first row of an episode."""
     marks = {key: {row.looks[key].mark for row in rows if key in row.looks} for key in rows[0].looks}
     boxes: Mapping[str, tuple] = {

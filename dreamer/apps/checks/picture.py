@@ -79,9 +79,9 @@ def draw(path: Path, story: Story, spaces: dict[str, Space]) -> None:
     """Writes a PNG: pictures at some moments, raw above and seen below; vectors over time, raw left and seen right."""
     from matplotlib.figure import Figure
 
-    heights = [2 * 1.55 + 0.35 if space.image else 1.9 for space in spaces.values()]
+    heights = [3.45 if space.image else 2.0 for space in spaces.values()]
     if story.drawn:
-        heights.insert(0, 1.9)
+        heights.insert(0, 1.75)
     figure = Figure(figsize=(13.0, sum(heights) + 0.5), dpi=100, layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0].tolist()
     if story.drawn:
@@ -118,30 +118,42 @@ def _flat(picture: np.ndarray) -> np.ndarray:
 
 def _over_time(part: Any, key: str, raw: np.ndarray, seen: np.ndarray, space: Space, starts: list[int]) -> None:
     left, right = part.subplots(1, 2)
-    _lines(left, raw.reshape(len(raw), -1), starts, space.discrete)
+    flat = seen.reshape(len(seen), -1)
+    _numbers(left, raw.reshape(len(raw), -1), space.discrete)
     left.set_title(f"{key}, {RAW}: {_kind(raw)}", fontsize=9, loc="left")
     if space.classes is not None:
-        table, how = np.eye(space.classes)[seen.reshape(len(seen), -1)].reshape(len(seen), -1), "one-hot"
+        _ones(right, flat, space.classes)
+        right.set_title(f"{SEEN}: the ones among {space.width} numbers, of {_kind(seen)}", fontsize=9, loc="left")
     else:
-        flat = seen.reshape(len(seen), -1).astype(np.float64)
-        table, how = np.sign(flat) * np.log1p(np.abs(flat)), "symlog"
-    _lines(right, table, starts, space.discrete, strip=space.discrete)
-    right.set_title(f"{SEEN}: {how} of {_kind(seen)}", fontsize=9, loc="left")
+        _numbers(right, np.sign(flat) * np.log1p(np.abs(flat)), discrete=False)
+        right.set_title(f"{SEEN}: symlog of {_kind(seen)}", fontsize=9, loc="left")
+    for axis in (left, right):
+        for start in starts:
+            axis.axvline(start - 0.5, color="0.4", lw=0.8, ls=":")
+        axis.set_xlim(-0.5, len(flat) - 0.5)
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel("row", fontsize=8, labelpad=1)
 
 
-def _lines(axis: Any, table: np.ndarray, starts: list[int], discrete: bool, strip: bool = False) -> None:
-    """table [T, n], n lines over time, or one strip of n colors."""
-    if strip or table.shape[1] > LINES:
+def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
+    """table [T, n]: n lines over time, or one strip of n colors."""
+    if table.shape[1] > LINES:
         image = axis.imshow(table.T, aspect="auto", interpolation="nearest", cmap="viridis", origin="lower")
-        axis.figure.colorbar(image, ax=axis, pad=0.01)
+        axis.figure.colorbar(image, ax=axis, pad=0.01).ax.tick_params(labelsize=8)
         axis.set_ylabel("number", fontsize=8)
+        axis.locator_params(axis="y", integer=True)
     else:
-        axis.plot(table, lw=1.1, drawstyle="steps-post" if discrete else "default")
+        axis.plot(table, lw=1.1, drawstyle="steps-mid" if discrete else "default")
         axis.grid(alpha=0.25)
-    for start in starts:
-        axis.axvline(start - 0.5, color="0.4", lw=0.8, ls=":")
-    axis.set_xlim(-0.5, len(table) - 0.5)
-    axis.tick_params(labelsize=8)
+
+
+def _ones(axis: Any, table: np.ndarray, classes: int) -> None:
+    """table [T, n] of classes: the places of the ones in the one-hot of all. As dots: pixels of many would be lost."""
+    places = table + classes * np.arange(table.shape[1])
+    axis.plot(places, "s", ms=3, color="#1f77b4")
+    axis.set_ylim(-0.5, classes * table.shape[1] - 0.5)
+    axis.set_ylabel("number", fontsize=8)
+    axis.locator_params(axis="y", integer=True)
 
 
 def _kind(side: np.ndarray) -> str:

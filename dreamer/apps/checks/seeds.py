@@ -16,9 +16,9 @@ from dreamer.apps.checks.answers import begin, take
 from dreamer.apps.checks.looks import Key, Look, look, same
 from dreamer.apps.checks.verdicts import Tally, Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.checks.walk import random_actions
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.checks.watch import Watch, close_quietly
 
-STEPS = 200  # taken by both
+STEPS = 200  # taken by both, at most
 MIXED = 20  # steps of one that must leave the observation of the other as it is
 OTHERS = 5  # seeds, and episodes without one, whose starts are compared
 CLOSE = 1e-5  # relative: differences in the last digits
@@ -33,12 +33,14 @@ class Seen(NamedTuple):
     truncated: bool
 
 
-def check(make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, seed: int) -> list[Verdict]:
+def check(
+    make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, *, seed: int, steps: int
+) -> list[Verdict]:
     """Seeds, starts, and what two environments share. make: a new environment at each call. Raises EnvFailed."""
     one, two = make(), make()
     try:
         watch.place = "two environments with the same seed"
-        actions = list(islice(random_actions(one, seed), STEPS))
+        actions = list(islice(random_actions(one, seed), min(steps, STEPS)))
         first, second = _side_by_side([one, two], keys, [seed, seed], actions)
         watch.place = "the same environment with its seed again"
         again, *_ = _side_by_side([one], keys, [seed], actions[: STEPS // 4])
@@ -49,8 +51,8 @@ def check(make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, 
         watch.place = "resets without a seed"
         free = [_first(one, keys, seed), *(_first(one, keys, None) for _ in range(OTHERS))]
     finally:
-        one.close()
-        two.close()
+        close_quietly(one)
+        close_quietly(two)
     verdicts = _same_seed(first, second, again, one)
     if mixed:
         text = (

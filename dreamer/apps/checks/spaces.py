@@ -54,7 +54,7 @@ def _pictures(pictures: dict[str, Space]) -> list[Verdict]:
 
 def _action(env: gymnasium.Env) -> list[Verdict]:
     space, kind = env.action_space, action_reader(env)[0]
-    if not isinstance(space, gymnasium.spaces.Box):
+    if not isinstance(space, gymnasium.spaces.Box) or space.dtype.kind != "f":
         text = f"{space} -> one-hot of {kind.width}" if isinstance(space, gymnasium.spaces.Discrete) else f"{space}"
         return [ok("action", text)]
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

@@ -20,23 +20,24 @@ RUN = 1_000_000  # agent steps of the run whose length is told
 SLOW = 20.0  # agent steps per second, all workers together
 
 
-def check(walk: Walk, plan: Plan) -> list[Verdict]:
-    """Step and reset times, and what they imply for plan.envs environments."""
+def check(walk: Walk, plan: Plan, watch: Watch) -> list[Verdict]:
+    """Step and reset times, and what they imply for plan.envs environments. Raises EnvFailed."""
     steps, resets = (np.array(walk.seconds[name][1:] or walk.seconds[name]) for name in ("step", "reset"))
     if not walk.whole or not steps.size:
         return []
     verdicts = [ok("step-time", _spread(steps), **_facts(steps)), ok("reset-time", _spread(resets), **_facts(resets))]
     rows = walk.steps / plan.action_repeat + len(walk.seconds["reset"])
     row = (sum(walk.seconds["step"]) + sum(walk.seconds["reset"])) / rows
-    return verdicts + _throughput(row, plan)
+    return verdicts + _throughput(row, plan, watch)
 
 
-def _throughput(row: float, plan: Plan) -> list[Verdict]:
+def _throughput(row: float, plan: Plan, watch: Watch) -> list[Verdict]:
     """row: seconds that a row takes on average, action repeat and resets included."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     side_by_side = min(plan.envs, cores)
     inline, apart = 1 / row, side_by_side / (row + ROUND_TRIP)
-    backend, why = choose(plan)
+    watch.place = "the measurement of workers.backend auto"
+    backend, why = watch.call("step", choose, plan)
     rate = inline if backend == "inline" else apart
     workers = f"{counted(plan.envs, 'environment')}: {inline:,.0f} rows/s inline, {apart:,.0f} in processes"
     text = (

@@ -113,7 +113,7 @@ def walk(
 def random_actions(env: gymnasium.Env, seed: int) -> Iterator[Any]:
     """Random actions as `step` takes them, without end: such as an untrained agent chooses."""
     space = copy.deepcopy(env.action_space)
-    if isinstance(space, gymnasium.spaces.Box):
+    if isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f":
         # Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
         kind, to_env = action_reader(env)
         rng = np.random.default_rng(seed)

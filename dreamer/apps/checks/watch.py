@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -29,13 +30,25 @@ class EnvFailed(Exception):
 class Watch:
     """Knows which call is under way since when; once started, owns the thread that gives up on one that hangs.
 
-    place: where the check is, in words, for messages. Of use to the thread that made it.
+    Of use to the thread that made it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
+        """note: is told every place, so that it is known even after a crash."""
+        self._note = note
         self.place = "the making of it"
         self._call: tuple[str, float] | None = None
         self._main = threading.get_ident()
+
+    @property
+    def place(self) -> str:
+        """Where the check is, in words, for messages."""
+        return self._place
+
+    @place.setter
+    def place(self, words: str) -> None:
+        self._place = words
+        self._note(words)
 
     def start(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
         """Calls `beat` every second or oftener; `hung` with one line once a call has taken `patience` seconds."""
@@ -53,13 +66,12 @@ class Watch:
             if isinstance(error, UserError):
                 if _asked_wrong(name, error.__cause__):
                     raise error from error.__cause__
-                cause = error.__cause__
-                place = "" if "(" in str(error) or cause is None else f" [{one_line(cause)}]"
-                raise EnvFailed("make", f"{error}{place}", error) from error
+                cause = "" if error.__cause__ is None else one_line(error.__cause__)
+                more = "" if cause in str(error) else f"; {cause}"
+                raise EnvFailed("make", f"{error}{more}", error) from error
             raise
         for call in CALLS:
-            if callable(function := getattr(env, call, None)):
-                setattr(env, call, self._watched(call, function))
+            setattr(env, call, self._watched(call, getattr(env, call, None) or _missing(call)))
         return env
 
     def call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
@@ -100,6 +112,19 @@ class Watch:
                 return f" ({file}, line {frame.f_lineno})"
             frame = frame.f_back
         return ""
+
+
+def close_quietly(env: Any) -> None:
+    """Closes one more environment of a kind whose close() has been tried before."""
+    with contextlib.suppress(EnvFailed):
+        env.close()
+
+
+def _missing(call: str) -> Callable:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AttributeError(f"it has no {call}()")
+
+    return fail
 
 
 def _asked_wrong(name: str, cause: BaseException | None) -> bool:
