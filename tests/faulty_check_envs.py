@@ -324,6 +324,11 @@ class Unmakeable(Ball):
         raise RuntimeError("no such licence")
 
 
+class Misshapen(Ball):
+    def __init__(self):
+        raise ValueError("shapes do not fit")
+
+
 class OddSpace(Ball):
     observation_space = spaces.Text(5)
 

@@ -61,6 +61,7 @@ FAULTS = {
     "OldReset": {"reset-api": "wrong"},
     "Breaks": {"raises": "wrong"},
     "Unmakeable": {"construction": "wrong"},
+    "Misshapen": {"construction": "wrong"},
     "OddSpace": {"space": "wrong"},
     "OddPicture": {"picture-size": "warning"},
     "FreeAction": {"action-bounds": "warning"},

@@ -65,6 +65,7 @@ def _own(
         )  # fmt: skip
         whole, seeded = taken.whole, all(verdict.key != "reset-seed" for verdict in taken.verdicts)
         yield from _of_walk(taken, keys, env)
+    watch.place = "the end of the random steps"
     yield from _attempt(lambda: _closed(env))
     if not whole:
         yield note("stopped", "what comes after this was not looked at: seeds, times, pictures")

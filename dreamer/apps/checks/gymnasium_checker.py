@@ -42,7 +42,11 @@ RULES = (
     Rule("alternative render modes", DROPPED),
     # An int32 or a uint8 is as good an index; what cannot be read is told by dtype.
     Rule("should be an int or np.int64", DROPPED),
-    # True of environments whose flags are numpy's bools, which the runtime takes.
+    # Said of a Box without axes whose value is a number.
+    Rule("Casting input x to numpy array", DROPPED),
+    # It reads the signature, and takes no name but `kwargs` for other arguments; the walk has called it.
+    Rule("does not provide a `seed`|can be passed a `seed`", DROPPED),
+    # Said of environments whose flags are numpy's bools, which the runtime takes.
     Rule("Environment truncates after 1 step", DROPPED),
     Rule("maximum and minimum values are equal", "note", "a Box has equal bounds: that number can never change",
          ("constant", "action-bounds")),
@@ -55,7 +59,6 @@ RULES = (
     Rule("signal to be a boolean", "note", "terminated or truncated is no bool; numbers are taken as such", ("flags",)),
     Rule("default seed argument", "warning",
          "reset() has a default seed that is not None: without one every episode may be the same"),
-    Rule("does not provide a `seed`|can be passed a `seed`", "wrong", "reset() takes no seed", ("reset-seed",)),
     Rule("does not provide an `options`|can be passed `options`", "note",
          "reset() takes no options; the runtime gives none"),
     Rule("`seed` function is dropped", "note", "its seed() method is never called; reset(seed=...) must do all"),

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 
 from dreamer.errors import UserError
-from dreamer.plugins import make_env, one_line
+from dreamer.plugins import make_env, one_line, suite_names
 
 CALLS = ("reset", "step", "render", "close")
 
@@ -131,4 +131,4 @@ def _asked_wrong(name: str, cause: BaseException | None) -> bool:
     """Whether the name or the options are at fault, by what the UserError of make_env came from."""
     if cause is None or isinstance(cause, ImportError | gymnasium.error.Error):
         return True
-    return isinstance(cause, ValueError) and "." not in name.partition(":")[0]  # a suite that has no such task
+    return isinstance(cause, ValueError) and name.partition(":")[0] in suite_names()  # it has no such task
