@@ -5,9 +5,10 @@
 Trains a tiny agent on 64x64x3 pictures in worker processes, so that rows, updates, batches, flushes, checkpoints pass
 at many times their usual rate. The memory is that of the whole process tree, pages shared between its processes counted
 once, without the pages of files: of libraries each process counts its share, which changes by tens of MB when any
-other program on the machine loads or leaves them. The slope is that of least squares, from a fifth of the time after the replay was full on; `noise` is what the
-residuals let it be by chance (two standard errors, with their autocorrelation). Exit code 1 when memory grows by more
-than that and by more than 1 % an hour, or when the disk passes the bound that the run has announced.
+other program on the machine loads or leaves them. The slope is that of least squares, from a fifth of the time after
+the replay was full on; `noise` is what the residuals let it be by chance (two standard errors, with their
+autocorrelation). Exit code 1 when memory grows by more than that and by more than 1 % an hour, or when the disk passes
+the bound that the run has announced.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -70,6 +71,15 @@ class Action:
     def width(self) -> int:
         """A, the length of the vector."""
         return self.onehots + self.continuous
+
+    @property
+    def text(self) -> str:
+        """In a few characters: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
+        runs = [(size, len(list(same))) for size, same in itertools.groupby(self.classes)]
+        parts = [f"{f'{count} x ' if count > 1 else ''}one of {size}" for size, count in runs]
+        if self.continuous:
+            parts.append(f"{self.continuous} number{'s' if self.continuous > 1 else ''}")
+        return ", ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,11 @@ from dreamer.apps.checks.verdicts import Level, Settings, Verdict, counted, note
 from dreamer.apps.checks.walk import Walk, walk
 from dreamer.apps.checks.watch import EnvFailed, Watch, close_quietly
 from dreamer.errors import UserError
+from dreamer.runtime.actions import action_reader
 from dreamer.runtime.pictures import write_whole
 from dreamer.runtime.readers import readers
 from dreamer.runtime.workers.seam import Plan
+from dreamer.spaces import MASK
 
 LEVELS: tuple[Level, ...] = ("wrong", "warning", "note", "ok")
 STYLES = {"wrong": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
@@ -65,13 +67,14 @@ def _own(
         )  # fmt: skip
         whole, seeded = taken.whole, all(verdict.key != "reset-seed" for verdict in taken.verdicts)
         yield from _of_walk(taken, keys, env)
+        if taken.rows and (MASK in taken.rows[0].info or any(key.name == MASK for key in keys)):
+            yield note("mask", "it offers an action mask, which is obeyed; gymnasium's checker does not obey it")
     watch.place = "the end of the random steps"
     yield from _attempt(lambda: _closed(env))
-    if not whole:
+    if not whole or not seeded:
         yield note("stopped", "what comes after this was not looked at: seeds, times, pictures")
         return
-    if seeded:
-        yield from _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
+    yield from _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
     plan = Plan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
     yield from _attempt(lambda: times.check(taken, plan, watch))
     yield from _attempt(lambda: _drawn(make, watch, settings))
@@ -101,7 +104,7 @@ def _failed(failure: EnvFailed) -> Verdict:
 def _spaces(env: gymnasium.Env, name: str) -> tuple[list[Key], list[Verdict]]:
     """The keys of the observation, none when a space is not supported."""
     try:
-        keys = keys_of(env, readers(env, name))
+        keys = keys_of(env, readers(env, name, action_reader(env, name).action))
         return keys, spaces.check(env, keys)
     except UserError as error:
         return [], [wrong("space", str(error))]

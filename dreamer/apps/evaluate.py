@@ -132,8 +132,8 @@ class LoadedAgent:
         try:
             if isinstance(infos, dict):
                 infos = [{MASK: mask} for mask in infos.get(MASK, ())]
-            if infos is None or len(infos) != envs:
-                raise ValueError(f"give the info of each of {envs} as info=, it holds the action mask")
+            if infos is None or len(infos) != envs or None in infos:
+                raise ValueError("give what reset or step said last as info=, it holds the action mask")
             return np.stack([mask_in(one, masks) for one in infos]).astype(np.int32)
         except ValueError as error:
             raise UserError(f"act, env {self.config.env!r}: {error}") from None

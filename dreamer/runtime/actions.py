@@ -82,9 +82,18 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     return flat.astype(np.int8)
 
 
-def random_actions(action: Action, rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` random action vectors [count, A] float32: one-hots, and numbers uniform in -1 to 1."""
-    parts = [np.eye(n, dtype=np.float32)[rng.integers(n, size=count)] for n in action.classes]
+def random_actions(
+    action: Action, rng: np.random.Generator, count: int, allowed: np.ndarray | None = None
+) -> np.ndarray:
+    """`count` random action vectors [count, A] float32: one-hots, and numbers uniform in -1 to 1.
+
+    allowed: mask [n] for the one-hots; one of which nothing is allowed is free.
+    """
+    mask = np.ones(action.onehots) if allowed is None else allowed
+    parts = []
+    for own in np.split(mask, np.cumsum(action.classes, dtype=int)[:-1]) if action.classes else []:
+        choices = np.flatnonzero(own) if own.any() else np.arange(len(own))
+        parts.append(np.eye(len(own), dtype=np.float32)[choices[rng.integers(len(choices), size=count)]])
     return np.concatenate([*parts, rng.uniform(-1, 1, (count, action.continuous)).astype(np.float32)], 1)
 
 

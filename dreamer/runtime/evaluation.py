@@ -13,7 +13,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Params
 from dreamer.plugins import EnvName
-from dreamer.runtime import devices
+from dreamer.runtime import devices, pictures
 from dreamer.runtime.metrics import Episode, EpisodeTracker
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Config as WorkersConfig
@@ -108,8 +108,7 @@ def frame(workers: InlineWorkers, step: Step, env: int = 0) -> np.ndarray:
     if not images:
         name = workers.rows[env].name
         raise UserError(f"env {name!r} neither draws itself (render_mode rgb_array) nor shows pictures")
-    picture = step.obs[images[0]][env]
-    return np.broadcast_to(picture[..., :1], (*picture.shape[:2], 3)) if picture.shape[-1] != 3 else picture
+    return pictures.rgb(pictures.to_bytes(workers.spec.obs[images[0]], step.obs[images[0]][env]))
 
 
 def make_eval_workers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import jax
@@ -11,7 +10,7 @@ from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.runtime import ratio
 from dreamer.runtime.learner import Learner
-from dreamer.spaces import Action, Space, Spec
+from dreamer.spaces import Space, Spec
 
 
 def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
@@ -24,7 +23,7 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
     return [
         f"run: {config.run_dir}",
         f"env: {config.env} x {config.workers.envs}, shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
-        f"takes {action_text(spec.action)}{', masked' if spec.masked else ''}",
+        f"takes {spec.action.text}{', masked' if spec.masked else ''}",
         f"agent: {sum(params.values()):,} parameters ({parts}), {dtype} on {learner.mesh.size} x {', '.join(kinds)}",
         ratio.describe(config.replay_ratio, sizes.batch_size, sizes.batch_length),
     ]
@@ -36,15 +35,6 @@ def text(space: Space) -> str:
     if space.discrete:
         return f"{size + ' ' if size else ''}one of {space.classes}"
     return f"{space.dtype} {size}"
-
-
-def action_text(action: Action) -> str:
-    """An action in a few characters: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
-    runs = [(size, len(list(same))) for size, same in itertools.groupby(action.classes)]
-    parts = [f"{f'{count} x ' if count > 1 else ''}one of {size}" for size, count in runs]
-    if action.continuous:
-        parts.append(f"{action.continuous} number{'s' if action.continuous > 1 else ''}")
-    return ", ".join(parts)
 
 
 def default_run_dir(config: Config) -> str:

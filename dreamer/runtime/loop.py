@@ -297,7 +297,9 @@ class Run:
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
             if report:
-                paths = pictures.write_report(self.run_dir, steps, report, show=self.logger)
+                paths = pictures.write_report(
+                    self.run_dir, steps, pictures.in_bytes(self.workers.spec.obs, report), show=self.logger
+                )
                 self.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")
         self.log()
         self.display.phase("training" if self._compiled else "collecting")

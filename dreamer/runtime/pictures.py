@@ -19,6 +19,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime.run_dir import PICTURES, disk_error
+from dreamer.spaces import Space
 
 OBSERVED = (40, 170, 80)  # border of a frame that the model saw
 DREAMED = (215, 50, 50)  # border of a frame that it had to imagine
@@ -44,7 +45,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or 0 in frames.shape:
         raise ValueError(f"a video needs uint8 frames [T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
-    frames = np.ascontiguousarray(_rgb(frames if frames.ndim == 4 else frames[..., None]))
+    frames = np.ascontiguousarray(rgb(frames if frames.ndim == 4 else frames[..., None]))
     height, width = frames.shape[1:3]
     factor = max(1, -(-SMALLEST_SIDE // min(height, width)))
     enlarge = f"scale=iw*{factor}:ih*{factor}:flags=neighbor,pad=ceil(iw/2)*2:ceil(ih/2)*2"
@@ -129,10 +130,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.ndarray:
     """Frames [T, H', W', 3] uint8: a column for each sequence; in it truth, dream and their difference, top to bottom.
 
-    truth, dream: [B, T, H, W, C] with values 0 to 255, C 1 or 3 (of more channels the last is shown); of B the first 4
+    truth, dream: [B, T, H, W, C] with values 0 to 255, any C (see `rgb`); of B the first 4
     are shown. The border is green while t < observed and red from then on. Equal pictures have a black difference.
     """
-    truth, dream = (_rgb(_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
+    truth, dream = (rgb(_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
     if truth.shape != dream.shape:
         raise ValueError(f"truth {truth.shape} and dream {dream.shape} differ in shape")
     error = np.abs(truth.astype(np.int16) - dream.astype(np.int16)).astype(np.uint8)
@@ -208,6 +209,20 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
+def to_bytes(space: Space, picture: np.ndarray) -> np.ndarray:
+    """A picture [.., H, W, C] of an observation as uint8, its bounds as black and white."""
+    if space.bounds is None:
+        return picture
+    low, high = space.bounds
+    return _bytes((np.asarray(picture, np.float32) - low) * (255 / (high - low)))
+
+
+def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A report {"truth/k", "dream/k"} with its pictures as uint8."""
+    of = {name: spaces[name.partition("/")[2]] for name in report}
+    return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
+
+
 def _bytes(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(np.asarray(values, np.float32)), 0, 255).astype(np.uint8)
 
@@ -227,10 +242,11 @@ def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.
     return np.broadcast_to(strip, (steps, *strip.shape))
 
 
-def _rgb(frames: np.ndarray) -> np.ndarray:
-    if frames.shape[-1] == 3:
-        return frames
-    return np.repeat(frames[..., -1:], 3, axis=-1)  # of stacked frames the newest is last
+def rgb(frames: np.ndarray) -> np.ndarray:
+    """Any number of channels as three: of stacked colors and of stacked greys the last, which is the newest."""
+    if frames.shape[-1] % 3 == 0:
+        return frames[..., -3:]
+    return np.repeat(frames[..., -1:], 3, axis=-1)
 
 
 # Plots ----------------------------------------------------------------------------------------------------------------

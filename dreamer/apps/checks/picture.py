@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamer.apps.checks.answers import Answer
 from dreamer.apps.checks.verdicts import Verdict, note, ok
-from dreamer.apps.checks.walk import random_actions
+from dreamer.apps.checks.walk import chooser
 from dreamer.apps.checks.watch import Watch
 from dreamer.errors import UserError
-from dreamer.runtime.pictures import write_whole
-from dreamer.runtime.readers import find
+from dreamer.runtime.pictures import to_bytes, write_whole
+from dreamer.runtime.readers import Reader, find
 from dreamer.runtime.rows import EnvRows, empty_step
 from dreamer.spaces import Space
 
@@ -51,14 +52,15 @@ def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> l
 
 def tell(rows: EnvRows, seed: int) -> Story:
     """The first rows under random actions."""
-    out, actions = empty_step(rows.spec, 1), random_actions(rows.env, seed)
+    out, choose = empty_step(rows.spec, 1), chooser(rows.env, seed)
     raw: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
     seen: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
-    starts, drawn = [], {}
+    starts, drawn, before = [], {}, Answer(None)
     for i in range(ROWS):
-        answer = rows.ask(next(actions))
+        answer = rows.ask(choose(before))
+        before = Answer(answer[0], info=answer[4])
         for reader in rows.readers:
-            raw[reader.key].append(np.array(find(reader, answer[0])))
+            raw[reader.key].append(_raw(reader, find(reader, answer[0])))
         rows.accept(answer, out, 0)
         for key, array in out.obs.items():
             seen[key].append(array[0].copy())
@@ -68,6 +70,14 @@ def tell(rows: EnvRows, seed: int) -> Story:
             drawn[i] = frame
     raws, rows_seen = ({key: np.stack(arrays) for key, arrays in side.items()} for side in (raw, seen))
     return Story(raws, rows_seen, starts, drawn)
+
+
+def _raw(reader: Reader, value: Any) -> np.ndarray:
+    """A copy of a value; of pictures the channels last, stacks joined."""
+    array = np.array(value)
+    if not reader.space.image or array.shape != reader.shape:
+        return array
+    return np.array(array.transpose(reader.axes) if reader.axes else array).reshape(reader.space.shape)
 
 
 def moments(rows: int) -> list[int]:
@@ -89,7 +99,10 @@ def draw(path: Path, story: Story, spaces: dict[str, Space]) -> None:
     for part, (key, space) in zip(parts, spaces.items(), strict=True):
         raw, seen = story.raw[key], story.seen[key]
         if space.image:
-            sides = [(name, {i: side[i] for i in moments(len(raw))}) for name, side in (("raw", raw), ("seen", seen))]
+            sides = [
+                (name, {i: to_bytes(space, side[i]) for i in moments(len(raw))})
+                for name, side in (("raw", raw), ("seen", seen))
+            ]
             _strip(part, f"{key}: raw {_kind(raw)}, seen {_kind(seen)}, scaled to -0.5..0.5", sides)
         else:
             _over_time(part, key, raw, seen, space, story.starts)

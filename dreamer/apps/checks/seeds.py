@@ -6,16 +6,15 @@ Two environments take the same actions in turns, as several do in one process of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
-from dreamer.apps.checks.answers import begin, take
+from dreamer.apps.checks.answers import Answer, begin, take
 from dreamer.apps.checks.looks import Key, Look, look, same
 from dreamer.apps.checks.verdicts import Tally, Verdict, counted, note, ok, warning, wrong
-from dreamer.apps.checks.walk import random_actions
+from dreamer.apps.checks.walk import chooser
 from dreamer.apps.checks.watch import Watch, close_quietly
 
 STEPS = 200  # taken by both, at most
@@ -40,10 +39,9 @@ def check(
     one, two = make(), make()
     try:
         watch.place = "two environments with the same seed"
-        actions = list(islice(random_actions(one, seed), min(steps, STEPS)))
-        first, second = _side_by_side([one, two], keys, [seed, seed], actions)
+        first, second = _side_by_side([one, two], keys, seed, min(steps, STEPS))
         watch.place = "the same environment with its seed again"
-        again, *_ = _side_by_side([one], keys, [seed], actions[: STEPS // 4])
+        again, *_ = _side_by_side([one], keys, seed, min(steps, STEPS) // 4)
         watch.place = "two environments with different seeds"
         mixed = _mixed(one, two, keys, seed)
         watch.place = "resets with other seeds"
@@ -64,24 +62,26 @@ def check(
 
 
 def _side_by_side(
-    envs: list[gymnasium.Env], keys: Sequence[Key], seeds: list[int], actions: list[Any]
+    envs: list[gymnasium.Env], keys: Sequence[Key], seed: int, steps: int
 ) -> list[list[Seen]]:
-    """What each of `envs` answers to `actions`, in turns."""
-    tally = Tally()
+    """What each of `envs` answers to the same random actions, in turns; the first one's masks are obeyed."""
+    tally, choose = Tally(), chooser(envs[0], seed)
     told: list[list[Seen]] = [[] for _ in envs]
-    for action in actions:
-        for env, seed, seen in zip(envs, seeds, told, strict=True):
+    answers: list[Answer] = [Answer(None) for _ in envs]
+    for _ in range(steps):
+        action = choose(answers[0])
+        for i, (env, seen) in enumerate(zip(envs, told, strict=True)):
             if not seen or seen[-1].terminated or seen[-1].truncated:
-                answer = begin(env, None if seen else seed, tally, "")
+                answers[i] = begin(env, None if seen else seed, tally, "")
             else:
-                answer = take(env, action, tally, "")
-            seen.append(Seen(look(keys, answer.obs), *answer[1:4]))
+                answers[i] = take(env, action, tally, "")
+            seen.append(Seen(look(keys, answers[i].obs), *answers[i][1:4]))
     return told
 
 
 def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int) -> str:
     """A key of `one` whose array `other` writes into, or ""."""
-    tally, draw = Tally(), random_actions(other, seed + 2)
+    tally, choose = Tally(), chooser(other, seed + 2)
     held = begin(one, seed + 1, tally, "").obs
     before = look(keys, held)
     answer = begin(other, seed + 2, tally, "")
@@ -90,7 +90,7 @@ def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: 
         if changed := [key for key in before if key not in after or after[key].mark != before[key].mark]:
             return changed[0]
         over = answer.terminated or answer.truncated
-        answer = begin(other, None, tally, "") if over else take(other, next(draw), tally, "")
+        answer = begin(other, None, tally, "") if over else take(other, choose(answer), tally, "")
     return ""
 
 

@@ -9,16 +9,19 @@ import numpy as np
 
 from dreamer.apps.checks.looks import Key
 from dreamer.apps.checks.verdicts import Verdict, counted, ok, warning
-from dreamer.runtime.readers import action_reader
-from dreamer.spaces import Space
+from dreamer.runtime.actions import action_reader
+from dreamer.spaces import MASK, Space
 
-STAGES = 4  # of the encoder's default (agent.world_model.mults): sides are halved as often, down to 3 to 16
+MASKED = "action mask -> allowed or not, as two classes each; predicted by a head of its own, obeyed in dreams"
 
 
 def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
     """A verdict a key, and one for the action. Raises UserError for spaces that are not supported."""
-    verdicts = [ok("observation", f"{key.name!r}: {described(key.reader.space)}") for key in keys]
-    verdicts += _pictures({key.name: key.reader.space for key in keys if key.reader.space.image})
+    masked = bool(action_reader(env).action.onehots)
+    verdicts = [
+        ok("observation", f"{key.name!r}: {MASKED if masked and key.name == MASK else described(key.reader.space)}")
+        for key in keys
+    ]
     return verdicts + _action(env)
 
 
@@ -26,7 +29,9 @@ def described(space: Space) -> str:
     """One key in words: what it is; how it is encoded, how it is decoded (dreamer/nets/encoder.py, decoder.py)."""
     shape = "x".join(map(str, space.shape))
     if space.image:
-        return f"picture {shape} uint8 -> scaled to -0.5..0.5, convolutions; decoded as pixels 0..1, squared error"
+        values = "" if space.bounds is None else f" of {space.bounds[0]:g} to {space.bounds[1]:g}"
+        kind = f"picture {shape} {space.dtype}{values}"
+        return f"{kind} -> scaled to -0.5..0.5, convolutions; decoded as pixels 0..1, squared error"
     if space.classes is not None:
         many = f"{shape} numbers, each " if space.shape else ""
         kind = f"{many}one of {space.classes} classes"
@@ -35,28 +40,11 @@ def described(space: Space) -> str:
     return f"vector of {kind} {space.dtype} -> symlog, MLP; decoded as symlog values, squared error"
 
 
-def _pictures(pictures: dict[str, Space]) -> list[Verdict]:
-    factor, verdicts = 2**STAGES, []
-    for name, space in pictures.items():
-        height, width, _ = space.shape
-        if height % factor or width % factor or not all(3 <= side // factor <= 16 for side in (height, width)):
-            text = (
-                f"picture {name!r} is {height}x{width}; the encoder's {STAGES} stages take sides that are multiples of "
-                f"{factor} from {3 * factor} to {16 * factor}: resize it in the environment "
-                "(gymnasium.wrappers.ResizeObservation), or give agent.world_model.mults another number of stages"
-            )
-            verdicts.append(warning("picture-size", text))
-    if len(sides := {space.shape[:2] for space in pictures.values()}) > 1:
-        text = f"the pictures have the sizes {sorted(sides)}; the encoder takes one size for all: resize them"
-        verdicts.append(warning("picture-size", text))
-    return verdicts
-
-
 def _action(env: gymnasium.Env) -> list[Verdict]:
-    space, kind = env.action_space, action_reader(env)[0]
+    space, kind = env.action_space, action_reader(env).action
     if not isinstance(space, gymnasium.spaces.Box) or space.dtype.kind != "f":
-        text = f"{space} -> one-hot of {kind.width}" if isinstance(space, gymnasium.spaces.Discrete) else f"{space}"
-        return [ok("action", text)]
+        parts = "one-hots" if kind.discrete else "one-hots and numbers" if kind.onehots else "numbers"
+        return [ok("action", f"{space}: {kind.text} -> a vector of {kind.width}, {parts}")]
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     free = ~(np.isfinite(low) & np.isfinite(high))
     verdicts = [ok("action", f"{counted(kind.width, 'number')}, each -1..1 stretched to {_bounds(low, high)}")]

@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dreamer.apps.checks.answers import Answer
 from dreamer.apps.checks.verdicts import Verdict, counted, note, ok, warning
-from dreamer.apps.checks.walk import Walk, random_actions
+from dreamer.apps.checks.walk import Walk, chooser
 from dreamer.apps.checks.watch import EnvFailed, Watch
 from dreamer.runtime.workers.auto import ROUND_TRIP, choose
 from dreamer.runtime.workers.seam import Plan
@@ -55,8 +56,8 @@ def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
     if getattr(env, "render_mode", None) != "rgb_array":
         return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no films of its episodes")]
     watch.place = "drawing"
-    env.reset(seed=seed)
-    actions = random_actions(env, seed)
+    obs, info = env.reset(seed=seed)
+    answer, choose = Answer(obs, info=info), chooser(env, seed)
     seconds: list[float] = []
     frame: Any = None
     for _ in range(FRAMES):
@@ -66,9 +67,10 @@ def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
             seconds.append(time.perf_counter() - start)
         except EnvFailed as failure:
             return [warning("render", f"{failure}: no films of its episodes")]
-        _, _, terminated, truncated, _ = env.step(next(actions))
+        obs, _, terminated, truncated, info = env.step(choose(answer))
         if terminated or truncated:
-            env.reset()
+            obs, info = env.reset()
+        answer = Answer(obs, info=info)
     shape = getattr(frame, "shape", None)
     if getattr(frame, "dtype", None) != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3:
         got = type(frame).__name__ if shape is None else f"{frame.dtype} {list(shape)}"

@@ -6,9 +6,8 @@ meanwhile shows then.
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -18,7 +17,8 @@ from dreamer.apps.checks.answers import Answer, NoAnswer, begin, take
 from dreamer.apps.checks.looks import Key, Look, faults, look
 from dreamer.apps.checks.verdicts import Tally, Verdict, wrong
 from dreamer.apps.checks.watch import EnvFailed, Watch
-from dreamer.runtime.readers import action_reader
+from dreamer.runtime.actions import action_reader, flat_mask, random_actions
+from dreamer.spaces import MASK
 
 FINAL = ("final_observation", "final_obs", "terminal_observation")  # info of those that reset themselves inside step
 
@@ -82,7 +82,7 @@ def walk(
     """
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {"step": [], "reset": []}
-    tally, actions = Tally(), random_actions(env, seed)
+    tally, choose = Tally(), chooser(env, seed)
     answer, action = Answer(None), None
     try:
         while len(seconds["step"]) < steps and not (rows and rows[-1].last and rows[-1].episode >= episodes):
@@ -94,7 +94,7 @@ def walk(
             if begins:
                 answer = _timed(seconds["reset"], begin, env, None if rows else seed, tally, where)
             else:
-                action = next(actions) if (step - 1) % repeat == 0 else action
+                action = choose(answer) if (step - 1) % repeat == 0 else action
                 answer = _timed(seconds["step"], take, env, action, tally, where)
             if rows:
                 rows[-1] = rows[-1]._replace(rewritten=_rewritten(keys, before.obs, rows[-1].looks))
@@ -110,18 +110,22 @@ def walk(
     return Walk(rows, tally.verdicts(), seconds, whole=False)
 
 
-def random_actions(env: gymnasium.Env, seed: int) -> Iterator[Any]:
-    """Random actions as `step` takes them, without end: such as an untrained agent chooses."""
-    space = copy.deepcopy(env.action_space)
-    if isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f":
-        # Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
-        kind, to_env = action_reader(env)
-        rng = np.random.default_rng(seed)
-        while True:
-            yield to_env(rng.uniform(-1, 1, kind.width).astype(np.float32))
-    space.seed(seed)
-    while True:
-        yield space.sample()
+def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
+    """Chooses at random, as an untrained agent would, an action as `step` takes it; obeys an action mask.
+
+    Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
+    """
+    actions, rng, space = action_reader(env), np.random.default_rng(seed), env.action_space
+
+    def choose(answer: Answer) -> Any:
+        told = answer.obs if isinstance(answer.obs, Mapping) and MASK in answer.obs else answer.info
+        try:
+            allowed = flat_mask(space, told[MASK]) if MASK in told and actions.action.onehots else None
+        except ValueError:  # `faults` names it
+            allowed = None
+        return actions.to_env(random_actions(actions.action, rng, 1, allowed)[0])
+
+    return choose
 
 
 def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answer) -> Row:
