@@ -1,0 +1,83 @@
+"""A small task with pictures and numbers at once and continuous actions: `make("square")`. Needs numpy alone.
+
+The picture shows where the target is, the numbers say where the hand is; neither will do without the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+TASKS = ("square",)
+STEPS = 25
+SIDE, DOT = 32, 5  # pixels
+REACH = 0.3  # of the hand in a step; the square is 2 wide
+
+
+class Reach(gymnasium.Env):
+    """A hand in a square goes to the target and stays there.
+
+    Observation: picture uint8 [32, 32, 1], a bright dot at the target | hand float32 [2], its place, in -1 to 1.
+    Action: velocity [2] in -1 to 1. Reward: exp(-4 distance). The limit of 25 steps is none of the task's own:
+    truncated. Random velocities get 1.6, a hand that goes to the middle 2.1, straight to the target 23.1.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "picture": gymnasium.spaces.Box(0, 255, (SIDE, SIDE, 1), np.uint8),
+            "hand": gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
+        }
+    )
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
+        """A new target and a new place of the hand."""
+        super().reset(seed=seed)
+        self.hand, self.target = self.np_random.uniform(-1, 1, (2, 2))
+        self.time = 0
+        return self._show(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
+        """Moves the hand."""
+        self.hand = np.clip(self.hand + REACH * np.clip(np.asarray(action, np.float64), -1, 1), -1, 1)
+        self.time += 1
+        reward = float(np.exp(-4 * np.linalg.norm(self.hand - self.target)))
+        return self._show(), reward, False, self.time >= STEPS, {}
+
+    def render(self) -> np.ndarray:
+        """Target white, hand red, [96, 96, 3] uint8."""
+        frame = np.repeat(self._dot(self.target), 3, -1)
+        hand = self._dot(self.hand)[..., 0] > 0
+        frame[hand] = (255, 60, 60)
+        return frame.repeat(3, 0).repeat(3, 1)
+
+    def get_state(self) -> Any:
+        """Where it is, for a run to go on."""
+        return self.hand.copy(), self.target.copy(), self.time, self.np_random.bit_generator.state
+
+    def set_state(self, state: Any) -> None:
+        """Goes on from there."""
+        self.hand, self.target, self.time = state[0].copy(), state[1].copy(), state[2]
+        self.np_random.bit_generator.state = state[3]
+
+    def _show(self) -> dict[str, np.ndarray]:
+        return {"picture": self._dot(self.target), "hand": self.hand.astype(np.float32)}
+
+    def _dot(self, place: np.ndarray) -> np.ndarray:
+        picture = np.zeros((SIDE, SIDE, 1), np.uint8)
+        top, left = np.round((place[::-1] + 1) / 2 * (SIDE - DOT)).astype(int)
+        picture[top : top + DOT, left : left + DOT] = 255
+        return picture
+
+
+def make(task: str, render_mode: str | None = None) -> gymnasium.Env:
+    """The task "square". Raises ValueError for any other."""
+    if task not in TASKS:
+        raise ValueError(f"reach has no task {task!r}; choices: {', '.join(TASKS)}")
+    return Reach(render_mode)
