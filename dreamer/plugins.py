@@ -124,14 +124,14 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
 
 def suite_names() -> list[str]:
-    """The environment suites found: the files of the `envs` folder on the path."""
+    """The environment suites found: the files of the `envs` folder on the path, but for those named _something."""
     add_current_folder()
     try:
         spec = importlib.util.find_spec(SUITES)
     except ValueError:  # a module without a spec sits in sys.modules under that name
         spec = None
     folders = list(spec.submodule_search_locations or []) if spec else []
-    return sorted(module.name for module in pkgutil.iter_modules(folders))
+    return sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
 
 
 def add_current_folder() -> None:

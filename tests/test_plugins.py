@@ -165,3 +165,9 @@ def test_missing_package_of_a_gymnasium_env_names_the_extra(monkeypatch):
 
 def test_suites_are_the_files_of_the_folder():
     assert {"dmc", "atari", "crafter", "probes"} <= set(plugins.suite_names())
+
+
+def test_helpers_of_the_suites_are_no_suites():
+    assert not [name for name in plugins.suite_names() if name.startswith("_")]
+    with pytest.raises(UserError, match="no suite envs/_suite.py"):
+        plugins.make_env("_suite:extra")

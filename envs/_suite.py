@@ -1,0 +1,91 @@
+"""What suites have in common: errors, names of tasks, states. No suite itself, as its underscore says."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gymnasium
+
+# Attributes that stay as they were made.
+NO_STATE = {
+    "env", "_env", "spec", "_cached_spec", "observation_space", "_observation_space", "action_space", "_action_space",
+    "metadata", "_metadata", "render_mode", "window", "clock",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def extra(suite: str, command: str = "") -> Iterator[None]:
+    """Around the imports of a suite: a package that is missing becomes an ImportError that names the extra.
+
+    command: what installs the suite, by default the extra of its name.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        command = command or f'pip install ".[{suite}]"'
+        raise ImportError(f"{suite} needs the package {error.name!r}: {command} in the checkout") from error
+
+
+def find_task(suite: str, task: str, known: Iterable[str]) -> str:
+    """The name in `known` that `task` means, whatever its case and its hyphens. Raises ValueError with the nearest."""
+    known = list(known)
+    by_letters = {_letters(name): name for name in known}
+    wanted = _letters(task)
+    if wanted in by_letters:
+        return by_letters[wanted]
+    close = difflib.get_close_matches(wanted, by_letters, n=1, cutoff=0.4)
+    few = f"; choices: {', '.join(known)}" if len(known) <= 12 else ""
+    hint = f"; did you mean {by_letters[close[0]]!r}?" if close else few
+    raise ValueError(f"{suite} has no task {task!r}{hint}")
+
+
+def check_choice(suite: str, option: str, value: str | None, choices: Iterable[str | None]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices if choice is not None)
+        raise ValueError(f"{suite}: {option} is {value!r}; choices: {listed}")
+
+
+def get_attributes(env: Any) -> list[dict[str, Any]]:
+    """A copy of what `env` and each environment that it wraps remember, outermost first.
+
+    For environments in plain Python only, all of whose state is in attributes. Functions are not state.
+    """
+    kept = [
+        {key: value for key, value in vars(layer).items() if key not in NO_STATE and not callable(value)}
+        for layer in _layers(env)
+    ]
+    return copy.deepcopy(kept)
+
+
+def set_attributes(env: Any, state: list[dict[str, Any]]) -> None:
+    """Puts an environment made in the same way where the other was."""
+    for layer, values in zip(_layers(env), copy.deepcopy(state), strict=True):
+        vars(layer).update(values)
+
+
+class Plain(gymnasium.Wrapper):
+    """Around an environment in plain Python, that it can be continued where it was."""
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """All that the next steps depend on."""
+        return get_attributes(self.env)
+
+    def set_state(self, state: list[dict[str, Any]]) -> None:
+        """Continue from a state that `get_state` gave."""
+        set_attributes(self.env, state)
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while env is not None:
+        yield env
+        env = vars(env).get("env", vars(env).get("_env"))
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
