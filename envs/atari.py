@@ -1,18 +1,124 @@
-"""Atari 2600 games. Named here so that its preset can be read; the adapter is not there yet."""
+"""Atari 2600 games, played by the Arcade Learning Environment: `make("breakout")`. One step is one frame.
+
+The defaults are the protocol of 200M frames (Machado et al. 2018, with the pictures of DreamerV3's reference): sticky
+actions, all 18 actions, lives ignored. Hold each action for four frames with `--action-repeat 4`, as the presets do.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
+from PIL import Image
+
+from envs._suite import check_choice, extra, find_task
+
+ACTIONS = ("all", "minimal")
+GRAY = (0.299, 0.587, 1 - (0.299 + 0.587))  # the reference's weights of red, green and blue
 
 
-def make(task: str, **options: Any) -> gymnasium.Env:
-    """Raises ImportError or ValueError: this suite cannot be made yet."""
-    try:
-        importlib.import_module("ale_py")
-    except ModuleNotFoundError as error:
-        advice = 'pip install ".[atari]" in the checkout'
-        raise ImportError(f"atari needs the package {error.name!r}: {advice}") from error
-    raise ValueError(f"the atari suite is not there yet, so {task!r} cannot be made")
+def make(
+    task: str,
+    size: Sequence[int] = (96, 96),
+    gray: bool = True,
+    sticky: float = 0.25,
+    actions: str = "all",
+    noops: int = 30,
+    limit: int = 108_000,
+    limit_is_terminal: bool = False,
+    render_mode: str | None = None,
+) -> gymnasium.Env:
+    """One game, its picture uint8 [height, width, 1 or 3], and 18 actions or as many as the game knows.
+
+    size: [height, width]. sticky: probability that a frame repeats the last action. actions: "all" or "minimal".
+    noops: an episode begins after 0 to so many frames without action. limit: frames until an episode is cut off;
+    limit_is_terminal calls that a true end, as the reference does. Raises ValueError and ImportError.
+    """
+    with extra("atari"):
+        import ale_py
+    from ale_py import roms
+
+    rom = roms.get_rom_path(find_task("atari", task, roms.get_all_rom_ids()))
+    check_choice("atari", "actions", actions, ACTIONS)
+    check_choice("atari", "render_mode", render_mode, (None, "rgb_array"))
+    if not 0 <= sticky < 1:
+        raise ValueError(f"atari: sticky is a probability below 1, not {sticky}")
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.setFloat("repeat_action_probability", sticky)
+    ale.loadROM(rom)
+    legal = ale.getLegalActionSet() if actions == "all" else ale.getMinimalActionSet()
+    shape = (int(size[0]), int(size[1]))
+    return Atari(ale, rom, legal, shape, gray, noops, limit, limit_is_terminal, render_mode)
+
+
+class Atari(gymnasium.Env):
+    """One emulator with gymnasium's face. What is seen is the brighter of the last two frames, pixel by pixel."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60}
+
+    def __init__(
+        self, ale: Any, rom: Any, actions: Sequence, size: tuple[int, int], gray: bool, noops: int, limit: int,
+        limit_is_terminal: bool, render_mode: str | None,
+    ):  # fmt: skip
+        self.render_mode = render_mode
+        self._ale, self._rom, self._actions = ale, rom, actions
+        self._size, self._gray, self._noops = size, gray, noops
+        self._limit, self._limit_is_terminal = limit, limit_is_terminal
+        self._seeded = False
+        self._frame = 0
+        self._frames = [ale.getScreenRGB()] * 2
+        self.observation_space = gymnasium.spaces.Box(0, 255, (*size, 1 if gray else 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(actions))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Begin an episode; `seed` starts the emulator anew. Its first frame counts as the one before it as well."""
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
+            self._ale.loadROM(self._rom)
+            self._seeded = True
+        self._ale.reset_game()
+        for _ in range(self.np_random.integers(self._noops + 1)):
+            self._ale.act(0)
+            if self._ale.game_over():
+                self._ale.reset_game()
+        self._frame = 0
+        self._frames = [self._ale.getScreenRGB()] * 2
+        return self._observed(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One frame. Only the end of the game is an end, not the loss of a life."""
+        reward = self._ale.act(self._actions[int(action)])
+        self._frame += 1
+        self._frames = [self._frames[1], self._ale.getScreenRGB()]
+        cut = self._frame >= self._limit
+        over = self._ale.game_over() or (cut and self._limit_is_terminal)
+        return self._observed(), float(reward), bool(over), bool(cut and not over), {}
+
+    def render(self) -> np.ndarray:
+        """The screen, uint8 [210, 160, 3] in most games."""
+        return self._frames[1]
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next frames depend on."""
+        random = self.np_random.bit_generator.state
+        emulator = self._ale.cloneState(include_rng=True)
+        return {"emulator": emulator, "random": random, "frame": self._frame, "frames": self._frames}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `get_state` gave."""
+        self._ale.restoreState(state["emulator"])
+        self.np_random.bit_generator.state = state["random"]
+        self._frame, self._frames, self._seeded = state["frame"], state["frames"], True
+
+    def _observed(self) -> np.ndarray:
+        height, width = self._size
+        bright = Image.fromarray(np.maximum(*self._frames))
+        picture = np.asarray(bright.resize((width, height), Image.Resampling.BILINEAR))
+        if not self._gray:
+            return picture
+        red, green, blue = (picture[:, :, i] * weight for i, weight in enumerate(GRAY))
+        return (red + green + blue).astype(np.uint8)[:, :, None]
