@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from envs._suite import check_choice, extra, find_task
+
 TASKS = ("reward", "noreward")
+VIEWS = ("_local_view", "_sem_view")  # what looks at the world
 
 
 def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = None) -> gymnasium.Env:
     """The game, with its achievements as the reward or without reward. Raises ValueError and ImportError."""
-    if task not in TASKS:
-        raise ValueError(f"crafter has no task {task!r}; choices: {', '.join(TASKS)}")
-    try:
+    name = find_task("crafter", task, TASKS)
+    check_choice("crafter", "render_mode", render_mode, (None, "rgb_array"))
+    with extra("crafter"):
         import crafter
-    except ModuleNotFoundError as error:
-        advice = 'pip install ".[crafter]" in the checkout'
-        raise ImportError(f"crafter needs the package {error.name!r}: {advice}") from error
-    return Crafter(crafter, task == "reward", (int(size[0]), int(size[1])), render_mode)
+    return Crafter(crafter, name == "reward", (int(size[0]), int(size[1])), render_mode)
+
+
+class InOrder(dict):
+    """A set that is gone through in the order of what came in.
+
+    The game draws which creature goes by its place in a set of objects, which is another in every process.
+    """
+
+    def add(self, item: Any) -> None:
+        """As of a set."""
+        self[item] = None
+
+    def remove(self, item: Any) -> None:
+        """As of a set."""
+        del self[item]
 
 
 class Crafter(gymnasium.Env):
     """The game with gymnasium's face. A length limit cuts the episode, death ends it."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, crafter: Any, reward: bool, size: tuple[int, int], render_mode: str | None):
         self.render_mode = render_mode
@@ -39,7 +56,12 @@ class Crafter(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._env = self._make(seed)
-        return self._env.reset(), {}
+        picture = self._env.reset()
+        world = self._env._world
+        world._chunks = collections.defaultdict(InOrder)
+        for thing in filter(None, world._objects):
+            world._chunks[world.chunk_key(thing.pos)].add(thing)
+        return picture, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One step of the game, whose interface is the old one of four values; its discount is 0 at death."""
@@ -48,5 +70,20 @@ class Crafter(gymnasium.Env):
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """A picture uint8 [512, 512, 3]."""
-        return self._env.render((512, 512))
+        """A picture uint8 [512, 512, 3]; the game draws its noise at night from the random numbers of its world."""
+        random = self._env._world.random
+        before = random.get_state()
+        picture = self._env.render((512, 512))
+        random.set_state(before)
+        return picture
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next steps depend on."""
+        inner = {key: value for key, value in vars(self._env).items() if not key.endswith(("_view", "_textures"))}
+        return copy.deepcopy(inner)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `get_state` gave."""
+        vars(self._env).update(copy.deepcopy(state))
+        for view in VIEWS:
+            getattr(self._env, view)._world = self._env._world
