@@ -1,22 +1,56 @@
-"""MiniGrid: `make("Empty-5x5-v0")` is gymnasium's MiniGrid-Empty-5x5-v0, seen as the picture of its partial view."""
+"""MiniGrid and BabyAI: `make("Empty-5x5-v0")` is gymnasium's MiniGrid-Empty-5x5-v0.
+
+The text of the mission is left out: tasks in which it changes, as in most of BabyAI, do not show what to fetch.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gymnasium
+import numpy as np
+
+from envs._suite import Plain, check_choice, extra, find_task
+
+VIEWS = ("picture", "symbols", "whole")
 
 
-def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
-    """One MiniGrid task, its text left out, with a picture [56, 56, 3]. Raises ValueError and ImportError."""
-    try:
-        from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
-    except ModuleNotFoundError as error:
-        advice = 'pip install ".[minigrid]" in the checkout'
-        raise ImportError(f"minigrid needs the package {error.name!r}: {advice}") from error
-    name = task if task.startswith(("MiniGrid-", "BabyAI-")) else f"MiniGrid-{task}"
-    try:
-        env = gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **options)
-    except gymnasium.error.UnregisteredEnv as error:
-        raise ValueError(str(error)) from error
-    return ImgObsWrapper(RGBImgPartialObsWrapper(env))
+def make(
+    task: str, view: str = "picture", tile: int = 8, render_mode: str | None = None, **options: Any
+) -> gymnasium.Env:
+    """One task. view: what the agent sees.
+
+    picture: its 7 x 7 fields ahead, drawn, uint8 [7 * tile, 7 * tile, 3]; with tile 8 that is [56, 56, 3].
+    symbols: the same as classes, "image" [147] of at most 11, object, colour and state of each field, and
+        "direction", one of 4. | whole: the whole grid, drawn; a grid of 8 x 8 with tile 8 is [64, 64, 3].
+    All other options go to gymnasium.make. Raises ValueError and ImportError.
+    """
+    with extra("minigrid"):
+        from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
+    check_choice("minigrid", "view", view, VIEWS)
+    known = [name for name in sorted(gymnasium.registry) if name.startswith(("MiniGrid-", "BabyAI-"))]
+    wanted = task if task.lower().startswith(("minigrid", "babyai")) else f"MiniGrid-{task}"
+    name = find_task("minigrid", wanted, known)
+    env = gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **options)
+    if view == "symbols":
+        return Plain(Symbols(env))
+    draw = RGBImgPartialObsWrapper if view == "picture" else RGBImgObsWrapper
+    return Plain(ImgObsWrapper(draw(env, tile_size=tile)))
+
+
+class Symbols(gymnasium.ObservationWrapper):
+    """The partial view as classes."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+
+        fields = int(np.prod(env.observation_space["image"].shape[:2]))  # type: ignore[index]
+        classes = [len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX)] * fields
+        parts = {"image": gymnasium.spaces.MultiDiscrete(classes), "direction": gymnasium.spaces.Discrete(4)}
+        self.observation_space = gymnasium.spaces.Dict(parts)
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Without the mission, the fields one after the other."""
+        image = observation["image"].astype(np.int64).ravel()
+        return {"image": image, "direction": np.int64(observation["direction"])}
