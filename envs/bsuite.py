@@ -1,0 +1,58 @@
+"""BSuite: `make("catch/0")`, an experiment and the number of its setting. Small tasks, each of which asks one question.
+
+Its episodes are counted by the suite, `episodes` says how many; the end of each is a true one, a time limit as well.
+The tasks mnist* fetch the digits from the network when they are first made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium
+
+from envs._dm_env import DMEnv
+from envs._suite import extra, find_task, get_attributes, set_attributes
+
+
+def make(task: str) -> gymnasium.Env:
+    """One setting of one experiment; "catch" means "catch/0". Raises ValueError and ImportError."""
+    with extra("bsuite"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # old texts of the suite
+        import bsuite
+        from bsuite import sweep
+    experiments = sorted({name.split("/")[0] for name in sweep.SWEEP})
+    name, _, setting = task.partition("/")
+    name = find_task("bsuite", name, experiments)
+    known = [known for known in sweep.SWEEP if known.split("/")[0] == name]
+    if (wanted := f"{name}/{setting or 0}") not in known:
+        raise ValueError(f"bsuite has no task {task!r}; {name} has the settings 0 to {len(known) - 1}")
+    return BSuite(bsuite.load(name, sweep.SETTINGS[wanted]))
+
+
+class BSuite(DMEnv):
+    """One environment of the suite. What it shows has one or two axes; it draws no pictures."""
+
+    metadata = {"render_modes": []}
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes the experiment lasts."""
+        return self._env.bsuite_num_episodes
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """All that the next steps depend on."""
+        return [{"random": self.np_random.bit_generator.state}, *get_attributes(self._env)]
+
+    def set_state(self, state: list[dict[str, Any]]) -> None:
+        """Continue from a state that `get_state` gave."""
+        self.np_random.bit_generator.state = state[0]["random"]
+        set_attributes(self._env, state[1:])
+
+    def _seed(self, seed: int) -> None:
+        """Settings leave the seed open; what a setting fixes, such as which arm pays, is not drawn from it."""
+        layer = self._env
+        while layer is not None:
+            if "_rng" in vars(layer):
+                layer._rng.seed(self.np_random.integers(2**32))
+            layer = vars(layer).get("_env")
