@@ -1,0 +1,78 @@
+"""ViZDoom: `make("basic")`, the scenarios that come with it. One step is one of the game's 35 tics a second.
+
+Hold each action for four tics with `--action-repeat 4`, as the preset does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from PIL import Image
+
+from envs._suite import check_choice, extra, find_task
+
+
+def make(
+    task: str,
+    size: Sequence[int] = (64, 64),
+    variables: bool = True,
+    buttons: int = 1,
+    render_mode: str | None = None,
+    **options: Any,
+) -> gymnasium.Env:
+    """One scenario: "image" uint8 [height, width, 3] and, where it has some, "variables" such as health.
+
+    size: [height, width]. variables: show them. buttons: how many may be pressed at once; 0 for any, as a MultiBinary
+    action, else a Discrete one. All other options go to ViZDoom's gymnasium.make. Raises ValueError and ImportError.
+    """
+    with extra("vizdoom"):
+        import vizdoom.gymnasium_wrapper  # noqa: F401 its import registers them
+    check_choice("vizdoom", "render_mode", render_mode, (None, "rgb_array"))
+    known = {
+        name.removeprefix("Vizdoom")[:-3]: name
+        for name in sorted(gymnasium.registry)
+        if name.startswith("Vizdoom") and name.endswith("-v1") and "MultiBinary" not in name
+    }
+    name = known[find_task("vizdoom", task, known)]
+    env = gymnasium.make(
+        name, render_mode=render_mode, max_buttons_pressed=buttons, disable_env_checker=True, **options
+    )
+    return ViZDoom(env, (int(size[0]), int(size[1])), variables)
+
+
+class ViZDoom(gymnasium.Wrapper):
+    """A scenario with smaller pictures. The game shows nothing once it is over: its last state is shown again."""
+
+    def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
+        super().__init__(env)
+        self._size = size
+        parts: dict[str, gymnasium.Space] = {"image": gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)}
+        inner = env.observation_space
+        self._variables = variables and "gamevariables" in inner  # type: ignore[operator]
+        if self._variables:
+            parts["variables"] = inner["gamevariables"]  # type: ignore[index]
+        self.observation_space = gymnasium.spaces.Dict(parts)
+        self._seen: dict[str, np.ndarray] = {}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        """Begin an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._shown(obs), info
+
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+        """One tic. A time limit is no true end, though the game is over then as well."""
+        obs, reward, over, timeout, info = self.env.step(action)
+        if over or timeout:
+            return self._seen, float(reward), bool(over and not timeout), bool(timeout), info
+        return self._shown(obs), float(reward), False, False, info
+
+    def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        height, width = self._size
+        picture = Image.fromarray(obs["screen"]).resize((width, height), Image.Resampling.BILINEAR)
+        self._seen = {"image": np.asarray(picture)}
+        if self._variables:
+            self._seen["variables"] = obs["gamevariables"].astype(np.float32)
+        return self._seen
