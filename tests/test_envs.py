@@ -20,7 +20,8 @@ FILES = sorted((ROOT / "envs").glob("*.py"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_suite_imports_only_gymnasium_numpy_and_itself(file):
-    allowed = {"gymnasium", "numpy", "__future__", "dm_control", "crafter", "minigrid"} | sys.stdlib_module_names
+    own = {"dmc": "dm_control", "atari": "ale_py", "nethack": "nle", "mujoco": "mujoco"}.get(file.stem, file.stem)
+    allowed = {"gymnasium", "numpy", "PIL", "envs", "__future__", own} | sys.stdlib_module_names
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             assert {alias.name.split(".")[0] for alias in node.names} <= allowed
@@ -35,6 +36,12 @@ def test_suite_imports_only_gymnasium_numpy_and_itself(file):
         ("atari:pong", "ale_py"),
         ("crafter:reward", "crafter"),
         ("minigrid:Empty-5x5-v0", "minigrid"),
+        ("mujoco:HalfCheetah-v5", "mujoco"),
+        ("bsuite:catch/0", "bsuite"),
+        ("memory_maze:9x9", "memory_maze"),
+        ("popgym:RepeatPreviousEasy", "popgym"),
+        ("vizdoom:Basic", "vizdoom"),
+        ("metaworld:reach-v3", "metaworld"),
     ],
 )
 def test_missing_package_names_the_extra(monkeypatch, name, package):
@@ -65,12 +72,12 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_atari_says_that_it_is_not_there_yet(monkeypatch):
-    fake = types.ModuleType("ale_py")
-    fake.__spec__ = types.SimpleNamespace(name="ale_py")
-    monkeypatch.setitem(sys.modules, "ale_py", fake)
-    with pytest.raises(UserError, match="not there yet"):
-        plugins.make_env("atari:pong")
+def test_nethack_that_is_missing_comes_with_the_command_that_installs_it(monkeypatch):
+    for module in [module for module in sys.modules if module.split(".")[0] == "nle"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Missing("nle"), *sys.meta_path])
+    with pytest.raises(UserError, match="needs the package 'nle'.*pip install --no-deps nle"):
+        plugins.make_env("nethack:Score")
 
 
 class FakeCrafter:
@@ -78,6 +85,7 @@ class FakeCrafter:
 
     def __init__(self, size, reward, seed):
         self.size, self.seed, self.discount = size, seed, 1.0
+        self._world = types.SimpleNamespace(_objects=[None])
         self.action_space = types.SimpleNamespace(n=17)
 
     def reset(self):
@@ -128,9 +136,10 @@ class TestDMC:
     def test_every_task_of_the_suite_has_one_name(self):
         from dm_control import suite
 
-        from envs.dmc import _split
+        from envs._suite import find_task
 
-        assert all(_split(f"{domain}-{task}", suite.ALL_TASKS) == (domain, task) for domain, task in suite.ALL_TASKS)
+        names = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
+        assert all(find_task("dmc", name, names) == name for name in names)
 
     @pytest.mark.parametrize(
         "name, options, message",

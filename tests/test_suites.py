@@ -1,0 +1,175 @@
+"""The suites with the packages that they wrap, where these are installed: what gymnasium promises, and training.
+
+`python -m pytest tests/test_suites.py -m "slow or not slow"` in an environment with the extras runs all of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+from tiny_runs import compiled_once, lines, tiny
+
+import dreamer
+from dreamer import plugins
+from dreamer.errors import UserError
+from dreamer.runtime import env_state
+from dreamer.runtime.rows import EnvRows
+
+
+class Suite(NamedTuple):
+    """A task to try: the package that must be there, what it is made with, what it can do, and a name misspelt."""
+
+    env: str
+    package: str
+    options: dict[str, Any] = {}
+    has_state: bool = True
+    draws: bool = True
+    wrong: tuple[str, str] = ("", "")
+
+
+SUITES = [
+    Suite("atari:pong", "ale_py", wrong=("breakut", "did you mean 'breakout'")),
+    Suite("atari:ms_pacman", "ale_py", {"size": [64, 64], "gray": False, "sticky": 0.0, "actions": "minimal"}),
+    Suite("crafter:reward", "crafter", wrong=("rewad", "did you mean 'reward'")),
+    Suite("minigrid:MultiRoom-N2-S4-v0", "minigrid", wrong=("Empty-5x", "did you mean 'MiniGrid-Empty-5x5-v0'")),
+    Suite("minigrid:DoorKey-5x5-v0", "minigrid", {"view": "symbols"}),
+    Suite("mujoco:Hopper", "mujoco", wrong=("HalfCheeta", "did you mean 'HalfCheetah'")),
+    Suite("bsuite:catch/0", "bsuite", draws=False, wrong=("cach/0", "did you mean 'catch'")),
+    Suite("bsuite:cartpole_noise/3", "bsuite", draws=False),
+    Suite("memory_maze:9x9", "memory_maze", has_state=False, wrong=("7x7", "choices: 9x9")),
+    Suite("popgym:RepeatPreviousEasy", "popgym", draws=False, wrong=("RepeatPreviousEazy", "RepeatPreviousEasy")),
+    Suite("popgym:PositionOnlyPendulumEasy", "popgym", draws=False),
+    Suite("vizdoom:DefendLine", "vizdoom", has_state=False, wrong=("Basik", "did you mean 'Basic'")),
+    Suite("metaworld:reach-v3", "metaworld", has_state=False, wrong=("rech", "did you mean 'reach-v3'")),
+    Suite("nethack:Score", "nle", has_state=False, wrong=("Scor", "did you mean 'Score'")),
+]
+
+
+def of(suites: list[Suite]) -> Any:
+    """A test of each of them; Memory Maze takes most of a minute to draw what it is asked for."""
+    slow = {"memory_maze:9x9": pytest.mark.slow}
+    rows = [pytest.param(suite, marks=slow.get(suite.env, ()), id=suite.env) for suite in suites]
+    return pytest.mark.parametrize("suite", rows)
+
+
+every_suite = of(SUITES)
+# What the packages themselves warn of.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+]
+STEPS = 30
+
+
+def make(suite: Suite, render_mode: str | None = None) -> gymnasium.Env:
+    """The environment; the test is skipped where the package or a graphics library is not there."""
+    if importlib.util.find_spec(suite.package) is None:
+        pytest.skip(f"{suite.package} is not installed")
+    try:
+        return plugins.make_env(suite.env, suite.options, render_mode)
+    except UserError as error:
+        if "OpenGL" in str(error) or suite.package == "memory_maze" and "needs the package" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def play(env: gymnasium.Env, seed: int, steps: int = STEPS) -> list[Any]:
+    """What an episode, and those after it, give for random actions that depend on nothing."""
+    answers: list[Any] = [env.reset(seed=seed)[0]]
+    env.action_space.seed(0)
+    for _ in range(steps):
+        *answer, _ = env.step(env.action_space.sample())
+        answers.append(answer)
+        if answer[2] or answer[3]:
+            answers.append(env.reset()[0])
+    return answers
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return np.array_equal(a, b)
+
+
+@every_suite
+def test_observations_and_answers_are_as_the_spaces_say(suite):
+    env = make(suite)
+    for answer in play(env, 0):
+        obs, reward, over, cut = answer if isinstance(answer, list) else (answer, 0.0, False, False)
+        assert env.observation_space.contains(obs)
+        assert np.isscalar(reward) and isinstance(over, bool) and isinstance(cut, bool)
+    env.close()
+
+
+@every_suite
+def test_an_observation_stays_as_it_is_while_the_next_ones_come(suite):
+    env = make(suite)
+    first, _ = env.reset(seed=0)
+    before = {key: np.copy(value) for key, value in first.items()} if isinstance(first, dict) else np.copy(first)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert same(first, before)
+    env.close()
+
+
+@every_suite
+def test_a_seed_decides_the_episodes_that_follow(suite):
+    env, other = make(suite), make(suite)
+    first = play(env, 3)
+    assert same(first, play(other, 3)) and same(first, play(env, 3))
+    assert not same(first, play(env, 4))
+    env.close(), other.close()
+
+
+@of([s for s in SUITES if s.has_state])
+def test_an_environment_goes_on_from_its_state_as_if_it_had_not_been_left(suite):
+    env, other = make(suite), make(suite)
+    play(env, 1)
+    other.reset(seed=2)
+    state = env_state.get_state(env)
+    assert isinstance(state, bytes), state
+    env_state.set_state(other, state)
+    for _ in range(STEPS):
+        action = env.action_space.sample()
+        (*one, _), (*two, _) = env.step(action), other.step(action)
+        assert same(one, two)
+        if one[2] or one[3]:
+            assert same(env.reset()[0], other.reset()[0])
+    env.close(), other.close()
+
+
+@of([s for s in SUITES if s.draws])
+def test_it_is_filmed_when_asked_and_not_otherwise(suite):
+    env = make(suite, "rgb_array")
+    rows = EnvRows(env, seed=0)
+    for _ in range(3):
+        rows.step(np.zeros(rows.spec.action_width, np.float32))
+    picture = rows.render()
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.std() > 5
+    rows.close()
+    plain = EnvRows(make(suite), seed=0)
+    assert plain.render() is None
+    plain.close()
+
+
+@of([s for s in SUITES if s.wrong[0]])
+def test_a_wrong_task_gets_the_nearest_one(suite):
+    make(suite).close()
+    with pytest.raises(UserError, match=suite.wrong[1]):
+        plugins.make_env(f"{suite.env.split(':')[0]}:{suite.wrong[0]}", suite.options)
+
+
+@pytest.mark.slow
+@every_suite
+def test_it_is_trained_on_for_a_moment(suite, tmp_path, tmp_path_factory):
+    make(suite).close()
+    with compiled_once(tmp_path_factory):
+        config = tiny(tmp_path / "run", env=suite.env, env_options=suite.options, eval__episodes=0)
+        dreamer.train(config)
+    assert lines(tmp_path / "run")[-1]["updates"] >= 2
