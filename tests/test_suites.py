@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,8 +16,10 @@ from tiny_runs import compiled_once, lines, tiny
 
 import dreamer
 from dreamer import plugins
+from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
+from dreamer.runtime.readers import spec_of
 from dreamer.runtime.rows import EnvRows
 
 
@@ -63,6 +66,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
 ]
 STEPS = 30
+PRESETS = pathlib.Path(__file__).parent.parent / "experiments"
 
 
 def make(suite: Suite, render_mode: str | None = None) -> gymnasium.Env:
@@ -165,11 +169,20 @@ def test_a_wrong_task_gets_the_nearest_one(suite):
         plugins.make_env(f"{suite.env.split(':')[0]}:{suite.wrong[0]}", suite.options)
 
 
+@every_suite
+def test_the_environment_of_its_preset_can_be_made(suite):
+    make(suite).close()
+    config = load(PRESETS / f"{suite.env.split(':')[0]}.yaml")
+    env = plugins.make_env(config.env, config.env_options)
+    assert spec_of(env).action_width > 1
+    env.close()
+
+
 @pytest.mark.slow
 @every_suite
 def test_it_is_trained_on_for_a_moment(suite, tmp_path, tmp_path_factory):
     make(suite).close()
+    pictures = {"agent__world_model__mults": [1, 1, 1, 1], "eval__episodes": 0}
     with compiled_once(tmp_path_factory):
-        config = tiny(tmp_path / "run", env=suite.env, env_options=suite.options, eval__episodes=0)
-        dreamer.train(config)
+        dreamer.train(tiny(tmp_path / "run", env=suite.env, env_options=suite.options, **pictures))
     assert lines(tmp_path / "run")[-1]["updates"] >= 2
