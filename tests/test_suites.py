@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import pytest
+from playing import play, same
 from tiny_runs import compiled_once, lines, tiny
 
 import dreamer
@@ -79,26 +80,6 @@ def make(suite: Suite, render_mode: str | None = None) -> gymnasium.Env:
         if "OpenGL" in str(error) or suite.package == "memory_maze" and "needs the package" in str(error):
             pytest.skip(str(error))
         raise
-
-
-def play(env: gymnasium.Env, seed: int, steps: int = STEPS) -> list[Any]:
-    """What an episode, and those after it, give for random actions that depend on nothing."""
-    answers: list[Any] = [env.reset(seed=seed)[0]]
-    env.action_space.seed(0)
-    for _ in range(steps):
-        *answer, _ = env.step(env.action_space.sample())
-        answers.append(answer)
-        if answer[2] or answer[3]:
-            answers.append(env.reset()[0])
-    return answers
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return np.array_equal(a, b)
 
 
 @every_suite
@@ -186,3 +167,4 @@ def test_it_is_trained_on_for_a_moment(suite, tmp_path, tmp_path_factory):
     with compiled_once(tmp_path_factory):
         dreamer.train(tiny(tmp_path / "run", env=suite.env, env_options=suite.options, **pictures))
     assert lines(tmp_path / "run")[-1]["updates"] >= 2
+
