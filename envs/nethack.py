@@ -6,18 +6,15 @@ commands that install it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
-from PIL import Image
 
+from envs._nle import NetHack, check_keys, take_over_limit
 from envs._suite import check_choice, extra, find_task
 
-COMMAND = "pip install pybind11 && pip install --no-deps nle==1.3.0"
-TILE = 16  # pixels
+COMMAND = "pip install --no-deps nle==1.3.0"
 
 
 def make(
@@ -35,89 +32,18 @@ def make(
     `size` [height, width] under "image"; 0 for no picture. keys: of NLE's observations, shown as they are: "blstats"
     [27] are the numbers of the bottom line, "message" [256] are letters, "glyphs" [21, 79] the whole map as numbers of
     one of 5976 things. limit: steps until an episode is cut off, by default NLE's own, 5,000, or 1,000,000 of the
-    Challenge. All other options go to NLE's gymnasium.make. Raises ValueError and ImportError.
+    Challenge. All other options go to the task's class. Raises ValueError and ImportError.
     """
     with extra("nethack", COMMAND):
-        from nle.env import base, tasks
+        from nle.env import tasks
     check_choice("nethack", "render_mode", render_mode, (None, "rgb_array"))
     known = {name.removeprefix("NetHack"): kind for name, kind in vars(tasks).items() if name.startswith("NetHack")}
     name = find_task("nethack", task, known)
-    for key in keys:
-        check_choice("nethack", "one of keys", key, dict(base.NLE_SPACE_ITEMS))
-    if not (fields or keys):
-        raise ValueError("nethack: with no fields and no keys there is nothing to see")
+    check_keys("nethack", keys, fields)
     env = known[name](
         render_mode="pixel",
         observation_keys=tuple(dict.fromkeys(("blstats", *keys))),
-        max_episode_steps=sys.maxsize,  # NLE quits the game before it shows the last state: `limit` is counted here
         fix_moon_phase=True,  # else the day of the game is today
         **options,
     )
-    if limit is None:
-        limit = 1_000_000 if name == "Challenge" else 5_000
-    return NetHack(env, fields, (int(size[0]), int(size[1])), tuple(keys), limit, render_mode)
-
-
-class NetHack(gymnasium.Env):
-    """A task of NLE. Death and the task's own end are true ends, `limit` and what NLE calls aborted are not."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
-
-    def __init__(
-        self, env: Any, fields: int, size: tuple[int, int], keys: tuple[str, ...], limit: int, render_mode: str | None
-    ):
-        self.render_mode = render_mode
-        self._env, self._fields, self._size, self._keys, self._limit = env, fields, size, keys, limit
-        self._time = 0
-        self._seen: dict[str, np.ndarray] = {}
-        parts: dict[str, gymnasium.Space] = {key: env.observation_space[key] for key in keys}
-        if fields:
-            parts["image"] = gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
-        self.observation_space = gymnasium.spaces.Dict(parts)
-        self.action_space = env.action_space
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin a game, its seeds drawn from gymnasium's. The Challenge does not let itself be seeded."""
-        super().reset(seed=seed)
-        if not type(self._env).__name__.endswith("Challenge"):
-            self._env.seed(*(int(draw) for draw in self.np_random.integers(2**62, size=2)), reseed=False)
-        obs, info = self._env.reset()
-        self._time = 0
-        return self._shown(obs), info
-
-    def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
-        """One key. What NLE aborts (the Challenge, when the game's time stands still) shows its last state again."""
-        obs, reward, over, _, info = self._env.step(int(action))
-        self._time += 1
-        aborted = info["end_status"] == self._env.StepStatus.ABORTED
-        seen = self._seen if aborted else self._shown(obs)
-        over = bool(over and not aborted)
-        return seen, float(reward), over, bool(not over and (aborted or self._time >= self._limit)), info
-
-    def render(self) -> np.ndarray:
-        """The whole map, uint8 [336, 1264, 3]."""
-        return self._env.render().copy()
-
-    def close(self) -> None:
-        """End the game."""
-        self._env.close()
-
-    def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._seen = {key: obs[key].copy() for key in self._keys}  # NLE writes into the same arrays again
-        if self._fields:
-            self._seen["image"] = self._surroundings(*obs["blstats"][:2])
-        return self._seen
-
-    def _surroundings(self, x: int, y: int) -> np.ndarray:
-        """The fields around column x, row y of the map, black where it ends."""
-        half = self._fields // 2
-        picture = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
-        drawn = self._env.render()
-        rows, columns = drawn.shape[0] // TILE, drawn.shape[1] // TILE
-        top, left = max(0, y - half), max(0, x - half)
-        part = drawn[top * TILE : min(rows, y - half + self._fields) * TILE,
-                     left * TILE : min(columns, x - half + self._fields) * TILE]  # fmt: skip
-        row, column = (top - y + half) * TILE, (left - x + half) * TILE
-        picture[row : row + part.shape[0], column : column + part.shape[1]] = part
-        height, width = self._size
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    return NetHack(env, fields, (int(size[0]), int(size[1])), tuple(keys), take_over_limit(env, limit), render_mode)

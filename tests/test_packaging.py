@@ -19,8 +19,8 @@ PACKAGES = {
     "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
     "ale_py": "ale-py", "imageio_ffmpeg": "imageio", "memory_maze": "memory-maze",
 }  # fmt: skip
-# Its requirements clash with ours, though it works: envs/nethack.py has the command that installs it.
-APART = {"nle"}
+# Their requirements clash with ours, though they work: envs/minihack.py has the command that installs them.
+APART = {"nle", "minihack"}
 
 
 def names(requirements: list[str]) -> set[str]:

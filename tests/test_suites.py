@@ -50,6 +50,7 @@ SUITES = [
     Suite("vizdoom:DefendLine", "vizdoom", has_state=False, wrong=("Basik", "did you mean 'Basic'")),
     Suite("metaworld:reach-v3", "metaworld", has_state=False, wrong=("rech", "did you mean 'reach-v3'")),
     Suite("nethack:Score", "nle", has_state=False, wrong=("Scor", "did you mean 'Score'")),
+    Suite("minihack:Room-5x5-v0", "minihack", has_state=False, wrong=("Room-5x", "did you mean 'MiniHack-Room-5x5")),
 ]
 
 
