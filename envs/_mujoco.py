@@ -1,4 +1,4 @@
-"""How dm_control's MuJoCo draws without a screen. No suite itself."""
+"""How MuJoCo draws without a screen, and its state. No suite itself."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import ctypes.util
 import importlib
 import logging
 import os
+import pickle
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 
 def choose_graphics(suite: str) -> None:
@@ -55,3 +58,15 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def pack(data: Any) -> bytes:
+    """All of an mjData, its contacts and what is computed from the state as well, so that nothing is rounded anew."""
+    return zlib.compress(pickle.dumps(data), 1)
+
+
+def unpack(packed: bytes, model: Any, data: Any) -> None:
+    """Writes what `pack` gave into the `data` of the same `model`."""
+    import mujoco
+
+    mujoco.mj_copyData(data, model, pickle.loads(zlib.decompress(packed)))

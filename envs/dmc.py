@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -13,6 +14,13 @@ from envs._mujoco import choose_graphics, loading, quiet
 from envs._suite import check_choice, extra, find_task
 
 CAMERAS = {"quadruped": 2}  # elsewhere camera 0; the quadruped's camera 0 looks past it
+
+# What tasks change in their model when an episode begins.
+CHANGED = (
+    "body_pos", "body_quat", "dof_damping", "geom_pos", "geom_quat", "geom_size", "geom_rgba", "site_pos", "site_rgba",
+    "site_size", "light_pos", "wrap_prm",
+)  # fmt: skip
+COUNTS = ("_step_count", "_reset_next_step")
 
 
 def make(
@@ -60,6 +68,37 @@ class DMC(DMEnv):
     def render(self) -> np.ndarray:
         """A picture uint8 [height, width, 3], drawn large enough to be looked at."""
         return self._draw(240, 320)
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next steps depend on; the simulator ends a step with what `mj_step1` makes of its state.
+
+        Raises ValueError for quadruped-escape, whose terrain the graphics library holds.
+        """
+        import mujoco
+
+        model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
+        if type(self._env.task).__name__ == "Escape":
+            raise ValueError("its terrain, drawn anew in each episode, cannot be set")
+        simulator = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, simulator, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return {
+            "simulator": simulator,
+            "model": {key: getattr(model, key).copy() for key in CHANGED},
+            "task": copy.deepcopy(vars(self._env.task)),
+            "counts": {key: getattr(self._env, key) for key in COUNTS},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `get_state` gave."""
+        import mujoco
+
+        model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
+        for key, array in state["model"].items():
+            getattr(model, key)[:] = array
+        mujoco.mj_setState(model, data, state["simulator"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_step1(model, data)
+        vars(self._env.task).update(copy.deepcopy(state["task"]))
+        vars(self._env).update(state["counts"])
 
     def _seed(self, seed: int) -> None:
         self._env.task.random.seed(seed)

@@ -13,7 +13,7 @@ import gymnasium
 from envs._nle import NetHack, check_keys, take_over_limit
 from envs._suite import check_choice, extra, find_task
 
-COMMAND = "pip install --no-deps nle==1.3.0 minihack==1.0.2"
+COMMAND = 'pip install "setuptools<81" && pip install --no-deps nle==1.3.0 minihack==1.0.2'
 
 
 def make(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-import zlib
 from typing import Any
 
 import gymnasium
 
-from envs._mujoco import choose_graphics
+from envs._mujoco import choose_graphics, pack, unpack
 from envs._suite import check_choice, extra, find_task
 
 COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
@@ -20,14 +18,19 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium
     if render_mode:
         choose_graphics("mujoco")
     with extra("mujoco"):
-        import mujoco  # noqa: F401 gymnasium would name its own extra
+        import mujoco
     known: dict[str, str] = {}
     for name, spec in sorted(gymnasium.registry.items()):
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco.") and spec.version in (4, 5):
             known |= {name: name, spec.name: name}
     size: dict[str, Any] = {"width": 320, "height": 240} if render_mode else {}
     name = known[find_task("mujoco", task, known)]
-    return MuJoCo(gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **size, **options))
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)  # gymnasium's own models use what MuJoCo calls deprecated
+    try:
+        return MuJoCo(gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **size, **options))
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 class MuJoCo(gymnasium.Wrapper):
@@ -36,16 +39,13 @@ class MuJoCo(gymnasium.Wrapper):
     def get_state(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         inner: Any = self.unwrapped
-        data = zlib.compress(pickle.dumps(inner.data), 1)
         counters = [{key: vars(layer)[key] for key in COUNTERS if key in vars(layer)} for layer in self._layers()]
-        return {"data": data, "random": inner.np_random.bit_generator.state, "counters": counters}
+        return {"data": pack(inner.data), "random": inner.np_random.bit_generator.state, "counters": counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state that `get_state` gave."""
-        import mujoco
-
         inner: Any = self.unwrapped
-        mujoco.mj_copyData(inner.data, inner.model, pickle.loads(zlib.decompress(state["data"])))
+        unpack(state["data"], inner.model, inner.data)
         inner.np_random.bit_generator.state = state["random"]
         for layer, values in zip(self._layers(), state["counters"], strict=True):
             vars(layer).update(values)

@@ -233,3 +233,21 @@ class TestNetHack:
             x, y = obs["blstats"][:2]
             hero = env.render()[16 * y : 16 * y + 16, 16 * x : 16 * x + 16]
             np.testing.assert_array_equal(obs["image"][64:80, 64:80], hero)
+
+
+@pytest.mark.slow
+def test_every_task_of_dmc_goes_on_from_its_state_to_the_bit():
+    pytest.importorskip("dm_control")
+    from dm_control import suite
+
+    with pytest.raises(ValueError, match="terrain"):
+        plugins.make_env("dmc:quadruped-escape").get_state()
+    for domain, task in set(suite.ALL_TASKS) - {("quadruped", "escape")}:
+        env, other = (plugins.make_env(f"dmc:{domain}-{task}") for _ in range(2))
+        play(env, 0, 7)
+        other.reset(seed=1)
+        other.set_state(env.get_state())
+        for _ in range(6):
+            action = env.action_space.sample()
+            assert same(env.step(action), other.step(action)), (domain, task)
+        assert same(env.reset(), other.reset()), (domain, task)

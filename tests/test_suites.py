@@ -36,10 +36,11 @@ class Suite(NamedTuple):
 
 
 SUITES = [
+    Suite("dmc:finger-turn_hard", "dm_control", wrong=("walker-wlk", "did you mean 'walker-walk'")),
     Suite("atari:pong", "ale_py", wrong=("breakut", "did you mean 'breakout'")),
     Suite("atari:ms_pacman", "ale_py", {"size": [64, 64], "gray": False, "sticky": 0.0, "actions": "minimal"}),
     Suite("crafter:reward", "crafter", wrong=("rewad", "did you mean 'reward'")),
-    Suite("minigrid:MultiRoom-N2-S4-v0", "minigrid", wrong=("Empty-5x", "did you mean 'MiniGrid-Empty-5x5-v0'")),
+    Suite("minigrid:MultiRoom-N2-S4-v0", "minigrid", {"tile": 16}, wrong=("Empty-5x", "mean 'MiniGrid-Empty-5x5")),
     Suite("minigrid:DoorKey-5x5-v0", "minigrid", {"view": "symbols"}),
     Suite("mujoco:Hopper", "mujoco", wrong=("HalfCheeta", "did you mean 'HalfCheetah'")),
     Suite("bsuite:catch/0", "bsuite", draws=False, wrong=("cach/0", "did you mean 'catch'")),
@@ -154,7 +155,8 @@ def test_a_wrong_task_gets_the_nearest_one(suite):
 @every_suite
 def test_the_environment_of_its_preset_can_be_made(suite):
     make(suite).close()
-    config = load(PRESETS / f"{suite.env.split(':')[0]}.yaml")
+    name = suite.env.split(":")[0]
+    config = load(PRESETS / f"{'dmc_proprio' if name == 'dmc' else name}.yaml")
     env = plugins.make_env(config.env, config.env_options)
     assert spec_of(env).action_width > 1
     env.close()
