@@ -33,6 +33,8 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
 def find_task(suite: str, task: str, known: Iterable[str]) -> str:
     """The name in `known` that `task` means, whatever its case and its hyphens. Raises ValueError with the nearest."""
     known = list(known)
+    if task in known:
+        return task
     by_letters = {_letters(name): name for name in known}
     wanted = _letters(task)
     if wanted in by_letters:

@@ -5,7 +5,9 @@ Hold each action for four tics with `--action-repeat 4`, as the preset does.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -49,6 +51,9 @@ class ViZDoom(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
         super().__init__(env)
         self._size = size
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        game: Any = env.unwrapped
+        game.game.set_doom_config_path(str(Path(self._folder.name) / "settings.ini"))  # else it lies where one works
         parts: dict[str, gymnasium.Space] = {"image": gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)}
         inner = env.observation_space
         self._variables = variables and "gamevariables" in inner  # type: ignore[operator]
@@ -68,6 +73,11 @@ class ViZDoom(gymnasium.Wrapper):
         if over or timeout:
             return self._seen, float(reward), bool(over and not timeout), bool(timeout), info
         return self._shown(obs), float(reward), False, False, info
+
+    def close(self) -> None:
+        """End the game."""
+        self.env.close()
+        self._folder.cleanup()
 
     def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         height, width = self._size

@@ -168,6 +168,16 @@ def test_filming_crafter_at_night_changes_nothing():
         np.testing.assert_array_equal(one[0], two[0])
 
 
+def test_crafters_creatures_are_drawn_from_an_order_that_memory_does_not_decide():
+    pytest.importorskip("crafter")
+    env = plugins.make_env("crafter:reward")
+    env.reset(seed=0)
+    world = env.unwrapped._env._world
+    chunks = [[world._objects.index(thing) for thing in things] for things in world._chunks.values()]
+    assert max(map(len, chunks)) > 1 and all(chunk == sorted(chunk) for chunk in chunks)
+    assert sorted(sum(chunks, [])) == [i for i, thing in enumerate(world._objects) if thing]
+
+
 class TestMetaWorld:
     """Goals, success and the time limit."""
 
