@@ -36,6 +36,8 @@ class Suite(NamedTuple):
 
 
 SUITES = [
+    Suite("LunarLander-v3", "Box2D", has_state=False),
+    Suite("dmc:cheetah-run", "dm_control", {"image": True}),
     Suite("dmc:finger-turn_hard", "dm_control", wrong=("walker-wlk", "did you mean 'walker-walk'")),
     Suite("atari:pong", "ale_py", wrong=("breakut", "did you mean 'breakout'")),
     Suite("atari:ms_pacman", "ale_py", {"size": [64, 64], "gray": False, "sticky": 0.0, "actions": "minimal"}),
@@ -69,6 +71,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
 ]
 STEPS = 30
+PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # elsewhere the suite's name
 PRESETS = pathlib.Path(__file__).parent.parent / "experiments"
 
 
@@ -156,7 +159,7 @@ def test_a_wrong_task_gets_the_nearest_one(suite):
 def test_the_environment_of_its_preset_can_be_made(suite):
     make(suite).close()
     name = suite.env.split(":")[0]
-    config = load(PRESETS / f"{'dmc_proprio' if name == 'dmc' else name}.yaml")
+    config = load(PRESETS / f"{PRESET_OF.get(name, name)}.yaml")
     env = plugins.make_env(config.env, config.env_options)
     assert spec_of(env).action_width > 1
     env.close()
