@@ -21,9 +21,9 @@ from env_throughput import Turn, rate
 
 from dreamer.config import Config, load
 from dreamer.errors import UserError
+from dreamer.runtime.actions import random_actions
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
-from dreamer.runtime.workers.auto import random_actions
 
 PRESETS = (
     "quickstart", "box2d", "mujoco", "dmc_proprio", "dmc_vision", "atari", "atari100k", "crafter", "minigrid", "bsuite",
@@ -37,7 +37,7 @@ def turn_of(stack: contextlib.ExitStack, config: Config, backend: str, envs: int
     workers = WorkersConfig(backend, envs=envs)  # type: ignore[arg-type]
     crew = make_workers(workers, config.env, config.env_options, action_repeat=config.action_repeat)
     stack.enter_context(crew)
-    actions = random_actions(crew.spec, np.random.default_rng(0), 256 * envs).reshape(256, envs, -1)
+    actions = random_actions(crew.spec.action, np.random.default_rng(0), 256 * envs).reshape(256, envs, -1)
     count = 0
 
     def turn() -> int:

@@ -20,7 +20,7 @@ from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
-from dreamer.runtime.readers import spec_of
+from dreamer.runtime.reading import spec_of
 from dreamer.runtime.rows import EnvRows
 
 
@@ -42,7 +42,7 @@ SUITES = [
     Suite("atari:pong", "ale_py", wrong=("breakut", "did you mean 'breakout'")),
     Suite("atari:ms_pacman", "ale_py", {"size": [64, 64], "gray": False, "sticky": 0.0, "actions": "minimal"}),
     Suite("crafter:reward", "crafter", wrong=("rewad", "did you mean 'reward'")),
-    Suite("minigrid:MultiRoom-N2-S4-v0", "minigrid", {"tile": 16}, wrong=("Empty-5x", "mean 'MiniGrid-Empty-5x5")),
+    Suite("minigrid:MultiRoom-N2-S4-v0", "minigrid", wrong=("Empty-5x", "mean 'MiniGrid-Empty-5x5")),
     Suite("minigrid:DoorKey-5x5-v0", "minigrid", {"view": "symbols"}),
     Suite("mujoco:Hopper", "mujoco", wrong=("HalfCheeta", "did you mean 'HalfCheetah'")),
     Suite("bsuite:catch/0", "bsuite", draws=False, wrong=("cach/0", "did you mean 'catch'")),
