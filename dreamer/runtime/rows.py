@@ -204,7 +204,9 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
     except Exception:  # `accept` meets it again, and names the environment
         return False
     out.reward[where] = rewards
-    out.is_first[where] = [not row._step for row in rows]
+    out.is_first[where] = False
+    if 0 in (steps := [row._step for row in rows]):
+        out.is_first[where] = [not step for step in steps]
     out.is_last[where] = out.is_terminal[where] = False
     if True in terminated or True in truncated:
         ends = np.logical_or(terminated, truncated)

@@ -99,14 +99,16 @@ class InlineWorkers:
 
     def _step(self) -> None:
         table, rows = self._table, self._table.rows
-        busy = np.flatnonzero(table.phase == BUSY).tolist()
+        everyone = table.all_in(BUSY)
+        busy = list(range(self.envs)) if everyone else np.flatnonzero(table.phase == BUSY).tolist()
         if not busy:
             return
-        where = slice(None) if len(busy) == self.envs else busy  # all: views are cheaper than copies
+        where = slice(None) if everyone else busy  # all: views are cheaper than copies
         answers: dict[int, Any] = {}
-        for number, native in zip(busy, self.rows[0].natives(rows.action[where]), strict=True):
+        own = self.rows
+        for number, native in zip(busy, own[0].natives(rows.action[where]), strict=True):
             try:
-                answers[number] = self.rows[number].ask(native)
+                answers[number] = own[number].ask(native)
             except Exception as error:
                 self._renew(number, told(error, self._plan, number))
         together = len(answers) == len(busy)

@@ -23,19 +23,30 @@ class Table:
         self.rows = rows
         self.envs = len(rows.reward)
         self.phase = np.full(self.envs, BUSY, np.uint8)
+        self._everyone = np.arange(self.envs)
+        self._numbers = self._everyone.tobytes()
+
+    def all_in(self, phase: int) -> bool:
+        """Whether all environments are in one phase; compared as bytes, which takes a tenth of an array's time."""
+        return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, least: int | None) -> int:
         """How many rows a receive waits for. RuntimeError when so many cannot come."""
-        taken = int(np.count_nonzero(self.phase == TAKEN))
+        taken = self.phase.tobytes().count(TAKEN)
         if taken and (least is None or taken == self.envs):
             raise RuntimeError("receive() was called twice without send(): environments wait for an action")
         return self.envs if least is None else max(1, min(least, self.envs - taken))
 
     def take(self) -> Ready:
         """Copies of the rows that are ready; they are the receiver's now."""
+        rows = self.rows
+        if self.all_in(READY):
+            self.phase.fill(TAKEN)
+            obs = {key: array.copy() for key, array in rows.obs.items()}
+            fields = (array.copy() for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
+            return Ready(self._everyone.copy(), Step(obs, np.zeros(rows.action.shape, np.float32), *fields))
         envs = np.flatnonzero(self.phase == READY)
         self.phase[envs] = TAKEN
-        rows = self.rows
         obs = {key: array.take(envs, 0) for key, array in rows.obs.items()}
         action = np.zeros((len(envs), rows.action.shape[1]), np.float32)
         fields = (array.take(envs) for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
@@ -61,6 +72,10 @@ class Table:
             raise ValueError(f"actions are {list(actions.shape)}, they must be {list(expected)}")
         if np.count_nonzero(np.isfinite(actions)) != actions.size:  # all() takes longer for so few numbers
             raise UserError("the agent's action is not finite: its parameters have diverged")
+        if envs.tobytes() == self._numbers and self.all_in(TAKEN):
+            self.rows.action[:] = actions
+            self.phase.fill(BUSY)
+            return list(range(self.envs))
         numbers: list[int] = envs.tolist()
         if np.count_nonzero(self.phase[envs] == TAKEN) < len(numbers) or len(set(numbers)) < len(numbers):
             raise RuntimeError("send() was called twice without receive(): an environment has no row to answer")
