@@ -89,7 +89,7 @@ class Fails(Sound):
         if how == "spaces":
             self.observation_space = spaces.Text(5)
         if how == "action space":
-            self.action_space = spaces.MultiDiscrete([2, 2])
+            self.action_space = spaces.Text(3)
 
     def step(self, action):
         obs, reward, terminated, truncated, info = super().step(action)

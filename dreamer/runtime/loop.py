@@ -55,7 +55,7 @@ def train(
         print(f"{config.run_dir} has made its {found.step:,} env_steps; give more to go on")
         return Path(config.run_dir)
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack, env, found, used)
+        run = Run(config, stack, found, used, env)
         write_config(run.run_dir, to_yaml(given))
         try:
             run.start(found)
@@ -90,21 +90,22 @@ class Run:
     """Owns all that a run consists of. In lockstep `collect`, `learn` and `tend` make one turn of the loop."""
 
     def __init__(
-        self, config: Config, stack: contextlib.ExitStack, env: EnvName, found: Found | None = None, used: bool = False
-    ):
+        self, config: Config, stack: contextlib.ExitStack, found: Found | None = None, used: bool = False,
+        env: EnvName | None = None,
+    ):  # fmt: skip
         """Opens everything on `stack`. The run directory is made last of all that may be refused."""
-        self.config, self.env = config, env
+        self.config, self.env = config, env or config.env
         self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
         self.display = stack.enter_context(Display(config.env_steps, every=config.log.every))
         self.stopping = stack.enter_context(Stopping(self.display.message))
         self.workers: Workers = stack.enter_context(
             make_workers(
-                config.workers, env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
+                config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
             )
         )
         self.stopping.then(self.workers.hurry)
         spec, envs = self.workers.spec, self.workers.envs
-        self.film, why_not = evaluation.can_film(env, config.env_options, config.eval.video)
+        self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
         size = replay.plan(
             spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps, run_dir=config.run_dir
