@@ -1,4 +1,4 @@
-"""A small task with pictures and numbers at once and continuous actions: `make("square")`. Needs numpy alone.
+"""Small tasks with pictures and numbers at once and continuous actions: `make("line")`, "square". Needs numpy alone.
 
 The picture shows where the target is, the numbers say where the hand is; neither will do without the other.
 """
@@ -10,36 +10,39 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-TASKS = ("square",)
+from envs._suite import find_task
+
+AXES = {"line": 1, "square": 2}
 STEPS = 25
 SIDE, DOT = 32, 5  # pixels
 REACH = 0.3  # of the hand in a step; the square is 2 wide
 
 
 class Reach(gymnasium.Env):
-    """A hand in a square goes to the target and stays there.
+    """A hand goes to the target and stays there: on a line, or in a square.
 
-    Observation: picture uint8 [32, 32, 1], a bright dot at the target | hand float32 [2], its place, in -1 to 1.
-    Action: velocity [2] in -1 to 1. Reward: exp(-4 distance). The limit of 25 steps is none of the task's own:
-    truncated. Random velocities get 1.6, a hand that goes to the middle 2.1, straight to the target 23.1.
+    axes: A, 1 or 2. Observation: picture uint8 [32, 32, 1], a bright dot at the target | hand float32 [A], its place,
+    in -1 to 1. Action: velocity [A] in -1 to 1. Reward: exp(-4 distance). The limit of 25 steps is none of the task's
+    own: truncated. On the line random velocities get 5.8, a hand that goes to the middle 7.1, straight to the target
+    23.9; in the square 1.6, 2.1, 23.1.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
-    observation_space = gymnasium.spaces.Dict(
-        {
-            "picture": gymnasium.spaces.Box(0, 255, (SIDE, SIDE, 1), np.uint8),
-            "hand": gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32),
-        }
-    )
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, render_mode: str | None = None):
-        self.render_mode = render_mode
+    def __init__(self, axes: int, render_mode: str | None = None):
+        self.axes, self.render_mode = axes, render_mode
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (axes,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "picture": gymnasium.spaces.Box(0, 255, (SIDE, SIDE, 1), np.uint8),
+                "hand": gymnasium.spaces.Box(-1.0, 1.0, (axes,), np.float32),
+            }
+        )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """A new target and a new place of the hand."""
         super().reset(seed=seed)
-        self.hand, self.target = self.np_random.uniform(-1, 1, (2, 2))
+        self.hand, self.target = self.np_random.uniform(-1, 1, (2, self.axes))
         self.time = 0
         return self._show(), {}
 
@@ -71,13 +74,11 @@ class Reach(gymnasium.Env):
 
     def _dot(self, place: np.ndarray) -> np.ndarray:
         picture = np.zeros((SIDE, SIDE, 1), np.uint8)
-        top, left = np.round((place[::-1] + 1) / 2 * (SIDE - DOT)).astype(int)
+        left, top = np.round((np.resize([*place, 0.0], 2) + 1) / 2 * (SIDE - DOT)).astype(int)
         picture[top : top + DOT, left : left + DOT] = 255
         return picture
 
 
 def make(task: str, render_mode: str | None = None) -> gymnasium.Env:
-    """The task "square". Raises ValueError for any other."""
-    if task not in TASKS:
-        raise ValueError(f"reach has no task {task!r}; choices: {', '.join(TASKS)}")
-    return Reach(render_mode)
+    """One task. Raises ValueError for a name that is none."""
+    return Reach(AXES[find_task("reach", task, list(AXES))], render_mode)
