@@ -135,7 +135,7 @@ def test_the_predicted_mask_is_learned(masked):
     batch = batch._replace(obs=batch.obs | {MASK: (batch.obs["vector"].sum(-1, keepdims=True) > 0) * np.ones(5, int)})
     batch = batch._replace(obs=batch.obs | {MASK: batch.obs[MASK].astype(np.int32)})
     update, losses = tiny.jit(agent.update), []
-    for _ in range(40):
+    for _ in range(60):
         state, _, metrics = update(state, batch)
         losses.append(float(metrics["loss/mask"]))
     assert losses[-1] < 0.8 * losses[0]
