@@ -8,7 +8,7 @@ once, without the pages of files: of libraries each process counts its share, wh
 other program on the machine loads or leaves them. The slope is that of least squares, from a fifth of the time after
 the replay was full on; `noise` is what the residuals let it be by chance (two standard errors, with their
 autocorrelation). Exit code 1 when memory grows by more than that and by more than 1 % an hour, or when the disk passes
-the bound that the run has announced.
+the bound that the run has announced. What was measured is kept beside the picture, as CSV.
 
 Saves are the one thing that leaves something behind: TensorStore 0.1.86 leaks what its to_json() gives, about 260 bytes
 a call, and Orbax asks it for every array at every save.
@@ -71,14 +71,15 @@ def main() -> int:
 
 
 def watch(process: subprocess.Popen, run_dir: Path, minutes: float, every: float) -> list[tuple[float, ...]]:
-    """(seconds, rows held, MB resident, MB in rows/, MB of the run) every so many seconds, until time is over."""
+    """(seconds, rows held, MB resident, MB in rows/, MB of the run, MB of the trainer) every so many seconds."""
     rows, start = [], time.monotonic()
     while (now := time.monotonic() - start) < 60 * minutes and process.poll() is None:
         held = 0.0
         if (run_dir / "metrics.jsonl").exists() and (lines := (run_dir / "metrics.jsonl").read_text().splitlines()):
             held = json.loads(lines[-1]).get("replay/rows", 0.0)
-        memory = sum(map(pss, tree(process.pid))) / 1e6
-        rows.append((now, held, memory, size(run_dir / "rows") / 1e6, size(run_dir) / 1e6))
+        each = [pss(pid) / 1e6 for pid in tree(process.pid)]
+        memory = sum(each)
+        rows.append((now, held, memory, size(run_dir / "rows") / 1e6, size(run_dir) / 1e6, each[0]))
         print(f"\r{now:6.0f} s  {held:8.0f} rows  {memory:8.1f} MB  disk {rows[-1][3]:8.1f} MB ", end="", flush=True)
         time.sleep(every)
     print()
@@ -131,7 +132,9 @@ def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) -> int:
     """Prints and draws; 1 when something grows."""
-    times, held, memory, disk, whole = rows.T
+    times, held, memory, disk, whole, trainer = rows.T
+    header = "seconds,rows,memory_mb,rows_on_disk_mb,run_mb,trainer_mb"
+    np.savetxt(out.with_suffix(".csv"), rows, "%.3f", ",", header=header, comments="")
     full = times[np.argmax(held >= held.max())]
     kept = times >= full + 0.2 * (times[-1] - full)
     if kept.sum() < 20:
@@ -140,6 +143,10 @@ def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) 
     rate, noise = slope(times[kept], memory[kept])
     print(f"full after {full:.0f} s; {last['env_steps']:,} env steps, {last['updates']:,} updates in {times[-1]:.0f} s")
     print(f"memory: {memory[kept].mean():.1f} MB, slope {rate:+.2f} MB an hour, noise +-{noise:.2f}")
+    middle = times[kept].mean()
+    for name, part in (("first", kept & (times < middle)), ("second", kept & (times >= middle))):
+        print("  {} half: {:+.2f} +-{:.2f}".format(name, *slope(times[part], memory[part])))
+    print("  of it the trainer: {:+.2f} +-{:.2f}".format(*slope(times[kept], trainer[kept])))
     print(f"rows on the disk: at most {disk.max():.1f} of {announced:.1f} MB announced; whole run {whole[-1]:.1f} MB")
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     axes[0].plot(times / 60, memory)
