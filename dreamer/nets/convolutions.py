@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,12 +19,14 @@ Array = jax.Array
 class Conv(nn.Module):
     """Convolution, stride 1, padding SAME: [.., H, W, C] -> [.., H, W, features].
 
-    With `upsampled`, the convolution of `upsample(x)`: [.., H, W, C] -> [.., 2H, 2W, features].
+    With `pooled`, `max_pool` of it: [.., H, W, C] -> [.., H/2, W/2, features]. With `upsampled`, the convolution of
+    `upsample(x)`: [.., H, W, C] -> [.., 2H, 2W, features].
     """
 
     features: int
     kernel: int
     dtype: Any = jnp.float32
+    pooled: bool = False
     upsampled: bool = False
 
     @nn.compact
@@ -32,14 +35,105 @@ class Conv(nn.Module):
         kernel = self.param("kernel", trunc_normal_in(math.prod(shape[:3])), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         flat = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
-        y = (upsample_and_convolve if self.upsampled else convolve)(flat, kernel)
+        y = (convolve_and_pool if self.pooled else upsample_and_convolve if self.upsampled else convolve)(flat, kernel)
+        # Of pooled outputs, too: the largest stays the largest when all get the same bias.
         return add_bias(y.reshape(*x.shape[:-3], *y.shape[1:]), bias)
 
 
-def convolve(x: Array, kernel: Array, padding: Any = "SAME") -> Array:
-    """[N, H, W, C] with kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x."""
+def same(size: int) -> tuple[int, int]:
+    """The padding (before, after) with which a kernel of that size keeps the size of its input."""
+    return (size - 1) // 2, size // 2
+
+
+def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) -> Array:
+    """[N, H, W, C] with kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
+
+    padding: (before, after) of rows and columns alike, together k - 1; None: `same`.
+    """
+    return _convolve(x, kernel.astype(x.dtype), padding or same(kernel.shape[0]))
+
+
+def plain_convolve(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+    """`convolve` by XLA's convolution alone, its gradients as well."""
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), padding, dimension_numbers=layout)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [padding] * 2, dimension_numbers=layout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+    return plain_convolve(x, kernel, padding)
+
+
+def _convolve_forward(x: Array, kernel: Array, padding: tuple[int, int]) -> tuple[Array, tuple[Array, Array]]:
+    return plain_convolve(x, kernel, padding), (x, kernel)
+
+
+def _convolve_backward(padding: tuple[int, int], kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+
+    def by_xla(x: Array, dy: Array) -> Array:
+        return jax.vjp(lambda k: plain_convolve(x, k, padding), jnp.zeros_like(kernel))[1](dy)[0]
+
+    by_products = functools.partial(kernel_gradient, size=kernel.shape[0], padding=padding)
+    dkernel = jax.lax.platform_dependent(x, dy, cpu=by_products, default=by_xla)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return plain_convolve(dy, flipped, (padding[1], padding[0])), dkernel
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+CHUNK_BYTES = 2**21  # of the columns of `kernel_gradient`; about a core's second cache
+
+
+def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int]) -> Array:
+    """The gradient of a convolution's kernel as matrix products: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F].
+
+    d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], of the padded x. The columns of all v stand
+    side by side, each u is one product, a few images at a time, so that they stay in the cache. On CPUs two to five
+    times as fast as XLA's convolution with a window of the whole image.
+    """
+    n, h, w, channels = x.shape
+    features = dy.shape[-1]
+    fits = max(1, CHUNK_BYTES // (4 * h * w * size * channels))
+    chunk = max(d for d in range(1, min(n, fits) + 1) if n % d == 0)
+
+    def add(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
+        x, dy = images
+        x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+        columns = jnp.concatenate([x[:, :, v : v + w] for v in range(size)], -1)
+        dy = dy.reshape(-1, features)
+        # The narrow side in front: a product with few columns is several times slower than one with few rows.
+        rows = [dy.T @ columns[:, u : u + h].reshape(-1, size * channels) for u in range(size)]
+        return total + jnp.stack(rows), None
+
+    parts = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), (x, dy))
+    total, _ = jax.lax.scan(add, jnp.zeros((size, features, size * channels), x.dtype), parts)
+    return total.swapaxes(1, 2).reshape(size, size, channels, features)
+
+
+WIDEN_BELOW = 17  # input channels
+
+
+def convolve_and_pool(x: Array, kernel: Array) -> Array:
+    """`max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
+
+    With few channels in the form that processors are made for: the 2x2 pixels of a block become 4 C channels, the
+    four outputs of a block 4 F features. The output at 2i + a sees through tap u the pixel at 2i + a + u, which is
+    pixel (a + u) mod 2 of block i + floor((a + u) / 2); a 5x5 kernel becomes one of 3x3, with 144 products in place
+    of 100, and what is pooled lies side by side.
+    """
+    if x.shape[-1] >= WIDEN_BELOW:
+        return max_pool(convolve(x, kernel))
+    (size, _, channels, features), (n, h, w, _) = kernel.shape, x.shape
+    seen = np.arange(2)[:, None] + np.arange(size) - same(size)[0]
+    first, last = seen.min() // 2, seen.max() // 2
+    blocks, pixels = np.arange(first, last + 1), np.arange(2)
+    at = (seen[..., None, None] // 2 == blocks[:, None]) & (seen[..., None, None] % 2 == pixels)
+    wide = jnp.einsum("aurp,bvsq,uvcf->rspqcabf", at.astype(np.float32), at.astype(np.float32), kernel)
+    x = x.reshape(n, h // 2, 2, w // 2, 2, channels).swapaxes(2, 3).reshape(n, h // 2, w // 2, 4 * channels)
+    y = convolve(x, wide.reshape(len(blocks), len(blocks), 4 * channels, 4 * features), (-int(first), int(last)))
+    (a, b), (c, d) = (jnp.split(row, 2, -1) for row in jnp.split(y, 2, -1))
+    return larger(larger(a, b), larger(c, d))
 
 
 def upsample_and_convolve(x: Array, kernel: Array) -> Array:
@@ -50,12 +144,11 @@ def upsample_and_convolve(x: Array, kernel: Array) -> Array:
     becomes four of 3x3, with 36 products in place of 100.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
-    taps = np.arange(size) - (size - 1) // 2
-    source = (np.arange(2)[:, None] + taps) // 2
-    first, last = source.min(), source.max()
+    source = (np.arange(2)[:, None] + np.arange(size) - same(size)[0]) // 2
+    first, last = int(source.min()), int(source.max())
     sums = (source[:, None, :] == np.arange(first, last + 1)[:, None]).astype(np.float32)
     kernels = jnp.einsum("aru,bsv,uvcf->rscabf", sums, sums, kernel)
-    y = convolve(x, kernels.reshape(*kernels.shape[:3], -1), [(-first, last)] * 2)
+    y = convolve(x, kernels.reshape(*kernels.shape[:3], -1), (-first, last))
     n, h, w = y.shape[:3]
     return y.reshape(n, h, w, 2, 2, features).swapaxes(2, 3).reshape(n, 2 * h, 2 * w, features)
 
@@ -74,5 +167,10 @@ def max_pool(x: Array) -> Array:
     """
     h, w, c = x.shape[-3:]
     x = x.reshape(*x.shape[:-3], h // 2, 2, w // 2, 2, c)
-    x = jnp.where(x[..., 0, :] >= x[..., 1, :], x[..., 0, :], x[..., 1, :])
-    return jnp.where(x[..., 0, :, :] >= x[..., 1, :, :], x[..., 0, :, :], x[..., 1, :, :])
+    x = larger(x[..., 0, :], x[..., 1, :])
+    return larger(x[..., 0, :, :], x[..., 1, :, :])
+
+
+def larger(a: Array, b: Array) -> Array:
+    """The larger of the two, element by element; of equal ones the first takes the gradient."""
+    return jnp.where(a >= b, a, b)

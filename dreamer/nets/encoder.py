@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
-from dreamer.nets.convolutions import Conv, max_pool
+from dreamer.nets.convolutions import Conv
 from dreamer.nets.layers import Linear, RMSNorm
 from dreamer.nets.pictures import Group, groups, to_unit
 from dreamer.ops.distributions import symlog
@@ -82,8 +82,7 @@ class Encoder(nn.Module):
             x = jnp.pad(x, [*lead, (0, height - x.shape[-3]), (0, width - x.shape[-2]), (0, 0)])
         for i, mult in enumerate(group.mults):
             name = f"{group.prefix}cnn{i}"
-            x = Conv(self.depth * mult, self.kernel, self.dtype, name=name)(x)
-            x = max_pool(x)
+            x = Conv(self.depth * mult, self.kernel, self.dtype, pooled=True, name=name)(x)
             x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm")(x))
         return x.reshape(*x.shape[:-3], -1)
 
