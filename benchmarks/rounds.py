@@ -21,10 +21,13 @@ class Process:
     """A program that speaks peers/protocol.py. hello: what it said when it was ready | times: all its milliseconds."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self.name, self.times = name, []  # type: str, list[float]
+        self.name, self.hello, self.times = name, {}, []  # type: str, dict[str, Any], list[float]
         self._popen = subprocess.Popen(
             command, cwd=ROOT, env=dict(env), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+
+    def begin(self) -> None:
+        """Waits until it is ready."""
         self.hello = self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -43,17 +46,16 @@ class Process:
         return times
 
     def finish(self) -> dict[str, Any]:
-        """What it knows at its end. The process is gone afterwards."""
+        """What it knows at its end."""
         assert self._popen.stdin
         self._popen.stdin.close()
-        last = self._answer()
-        self._popen.wait()
-        return last
+        return self._answer()
 
     def stop(self) -> None:
         """Ends it, whatever it does."""
         self._popen.kill()
-        self._popen.wait()
+        with self._popen:  # closes its pipes and waits
+            pass
 
 
 def alternate(commands: Mapping[str, Sequence[str]], steps: int, rounds: int) -> dict[str, dict[str, Any]]:
@@ -67,6 +69,7 @@ def alternate(commands: Mapping[str, Sequence[str]], steps: int, rounds: int) ->
     try:
         for name, command in commands.items():
             alive.append(Process(name, command, env))
+            alive[-1].begin()
         rows: dict[str, dict[str, Any]] = {p.name: {**p.hello, "ms_rounds": []} for p in alive}
         for number in range(rounds):
             for process in alive[:: -1 if number % 2 else 1]:

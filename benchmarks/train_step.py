@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rounds, serve
+from benchmarks import rounds, serve, table
 
 SHOWN = (
     "params", "trace_s", "compile_s", "ms_median", "ms_min", "ms_spread", "ms_pipelined", "gflops", "tflops_per_s",
@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     else:
         rows = [measure_one(args)]
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+        table.write(Path(args.json), rows)
     return rows
 
 
