@@ -74,7 +74,7 @@ def line(row: Mapping[str, Any]) -> str:
         f"{row['size']} {row['obs']} {row['dtype']}{batch}{extra}",
         f"{number(row['ms_median'])} ({number(row['ms_min'])})",
         f"{number(row['flops'] / 1e9)} GFLOP",
-        f"{number(row['flops'] / row['ms_median'] / 1e9)} TFLOP/s, {row['peak_fraction']:.0%}",
+        f"{rate(row['flops'] / row['ms_median'] / 1e6)}, {row['peak_fraction']:.0%}",
         f"{number(row['trace_s'])} + {number(row['compile_s'])}",
         memory(row),
         ", ".join(number(row[f"policy{n}_ms_median"]) for n in (1, 16) if f"policy{n}_ms_median" in row),
@@ -96,6 +96,11 @@ def peer(row: Mapping[str, Any]) -> str:
     ratio, low_high = row["ratio"], row["ratio"]["rounds"]
     return (f"{row['peer']['name']} {number(row['peer']['ms_median'])}, **{ratio['median']:.2f}x** "
             f"({low_high[0]:.2f} to {low_high[1]:.2f})")  # fmt: skip
+
+
+def rate(gflops: float) -> str:
+    """GFLOP/s, from a thousand on TFLOP/s."""
+    return f"{number(gflops / 1e3)} TFLOP/s" if gflops >= 1e3 else f"{number(gflops)} GFLOP/s"
 
 
 def number(value: float) -> str:

@@ -35,14 +35,16 @@ SHOWN = (
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measures all that the command line names, prints it, and keeps it as JSON if asked."""
     args = parse(argv)
-    if args.runs:
-        rows = [row for run in args.runs for row in in_fresh_process(run, args)]
-    elif args.compare:
-        rows = [compare(args)]
-    else:
-        rows = [measure_one(args)]
-    if args.json:
-        table.write(Path(args.json), rows)
+    rows: list[dict[str, Any]] = []
+    for run in args.runs or [None]:
+        if run:
+            rows += in_fresh_process(run, args)
+        else:
+            rows.append(compare(args) if args.compare else measure_one(args))
+        if args.json:  # after each, so that a run cut short keeps what it has
+            table.write(Path(args.json), rows)
+    if len(rows) < len(args.runs or ()):
+        raise SystemExit(f"{len(args.runs) - len(rows)} of {len(args.runs)} runs failed")
     return rows
 
 

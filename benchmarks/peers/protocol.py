@@ -26,7 +26,7 @@ def serve(answers: TextIO, hello: dict[str, Any], step: Callable[[], Any], last:
     print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps({"ms": time_steps(step, int(line))}), file=answers, flush=True)
-    print(json.dumps(last() | {"rss_mb": peak_rss_mb()}), file=answers, flush=True)
+    print(json.dumps({"rss_mb": peak_rss_mb()} | last()), file=answers, flush=True)
 
 
 def time_steps(step: Callable[[], Any], count: int) -> list[float]:
