@@ -1,112 +1,158 @@
-"""Milliseconds of one train step and one policy step, compile time and peak memory apart.
+"""Milliseconds of one train step and one policy step, operations, compile time and memory; beside a peer if asked.
 
-    python benchmarks/train_step.py --size size1m --kind proprio
+    python -m benchmarks.train_step --size size12m --obs image --json row.json
+    python -m benchmarks.train_step --runs size1m:proprio:bfloat16 size12m:image:bfloat16 --json rows.json
+    python -m benchmarks.train_step --size size12m --obs image --compare dreamerv3=/path/to/checkout
+    python -m benchmarks.train_step --size size12m --obs image --profile trace_dir
 
-Synthetic data, batch 16 x 64 with one context row, float32 unless --dtype says otherwise. Prints one JSON line.
+Synthetic data, batch 16 x 64 with one context row, float32 unless --dtype says otherwise. Operations are those of the
+matrix products and convolutions of the jaxpr after dead code elimination (operations.py), flops_per_s at the median.
+The peak is a square matrix product timed in the same run, float32 2048 on a CPU, 8192 in the dtype elsewhere.
+Several --runs: each in a fresh process, so that peak memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import resource
-import statistics
-import time
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from benchmarks import rounds, serve, table
 
-import dreamer.config
-from dreamer import agent as agents
-from dreamer.interfaces import Batch
-from dreamer.runtime.actions import random_actions
-from dreamer.spaces import Action, Space, Spec
-from dreamer.world_models.rssm import parameter_count
-
-SPECS = {
-    "proprio": Spec({"vector": Space((24,), "float32")}, Action(continuous=6)),
-    "image": Spec({"image": Space((64, 64, 3), "uint8")}, Action((18,))),
-}
+SHOWN = (
+    "params", "trace_s", "compile_s", "ms_median", "ms_min", "ms_spread", "ms_pipelined", "gflops", "tflops_per_s",
+    "peak_fraction", "matmul_peak_gflops", "temp_mb", "rss_mb", "device_peak_mb", "policy1_ms_median",
+    "policy16_ms_median", "xla_flags",
+)  # fmt: skip
 
 
-def main() -> None:
-    """Times one combination of size and observation."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", default="size1m")
-    parser.add_argument("--kind", choices=SPECS, default="proprio")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
-    parser.add_argument("--steps", type=int, default=10)
-    args = parser.parse_args()
-    spec = SPECS[args.kind]
-    preset = Path(__file__).parents[1] / "experiments" / f"{args.size}.yaml"
-    config = dreamer.config.load(preset, overrides={"agent.compute_dtype": args.dtype})
-    agent = agents.make(config.agent, spec)
-    state = jax.jit(agent.init)(jax.random.key(0))
-    batch = jax.device_put(make_batch(spec, agent.storage, *args.batch))
-    row = {"size": args.size, "kind": args.kind, "dtype": args.dtype, "batch": list(args.batch)}
-    row |= {"params": parameter_count(state.params), "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    row |= time_update(agent, state, batch, args.steps)
-    for envs in (1, 16):
-        row |= time_policy(agent, spec, envs)
-    row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps(row), flush=True)
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Measures all that the command line names, prints it, and keeps it as JSON if asked."""
+    args = parse(argv)
+    rows: list[dict[str, Any]] = []
+    for run in args.runs or [None]:
+        if run:
+            rows += in_fresh_process(run, args)
+        else:
+            rows.append(compare(args) if args.compare else measure_one(args))
+        if args.json:  # after each, so that a run cut short keeps what it has
+            table.write(Path(args.json), rows)
+    if len(rows) < len(args.runs or ()):
+        raise SystemExit(f"{len(args.runs) - len(rows)} of {len(args.runs)} runs failed")
+    return rows
 
 
-def make_batch(spec: Spec, storage: dict, batch_size: int, length: int) -> Batch:
-    """A random batch with one context row."""
-    rng, shape = np.random.default_rng(0), (batch_size, length + 1)
-
-    def draw(space: Space, lead: tuple[int, ...]) -> np.ndarray:
-        if space.dtype == "uint8" and len(space.shape) == 3:
-            return rng.integers(0, 256, (*lead, *space.shape), np.uint8)
-        return rng.normal(size=(*lead, *space.shape)).astype(np.float32)
-
-    action = random_actions(spec.action, rng, math.prod(shape)).reshape(*shape, -1)
-    first = np.zeros(shape, bool)
-    first[:, 0] = True
-    latent = {k: np.zeros((batch_size, 1, *s.shape), jnp.dtype(s.dtype)) for k, s in storage.items()}
-    obs = {k: draw(space, shape) for k, space in spec.obs.items()}
-    reward = rng.normal(size=shape).astype(np.float32)
-    return Batch(obs, action, reward, first, np.zeros(shape, bool), np.zeros(shape, bool), latent)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    serve.add_arguments(parser)
+    parser.add_argument("--steps", type=int, default=10, help="timed updates; with --compare, of each round")
+    parser.add_argument("--runs", nargs="+", metavar="SIZE:OBS[:DTYPE]", help="several, each in a fresh process")
+    parser.add_argument("--json", metavar="FILE", help="keep everything there")
+    parser.add_argument("--compare", metavar="PEER=CHECKOUT", help="in turns with a peer of benchmarks/peers/")
+    parser.add_argument("--peer-python", default="", help="the peer's interpreter; this one if left out")
+    parser.add_argument("--peer-args", default="", help="more words for the peer's adapter, as one string")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side with --compare")
+    parser.add_argument("--profile", metavar="DIR", help="trace a few updates and print the ten dearest operations")
+    return parser.parse_args(argv)
 
 
-def time_update(agent, state, batch, steps: int) -> dict:
-    """Compile seconds, then minimum and median milliseconds of `steps` updates after three to warm up."""
-    start = time.perf_counter()
-    update = jax.jit(agent.update, donate_argnums=0).lower(state, batch).compile()
-    compile_s, times = time.perf_counter() - start, []
-    for _ in range(steps + 3):
-        start = time.perf_counter()
-        state, _, metrics = update(state, batch)
-        jax.block_until_ready((state, metrics))
-        times.append(1e3 * (time.perf_counter() - start))
-    times = times[3:]
-    temp = update.memory_analysis()
-    return {
-        "compile_s": round(compile_s, 1), "update_ms_min": round(min(times), 2),
-        "update_ms_median": round(statistics.median(times), 2), "steps": steps,
-        "temp_mb": getattr(temp, "temp_size_in_bytes", 0) // 2**20,
-    }  # fmt: skip
+def measure_one(args: argparse.Namespace) -> dict[str, Any]:
+    """One row, measured in this process."""
+    from benchmarks import measure
+    from benchmarks.peers.protocol import peak_rss_mb
+
+    ours = serve.subject(args)
+    row = {**named(args), "dtype": ours.dtype, **ours.facts}
+    row |= measure.update_times(ours, args.steps, args.warmup)
+    if args.policy:
+        for envs in (1, 16):
+            row |= measure.policy_times(ours, envs)
+    row |= {"rss_mb": peak_rss_mb(), "device_peak_mb": measure.device_peak_mb()}
+    row |= {"matmul_peak_gflops": round(measure.matmul_peak(ours.dtype), 1), **measure.machine()}
+    row |= achieved(row, row["matmul_peak_gflops"])
+    show(title(row), row)
+    if args.profile:
+        from benchmarks import trace
+
+        trace.profile(ours, args.profile)
+    return row
 
 
-def time_policy(agent, spec: Spec, envs: int) -> dict:
-    """Milliseconds of one policy step with numpy in and out."""
-    params = jax.jit(agent.init)(jax.random.key(0)).params
-    act, carry, key = jax.jit(agent.act), agent.initial_carry(envs), jax.random.key(0)
-    batch = make_batch(spec, {}, envs, 1)
-    obs, first, times = {k: v[:, 0] for k, v in batch.obs.items()}, np.zeros(envs, bool), []
-    for i in range(60):
-        start = time.perf_counter()
-        carry, action = act(params, key, carry, obs, first)
-        np.asarray(action)
-        if i >= 10:
-            times.append(1e3 * (time.perf_counter() - start))
-    return {f"policy{envs}_ms_min": round(min(times), 2), f"policy{envs}_ms_median": round(statistics.median(times), 2)}
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """One row with the peer's own under "peer": both sides in turns, each in its own process."""
+    peer, _, checkout = args.compare.partition("=")
+    words = ["--size", args.size, "--obs", args.obs, "--dtype", args.dtype, "--warmup", str(args.warmup)]
+    words += ["--batch", *map(str, args.batch), "--policy" if args.policy else "--no-policy"]
+    commands = {
+        "ours": [sys.executable, "-m", "benchmarks.serve", *words, *(["--set", *args.set] if args.set else [])],
+        "peer": rounds.peer_command(peer, args.peer_python, checkout, [*words, *args.peer_args.split()]),
+    }
+    both = rounds.alternate(commands, args.steps, args.rounds)
+    ratio = rounds.ratios(both["ours"], both["peer"])
+    peak = both["ours"].get("matmul_peak_gflops")
+    for side in both.values():
+        side |= achieved(side, peak)
+    row = {**named(args), **both["ours"], "peer": {"name": peer, **both["peer"]}, "ratio": ratio}
+    show(title(row) + ", ours", row)
+    show(title(row) + f", {peer}", row["peer"])
+    low, high = ratio["rounds"]
+    print(f"{peer} / ours: median {ratio['median']:.2f}, min {ratio['min']:.2f}, rounds {low:.2f} to {high:.2f}")
+    return row
+
+
+def in_fresh_process(run: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of one SIZE:OBS[:DTYPE]. One that fails is told and left out, so that the others are kept."""
+    size, obs, dtype = (run.split(":") + [args.dtype])[:3]
+    words = ["--size", size, "--obs", obs, "--dtype", dtype, "--steps", str(args.steps), "--rounds", str(args.rounds)]
+    words += ["--warmup", str(args.warmup), "--batch", *map(str, args.batch)]
+    words += ["--policy" if args.policy else "--no-policy"] + (["--set", *args.set] if args.set else [])
+    for name in ("compare", "peer_python", "peer_args"):
+        words += [f"--{name.replace('_', '-')}={getattr(args, name)}"] if getattr(args, name) else []
+    if args.profile:
+        words += ["--profile", str(Path(args.profile) / run.replace(":", "_"))]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "benchmarks.train_step", *words, "--json", str(file)]
+        code = subprocess.run(command, cwd=rounds.ROOT, env=os.environ).returncode
+        if code:
+            print(f"{run} ended with code {code}", file=sys.stderr)
+            return
+        yield from json.loads(file.read_text())
+
+
+def named(args: argparse.Namespace) -> dict[str, Any]:
+    """What a row is a measurement of."""
+    return {"size": args.size, "obs": args.obs, "dtype": args.dtype, "batch": list(args.batch), "set": list(args.set)}
+
+
+def title(row: dict[str, Any]) -> str:
+    """One line that names a row."""
+    return f"{row['size']} {row['obs']} {row['dtype']} on {row.get('device')}, jax {row.get('jax')}"
+
+
+def achieved(row: dict[str, Any], peak: float | None) -> dict[str, Any]:
+    """Operations a second at the median, and their share of the peak in GFLOP/s."""
+    if not row.get("flops"):
+        return {}
+    rate = row["flops"] / row["ms_median"] * 1e3
+    shares = {"peak_fraction": round(rate / 1e9 / peak, 4)} if peak else {}
+    gflops, tflops_per_s = round(row["flops"] / 1e9, 2), round(rate / 1e12, 4)
+    return {"gflops": gflops, "flops_per_s": rate, "tflops_per_s": tflops_per_s, **shares}
+
+
+def show(heading: str, row: dict[str, Any]) -> None:
+    """A row, one fact a line."""
+    print(heading)
+    for key in SHOWN:
+        if row.get(key) not in (None, ""):
+            print(f"  {key:<20} {row[key]}", flush=True)
 
 
 if __name__ == "__main__":

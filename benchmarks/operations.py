@@ -1,0 +1,106 @@
+"""Operations of a program: matrix products and convolutions, counted from its jaxpr. Imports nothing but jax.
+
+From the jaxpr, not from the compiled program: XLA's cost_analysis counts the body of a loop once, and its optimized
+text names the same product `dot`, `__cublas$gemm` or a Triton fusion by platform. The jaxpr is the same everywhere.
+Dead code is eliminated first, as jit would; a scan counts its body `length` times, a Pallas kernel its grid.
+2 operations a multiply-add. Zeros of padding and dilation count. Of the branches of a cond the dearest counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+try:
+    from jax.interpreters.partial_eval import dce_jaxpr
+except ImportError:  # not public in every version
+    from jax._src.interpreters.partial_eval import dce_jaxpr
+
+import jax
+
+
+class Operations(NamedTuple):
+    """matmul, conv | in_loops: those of both inside a scan | unknown: loops counted once, of unknown length."""
+
+    matmul: int = 0
+    conv: int = 0
+    in_loops: int = 0
+    unknown: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of matrix products and convolutions."""
+        return self.matmul + self.conv
+
+    def __add__(self, other: tuple) -> Operations:
+        return Operations(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, count: int) -> Operations:
+        """The same body, `count` times over."""
+        return Operations(self.matmul * count, self.conv * count, self.in_loops * count, self.unknown)
+
+
+def of_function(fun: Callable[..., Any], *args: Any) -> Operations:
+    """Operations of `fun(*args)`; args may be shapes."""
+    return of_closed(jax.make_jaxpr(fun)(*args))
+
+
+def of_closed(closed: Any) -> Operations:
+    """Operations of a closed jaxpr after dead code elimination."""
+    jaxpr = getattr(closed, "jaxpr", closed)
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return of_jaxpr(live)
+
+
+def of_jaxpr(jaxpr: Any) -> Operations:
+    """Operations of a jaxpr as it stands."""
+    total = Operations()
+    for eqn in jaxpr.eqns:
+        total += of_equation(eqn)
+    return total
+
+
+def of_equation(eqn: Any) -> Operations:
+    """Operations of one equation and of all that it calls."""
+    name = eqn.primitive.name
+    if name == "dot_general":
+        return Operations(matmul=dot(eqn))
+    if name == "conv_general_dilated":
+        return Operations(conv=convolution(eqn))
+    bodies = [of_jaxpr(body) for body in called(eqn.params)]
+    if not bodies:
+        return Operations()
+    if name == "cond":
+        return max(bodies, key=lambda body: body.total)
+    inner = sum(bodies[1:], start=bodies[0])
+    if name == "scan":
+        inner = inner.times(eqn.params["length"])
+        return inner._replace(in_loops=inner.total)
+    if name == "while":
+        return inner._replace(in_loops=inner.total, unknown=inner.unknown + bool(inner.total))
+    if name == "pallas_call":
+        return inner.times(math.prod(eqn.params["grid_mapping"].grid))
+    return inner
+
+
+def called(params: dict) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation, also those inside tuples."""
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                yield one
+
+
+def dot(eqn: Any) -> int:
+    """2 x outputs x length of the contraction."""
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def convolution(eqn: Any) -> int:
+    """2 x outputs x kernel elements that one output sees."""
+    kernel, outputs = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[outputs]

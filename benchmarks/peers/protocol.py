@@ -1,0 +1,45 @@
+"""How two programs take turns at the clock: the same few lines in each process. Standard library only.
+
+A process under measure writes one JSON line when it has compiled and warmed up ("hello"), then for each line "K" that
+it reads runs K steps and writes {"ms": [..]}. At the end of its input it writes {"rss_mb": ..} and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+def own_stdout() -> TextIO:
+    """The stream that answers go to. All that is printed from now on, by C code too, goes to stderr."""
+    stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return stream
+
+
+def serve(answers: TextIO, hello: dict[str, Any], step: Callable[[], Any], last: Callable[[], dict]) -> None:
+    """Says hello, then runs and times `step` as often as asked. last: what is known only at the end."""
+    print(json.dumps(hello), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps({"ms": time_steps(step, int(line))}), file=answers, flush=True)
+    print(json.dumps({"rss_mb": peak_rss_mb()} | last()), file=answers, flush=True)
+
+
+def time_steps(step: Callable[[], Any], count: int) -> list[float]:
+    """Milliseconds of each of `count` steps. A step waits for its own results."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def peak_rss_mb() -> int:
+    """Peak resident memory of this process. Not ru_maxrss, which a child inherits from its parent."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024

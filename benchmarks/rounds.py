@@ -1,0 +1,106 @@
+"""Two programs in turns on one machine: both compile once and stay alive, then run k steps each, round after round.
+
+What disturbs the machine disturbs both. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+class Process:
+    """A program that speaks peers/protocol.py. hello: what it said when it was ready | times: all its milliseconds."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.name, self.hello, self.times = name, {}, []  # type: str, dict[str, Any], list[float]
+        self._popen = subprocess.Popen(
+            command, cwd=ROOT, env=dict(env), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def begin(self) -> None:
+        """Waits until it is ready."""
+        self.hello = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._popen.stdout
+        line = self._popen.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with code {self._popen.wait()}; what it said stands above")
+        return json.loads(line)
+
+    def run(self, steps: int) -> list[float]:
+        """Milliseconds of `steps` steps."""
+        assert self._popen.stdin
+        print(steps, file=self._popen.stdin, flush=True)
+        times = self._answer()["ms"]
+        self.times += times
+        return times
+
+    def finish(self) -> dict[str, Any]:
+        """What it knows at its end."""
+        assert self._popen.stdin
+        self._popen.stdin.close()
+        return self._answer()
+
+    def stop(self) -> None:
+        """Ends it, whatever it does."""
+        self._popen.kill()
+        with self._popen:  # closes its pipes and waits
+            pass
+
+
+def alternate(commands: Mapping[str, Sequence[str]], steps: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Runs the programs in turns; {name: its hello, its last words, and medians and minima of all and of each round}.
+
+    The order turns about from round to round, so that none is always second.
+    """
+    # Both live on one accelerator: each gets its half at once, and neither grows into the other.
+    env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".45", **os.environ}
+    alive: list[Process] = []
+    try:
+        for name, command in commands.items():
+            alive.append(Process(name, command, env))
+            alive[-1].begin()
+        rows: dict[str, dict[str, Any]] = {p.name: {**p.hello, "ms_rounds": []} for p in alive}
+        for number in range(rounds):
+            for process in alive[:: -1 if number % 2 else 1]:
+                rows[process.name]["ms_rounds"].append(round(statistics.median(process.run(steps)), 3))
+        for process in alive:
+            rows[process.name] |= summary(process.times) | process.finish()
+    finally:
+        for process in alive:
+            process.stop()
+    return rows
+
+
+def summary(times: Sequence[float]) -> dict[str, Any]:
+    """Median, minimum and spread (third quartile - first) of milliseconds, and all of them."""
+    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    row = {"median": statistics.median(times), "min": min(times), "spread": quarters[2] - quarters[0]}
+    return {f"ms_{k}": round(v, 3) for k, v in row.items()} | {"ms": [round(t, 3) for t in times]}
+
+
+def ratios(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any]:
+    """The peer's milliseconds over ours: above 1, ours is faster. rounds: the range of the ratios round by round."""
+    each = [theirs / mine for theirs, mine in zip(peer["ms_rounds"], ours["ms_rounds"], strict=True)]
+    return {
+        "median": round(peer["ms_median"] / ours["ms_median"], 3), "min": round(peer["ms_min"] / ours["ms_min"], 3),
+        "rounds": [round(min(each), 3), round(max(each), 3)],
+    }  # fmt: skip
+
+
+def peer_command(name: str, python: str, checkout: str, words: Sequence[str]) -> list[str]:
+    """The command of the adapter benchmarks/peers/NAME.py; a name that ends in .py is an adapter of one's own."""
+    adapter = Path(name) if name.endswith(".py") else Path(__file__).parent / "peers" / f"{name}.py"
+    if not adapter.exists():
+        raise SystemExit(f"no adapter for {name!r}: {adapter} is not there")
+    return [python or sys.executable, str(adapter), "--checkout", str(Path(checkout).resolve()), *words]
