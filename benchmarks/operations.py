@@ -53,6 +53,25 @@ def of_closed(closed: Any) -> Operations:
     return of_jaxpr(live)
 
 
+def carried_bytes(closed: Any) -> int:
+    """Bytes that the scans of a closed jaxpr hand from step to step, all steps and nested scans together."""
+    jaxpr = getattr(closed, "jaxpr", closed)
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _carried(live)
+
+
+def _carried(jaxpr: Any) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner, steps = sum(_carried(body) for body in called(eqn.params)), 1
+        if eqn.primitive.name == "scan":
+            first, steps = eqn.params["num_consts"], eqn.params["length"]
+            carry = eqn.invars[first : first + eqn.params["num_carry"]]
+            inner += sum(v.aval.size * v.aval.dtype.itemsize for v in carry)
+        total += steps * inner
+    return total
+
+
 def of_jaxpr(jaxpr: Any) -> Operations:
     """Operations of a jaxpr as it stands."""
     total = Operations()

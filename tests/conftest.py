@@ -14,7 +14,7 @@ jax.config.update("jax_enable_x64", False)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
 
 # What a user gets, and speed. All other programs run for moments: compiled plainly they take a third of the time.
-OPTIMIZED = ("test_golden_", "test_learning")
+OPTIMIZED = ("test_golden_", "test_learning", "test_step_cost")
 LONG = ("test_learning_pixels", "test_learning", "test_ray_workers", "test_golden_agent")
 
 

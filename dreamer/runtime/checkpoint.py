@@ -9,12 +9,14 @@ Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty one
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -154,6 +156,7 @@ class Checkpoints:
             with self._writing():
                 self._manager.wait_until_finished()
                 self._delete_pruned()
+            _give_back_memory()
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads. Raises as `wait`. May be called again."""
@@ -260,6 +263,13 @@ class Checkpoints:
             raise UserError(f"checkpoint {step} in {self._dir} cannot be read: {reason}") from error
         finally:
             logging.getLogger("absl").removeFilter(quiet)
+
+
+def _give_back_memory() -> None:
+    """Asks glibc to return what it holds free: each save's threads leave megabytes of it in heaps of their own."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _os_error(error: Exception) -> OSError | None:
