@@ -8,6 +8,7 @@ import jax
 
 from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
 from dreamer.runtime import devices
+from dreamer.runtime.devices import Config
 from dreamer.runtime.steps import Rows
 from dreamer.spaces import Spec, for_device
 
@@ -39,22 +40,29 @@ class Learner:
     ready, which are one update old at most.
     """
 
-    def __init__(self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool):
-        """Raises UserError when the batch cannot be split over the devices."""
-        self.mesh = devices.make_mesh()
-        devices.check_batch_size(self.mesh, batch_size)
+    def __init__(
+        self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
+    ):
+        """batch_size: of all processes together. config: None takes all devices of each.
+
+        Raises UserError when devices are missing, or when the batch or the state cannot be split over them.
+        """
+        self.mesh = devices.configured_mesh(config or Config(), batch_size)
         self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
         self._obs = spec.obs
         self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
-        self._report = jax.jit(agent.report)
+        self._report = devices.jit_report(agent)
         self._lockstep = lockstep
         self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
-        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more."""
-        return jax.device_put(self._cast(batch), devices.split(self.mesh))
+        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more.
+
+        With several processes: the share of this one.
+        """
+        return devices.place_batch(self.mesh, self._cast(batch))
 
     def step(self, batch: Batch, rows: Rows) -> Update:
         """One update with a batch that `place` gave. Returns before the device is done."""
@@ -82,13 +90,13 @@ class Learner:
 
     def load(self, state: TrainState, updates: int) -> None:
         """Goes on from a state that was saved after so many updates; it is donated by the next one."""
-        self.state = jax.device_put(state, devices.replicated(self.mesh))
+        self.state = devices.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
-        """`Agent.report` as numpy arrays."""
-        return devices.to_host(self._report(self.state, self._cast(batch)))
+        """`Agent.report` as numpy arrays; of a batch that this process alone has."""
+        return devices.to_host(self._report(devices.local_copy(self.state), self._cast(batch)))
 
     def _cast(self, batch: Batch) -> Batch:
         return batch._replace(obs=for_device(self._obs, batch.obs))

@@ -115,8 +115,9 @@ class Run:
             length = resume.ring_length(found, size.rows_per_env, longer)
             size = dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
         self.learner = Learner(
-            self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
-        )
+            self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
+            config=config.devices,
+        )  # fmt: skip
         most = capacity.rows_bound(
             size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps
         )
