@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Obs, Params, TrainState
+from dreamer.ops.scan import in_parts
 from dreamer.spaces import Spec
 
 AXES = ("data", "fsdp")
@@ -213,26 +214,18 @@ def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
 def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
     """`agent.update(state, batch)`, compiled for the mesh; the state is donated."""
     parts, scalars = split(mesh), replicated(mesh)
-    if mesh.shape["fsdp"] == 1:
-        places, update = scalars, agent.update
-    else:
-        places, update = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0))), _gathered(agent, mesh)
-    return jax.jit(
-        update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0
-    )
-
-
-def _gathered(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
-    """`agent.update` of a state that is split: parameters are put together once, moments stay split.
-
-    Without this XLA gathers weights where they are used, in every step of a scan.
-    """
+    sharded = mesh.shape["fsdp"] > 1
+    places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0))) if sharded else scalars
 
     def update(state: TrainState, batch: Batch) -> Any:
-        params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), replicated(mesh))
-        return agent.update(state._replace(params=params, extra=extra), batch)
+        if sharded:
+            # Put together once; XLA would gather weights where they are used, in every step of a scan.
+            params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
+            state = state._replace(params=params, extra=extra)
+        with in_parts(mesh.size, lambda tree: jax.lax.with_sharding_constraint(tree, parts)):
+            return agent.update(state, batch)
 
-    return update
+    return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0)
 
 
 def jit_report(agent: Agent) -> Callable[..., Any]:
