@@ -18,67 +18,141 @@ from dreamer.errors import UserError
 from dreamer.runtime import devices
 
 ROOT = pathlib.Path(__file__).parent.parent
+LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
 import tiny
 from dreamer.errors import UserError
 from dreamer.runtime import devices
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.learner import Learner
+from test_devices import LAYOUTS
 
 assert jax.device_count() == 8
-agent, batch = tiny.make_agent("vector"), tiny.make_batch(tiny.SPECS["vector"])
-start = jax.jit(agent.init)(jax.random.key(0))
-for count in (1, 8):
-    mesh = devices.make_mesh(jax.devices()[:count])
-    assert mesh.size == count
-    update = devices.jit_update(agent, mesh)
-    state = jax.device_put(devices.first_copy(start), devices.replicated(mesh))
+devices.SMALLEST_SPLIT = 64  # the tiny agent has no large leaf
+folder = sys.argv[1]
+agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
+batch = tiny.make_batch(spec)
+
+
+def learner(count, fsdp):
+    config = devices.Config(count=count, fsdp=fsdp)
+    return Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
+
+
+def save(name, tree):
+    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    np.savez(f"{folder}/{name}.npz", **flat)
+
+
+for count, fsdp in LAYOUTS:
+    ours = learner(count, fsdp)
+    assert ours.mesh.size == count
     for _ in range(3):
-        state, latent, metrics = update(state, jax.device_put(batch, devices.split(mesh)))
-    kernel = jax.tree.leaves(state.params)[0]
-    assert kernel.sharding.is_fully_replicated and len(kernel.sharding.device_set) == count
-    assert latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
-    out = {"params": state.params, "extra": state.extra, "latent": latent, "metrics": metrics}
-    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(out)}
-    np.savez(f"{sys.argv[1]}/{count}.npz", **flat)
-try:
-    devices.check_batch_size(mesh, 12)
-except UserError as error:
-    print(error)
+        out = ours.step(ours.place(batch), None)
+    state = ours.state
+    is_split = [not x.sharding.is_fully_replicated for x in jax.tree.leaves(state)]
+    assert any(is_split) == (fsdp > 1) and not all(is_split)
+    for part in (state.params, state.opt_state, state.extra["behavior"]["slow"]):
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part)) == (fsdp > 1)
+    assert all(len(x.sharding.device_set) == count for x in jax.tree.leaves(state.params))
+    assert out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
+    save(f"{count}-{fsdp}", (state.params, state.extra, out.latent, out.metrics))
+
+# What acts, what is shown and what is saved of a state that is split is what it would be whole.
+acting = ours.snapshot().leaves
+assert all(leaf.devices() == {jax.devices()[0]} for leaf in acting)
+for leaf, source in zip(acting, ours.part.take(state.params), strict=True):
+    np.testing.assert_array_equal(leaf, source)
+with Checkpoints(folder) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    for count, fsdp in ((1, 1), (8, 2)):
+        other = learner(count, fsdp)
+        placed = jax.tree.map(lambda x: x.sharding, other.state)
+        other.load(checkpoints.restore(other.state)[0], 3)
+        save(f"restored-{count}-{fsdp}", other.state.params)
+        assert jax.tree.map(lambda x: x.sharding, other.state) == placed
+        save(f"report-{count}-{fsdp}", other.report(batch))
+save("saved", state.params)
+save("report", ours.report(batch))
+
+for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
+    try:
+        devices.configured_mesh(devices.Config(count=count, fsdp=fsdp), size)
+    except UserError as error:
+        print(error)
 """
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """What three updates give on one and on eight virtual devices of one process, and what the process said."""
+    """What one process with eight virtual devices saved, by name, and what it said."""
     folder = tmp_path_factory.mktemp("eight")
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=environment(8), capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {file.stem: loaded(file) for file in folder.glob("*.npz")}, done.stdout.splitlines()
+
+
+def environment(count: int) -> dict[str, str]:
+    """Of a process with so many virtual devices, whose programs are compiled plainly."""
     quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(["--xla_force_host_platform_device_count=8", *quick]),
+    return os.environ | {
+        "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={count}", *quick]),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=env, capture_output=True, text=True, timeout=600
+
+
+def loaded(file: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(file) as data:
+        return {name: data[name] for name in data.files}
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Equal but for the order in which sums were taken."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        scale = max(1.0, np.abs(value.astype(np.float64)).max())
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_many_devices_make_the_update_of_one(eight, layout):
+    saved, _ = eight
+    assert len(saved["1-1"]) > 50
+    assert_close(saved["{}-{}".format(*layout)], saved["1-1"])
+
+
+@pytest.mark.parametrize("layout", ["1-1", "8-2"])
+def test_a_checkpoint_restores_on_another_layout(eight, layout):
+    saved, _ = eight
+    for name, value in saved["saved"].items():
+        np.testing.assert_array_equal(saved[f"restored-{layout}"][name], value)
+    assert_close(saved[f"report-{layout}"], saved["report"])
+
+
+def test_devices_that_cannot_share_the_work_are_a_user_error(eight):
+    batch, count, fsdp, of_all = eight[1]
+    assert batch == (
+        "replay.batch_size 12 cannot be split evenly over 8 devices; give a batch of 8 or 16, or devices.count 6"
     )
-    assert done.returncode == 0, done.stderr
-    outs = []
-    for count in (1, 8):
-        with np.load(folder / f"{count}.npz") as data:
-            outs.append({name: data[name] for name in data.files})
-    return *outs, done.stdout
+    assert count == "devices.count is 16, there are 8 (cpu); give 1 to 8, or 0 for all"
+    assert fsdp == "devices.fsdp is 3, which does not divide 8 devices; give 2 or 4"
+    assert of_all == "devices.fsdp is 5, which does not divide 8 devices; give 4 or 8"
 
 
-def test_eight_devices_make_the_update_of_one(eight):
-    one, many, _ = eight
-    assert set(one) == set(many) and len(one) > 50
-    for name, expected in one.items():
-        scale = max(1.0, np.abs(expected.astype(np.float64)).max())
-        np.testing.assert_allclose(many[name], expected, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
-
-
-def test_uneven_split_is_a_user_error(eight):
-    assert "batch_size 12 cannot be split evenly over 8 devices" in eight[2]
+@pytest.mark.parametrize(
+    "shape, parts, expected",
+    [((512, 1024), 4, (None, "fsdp")), ((1024, 512), 4, ("fsdp",)), ((1024, 1022), 4, ("fsdp",)), ((70, 2), 2, ()),
+     ((1023, 1021), 2, ()), ((), 2, ()), ((8, 64, 192), 2, (None, None, "fsdp"))],
+)  # fmt: skip
+def test_a_large_leaf_is_split_along_its_longest_axis_that_can_be(shape, parts, expected):
+    assert tuple(devices._leaf_spec(shape, parts)) == expected
 
 
 def test_even_split_is_taken():
@@ -87,9 +161,9 @@ def test_even_split_is_taken():
         devices.check_batch_size(types.SimpleNamespace(size=4), 6)
 
 
-def test_mesh_holds_all_devices_on_one_axis():
+def test_mesh_holds_all_devices():
     mesh = devices.make_mesh()
-    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count()
+    assert mesh.axis_names == devices.AXES and mesh.size == jax.device_count() and mesh.shape["fsdp"] == 1
 
 
 def toy_agent():

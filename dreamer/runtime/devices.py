@@ -99,8 +99,10 @@ def _of_host(host: int) -> list[jax.Device]:
 
 
 def _near(given: int, choices: Iterable[int]) -> str:
-    """The one or two choices nearest to a number, for an error."""
-    return " or ".join(map(str, sorted(sorted(choices, key=lambda n: (abs(n - given), n))[:2])))
+    """The nearest choice below a number and the nearest above it, for an error."""
+    choices = list(choices)
+    below, above = [n for n in choices if n < given], [n for n in choices if n > given]
+    return " or ".join(map(str, [*sorted(below)[-1:], *sorted(above)[:1]]))
 
 
 # --- who holds what -------------------------------------------------------------------------------------------------
