@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 from dreamer.errors import UserError
-from dreamer.runtime import devices
+from dreamer.runtime import devices, distributed
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
@@ -215,3 +216,105 @@ def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(ke
 def test_to_host_gives_numpy():
     out = devices.to_host({"a": jnp.ones(2), "b": (jnp.zeros(()),)})
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(out))
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+PAIR = """
+import sys
+import jax, numpy as np
+from dreamer.errors import UserError
+from dreamer.runtime import devices, distributed
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.learner import Learner
+from dreamer.runtime.steps import Batch
+
+folder, port, count, number = sys.argv[1], *map(int, sys.argv[2:])
+if count > 1:
+    config = devices.Config(coordinator=f"localhost:{port}", processes=count, process_id=number, fsdp=2)
+    distributed.start(config)
+else:
+    config = devices.Config(count=4)
+import tiny  # which asks XLA for what it knows
+
+devices.SMALLEST_SPLIT = 64
+assert jax.process_count() == distributed.count() == count and jax.device_count() == 4
+agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
+ours = Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
+each = distributed.share("replay.batch_size", tiny.BATCH)
+mine = jax.tree.map(lambda x: x[number * each : (number + 1) * each], tiny.make_batch(spec))
+for _ in range(2):
+    out = ours.step(ours.place(mine), None)
+state, latent, metrics = devices.local_copy(ours.state), devices.to_host(out.latent), devices.to_host(out.metrics)
+assert latent["deter"].shape[0] == each
+flat = jax.tree_util.tree_leaves_with_path((state.params, state.extra, latent, metrics, ours.snapshot().leaves))
+np.savez(f"{folder}/{count}-{number}.npz", **{jax.tree_util.keystr(path): np.asarray(x) for path, x in flat})
+report = ours.report(mine)
+assert all(np.isfinite(x).all() for x in report.values())
+with Checkpoints(f"{folder}/{count}") as checkpoints:
+    if number == 0:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+    distributed.gather([0])  # it is written
+    ours.load(checkpoints.restore(devices.local_copy(ours.state))[0], 2)
+ours.step(ours.place(mine), None)
+said = distributed.gather([number, 2**40 + number])
+assert said.tolist() == [[i, 2**40 + i] for i in range(count)]
+try:
+    distributed.share("replay.batch_size", 7)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_two_processes_make_the_update_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    for count in (2, 1):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", PAIR, str(tmp_path), port, str(count), str(number)],
+                env=environment(4 // count), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(count)
+        ]  # fmt: skip
+        try:
+            for one in started:
+                told, errors = one.communicate(timeout=600)
+                assert one.returncode == 0, errors
+                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in told
+        finally:
+            for one in started:
+                one.kill()
+                one.communicate()
+    first, second, alone = (loaded(tmp_path / f"{name}.npz") for name in ("2-0", "2-1", "1-0"))
+    latents = [name for name in alone if name.startswith("[2]")]
+    assert latents
+    joined = {name: np.concatenate([first[name], second[name]]) if name in latents else first[name] for name in alone}
+    assert_close(joined, alone)
+    for name in set(alone) - set(latents):
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"processes": 2}, "devices.processes is set, but devices.coordinator is ''"),
+        ({"coordinator": "auto", "process_id": 1}, "devices.process_id is set, but devices.coordinator is 'auto'"),
+        ({"coordinator": "here"}, "devices.coordinator must be host:port of process 0, or auto, not 'here'"),
+        ({"coordinator": "here:1"}, "devices.processes must be given"),
+        ({"coordinator": "here:1", "processes": 2}, "devices.process_id must be from 0 to 1 .* not -1"),
+        ({"coordinator": "here:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* not 2"),
+    ],
+)
+def test_processes_that_are_told_half_are_a_user_error(given, told):
+    with pytest.raises(UserError, match=told):
+        distributed.start(devices.Config(**given))
+
+
+def test_one_process_meets_nobody():
+    distributed.start(devices.Config())
+    assert not jax.distributed.is_initialized()
+    assert (distributed.count(), distributed.index(), distributed.share("x", 7)) == (1, 0, 7)
+    assert distributed.gather([3, 4]).tolist() == [[3, 4]]

@@ -137,8 +137,9 @@ def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def place_state(mesh: Mesh, state: Any) -> Any:
-    """A train state from anywhere, as `jit_update` takes it."""
-    return jax.device_put(state, state_sharding(mesh, state))
+    """A train state from anywhere, as `jit_update` takes it; with several processes the same in each."""
+    places = state_sharding(mesh, state)
+    return jax.device_put(state, places if mesh.shape["fsdp"] > 1 else jax.tree.map(lambda _: places, state))
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
