@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py --size size1m --devices 1 2 4 8
 
-Each row is compiled in a process of its own, for so many virtual devices of this CPU; nothing is run. Bytes are those
-of a collective's result, times the trips of the loops that it stands in. Prints a Markdown table.
+Each row is compiled in a process of its own, for so many virtual devices of this CPU, or with --tpu v5e:2x4 and the
+package libtpu for TPUs that need not be there; nothing is run. Bytes are those of a collective's result, times the
+trips of the loops that it stands in. Prints the rows of a Markdown table; SCALING.md holds what came out.
 """
 
 from __future__ import annotations
@@ -35,24 +36,30 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All collectives of a compiled program, from its text. ValueError when a loop does not tell how often it runs."""
+    """All collectives of a compiled program, from its text. A loop that does not tell how often it runs counts once."""
     bodies = _computations(hlo)
     found: list[Collective] = []
 
+    pieces = set()  # of a collective that a TPU does a piece at a time beside other work, a loop for example
+
     def walk(name: str, times: int, depth: int) -> None:
         for line in bodies[name]:
+            piece = re.search(r"channel_id=(\d+).*chain_id=", line)
+            if piece and piece[1] in pieces:
+                continue
             kind = re.search(rf"\s({'|'.join(KINDS)})(?:-start)?\(", line)
             if kind:
                 source = re.search(r'op_name="([^"]*)"', line)
                 result = line[: kind.start()].partition("=")[2]
-                found.append(Collective(kind[1], _nbytes(result), times, depth, source[1] if source else ""))
+                if piece:
+                    pieces.add(piece[1])
+                    times_here, depth_here = 1, 0
+                else:
+                    times_here, depth_here = times, depth
+                found.append(Collective(kind[1], _nbytes(result), times_here, depth_here, source[1] if source else ""))
             loop = re.search(r"body=%?([\w.\-]+)", line)
             if loop:
-                trips = re.search(r'known_trip_count[^0-9]*(\d+)', line)
-                if trips:
-                    walk(loop[1], times * int(trips[1]), depth + 1)
-                elif _speaks(bodies, loop[1]):
-                    raise ValueError(f"the trip count of {loop[1]} is not known")
+                walk(loop[1], times * _trips(bodies, line), depth + 1)
             for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line):
                 if not kind:
                     walk(called, times, depth)
@@ -78,11 +85,15 @@ def _computations(hlo: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _speaks(bodies: dict[str, list[str]], name: str) -> bool:
-    """Whether a computation, or one that it calls, has a collective."""
-    text = "\n".join(bodies[name])
-    inner = re.findall(r"(?:body|to_apply|calls)=%?([\w.\-]+)", text)
-    return any(f" {kind}(" in text for kind in KINDS) or any(_speaks(bodies, one) for one in inner if one in bodies)
+def _trips(bodies: dict[str, list[str]], loop: str) -> int:
+    """How often a loop runs: as it says, else the number that its condition compares with, else once."""
+    if known := re.search(r"known_trip_count[^0-9]*(\d+)", loop):
+        return int(known[1])
+    condition = bodies[re.search(r"condition=%?([\w.\-]+)", loop)[1]]
+    numbers = [int(n) for line in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", line)]
+    if len(numbers) != 1:
+        return 1
+    return numbers[0]
 
 
 def _nbytes(shapes: str) -> int:
@@ -99,19 +110,21 @@ def wire(one: Collective, group: int) -> float:
     return one.nbytes * factor.get(one.kind, 1.0)
 
 
-def measure(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int]) -> dict:
+def measure(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int], tpu: str) -> dict:
     """Compiles the update for `count` devices and counts what it says; run in a process that has so many."""
     import jax
+    from jax.experimental import topologies
     from train_step import SPECS, make_batch
 
     import dreamer.config
     from dreamer import agent as agents
     from dreamer.runtime import devices
 
-    overrides = {"agent.compute_dtype": "float32"}
+    overrides = {"agent.compute_dtype": "bfloat16" if tpu else "float32"}
     config = dreamer.config.load(ROOT / "experiments" / f"{size}.yaml", overrides=overrides)
     agent = agents.make(config.agent, SPECS[kind])
-    mesh = devices.make_mesh(jax.devices()[:count], fsdp)
+    chips = topologies.get_topology_desc(tpu, "tpu").devices if tpu else jax.devices()
+    mesh = devices.make_mesh(list(chips)[:count], fsdp)
     form = jax.eval_shape(agent.init, jax.random.key(0))
     compiled = devices.jit_update(agent, mesh).lower(form, make_batch(SPECS[kind], agent.storage, *batch)).compile()
     hlo = compiled.as_text()
@@ -133,10 +146,11 @@ def main() -> None:
     parser.add_argument("--kind", default="proprio", choices=("proprio", "image"))
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8))
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
+    parser.add_argument("--tpu", default="", help="a topology such as v5e:2x4 to compile for, with libtpu and no TPU")
     parser.add_argument("--child", type=int, nargs=2, metavar=("COUNT", "FSDP"))
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.size, args.kind, *args.child, tuple(args.batch))))
+        print(json.dumps(measure(args.size, args.kind, *args.child, tuple(args.batch), args.tpu)))
         return
     for count in args.devices:
         for fsdp in sorted({1, count}):
@@ -148,6 +162,7 @@ def child(argv: list[str], count: int, fsdp: int) -> dict:
     flags = f"--xla_force_host_platform_device_count={count} --xla_llvm_disable_expensive_passes=true"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     command = [sys.executable, __file__, *argv, "--child", str(count), str(fsdp)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -66,8 +66,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
         """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
 
-        The state may be donated as soon as this returns. With several processes process 0 alone saves, a state that
-        is all on its devices (`devices.local_copy`), and leaves come back as numpy. A step that is already stored is left as it is.
+        The state may be donated as soon as this returns. A step that is already stored is left as it is. With several
+        processes one alone saves, a state that is all its own (`devices.local_copy`); `restore` then gives numpy.
         meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
         older than the latest one; TypeError when meta is not JSON.
         """
@@ -201,6 +201,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             todelete_subdir=PRUNED,
+            create=False,
             multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
@@ -249,7 +250,7 @@ class Checkpoints:
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
         try:
-            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=_alone())
             with ocp.CheckpointManager(
                 self._dir, options=options, item_names=("state", "meta"), item_handlers=handlers
             ) as manager:

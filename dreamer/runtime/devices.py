@@ -82,6 +82,11 @@ def configured_mesh(config: Config, batch_size: int) -> Mesh:
     return mesh
 
 
+def own(mesh: Mesh) -> list[jax.Device]:
+    """The devices of this process."""
+    return [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+
+
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
     """UserError unless the batch can be split evenly over the mesh."""
     if batch_size % mesh.size:
@@ -139,7 +144,27 @@ def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 def place_state(mesh: Mesh, state: Any) -> Any:
     """A train state from anywhere, as `jit_update` takes it; with several processes the same in each."""
     places = state_sharding(mesh, state)
-    return jax.device_put(state, places if mesh.shape["fsdp"] > 1 else jax.tree.map(lambda _: places, state))
+    if jax.process_count() == 1:
+        return jax.device_put(state, places)
+    places = places if mesh.shape["fsdp"] > 1 else jax.tree.map(lambda _: places, state)
+    return jax.tree.map(_of_all_processes, state, places)
+
+
+def _of_all_processes(x: Any, place: NamedSharding) -> Array:
+    """The global array of which every process has all values: each puts them on its own devices."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    local = jax.device_put(x, NamedSharding(_own_part(place.mesh), place.spec))
+    return _joined(local, place)
+
+
+def _own_part(mesh: Mesh) -> Mesh:
+    """The devices of this process on the same axes."""
+    return make_mesh(own(mesh), mesh.shape["fsdp"])
+
+
+def _joined(x: Array, place: NamedSharding) -> Array:
+    return jax.make_array_from_single_device_arrays(x.shape, place, [shard.data for shard in x.addressable_shards])
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
@@ -162,11 +187,7 @@ def local_copy(tree: Any) -> Any:
 def _on_own_devices(x: Any) -> Any:
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return x
-    own = [device for device in x.sharding.mesh.devices.flat if device.process_index == jax.process_index()]
-    mesh = make_mesh(own, x.sharding.mesh.shape["fsdp"])
-    sharding = NamedSharding(mesh, x.sharding.spec)
-    shards = [shard.data for shard in x.addressable_shards]
-    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+    return _joined(x, NamedSharding(_own_part(x.sharding.mesh), x.sharding.spec))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
 from collections.abc import Callable
@@ -342,11 +343,24 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        for keep in (lambda: self.save(whole=isinstance(error, Stopped)), self._hear, self.log):
+        if self.learner.lost():
+            self._pending = None
+            self.display.message(
+                f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
+            )
+        whole = isinstance(error, Stopped)
+        save = self._save_rows if self.learner.lost() else functools.partial(self.save, whole)
+        for keep in (save, self._hear, self.log):
             try:
                 keep()
             except UserError as second:
                 error.add_note(str(second))
+
+    def _save_rows(self) -> None:
+        """The rows alone: with them a run that is resumed from its last checkpoint catches up."""
+        with self._collecting.paused() if self._collecting else contextlib.nullcontext():
+            self.store.flush(self.replay)
+            self.store.wait()
 
     def settle(self) -> None:
         """Takes the update that is still under way."""
@@ -386,7 +400,8 @@ class Run:
 
     def _take(self, update: Update | None) -> None:
         if update is not None:
-            self.replay.refresh(update.rows, devices.to_host(update.latent))
-            if update.priority is not None:
-                self.replay.prioritise(update.rows, devices.to_host(update.priority))
+            latent, priority = self.learner.fetch(update)
+            self.replay.refresh(update.rows, latent)
+            if priority is not None:
+                self.replay.prioritise(update.rows, priority)
             self.logger.add(update.metrics)
