@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import tiny
 
+import dreamer
+from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import devices, distributed
 
@@ -316,5 +318,16 @@ def test_processes_that_are_told_half_are_a_user_error(given, told):
 def test_one_process_meets_nobody():
     distributed.start(devices.Config())
     assert not jax.distributed.is_initialized()
-    assert (distributed.count(), distributed.index(), distributed.share("x", 7)) == (1, 0, 7)
+    assert (distributed.count(), distributed.share("x", 7)) == (1, 7)
     assert distributed.gather([3, 4]).tolist() == [[3, 4]]
+
+
+def test_a_run_in_several_processes_is_refused():
+    config = load(overrides={"devices.coordinator": "localhost:1", "devices.processes": 2, "devices.process_id": 0})
+    with pytest.raises(UserError, match="devices.coordinator: dreamer train learns in one process"):
+        dreamer.train(config)
+
+
+def test_the_config_touches_no_device():
+    program = "import dreamer; dreamer.load_config(); from jax._src import xla_bridge as b; assert not b._backends"
+    subprocess.run([sys.executable, "-c", program], env=environment(1), check=True)

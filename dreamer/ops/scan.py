@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 
 class Parts(NamedTuple):
-    """A batch in `count` equal parts; place(tree) puts part i of leaves [count, ..] where the batch's part i lies."""
+    """A batch in `number` equal parts; place(tree) puts part i of leaves [number, ..] where the batch's part i lies."""
 
-    count: int
+    number: int
     place: Callable[[Any], Any]
 
 
@@ -22,13 +22,13 @@ _PARTS: ContextVar[Parts | None] = ContextVar("parts", default=None)
 
 
 @contextlib.contextmanager
-def in_parts(count: int, place: Callable[[Any], Any]) -> Iterator[None]:
+def in_parts(number: int, place: Callable[[Any], Any]) -> Iterator[None]:
     """While this lasts `scan_time` treats every part of the batch by itself, with weights of its own.
 
     The gradient of a weight is a sum over the batch. Of one weight for all parts XLA would add up the parts, between
     devices, in every step of the scan; the weights of each part collect their own share, and meet once afterwards.
     """
-    token = _PARTS.set(Parts(count, place) if count > 1 else None)
+    token = _PARTS.set(Parts(number, place) if number > 1 else None)
     try:
         yield
     finally:
@@ -54,17 +54,17 @@ def of_whole_batch(sample: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     sample_parts = jax.custom_batching.custom_vmap(sample)
 
     @sample_parts.def_vmap
-    def rule(count: int, batched: Any, key: Any, x: Any) -> tuple[Any, bool]:
+    def rule(number: int, batched: Any, key: Any, x: Any) -> tuple[Any, bool]:
         assert batched[0] is False, "each part has a key of its own"
         out = sample(key, x.reshape(-1, *x.shape[2:]))
-        return out.reshape(count, -1, *out.shape[1:]), True
+        return out.reshape(number, -1, *out.shape[1:]), True
 
     return sample_parts
 
 
 def _scan_parts(parts: Parts, step: Callable[..., Any], carry: Any, inputs: Any, shared: tuple[Any, ...]) -> Any:
     def split(x: Any) -> Any:
-        return x.reshape(parts.count, -1, *x.shape[1:])
+        return x.reshape(parts.number, -1, *x.shape[1:])
 
     def join(x: Any) -> Any:
         return x.reshape(-1, *x.shape[2:])
@@ -73,7 +73,7 @@ def _scan_parts(parts: Parts, step: Callable[..., Any], carry: Any, inputs: Any,
     times = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
     first = jax.tree.map(lambda x: x[0, 0], times)
     own_step, weights = jax.closure_convert(step, jax.tree.map(lambda x: x[0], carry), first, *(x[0] for x in shared))
-    weights = parts.place([jnp.broadcast_to(w, (parts.count, *w.shape)) for w in weights])
+    weights = parts.place([jnp.broadcast_to(w, (parts.number, *w.shape)) for w in weights])
 
     def step_parts(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
         def one(weights: Any, carry: Any, x: Any) -> tuple[Any, Any]:

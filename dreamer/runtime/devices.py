@@ -154,13 +154,12 @@ def _of_all_processes(x: Any, place: NamedSharding) -> Array:
     """The global array of which every process has all values: each puts them on its own devices."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
-    local = jax.device_put(x, NamedSharding(_own_part(place.mesh), place.spec))
-    return _joined(local, place)
+    return _joined(jax.device_put(x, _own_part(place)), place)
 
 
-def _own_part(mesh: Mesh) -> Mesh:
-    """The devices of this process on the same axes."""
-    return make_mesh(own(mesh), mesh.shape["fsdp"])
+def _own_part(place: Any) -> NamedSharding:
+    """The same over the devices of this process."""
+    return NamedSharding(make_mesh(own(place.mesh), place.mesh.shape["fsdp"]), place.spec)
 
 
 def _joined(x: Array, place: NamedSharding) -> Array:
@@ -187,7 +186,7 @@ def local_copy(tree: Any) -> Any:
 def _on_own_devices(x: Any) -> Any:
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return x
-    return _joined(x, NamedSharding(_own_part(x.sharding.mesh), x.sharding.spec))
+    return _joined(x, _own_part(x.sharding))
 
 
 @functools.cache
@@ -200,7 +199,8 @@ def whole(tree: Any) -> Any:
     leaves, form = jax.tree.flatten(local_copy(tree))
     parts = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.sharding.is_fully_replicated]
     if parts:
-        gathered = _gather(leaves[parts[0]].sharding.mesh)([leaves[i] for i in parts])
+        place: Any = leaves[parts[0]].sharding
+        gathered = _gather(place.mesh)([leaves[i] for i in parts])
         for i, x in zip(parts, gathered, strict=True):
             leaves[i] = x
     return jax.tree.unflatten(form, leaves)

@@ -14,15 +14,13 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.devices import Config
 
-SEEDS = 1_000_000  # between the seeds of two processes: environments that are made anew take those in between
-
 
 def start(config: Config) -> None:
     """Meets the other processes, if the config tells of any; before anything touches a device.
 
     Raises UserError naming the field that is missing or out of range, or when the others cannot be reached.
     """
-    _check(config)
+    check(config)
     if not config.coordinator or jax.distributed.is_initialized():
         return
     try:
@@ -37,7 +35,8 @@ def start(config: Config) -> None:
         raise UserError(f"devices.coordinator {config.coordinator}: {who} cannot meet the others: {reason}") from error
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """UserError naming the field that is missing or out of range, of those that tell of other processes."""
     if config.coordinator in ("", "auto"):
         for name in ("processes", "process_id"):
             if getattr(config, name) != getattr(Config, name):
@@ -59,9 +58,15 @@ def count() -> int:
     return jax.process_count()
 
 
-def index() -> int:
-    """The number of this process; 0 writes metrics and evaluates."""
-    return jax.process_index()
+def refuse_several(config: Config) -> None:
+    """UserError when a config tells of other processes: for what does not work in several yet."""
+    check(config)
+    if config.coordinator:
+        raise UserError(
+            "devices.coordinator: dreamer train learns in one process, on all devices of its machine. The learner can "
+            "learn in several (dreamer.runtime.distributed); a run does not yet share out its environments, agree on "
+            "when to save and stop, and bring back the replays of other processes. Leave it empty"
+        )
 
 
 def share(name: str, whole: int) -> int:

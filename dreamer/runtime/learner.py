@@ -120,8 +120,8 @@ class Learner:
 
     def _told(self, doing: str) -> AbstractContextManager[None]:
         return device_errors.told(
-            doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state, program=self._update,
-            devices=devices.own(self.mesh),
+            doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
+            program=self._update, devices=devices.own(self.mesh),
         )  # fmt: skip
 
     def _cast(self, batch: Batch) -> Batch:

@@ -21,6 +21,7 @@ from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
+from dreamer.runtime.distributed import refuse_several
 from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.limiter import Limiter
@@ -48,6 +49,7 @@ def train(
     make_env: makes the environment, called with config.env_options, in place of config.env.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
     """
+    refuse_several(config.devices)
     env: EnvName = maker(make_env) if make_env else config.env
     config = dataclasses.replace(config, env=str(env))
     given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
@@ -343,13 +345,14 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        if self.learner.lost():
+        lost = self.learner.lost()
+        if lost:
             self._pending = None
             self.display.message(
                 f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
             )
         whole = isinstance(error, Stopped)
-        save = self._save_rows if self.learner.lost() else functools.partial(self.save, whole)
+        save = self._save_rows if lost else functools.partial(self.save, whole)
         for keep in (save, self._hear, self.log):
             try:
                 keep()
