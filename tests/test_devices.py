@@ -30,6 +30,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import devices
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.learner import Learner
+from scaling import collectives
 from test_devices import LAYOUTS
 
 assert jax.device_count() == 8
@@ -52,6 +53,10 @@ def save(name, tree):
 for count, fsdp in LAYOUTS:
     ours = learner(count, fsdp)
     assert ours.mesh.size == count
+    ours.compile(batch)
+    found = collectives(ours._update.as_text())
+    assert (count == 1) != any(one.kind == "all-reduce" for one in found)
+    assert not [one for one in found if one.depth]  # gradients meet once, not in every step of a scan
     for _ in range(3):
         out = ours.step(ours.place(batch), None)
     state = ours.state
@@ -107,7 +112,7 @@ def environment(count: int) -> dict[str, str]:
     return os.environ | {
         "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={count}", *quick]),
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]),
     }
 
 
