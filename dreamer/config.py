@@ -57,6 +57,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "checkpoint.keep": (1, math.inf),
     "checkpoint.keep_every": (0, math.inf),
     "replay.flush": (0, math.inf),
+    "devices.count": (0, math.inf),
+    "devices.fsdp": (1, math.inf),
+    "devices.processes": (0, math.inf),
+    "devices.process_id": (-1, math.inf),
     "agent.horizon": (1, math.inf),
     "agent.optimizer.learning_rate": (0, math.inf),
     "agent.optimizer.warmup": (0, math.inf),
@@ -110,6 +114,8 @@ class Config:
     """Evaluation during training."""
     checkpoint: Any = _default("runtime.checkpoint")
     """When the train state is saved."""
+    devices: Any = _default("runtime.devices")
+    """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:
         for key, bounds in BOUNDS.items():

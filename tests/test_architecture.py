@@ -28,7 +28,7 @@ TABLE: dict[str, set[str]] = {
     "behaviors": {"nets", "ops", "dreaming", "interfaces", "plugins"} | NOUNS,
     "agent": {"ops", "dreaming", "interfaces", "plugins"} | NOUNS,
     "config": {"coerce", "plugins", "runtime"} | NOUNS,
-    "runtime": {"agent", "config", "interfaces", "plugins"} | NOUNS,
+    "runtime": {"agent", "config", "interfaces", "ops", "plugins"} | NOUNS,
     "apps": {"runtime", "agent", "config", "coerce", "interfaces", "plugins"} | NOUNS,
     "dreamer": {"config", "runtime", "apps"},
 }

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import types
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 import pytest
 from tiny_runs import compiled_once, lines, saved, tiny, trained
 
 from dreamer.apps import cli
 from dreamer.config import to_yaml
-from dreamer.runtime import sinks
+from dreamer.runtime import devices, sinks
 
 PREFIX = "dreamer: error: "
 
@@ -216,6 +218,85 @@ def test_no_space_for_a_checkpoint(capsys, monkeypatch, preset, run):
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["6", "8"]
     assert saved(run)[1]["env_steps"] == 8
     assert lines(run)[-1]["env_steps"] == 10
+
+
+# ---- a device that has no memory left, or is gone
+
+
+class FailingUpdate:
+    """An update that fails as a device does: at compiling, or at the second call, when its state is donated already."""
+
+    def __init__(self, update, text: str, compiles: bool):
+        self.update, self.text, self.compiles, self.calls = update, text, compiles, 0
+
+    def lower(self, *args):
+        return self
+
+    def compile(self):
+        if not self.compiles:
+            raise jax.errors.JaxRuntimeError(self.text)
+        return self
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(temp_size_in_bytes=3.5e9)
+
+    def __call__(self, state, batch):
+        self.calls += 1
+        if self.calls == 2:
+            jax.tree.map(lambda x: x.delete(), state)
+            raise jax.errors.JaxRuntimeError(self.text)
+        return self.update(state, batch)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def fail(text: str, compiles: bool = True) -> None:
+        jit_update = devices.jit_update
+        monkeypatch.setattr(devices, "jit_update", lambda *args: FailingUpdate(jit_update(*args), text, compiles))
+
+    return fail
+
+
+MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.\nmore"
+
+
+def test_no_device_memory_to_compile_saves_the_state(capsys, failing, preset, run):
+    failing(MEMORY, compiles=False)
+    line = error_line(capsys, "train", preset(run))
+    for part in (
+        "no device memory left for compiling the update", "the train state takes", "replay.batch_size (2)",
+        "replay.batch_length (8)", "agent.behavior.imagine_length", "agent.world_model", "devices.fsdp (1)",
+        "allocate 17179869184 bytes",
+    ):  # fmt: skip
+        assert part in line, line
+    found = lines(run)[-1]
+    assert saved(run)[1] == {"env_steps": found["env_steps"], "updates": 0} and found["env_steps"] > 0
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_no_device_memory_for_an_update_keeps_the_rows(capsys, failing, monkeypatch, preset, run, lockstep):
+    failing(MEMORY)
+    path = preset(run, lockstep=lockstep, replay__flush=0.0)
+    line = error_line(capsys, "train", path)
+    assert "no device memory left for an update" in line and "the update 3.5 GB beside it" in line
+    assert saved(run)[1] == {"env_steps": 0, "updates": 0}
+    monkeypatch.undo()
+    assert cli.main(["train", path, "--resume", "--env-steps", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "rows flushed after the checkpoint" in out or lockstep
+    assert lines(run)[-1]["env_steps"] >= 60
+
+
+def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):
+    failing("UNAVAILABLE: TPU worker 3 stopped answering")
+    line = error_line(capsys, "train", preset(run))
+    assert "a device failed or is gone while an update" in line and "--resume" in line and "worker 3" in line
+
+
+def test_what_no_device_raised_passes(failing, preset, run):
+    failing("INVALID_ARGUMENT: a bug")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        cli.main(["train", preset(run)])
 
 
 # ---- using what is not there, or is of another config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import types
@@ -14,71 +15,152 @@ import numpy as np
 import pytest
 import tiny
 
+import dreamer
+from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import devices
+from dreamer.runtime import devices, distributed
 
 ROOT = pathlib.Path(__file__).parent.parent
+LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
 import tiny
 from dreamer.errors import UserError
 from dreamer.runtime import devices
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.learner import Learner
+from scaling import collectives
+from test_devices import LAYOUTS
 
 assert jax.device_count() == 8
-agent, batch = tiny.make_agent("vector"), tiny.make_batch(tiny.SPECS["vector"])
-start = jax.jit(agent.init)(jax.random.key(0))
-for count in (1, 8):
-    mesh = devices.make_mesh(jax.devices()[:count])
-    assert mesh.size == count
-    update = devices.jit_update(agent, mesh)
-    state = jax.device_put(devices.first_copy(start), devices.replicated(mesh))
+devices.SMALLEST_SPLIT = 64  # the tiny agent has no large leaf
+folder = sys.argv[1]
+agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
+batch = tiny.make_batch(spec)
+
+
+def learner(count, fsdp):
+    config = devices.Config(count=count, fsdp=fsdp)
+    return Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
+
+
+def save(name, tree):
+    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    np.savez(f"{folder}/{name}.npz", **flat)
+
+
+for count, fsdp in LAYOUTS:
+    ours = learner(count, fsdp)
+    assert ours.mesh.size == count
+    ours.compile(batch)
+    found = collectives(ours._update.as_text())
+    assert (count == 1) != any(one.kind == "all-reduce" for one in found)
+    assert not [one for one in found if one.depth]  # gradients meet once, not in every step of a scan
     for _ in range(3):
-        state, latent, metrics = update(state, jax.device_put(batch, devices.split(mesh)))
-    kernel = jax.tree.leaves(state.params)[0]
-    assert kernel.sharding.is_fully_replicated and len(kernel.sharding.device_set) == count
-    assert latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
-    out = {"params": state.params, "extra": state.extra, "latent": latent, "metrics": metrics}
-    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(out)}
-    np.savez(f"{sys.argv[1]}/{count}.npz", **flat)
-try:
-    devices.check_batch_size(mesh, 12)
-except UserError as error:
-    print(error)
+        out = ours.step(ours.place(batch), None)
+    state = ours.state
+    is_split = [not x.sharding.is_fully_replicated for x in jax.tree.leaves(state)]
+    assert any(is_split) == (fsdp > 1) and not all(is_split)
+    for part in (state.params, state.opt_state, state.extra["behavior"]["slow"]):
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part)) == (fsdp > 1)
+    assert all(len(x.sharding.device_set) == count for x in jax.tree.leaves(state.params))
+    assert out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
+    save(f"{count}-{fsdp}", (state.params, state.extra, out.latent, out.metrics))
+
+# What acts, what is shown and what is saved of a state that is split is what it would be whole.
+acting = ours.snapshot().leaves
+assert all(leaf.devices() == {jax.devices()[0]} for leaf in acting)
+for leaf, source in zip(acting, ours.part.take(state.params), strict=True):
+    np.testing.assert_array_equal(leaf, source)
+with Checkpoints(folder) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    for count, fsdp in ((1, 1), (8, 2)):
+        other = learner(count, fsdp)
+        placed = jax.tree.map(lambda x: x.sharding, other.state)
+        other.load(checkpoints.restore(other.state)[0], 3)
+        save(f"restored-{count}-{fsdp}", other.state.params)
+        assert jax.tree.map(lambda x: x.sharding, other.state) == placed
+        save(f"report-{count}-{fsdp}", other.report(batch))
+save("saved", state.params)
+save("report", ours.report(batch))
+
+for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
+    try:
+        devices.configured_mesh(devices.Config(count=count, fsdp=fsdp), size)
+    except UserError as error:
+        print(error)
 """
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """What three updates give on one and on eight virtual devices of one process, and what the process said."""
+    """What one process with eight virtual devices saved, by name, and what it said."""
     folder = tmp_path_factory.mktemp("eight")
-    quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(["--xla_force_host_platform_device_count=8", *quick]),
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
     done = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=env, capture_output=True, text=True, timeout=600
-    )
+        [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=environment(8), capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    outs = []
-    for count in (1, 8):
-        with np.load(folder / f"{count}.npz") as data:
-            outs.append({name: data[name] for name in data.files})
-    return *outs, done.stdout
+    return {file.stem: loaded(file) for file in folder.glob("*.npz")}, done.stdout.splitlines()
 
 
-def test_eight_devices_make_the_update_of_one(eight):
-    one, many, _ = eight
-    assert set(one) == set(many) and len(one) > 50
-    for name, expected in one.items():
-        scale = max(1.0, np.abs(expected.astype(np.float64)).max())
-        np.testing.assert_allclose(many[name], expected, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+def environment(count: int) -> dict[str, str]:
+    """Of a process with so many virtual devices, whose programs are compiled plainly."""
+    quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
+    return os.environ | {
+        "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={count}", *quick]),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]),
+    }
 
 
-def test_uneven_split_is_a_user_error(eight):
-    assert "batch_size 12 cannot be split evenly over 8 devices" in eight[2]
+def loaded(file: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(file) as data:
+        return {name: data[name] for name in data.files}
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Equal but for the order in which sums were taken."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        scale = max(1.0, np.abs(value.astype(np.float64)).max())
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_many_devices_make_the_update_of_one(eight, layout):
+    saved, _ = eight
+    assert len(saved["1-1"]) > 50
+    assert_close(saved["{}-{}".format(*layout)], saved["1-1"])
+
+
+@pytest.mark.parametrize("layout", ["1-1", "8-2"])
+def test_a_checkpoint_restores_on_another_layout(eight, layout):
+    saved, _ = eight
+    for name, value in saved["saved"].items():
+        np.testing.assert_array_equal(saved[f"restored-{layout}"][name], value)
+    assert_close(saved[f"report-{layout}"], saved["report"])
+
+
+def test_devices_that_cannot_share_the_work_are_a_user_error(eight):
+    batch, count, fsdp, of_all = eight[1]
+    assert batch == (
+        "replay.batch_size 12 cannot be split evenly over 8 devices; give a batch of 8 or 16, or devices.count 6"
+    )
+    assert count == "devices.count is 16, there are 8 (cpu); give 1 to 8, or 0 for all"
+    assert fsdp == "devices.fsdp is 3, which does not divide 8 devices; give 2 or 4"
+    assert of_all == "devices.fsdp is 5, which does not divide 8 devices; give 4 or 8"
+
+
+@pytest.mark.parametrize(
+    "shape, parts, expected",
+    [((512, 1024), 4, (None, "fsdp")), ((1024, 512), 4, ("fsdp",)), ((1024, 1022), 4, ("fsdp",)), ((70, 2), 2, ()),
+     ((1023, 1021), 2, ()), ((), 2, ()), ((8, 64, 192), 2, (None, None, "fsdp"))],
+)  # fmt: skip
+def test_a_large_leaf_is_split_along_its_longest_axis_that_can_be(shape, parts, expected):
+    assert tuple(devices._leaf_spec(shape, parts)) == expected
 
 
 def test_even_split_is_taken():
@@ -87,9 +169,9 @@ def test_even_split_is_taken():
         devices.check_batch_size(types.SimpleNamespace(size=4), 6)
 
 
-def test_mesh_holds_all_devices_on_one_axis():
+def test_mesh_holds_all_devices():
     mesh = devices.make_mesh()
-    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count()
+    assert mesh.axis_names == devices.AXES and mesh.size == jax.device_count() and mesh.shape["fsdp"] == 1
 
 
 def toy_agent():
@@ -141,3 +223,116 @@ def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(ke
 def test_to_host_gives_numpy():
     out = devices.to_host({"a": jnp.ones(2), "b": (jnp.zeros(()),)})
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(out))
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+PAIR = """
+import sys
+import jax, numpy as np
+from dreamer.errors import UserError
+from dreamer.runtime import devices, distributed
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.learner import Learner
+from dreamer.runtime.steps import Batch
+
+folder, port, count, number = sys.argv[1], *map(int, sys.argv[2:])
+if count > 1:
+    config = devices.Config(coordinator=f"localhost:{port}", processes=count, process_id=number, fsdp=2)
+    distributed.start(config)
+else:
+    config = devices.Config(count=4)
+import tiny  # which asks XLA for what it knows
+
+devices.SMALLEST_SPLIT = 64
+assert jax.process_count() == distributed.count() == count and jax.device_count() == 4
+agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
+ours = Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
+each = distributed.share("replay.batch_size", tiny.BATCH)
+mine = jax.tree.map(lambda x: x[number * each : (number + 1) * each], tiny.make_batch(spec))
+for _ in range(2):
+    out = ours.step(ours.place(mine), None)
+state, latent, metrics = devices.local_copy(ours.state), devices.to_host(out.latent), devices.to_host(out.metrics)
+assert latent["deter"].shape[0] == each
+flat = jax.tree_util.tree_leaves_with_path((state.params, state.extra, latent, metrics, ours.snapshot().leaves))
+np.savez(f"{folder}/{count}-{number}.npz", **{jax.tree_util.keystr(path): np.asarray(x) for path, x in flat})
+report = ours.report(mine)
+assert all(np.isfinite(x).all() for x in report.values())
+with Checkpoints(f"{folder}/{count}") as checkpoints:
+    if number == 0:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+    distributed.gather([0])  # it is written
+    ours.load(checkpoints.restore(devices.local_copy(ours.state))[0], 2)
+ours.step(ours.place(mine), None)
+said = distributed.gather([number, 2**40 + number])
+assert said.tolist() == [[i, 2**40 + i] for i in range(count)]
+try:
+    distributed.share("replay.batch_size", 7)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_two_processes_make_the_update_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    for count in (2, 1):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", PAIR, str(tmp_path), port, str(count), str(number)],
+                env=environment(4 // count), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(count)
+        ]  # fmt: skip
+        try:
+            for one in started:
+                told, errors = one.communicate(timeout=240)
+                assert one.returncode == 0, errors
+                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in told
+        finally:
+            for one in started:
+                one.kill()
+                one.communicate()
+    first, second, alone = (loaded(tmp_path / f"{name}.npz") for name in ("2-0", "2-1", "1-0"))
+    latents = [name for name in alone if name.startswith("[2]")]
+    assert latents
+    joined = {name: np.concatenate([first[name], second[name]]) if name in latents else first[name] for name in alone}
+    assert_close(joined, alone)
+    for name in set(alone) - set(latents):
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"processes": 2}, "devices.processes is set, but devices.coordinator is ''"),
+        ({"coordinator": "auto", "process_id": 1}, "devices.process_id is set, but devices.coordinator is 'auto'"),
+        ({"coordinator": "here"}, "devices.coordinator must be host:port of process 0, or auto, not 'here'"),
+        ({"coordinator": "here:1"}, "devices.processes must be given"),
+        ({"coordinator": "here:1", "processes": 2}, "devices.process_id must be from 0 to 1 .* not -1"),
+        ({"coordinator": "here:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* not 2"),
+    ],
+)
+def test_processes_that_are_told_half_are_a_user_error(given, told):
+    with pytest.raises(UserError, match=told):
+        distributed.start(devices.Config(**given))
+
+
+def test_one_process_meets_nobody():
+    distributed.start(devices.Config())
+    assert not jax.distributed.is_initialized()
+    assert (distributed.count(), distributed.share("x", 7)) == (1, 7)
+    assert distributed.gather([3, 4]).tolist() == [[3, 4]]
+
+
+def test_a_run_in_several_processes_is_refused():
+    config = load(overrides={"devices.coordinator": "localhost:1", "devices.processes": 2, "devices.process_id": 0})
+    with pytest.raises(UserError, match="devices.coordinator: dreamer train learns in one process"):
+        dreamer.train(config)
+
+
+def test_the_config_touches_no_device():
+    program = "import dreamer; dreamer.load_config(); from jax._src import xla_bridge as b; assert not b._backends"
+    subprocess.run([sys.executable, "-c", program], env=environment(1), check=True)

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import recording_agent
 
 from dreamer.errors import UserError
-from dreamer.runtime import devices
+from dreamer.runtime import device_errors, devices
 from dreamer.runtime.learner import Learner, Snapshot
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.spaces import Action, Space, Spec
@@ -142,3 +142,21 @@ def test_a_first_copy_shares_no_memory():
     copy = devices.first_copy(tree)
     assert copy["a"].unsafe_buffer_pointer() != tree["a"].unsafe_buffer_pointer()
     assert np.array_equal(copy["a"], tree["a"]) and copy["b"] == tree["b"]
+
+
+def test_a_state_is_lost_when_its_values_cannot_be_read():
+    ours = learner(lockstep=True)
+    assert not ours.lost()
+    size = device_errors.state_bytes(ours.state)
+    jax.tree.map(lambda x: x.delete(), ours.state)
+    assert ours.lost()
+    assert size == device_errors.state_bytes(ours.state) == 4 * 4 + 2 * 4 + 4 + ours.state.key.dtype.itemsize
+
+
+def test_memory_tells_what_is_known():
+    program = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=2.5e9))
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80e9})
+    state = jax.device_put(np.zeros(250_000, np.float32))
+    told = ["the train state takes 1.0 MB", "the update 2.5 GB beside it", "the device has 80.0 GB"]
+    assert device_errors.memory(state, program, [device]) == told
+    assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == told[:1]

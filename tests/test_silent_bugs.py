@@ -422,16 +422,18 @@ def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, 
 
 
 DEVICES = """
-import functools, pickle, sys
+import pickle, sys
 import jax
 import test_silent_bugs as tests
 from dreamer.runtime import devices
 from dreamer.runtime.learner import Learner
 
-make_mesh, results = devices.make_mesh, []
+results = []
 for count in (1, 2):
-    devices.make_mesh = functools.partial(make_mesh, jax.devices()[:count])
-    learner = Learner(tests.learning().agent, tests.tiny.SPECS[tests.KIND], seed=0, batch_size=4, lockstep=True)
+    learner = Learner(
+        tests.learning().agent, tests.tiny.SPECS[tests.KIND], seed=0, batch_size=4, lockstep=True,
+        config=devices.Config(count=count),
+    )
     assert learner.mesh.size == count
     out = learner.step(tests.learning().batch, None)
     norm, (_, squares, _) = learner.state.extra["behavior"]["norms"].ret, learner.state.opt_state

@@ -68,7 +68,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
         """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
 
-        The state may be donated as soon as this returns. A step that is already stored is left as it is.
+        The state may be donated as soon as this returns. A step that is already stored is left as it is. With several
+        processes one alone saves, a state that is all its own (`devices.local_copy`); `restore` then gives numpy.
         meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
         older than the latest one; TypeError when meta is not JSON.
         """
@@ -203,6 +204,8 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             todelete_subdir=PRUNED,
+            create=False,
+            multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
         return ocp.CheckpointManager(self._dir, options=options)
@@ -250,7 +253,7 @@ class Checkpoints:
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
         try:
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=_alone())
             with ocp.CheckpointManager(
                 self._dir, options=options, item_names=("state", "meta"), item_handlers=handlers
             ) as manager:
@@ -270,6 +273,16 @@ def _give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax is not to wait for other processes: whoever opens a checkpoint saves or reads the whole of it."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
 
 
 def _os_error(error: Exception) -> OSError | None:
@@ -314,8 +327,8 @@ def _is_key(leaf: Any) -> bool:
 
 def _to_storable(name: str, leaf: Any) -> Any:
     if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and jax.process_count() == 1:
         return leaf
     array = np.asarray(leaf)  # Orbax copies it before `save` returns
     if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
@@ -328,6 +341,8 @@ def _to_target(leaf: Any) -> Any:
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if jax.process_count() > 1:  # Orbax takes no array of some processes alone
+            return np.empty(leaf.shape, leaf.dtype)
         sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return np.empty_like(np.asarray(leaf))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 
 from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
-from dreamer.runtime import devices
+from dreamer.runtime import device_errors, devices
+from dreamer.runtime.devices import Config
 from dreamer.runtime.steps import Rows
 from dreamer.spaces import Spec, for_device
 
@@ -39,35 +41,55 @@ class Learner:
     ready, which are one update old at most.
     """
 
-    def __init__(self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool):
-        """Raises UserError when the batch cannot be split over the devices."""
-        self.mesh = devices.make_mesh()
-        devices.check_batch_size(self.mesh, batch_size)
+    def __init__(
+        self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
+    ):
+        """batch_size: of all processes together. config: None takes all devices of each.
+
+        Raises UserError when devices are missing, or when the batch or the state cannot be split over them.
+        """
+        self.mesh = devices.configured_mesh(config or Config(), batch_size)
         self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
         self._obs = spec.obs
         self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
-        self._report = jax.jit(agent.report)
+        self._report = devices.jit_report(agent)
+        self._batch_size, self._batch_length = batch_size, 0
         self._lockstep = lockstep
         self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
-        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more."""
-        return jax.device_put(self._cast(batch), devices.split(self.mesh))
+        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more.
+
+        With several processes: the share of this one.
+        """
+        return devices.place_batch(self.mesh, self._cast(batch))
 
     def step(self, batch: Batch, rows: Rows) -> Update:
-        """One update with a batch that `place` gave. Returns before the device is done."""
-        self.state, latent, metrics = self._update(self.state, batch)
-        self.updates += 1
-        self._snapshots = (self._snapshots[1], self._copy())
+        """One update with a batch that `place` gave. Returns before the device is done.
+
+        Raises UserError when the device has no memory left or fails, as do the methods below.
+        """
+        with self._told("an update"):
+            self.state, latent, metrics = self._update(self.state, batch)
+            self.updates += 1
+            self._snapshots = (self._snapshots[1], self._copy())
         priority = latent.get(PRIORITY)
         return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, priority)
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without making one."""
         batch = self.place(batch)
-        self._update = self._update.lower(self.state, batch).compile()
+        self._batch_length = batch.reward.shape[1] - bool(batch.latent)
+        with self._told("compiling the update"):
+            self._update = self._update.lower(self.state, batch).compile()
+
+    def fetch(self, update: Update) -> tuple[Any, Any]:
+        """Latents and priorities of an update as numpy arrays, those of this process; waits for the device."""
+        with self._told("an update"):
+            priority = None if update.priority is None else devices.to_host(update.priority)
+            return devices.to_host(update.latent), priority
 
     def snapshot(self) -> Snapshot:
         """The parameters that act now; from any thread."""
@@ -78,17 +100,29 @@ class Learner:
 
     def sync(self) -> None:
         """Waits for the updates under way; the newest parameters act afterwards."""
-        jax.block_until_ready((self.state, self._snapshots))
+        with self._told("an update"):
+            jax.block_until_ready((self.state, self._snapshots))
+
+    def lost(self) -> bool:
+        """Whether the state went down with a device that failed: nothing of it can be saved."""
+        return device_errors.lost(self.state)
 
     def load(self, state: TrainState, updates: int) -> None:
         """Goes on from a state that was saved after so many updates; it is donated by the next one."""
-        self.state = jax.device_put(state, devices.replicated(self.mesh))
+        self.state = devices.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
-        """`Agent.report` as numpy arrays."""
-        return devices.to_host(self._report(self.state, self._cast(batch)))
+        """`Agent.report` as numpy arrays; of a batch that this process alone has."""
+        with self._told("the pictures of the world model"):
+            return devices.to_host(self._report(devices.local_copy(self.state), self._cast(batch)))
+
+    def _told(self, doing: str) -> AbstractContextManager[None]:
+        return device_errors.told(
+            doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
+            program=self._update, devices=devices.own(self.mesh),
+        )  # fmt: skip
 
     def _cast(self, batch: Batch) -> Batch:
         return batch._replace(obs=for_device(self._obs, batch.obs))

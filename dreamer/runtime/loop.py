@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
+from dreamer.runtime.distributed import refuse_several
 from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.limiter import Limiter
@@ -47,6 +49,7 @@ def train(
     make_env: makes the environment, called with config.env_options, in place of config.env.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
     """
+    refuse_several(config.devices)
     env: EnvName = maker(make_env) if make_env else config.env
     config = dataclasses.replace(config, env=str(env))
     given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
@@ -115,8 +118,9 @@ class Run:
             length = resume.ring_length(found, size.rows_per_env, longer)
             size = dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
         self.learner = Learner(
-            self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep
-        )
+            self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
+            config=config.devices,
+        )  # fmt: skip
         most = capacity.rows_bound(
             size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps
         )
@@ -341,11 +345,25 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
-        for keep in (lambda: self.save(whole=isinstance(error, Stopped)), self._hear, self.log):
+        lost = self.learner.lost()
+        if lost:
+            self._pending = None
+            self.display.message(
+                f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
+            )
+        whole = isinstance(error, Stopped)
+        save = self._save_rows if lost else functools.partial(self.save, whole)
+        for keep in (save, self._hear, self.log):
             try:
                 keep()
             except UserError as second:
                 error.add_note(str(second))
+
+    def _save_rows(self) -> None:
+        """The rows alone: with them a run that is resumed from its last checkpoint catches up."""
+        with self._collecting.paused() if self._collecting else contextlib.nullcontext():
+            self.store.flush(self.replay)
+            self.store.wait()
 
     def settle(self) -> None:
         """Takes the update that is still under way."""
@@ -385,7 +403,8 @@ class Run:
 
     def _take(self, update: Update | None) -> None:
         if update is not None:
-            self.replay.refresh(update.rows, devices.to_host(update.latent))
-            if update.priority is not None:
-                self.replay.prioritise(update.rows, devices.to_host(update.priority))
+            latent, priority = self.learner.fetch(update)
+            self.replay.refresh(update.rows, latent)
+            if priority is not None:
+                self.replay.prioritise(update.rows, priority)
             self.logger.add(update.metrics)

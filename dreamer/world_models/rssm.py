@@ -21,7 +21,7 @@ from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
 from dreamer.ops import distributions as dist
 from dreamer.ops.balance import kl_balance
 from dreamer.ops.keys import named_keys
-from dreamer.ops.scan import scan_time
+from dreamer.ops.scan import of_whole_batch, scan_time
 from dreamer.spaces import MASK, Space, Spec
 
 sg = jax.lax.stop_gradient
@@ -182,7 +182,8 @@ def observe_step(
     deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
     deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
     logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), nets.unimix)
-    return Latent(deter, dist.straight_through(nets.sample(key, logits), logits)), logits
+    sample = of_whole_batch(nets.sample)(key, sg(logits))
+    return Latent(deter, dist.straight_through(sample, logits)), logits
 
 
 def imagine_step(nets: Nets, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
@@ -200,15 +201,12 @@ def observe_sequence(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
 ) -> tuple[Latent, Array]:
     """Filtering over time: tokens [B, T, E] .. -> posterior latents [B, T, ..], mixed logits [B, T, S, C]."""
-    length = is_first.shape[1]
-    keys = jnp.broadcast_to(jax.random.split(key, length)[None], (is_first.shape[0], length, *key.shape))
-
-    def step(carry: Latent, inputs: tuple[Array, ...]) -> tuple[Latent, tuple[Latent, Array]]:
-        key, tokens, prev_action, is_first = inputs
-        latent, logits = observe_step(nets, params, key[0], carry, tokens, prev_action, is_first)
+    def step(carry: Latent, inputs: tuple[Array, ...], key: Key) -> tuple[Latent, tuple[Latent, Array]]:
+        latent, logits = observe_step(nets, params, key, carry, *inputs)
         return latent, (latent, logits)
 
-    _, outs = scan_time(step, latent, (keys, tokens, prev_action, is_first))
+    keys = jax.random.split(key, is_first.shape[1])
+    _, outs = scan_time(step, latent, (tokens, prev_action, is_first), keys)
     return outs
 
 

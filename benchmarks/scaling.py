@@ -1,0 +1,187 @@
+"""What an update says between devices: the collectives of the compiled program, beside what paper expects.
+
+    python benchmarks/scaling.py --size size1m --devices 1 2 4 8
+
+Each row is compiled in a process of its own, for so many virtual devices of this CPU, or with --tpu v5e:2x4 and the
+package libtpu for TPUs that need not be there; nothing is run. Bytes are those of a collective's result, times the
+trips of the loops that it stands in. Prints the rows of a Markdown table; SCALING.md holds what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "u64": 8,
+         "s64": 8, "f64": 8}  # fmt: skip
+
+
+class Collective(NamedTuple):
+    """kind: of KINDS | nbytes: of one result, per device | times: a step | depth: of loops around it | source: jax's"""
+
+    kind: str
+    nbytes: int
+    times: int
+    depth: int
+    source: str
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """All collectives of a compiled program, from its text. A loop that does not tell how often it runs counts once."""
+    bodies = _computations(hlo)
+    found: list[Collective] = []
+
+    pieces = set()  # of a collective that a TPU does a piece at a time beside other work, a loop for example
+
+    def walk(name: str, times: int, depth: int) -> None:
+        for line in bodies[name]:
+            piece = re.search(r"channel_id=(\d+).*chain_id=", line)
+            if piece and piece[1] in pieces:
+                continue
+            kind = re.search(rf"\s({'|'.join(KINDS)})(?:-start)?\(", line)
+            if kind:
+                source = re.search(r'op_name="([^"]*)"', line)
+                result = line[: kind.start()].partition("=")[2]
+                if piece:
+                    pieces.add(piece[1])
+                    times_here, depth_here = 1, 0
+                else:
+                    times_here, depth_here = times, depth
+                found.append(Collective(kind[1], _nbytes(result), times_here, depth_here, source[1] if source else ""))
+            loop = re.search(r"body=%?([\w.\-]+)", line)
+            if loop:
+                walk(loop[1], times * _trips(bodies, line), depth + 1)
+            for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line):
+                if not kind:
+                    walk(called, times, depth)
+            branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+            for branch in re.findall(r"[\w.\-]+", branches[1]) if branches else []:
+                walk(branch, times, depth)
+
+    walk(next(name for name in bodies if name.startswith("ENTRY ")), 1, 0)
+    return found
+
+
+def _computations(hlo: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name; "ENTRY " stands before that of the first."""
+    bodies: dict[str, list[str]] = {}
+    name = None
+    for line in hlo.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            name = (head[1] or "") + head[2]
+            bodies[name] = []
+        elif name is not None:
+            bodies[name].append(line)
+    return bodies
+
+
+def _trips(bodies: dict[str, list[str]], loop: str) -> int:
+    """How often a loop runs: as it says, else the number that its condition compares with, else once."""
+    if known := re.search(r"known_trip_count[^0-9]*(\d+)", loop):
+        return int(known[1])
+    condition = bodies[re.search(r"condition=%?([\w.\-]+)", loop)[1]]
+    numbers = [int(n) for line in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", line)]
+    if len(numbers) != 1:
+        return 1
+    return numbers[0]
+
+
+def _nbytes(shapes: str) -> int:
+    return sum(
+        SIZES[dtype] * math.prod(map(int, filter(None, sizes.split(","))))
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    )
+
+
+def wire(one: Collective, group: int) -> float:
+    """Bytes that each device sends for one collective of `group` devices in a ring."""
+    share = (group - 1) / group
+    factor = {"all-reduce": 2 * share, "all-gather": share, "reduce-scatter": group * share, "all-to-all": share}
+    return one.nbytes * factor.get(one.kind, 1.0)
+
+
+def measure(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int], tpu: str) -> dict:
+    """Compiles the update for `count` devices and counts what it says; run in a process that has so many."""
+    import jax
+    from jax.experimental import topologies
+    from train_step import SPECS, make_batch
+
+    import dreamer.config
+    from dreamer import agent as agents
+    from dreamer.runtime import devices
+
+    overrides = {"agent.compute_dtype": "bfloat16" if tpu else "float32"}
+    config = dreamer.config.load(ROOT / "experiments" / f"{size}.yaml", overrides=overrides)
+    agent = agents.make(config.agent, SPECS[kind])
+    chips = topologies.get_topology_desc(tpu, "tpu").devices if tpu else jax.devices()
+    mesh = devices.make_mesh(list(chips)[:count], fsdp)
+    form = jax.eval_shape(agent.init, jax.random.key(0))
+    compiled = devices.jit_update(agent, mesh).lower(form, make_batch(SPECS[kind], agent.storage, *batch)).compile()
+    hlo = compiled.as_text()
+    if path := os.environ.get("SCALING_HLO"):
+        Path(path).write_text(hlo)
+    memory = compiled.memory_analysis()
+    return {
+        "params": sum(math.prod(x.shape) for x in jax.tree.leaves(form.params)),
+        "state_mb": memory.argument_size_in_bytes / 2**20,
+        "temp_mb": memory.temp_size_in_bytes / 2**20,
+        "collectives": [one._asdict() for one in collectives(hlo)],
+    }
+
+
+def main() -> None:
+    """Measures every combination in a process of its own, or one of them (--child)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", default="size1m")
+    parser.add_argument("--kind", default="proprio", choices=("proprio", "image"))
+    parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8))
+    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
+    parser.add_argument("--tpu", default="", help="a topology such as v5e:2x4 to compile for, with libtpu and no TPU")
+    parser.add_argument("--child", type=int, nargs=2, metavar=("COUNT", "FSDP"))
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(args.size, args.kind, *args.child, tuple(args.batch), args.tpu)))
+        return
+    for count in args.devices:
+        for fsdp in sorted({1, count}):
+            print(row(count, fsdp, child(sys.argv[1:], count, fsdp)), flush=True)
+
+
+def child(argv: list[str], count: int, fsdp: int) -> dict:
+    """What `measure` gives in a process with `count` virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={count} --xla_llvm_disable_expensive_passes=true"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    command = [sys.executable, __file__, *argv, "--child", str(count), str(fsdp)]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(count: int, fsdp: int, found: dict) -> str:
+    """A line of the table."""
+    ones = [Collective(**one) for one in found["collectives"]]
+    cells = [str(count), str(fsdp), f"{found['params']:,}"]
+    for kind in KINDS:
+        of = [one for one in ones if one.kind == kind]
+        mb = sum(one.nbytes * one.times for one in of) / 1e6
+        inside = sum(one.nbytes * one.times for one in of if one.depth) / 1e6
+        cells.append(f"{mb:.3f} ({sum(one.times for one in of)}; loops {inside:.3f})" if of else "0")
+    sent = sum(wire(one, count) * one.times for one in ones) / 1e6
+    paper = found["params"] * 4 * 2 * (count - 1) / count / 1e6
+    cells += [f"{sent:.2f}", f"{paper:.2f}", f"{found['state_mb']:.1f}", f"{found['temp_mb']:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a device says when it has no memory left, or is gone, as an error that names the fields to change."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from dreamer.errors import UserError
+
+FULL = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "Ran out of memory")
+GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION")
+
+
+@contextlib.contextmanager
+def told(
+    doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
+) -> Iterator[None]:
+    """Turns what a device raises meanwhile into a UserError; errors that no device raised pass.
+
+    doing: "compiling the update", ... | batch: replay.batch_size, replay.batch_length | state: the train state
+    program: the compiled update, if there is one | devices: those that learn
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        reason = (text.strip().splitlines() or [type(error).__name__])[0][:300]
+        if any(word in text for word in FULL):
+            numbers = ", ".join(memory(state, program, devices))
+            raise UserError(
+                f"no device memory left for {doing} ({numbers}): lower replay.batch_size ({batch[0]}), "
+                f"replay.batch_length ({batch[1]}), agent.behavior.imagine_length or the sizes of agent.world_model "
+                f"(a smaller experiments/size*.yaml), or raise devices.fsdp ({fsdp}); the device said: {reason}"
+            ) from error
+        if text.startswith(GONE):
+            raise UserError(
+                f"a device failed or is gone while {doing}; what was saved before is kept, go on with --resume, with "
+                f"devices.count lowered if the device stays away; it said: {reason}"
+            ) from error
+        raise
+
+
+def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
+    """What is known of the memory of one device, in words: the state, the program's own, all that there is."""
+    said = [f"the train state takes {_gb(state_bytes(state))}"]
+    analysis = getattr(program, "memory_analysis", lambda: None)()
+    if analysis is not None:
+        said.append(f"the update {_gb(analysis.temp_size_in_bytes)} beside it")
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices else None
+    if limit:
+        said.append(f"the device has {_gb(limit)}")
+    return said
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes that each device holds of a state; readable after it was donated."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "sharding")]
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def lost(state: Any) -> bool:
+    """Whether the values of a state can no longer be read: they were donated to an update that failed."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    if any(leaf.is_deleted() for leaf in leaves):
+        return True
+    try:
+        jax.block_until_ready(leaves)
+    except jax.errors.JaxRuntimeError:
+        return True
+    return False
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
