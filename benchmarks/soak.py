@@ -17,7 +17,9 @@ a call, and Orbax asks it for every array at every save.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -110,13 +112,12 @@ def pss(pid: int) -> int:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
+    """Bytes of all files below a folder; files and folders that vanish meanwhile count nothing."""
     total = 0
-    for path in folder.rglob("*") if folder.exists() else ():
-        try:
-            total += path.stat().st_size
-        except OSError:
-            pass
+    for parent, _, names in os.walk(folder):  # unlike rglob it passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 
