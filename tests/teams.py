@@ -30,7 +30,7 @@ class Team:
         self.enters = dict(zip(AGENTS, enters, strict=False))
         self.fault, self.at, self.only, self.mask = fault, at, only, mask
         self.render_mode = render_mode
-        self.game, self.agents = 0, []
+        self.game, self.seed, self.agents = 0, 0, []
         self.seeds: list[int] = []
 
     def observation_space(self, agent):
@@ -47,7 +47,7 @@ class Team:
 
     def reset(self, seed=None, options=None):
         self.seeds.append(seed)
-        self.seed = seed
+        self.seed = self.seed if seed is None else seed
         self.game, self.time = self.game + 1, 0
         self.agents = [agent for agent in self.possible_agents if not self.enters[agent]]
         self.actions = dict.fromkeys(self.possible_agents, -1)
