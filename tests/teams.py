@@ -37,7 +37,7 @@ class Team:
         return gymnasium.spaces.Dict(
             {
                 "seed": gymnasium.spaces.Box(-1, 2**31, (1,), np.float64),
-                "clock": gymnasium.spaces.Box(0, 1e6, (3,), np.float32),
+                "vector": gymnasium.spaces.Box(0, 1e6, (3,), np.float32),
                 "who": gymnasium.spaces.Discrete(3),
             }
         )
@@ -73,7 +73,7 @@ class Team:
     def view(self, agent):
         clock = np.array([self.game, self.time, self.actions[agent] + 1], np.float32)
         who = self.possible_agents.index(agent)
-        return {"seed": np.full(1, self.seed, np.float64), "clock": clock, "who": who}
+        return {"seed": np.full(1, self.seed, np.float64), "vector": clock, "who": who}
 
     def rewards(self):
         return {agent: 100.0 * self.possible_agents.index(agent) + self.time for agent in self.agents}
@@ -128,8 +128,8 @@ class Signals(Team):
         return np.zeros(2, np.float32)
 
 
-def team(**options):
-    return Team(**options)
+def team(render_mode=None, **options):
+    return Team(render_mode=render_mode, **options)
 
 
 def kept(**options):

@@ -107,9 +107,11 @@ class Run:
         spec, streams = self.workers.spec, self.workers.streams
         self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
+        # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
         size = replay.plan(
-            spec, self.agent.storage, config.replay, envs=streams, env_steps=config.env_steps, run_dir=config.run_dir
-        )
+            spec, self.agent.storage, config.replay, envs=streams, env_steps=config.env_steps * spec.agents,
+            run_dir=config.run_dir,
+        )  # fmt: skip
         if found:
             longer = config.env_steps > load(Path(config.run_dir).expanduser() / CONFIG).env_steps
             length = resume.ring_length(found, size.rows_per_env, longer)
