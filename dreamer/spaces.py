@@ -84,10 +84,12 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an environment shows (`obs`, by key) and takes (`action`)."""
+    """What an environment shows (`obs`, by key) and takes (`action`); of several agents what each of them does."""
 
     obs: Mapping[str, Space]
     action: Action
+    agents: int = 1
+    """How many act in one environment, each with rows of its own."""
 
     @property
     def action_width(self) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from dreamer.apps.checks import channels, endings, gymnasium_checker, handed_out
 from dreamer.apps.checks.answers import NoAnswer
 from dreamer.apps.checks.isolation import verdicts_of
 from dreamer.apps.checks.looks import Key, keys_of
+from dreamer.apps.checks.solo import Solo, check_team
 from dreamer.apps.checks.verdicts import Level, Settings, Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.checks.walk import Walk, walk
 from dreamer.apps.checks.watch import EnvFailed, Watch, close_quietly
 from dreamer.errors import UserError
 from dreamer.runtime.actions import action_reader
+from dreamer.runtime.parallel import AGENT, is_parallel
 from dreamer.runtime.pictures import write_whole
 from dreamer.runtime.readers import readers
 from dreamer.runtime.workers.seam import Plan
@@ -39,12 +41,20 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
 
     Raises UserError when there is no such environment, or the picture cannot be written.
     """
-    make = functools.partial(watch.made, name, settings.env_options)
+    made = functools.partial(watch.made, name, settings.env_options)
     try:
-        env = make()
+        env = made()
     except EnvFailed as failure:
         yield _failed(failure)
         return
+    parallel = yield from _of_agents(env, name, settings, watch)
+    if parallel is None:
+        return
+
+    def make(render_mode: str | None = None) -> gymnasium.Env:
+        return Solo(made(render_mode), name) if parallel else made(render_mode)
+
+    env = make() if parallel else env
     lines = gymnasium_checker.lines(env, watch)
     said = []
     for verdict in _own(name, settings, watch, make, env):
@@ -80,6 +90,26 @@ def _own(
     yield from _attempt(lambda: _drawn(make, watch, settings))
 
 
+def _of_agents(
+    env: Any, name: str, settings: Settings, watch: Watch
+) -> Generator[Verdict, None, bool | None]:
+    """The verdict on all agents of a parallel environment; returns whether it is one, None where the check ends."""
+    try:
+        parallel = is_parallel(env)
+    except UserError as error:
+        yield wrong("agents", f"env {name!r}: {error}")
+        return None
+    if not parallel:
+        return False
+    found = _attempt(lambda: [check_team(env, name, settings, watch)])
+    yield from found
+    close_quietly(env)
+    if found[0].level == "ok":
+        return True
+    yield note("stopped", "nothing else was looked at")
+    return None
+
+
 def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
     """What `look` finds, or the verdict on what it stumbled over."""
     try:
@@ -113,7 +143,8 @@ def _spaces(env: gymnasium.Env, name: str) -> tuple[list[Key], list[Verdict]]:
 def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdict]:
     fit = f"{counted(len(taken.rows), 'row')} of random actions fit their spaces, all numbers are finite"
     single = taken.verdicts or [ok("values", fit)]
-    several = channels.check(taken, keys) + handed_out.check(taken) + endings.check(taken, env)
+    varied = [key for key in keys if not (isinstance(env, Solo) and key.name == AGENT)]
+    several = channels.check(taken, varied) + handed_out.check(taken) + endings.check(taken, env)
     return single + several + rewards.check(taken)
 
 

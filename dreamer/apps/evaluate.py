@@ -17,14 +17,16 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.apps.statistics import Summary, summary
+from dreamer.apps.team import LoadedTeam
 from dreamer.config import Config
 from dreamer.config import load as load_config
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, sides_of
 from dreamer.runtime.readers import agent_obs
-from dreamer.runtime.reading import mask_in, reading, spec_of
+from dreamer.runtime.reading import Reading, mask_in, reading
 from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
 from dreamer.spaces import MASK
 
@@ -66,9 +68,9 @@ def restore(
     config = load_config(run_dir / CONFIG)
     if env is None:
         with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as made:
-            spec = spec_of(made, config.env)
+            spec = any_spec(made, config.env)
     else:
-        spec = spec_of(env, config.env)
+        spec = any_spec(env, config.env)
     agent = agents.make(config.agent, spec)
     like = jax.eval_shape(agent.init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
@@ -87,11 +89,15 @@ class LoadedAgent:
     Owns the device copy of the parameters.
     """
 
-    def __init__(self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int):
+    def __init__(
+        self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
+        known: Reading | None = None,
+    ):  # fmt: skip
+        """known: how `env` is read, if that is known."""
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._params, self._mode = trained.agent, trained.params, mode
-        self._reading = reading(env, trained.config.env)
+        self._reading = known or reading(env, trained.config.env)
         self._policy = devices.jit_policy(trained.agent)
         self._key = jax.random.key(seed)
 
@@ -107,10 +113,25 @@ class LoadedAgent:
         Returns the action as `env.step` takes it (for a batch as a vector environment does) and the next state.
         Raises UserError when the observation does not fit the environment's space.
         """
+        batch, single = self.rows(obs, info)
+        actions, after = self.choose(batch, state, is_first)
+        if single:
+            return actions[0], after
+        out: Any = create_empty_array(self.action_space, len(actions))
+        return concatenate(self.action_space, actions, out), after
+
+    def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
+        """Observations as `act` takes them, as the agent does: {k: [E, ..]}; and was it one alone. Raises UserError."""
         batch, single = agent_obs(self._reading.keys, obs, self.config.env)
-        envs = len(next(iter(batch.values())))
         if (masks := self._reading.masks) is not None:
-            batch[MASK] = self._masked(masks, info, single, envs)
+            batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
+        return batch, single
+
+    def choose(
+        self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
+    ) -> tuple[list[Any], State]:
+        """The actions for `rows`, each as `env.step` takes it, and the next state. Raises UserError."""
+        envs = len(next(iter(batch.values())))
         fresh = state is None
         state = state or State(devices.first_copy(self._agent.initial_carry(envs)), 0)
         if len(state.carry.prev_action) != envs:
@@ -119,12 +140,7 @@ class LoadedAgent:
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
         carry, action, _ = self._policy(self._params, self._key, state.calls, state.carry, batch, first, self._mode)
-        actions = [self._reading.actions.to_env(one) for one in np.asarray(action)]
-        after = State(carry, state.calls + 1)
-        if single:
-            return actions[0], after
-        out: Any = create_empty_array(self.action_space, envs)
-        return concatenate(self.action_space, actions, out), after
+        return [self._reading.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
 
     def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:
         """The action masks of a batch, int32 [E, n]."""
@@ -142,14 +158,21 @@ class LoadedAgent:
 def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
     make_env: MakeEnv = None,
-) -> LoadedAgent:  # fmt: skip
+) -> LoadedAgent | LoadedTeam:  # fmt: skip
     """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
+
+    Of an environment with several agents: all of them, a LoadedTeam.
 
     make_env: the function that `train` was given, if it was given one that no module holds.
     """
     config = load_config(existing_run_dir(Path(run)) / CONFIG)
     with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as env:
-        return LoadedAgent(restore(run, env, step), env, mode=mode or config.eval.mode, seed=seed)
+        trained, mode = restore(run, env, step), mode or config.eval.mode
+        if not is_parallel(env):
+            return LoadedAgent(trained, env, mode=mode, seed=seed)
+        sides = sides_of(env, config.env)
+        known, _ = agents_reading(env, sides, config.env)
+        return LoadedTeam(LoadedAgent(trained, sides[0], mode=mode, seed=seed, known=known), sides)
 
 
 def evaluate(
@@ -177,12 +200,13 @@ def evaluate_run(
     for incident in result.incidents:
         print(f"environment made anew: {incident.text}")
     for i, episode in enumerate(result.episodes):
-        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}")
+        who = f", agent {episode.env % result.agents}" if result.agents > 1 else ""
+        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}{who}")
     of_returns = summary(result.returns, resamples=RESAMPLES)
     for line in _lines(of_returns):
         print(line)
     if video:
-        envs = [episode.env for episode in result.episodes]
+        envs = [episode.env // result.agents for episode in result.episodes]
         shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
         print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
     if json_file:
@@ -237,10 +261,11 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
     episodes = []
     for episode, seed in zip(result.episodes, result.seeds, strict=True):
         counts[episode.env] = counts.get(episode.env, 0) + 1
+        env, agent = divmod(episode.env, result.agents)
         episodes.append(
             {
-                "return": episode.episode_return, "length": episode.length, "env": episode.env, "seed": seed,
-                "of_env": counts[episode.env],
+                "return": episode.episode_return, "length": episode.length, "env": env, "seed": seed,
+                "of_env": counts[episode.env], **({"agent": agent} if result.agents > 1 else {}),
             }
         )  # fmt: skip
     numbers = of_returns._asdict() | {"interval": list(of_returns.interval) if of_returns.interval else None}

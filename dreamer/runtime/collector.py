@@ -23,7 +23,7 @@ BUCKETS = 3  # sizes for which the policy is compiled: all environments, half of
 
 
 class Collector:
-    """Owns the acting state of all environments: one latent and one previous action each.
+    """Owns the acting state of all streams of rows: one latent and one previous action each.
 
     The environments work between `collect` calls: actions are sent at the end of one, rows received in the next.
     """
@@ -33,7 +33,7 @@ class Collector:
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
         # On the device from the start, as it comes back from the policy: one compilation instead of two.
-        self._carry = devices.first_copy(agent.initial_carry(workers.envs))
+        self._carry = devices.first_copy(agent.initial_carry(workers.streams))
         self._count = 0
         self.seconds_for_envs = 0.0
 
@@ -50,7 +50,7 @@ class Collector:
         obs = for_device(self._workers.spec.obs, step.obs)
         self._carry, action, latent = self._policy(
             snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in obs.items()},
-            _fill(step.is_first, full), _fill(envs, full, self._workers.envs),
+            _fill(step.is_first, full), _fill(envs, full, self._workers.streams),
         )  # fmt: skip
         self._count += 1
         action = np.where(step.is_last[:, None], np.float32(0), np.asarray(action)[:rows])
@@ -73,8 +73,8 @@ class Collector:
 
     def _bucket(self, rows: int) -> int:
         """The smallest size that holds so many rows, so that few programs serve all numbers of ready environments."""
-        envs = self._workers.envs
-        return min(size for size in (-(-envs // 2**i) for i in range(BUCKETS)) if size >= rows)
+        streams = self._workers.streams
+        return min(size for size in (-(-streams // 2**i) for i in range(BUCKETS)) if size >= rows)
 
 
 class Collecting:

@@ -22,7 +22,8 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
     sizes = config.replay
     return [
         f"run: {config.run_dir}",
-        f"env: {config.env} x {config.workers.envs}, shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
+        f"env: {config.env} x {config.workers.envs}{f' of {spec.agents} agents' if spec.agents > 1 else ''}, "
+        f"shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
         f"takes {spec.action.text}{', masked' if spec.masked else ''}",
         f"agent: {sum(params.values()):,} parameters ({parts}), {dtype} on {learner.mesh.size} x {', '.join(kinds)}",
         ratio.describe(config.replay_ratio, sizes.batch_size, sizes.batch_length),

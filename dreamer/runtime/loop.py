@@ -107,12 +107,14 @@ class Run:
             )
         )
         self.stopping.then(self.workers.hurry)
-        spec, envs = self.workers.spec, self.workers.envs
+        spec, streams = self.workers.spec, self.workers.streams
         self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
+        # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
         size = replay.plan(
-            spec, self.agent.storage, config.replay, envs=envs, env_steps=config.env_steps, run_dir=config.run_dir
-        )
+            spec, self.agent.storage, config.replay, envs=streams, env_steps=config.env_steps * spec.agents,
+            run_dir=config.run_dir,
+        )  # fmt: skip
         if found:
             longer = config.env_steps > load(Path(config.run_dir).expanduser() / CONFIG).env_steps
             length = resume.ring_length(found, size.rows_per_env, longer)
@@ -133,7 +135,7 @@ class Run:
             Checkpoints(self.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
         )
         self.replay = Replay(
-            spec, self.agent.storage, config.replay, envs=envs, seed=config.seed, env_steps=config.env_steps,
+            spec, self.agent.storage, config.replay, envs=streams, seed=config.seed, env_steps=config.env_steps,
             size=size, run_dir=self.run_dir,
         )  # fmt: skip
         stack.callback(self.replay.close)
@@ -143,8 +145,8 @@ class Run:
         self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
         stack.callback(self.batches.close)
         self.collector = Collector(self.agent, self.learner.part, self.workers, self.replay, seed=config.seed)
-        self.tracker = EpisodeTracker(envs)
-        self.limiter = Limiter(self.rate, envs)
+        self.tracker = EpisodeTracker(streams)
+        self.limiter = Limiter(self.rate, streams)
         going_on = resume.resumed_logger(restored, self.replay) if restored else None
         self.logger = stack.enter_context(
             Logger(self.run_dir, config.log, dataclasses.asdict(config), resumed=going_on)

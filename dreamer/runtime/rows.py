@@ -15,7 +15,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
 from dreamer.runtime.readers import LARGEST, find, inside, read
-from dreamer.runtime.reading import checked_reset, described, mask_in, reading
+from dreamer.runtime.reading import Reading, checked_reset, described, mask_in, reading
 from dreamer.runtime.steps import Step
 from dreamer.spaces import MASK, Spec
 
@@ -33,16 +33,19 @@ class EnvRows:
     """Owns one environment; makes one row of it at a time.
 
     spec: Spec. seed: of the first reset. action_repeat: how often each action is taken, rewards summed.
-    name: for messages. Raises UserError when the environment breaks its own spaces. Its first reset may be made at
-    once, to see whether its info has an action mask.
+    name: for messages. known: how the environment is read, if that is known. Raises UserError when the environment
+    breaks its own spaces. Its first reset may be made at once, to see whether its info has an action mask.
     """
 
-    def __init__(self, env: gymnasium.Env, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
+    def __init__(
+        self, env: gymnasium.Env, *, name: str = "", seed: int | None = None, action_repeat: int = 1,
+        known: Reading | None = None,
+    ):  # fmt: skip
         if action_repeat < 1:
             raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
         self.env = env
         self.name = name or type(env).__name__
-        self.readers, actions, self.spec, self._masks, self._fresh = reading(env, self.name, seed)
+        self.readers, actions, self.spec, self._masks, self._fresh = known or reading(env, self.name, seed)
         self._to_env, self._start = actions.to_env, actions.start
         self._seed = seed
         self.plain = all(reader.plain for reader in self.readers) and self._masks is None
@@ -57,6 +60,10 @@ class EnvRows:
         The first call, and the one after a row that is_last, ignore the action and reset.
         """
         self.accept(self.ask(self._to_env(action)), out, index)
+
+    def turn(self, out: Step, index: int) -> None:
+        """Answer to the action in row `index` of `out`, written into that row."""
+        self.write(out.action[index], out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
         """What `ask` of environments like this one takes for actions [R, A]."""
@@ -101,9 +108,7 @@ class EnvRows:
 
     def render(self) -> np.ndarray | None:
         """A picture uint8 [H, W, 3], or None when the environment was not made to draw any."""
-        if getattr(self.env, "render_mode", None) != "rgb_array":
-            return None
-        return np.asarray(self.env.render(), np.uint8)
+        return drawn(self.env)
 
     def get_state(self) -> bytes | str:
         """Where the environment is, after the row written last; when it cannot tell, why."""
@@ -175,6 +180,13 @@ class EnvRows:
 
     def _error(self, text: str) -> UserError:
         return UserError(f"env {self.name!r}, episode {self._episode}, step {self._step}: {text}")
+
+
+def drawn(env: Any) -> np.ndarray | None:
+    """A picture uint8 [H, W, 3] of an environment, or None when it was not made to draw any."""
+    if getattr(env, "render_mode", None) != "rgb_array":
+        return None
+    return np.asarray(env.render(), np.uint8)
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:

@@ -1,7 +1,7 @@
 """Many environments, in this process or in several, each ready when it is. No jax.
 
 seam        what the rest of the framework knows: Config, Workers, Ready, Incident
-table       the one row of each environment, and whose turn it is
+table       the rows of each environment, one for each of its agents, and whose turn it is
 faults      incidents counted, environments made anew
 inline      all in this process
 remote      what both sets outside this process have in common

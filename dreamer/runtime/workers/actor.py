@@ -31,9 +31,9 @@ class Actor:
         """Makes an environment, or makes it anew."""
         return self._do(number, self._envs[number].make, seed)
 
-    def step(self, number: int, action: np.ndarray) -> Step | Incident:
-        """Its next row, a Step of one."""
-        return self._do(number, self._envs[number].step, action)
+    def step(self, number: int, actions: np.ndarray) -> Step | Incident:
+        """Its next rows, a Step of one for each of its agents."""
+        return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
         """Where it is; when it cannot tell, why."""

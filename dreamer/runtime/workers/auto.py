@@ -22,12 +22,14 @@ def choose(plan: Plan) -> tuple[str, str]:
     """("inline" or "processes", why). Raises UserError when the environment cannot be made."""
     rows = make_rows(plan, 0, plan.seed)
     try:
-        out = empty_step(rows.spec, 1)
-        actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS)
-        rows.write(actions[0], out, 0)
+        agents = rows.spec.agents
+        out = empty_step(rows.spec, agents)
+        actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)
+        rows.turn(out, 0)
         clock = [time.perf_counter()]
         while len(clock) <= STEPS and clock[-1] - clock[0] < SECONDS:
-            rows.write(actions[len(clock) - 1], out, 0)
+            out.action[:] = actions[len(clock) - 1]
+            rows.turn(out, 0)
             clock.append(time.perf_counter())
         step = float(np.median(np.diff(clock)))  # a busy machine disturbs some steps, not most
     except Exception:

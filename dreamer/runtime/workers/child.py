@@ -102,8 +102,8 @@ class _Home:
         if spec is None:
             return
         # The parent has given the memory its size once it has sent an action.
-        out = self._out = self._out or rows_in(self._memory, spec, self._envs)
-        incident = self._env.write(out.action[self._number], out, self._number)
+        out = self._out = self._out or rows_in(self._memory, spec, self._envs * spec.agents)
+        incident = self._env.turn(out, self._number)
         if incident:
             self._tell(messages.FAULT, incident)
         else:

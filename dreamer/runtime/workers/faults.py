@@ -8,6 +8,7 @@ import numpy as np
 
 from dreamer import plugins
 from dreamer.errors import UserError
+from dreamer.runtime.parallel import ParallelRows, is_parallel
 from dreamer.runtime.rows import EnvRows
 from dreamer.runtime.workers.seam import Incident, Kind, Plan, Ready
 from dreamer.spaces import Spec
@@ -44,13 +45,14 @@ class Faults:
             raise as_error(incident, f" (incident {self._restarts + 1} in a row)" if self._restarts else "")
         self.resets[envs] += 1
 
-    def delivered(self, ready: Ready) -> None:
+    def delivered(self, ready: Ready, agents: int) -> None:
         """Notes rows that were received: a finished episode, or many rows, make an environment sound again."""
         if self._calm:
             return
-        self._proven[ready.envs] = True
-        self._since[ready.envs] += 1
-        sound = ready.envs[ready.step.is_last | (self._since[ready.envs] >= QUIET)]
+        envs = ready.envs // agents
+        self._proven[envs] = True
+        self._since[envs] += 1
+        sound = envs[ready.step.is_last | (self._since[envs] >= QUIET)]
         self._in_a_row[sound] = 0
         self._calm = bool(self._proven.all() and not self._in_a_row.any())
 
@@ -78,10 +80,16 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
     return error
 
 
-def make_rows(plan: Plan, number: int, seed: int) -> EnvRows:
+def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
     """One environment of the set. Raises UserError when it cannot be made."""
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
-    return EnvRows(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
+    kind = ParallelRows if is_parallel(env) else EnvRows
+    return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
+
+
+def envs_in_words(envs: int, agents: int) -> str:
+    """"5 environments", of several agents "5 environments of 3 agents"."""
+    return f"{envs} environments" + (f" of {agents} agents" if agents > 1 else "")
 
 
 def differs(name: str, spec: Spec, expected: Spec) -> str:
@@ -98,7 +106,7 @@ def told(error: BaseException, plan: Plan, number: int, making: bool = False) ->
     return Incident((number,), kind, line, trace)
 
 
-def close_quietly(rows: EnvRows | None) -> None:
+def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
     """Closes an environment that has failed; what it raises then tells nothing new."""
     try:
         if rows is not None:

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.runtime.parallel import ParallelRows
 from dreamer.runtime.rows import EnvRows, empty_step
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, told
@@ -22,7 +23,7 @@ class Guarded:
 
     def __init__(self, plan: Plan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
-        self._rows: EnvRows | None = None
+        self._rows: EnvRows | ParallelRows | None = None
 
     @property
     def spec(self) -> Spec | None:
@@ -42,20 +43,21 @@ class Guarded:
             return self._failed(error, making=True)
         return self._spec
 
-    def write(self, action: np.ndarray, out: Step, index: int) -> Incident | None:
-        """Writes its answer to `action` [A] into row `index` of `out`."""
+    def turn(self, out: Step, index: int) -> Incident | None:
+        """Writes its answers to the actions in the rows of environment `index` of `out`."""
         assert self._rows is not None
         try:
-            self._rows.write(action, out, index)
+            self._rows.turn(out, index)
         except BaseException as error:
             return self._failed(error)
         return None
 
-    def step(self, action: np.ndarray) -> Step | Incident:
-        """The same as a new Step of one row."""
+    def step(self, actions: np.ndarray) -> Step | Incident:
+        """The same for `actions` [W, A], one of each agent, as a new Step of W rows."""
         assert self._rows is not None
-        out = empty_step(self._rows.spec, 1)
-        return self.write(action, out, 0) or out
+        out = empty_step(self._rows.spec, self._rows.spec.agents)
+        out.action[:] = actions
+        return self.turn(out, 0) or out
 
     def get_state(self) -> bytes | str:
         """Where it is; when it cannot tell, why."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.runtime.rows import EnvRows, empty_step, write_together
-from dreamer.runtime.workers.faults import Faults, close_quietly, make_rows, told
+from dreamer.runtime.parallel import ParallelRows
+from dreamer.runtime.rows import empty_step, write_together
+from dreamer.runtime.workers.faults import Faults, close_quietly, envs_in_words, make_rows, told
 from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
@@ -26,7 +27,7 @@ class InlineWorkers:
         self._plan, self._why = plan, why
         self.envs = plan.envs
         self._faults = Faults(plan, restarts)
-        self.rows: list[EnvRows] = []
+        self.rows: list[Any] = []  # EnvRows, or ParallelRows
         try:
             for number in range(plan.envs):
                 self.rows.append(make_rows(plan, number, self._faults.seed(number)))
@@ -34,18 +35,20 @@ class InlineWorkers:
             self.close()
             raise
         self.spec = self.rows[0].spec
-        self._table = Table(empty_step(self.spec, plan.envs))
+        self.streams = plan.envs * self.spec.agents
+        self._parallel = isinstance(self.rows[0], ParallelRows)
+        self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
         """The next row of all environments that were sent an action; `least` None: of all E."""
         self._table.wanted(least)
         self._step()
         ready = self._table.take()
-        self._faults.delivered(ready)
+        self._faults.delivered(ready, self._table.agents)
         return ready
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answer the rows of `envs` [R] with `actions` [R, A]."""
+        """Answer the rows of streams `envs` [R] with `actions` [R, A]."""
         self._table.answer(envs, actions)
 
     def incidents(self) -> list[Incident]:
@@ -58,7 +61,7 @@ class InlineWorkers:
 
     def describe(self) -> str:
         """One line: where the environments run, and why."""
-        return f"workers: {self.envs} environments in the main process{self._why}"
+        return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
     def states(self) -> Snapshot:
         """The state of every environment, and their rows that nobody has received."""
@@ -68,7 +71,7 @@ class InlineWorkers:
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
         """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
-        check_fresh(self._faults.received, states, ready, self.envs)
+        check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         # A first reset, as worker processes have had one: some environments must not be set before it.
         self._step()
         refused = {i: s if isinstance(s, str) else self.rows[i].set_state(s) for i, s in enumerate(states)}
@@ -103,6 +106,9 @@ class InlineWorkers:
         busy = list(range(self.envs)) if everyone else np.flatnonzero(table.phase == BUSY).tolist()
         if not busy:
             return
+        if self._parallel:
+            self._step_parallel(busy)
+            return
         where = slice(None) if everyone else busy  # all: views are cheaper than copies
         answers: dict[int, Any] = {}
         own = self.rows
@@ -120,6 +126,14 @@ class InlineWorkers:
                     self._renew(number, told(error, self._plan, number))
         table.phase[where] = READY
 
+    def _step_parallel(self, busy: list[int]) -> None:
+        for number in busy:
+            try:
+                self.rows[number].turn(self._table.rows, number)
+            except Exception as error:
+                self._renew(number, told(error, self._plan, number))
+        self._table.phase[busy] = READY
+
     def _renew(self, number: int, incident: Incident) -> None:
         """Counts the incident, and those of the new environment, until it has written its reset row."""
         rows = self._table.rows
@@ -130,7 +144,7 @@ class InlineWorkers:
             try:
                 self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
                 making = False
-                self.rows[number].write(rows.action[number], rows, number)
+                self.rows[number].turn(rows, number)
                 return
             except Exception as error:
                 incident = told(error, self._plan, number, making)

@@ -1,4 +1,4 @@
-"""The memory that a set of worker processes shares: one row and one action of each environment. No jax.
+"""The memory that a set of worker processes shares: one row and one action of each stream. No jax.
 
 It has no name, so nothing of it can be left behind, whatever way a run ends: it goes with the last process that holds
 its descriptor.
@@ -28,16 +28,16 @@ def open_memory() -> int:
     return descriptor
 
 
-def resize(descriptor: int, spec: Spec, envs: int) -> None:
-    """Makes room for the rows of `envs` environments."""
-    os.ftruncate(descriptor, sum(_padded(shape, dtype) for _, shape, dtype in _layout(spec, envs)))
+def resize(descriptor: int, spec: Spec, streams: int) -> None:
+    """Makes room for the rows of so many streams."""
+    os.ftruncate(descriptor, sum(_padded(shape, dtype) for _, shape, dtype in _layout(spec, streams)))
 
 
-def rows_in(descriptor: int, spec: Spec, envs: int) -> Step:
-    """A Step of `envs` rows that lies in the shared memory; it stays mapped as long as the arrays live."""
+def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
+    """A Step of `streams` rows that lies in the shared memory; it stays mapped as long as the arrays live."""
     mapped = mmap.mmap(descriptor, 0)
     arrays, offset = {}, 0
-    for name, shape, dtype in _layout(spec, envs):
+    for name, shape, dtype in _layout(spec, streams):
         arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
         offset += _padded(shape, dtype)
     obs = {key: arrays[f"obs/{key}"] for key in spec.obs}
@@ -45,11 +45,12 @@ def rows_in(descriptor: int, spec: Spec, envs: int) -> Step:
     return Step(obs, arrays["action"], arrays["reward"], *flags)
 
 
-def _layout(spec: Spec, envs: int) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+def _layout(spec: Spec, streams: int) -> list[tuple[str, tuple[int, ...], np.dtype]]:
     """(name, shape, dtype) of the arrays in the order in which they lie."""
-    obs = [(f"obs/{key}", (envs, *space.shape), np.dtype(space.dtype)) for key, space in spec.obs.items()]
-    flags = [(name, (envs,), np.dtype(bool)) for name in ("is_first", "is_last", "is_terminal")]
-    numbers = [("action", (envs, spec.action_width), np.dtype(np.float32)), ("reward", (envs,), np.dtype(np.float32))]
+    obs = [(f"obs/{key}", (streams, *space.shape), np.dtype(space.dtype)) for key, space in spec.obs.items()]
+    flags = [(name, (streams,), np.dtype(bool)) for name in ("is_first", "is_last", "is_terminal")]
+    numbers = [(name, shape, np.dtype(np.float32)) for name, shape in (
+        ("action", (streams, spec.action_width)), ("reward", (streams,)))]  # fmt: skip
     return [*obs, *numbers, *flags]
 
 

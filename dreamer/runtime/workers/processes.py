@@ -15,7 +15,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
-from dreamer.runtime.workers.faults import as_error, differs
+from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
 from dreamer.runtime.workers.memory import open_memory, resize, rows_in
 from dreamer.runtime.workers.process import Process
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
@@ -41,8 +41,9 @@ class ProcessWorkers(RemoteWorkers[Process]):
             for share in np.array_split(np.arange(plan.envs), processes):
                 self._start(tuple(share.tolist()))
             self.spec = self._known = self._specs()
-            resize(self._memory, self.spec, plan.envs)
-            self._table = Table(rows_in(self._memory, self.spec, plan.envs))
+            self.streams = plan.envs * self.spec.agents
+            resize(self._memory, self.spec, self.streams)
+            self._table = Table(rows_in(self._memory, self.spec, self.streams), self.spec.agents)
             self._go(range(plan.envs))
         except BaseException:
             self.close()
@@ -51,7 +52,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     def describe(self) -> str:
         """One line: where the environments run, and why."""
         processes = len(set(self._homes.values()))
-        return f"workers: {self.envs} environments in {processes} processes{self._why}"
+        return f"workers: {envs_in_words(self.envs, self.spec.agents)} in {processes} processes{self._why}"
 
     def close(self) -> None:
         """End the worker processes: their sockets close, they go; those that do not are killed."""

@@ -20,9 +20,9 @@ from dreamer.errors import UserError
 from dreamer.runtime.rows import empty_step
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.actor import Actor
-from dreamer.runtime.workers.faults import as_error, differs
+from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
-from dreamer.runtime.workers.seam import Incident, Plan, Ready
+from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
 
@@ -59,7 +59,8 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             for share in np.array_split(np.arange(plan.envs), actors):
                 self._start(tuple(share.tolist()))
             self.spec = self._known = self._specs()
-            self._table = Table(empty_step(self.spec, plan.envs))
+            self.streams = plan.envs * self.spec.agents
+            self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
             self._go(range(plan.envs))
         except BaseException:
             self.close()
@@ -69,7 +70,8 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         """One line: where the environments run."""
         actors = len({id(home) for home in self._homes.values()})
         nodes = sum(node["Alive"] for node in self._ray.nodes())
-        return f"workers: {self.envs} environments in {actors} actors of a Ray cluster, nodes alive: {nodes}"
+        envs = envs_in_words(self.envs, self.spec.agents)
+        return f"workers: {envs} in {actors} actors of a Ray cluster, nodes alive: {nodes}"
 
     def close(self) -> None:
         """End the actors, and the cluster if it is ours."""
@@ -116,13 +118,14 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             if self._table.phase[number] == BUSY:
                 self._go([number])
         else:
-            self._table.put([number], Ready(np.array([number]), answer))
+            self._table.write(number, answer)
 
     def _go(self, numbers: Sequence[int]) -> None:
         """Sends environments their actions; those that are being made get theirs once they are."""
         for number in numbers:
             if self._made[number]:
-                self._call(number, self._homes[number].actor.step, self._table.rows.action[number], late=0.0)
+                actions = self._table.rows.action[self._table.rows_of(number)]
+                self._call(number, self._homes[number].actor.step, actions, late=0.0)
 
     def _call(self, number: int, method: Any, argument: Any, late: float) -> None:
         self._calls[method.remote(number, argument)] = number

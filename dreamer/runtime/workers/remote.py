@@ -35,6 +35,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
     """E environments in homes outside this process. A subclass knows how to talk to them, and how to replace one."""
 
     spec: Spec
+    streams: int
     _table: Table
 
     def __init__(self, plan: Plan, timeout: float, restarts: int):
@@ -50,11 +51,11 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         """Rows of all E (`least` None), or of those that are ready once `least` are or `patience` seconds are over."""
         self._wait(self._table.wanted(least), patience if least is not None else math.inf)
         ready = self._table.take()
-        self._faults.delivered(ready)
+        self._faults.delivered(ready, self._table.agents)
         return ready
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answer the rows of `envs` [R] with `actions` [R, A]."""
+        """Answer the rows of streams `envs` [R] with `actions` [R, A]."""
         self._go(self._table.answer(envs, actions))
 
     def incidents(self) -> list[Incident]:
@@ -68,7 +69,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
         """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
-        check_fresh(self._faults.received, states, ready, self.envs)
+        check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         self._wait(self.envs, math.inf)
         told = {number: state for number, state in enumerate(states) if isinstance(state, str)}
         told |= self._put_states({number: state for number, state in enumerate(states) if isinstance(state, bytes)})
@@ -123,7 +124,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         """Why each has not taken its own, "" of one that has."""
 
     def _wait(self, wanted: int, patience: float) -> None:
-        """Until `wanted` rows are ready, or some after `patience` seconds."""
+        """Until the rows of `wanted` environments are ready, or of some after `patience` seconds."""
         start = time.monotonic()
         ready = self._hear(0.0, self.envs) if patience < math.inf else np.count_nonzero(self._table.phase == READY)
         while ready < wanted:

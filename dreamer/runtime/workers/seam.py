@@ -21,7 +21,7 @@ class Config:
     """Where environments run: inline in the main process, in worker processes, in actors of a Ray cluster (extra
     `distributed`), or inline or in processes as a measurement says."""
     envs: int = 16
-    """Number of environments."""
+    """Number of environments, however many agents each has."""
     processes: int = 0
     """Number of worker processes or Ray actors; 0 is one per environment. Never more than there are environments."""
     address: str = ""
@@ -37,7 +37,11 @@ class Config:
 
 
 class Ready(NamedTuple):
-    """Rows that are there: envs [R] int64, ascending; step: Step of R rows, which owns its memory, actions zero."""
+    """Rows that are there: step: Step of R rows, which owns its memory, actions zero.
+
+    envs [R] int64, ascending: of which stream each is, which is the number of its environment where that has one
+    agent; agent a of environment e is stream e * agents + a
+    """
 
     envs: np.ndarray
     step: Step
@@ -75,24 +79,27 @@ class Workers(Protocol):
     """A set of E environments; a row of each comes out, an action for each goes in, in whatever order they are done.
 
     The first row of an environment needs no action: it is that of its reset. The action after a row that is_last is
-    ignored, its answer is a reset row. A failed environment is made anew with a fresh seed and gives a reset row
+    ignored, its answer is a reset row. Of several agents in one environment the rows come together, and go on
+    together: one of each that is in the game, so that of an agent whose row is_last the next comes with the next
+    game. `streams` = E * spec.agents. A failed environment is made anew with a fresh seed and gives a reset row
     next, `incidents` tells; UserError when that happens too often, or before an environment's very first row.
     close() ends everything; it may be called twice.
     """
 
     spec: Spec
     envs: int
+    streams: int
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows of all E environments (`least` None), else all that are there as soon as `least` are.
+        """Rows of all E environments (`least` None), else all that are there as soon as those of `least` are.
 
         After `patience` seconds fewer will do, but never none. RuntimeError when no action was sent to so many.
         """
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answers the rows of `envs` [R] with `actions` [R, A] float32.
+        """Answers the rows of streams `envs` [R] with `actions` [R, A] float32.
 
-        RuntimeError for an environment that was not received since its last action.
+        RuntimeError for one that was not received since its last action, or for some agents of an environment only.
         """
 
     def incidents(self) -> list[Incident]:

@@ -1,4 +1,8 @@
-"""The one row that each environment has, and whose turn it is: the environment's or the receiver's. No jax."""
+"""The rows that each environment has, one for each of its agents, and whose turn it is. No jax.
+
+An agent that is not in the game, as it has ended before the others, has no row: its environment writes the reward
+ABSENT into its place, which no row can have, and nobody is given it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,35 @@ from collections.abc import Sequence
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.runtime.parallel import ABSENT
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.seam import Ready
 
-BUSY, READY, TAKEN = 0, 1, 2  # works on an action | its row waits to be received | its row waits for an action
+BUSY, READY, TAKEN = 0, 1, 2  # works on its actions | its rows wait to be received | its rows wait for actions
 
 
 class Table:
-    """Owns one row for each of E environments, and in `phase` [E] where it stands.
+    """Owns one row for each of S streams, and in `phase` [E] where each of E environments stands.
 
-    rows: Step of E rows; environments write all but `action`, which holds the actions sent to them.
+    rows: Step of S rows; environments write all but `action`, which holds the actions sent to them. The `agents` rows
+    of an environment lie one after the other, and are received and answered together.
     """
 
-    def __init__(self, rows: Step):
-        self.rows = rows
-        self.envs = len(rows.reward)
+    def __init__(self, rows: Step, agents: int = 1):
+        self.rows, self.agents = rows, agents
+        self.streams = len(rows.reward)
+        self.envs = self.streams // agents
         self.phase = np.full(self.envs, BUSY, np.uint8)
-        self._everyone = np.arange(self.envs)
+        self._everyone = np.arange(self.streams)
         self._numbers = self._everyone.tobytes()
+        self._held = np.zeros(self.streams, bool)  # received, and not answered yet
 
     def all_in(self, phase: int) -> bool:
         """Whether all environments are in one phase; compared as bytes, which takes a tenth of an array's time."""
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, least: int | None) -> int:
-        """How many rows a receive waits for. RuntimeError when so many cannot come."""
+        """How many environments a receive waits for. RuntimeError when so many cannot come."""
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (least is None or taken == self.envs):
             raise RuntimeError("receive() was called twice without send(): environments wait for an action")
@@ -39,70 +47,106 @@ class Table:
 
     def take(self) -> Ready:
         """Copies of the rows that are ready; they are the receiver's now."""
-        rows = self.rows
-        if self.all_in(READY):
+        ready = self.peek()
+        if len(ready.envs) == self.streams:
             self.phase.fill(TAKEN)
+        else:
+            self.phase[self.phase == READY] = TAKEN
+        if self.agents > 1:
+            self._held[ready.envs] = True
+        return ready
+
+    def peek(self) -> Ready:
+        """Copies of the rows that are ready, which stay where they are."""
+        rows = self.rows
+        # Of a lone agent there is always a row.
+        if self.all_in(READY) and (self.agents == 1 or self._there().all()):
             obs = {key: array.copy() for key, array in rows.obs.items()}
             fields = (array.copy() for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
             return Ready(self._everyone.copy(), Step(obs, np.zeros(rows.action.shape, np.float32), *fields))
-        envs = np.flatnonzero(self.phase == READY)
-        self.phase[envs] = TAKEN
-        obs = {key: array.take(envs, 0) for key, array in rows.obs.items()}
-        action = np.zeros((len(envs), rows.action.shape[1]), np.float32)
-        fields = (array.take(envs) for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
-        return Ready(envs, Step(obs, action, *fields))
+        there = self.phase == READY if self.agents == 1 else self._there() & (self.phase == READY).repeat(self.agents)
+        streams = np.flatnonzero(there)
+        obs = {key: array.take(streams, 0) for key, array in rows.obs.items()}
+        action = np.zeros((len(streams), rows.action.shape[1]), np.float32)
+        fields = (array.take(streams) for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
+        return Ready(streams, Step(obs, action, *fields))
 
-    def peek(self) -> Ready:
-        """Copies of all rows, which stay where they are."""
-        phase = self.phase.copy()
-        ready = self.take()
-        self.phase[:] = phase
-        return ready
+    def answer(self, streams: np.ndarray, actions: np.ndarray) -> list[int]:
+        """Notes the actions [R, A] of `streams` [R]; gives the numbers of their environments as a list.
 
-    def answer(self, envs: np.ndarray, actions: np.ndarray) -> list[int]:
-        """Notes the actions [R, A] of `envs` [R]; gives the numbers as a list.
-
-        RuntimeError for an environment that does not wait for one, ValueError for a wrong shape, UserError for
-        actions that are not finite.
+        RuntimeError for an environment that does not wait for one, or for another number of them, ValueError for a
+        wrong shape, UserError for actions that are not finite.
         """
-        envs = np.asarray(envs, np.int64)
+        streams = np.asarray(streams, np.int64)
         actions = np.asarray(actions, np.float32)
-        expected = (len(envs), self.rows.action.shape[1])
+        expected = (len(streams), self.rows.action.shape[1])
         if actions.shape != expected:
             raise ValueError(f"actions are {list(actions.shape)}, they must be {list(expected)}")
         if np.count_nonzero(np.isfinite(actions)) != actions.size:  # all() takes longer for so few numbers
             raise UserError("the agent's action is not finite: its parameters have diverged")
-        if envs.tobytes() == self._numbers and self.all_in(TAKEN):
+        if streams.tobytes() == self._numbers and self.all_in(TAKEN):
             self.rows.action[:] = actions
             self.phase.fill(BUSY)
+            self._held.fill(False)
             return list(range(self.envs))
+        envs = streams if self.agents == 1 else np.unique(streams // self.agents)
         numbers: list[int] = envs.tolist()
         if np.count_nonzero(self.phase[envs] == TAKEN) < len(numbers) or len(set(numbers)) < len(numbers):
             raise RuntimeError("send() was called twice without receive(): an environment has no row to answer")
-        self.rows.action[envs] = actions
+        if self.agents > 1:
+            self._release(streams, envs)
+        self.rows.action[streams] = actions
         self.phase[envs] = BUSY
         return numbers
 
-    def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Makes the rows that `ready` holds of `envs` ready to be received."""
-        envs = list(envs)
-        rows = np.searchsorted(ready.envs, envs)
+    def rows_of(self, env: int) -> slice:
+        """Where the rows of an environment lie."""
+        return slice(env * self.agents, (env + 1) * self.agents)
+
+    def write(self, env: int, step: Step) -> None:
+        """Makes a Step of an environment's rows, one for each of its agents, ready to be received."""
+        where = self.rows_of(env)
         for key, array in self.rows.obs.items():
-            array[envs] = ready.step.obs[key][rows]
+            array[where] = step.obs[key]
         for name in ("reward", "is_first", "is_last", "is_terminal"):
-            getattr(self.rows, name)[envs] = getattr(ready.step, name)[rows]
+            getattr(self.rows, name)[where] = getattr(step, name)
+        self.phase[env] = READY
+
+    def put(self, envs: Sequence[int], ready: Ready) -> None:
+        """Makes the rows that `ready` holds of `envs` ready to be received; agents that have none there are absent."""
+        envs = list(envs)
+        chosen = np.isin(ready.envs // self.agents, envs)
+        streams = ready.envs[chosen]
+        for key, array in self.rows.obs.items():
+            array[streams] = ready.step.obs[key][chosen]
+        for env in envs:
+            self.rows.reward[self.rows_of(env)] = ABSENT
+        for name in ("reward", "is_first", "is_last", "is_terminal"):
+            getattr(self.rows, name)[streams] = getattr(ready.step, name)[chosen]
         self.phase[envs] = READY
 
+    def _there(self) -> np.ndarray:
+        """Which streams [S] have a row, whatever the phase of their environment."""
+        return ~np.isnan(self.rows.reward)
 
-def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int) -> None:
+    def _release(self, streams: np.ndarray, envs: np.ndarray) -> None:
+        """The rows of `streams` are answered. RuntimeError unless they are all that was received of `envs`."""
+        held = np.flatnonzero(self._held & np.isin(self._everyone // self.agents, envs))
+        if not np.array_equal(np.sort(streams), held):
+            raise RuntimeError("send() answers some agents of an environment only, or twice: all step together")
+        self._held[streams] = False
+
+
+def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int, agents: int) -> None:
     """RuntimeError unless nothing was received yet; ValueError unless the snapshot is of `envs` environments.
 
-    Only an environment with a state needs its row.
+    Only an environment with a state needs rows.
     """
     if received:
         raise RuntimeError("restore() needs fresh workers, rows of these were received")
     if len(states) != envs:
         raise ValueError(f"the snapshot is of {len(states)} environments, not {envs}")
-    rowless = {number for number, state in enumerate(states) if isinstance(state, bytes)} - set(ready.envs.tolist())
+    with_rows = set((ready.envs // agents).tolist())
+    rowless = {number for number, state in enumerate(states) if isinstance(state, bytes)} - with_rows
     if rowless:
         raise ValueError(f"the snapshot has a state but no row of the environments {sorted(rowless)}")

@@ -1,0 +1,65 @@
+"""A loaded agent that acts for all agents of a parallel environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.parallel import Side
+
+if TYPE_CHECKING:
+    from dreamer.apps.evaluate import LoadedAgent, State
+
+
+class TeamState(NamedTuple):
+    """What a team remembers between calls of `act`: the state of all agents, and who was in the game so far."""
+
+    state: State
+    seen: frozenset
+
+
+class LoadedTeam:
+    """Acts in the terms of a parallel environment: {agent: observation} in, {agent: action} out.
+
+    observations, infos = env.reset()
+    actions, state = team.act(observations)            a new game
+    actions, state = team.act(observations, state)     its next step
+    """
+
+    def __init__(self, agent: LoadedAgent, sides: list[Side]):
+        """sides: of an environment of the run, in the order of its agents."""
+        self.config, self.env_steps = agent.config, agent.env_steps
+        self.possible_agents = [side.agent for side in sides]
+        self._agent, self._sides = agent, sides
+
+    def act(
+        self, obs: Mapping[Any, Any], state: TeamState | None = None, info: Mapping[Any, Any] | None = None
+    ) -> tuple[dict[Any, Any], TeamState]:
+        """An action for each agent that is in the game.
+
+        obs: {agent: observation} as reset and step give it. state: from the call before, None when a game begins.
+        info: {agent: info} as they give it, where it holds the action mask. Raises UserError when an observation does
+        not fit its space, or an agent is not one of the environment.
+        """
+        strangers = [who for who in obs if who not in self.possible_agents] if isinstance(obs, Mapping) else [obs]
+        if strangers or not obs:
+            raise UserError(
+                f"act, env {self.config.env!r}: observations of {strangers or 'nobody'}; give a dict by agent, "
+                f"its agents are {self.possible_agents}"
+            )
+        seen: frozenset = frozenset() if state is None else state.seen
+        here = [side if side.agent in obs else None for side in self._sides]
+        some = next(side for side in here if side)
+        # Those that are not in the game are asked too, so that the policy is compiled once: any row will do.
+        rows = [self._row(side or some, obs, info) for side in here]
+        batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+        first = [side.agent not in seen for side in self._sides]
+        actions, after = self._agent.choose(batch, state.state if state else None, first)
+        own = {side.agent: action for side, action in zip(here, actions, strict=True) if side}
+        return own, TeamState(after, seen | set(obs))
+
+    def _row(self, side: Side, obs: Mapping[Any, Any], info: Mapping[Any, Any] | None) -> dict[str, np.ndarray]:
+        return self._agent.rows(side.shown(obs[side.agent]), None if info is None else info.get(side.agent))[0]

@@ -1,0 +1,39 @@
+"""PettingZoo's parallel environments, and those of MPE: `make("knights_archers_zombies")`, `make("simple_spread")`.
+
+All agents of a task share one policy, so they must see and take the same: simple_tag, simple_adversary and others of
+MPE with roles do not. pursuit comes with the extra too, multiwalker needs the extra box2d beside it. Pictures come
+whole, 280 x 480 in cooperative_pong: scale them, in SuperSuit or a wrapper of yours, before you train on them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from typing import Any
+
+from envs._suite import extra, find_task
+
+FAMILIES = ("pettingzoo.butterfly", "pettingzoo.sisl", "mpe2")
+_VERSION = re.compile(r"_v\d+$")
+
+
+def make(task: str, render_mode: str | None = None, **options: Any) -> Any:
+    """The ParallelEnv called `task`; its family before it and its version behind it may be left out.
+
+    All other options go to its parallel_env. Raises ValueError and ImportError.
+    """
+    known: dict[str, str] = {}
+    for family in FAMILIES:
+        with extra("pettingzoo"):
+            folder = importlib.import_module(family)
+        names = [module.name for module in pkgutil.iter_modules(folder.__path__) if _VERSION.search(module.name)]
+        known |= {_VERSION.sub("", name): f"{family}.{name}" for name in names}
+    wanted = task.rpartition("/")[2]
+    module = known[find_task("pettingzoo", _VERSION.sub("", wanted), known)]
+    version = _VERSION.search(wanted)
+    if version and not module.endswith(version.group()):
+        raise ValueError(f"pettingzoo has no task {task!r}; the version installed is {module.rpartition('.')[2]!r}")
+    with extra("box2d" if "multiwalker" in module else "pettingzoo"):
+        made = importlib.import_module(module)
+    return made.parallel_env(render_mode=render_mode, **options)
