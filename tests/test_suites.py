@@ -20,8 +20,9 @@ from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
-from dreamer.runtime.reading import spec_of
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.actions import random_actions
+from dreamer.runtime.parallel import ParallelRows, any_spec
+from dreamer.runtime.rows import EnvRows, empty_step
 
 
 class Suite(NamedTuple):
@@ -65,10 +66,18 @@ def of(suites: list[Suite]) -> Any:
 
 
 every_suite = of(SUITES)
+TEAMS = [
+    Suite("pettingzoo:simple_spread", "mpe2", wrong=("simple_spred", "did you mean 'simple_spread'")),
+    Suite("pettingzoo:butterfly/knights_archers_zombies_v11", "pettingzoo", {"max_cycles": 60}),
+    Suite("pettingzoo:pursuit", "pettingzoo", {"max_cycles": 20}),
+    Suite("pettingzoo:simple_tag", "mpe2", wrong=("pistonball_v1", "the version installed is 'pistonball_v6'")),
+]
+every_team = of(TEAMS[:3])
 # What the packages themselves warn of.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+    pytest.mark.filterwarnings("ignore:The system font:UserWarning"),
 ]
 STEPS = 30
 PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # elsewhere the suite's name
@@ -148,25 +157,53 @@ def test_it_is_filmed_when_asked_and_not_otherwise(suite):
     plain.close()
 
 
-@of([s for s in SUITES if s.wrong[0]])
+@of([s for s in SUITES + TEAMS if s.wrong[0]])
 def test_a_wrong_task_gets_the_nearest_one(suite):
     make(suite).close()
     with pytest.raises(UserError, match=suite.wrong[1]):
         plugins.make_env(f"{suite.env.split(':')[0]}:{suite.wrong[0]}", suite.options)
 
 
-@every_suite
+@of(SUITES + TEAMS[:1])
 def test_the_environment_of_its_preset_can_be_made(suite):
     make(suite).close()
     name = suite.env.split(":")[0]
     config = load(PRESETS / f"{PRESET_OF.get(name, name)}.yaml")
     env = plugins.make_env(config.env, config.env_options)
-    assert spec_of(env).action_width > 1
+    assert any_spec(env).action_width > 1
     env.close()
 
 
+def rows_of_all(suite: Suite, seed: int, render_mode: str | None = None) -> list[Any]:
+    """The rows of all agents over some games, random actions; then a picture."""
+    rows = ParallelRows(make(suite, render_mode), seed=seed)
+    out, rng, taken = empty_step(rows.spec, rows.spec.agents), np.random.default_rng(0), []
+    for _ in range(150):
+        rows.turn(out, 0)
+        there = ~np.isnan(out.reward)
+        taken.append([part[there].copy() for part in (*out.obs.values(), out.reward, out.is_first, out.is_last)])
+        out.action[:] = random_actions(rows.spec.action, rng, rows.spec.agents)
+    picture = rows.render()
+    rows.close()
+    return [*taken, picture]
+
+
+@every_team
+def test_a_seed_decides_the_rows_of_all_agents(suite):
+    *first, picture = rows_of_all(suite, 3)
+    *again, _ = rows_of_all(suite, 3)
+    assert same(first, again) and not same(first, rows_of_all(suite, 4)[:-1]) and picture is None
+    assert sum(int(row[-1].sum()) for row in first) >= 2  # episodes that ended
+    assert rows_of_all(suite, 3, "rgb_array")[-1].std() > 5
+
+
+def test_agents_that_see_unlike_things_are_refused():
+    with pytest.raises(UserError, match="agent 'agent_0' shows 'vector' as Box.*agent 'adversary_0' Box"):
+        ParallelRows(make(TEAMS[3]))
+
+
 @pytest.mark.slow
-@every_suite
+@of(SUITES + TEAMS[:2])  # so few rows make no sequence of each of pursuit's agents
 def test_it_is_trained_on_for_a_moment(suite, tmp_path, tmp_path_factory):
     make(suite).close()
     pictures = {"agent__world_model__mults": [1, 1, 1, 1], "eval__episodes": 0}
