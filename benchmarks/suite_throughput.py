@@ -28,16 +28,21 @@ from dreamer.runtime.workers import make_workers
 PRESETS = (
     "quickstart", "box2d", "mujoco", "dmc_proprio", "dmc_vision", "atari", "atari100k", "crafter", "minigrid", "bsuite",
     "memory_maze", "popgym", "vizdoom", "metaworld", "nethack",
+    "pettingzoo",
 )  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
 
 
 def turn_of(stack: contextlib.ExitStack, config: Config, backend: str, envs: int) -> Turn:
-    """A turn of workers as the collector takes it: those answer who are ready, half of them or all after 5 ms."""
+    """A turn of workers as the collector takes it: those answer who are ready, half of them or all after 5 ms.
+
+    Gives how many rows there were; of several agents in an environment each has one.
+    """
     workers = WorkersConfig(backend, envs=envs)  # type: ignore[arg-type]
     crew = make_workers(workers, config.env, config.env_options, action_repeat=config.action_repeat)
     stack.enter_context(crew)
-    actions = random_actions(crew.spec.action, np.random.default_rng(0), 256 * envs).reshape(256, envs, -1)
+    rng, streams = np.random.default_rng(0), crew.streams
+    actions = random_actions(crew.spec.action, rng, 256 * streams).reshape(256, streams, -1)
     count = 0
 
     def turn() -> int:

@@ -11,6 +11,9 @@ from test_resume import rows_by_place, stopped
 from tiny_runs import compiled_once, lines, plain_agent, recording_agent, tiny
 
 import dreamer
+from dreamer.apps.check import examine
+from dreamer.apps.checks.verdicts import Settings
+from dreamer.apps.checks.watch import Watch
 from dreamer.errors import UserError
 from dreamer.runtime import devices, evaluation, loop
 from dreamer.runtime.parallel import ParallelRows, is_parallel, seed_of
@@ -270,6 +273,25 @@ def test_agents_that_take_turns_are_refused():
     with pytest.raises(UserError, match="one after the other; give its parallel form"):
         is_parallel(turns)
     assert is_parallel(Team()) and not is_parallel(gymnasium.make("CartPole-v1"))
+
+
+def verdicts_of(name, **options):
+    return list(examine(name, Settings(steps=200, env_options=options), Watch()))
+
+
+def test_the_check_says_that_there_are_several_agents_and_looks_at_one():
+    first, *others = verdicts_of("teams:team")
+    assert (first.level, first.key, first.facts["agents"]) == ("ok", "agents", 3)
+    assert "a parallel environment of 3 agents" in first.text and "of agent 'red'" in first.text
+    found = {verdict.key for verdict in others}
+    assert {"endings", "reward", "step-time", "throughput"} <= found
+    # Games are counted beyond resets, and 5 steps are always 5: this environment does just that.
+    assert {verdict.key for verdict in others if verdict.level in ("wrong", "warning")} == {"reset-leaks", "time-limit"}
+
+
+def test_the_check_names_what_is_wrong_with_the_agents():
+    first, second = verdicts_of(f"{__name__}:Odd", what="sees more")
+    assert (first.level, first.key, second.key) == ("wrong", "agents", "stopped") and "agent 'blue' shows" in first.text
 
 
 # ---- training, scoring, acting

@@ -17,6 +17,7 @@ import ray
 from auditor import act, play
 from faulty_envs import FAULTS
 from ray.cluster_utils import Cluster
+from test_parallel import equal, played
 from tiny_runs import plain_agent, tiny
 
 import dreamer
@@ -255,3 +256,8 @@ def test_a_cluster_started_for_a_run_that_is_killed_goes_with_it(tmp_path):
     assert done.returncode == -signal.SIGKILL and len(pids) > 2
     # Ray's two agents (DashboardAgent, RuntimeEnvAgent) look for their dead cluster for a minute before they end.
     assert eventually(lambda: all(map(gone, pids)))
+
+
+@ways
+def test_agents_of_an_environment_come_together_as_inline(config):
+    equal(played(config, 12), played(Config("inline", envs=3), 12))

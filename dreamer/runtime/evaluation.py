@@ -32,7 +32,7 @@ class Config:
     every: int = 10_000
     """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
     episodes: int = 10
-    """Episodes of each evaluation; 0 = none."""
+    """Episodes of each evaluation, of several agents in an environment those of each; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
     """Sample actions, as the reference does in evaluation too, or take the most likely one."""
     video: Literal["auto", "on", "off"] = "auto"
