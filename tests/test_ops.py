@@ -368,13 +368,21 @@ def test_a_named_key_depends_on_its_name_only(key):
     assert data["b"] == tuple(np.asarray(jax.random.key_data(few["b"]))) and len(set(data.values())) == 3
 
 
+def test_members_of_a_sweep_with_one_key_draw_what_each_draws_alone(key):
+    x = jax.random.normal(key, (3, 4, 2))
+    draw = of_whole_batch(lambda key, x: x + jax.random.normal(key, x.shape))
+    mapped = jax.vmap(draw, (None, 0))(key, x)
+    np.testing.assert_array_equal(mapped, jnp.stack([draw(key, one) for one in x]))
+
+
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_batch_in_parts_is_scanned_as_the_whole_one(key, number):
     """The same draws, outputs and gradients, and within the scan a weight for each part."""
     weight, inputs, keys = jnp.float32([0.5, -1.5]), jax.random.normal(key, (4, 3, 2)), jax.random.split(key, 3)
-    draw = of_whole_batch(lambda key, x: jax.random.normal(key, x.shape))
 
     def loss(weight):
+        draw = of_whole_batch(lambda key, x: jax.random.normal(key, x.shape))
+
         def step(carry, x, key):
             carry = jnp.tanh(carry + x * weight.reshape(1, 2) + draw(key, jax.lax.stop_gradient(x)))
             return carry, {"carry": carry, "sum": carry.sum(-1)}

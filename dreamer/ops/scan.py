@@ -50,12 +50,18 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 
 
 def of_whole_batch(sample: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`sample(key, x [B, ..]) -> [B, ..]` that draws the same for a batch in parts as for the whole one."""
+    """`sample(key, x [B, ..]) -> [B, ..]` that draws the same for a batch in parts as for the whole one.
+
+    Inside `scan_time`'s steps; where a batch has no parts it is `sample` itself, which any vmap may map.
+    """
+    if _PARTS.get() is None:
+        return sample
     sample_parts = jax.custom_batching.custom_vmap(sample)
 
     @sample_parts.def_vmap
     def rule(number: int, batched: Any, key: Any, x: Any) -> tuple[Any, bool]:
-        assert batched[0] is False, "each part has a key of its own"
+        if batched[0]:  # not the parts, but seeds: each has a key and draws for itself
+            return jax.vmap(sample, (0, 0 if batched[1] else None))(key, x), True
         out = sample(key, x.reshape(-1, *x.shape[2:]))
         return out.reshape(number, -1, *out.shape[1:]), True
 
