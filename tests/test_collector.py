@@ -101,7 +101,7 @@ def test_the_policy_is_compiled_once():
 class Partly:
     """Workers that are ready as they are told: one list of environments for each receive."""
 
-    envs = 4
+    envs = streams = 4
 
     def __init__(self, crew, turns):
         self.crew, self.spec, self.turns, self.held = crew, crew.spec, iter(turns), {}
