@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer.interfaces import Array, Dream, Key, Latent
+from dreamer.ops.scan import scan
 
 
 def rollout(
@@ -28,7 +29,7 @@ def rollout(
         return (latent, dream.feat(latent)), (feat, action)
 
     keys = jax.random.split(key, horizon + 1)
-    (_, last), (feat, action) = jax.lax.scan(step, (start, dream.feat(start)), keys[:-1])
+    (_, last), (feat, action) = scan(step, (start, dream.feat(start)), keys[:-1])
     feat = jnp.concatenate([feat, last[None]], 0).swapaxes(0, 1)
     action = jnp.concatenate([action, policy(keys[-1], last)[None]], 0).swapaxes(0, 1)
     chex.assert_equal_shape_prefix([feat, action], 2)

@@ -18,7 +18,7 @@ from dreamer.ops import normalize, optimizers
 from dreamer.ops.balance import kl_balance
 from dreamer.ops.keys import named_keys
 from dreamer.ops.returns import lambda_returns
-from dreamer.ops.scan import in_parts, of_whole_batch, scan_time
+from dreamer.ops.scan import scan_time
 
 BINS = dist.twohot_bins(255)
 encode = tiny.jit(lambda x: dist.twohot_encode(x, BINS))
@@ -366,37 +366,6 @@ def test_a_named_key_depends_on_its_name_only(key):
     few, many = named_keys(key, "b"), named_keys(key, "a", "b", "c")
     data = {name: tuple(np.asarray(jax.random.key_data(k))) for name, k in many.items()}
     assert data["b"] == tuple(np.asarray(jax.random.key_data(few["b"]))) and len(set(data.values())) == 3
-
-
-def test_members_of_a_sweep_with_one_key_draw_what_each_draws_alone(key):
-    x = jax.random.normal(key, (3, 4, 2))
-    draw = of_whole_batch(lambda key, x: x + jax.random.normal(key, x.shape))
-    mapped = jax.vmap(draw, (None, 0))(key, x)
-    np.testing.assert_array_equal(mapped, jnp.stack([draw(key, one) for one in x]))
-
-
-@pytest.mark.parametrize("number", [2, 4])
-def test_a_batch_in_parts_is_scanned_as_the_whole_one(key, number):
-    """The same draws, outputs and gradients, and within the scan a weight for each part."""
-    weight, inputs, keys = jnp.float32([0.5, -1.5]), jax.random.normal(key, (4, 3, 2)), jax.random.split(key, 3)
-
-    def loss(weight):
-        draw = of_whole_batch(lambda key, x: jax.random.normal(key, x.shape))
-
-        def step(carry, x, key):
-            carry = jnp.tanh(carry + x * weight.reshape(1, 2) + draw(key, jax.lax.stop_gradient(x)))
-            return carry, {"carry": carry, "sum": carry.sum(-1)}
-
-        last, outs = scan_time(step, jnp.zeros((4, 2)), inputs, keys)
-        return outs["carry"].mean() + last.sum(), outs
-
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    expected = value_and_grad(weight)
-    placed = []
-    with in_parts(number, lambda tree: placed.append(jax.tree.map(jnp.shape, tree)) or tree):
-        found = value_and_grad(weight)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
-    assert placed == [((number, 4 // number, 2), (number, 4 // number, 3, 2)), [(number, 2)]]
 
 
 def test_scan_time_runs_over_the_second_axis():

@@ -55,9 +55,8 @@ class Logits(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
-        x = jnp.concatenate([x.astype(self.dtype) for x in inputs], -1)
         for i in range(self.layers):
-            x = Linear(self.hidden, dtype=self.dtype, name=f"{self.prefix}{i}")(x)
-            x = nn.silu(RMSNorm(self.dtype, name=f"{self.prefix}{i}norm")(x))
-        x = Linear(self.stoch * self.classes, dtype=self.dtype, name=f"{self.prefix}logit")(x)
+            x = Linear(self.hidden, dtype=self.dtype, name=f"{self.prefix}{i}")(*inputs)
+            inputs = (nn.silu(RMSNorm(self.dtype, name=f"{self.prefix}{i}norm")(x)),)
+        x = Linear(self.stoch * self.classes, dtype=self.dtype, name=f"{self.prefix}logit")(*inputs)
         return x.reshape(*x.shape[:-1], self.stoch, self.classes)

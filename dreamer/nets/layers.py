@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -32,17 +33,25 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 class Linear(nn.Module):
-    """y = x W + b over the last axis; `outscale` multiplies the kernel at init only."""
+    """y = [x1, x2, ..] W + b over the last axis; `outscale` multiplies the kernel at init only.
+
+    Each x has a product with its own rows of W: in a scan those that do not depend on the carry are done before it.
+    """
 
     features: int
     outscale: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", trunc_normal_in(x.shape[-1], self.outscale), (x.shape[-1], self.features))
+    def __call__(self, *xs: Array) -> Array:
+        widths = [x.shape[-1] for x in xs]
+        kernel = self.param("kernel", trunc_normal_in(sum(widths), self.outscale), (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return add_bias(x.astype(self.dtype) @ kernel.astype(self.dtype), bias)
+        *others, (x, rows) = zip(xs, jnp.split(kernel.astype(self.dtype), np.cumsum(widths[:-1])), strict=True)
+        y = add_bias(x.astype(self.dtype) @ rows, bias)
+        for x, rows in others:
+            y = x.astype(self.dtype) @ rows + y
+        return y
 
 
 def to_blocks(x: Array, blocks: int) -> Array:

@@ -20,7 +20,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Obs, Params, TrainState
-from dreamer.ops.scan import in_parts
 from dreamer.spaces import Spec
 
 AXES = ("data", "fsdp")
@@ -246,8 +245,7 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
             # Put together once; XLA would gather weights where they are used, in every step of a scan.
             params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
             state = state._replace(params=params, extra=extra)
-        with in_parts(mesh.size, lambda tree: jax.lax.with_sharding_constraint(tree, parts)):
-            return agent.update(state, batch)
+        return agent.update(state, batch)
 
     return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0)
 

@@ -21,7 +21,7 @@ from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
 from dreamer.ops import distributions as dist
 from dreamer.ops.balance import kl_balance
 from dreamer.ops.keys import named_keys
-from dreamer.ops.scan import of_whole_batch, scan_time
+from dreamer.ops.scan import scan_time
 from dreamer.spaces import MASK, Space, Spec
 
 sg = jax.lax.stop_gradient
@@ -182,7 +182,7 @@ def observe_step(
     deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
     deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
     logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), nets.unimix)
-    sample = of_whole_batch(nets.sample)(key, sg(logits))
+    sample = nets.sample(key, sg(logits))
     return Latent(deter, dist.straight_through(sample, logits)), logits
 
 
