@@ -110,23 +110,21 @@ def wire(one: Collective, group: int) -> float:
     return one.nbytes * factor.get(one.kind, 1.0)
 
 
-def measure(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int], tpu: str) -> dict:
+def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int], tpu: str) -> dict:
     """Compiles the update for `count` devices and counts what it says; run in a process that has so many."""
     import jax
     from jax.experimental import topologies
-    from train_step import SPECS, make_batch
 
-    import dreamer.config
+    from benchmarks import measure
     from dreamer import agent as agents
     from dreamer.runtime import devices
 
-    overrides = {"agent.compute_dtype": "bfloat16" if tpu else "float32"}
-    config = dreamer.config.load(ROOT / "experiments" / f"{size}.yaml", overrides=overrides)
-    agent = agents.make(config.agent, SPECS[kind])
+    spec = measure.SPECS[kind]
+    agent = agents.make(measure.load(size, "bfloat16" if tpu else "float32", {}), spec)
     chips = topologies.get_topology_desc(tpu, "tpu").devices if tpu else jax.devices()
     mesh = devices.make_mesh(list(chips)[:count], fsdp)
     form = jax.eval_shape(agent.init, jax.random.key(0))
-    compiled = devices.jit_update(agent, mesh).lower(form, make_batch(SPECS[kind], agent.storage, *batch)).compile()
+    compiled = devices.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent.storage, *batch)).compile()
     hlo = compiled.as_text()
     if path := os.environ.get("SCALING_HLO"):
         Path(path).write_text(hlo)
@@ -150,7 +148,7 @@ def main() -> None:
     parser.add_argument("--child", type=int, nargs=2, metavar=("COUNT", "FSDP"))
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.size, args.kind, *args.child, tuple(args.batch), args.tpu)))
+        print(json.dumps(count_collectives(args.size, args.kind, *args.child, tuple(args.batch), args.tpu)))
         return
     for count in args.devices:
         for fsdp in sorted({1, count}):
@@ -158,7 +156,7 @@ def main() -> None:
 
 
 def child(argv: list[str], count: int, fsdp: int) -> dict:
-    """What `measure` gives in a process with `count` virtual devices."""
+    """What `count_collectives` gives in a process with `count` virtual devices."""
     flags = f"--xla_force_host_platform_device_count={count} --xla_llvm_disable_expensive_passes=true"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
