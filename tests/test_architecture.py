@@ -23,7 +23,7 @@ TABLE: dict[str, set[str]] = {
     "interfaces": {"spaces", "steps"},
     "ops": set(),
     "nets": {"ops", "interfaces", "spaces", "errors"},
-    "dreaming": {"interfaces"},
+    "dreaming": {"ops", "interfaces"},
     "world_models": {"nets", "ops", "interfaces", "plugins"} | NOUNS,
     "behaviors": {"nets", "ops", "dreaming", "interfaces", "plugins"} | NOUNS,
     "agent": {"ops", "dreaming", "interfaces", "plugins"} | NOUNS,
