@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -153,6 +154,24 @@ decode = tiny.jit(lambda weights: dist.twohot_mean(jnp.log(weights + 1e-30), BIN
 def test_twohot_mean_decodes_what_was_encoded(x):
     mean = decode(encode(x))
     np.testing.assert_allclose(mean, x, rtol=1e-3, atol=1e-3)
+
+
+def weighted(loss: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(logits [8, K], target [8]) -> the sum of a loss, each row weighted differently, and the gradient."""
+    rates = jnp.arange(1.0, 9.0)
+    return tiny.jit(jax.value_and_grad(lambda logits, target: (loss(logits, target) * rates).sum()))
+
+
+plain_twohot_loss = weighted(lambda x, y: -(dist.twohot_encode(y, BINS) * jax.nn.log_softmax(x)).sum(-1))
+twohot_loss = weighted(lambda x, y: dist.twohot_loss(x, y, BINS))
+
+
+@few
+@given(rows(-30, 30), rows(-4e8, 4e8) | rows(-10, 10))
+def test_the_twohot_loss_and_its_gradient_are_those_of_the_dense_target(scale, target):
+    logits = np.outer(scale, np.cos(np.arange(255))).astype(np.float32)
+    for actual, plain in zip(twohot_loss(logits, target), plain_twohot_loss(logits, target), strict=True):
+        np.testing.assert_allclose(actual, plain, rtol=1e-5, atol=2e-5)
 
 
 def test_the_twohot_loss_is_least_at_the_encoded_target():

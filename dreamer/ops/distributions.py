@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -40,25 +41,53 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
     """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; beyond the ends on the last."""
-    target = sg(target.astype(jnp.float32))[..., None]
-    grid = jnp.asarray(bins).reshape((1,) * (target.ndim - 1) + (-1,))
-    count = len(bins)
-    below = jnp.sum((grid <= target).astype(jnp.int32), -1, keepdims=True) - 1
-    above = count - jnp.sum((grid > target).astype(jnp.int32), -1, keepdims=True)
-    below, above = jnp.clip(below, 0, count - 1), jnp.clip(above, 0, count - 1)
-    values = jnp.asarray(bins)
-    same = below == above
-    to_below = jnp.where(same, 1.0, jnp.abs(values[below] - target))
-    to_above = jnp.where(same, 1.0, jnp.abs(values[above] - target))
-    total = to_below + to_above
-    index = jnp.arange(count).reshape(grid.shape)
-    return (index == below) * (to_above / total) + (index == above) * (to_below / total)
+    return _weights(len(bins), *_neighbours(target, bins))
 
 
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
-    """Cross-entropy of logits [.., K] with the two-hot of target [..] -> [..]."""
+    """Cross-entropy of logits [.., K] with the two-hot of target [..] -> [..].
+
+    -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, for i and j the neighbours of the target, and its
+    gradient softmax(l) - w: neither keeps an array [.., K] of weights.
+    """
     chex.assert_equal_shape_prefix([logits, target], target.ndim)
-    return -jnp.sum(twohot_encode(target, bins) * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
+    return _neighbour_loss(logits.astype(jnp.float32), *_neighbours(target, bins))
+
+
+def _neighbours(target: Array, bins: np.ndarray) -> tuple[Array, Array, Array]:
+    """Target [..] -> the bins below and above it and the weight of the one above; beyond the ends both are the last."""
+    target = sg(target.astype(jnp.float32))
+    values, count = jnp.asarray(bins), len(bins)
+    reached = jnp.searchsorted(values, target, side="right", method="scan_unrolled")
+    below, above = jnp.clip(reached - 1, 0, count - 1), jnp.clip(reached, 0, count - 1)
+    to_below, to_above = jnp.abs(values[below] - target), jnp.abs(values[above] - target)
+    return below, above, jnp.where(below == above, 0.5, to_below / (to_below + to_above))
+
+
+def _weights(count: int, below: Array, above: Array, share: Array) -> Array:
+    index = jnp.arange(count).reshape((1,) * below.ndim + (-1,))
+    below, above, share = (x[..., None] for x in (below, above, share))
+    return (index == below) * (1 - share) + (index == above) * share
+
+
+@jax.custom_vjp
+def _neighbour_loss(logits: Array, below: Array, above: Array, share: Array) -> Array:
+    return _neighbour_loss_forward(logits, below, above, share)[0]
+
+
+def _neighbour_loss_forward(logits: Array, below: Array, above: Array, share: Array) -> tuple[Array, Any]:
+    total = jax.nn.logsumexp(logits, -1)
+    at_below, at_above = (jnp.take_along_axis(logits, i[..., None], -1)[..., 0] for i in (below, above))
+    return total - (1 - share) * at_below - share * at_above, (logits, total, below, above, share)
+
+
+def _neighbour_loss_backward(kept: Any, dloss: Array) -> tuple[Array, None, None, None]:
+    logits, total, *neighbours = kept
+    weights = _weights(logits.shape[-1], *neighbours)
+    return dloss[..., None] * (jnp.exp(logits - total[..., None]) - weights), None, None, None
+
+
+_neighbour_loss.defvjp(_neighbour_loss_forward, _neighbour_loss_backward)
 
 
 def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
