@@ -2,7 +2,7 @@
 
 import sys
 
-from dreamer.apps.cli import main
+from dreamer.apps.start import main
 
 if __name__ == "__main__":
     sys.exit(main())
