@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -15,7 +17,20 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that test
 
 # What a user gets, and speed. All other programs run for moments: compiled plainly they take a third of the time.
 OPTIMIZED = ("test_golden_", "test_learning", "test_step_cost")
-LONG = ("test_learning_pixels", "test_learning", "test_ray_workers", "test_golden_agent")
+LONG = (
+    "test_learning_pixels", "test_learning", "test_devices", "test_ray_workers", "test_golden_agent", "test_step_cost",
+)
+CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one process has compiled, all others of the session load: most of a test is compiling."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ.update(zip(map(str.upper, CACHE), (folder, "0.2"), strict=True))
+    for name, value in zip(CACHE, (str, float), strict=True):
+        jax.config.update(name, value(os.environ[name.upper()]))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -11,19 +11,13 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 import pytest
-from tiny_runs import compiled_once, lines, saved, tiny, trained
+from tiny_runs import lines, saved, tiny, trained
 
 from dreamer.apps import cli
 from dreamer.config import to_yaml
 from dreamer.runtime import devices, sinks
 
 PREFIX = "dreamer: error: "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 @pytest.fixture

@@ -13,19 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from broken_envs import Sound
-from tiny_runs import compiled_once, recording_agent, trained
+from tiny_runs import recording_agent, trained
 
 import dreamer
 from dreamer.apps import cli
 from dreamer.apps.statistics import summary
 from dreamer.errors import UserError
 from dreamer.runtime import devices, evaluation
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 @pytest.fixture(scope="module")

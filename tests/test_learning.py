@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from probe_runs import check_solved, fails, trained
-from tiny_runs import compiled_once
 
 from dreamer.apps.evaluate import restore
 from dreamer.nets.adapters import from_flax
@@ -18,12 +15,6 @@ from dreamer.ops.distributions import twohot_bins, twohot_mean
 from dreamer.runtime.reading import spec_of
 from dreamer.world_models import rssm
 from envs.probes import PROBES, make
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 @pytest.mark.parametrize("name", sorted(set(PROBES) - {"pixel"}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import TINY, compiled_once, lines, saved, tiny, trained
+from tiny_runs import TINY, lines, saved, tiny, trained
 
 import dreamer
 from dreamer.apps import cli
@@ -17,12 +17,6 @@ from dreamer.runtime import header
 # 2 environments; training starts with 16 items, sequences of 1 + 8 rows: after 16 rows of each.
 FIRST_UPDATE, STEPS_PER_UPDATE = 32, 8
 UNTRAINED = {"env_steps": 40, "replay_ratio": 0, "eval__episodes": 0, "checkpoint__every": 0, "checkpoint__keep": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import dreamer
 from dreamer import plugins
 from dreamer.config import load as load_config
 from dreamer.errors import UserError
-from tests.tiny_runs import compiled_once, tiny
+from tests.tiny_runs import tiny
 
 
 class Line(gymnasium.Env):
@@ -43,8 +43,7 @@ def closure():
 @pytest.fixture(scope="module", params=["inline", "processes"])
 def run(request, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp(request.param) / "run"
-    with compiled_once(tmp_path_factory):
-        return dreamer.train(tiny(run_dir, workers__backend=request.param), make_env=closure())
+    return dreamer.train(tiny(run_dir, workers__backend=request.param), make_env=closure())
 
 
 def test_a_function_that_no_module_holds_is_trained_on(run):
@@ -63,10 +62,9 @@ def test_without_it_the_error_says_what_to_do(run):
         dreamer.load(run)
 
 
-def test_a_function_of_a_module_is_known_by_its_name(tmp_path, tmp_path_factory):
+def test_a_function_of_a_module_is_known_by_its_name(tmp_path):
     assert plugins.maker(in_a_module) == f"{__name__}:in_a_module"
-    with compiled_once(tmp_path_factory):
-        run = dreamer.train(tiny(tmp_path / "run", env_options={"width": 3}), make_env=in_a_module)
+    run = dreamer.train(tiny(tmp_path / "run", env_options={"width": 3}), make_env=in_a_module)
     assert dreamer.load(run).observation_space.shape == (3,)
 
 

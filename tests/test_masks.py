@@ -16,7 +16,7 @@ from dreamer.interfaces import Dream
 from dreamer.runtime.reading import spec_of
 from dreamer.spaces import MASK, Action, Space, Spec
 from tests import masked_envs, tiny
-from tests.tiny_runs import compiled_once, lines
+from tests.tiny_runs import lines
 from tests.tiny_runs import tiny as tiny_config
 
 SPEC = Spec({"vector": Space((3,), "float32"), MASK: Space((5,), "int8", 2)}, Action((3, 2), 1))
@@ -37,8 +37,7 @@ def run(request, tmp_path_factory):
         run_dir, env="masked_envs:make", env_options={"where": request.param}, env_steps=300, workers__restarts=0,
         agent__world_model__symlog=False,
     )  # fmt: skip
-    with compiled_once(tmp_path_factory):
-        return dreamer.train(config), request.param
+    return dreamer.train(config), request.param
 
 
 def test_a_mask_that_fits_the_one_hots_makes_a_spec_masked():

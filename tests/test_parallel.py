@@ -8,7 +8,7 @@ import pytest
 from teams import AGENTS, Kept, Team
 from test_loop import timeless
 from test_resume import rows_by_place, stopped
-from tiny_runs import compiled_once, lines, plain_agent, recording_agent, tiny
+from tiny_runs import lines, plain_agent, recording_agent, tiny
 
 import dreamer
 from dreamer.apps.check import examine
@@ -369,8 +369,7 @@ def test_side_by_side_every_row_is_stored_with_its_own_agent(tmp_path, quick):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with compiled_once(tmp_path_factory):
-        return dreamer.train(tiny(tmp_path_factory.mktemp("team") / "run", env="teams:kept", env_steps=80))
+    return dreamer.train(tiny(tmp_path_factory.mktemp("team") / "run", env="teams:kept", env_steps=80))
 
 
 def test_each_agent_is_scored(run):

@@ -152,11 +152,10 @@ def test_what_drawing_raises_reaches_the_loop(tmp_path, monkeypatch):
                 turn(run)
 
 
-def test_a_run_with_all_samplers_and_the_disk_tier_trains_and_leaves_no_files(tmp_path, tmp_path_factory):
+def test_a_run_with_all_samplers_and_the_disk_tier_trains_and_leaves_no_files(tmp_path):
     shares = {"replay__uniform": 0.4, "replay__priority": 0.3, "replay__recency": 0.3}
-    with tiny_runs.compiled_once(tmp_path_factory):
-        config = tiny_runs.tiny(tmp_path / "run", lockstep=False, eval__episodes=0, replay__tier="disk", **shares)
-        run_dir = train(config)
+    config = tiny_runs.tiny(tmp_path / "run", lockstep=False, eval__episodes=0, replay__tier="disk", **shares)
+    run_dir = train(config)
     assert tiny_runs.lines(run_dir)[-1]["updates"] > 1
     assert not (run_dir / "replay-tier").exists()
 

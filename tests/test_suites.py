@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from playing import play, same
-from tiny_runs import compiled_once, lines, tiny
+from tiny_runs import lines, tiny
 
 import dreamer
 from dreamer import plugins
@@ -204,10 +204,9 @@ def test_agents_that_see_unlike_things_are_refused():
 
 @pytest.mark.slow
 @of(SUITES + TEAMS[:2])  # so few rows make no sequence of each of pursuit's agents
-def test_it_is_trained_on_for_a_moment(suite, tmp_path, tmp_path_factory):
+def test_it_is_trained_on_for_a_moment(suite, tmp_path):
     make(suite).close()
     pictures = {"agent__world_model__mults": [1, 1, 1, 1], "eval__episodes": 0}
-    with compiled_once(tmp_path_factory):
-        dreamer.train(tiny(tmp_path / "run", env=suite.env, env_options=suite.options, **pictures))
+    dreamer.train(tiny(tmp_path / "run", env=suite.env, env_options=suite.options, **pictures))
     assert lines(tmp_path / "run")[-1]["updates"] >= 2
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import dreamer
 from dreamer import agent as agents
@@ -65,23 +62,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, **overrides: Any) -> Path:
     if not (run_dir / "config.yaml").exists():
         assert dreamer.train(tiny(run_dir, **overrides)) == run_dir
     return run_dir
-
-
-@contextlib.contextmanager
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compilations of equal programs are kept in a folder of this test session: most of a tiny run is compiling."""
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(folder), 0.2), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it settles at the first compilation of a process whether it is used
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
