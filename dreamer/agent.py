@@ -32,7 +32,7 @@ from dreamer.interfaces import (
     TrainState,
     WorldModel,
 )  # fmt: skip
-from dreamer.ops import optimizers
+from dreamer.ops import optimizers, trees
 from dreamer.ops.keys import named_keys
 from dreamer.spaces import MASK, Spec
 
@@ -244,16 +244,10 @@ def make_dream(world_model: WorldModel, params: Params) -> Dream:
 
 def train_metrics(total: Array, rate: Array, grads: Params, updates: Params, params: Params) -> Metrics:
     """Sizes of loss, unclipped gradients, applied updates and the parameters after them."""
-
-    def rms(tree: Params) -> Array:
-        count = sum(x.size for x in jax.tree.leaves(tree))
-        return optax.tree.norm(tree) / jnp.sqrt(jnp.float32(count))
-
-    largest = jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(updates)]).max()
     return {
-        "train/loss": total, "train/learning_rate": rate, "train/grad_norm": optax.tree.norm(grads),
-        "train/grad_rms": rms(grads), "train/update_rms": rms(updates), "train/update_max": largest,
-        "train/param_rms": rms(params),
+        "train/loss": total, "train/learning_rate": rate, "train/grad_norm": trees.norm(grads),
+        "train/grad_rms": trees.rms(grads), "train/update_rms": trees.rms(updates),
+        "train/update_max": trees.largest(updates), "train/param_rms": trees.rms(params),
     }  # fmt: skip
 
 

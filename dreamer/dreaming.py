@@ -21,15 +21,15 @@ def rollout(
     is never carried out.
     """
 
-    def step(carry: tuple[Latent, Array], key: Key) -> tuple[tuple[Latent, Array], tuple[Array, Array]]:
-        latent, feat = carry
+    def step(latent: Latent, key: Key) -> tuple[Latent, tuple[Array, Array]]:
         act_key, imagine_key = jax.random.split(key)
+        feat = dream.feat(latent)
         action = policy(act_key, feat)
-        latent = dream.imagine(imagine_key, latent, action)
-        return (latent, dream.feat(latent)), (feat, action)
+        return dream.imagine(imagine_key, latent, action), (feat, action)
 
     keys = jax.random.split(key, horizon + 1)
-    (_, last), (feat, action) = scan(step, (start, dream.feat(start)), keys[:-1])
+    latent, (feat, action) = scan(step, start, keys[:-1])
+    last = dream.feat(latent)
     feat = jnp.concatenate([feat, last[None]], 0).swapaxes(0, 1)
     action = jnp.concatenate([action, policy(keys[-1], last)[None]], 0).swapaxes(0, 1)
     chex.assert_equal_shape_prefix([feat, action], 2)
