@@ -10,8 +10,8 @@ the replay was full on; `noise` is what the residuals let it be by chance (two s
 autocorrelation). Exit code 1 when memory grows by more than that and by more than 1 % an hour, or when the disk passes
 the bound that the run has announced. What was measured is kept beside the picture, as CSV.
 
-Saves are the one thing that leaves something behind: TensorStore (0.1.72 to 0.1.86) leaks what it turns into Python from
-JSON, and at every save Orbax asks it for the address of each array, 273 bytes each time, and for its counters, 3 kB,
+Saves are the one thing that leaves something behind: TensorStore (0.1.72 to 0.1.86) leaks what it turns from JSON into
+Python, and at every save Orbax asks it for the address of each array, 273 bytes each time, and for its counters, 3 kB,
 twice.
 """
 
