@@ -37,7 +37,7 @@ def test_rows_in_files_stay_within_the_bound_however_late_a_checkpoint_is_due(tm
 
     monkeypatch.setattr(loop.Run, "tend", tending)
     run_dir = dreamer.train(tiny(tmp_path / "run", **SETTINGS))
-    within = max(held) <= 64 + 3 * 16 + 2  # the flush that goes round the bound holds a row of each environment
+    within = max(held) <= 64 + 3 * 16 + 2 * 2  # the first and the last file hold a row of each environment
     assert within == (least == 0)  # without early checkpoints this test would see it
     with Checkpoints(run_dir) as checkpoints:
         assert checkpoints.steps()[-1] == 240
@@ -47,7 +47,24 @@ def test_the_bound_counts_rows_between_checkpoints_and_the_latents_of_each():
     size = capacity.Capacity(envs=4, rows_per_env=250_000, row_bytes=12_000, free_bytes=None, bound="")
     assert capacity.rows_between_checkpoints(size) == 250_000
     most = capacity.rows_bound(size, 2_000, keep=2, env_steps=10**9)
-    assert most == (1_000_000 + 3 * 250_000) * 12_000 + 4 * 1_000_000 * 2_000
+    assert most == (1_000_000 + 3 * 250_000 + 2 * 15_625) * 12_000 + 4 * 1_000_000 * 2_000
+
+
+def test_a_file_of_rows_is_written_before_its_time_when_rows_come_fast(tmp_path, plain, monkeypatch):
+    """Rows that would wait for an hour are in files after a sixteenth of those between two checkpoints."""
+    files: set[str] = set()
+    tend = loop.Run.tend
+
+    def tending(run: loop.Run) -> None:
+        tend(run)
+        run.store.wait()
+        files.update(path.name for path in (run.run_dir / "rows").glob("rows-*.dreamer"))
+
+    monkeypatch.setattr(loop.Run, "tend", tending)
+    monkeypatch.setattr(capacity, "LEAST_BETWEEN", 10**9)
+    monkeypatch.setattr(capacity, "rows_between_flushes", lambda size: 20)
+    dreamer.train(tiny(tmp_path / "run", **SETTINGS | {"replay__flush": 3600.0}))
+    assert len(files) >= 240 // 20
 
 
 def test_a_replay_that_holds_the_whole_run_needs_no_more_than_its_rows():

@@ -140,3 +140,15 @@ def test_the_loop_back_in_time_carries_no_gradient_of_a_weight(arguments):
     assert len(bodies) == 2
     shapes = {v.aval.shape for v in bodies[1].outvars}
     assert shapes == {(B, N)}
+
+
+@pytest.mark.parametrize(("kind", "written"), [("recurrent", 1), ("two_products", 2)])
+def test_the_loop_forward_writes_carries_and_outputs_alone(arguments, kind, written):
+    """recurrent: its output is its carry; two_products: its carry and one output, the other is of inputs alone."""
+    weights, carry, inputs = arguments
+
+    def loss(carry):
+        return sum(x.sum() for x in jax.tree.leaves(scan(steps_of(kind, weights), carry, inputs)))
+
+    forward, _ = loops(jax.make_jaxpr(jax.grad(loss))(carry).jaxpr)
+    assert len(forward.outvars) == 1 + written

@@ -118,10 +118,16 @@ def sample_onehot(key: Array, logits: Array) -> Array:
     return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
 
 
+@jax.custom_jvp
 def straight_through(onehot: Array, logits: Array) -> Array:
-    """The value of `onehot` with the gradient of the probabilities of logits [.., C]."""
-    probs = jax.nn.softmax(logits)
-    return sg(onehot) + (probs - sg(probs))
+    """The value of `onehot` with the gradient of the probabilities of logits [.., C], which the value never needs."""
+    return onehot
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (onehot, logits), (_, dlogits) = primals, tangents
+    return onehot, jax.jvp(jax.nn.softmax, (logits,), (dlogits,))[1].astype(onehot.dtype)
 
 
 def categorical_entropy(logits: Array) -> Array:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dreamer.ops import trees
+
 Array = jax.Array
 
 FLOOR = 0.1  # of the peak, at the end of a falling schedule
@@ -60,11 +62,10 @@ def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransfo
     """Divides each gradient tensor by max(1, |g| / (clip * max(floor, |p|))), norms over the whole tensor."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def one(grad: Array, param: Array) -> Array:
-            bound = clip * jnp.maximum(floor, jnp.linalg.norm(param.reshape(-1)))
-            return grad / jnp.maximum(1.0, jnp.linalg.norm(grad.reshape(-1)) / bound)
+        def one(grad: Array, size: Array, param: Array) -> Array:
+            return grad / jnp.maximum(1.0, size / (clip * jnp.maximum(floor, param)))
 
-        return jax.tree.map(one, grads, params), state
+        return jax.tree.map(one, grads, trees.norms(grads), trees.norms(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -28,5 +28,5 @@ def lambda_returns(reward_t: Array, cont_t: Array, value_t: Array, lam: Array | 
         ret = interim + carry_on * future
         return ret, ret
 
-    _, returns = jax.lax.scan(step, value_t[-1], (interim_t, cont_t * lam_t), reverse=True)
+    _, returns = jax.lax.scan(step, value_t[-1], (interim_t, cont_t * lam_t), reverse=True, unroll=8)
     return returns

@@ -1,25 +1,27 @@
-"""Scans over time whose loop holds only what depends on the carry.
+"""Scans over time whose loops hold only what depends on the carry, forward and back.
 
 The equations of a step are of three sorts. What the weights alone give is worked out once. What the inputs give, such
 as random numbers or a layer on observations, is worked out for all steps together before the loop. The rest stays.
 
-The gradient of a weight is a sum over the steps: dW = sum_t x_t^T dy_t of a product y_t = x_t W. The loop back in time
-only keeps x_t and dy_t; one product over all steps follows it. `jax.lax.scan` would add to an array as large as W in
-each step, and devices that share a batch would add up their shares of it in each step, too.
+The gradient is divided likewise. The loop forward keeps the carries and no more, the loop back in time works out the
+gradients of the carries and no more. What that needs of the inside of the steps, and the gradients of weights and
+inputs after it, come from all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an
+array as large as W in each step, and devices that share a batch would add up their shares of it in each step, too. The
+price is a second evaluation of the steps, in large products; it spares the loops every array that `jax.lax.scan`
+writes in a step and reads back, which takes a kernel each on a GPU.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
 ONCE, BEFORE, WITHIN = range(3)
 
@@ -61,28 +63,16 @@ def _swap_time(tree: Any) -> Any:
 # --- which equation goes where ----------------------------------------------------------------------
 
 
-class Piece(NamedTuple):
-    """A few equations of a step. weights: those of its arguments that are worked out once, if gradients go there."""
-
-    jaxpr: Jaxpr
-    weights: tuple[Var, ...]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A step, sorted.
-
-    carry, inputs: its arguments | results: the carry after it and its outputs | read: what pieces with weights read
-    of the loop's own values
-    """
+    """A step, sorted. carry, inputs: its arguments | results: the carry after it and its outputs."""
 
     once: Jaxpr
     before: Jaxpr
-    within: tuple[Piece, ...]
+    within: Jaxpr
     carry: tuple[Var, ...]
     inputs: tuple[Var, ...]
     results: tuple[Any, ...]
-    read: tuple[Var, ...]
 
 
 def divide(step: Jaxpr, carries: int) -> Loop:
@@ -98,35 +88,10 @@ def divide(step: Jaxpr, carries: int) -> Loop:
         if at != WITHIN and (eqn.primitive.name in ("broadcast_in_dim", "iota") or not _variables(eqn.invars)):
             repeated.append(eqn)
     results = _variables(step.outvars)
-    within = [_part(step, [*repeated, *eqns], _results(eqns)) for eqns in _in_chains(sorts[WITHIN], level, results)]
-    within += [_part(step, repeated, [v]) for v in dict.fromkeys(results) if level[v] == ONCE]
-    needed = [v for part in within for v in part.invars] + [v for v in results if level[v] == BEFORE]
-    before = _part(step, [*repeated, *sorts[BEFORE]], [v for v in needed if level[v] == BEFORE])
-    needed += before.invars
-    once = _part(step, sorts[ONCE], [v for v in needed if level[v] == ONCE])
-    weights = [tuple(v for v in part.invars if level[v] == ONCE and _has_gradient(v)) for part in within]
-    pieces = tuple(map(Piece, within, weights))
-    read = dict.fromkeys(v for piece in pieces if piece.weights for v in piece.jaxpr.invars if level[v] == WITHIN)
-    return Loop(once, before, pieces, tuple(carry), tuple(inputs), tuple(step.outvars), tuple(read))
-
-
-def _in_chains(eqns: Iterable[JaxprEqn], level: Mapping[Var, int], results: Sequence[Var]) -> list[list[JaxprEqn]]:
-    """Each equation by itself, but for chains x -> x W -> x W + b, of which nothing else reads the inner values."""
-    readers = collections.Counter([*results, *(v for eqn in eqns for v in _variables(eqn.invars))])
-    chains: dict[Var, list[JaxprEqn]] = {}  # those that meet weights, by the one value that they end in
-    order: list[list[JaxprEqn]] = []
-    for eqn in eqns:
-        reads = _variables(eqn.invars)
-        chain = [eqn]
-        if any(level[v] == ONCE and _has_gradient(v) for v in reads):
-            earlier = next((v for v in reads if v in chains and readers[v] == 1), None)
-            if earlier is not None:
-                order = [other for other in order if other is not chains[earlier]]
-                chain = [*chains.pop(earlier), eqn]
-            if len(eqn.outvars) == 1:
-                chains[eqn.outvars[0]] = chain
-        order.append(chain)
-    return order
+    within = _part(step, [*repeated, *sorts[WITHIN]], results)
+    before = _part(step, [*repeated, *sorts[BEFORE]], [v for v in within.invars if level[v] == BEFORE])
+    needed = [v for v in [*within.invars, *before.invars] if level[v] == ONCE]
+    return Loop(_part(step, sorts[ONCE], needed), before, within, tuple(carry), tuple(inputs), tuple(step.outvars))
 
 
 def _part(step: Jaxpr, eqns: Sequence[JaxprEqn], results: Iterable[Var]) -> Jaxpr:
@@ -151,93 +116,105 @@ def _variables(atoms: Iterable[Any]) -> list[Var]:
     return [atom for atom in atoms if isinstance(atom, Var)]
 
 
-def _results(eqns: Sequence[JaxprEqn]) -> list[Var]:
-    return [v for v in eqns[-1].outvars if not isinstance(v, DropVar)]
-
-
-def _has_gradient(x: Any) -> bool:
-    return jnp.issubdtype(getattr(x, "aval", x).dtype, jnp.inexact)
-
-
 # --- the loop and its gradient ----------------------------------------------------------------------
+
+
+def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
+    """One step: values of loop.once, carry, values of loop.before -> carry, outputs."""
+    names = [*loop.once.outvars, *loop.carry, *loop.before.outvars]
+    values = _evaluate(loop.within, dict(zip(names, [*fixed, *carry, *ready], strict=True)))
+    results = [values[v] if isinstance(v, Var) else jnp.asarray(v.val, v.aval.dtype) for v in loop.results]
+    return results[: len(carry)], results[len(carry) :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
     """The loop: values of loop.once, carry, values [T, ..] of loop.before -> carry, outputs [T, ..]."""
-    return _scan(loop, length, fixed, carry, ready, None)[0]
-
-
-def _scan(
-    loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any], taps: list[Any] | None
-) -> tuple[Any, list[Any]]:
-    """As `_run`; with taps, also what each piece that meets weights has read of values of the loop, each [T, ..]."""
-    constants = dict(zip(loop.once.outvars, fixed, strict=True))
-
-    def step(carry: list[Any], xs: Any) -> Any:
-        ready, taps = xs
-        values: dict[Any, Any] = dict(constants)
-        values |= zip([*loop.before.outvars, *loop.carry], [*ready, *carry], strict=True)
-        taken = iter(taps or ())
-        for piece in loop.within:
-            outs = _evaluate(piece.jaxpr, values)
-            if taps is not None and piece.weights:
-                outs = dict(zip(outs, map(_tap, outs.values(), next(taken)), strict=True))
-            values |= outs
-        results = [values[v] if isinstance(v, Var) else v.val for v in loop.results]
-        read = [] if taps is None else [values[v] for v in loop.read]
-        return results[: len(carry)], (results[len(carry) :], read)
-
-    carry, (outputs, read) = jax.lax.scan(step, carry, (ready, taps), length)
-    return (carry, outputs), read
+    return jax.lax.scan(lambda carry, ready: _step(loop, fixed, carry, ready), carry, ready, length)
 
 
 def _run_forward(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    shapes = [[v.aval for v in piece.jaxpr.outvars] for piece in loop.within if piece.weights]
-    taps = jax.tree.map(lambda aval: jnp.zeros((length, *aval.shape), aval.dtype), shapes)
-    results, pullback, read = jax.vjp(functools.partial(_scan, loop, length, fixed), carry, ready, taps, has_aux=True)
-    return results, (pullback, fixed, ready, read)
+    """As `_run`, and what the gradient needs: the arguments, with the carry before each step [T, ..]."""
+    after, shown = loop.results[: len(carry)], loop.results[len(carry) :]
+    hidden = [i for i, v in enumerate(after) if v not in shown]
+
+    def step(carry: list[Any], ready: list[Any]) -> Any:
+        carry, outputs = _step(loop, fixed, carry, ready)
+        return carry, [*outputs, *(carry[i] for i in hidden)]
+
+    last, kept = jax.lax.scan(step, carry, ready, length)
+    places = [shown.index(v) if v in shown else len(shown) + hidden.index(i) for i, v in enumerate(after)]
+    carries = [jnp.concatenate([first[None], kept[place][:-1]]) for first, place in zip(carry, places, strict=True)]
+    return (last, kept[: len(shown)]), (fixed, carries, ready)
 
 
 def _run_backward(loop: Loop, length: int, kept: Any, cotangents: Any) -> Any:
-    pullback, fixed, ready, read = kept
-    dcarry, dready, dtaps = pullback(cotangents)
-    constants = dict(zip(loop.once.outvars, fixed, strict=True))
-    stacked = dict(zip([*loop.before.outvars, *loop.read], [*ready, *read], strict=True))
-    dfixed = {v: _zero(x) for v, x in constants.items()}
-    for piece, douts in zip((piece for piece in loop.within if piece.weights), dtaps, strict=True):
-        own = {v: stacked[v] for v in piece.jaxpr.invars if v in stacked}
-        for v, dx in _weight_gradients(piece, length, constants, own, douts).items():
-            dfixed[v] = dfixed[v] + dx
-    return list(dfixed.values()), dcarry, dready
+    fixed, carries, ready = kept
+    dlast, douts = map(_reals, cotangents)
+
+    def pullback_of(carry: list[Any], ready: list[Any]) -> Any:
+        return jax.vjp(lambda real: _real_step(loop, fixed, _replace(carry, real), ready), _reals(carry))[1]
+
+    pullback, stacked = _for_all_steps(pullback_of, length, carries, ready)
+
+    def back(dcarry: list[Any], xs: Any) -> tuple[list[Any], list[Any]]:
+        arrays, douts = xs
+        return pullback(arrays)((dcarry, douts))[0], dcarry
+
+    dcarry, dcarries = jax.lax.scan(back, dlast, (stacked, douts), length, reverse=True)
+
+    def all_steps(reals: Any) -> Any:
+        now_fixed, now_ready = map(_replace, (fixed, ready), reals)
+        return jax.vmap(functools.partial(_real_step, loop, now_fixed), axis_size=length)(carries, now_ready)
+
+    ((dfixed, dready),) = jax.vjp(all_steps, (_reals(fixed), _reals(ready)))[1]((dcarries, douts))
+    first = [x[0] for x in carries]
+    return tuple(_replace(map(_zero, x), dx) for x, dx in ((fixed, dfixed), (first, dcarry), (ready, dready)))
 
 
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _weight_gradients(
-    piece: Piece, length: int, constants: Mapping[Any, Any], own: Mapping[Any, Any], douts: list[Any]
-) -> dict[Var, Any]:
-    """{weight: its gradient} of a piece from what it read [T, ..] and the gradients of its results [T, ..]."""
-    one = jaxpr_as_fun(ClosedJaxpr(piece.jaxpr, ()))
-    axes = [0 if v in own else None for v in piece.jaxpr.invars]
 
-    def all_steps(weights: list[Any]) -> list[Any]:
-        values = {**constants, **own, **dict(zip(piece.weights, weights, strict=True))}
-        return jax.vmap(one, axes, axis_size=length)(*(values[v] for v in piece.jaxpr.invars))
+def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tuple[Callable[[list[Any]], Any], Any]:
+    """The function of jax.vjp that pullback_of(*xs[t]) returns, for all t together: arrays -> it, arrays [T, ..].
 
-    gradients = jax.vjp(all_steps, [constants[v] for v in piece.weights])[1](douts)[0]
-    return dict(zip(piece.weights, gradients, strict=True))
+    Arrays that are the same at each step, such as weights, stay with the function.
+    """
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    traced, shapes = jax.make_jaxpr(pullback_of, return_shape=True)(*first)
+    own = set(traced.jaxpr.invars)
+    for eqn in traced.jaxpr.eqns:
+        own |= {*eqn.outvars} if own.intersection(_variables(eqn.invars)) else set()
+    each = [isinstance(v, Var) and v in own for v in traced.jaxpr.outvars]
+    evaluate = jax.vmap(jaxpr_as_fun(traced), out_axes=[0 if own else None for own in each], axis_size=length)
+    arrays = evaluate(*jax.tree.leaves(xs))
+
+    def pullback(now: list[Any]) -> Any:
+        mine = iter(now)
+        leaves = [next(mine) if own else x for own, x in zip(each, arrays, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return pullback, [x for own, x in zip(each, arrays, strict=True) if own]
+
+
+def _real_step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Those of the results of a step that have a gradient."""
+    after, outputs = _step(loop, fixed, carry, ready)
+    return _reals(after), _reals(outputs)
+
+
+def _reals(xs: Iterable[Any]) -> list[Any]:
+    """Those that have a gradient."""
+    return [x for x in xs if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _replace(xs: Iterable[Any], reals: Iterable[Any]) -> list[Any]:
+    """xs, with others for those that have a gradient."""
+    others = iter(reals)
+    return [next(others) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in xs]
 
 
 def _zero(x: Any) -> Any:
-    return jnp.zeros_like(x) if _has_gradient(x) else np.zeros(x.shape, jax.dtypes.float0)
-
-
-@jax.custom_vjp
-def _tap(x: Any, tap: Any) -> Any:
-    """x; the gradient of x is that of `tap`, too."""
-    return x
-
-
-_tap.defvjp(lambda x, tap: (x, None), lambda _, dx: (dx, dx))
+    """What stands for the gradient of x: of its own dtype where it has one."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 SMALL = 65_536  # numbers in an array; larger ones may be split over devices, and a copy of them would count
+ROW = 128  # numbers in a row of small arrays side by side
 
 
 def norm(tree: Any) -> Array:
@@ -24,6 +26,27 @@ def rms(tree: Any) -> Array:
 def largest(tree: Any) -> Array:
     """The largest magnitude -> [] float32."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in vectors(tree)]))
+
+
+def norms(tree: Any) -> Any:
+    """The root of the sum of squares of each leaf -> [] float32 in its place; small ones in a few kernels together."""
+    leaves, structure = jax.tree.flatten(tree)
+    small = [i for i, x in enumerate(leaves) if x.size < SMALL]
+    found = {i: jnp.sum(jnp.square(x.astype(jnp.float32))) for i, x in enumerate(leaves) if x.size >= SMALL}
+    if small:
+        found |= zip(small, _sums_of_squares([leaves[i] for i in small]), strict=True)
+    return jax.tree.unflatten(structure, [jnp.sqrt(found[i]) for i in range(len(leaves))])
+
+
+def _sums_of_squares(leaves: list[Array]) -> Array:
+    """[L] float32: all leaves as rows of one matrix, padded with zeros, then the sums of the rows of each."""
+    vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
+    counts = [-(-x.size // ROW) for x in vectors]
+    rows = jnp.concatenate([jnp.pad(x, (0, n * ROW - x.size)) for x, n in zip(vectors, counts, strict=True)])
+    sums = jnp.append(jnp.sum(jnp.square(rows.reshape(-1, ROW)), -1), 0.0)
+    last = np.cumsum(counts)[:, None]
+    places = last - np.array(counts)[:, None] + np.arange(max(counts))
+    return jnp.sum(sums[np.where(places < last, places, len(sums) - 1)], -1)
 
 
 def vectors(tree: Any) -> list[Array]:

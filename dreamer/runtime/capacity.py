@@ -64,13 +64,20 @@ def rows_between_checkpoints(size: Capacity) -> int:
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 
+def rows_between_flushes(size: Capacity) -> int:
+    """Rows after which a file of rows is due before its time: a file goes once nobody needs any row of it."""
+    return max(size.envs, rows_between_checkpoints(size) // 16)
+
+
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int) -> int:
     """Bytes that the files of rows of a run take at most.
 
     latent_bytes: of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the whole run.
-    While a checkpoint is written, one more than `keep` hold on to the rows that the replay had then.
+    While a checkpoint is written, one more than `keep` hold on to the rows that the replay had then; the first and the
+    last file hold rows of before and after.
     """
-    fresh = min((keep + 1) * rows_between_checkpoints(size), max(0, env_steps - size.steps))
+    fresh = (keep + 1) * rows_between_checkpoints(size) + 2 * rows_between_flushes(size)
+    fresh = min(fresh, max(0, env_steps - size.steps))
     return (size.steps + fresh) * (size.row_bytes + size.disk_row_bytes) + (keep + 2) * size.steps * latent_bytes
 
 

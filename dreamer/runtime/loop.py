@@ -160,7 +160,7 @@ class Run:
         self._eval_due = config.eval.every or config.env_steps
         self._oldest: dict[int, np.ndarray] = {}
         self._logged = self._saved = self._flushed = time.monotonic()
-        self._saved_at = 0
+        self._saved_at = self._flushed_at = 0  # environment steps
         self._logged_at = (0, 0)
         self.display.phase("collecting")
         self.stopping.begun()
@@ -178,7 +178,7 @@ class Run:
             return
         state, _ = self.checkpoints.restore(self.learner.state, found.step)
         self.learner.load(state, int(found.meta["updates"]))
-        self._saved_at = found.step
+        self._saved_at = self._flushed_at = found.step
         for step in self.checkpoints.steps():
             self._oldest[step] = np.array(self.checkpoints.meta(step)["oldest"])
         restored, self._restored = self._restored, None
@@ -248,8 +248,9 @@ class Run:
             self._eval_due += self.config.eval.every
         if now - self._logged >= self.config.log.every:
             self.log()
-        if now - self._flushed >= self.config.replay.flush > 0:
-            self._flushed = now
+        full = steps - self._flushed_at >= capacity.rows_between_flushes(self.replay.size)
+        if full or now - self._flushed >= self.config.replay.flush > 0:
+            self._flushed, self._flushed_at = now, steps
             self.store.flush(self.replay)
         many = steps - self._saved_at >= capacity.rows_between_checkpoints(self.replay.size)
         if many or now - self._saved >= self.config.checkpoint.every:
