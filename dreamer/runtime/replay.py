@@ -65,7 +65,7 @@ class Config:
     prefetch: int = 1
     """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
     flush: float = 5.0
-    """Seconds between two files of rows in the run directory, fewer when rows come fast: all that a kill loses; 0 = any."""
+    """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
 
     def __post_init__(self) -> None:
         check_bounds(self, {"uniform": (0, 1), "priority": (0, 1), "recency": (0, 1)})
