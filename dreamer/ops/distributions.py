@@ -119,15 +119,15 @@ def sample_onehot(key: Array, logits: Array) -> Array:
 
 
 @jax.custom_jvp
-def straight_through(onehot: Array, logits: Array) -> Array:
-    """The value of `onehot` with the gradient of the probabilities of logits [.., C], which the value never needs."""
+def straight_through(onehot: Array, log_probs: Array) -> Array:
+    """The value of `onehot` with the gradient of exp(log_probs), log-probabilities [.., C] as of `mix_uniform`."""
     return onehot
 
 
 @straight_through.defjvp
 def _straight_through_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
-    (onehot, logits), (_, dlogits) = primals, tangents
-    return onehot, jax.jvp(jax.nn.softmax, (logits,), (dlogits,))[1].astype(onehot.dtype)
+    (onehot, log_probs), (_, dlog_probs) = primals, tangents
+    return onehot, (jnp.exp(log_probs) * dlog_probs).astype(onehot.dtype)
 
 
 def categorical_entropy(logits: Array) -> Array:
