@@ -1,6 +1,6 @@
 """What an update says between devices: the collectives of the compiled program, beside what paper expects.
 
-    python benchmarks/scaling.py --size size1m --devices 1 2 4 8
+    python -m benchmarks.scaling --size size1m --devices 1 2 4 8
 
 Each row is compiled in a process of its own, for so many virtual devices of this CPU, or with --tpu v5e:2x4 and the
 package libtpu for TPUs that need not be there; nothing is run. Bytes are those of a collective's result, times the
@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import hlo
+
 ROOT = Path(__file__).parents[1]
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "u64": 8,
-         "s64": 8, "f64": 8}  # fmt: skip
 
 
 class Collective(NamedTuple):
@@ -35,9 +35,9 @@ class Collective(NamedTuple):
     source: str
 
 
-def collectives(hlo: str) -> list[Collective]:
+def collectives(text: str) -> list[Collective]:
     """All collectives of a compiled program, from its text. A loop that does not tell how often it runs counts once."""
-    bodies = _computations(hlo)
+    bodies = hlo.computations(text)
     found: list[Collective] = []
 
     pieces = set()  # of a collective that a TPU does a piece at a time beside other work, a loop for example
@@ -56,10 +56,11 @@ def collectives(hlo: str) -> list[Collective]:
                     times_here, depth_here = 1, 0
                 else:
                     times_here, depth_here = times, depth
-                found.append(Collective(kind[1], _nbytes(result), times_here, depth_here, source[1] if source else ""))
+                source_here = source[1] if source else ""
+                found.append(Collective(kind[1], hlo.nbytes(result), times_here, depth_here, source_here))
             loop = re.search(r"body=%?([\w.\-]+)", line)
             if loop:
-                walk(loop[1], times * _trips(bodies, line), depth + 1)
+                walk(loop[1], times * hlo.trips(bodies, line), depth + 1)
             for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", line):
                 if not kind:
                     walk(called, times, depth)
@@ -67,40 +68,8 @@ def collectives(hlo: str) -> list[Collective]:
             for branch in re.findall(r"[\w.\-]+", branches[1]) if branches else []:
                 walk(branch, times, depth)
 
-    walk(next(name for name in bodies if name.startswith("ENTRY ")), 1, 0)
+    walk(hlo.entry(bodies), 1, 0)
     return found
-
-
-def _computations(hlo: str) -> dict[str, list[str]]:
-    """The lines of each computation by its name; "ENTRY " stands before that of the first."""
-    bodies: dict[str, list[str]] = {}
-    name = None
-    for line in hlo.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if head:
-            name = (head[1] or "") + head[2]
-            bodies[name] = []
-        elif name is not None:
-            bodies[name].append(line)
-    return bodies
-
-
-def _trips(bodies: dict[str, list[str]], loop: str) -> int:
-    """How often a loop runs: as it says, else the number that its condition compares with, else once."""
-    if known := re.search(r"known_trip_count[^0-9]*(\d+)", loop):
-        return int(known[1])
-    condition = bodies[re.search(r"condition=%?([\w.\-]+)", loop)[1]]
-    numbers = [int(n) for line in condition for n in re.findall(r" s32\[\]\S* constant\((\d+)\)", line)]
-    if len(numbers) != 1:
-        return 1
-    return numbers[0]
-
-
-def _nbytes(shapes: str) -> int:
-    return sum(
-        SIZES[dtype] * math.prod(map(int, filter(None, sizes.split(","))))
-        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    )
 
 
 def wire(one: Collective, group: int) -> float:
@@ -125,15 +94,15 @@ def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[
     mesh = devices.make_mesh(list(chips)[:count], fsdp)
     form = jax.eval_shape(agent.init, jax.random.key(0))
     compiled = devices.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent.storage, *batch)).compile()
-    hlo = compiled.as_text()
+    text = compiled.as_text()
     if path := os.environ.get("SCALING_HLO"):
-        Path(path).write_text(hlo)
+        Path(path).write_text(text)
     memory = compiled.memory_analysis()
     return {
         "params": sum(math.prod(x.shape) for x in jax.tree.leaves(form.params)),
         "state_mb": memory.argument_size_in_bytes / 2**20,
         "temp_mb": memory.temp_size_in_bytes / 2**20,
-        "collectives": [one._asdict() for one in collectives(hlo)],
+        "collectives": [one._asdict() for one in collectives(text)],
     }
 
 
@@ -161,7 +130,7 @@ def child(argv: list[str], count: int, fsdp: int) -> dict:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     env |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    command = [sys.executable, __file__, *argv, "--child", str(count), str(fsdp)]
+    command = [sys.executable, "-m", "benchmarks.scaling", *argv, "--child", str(count), str(fsdp)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

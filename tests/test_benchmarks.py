@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import operations, rounds, table, trace, train_step
+from benchmarks import launches, operations, rounds, table, trace, train_step
 from benchmarks.peers import protocol
 
 A, B = jax.ShapeDtypeStruct((4, 5), "float32"), jax.ShapeDtypeStruct((5, 6), "float32")
@@ -202,3 +202,37 @@ def test_places_in_the_program_are_read_off_its_text():
 
 def test_peak_memory_is_a_process_own():
     assert protocol.peak_rss_mb() > 10
+
+
+PROGRAM = """HloModule update
+
+%add (p: f32[], q: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%p, %q)
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %double = f32[4]{0} fusion(%x), kind=kLoop, calls=%add, metadata={op_name="jit(update)/while/body/core/mul"}
+  %called = f32[4]{0} call(%double), to_apply=%graph
+  ROOT %out = (s32[], f32[4]{0}) tuple(%i, %called)
+}
+
+%graph (g: f32[4]) -> f32[4] {
+  ROOT %gemm = (f32[4]{0}, s8[8]{0}) custom-call(%g), custom_call_target="__cublas"
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %loop = (s32[], f32[4]{0}) while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"15"}}
+  ROOT %last = f32[4]{0} copy(%a)
+}
+"""
+
+
+def test_launches_count_once_a_trip_and_what_a_fusion_holds_not_at_all():
+    found = launches.launches(PROGRAM)
+    assert [(one.kind, one.name, one.loop, one.times) for one in found] == [
+        ("fusion", "double", "body", 15), ("custom-call", "gemm", "body", 15), ("copy", "last", "", 1),
+    ]  # fmt: skip
+    assert found[0].source == "jit(update)/while/body/core/mul" and found[1].result == "(f32[4], s8[8])"

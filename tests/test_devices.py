@@ -30,7 +30,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import devices
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.learner import Learner
-from scaling import collectives
+from benchmarks.scaling import collectives
 from test_devices import LAYOUTS
 
 assert jax.device_count() == 8
