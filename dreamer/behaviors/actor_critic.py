@@ -256,9 +256,8 @@ def _evaluate(
     actor: Network, critic: Network, actions: ActionDist, params: Params, extra: Extra, dream: Dream, feat: Array,
     action: Array, bins: Any,
 ) -> Imagined:  # fmt: skip
-    steps = feat.shape[1::-1]
-    # As rows in the order in which they were dreamed: products of two axes, and no copy.
-    feat, action = (x.swapaxes(0, 1).reshape(-1, x.shape[-1]) for x in (feat, action))
+    # In the order in which they were dreamed: no copy. As one axis of rows a batch split over devices would be gathered.
+    feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     reward, cont = dream.predict(feat)
     outs, allowed = actor.apply(params["pol"], feat), _allowed(dream, feat)
     rows = Imagined(
@@ -269,7 +268,7 @@ def _evaluate(
         log_prob=actions.log_prob(outs, action, allowed),
         entropy=actions.entropy(outs, allowed),
     )
-    return jax.tree.map(lambda x: x.reshape(*steps, *x.shape[1:]).swapaxes(0, 1), rows)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), rows)
 
 
 def _allowed(dream: Dream, feat: Array) -> Array | None:
