@@ -40,7 +40,10 @@ def make(
         import ale_py
     from ale_py import roms
 
-    rom = roms.get_rom_path(find_task("atari", task, roms.get_all_rom_ids()))
+    name = find_task("atari", task, roms.get_all_rom_ids())
+    rom = roms.get_rom_path(name)
+    if rom is None:
+        raise ValueError(f"atari: ale-py names the game {name!r} and has no ROM of it: install it again")
     check_choice("atari", "actions", actions, ACTIONS)
     check_choice("atari", "render_mode", render_mode, (None, "rgb_array"))
     if not 0 <= sticky < 1:

@@ -1,8 +1,8 @@
 """What the update of the smallest size costs on pictures, by its program and not by a clock: no figure may creep up.
 
 Recorded with jaxlib 0.10.2 on a CPU. A change that makes the step cheaper moves the record down with it: each figure
-must also be above four fifths of its record. The operations contain each scanned step twice: once in the loop, once with
-all steps together for what the gradient needs (`ops/scan.py`), 1.9 % that buy loops without residuals.
+must also be above four fifths of its record. The operations contain the scan over time twice: once in the loop, once
+with all steps together for what the gradient needs (`ops/scan.py`), 1.9 % that buy loops without residuals.
 """
 
 from __future__ import annotations

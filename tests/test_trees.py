@@ -43,3 +43,11 @@ def test_norm_rms_and_largest_are_those_of_all_numbers(tree):
     np.testing.assert_allclose(trees.norm(tree), np.linalg.norm(every), rtol=1e-6)
     np.testing.assert_allclose(trees.rms(tree), np.sqrt(np.mean(every**2)), rtol=1e-6)
     np.testing.assert_allclose(trees.largest(tree), np.abs(every).max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [trees.norm, trees.rms, trees.largest, trees.norms])
+def test_a_leaf_that_devices_may_share_keeps_its_shape(size):
+    shared = jax.ShapeDtypeStruct((2, trees.SMALL), jnp.bfloat16)
+    taken = jax.make_jaxpr(size)([shared, jax.ShapeDtypeStruct((3, 5), jnp.float32)])
+    shapes = {var.aval.shape for eqn in taken.eqns for var in eqn.outvars if var.aval.size >= trees.SMALL}
+    assert shapes == {shared.shape}, taken

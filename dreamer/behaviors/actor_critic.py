@@ -256,7 +256,7 @@ def _evaluate(
     actor: Network, critic: Network, actions: ActionDist, params: Params, extra: Extra, dream: Dream, feat: Array,
     action: Array, bins: Any,
 ) -> Imagined:  # fmt: skip
-    # In the order in which they were dreamed: no copy. As one axis of rows a batch split over devices would be gathered.
+    # In the order in which they were dreamed: no copy. One axis of rows would be gathered where devices share a batch.
     feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     reward, cont = dream.predict(feat)
     outs, allowed = actor.apply(params["pol"], feat), _allowed(dream, feat)

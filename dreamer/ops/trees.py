@@ -15,7 +15,7 @@ ROW = 128  # numbers in a row of small arrays side by side
 
 def norm(tree: Any) -> Array:
     """The root of the sum of all squares -> [] float32."""
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in vectors(tree)])))
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in _pieces(tree)])))
 
 
 def rms(tree: Any) -> Array:
@@ -25,7 +25,7 @@ def rms(tree: Any) -> Array:
 
 def largest(tree: Any) -> Array:
     """The largest magnitude -> [] float32."""
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in vectors(tree)]))
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in _pieces(tree)]))
 
 
 def norms(tree: Any) -> Any:
@@ -49,8 +49,9 @@ def _sums_of_squares(leaves: list[Array]) -> Array:
     return jnp.sum(sums[np.where(places < last, places, len(sums) - 1)], -1)
 
 
-def vectors(tree: Any) -> list[Array]:
-    """The leaves as vectors [n] float32, all small ones in one: a sum over dozens of biases is one kernel then."""
-    leaves = [x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(tree)]
-    small = [x for x in leaves if x.size < SMALL]
+def _pieces(tree: Any) -> list[Array]:
+    """All numbers, float32: small leaves as one vector, as a sum over dozens of biases is one kernel then; large ones
+    in their own shape, as one that is split over devices would be gathered to make a vector of it."""
+    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    small = [x.reshape(-1) for x in leaves if x.size < SMALL]
     return [*([jnp.concatenate(small)] if small else []), *(x for x in leaves if x.size >= SMALL)]
