@@ -105,4 +105,5 @@ class Spec:
 
 def for_device(spaces: Mapping[str, Space], obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Observations {k: [.., ..]} in the dtypes in which they reach the agent; those that have them are not copied."""
-    return {key: np.asarray(x).astype(spaces[key].device_dtype, copy=False) for key, x in obs.items()}
+    dtypes = {key: spaces[key].device_dtype for key in obs}
+    return {key: x if x.dtype == dtypes[key] else np.asarray(x).astype(dtypes[key]) for key, x in obs.items()}

@@ -25,9 +25,11 @@ LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
+import test_replay
 import tiny
 from dreamer.errors import UserError
 from dreamer.runtime import devices
+from dreamer.runtime.device_rows import DeviceRows
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.learner import Learner
 from benchmarks.scaling import collectives
@@ -88,6 +90,18 @@ with Checkpoints(folder) as checkpoints:
             save("report-1-1", other.report(batch))
 save("saved", state.params)
 save("report", ours.report(batch))
+
+# Observations that lie on the devices: each gathers its part of the batch, by itself.
+ours_rows, theirs_rows = (test_replay.build(envs=2, rows=10, length=3) for _ in range(2))
+test_replay.fill(ours_rows, 13), test_replay.fill(theirs_rows, 13)
+mesh = devices.make_mesh()
+source = DeviceRows(mesh, test_replay.SPEC, ours_rows)
+found, expected = source.sample(8)[0].obs, theirs_rows.sample(8)[0].obs
+for name, x in found.items():
+    np.testing.assert_array_equal(x, expected[name])
+    assert x.sharding.is_equivalent_to(devices.split(mesh), x.ndim)
+gathering = source._gather.lower(source._rings, np.zeros((8, 3), np.int32)).compile().as_text()
+assert not collectives(gathering)
 
 for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
     try:

@@ -58,8 +58,8 @@ class TrainFlags(Config):
     """Print the resolved configuration, itself a preset, and exit."""
     resume: Literal["no", "yes", "auto"] = "no"
     """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none.
-    May then differ: env_steps, log, eval, checkpoint, devices, replay.flush and .prefetch, workers but for their
-    envs."""
+    May then differ: env_steps, log, eval, checkpoint, devices, replay.flush, .prefetch and .on_device, workers but
+    for their envs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ def told(
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         reason = (text.strip().splitlines() or [type(error).__name__])[0][:300]
-        if any(word in text for word in FULL):
+        if full(error):
             numbers = ", ".join(memory(state, program, devices))
             raise UserError(
                 f"no device memory left for {doing} ({numbers}): lower replay.batch_size ({batch[0]}), "
@@ -42,6 +42,11 @@ def told(
                 f"devices.count lowered if the device stays away; it said: {reason}"
             ) from error
         raise
+
+
+def full(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a device has no memory left."""
+    return any(word in str(error) for word in FULL)
 
 
 def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:

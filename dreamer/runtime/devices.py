@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -248,6 +248,28 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
         return agent.update(state, batch)
 
     return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0)
+
+
+def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
+    """(rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings with these rows, in place, on every device.
+
+    A row whose index is N or more is dropped.
+    """
+    place = replicated(mesh)
+
+    def write(rings: dict[str, Array], index: Array, rows: dict[str, Array]) -> dict[str, Array]:
+        return {name: ring.at[index].set(rows[name], mode="drop") for name, ring in rings.items()}
+
+    return jax.jit(write, in_shardings=place, out_shardings=place, donate_argnums=0)
+
+
+def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Array]]:
+    """(rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, split over the devices as a batch is."""
+
+    def gather(rings: dict[str, Array], index: Array) -> dict[str, Array]:
+        return {name: ring[index].reshape(*index.shape, *shapes[name]) for name, ring in rings.items()}
+
+    return jax.jit(gather, in_shardings=(replicated(mesh), split(mesh)), out_shardings=split(mesh))
 
 
 def jit_report(agent: Agent) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
+from dreamer.runtime.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.distributed import refuse_several
 from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
@@ -128,6 +129,8 @@ class Run:
         )
         rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
         lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe(), rows]
+        if config.replay.on_device:
+            lines.append(describe_observations(spec, size.steps))
         self.display.header([*lines, *filter(None, [why_not])])
         self.run_dir = create_run_dir(config.run_dir, used)
         self.identity = found.meta["run"] if found else uuid.uuid4().hex
@@ -141,6 +144,8 @@ class Run:
         stack.callback(self.replay.close)
         self.store = stack.enter_context(RowStore(self.run_dir / ROWS, self.identity))
         restored = resume.load_rows(found, self.store, self.replay, config.lockstep) if found else None
+        on_device = config.replay.on_device
+        self.source = DeviceRows(self.learner.mesh, spec, self.replay) if on_device else self.replay
         # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
         self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
         stack.callback(self.batches.close)
@@ -385,7 +390,7 @@ class Run:
 
     def _draw(self) -> tuple[Batch, Rows]:
         """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
-        batch, rows = self.replay.sample(self.config.replay.batch_size)
+        batch, rows = self.source.sample(self.config.replay.batch_size)
         return self.learner.place(batch), rows
 
     def _hear(self) -> None:

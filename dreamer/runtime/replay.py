@@ -22,7 +22,7 @@ import numpy as np
 from dreamer.errors import UserError, check_bounds
 from dreamer.runtime import capacity, disk_tier
 from dreamer.runtime.capacity import Capacity
-from dreamer.runtime.columns import checked, gather, in_memory, scatter
+from dreamer.runtime.columns import checked, flat, gather, in_memory, scatter
 from dreamer.runtime.disk_tier import DiskTier
 from dreamer.runtime.items import Items, existing, uniform
 from dreamer.runtime.samplers import Mixture, Sampler, bytes_per_row
@@ -62,6 +62,8 @@ class Config:
     """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
     disk_gb: float = 0
     """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    on_device: bool = False
+    """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
     prefetch: int = 1
     """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
     flush: float = 5.0
@@ -216,14 +218,49 @@ class Replay:
         On the sample only, is_first of row 0 is true, and is_last of a row whose successor begins an episode.
         Raises ValueError when no item is there.
         """
-        context = self.config.context
         with self.lock:
-            env, start = self._choose(batch_size, online)
-            number = start[:, None] + np.arange(self.sequence)
-            lengths = {name: context if name.startswith("latent/") else self.sequence for name in self.columns}
-            data = {name: gather(self.columns[name], env, start, length) for name, length in lengths.items()}
-            follows = number + 1 < self.counts[env][:, None]
-            data["is_last"] |= follows & gather(self.columns["is_first"], env, start + 1, self.sequence)
+            return self._sample(batch_size, online, [*self.columns])
+
+    def sample_beside(
+        self, batch_size: int, seen: np.ndarray
+    ) -> tuple[Batch, Rows, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        """As `sample`, for who has the observations of the first `seen` [E] rows: a batch without, and all later ones.
+
+        Both at one instant, so that no row of the batch has been overwritten by a later one.
+        """
+        with self.lock:
+            names = [name for name in self.columns if not name.startswith("obs/")]
+            return *self._sample(batch_size, True, names), self._rows_since(seen, None)
+
+    def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Of the rows held that came after the first `seen` [E] at most so many, the oldest of each ring first.
+
+        Returns ring [n], row number [n] and observations {k: [n, ..]}, copies.
+        """
+        with self.lock:
+            return self._rows_since(seen, most)
+
+    def _rows_since(
+        self, seen: np.ndarray, most: int | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        length = self.size.rows_per_env
+        first = np.maximum(seen, self.counts - length)
+        behind = self.counts - first
+        ring = np.repeat(np.arange(len(first)), behind)[:most]
+        number = (np.arange(len(ring)) - np.repeat(np.cumsum(behind) - behind, behind)[:most]) + first[ring]
+        row = ring * length + number % length
+        names = [name for name in self.columns if name.startswith("obs/")]
+        return ring, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
+
+    def _sample(self, batch_size: int, online: bool, names: list[str]) -> tuple[Batch, Rows]:
+        """A batch of the columns `names`; under the lock."""
+        context = self.config.context
+        env, start = self._choose(batch_size, online)
+        number = start[:, None] + np.arange(self.sequence)
+        lengths = {name: context if name.startswith("latent/") else self.sequence for name in names}
+        data = {name: gather(self.columns[name], env, start, length) for name, length in lengths.items()}
+        follows = number + 1 < self.counts[env][:, None]
+        data["is_last"] |= follows & gather(self.columns["is_first"], env, start + 1, self.sequence)
         data["is_first"][:, 0] = True
         batch = Batch(
             obs={n.removeprefix("obs/"): value for n, value in data.items() if n.startswith("obs/")},

@@ -34,7 +34,7 @@ FORMAT = 1
 SAFE = (
     "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
     "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
-    "devices.",
+    "replay.on_device", "devices.",
 )  # fmt: skip
 
 
