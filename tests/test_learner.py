@@ -12,6 +12,7 @@ from tiny_runs import recording_agent
 
 from dreamer.errors import UserError
 from dreamer.runtime import device_errors, devices
+from dreamer.runtime import learner as learners
 from dreamer.runtime.learner import Learner, Snapshot
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.spaces import Action, Space, Spec
@@ -55,6 +56,25 @@ def test_without_lockstep_acting_does_not_wait_for_the_update_under_way(monkeypa
     ours.step(batch(), ROWS)
     monkeypatch.setattr(ours, "_snapshots", (ours._snapshots[0], Snapshot(1, [types.SimpleNamespace(is_ready=bool)])))
     assert ours.snapshot().updates == 0
+
+
+def test_the_devices_idle_from_the_end_of_an_update_until_the_next_is_sent(monkeypatch):
+    ours, seconds = learner(lockstep=False), iter([1.0, 2.0, 4.0, 5.0, 5.5, 6.0, 9.0, 10.0])
+    monkeypatch.setattr(learners, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
+    for _ in range(2):
+        ours.fetch(ours.step(batch(), ROWS))  # sent at 1, done at 2; sent at 4, done at 5
+    assert ours.idle == 2
+    first, second = ours.step(batch(), ROWS), ours.step(batch(), ROWS)  # sent at 5.5 and 6
+    ours.fetch(first), ours.fetch(second)  # the second was sent before the first was done
+    assert ours.idle == 2.5
+
+
+def test_what_is_not_training_is_no_idling():
+    ours = learner(lockstep=False)
+    ours.fetch(ours.step(batch(), ROWS))
+    ours.sync()
+    ours.fetch(ours.step(batch(), ROWS))
+    assert ours.idle == 0
 
 
 def test_only_what_acting_reads_is_copied():

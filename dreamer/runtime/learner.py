@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ class Update(NamedTuple):
     """What one update gives, still on its way from the device.
 
     rows: where the latents belong | latent {name: [B, T, ..]} | metrics {name: []}
+    sent: the monotonic second at which the device had it
     priority [B, T] float32: of these rows, None unless the agent gives priorities
     """
 
     rows: Rows
     latent: Any
     metrics: Any
+    sent: float
     priority: Any = None
 
 
@@ -37,6 +40,7 @@ class Snapshot(NamedTuple):
 class Learner:
     """Owns the train state and the snapshots of the parameters that act.
 
+    idle: seconds in which the devices had no update under way, between the first and the last that was fetched.
     With lockstep the newest parameters act, and acting waits for the update under way; without, the newest that are
     ready, which are one update old at most.
     """
@@ -51,6 +55,8 @@ class Learner:
         self.mesh = devices.configured_mesh(config or Config(), batch_size)
         self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
+        self.idle = 0.0
+        self._done: float | None = None  # the second at which the last update was done that was fetched
         self._obs = spec.obs
         self.part = devices.policy_part(agent, spec)
         self._update: Any = devices.jit_update(agent, self.mesh)
@@ -71,12 +77,14 @@ class Learner:
 
         Raises UserError when the device has no memory left or fails, as do the methods below.
         """
+        sent = time.monotonic()
         with self._told("an update"):
             self.state, latent, metrics = self._update(self.state, batch)
             self.updates += 1
             self._snapshots = (self._snapshots[1], self._copy())
+            devices.begin_to_host((latent, metrics))
         priority = latent.get(PRIORITY)
-        return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, priority)
+        return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, sent, priority)
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without making one."""
@@ -86,10 +94,17 @@ class Learner:
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Update) -> tuple[Any, Any]:
-        """Latents and priorities of an update as numpy arrays, those of this process; waits for the device."""
+        """Latents and priorities of an update as numpy arrays, those of this process; waits for the device.
+
+        One update after the other, in the order in which they were made.
+        """
         with self._told("an update"):
             priority = None if update.priority is None else devices.to_host(update.priority)
-            return devices.to_host(update.latent), priority
+            latent = devices.to_host(update.latent)
+        if self._done is not None:
+            self.idle += max(0.0, update.sent - self._done)
+        self._done = time.monotonic()
+        return latent, priority
 
     def snapshot(self) -> Snapshot:
         """The parameters that act now; from any thread."""
@@ -99,9 +114,10 @@ class Learner:
         return newest if ready else previous
 
     def sync(self) -> None:
-        """Waits for the updates under way; the newest parameters act afterwards."""
+        """Waits for the updates under way; the newest parameters act afterwards, and idling is counted anew."""
         with self._told("an update"):
             jax.block_until_ready((self.state, self._snapshots))
+        self._done = None
 
     def lost(self) -> bool:
         """Whether the state went down with a device that failed: nothing of it can be saved."""

@@ -23,6 +23,7 @@ from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
 from dreamer.runtime.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.distributed import refuse_several
+from dreamer.runtime.following import Following
 from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.limiter import Limiter
@@ -149,6 +150,8 @@ class Run:
         # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
         self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
         stack.callback(self.batches.close)
+        self.following = Following(self._take, threaded=not config.lockstep)
+        stack.callback(self.following.close)
         self.collector = Collector(self.agent, self.learner.part, self.workers, self.replay, seed=config.seed)
         self.tracker = EpisodeTracker(streams)
         self.limiter = Limiter(self.rate, streams)
@@ -160,7 +163,6 @@ class Run:
         self._restored = restored
         self._collecting: Collecting | None = None
         self._eval_policy = devices.jit_policy(self.agent)
-        self._pending: Update | None = None
         self._compiled = False
         self._eval_due = config.eval.every or config.env_steps
         self._oldest: dict[int, np.ndarray] = {}
@@ -240,9 +242,7 @@ class Run:
             self._compile(batch)
         update = self.learner.step(batch, rows)
         self.limiter.trained()
-        # One update late, so that nobody waits for the device; at once in lockstep.
-        self._take(update if self.config.lockstep else self._pending)
-        self._pending = None if self.config.lockstep else update
+        self.following.put(update)
 
     def tend(self) -> None:
         """Whatever is due of showing, evaluating, logging, saving and stopping."""
@@ -322,7 +322,8 @@ class Run:
         now, steps, updates = time.monotonic(), self.replay.steps, self.learner.updates
         seconds = max(now - self._logged, 1e-9)
         for_envs, self.collector.seconds_for_envs = self.collector.seconds_for_envs, 0.0
-        waited = {"collector_for_envs": for_envs, **self.limiter.drain()}
+        idle, self.learner.idle = self.learner.idle, 0.0
+        waited = {"collector_for_envs": for_envs, "device_for_learner": idle, **self.limiter.drain()}
         self.logger.add(
             {
                 "speed/env_steps_per_s": (steps - self._logged_at[0]) / seconds,
@@ -355,7 +356,7 @@ class Run:
         """Saves what there is; should that fail too, the first error stays the one that is told."""
         lost = self.learner.lost()
         if lost:
-            self._pending = None
+            self.following.close()
             self.display.message(
                 f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
             )
@@ -375,8 +376,7 @@ class Run:
 
     def settle(self) -> None:
         """Takes the update that is still under way."""
-        self._take(self._pending)
-        self._pending = None
+        self.following.settle()
 
     def _collect_turn(self) -> bool:
         """What the collecting thread does again and again; whether there is more to collect."""
@@ -409,10 +409,9 @@ class Run:
         self._compiled = True
         self.display.phase("training")
 
-    def _take(self, update: Update | None) -> None:
-        if update is not None:
-            latent, priority = self.learner.fetch(update)
-            self.replay.refresh(update.rows, latent)
-            if priority is not None:
-                self.replay.prioritise(update.rows, priority)
-            self.logger.add(update.metrics)
+    def _take(self, update: Update) -> None:
+        latent, priority = self.learner.fetch(update)
+        self.replay.refresh(update.rows, latent)
+        if priority is not None:
+            self.replay.prioritise(update.rows, priority)
+        self.logger.add(update.metrics)

@@ -1,0 +1,70 @@
+"""What follows an update on the host, done by a thread while the next one is sent to the device. No jax."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Following(Generic[T]):
+    """Owns a thread that handles items in their order; at most one waits or is under way.
+
+    threaded: False, and `put` handles the item itself.
+    """
+
+    def __init__(self, handle: Callable[[T], None], threaded: bool):
+        self._handle, self._threaded = handle, threaded
+        self._items: list[T] = []
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, item: T) -> None:
+        """Hands an item over once the one before is done. Raises what handling that one raised."""
+        if not self._threaded:
+            self._handle(item)
+            return
+        self.settle()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="following", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Waits until nothing is under way. Raises what handling raised, once."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items)
+            error, self._error = self._error, None
+        if error:
+            raise error
+
+    def close(self) -> None:
+        """Waits for the item under way and ends the thread; what it raised is dropped unless `settle` was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items)
+            self._closed, self._error = True, None
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait_for_item():
+            try:
+                self._handle(self._items[0])
+            except BaseException as error:
+                self._error = error
+            with self._changed:
+                self._items.clear()
+                self._changed.notify_all()
+
+    def _wait_for_item(self) -> bool:
+        """Whether there is one; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            return bool(self._items)
