@@ -41,9 +41,9 @@ NO_JAX = (
     "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",
     "dreamer.runtime.replay", "dreamer.runtime.ratio", "dreamer.runtime.samplers", "dreamer.runtime.disk_tier",
     "dreamer.runtime.prefetch", "dreamer.runtime.following", "dreamer.runtime.row_store", "dreamer.runtime.sinks",
-    "dreamer.runtime.limiter", "dreamer.runtime.stopping", "dreamer.apps.cli", "dreamer.apps.start", "dreamer.apps.statistics",
-    "dreamer.apps.runs", "dreamer.apps.references", "dreamer.apps.curves", "dreamer.apps.scores", "dreamer.apps.plots",
-    "dreamer.apps.page", "dreamer.apps.report", "dreamer.apps.check",
+    "dreamer.runtime.limiter", "dreamer.runtime.stopping", "dreamer.apps.cli", "dreamer.apps.start",
+    "dreamer.apps.statistics", "dreamer.apps.runs", "dreamer.apps.references", "dreamer.apps.curves",
+    "dreamer.apps.scores", "dreamer.apps.plots", "dreamer.apps.page", "dreamer.apps.report", "dreamer.apps.check",
     *(f"dreamer.apps.checks.{file.stem}" for file in sorted((ROOT / "dreamer/apps/checks").glob("[a-z]*.py"))),
 )  # fmt: skip
 
