@@ -16,6 +16,8 @@ from tiny_runs import lines, saved, tiny, trained
 from dreamer.apps import cli
 from dreamer.config import to_yaml
 from dreamer.runtime import devices, sinks
+from dreamer.runtime.collector import Collector
+from dreamer.runtime.device_rows import DeviceRows
 
 PREFIX = "dreamer: error: "
 
@@ -279,6 +281,35 @@ def test_no_device_memory_for_an_update_keeps_the_rows(capsys, failing, monkeypa
     out = capsys.readouterr().out
     assert "rows flushed after the checkpoint" in out or lockstep
     assert lines(run)[-1]["env_steps"] >= 60
+
+
+def test_no_device_memory_to_draw_a_batch_saves_what_was_learned(capsys, monkeypatch, preset, run):
+    sample, calls = DeviceRows.sample, []
+
+    def fail(self, batch_size):
+        calls.append(batch_size)
+        if len(calls) == 4:
+            raise jax.errors.JaxRuntimeError(MEMORY)
+        return sample(self, batch_size)
+
+    monkeypatch.setattr(DeviceRows, "sample", fail)
+    line = error_line(capsys, "train", preset(run, replay__on_device=True))
+    assert "no device memory left for drawing a batch" in line and "leave replay.on_device off" in line
+    assert saved(run)[1]["updates"] == 3
+
+
+def test_a_device_that_fails_while_acting_saves_what_was_learned(capsys, monkeypatch, preset, run):
+    collect = Collector.collect
+
+    def fail(self, snapshot, *args):
+        if snapshot.updates == 3:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: socket closed")
+        return collect(self, snapshot, *args)
+
+    monkeypatch.setattr(Collector, "collect", fail)
+    line = error_line(capsys, "train", preset(run))
+    assert "a device failed or is gone while acting" in line
+    assert saved(run)[1]["updates"] == 3
 
 
 def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):

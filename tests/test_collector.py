@@ -12,7 +12,7 @@ from tiny_runs import recording_agent
 
 from dreamer.runtime import devices, workers
 from dreamer.runtime.collector import Collecting, Collector
-from dreamer.runtime.learner import Snapshot
+from dreamer.runtime.learner import Learner, Snapshot
 from dreamer.runtime.replay import Config, Replay
 
 ENVS, TURNS = 3, 40
@@ -118,6 +118,19 @@ class Partly:
 
     def send(self, envs, actions):
         self.crew.send(envs, actions)
+
+
+def test_the_policy_is_compiled_once_for_the_parameters_of_a_learner():
+    with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {"steps": 4}, seed=0) as crew:
+        agent = recording_agent(crew.spec)
+        learner = Learner(agent, crew.spec, seed=0, batch_size=2, lockstep=True)
+        replay = Replay(crew.spec, agent.storage, Config(batch_length=4), envs=2, seed=0, env_steps=100)
+        collector = Collector(agent, learner.part, crew, replay, seed=0)
+        for _ in range(3):
+            collector.collect(learner.snapshot())
+        collector.load(collector.state())
+        collector.collect(learner.snapshot())
+        assert collector._policy._cache_size() == 1
 
 
 def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent():

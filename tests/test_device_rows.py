@@ -69,7 +69,7 @@ def test_a_replay_that_was_full_before_is_sent_in_pieces(monkeypatch):
     source = on_devices(ours)
     sent = watched(monkeypatch, source)
     assert equal(source.sample(4), theirs.sample(4))
-    assert [len(rows) for rows in sent] == [7, 7, 6]
+    assert [len(rows) for rows in sent] == [4, 4, 4, 4, 4]
 
 
 def test_no_row_is_sent_twice(monkeypatch):
@@ -95,6 +95,13 @@ def test_a_device_without_the_memory_is_told_with_what_to_lower(monkeypatch):
     replay = build(envs=2, rows=10)
     monkeypatch.setattr(device_rows.jnp, "zeros", no_memory)
     with pytest.raises(UserError, match=r"of 20 steps \(1.12e-06 GB on each device\): lower replay.capacity_steps"):
+        on_devices(replay)
+
+
+def test_a_cpu_that_has_not_the_memory_is_not_asked_for_it(monkeypatch):
+    replay = build(envs=2, rows=10)
+    monkeypatch.setattr(device_rows.capacity, "free_memory", lambda: replay.size.nbytes + 20 * 56 - 1)
+    with pytest.raises(UserError, match=r"replay.on_device: no device memory left"):
         on_devices(replay)
 
 

@@ -82,3 +82,5 @@ def test_closing_waits_for_the_item_under_way_and_may_be_repeated():
     following.close()
     assert handled == [1]
     following.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        following.put(2)

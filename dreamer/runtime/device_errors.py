@@ -34,7 +34,8 @@ def told(
             raise UserError(
                 f"no device memory left for {doing} ({numbers}): lower replay.batch_size ({batch[0]}), "
                 f"replay.batch_length ({batch[1]}), agent.behavior.imagine_length or the sizes of agent.world_model "
-                f"(a smaller experiments/size*.yaml), or raise devices.fsdp ({fsdp}); the device said: {reason}"
+                f"(a smaller experiments/size*.yaml), raise devices.fsdp ({fsdp}), or leave replay.on_device off; the "
+                f"device said: {reason}"
             ) from error
         if text.startswith(GONE):
             raise UserError(

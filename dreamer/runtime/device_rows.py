@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array
-from dreamer.runtime import device_errors, devices
+from dreamer.runtime import capacity, device_errors, devices
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.spaces import Spec, for_device
@@ -44,10 +44,18 @@ class DeviceRows:
         self._spaces, self._replay = spec.obs, replay
         self._rows = replay.size.rows_per_env
         self._seen = np.zeros_like(replay.counts)
-        self._most = max(1, MOST_BYTES // _row_bytes(spec))
+        self._most = 1 << (max(1, MOST_BYTES // _row_bytes(spec)).bit_length() - 1)
         self._write = devices.jit_write_rows(mesh)
         self._gather = devices.jit_gather_rows(mesh, {name: space.shape for name, space in spec.obs.items()})
         steps, place = replay.size.steps, devices.replicated(mesh)
+        refused = (
+            f"replay.on_device: no device memory left for the observations of {steps:,} steps ({_gb(spec, steps)} on "
+            "each device): lower replay.capacity_steps, or leave replay.on_device off"
+        )
+        free = capacity.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
+        # A CPU is given memory that it does not have, and its program killed when it is used.
+        if free is not None and replay.size.nbytes + len(devices.own(mesh)) * steps * _row_bytes(spec) > free:
+            raise UserError(refused)
         try:
             # Flat rows: with the axes of pictures apart a TPU would pad them many times over.
             self._rings: dict[str, Array] = {
@@ -58,15 +66,13 @@ class DeviceRows:
         except jax.errors.JaxRuntimeError as error:
             if not device_errors.full(error):
                 raise
-            raise UserError(
-                f"replay.on_device: no device memory left for the observations of {steps:,} steps "
-                f"({_gb(spec, steps)} on each device): lower replay.capacity_steps, or leave replay.on_device off"
-            ) from error
+            raise UserError(refused) from error
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
         """As `Replay.sample`, but that the observations of the batch are on the devices."""
         while self._behind() > self._most:
             self._send(*self._replay.rows_since(self._seen, self._most))
+            jax.block_until_ready(self._rings)  # what is on its way takes memory of its own
         batch, rows, fresh = self._replay.sample_beside(batch_size, self._seen)
         self._send(*fresh)
         context = batch.reward.shape[1] - rows.number.shape[1]

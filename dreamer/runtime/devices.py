@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Obs, Params, TrainState
@@ -209,13 +209,14 @@ def first_copy(tree: Any) -> Any:
     """A copy on the first device that shares no buffer with `tree`, so that `tree` may be donated."""
     device = jax.local_devices()[0]
     if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
-        return _copies(tree)  # sent off at once, in place of a call for each leaf
+        return _copies(device)(tree)  # one call in place of one for each leaf
     return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), whole(tree))
 
 
-@jax.jit
-def _copies(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
+@functools.cache
+def _copies(device: jax.Device) -> Callable[[Any], Any]:
+    # On the device itself, not on a mesh of it: what acts on the copies is compiled for one of the two.
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=SingleDeviceSharding(device))
 
 
 def begin_to_host(tree: Any) -> None:

@@ -29,6 +29,8 @@ class Following(Generic[T]):
             self._handle(item)
             return
         self.settle()
+        if self._closed:
+            raise RuntimeError("nothing follows any more: it is closed")
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="following", daemon=True)
             self._thread.start()

@@ -19,7 +19,7 @@ class Update(NamedTuple):
     """What one update gives, still on its way from the device.
 
     rows: where the latents belong | latent {name: [B, T, ..]} | metrics {name: []}
-    sent: the monotonic second at which the device had it
+    sent: the monotonic second at which its sending began
     priority [B, T] float32: of these rows, None unless the agent gives priorities
     """
 
@@ -40,7 +40,8 @@ class Snapshot(NamedTuple):
 class Learner:
     """Owns the train state and the snapshots of the parameters that act.
 
-    idle: seconds in which the devices had no update under way, between the first and the last that was fetched.
+    idle: seconds so far in which the devices had no update under way, as far as the host can tell: from the moment at
+    which the end of one was noticed until the sending of the next began. Only grows.
     With lockstep the newest parameters act, and acting waits for the update under way; without, the newest that are
     ready, which are one update old at most.
     """
@@ -78,7 +79,7 @@ class Learner:
         Raises UserError when the device has no memory left or fails, as do the methods below.
         """
         sent = time.monotonic()
-        with self._told("an update"):
+        with self.told("an update"):
             self.state, latent, metrics = self._update(self.state, batch)
             self.updates += 1
             self._snapshots = (self._snapshots[1], self._copy())
@@ -90,21 +91,21 @@ class Learner:
         """Compiles the update for batches of this shape, without making one."""
         batch = self.place(batch)
         self._batch_length = batch.reward.shape[1] - bool(batch.latent)
-        with self._told("compiling the update"):
+        with self.told("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
 
-    def fetch(self, update: Update) -> tuple[Any, Any]:
-        """Latents and priorities of an update as numpy arrays, those of this process; waits for the device.
+    def fetch(self, update: Update) -> tuple[Any, Any, Any]:
+        """Latents, metrics and priorities of an update as numpy arrays, of this process; waits for the device.
 
         One update after the other, in the order in which they were made.
         """
-        with self._told("an update"):
+        with self.told("an update"):
             priority = None if update.priority is None else devices.to_host(update.priority)
-            latent = devices.to_host(update.latent)
+            latent, metrics = devices.to_host((update.latent, update.metrics))
         if self._done is not None:
             self.idle += max(0.0, update.sent - self._done)
         self._done = time.monotonic()
-        return latent, priority
+        return latent, metrics, priority
 
     def snapshot(self) -> Snapshot:
         """The parameters that act now; from any thread."""
@@ -115,7 +116,7 @@ class Learner:
 
     def sync(self) -> None:
         """Waits for the updates under way; the newest parameters act afterwards, and idling is counted anew."""
-        with self._told("an update"):
+        with self.told("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
 
@@ -131,10 +132,11 @@ class Learner:
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays; of a batch that this process alone has."""
-        with self._told("the pictures of the world model"):
+        with self.told("the pictures of the world model"):
             return devices.to_host(self._report(devices.local_copy(self.state), self._cast(batch)))
 
-    def _told(self, doing: str) -> AbstractContextManager[None]:
+    def told(self, doing: str) -> AbstractContextManager[None]:
+        """Turns what a device raises meanwhile into a UserError that says what to change; for any thread."""
         return device_errors.told(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=devices.own(self.mesh),

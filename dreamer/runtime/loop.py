@@ -168,6 +168,7 @@ class Run:
         self._oldest: dict[int, np.ndarray] = {}
         self._logged = self._saved = self._flushed = time.monotonic()
         self._saved_at = self._flushed_at = 0  # environment steps
+        self._idle = 0.0  # of the learner, at the last line of metrics
         self._logged_at = (0, 0)
         self.display.phase("collecting")
         self.stopping.begun()
@@ -228,7 +229,8 @@ class Run:
     def collect(self, least: int | None = None, patience: float = 0.0) -> None:
         """Rows of the environments that are ready into the replay."""
         snapshot = self.learner.snapshot()
-        envs, step = self.collector.collect(snapshot, least, patience)
+        with self.learner.told("acting"):
+            envs, step = self.collector.collect(snapshot, least, patience)
         self._hear()
         for episode in self.tracker.observe(step, envs):
             self.logger.add(episode_metrics([episode]))
@@ -276,12 +278,11 @@ class Run:
         self.learner.sync()
         self.display.phase("evaluating")
         if config.eval.episodes:
-            with contextlib.closing(
-                evaluation.make_eval_workers(
-                    self.env, config.env_options, episodes=config.eval.episodes,
-                    action_repeat=config.action_repeat, seed=config.seed, film=self.film,
-                )
-            ) as workers:  # fmt: skip
+            made = evaluation.make_eval_workers(
+                self.env, config.env_options, episodes=config.eval.episodes,
+                action_repeat=config.action_repeat, seed=config.seed, film=self.film,
+            )  # fmt: skip
+            with contextlib.closing(made) as workers, self.learner.told("evaluating"):
                 result = evaluation.run_episodes(
                     self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), workers,
                     episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
@@ -322,8 +323,8 @@ class Run:
         now, steps, updates = time.monotonic(), self.replay.steps, self.learner.updates
         seconds = max(now - self._logged, 1e-9)
         for_envs, self.collector.seconds_for_envs = self.collector.seconds_for_envs, 0.0
-        idle, self.learner.idle = self.learner.idle, 0.0
-        waited = {"collector_for_envs": for_envs, "device_for_learner": idle, **self.limiter.drain()}
+        before, self._idle = self._idle, self.learner.idle
+        waited = {"collector_for_envs": for_envs, "device_for_learner": self._idle - before, **self.limiter.drain()}
         self.logger.add(
             {
                 "speed/env_steps_per_s": (steps - self._logged_at[0]) / seconds,
@@ -390,8 +391,9 @@ class Run:
 
     def _draw(self) -> tuple[Batch, Rows]:
         """A batch on the devices and where its rows lie; called by the thread that draws ahead."""
-        batch, rows = self.source.sample(self.config.replay.batch_size)
-        return self.learner.place(batch), rows
+        with self.learner.told("drawing a batch"):
+            batch, rows = self.source.sample(self.config.replay.batch_size)
+            return self.learner.place(batch), rows
 
     def _hear(self) -> None:
         """Counts and shows what has happened to environments."""
@@ -410,8 +412,8 @@ class Run:
         self.display.phase("training")
 
     def _take(self, update: Update) -> None:
-        latent, priority = self.learner.fetch(update)
+        latent, metrics, priority = self.learner.fetch(update)
         self.replay.refresh(update.rows, latent)
         if priority is not None:
             self.replay.prioritise(update.rows, priority)
-        self.logger.add(update.metrics)
+        self.logger.add(metrics)
