@@ -26,7 +26,7 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        command = command or f'pip install ".[{suite}]"'
+        command = command or f'pip install ".[{suite.replace("_", "-")}]"'
         raise ImportError(f"{suite} needs the package {error.name!r}: {command} in the checkout") from error
 
 

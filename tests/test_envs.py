@@ -52,7 +52,8 @@ def test_missing_package_names_the_extra(monkeypatch, name, package):
     for module in [module for module in sys.modules if module.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [Missing(package), *sys.meta_path])
-    with pytest.raises(UserError, match=rf"needs the package '{package}'.*pip install \"\.\[{name.split(':')[0]}\]\""):
+    extra = name.split(":")[0].replace("_", "-")
+    with pytest.raises(UserError, match=rf"needs the package '{package}'.*pip install \"\.\[{extra}\]\""):
         plugins.make_env(name)
 
 

@@ -46,10 +46,15 @@ def test_every_library_that_is_imported_is_a_dependency():
 
 def test_every_suite_file_has_the_extra_that_it_imports():
     for file in (ROOT / "envs").glob("*.py"):
-        if file.stem in EXTRAS:
-            assert names(EXTRAS[file.stem]), file.name
+        name = file.stem.replace("_", "-")
+        if name in EXTRAS:
+            assert names(EXTRAS[name]), file.name
     extras = set().union(*(names(requirements) for requirements in EXTRAS.values()))
     assert third_party("envs") <= names(PROJECT["dependencies"]) | extras | APART
+
+
+def test_no_extra_has_an_underscore_which_older_pips_do_not_find():
+    assert not [name for name in EXTRAS if "_" in name]
 
 
 def test_only_the_library_is_packaged():

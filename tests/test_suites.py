@@ -78,6 +78,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
     pytest.mark.filterwarnings("ignore:The system font:UserWarning"),
+    pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
 STEPS = 30
 PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # elsewhere the suite's name
