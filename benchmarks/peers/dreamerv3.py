@@ -43,16 +43,9 @@ ACTIONS = {"image": ("int32", (), 0, 18), "proprio": ("float32", (6,), -1, 1)}
 
 def main() -> None:
     """Builds, compiles, then answers as `protocol` says."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--checkout", required=True)
-    parser.add_argument("--size", default="size1m")
-    parser.add_argument("--obs", choices=ACTIONS, default="proprio")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
-    parser.add_argument("--warmup", type=int, default=3)
+    parser = protocol.arguments()
     parser.add_argument("--platform", default="", help="the jax platform; jax's own choice if left out")
     parser.add_argument("--xla-flags", choices=("peer", "own", "none"), default="peer")
-    parser.add_argument("--policy", action=argparse.BooleanOptionalAction, default=False)
     args = parser.parse_args()
     answers = protocol.own_stdout()
     prepare(args.checkout)

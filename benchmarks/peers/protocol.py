@@ -6,12 +6,26 @@ it reads runs K steps and writes {"ms": [..]}. At the end of its input it writes
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What every adapter is asked for: which checkout, what is measured, and how."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkout", required=True)
+    parser.add_argument("--size", default="size1m")
+    parser.add_argument("--obs", choices=("image", "proprio"), default="proprio")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--policy", action=argparse.BooleanOptionalAction, default=False)
+    return parser
 
 
 def own_stdout() -> TextIO:

@@ -35,15 +35,8 @@ ACTIONS = {"image": 18, "proprio": 6}
 
 def main() -> None:
     """Builds, warms up, then answers as `protocol` says."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--checkout", required=True)
-    parser.add_argument("--size", default="size1m")
-    parser.add_argument("--obs", choices=ACTIONS, default="proprio")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
-    parser.add_argument("--warmup", type=int, default=3)
+    parser = protocol.arguments()
     parser.add_argument("--platform", default="", help="cpu or cuda; cuda where there is one if left out")
-    parser.add_argument("--policy", action=argparse.BooleanOptionalAction, default=False)
     args = parser.parse_args()
     answers = protocol.own_stdout()
     sys.path.insert(0, args.checkout)
@@ -82,7 +75,9 @@ def make_agent(args: argparse.Namespace, device: str) -> Any:
     dreamer = importlib.import_module("dreamer")  # the peer's, not ours
     models = Path(args.checkout, "configs", "model")
     own = models / f"{args.size[:-1]}{args.size[-1].upper()}.yaml"
-    size = OmegaConf.load(own) if own.exists() else {"size1m": OmegaConf.create(SIZE1M)}[args.size]
+    if not own.exists() and args.size != "size1m":
+        raise SystemExit(f"r2dreamer has no --size {args.size}: {own} is not there")
+    size = OmegaConf.load(own) if own.exists() else OmegaConf.create(SIZE1M)
     size.pop("defaults", None)
     vector, image = ("vector", "$^") if args.obs == "proprio" else ("$^", "image")
     seen = {"mlp_keys": vector, "cnn_keys": image}
