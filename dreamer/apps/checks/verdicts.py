@@ -84,18 +84,22 @@ class Tally:
 
 
 def ok(key: str, text: str, **facts: Any) -> Verdict:
+    """What is as it should be."""
     return Verdict("ok", key, text, facts)
 
 
 def note(key: str, text: str, **facts: Any) -> Verdict:
+    """What is worth knowing and nothing to mend."""
     return Verdict("note", key, text, facts)
 
 
 def warning(key: str, text: str, **facts: Any) -> Verdict:
+    """What will probably disturb training."""
     return Verdict("warning", key, text, facts)
 
 
 def wrong(key: str, text: str, **facts: Any) -> Verdict:
+    """What has to be mended: exit code 1."""
     return Verdict("wrong", key, text, facts)
 
 
