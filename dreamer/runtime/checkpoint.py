@@ -30,7 +30,8 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
-from dreamer.runtime import file_seals
+from dreamer.runtime import checkpoint_files, file_seals
+from dreamer.runtime.checkpoint_files import seal
 from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
 
 SHOWN_DIFFERENCES = 3
@@ -75,7 +76,7 @@ class Checkpoints:
         """
         meta = json.loads(json.dumps(dict(meta or {})))
         leaves = {name: _to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
-        sealed = _seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
+        sealed = seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
         self.wait()
         latest = self.latest()
         if latest == step:
@@ -103,18 +104,17 @@ class Checkpoints:
         step = self._existing(step)
         wanted = named_leaves(like)
         targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
-        self._check_files(step)
+        checkpoint_files.check_state(self._dir.parent, step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
             differences = _differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
             if not differences:
-                items = ocp.args.Composite(state=file_seals.SealedRestore(targets), meta=ocp.args.JsonRestore())
-                out = manager.restore(step, args=items)
+                out = manager.restore(step, args=ocp.args.Composite(state=file_seals.SealedRestore(targets)))
         if differences:
             more = len(differences) - SHOWN_DIFFERENCES
             text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
             raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
-        meta, crcs = self._unsealed(step, out["meta"])
+        meta, crcs = self._unsealed(step)
         self._check_leaves(step, out["state"], crcs)
         leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
@@ -123,22 +123,18 @@ class Checkpoints:
         """All stored leaves by name ("params/world_model/dyn/..."), on the host. Raises UserError as `restore` does."""
         self.wait()
         step = self._existing(step)
-        self._check_files(step)
+        checkpoint_files.check_state(self._dir.parent, step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
             forms = {name: np.empty(form.shape, form.dtype) for name, form in stored.tree.items()}
-            items = ocp.args.Composite(state=file_seals.SealedRestore(forms), meta=ocp.args.JsonRestore())
-            out = manager.restore(step, args=items)
-        self._check_leaves(step, out["state"], self._unsealed(step, out["meta"])[1])
+            out = manager.restore(step, args=ocp.args.Composite(state=file_seals.SealedRestore(forms)))
+        self._check_leaves(step, out["state"], self._unsealed(step)[1])
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
         self.wait()
-        step = self._existing(step)
-        with self._reading(step) as manager:
-            sealed = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        return self._unsealed(step, sealed)[0]
+        return self._unsealed(self._existing(step))[0]
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None when there is none."""
@@ -147,9 +143,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Numbers of all complete checkpoints, oldest first. A save that is still under way is not among them."""
-        if not self._dir.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._dir.iterdir() if path.name.isdigit())
+        return checkpoint_files.steps(self._dir.parent)
 
     def wait(self) -> None:
         """Waits for the save under way. Raises UserError when it could not be written."""
@@ -175,23 +169,15 @@ class Checkpoints:
                 raise
             exc.add_note(str(error))  # the first error is the one to mend
 
-    def _check_files(self, step: int) -> None:
-        """UserError naming a file of the state that is not as it was written."""
-        found = file_seals.damage(self._dir / str(step) / "state")
-        if found:
-            raise UserError(f"checkpoint {step} in {self._dir} is damaged: {found}")
-
     def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
         """UserError naming a leaf whose bytes are not those that were saved."""
         for name, crc in crcs.items():
             if _crc(leaves[name]) != crc:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
-    def _unsealed(self, step: int, sealed: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
         """The caller's meta and the checksums of the leaves. UserError when what was saved of them has changed."""
-        content = {k: v for k, v in sealed.items() if k != "crc32"} if isinstance(sealed, dict) else {}
-        if not content or _seal(content) != sealed:
-            raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of its meta differs")
+        content = checkpoint_files.read_meta(self._dir.parent, step)
         return content["meta"], content["leaf_crc32"]
 
     def _open_for_writing(self) -> ocp.CheckpointManager:
@@ -228,7 +214,7 @@ class Checkpoints:
         if not steps:
             raise UserError(f"no checkpoint in {self._dir}")
         if step is not None and step not in steps:
-            raise UserError(f"no checkpoint {step} in {self._dir}; it holds {', '.join(map(str, steps))}")
+            raise UserError(f"no checkpoint {step} in {self._dir}; it holds {checkpoint_files.listed(steps)}")
         return steps[-1] if step is None else step
 
     @contextlib.contextmanager
@@ -249,13 +235,13 @@ class Checkpoints:
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
         """A manager that changes nothing on the disk; damaged files become a UserError."""
-        handlers = {"state": file_seals.SealedHandler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"state": file_seals.SealedHandler()}
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
         try:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=_alone())
             with ocp.CheckpointManager(
-                self._dir, options=options, item_names=("state", "meta"), item_handlers=handlers
+                self._dir, options=options, item_names=("state",), item_handlers=handlers
             ) as manager:
                 yield manager
         except UserError:
@@ -310,11 +296,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     if len(named) != len(paths):
         raise ValueError("two leaves of the state have the same name")
     return named
-
-
-def _seal(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with the checksum of their text."""
-    return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
 
 
 def _crc(leaf: Any) -> int:

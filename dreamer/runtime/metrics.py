@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dreamer.runtime.run_dir import METRICS
-from dreamer.runtime.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases, rewind_lines
+from dreamer.runtime.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
 from dreamer.runtime.steps import Step
 
 RESERVED = ("env_steps", "updates", "time", "nonfinite")
@@ -41,15 +41,17 @@ class Config:
 
 
 class Resumed(NamedTuple):
-    """Where a resumed run goes on.
+    """Where a resumed run goes on; the file of lines is cut already.
 
     position: `Logger.position()` at the checkpoint | env_steps: of the replay as restored
     later: rows collected after the checkpoint are kept, and with them the lines that were written meanwhile
+    seconds: the `time` of the last of these lines
     """
 
     position: Mapping[str, Any]
     env_steps: int
     later: bool
+    seconds: float = 0.0
 
 
 class Logger:
@@ -74,8 +76,7 @@ class Logger:
         self._sums: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()  # of the sums: collector and learner add to them
         if resumed:
-            last = resumed.env_steps if resumed.later else None
-            seconds = max(seconds, rewind_lines(Path(run_dir) / METRICS, position["bytes"], last))
+            seconds = max(seconds, resumed.seconds)
             # What was summed after the checkpoint is told by the later lines.
             self._sums = {} if resumed.later else {name: (total, n) for name, (total, n) in position["sums"].items()}
         self._start = clock() - seconds
@@ -98,7 +99,8 @@ class Logger:
         """Where the sinks stand and what is not yet written, as JSON values: for `Resumed`."""
         seconds = self._clock() - self._start
         sums = {name: list(value) for name, value in self._sums.items()}
-        return {"bytes": self._lines.position(), "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
+        nbytes, crc = self._lines.position()
+        return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
         """Adds scalars by name. `write` gives the mean of what was added since, or with `latest` the last one.

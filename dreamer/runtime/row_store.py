@@ -11,7 +11,7 @@ import contextlib
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,43 +43,60 @@ class RowStore:
     """
 
     def __init__(self, folder: Path, run: str):
-        """run: the identity of the run, written into every file."""
+        """run: the identity of the run, written into every file. Reading changes nothing on the disk."""
         self._folder, self._run = folder, run
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, folder) from error
         self._files: list[_Written] = []
         self._number = 0
         self._flushed: np.ndarray | None = None
+        self._flushing = threading.Lock()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
         self._error: UserError | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Makes the folder and begins to write. Raises UserError when the disk refuses."""
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._folder) from error
         self._thread = threading.Thread(target=self._work, name="row store", daemon=True)
         self._thread.start()
 
     def flush(self, replay: Replay) -> None:
-        """Hands all rows since the last flush to the writing thread. Returns before they are on the disk."""
-        self._raise()
-        start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
-        spans, columns = replay_state.rows_since(replay, start)
-        if not spans:
-            return
-        self._flushed = start.copy()
-        for span in spans:
-            self._flushed[span.env] = span.stop
-        path = self._folder / f"rows-{self._number:09d}.dreamer"
-        head = {"run": self._run, "spans": [list(span) for span in spans]}
-        self._number += 1
-        self._jobs.put(lambda: self._files.append(_Written(sealed.write(path, head, columns), spans)))
+        """Hands all rows since the last flush to the writing thread. Returns before they are on the disk.
+
+        From any thread.
+        """
+        with self._flushing:
+            self._raise()
+            start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
+            spans, columns = replay_state.rows_since(replay, start)
+            if not spans:
+                return
+            self._flushed = start.copy()
+            for span in spans:
+                self._flushed[span.env] = span.stop
+            path = self._folder / f"rows-{self._number:09d}.dreamer"
+            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            self._number += 1
+            self._jobs.put(lambda: self._files.append(_Written(sealed.write(path, head, columns), spans)))
 
     def wait(self) -> None:
         """Waits until everything handed over is on the disk. Raises UserError when the disk refused it."""
         self._jobs.join()
         self._raise()
 
-    def seals(self) -> list[Seal]:
-        """The rows files on the disk, oldest first; call `wait` before."""
-        return [file.seal for file in self._files]
+    def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
+        """The rows files on the disk, oldest first, from the first on that holds a row needed; call `wait` before.
+
+        oldest [E]: the first row of each environment that is needed, None = all. What follows that file stays in the
+        list though one environment may need none of it: rows of each environment have to follow one another.
+        """
+        first = 0
+        if oldest is not None:
+            needed = (i for i, file in enumerate(self._files) if any(s.stop > oldest[s.env] for s in file.spans))
+            first = next(needed, len(self._files))
+        return [file.seal for file in self._files[first:]]
 
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
         """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
@@ -118,40 +135,42 @@ class RowStore:
         self._flushed = replay.counts.copy()
         return int(replay.counts.sum()) - before
 
-    def drop_later(self) -> None:
-        """Removes the rows files that came after those loaded: the run makes the same rows again."""
-        for name in self._names("rows"):
-            if _number(name) >= self._number:
-                self._remove(name)
+    def later(self) -> list[Path]:
+        """The rows files that came after those loaded, newest first."""
+        return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
 
     def check_names(self) -> None:
-        """Removes what a kill left half written. Raises UserError naming a file that is not of this program."""
-        for path in sorted(self._folder.iterdir()):
-            if path.name.endswith(sealed.UNFINISHED):
-                self._remove(path.name)
-            elif not _NAME.fullmatch(path.name):
+        """UserError naming a file that is not of this program."""
+        for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
+            if not path.name.endswith(sealed.UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
 
-    def prune(self, oldest: np.ndarray, steps: Iterable[int]) -> None:
-        """Removes files that no checkpoint needs.
+    def remove_unfinished(self) -> None:
+        """Removes what a kill left half written."""
+        for path in self._folder.glob(f"*{sealed.UNFINISHED}"):
+            path.unlink(missing_ok=True)
 
-        oldest [E]: the first row of each environment that the oldest checkpoint kept still needs.
-        steps: the checkpoints kept.
+    def prune(self, kept: Collection[str]) -> None:
+        """Removes the files of all kinds that no checkpoint needs, but for rows files newer than those of `kept`.
+
+        kept: names of the files that the kept checkpoints need.
         """
         self.wait()
-        needed = [file for file in self._files if any(span.stop > oldest[span.env] for span in file.spans)]
-        for file in self._files:
-            if file not in needed:
-                self._remove(file.seal.name)
-        self._files = needed
-        kept = set(steps)
-        for name in [*self._names("latents"), *self._names("state")]:
-            if _number(name) not in kept:
-                self._remove(name)
+        numbers = [_number(name) for name in kept if name.startswith("rows-")]
+        newest = max(numbers, default=-1)
+        gone = {
+            name
+            for kind in ("rows", "latents", "state")
+            for name in self._names(kind)
+            if name not in kept and (kind != "rows" or _number(name) <= newest)
+        }
+        for name in sorted(gone):
+            self._remove(name)
+        self._files = [file for file in self._files if file.seal.name not in gone]
 
     def close(self) -> None:
         """Waits for the disk and ends the thread. Raises UserError when the disk refused. May be called again."""
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
         self._raise()

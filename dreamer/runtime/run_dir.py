@@ -14,6 +14,9 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
 ROWS = "rows"
+LOCK = "lock"
+ERROR = "error.txt"
+ASIDE = "aside"  # what a resume has cut, until the next checkpoint
 
 
 def refuse_used(path: str | Path) -> Path:

@@ -12,9 +12,10 @@ import math
 import os
 import socket
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,9 +37,11 @@ class JsonLines:
     """A file of one JSON object a line. A line is written whole or not at all."""
 
     def __init__(self, path: Path):
+        """Opens or makes the file; what it holds already counts in `position`."""
         self._path = path
         try:
             self._file = open(path, "ab", buffering=0)
+            self._crc = _crc_of(path, os.fstat(self._file.fileno()).st_size)
         except OSError as error:
             raise disk_error(error, path) from error
 
@@ -58,42 +61,82 @@ class JsonLines:
             with contextlib.suppress(OSError):
                 self._file.truncate(before)
             raise disk_error(error, self._path) from error
+        self._crc = zlib.crc32(line, self._crc)
 
-    def position(self) -> int:
-        """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size
+    def position(self) -> tuple[int, int]:
+        """Bytes written so far, and their crc32; they are on the disk when this returns."""
+        try:
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size, self._crc
+        except OSError as error:
+            raise disk_error(error, self._path) from error
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
-def rewind_lines(path: Path, nbytes: int, last_step: int | None) -> float:
-    """Cuts a file of lines back to what a resumed run continues; the `time` of the last later line kept, else 0.
+class Tail(NamedTuple):
+    """Where a file of lines is cut when a run is resumed.
 
-    nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
-    A line that a kill has cut goes too. Raises UserError when the file is shorter than it was, or cannot be written.
+    keep: bytes that stay | seconds: the `time` of the last line kept after the checkpoint, else 0 | note: "" or a line
+    that says what could not be kept
+    """
+
+    keep: int
+    seconds: float
+    note: str
+
+
+def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
+    """What is wrong with the first `nbytes` bytes of a file of lines, as a phrase; "" when they are those written.
+
+    crc: of these bytes, None if it was not kept. Raises UserError when the file cannot be read.
     """
     try:
-        with open(path, "rb+") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < nbytes:
-                raise UserError(f"{path} is cut short: it had {nbytes} bytes at the checkpoint, it has {size}")
-            file.seek(nbytes)
-            seconds = 0.0
-            for line in file.readlines() if last_step is not None else ():
-                if not line.endswith(b"\n") or (values := json.loads(line))["env_steps"] > last_step:
-                    break
-                nbytes += len(line)
-                seconds = float(values["time"])
-            file.truncate(nbytes)
-            return seconds
+        size = path.stat().st_size
+        if size < nbytes:
+            return f"is cut short: it had {nbytes} bytes at the checkpoint, it has {size}"
+        if crc is not None and _crc_of(path, nbytes) != crc:
+            return f"is damaged: the checksum of its first {nbytes} bytes differs"
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged after byte {nbytes}: {error}") from error
+        return "is missing"
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return ""
+
+
+def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
+    """Where to cut a file of lines for a run that goes on; only reads.
+
+    nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
+    A line that a kill has cut, or that is damaged, goes with all after it.
+    """
+    seconds, note = 0.0, ""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(nbytes)
+        for line in file.readlines() if last_step is not None else ():
+            try:
+                values = json.loads(line)
+                if not line.endswith(b"\n") or values["env_steps"] > last_step:
+                    break
+                seconds = float(values["time"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                if line.endswith(b"\n"):
+                    note = f"{path} is damaged after byte {nbytes}: the lines from there on are set aside"
+                break
+            nbytes += len(line)
+    return Tail(nbytes, seconds, note)
+
+
+def _crc_of(path: Path, nbytes: int) -> int:
+    """crc32 of the first bytes of a file."""
+    crc = 0
+    with open(path, "rb") as file:
+        while nbytes > 0 and (piece := file.read(min(nbytes, 1 << 22))):
+            crc = zlib.crc32(piece, crc)
+            nbytes -= len(piece)
+    return crc
 
 
 class TensorBoard:
@@ -158,20 +201,9 @@ class WeightsAndBiases:
         self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
     ):
         """config: `metrics.Config`. run_id: the run to continue, None = a new one."""
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"log.wandb={config.wandb} needs the package wandb: python -m pip install wandb"
-            ) from error
-        self._wandb = wandb
+        self._wandb = wandb = wandb_ready(config.wandb)
         mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
         try:
-            # Asked before init, which on a terminal would stop and ask for an account.
-            if mode == "online" and not wandb.login(prompt=False, verify=False):
-                raise UserError(
-                    "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
-                )
             self._run = wandb.init(
                 project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=mode,
                 config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
@@ -202,3 +234,17 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finishes the run."""
         self._run.finish()
+
+
+def wandb_ready(mode: str) -> Any:
+    """The package wandb, if a run can log there. Raises UserError when it is missing or needs an account."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"log.wandb={mode} needs the package wandb: python -m pip install wandb") from error
+    # Asked before init, which on a terminal would stop and ask for an account.
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise UserError(
+            "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
+        )
+    return wandb

@@ -1,0 +1,125 @@
+"""The files of checkpoints as they lie on the disk: which are there, what each says of itself, and whether it is whole.
+
+    checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
+    checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
+
+Orbax reads all leaves side by side. When one fails, the reads of the others stay behind and end one by one, each with a
+message on stderr. So damage is found first, and named by its file. Only reads; no jax.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dreamer.errors import UserError
+from dreamer.runtime.run_dir import CHECKPOINTS
+
+STATE, META = "state", "meta/metadata"
+LIST = "crc32.json"
+LARGEST_META = 1 << 28  # bytes
+_PIECE = 1 << 22  # bytes that are read at once
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Numbers of all complete checkpoints of a run, oldest first. A save that is still under way is not among them."""
+    folder = run_dir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.name.isascii())
+
+
+def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
+
+    Raises UserError when it is missing, or is not what was written.
+    """
+    path = run_dir / CHECKPOINTS / str(step) / META
+    try:
+        with open(path, "rb") as file:
+            sealed = json.loads(file.read(LARGEST_META))
+    except FileNotFoundError:
+        raise _damaged(run_dir, step, f"{META} is missing") from None
+    except OSError as error:
+        raise _damaged(run_dir, step, f"{META} cannot be read, {error.strerror}") from error
+    except (ValueError, RecursionError):
+        raise _damaged(run_dir, step, f"{META} is not what was written") from None
+    content = {key: value for key, value in sealed.items() if key != "crc32"} if isinstance(sealed, dict) else {}
+    if set(content) != {"meta", "leaf_crc32"} or seal(content) != sealed:
+        raise _damaged(run_dir, step, f"the checksum of {META} differs")
+    return content
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with the checksum of their text."""
+    return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
+
+
+def check_state(run_dir: Path, step: int) -> None:
+    """UserError naming a file of the train state of `step` that is not as it was written."""
+    found = damage(run_dir / CHECKPOINTS / str(step) / STATE)
+    if found:
+        raise _damaged(run_dir, step, found)
+
+
+def write_list(directory: Path) -> None:
+    """Writes the checksums of all files under `directory` into its LIST."""
+    crcs = {name: _crc(path) for name, path in _files(directory).items()}
+    (directory / LIST).write_text(json.dumps({"files": crcs, "crc32": _crc_of_list(crcs)}))
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files under `directory`, as one phrase; None when they are those that were written.
+
+    A file that the list does not name is none of what is read, and Orbax adds one of its own afterwards.
+    """
+    if not directory.is_dir():
+        return f"{directory.name} is missing"
+    try:
+        said = json.loads((directory / LIST).read_bytes())
+        crcs = said["files"]
+        if said["crc32"] != _crc_of_list(crcs):
+            return f"the checksum of {LIST} differs"
+        files = _files(directory)
+        for name, crc in crcs.items():
+            if name not in files:
+                return f"{name} is missing"
+            if _crc(files[name]) != crc:
+                return f"the checksum of {name} differs"
+    except FileNotFoundError:
+        return f"{LIST} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{LIST} is not what was written"
+    return None
+
+
+def listed(steps: Iterable[int]) -> str:
+    """Numbers of checkpoints for a message: "100, 200"; "none"."""
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _damaged(run_dir: Path, step: int, what: str) -> UserError:
+    return UserError(f"checkpoint {step} in {run_dir / CHECKPOINTS} is damaged: {what}")
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """All files under a folder but the list itself, by their names from there."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _crc_of_list(crcs: dict[str, int]) -> int:
+    return zlib.crc32(json.dumps(crcs, sort_keys=True).encode())
