@@ -136,6 +136,20 @@ class Hangs(Sound):
         return super().step(action)
 
 
+class RefusesItsState(Sound):
+    """Says where it is, and does not go on from there."""
+
+    def get_state(self):
+        return self.time
+
+    def set_state(self, state):
+        raise ValueError("not from there")
+
+
+def refuses_its_state() -> gymnasium.Env:
+    return RefusesItsState()
+
+
 def sound(steps: int = 5, render_mode: str | None = None) -> gymnasium.Env:
     return Sound(steps, render_mode)
 

@@ -18,7 +18,7 @@ from dreamer.behaviors import actor_critic
 from dreamer.config import Config
 from dreamer.interfaces import Agent, Replayed, TrainState
 from dreamer.ops import distributions, normalize
-from dreamer.runtime import devices, evaluation, loop, metrics
+from dreamer.runtime import devices, evaluation, loop, metrics, start
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.learner import Snapshot
 from dreamer.runtime.replay import Config as ReplayConfig
@@ -96,7 +96,7 @@ def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **s
         workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
         log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
     )  # fmt: skip
-    return loop.Run(config, stack)
+    return loop.Run(start.decide(config), stack)
 
 
 def turn(run: loop.Run) -> None:

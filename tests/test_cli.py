@@ -34,7 +34,7 @@ def trained(monkeypatch):
     """The configs that reach the training loop."""
     configs: list[Config] = []
     loop = types.ModuleType("dreamer.runtime.loop")
-    loop.train = lambda config, resume: configs.append(config)
+    loop.train = lambda config, **_: configs.append(config)
     monkeypatch.setitem(sys.modules, "dreamer.runtime.loop", loop)
     return configs
 

@@ -11,7 +11,7 @@ from test_replay import SPEC, STORAGE, collected, fill
 
 from dreamer.errors import UserError
 from dreamer.runtime import capacity, disk_tier
-from dreamer.runtime.disk_tier import FOLDER, DiskTier
+from dreamer.runtime.disk_tier import FOLDER, DiskTier, remove_left_over
 from dreamer.runtime.replay import Config, Replay, plan
 from dreamer.spaces import Space
 
@@ -25,7 +25,7 @@ def build(folder, tier="disk", rows=10, **settings):
 
 def taken(folder):
     """Bytes that the files of a tier take on the disk."""
-    return sum(file.stat().st_blocks * 512 for file in (folder / FOLDER).iterdir())
+    return sum(file.stat().st_blocks * 512 for file in folder.glob(f"{FOLDER}-*/*"))
 
 
 @pytest.mark.parametrize("added", [4, 10, 27])
@@ -59,7 +59,7 @@ def test_capacity_may_exceed_the_memory(tmp_path):
 
 def test_observations_alone_lie_in_files(tmp_path):
     replay = build(tmp_path)
-    assert sorted(file.name for file in (tmp_path / FOLDER).iterdir()) == ["obs-id.bin", "obs-image.bin"]
+    assert sorted(file.name for file in tmp_path.glob(f"{FOLDER}-*/*")) == ["obs-id.bin", "obs-image.bin"]
     mapped = [name for name, column in replay.columns.items() if isinstance(column.base, np.memmap)]
     assert mapped == ["obs/id", "obs/image"]
     replay.close()
@@ -78,11 +78,12 @@ def test_closing_removes_the_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_left_is_removed_at_the_start(tmp_path):
-    (tmp_path / FOLDER).mkdir()
-    (tmp_path / FOLDER / "obs-old.bin").write_bytes(bytes(100))
+def test_what_a_killed_run_left_is_removed_and_nothing_of_this_process(tmp_path):
+    (tmp_path / f"{FOLDER}-1-1").mkdir()
+    (tmp_path / f"{FOLDER}-1-1" / "obs-old.bin").write_bytes(bytes(100))
     replay = build(tmp_path)
-    assert not (tmp_path / FOLDER / "obs-old.bin").exists()
+    remove_left_over(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob(f"{FOLDER}-*/*")) == ["obs-id.bin", "obs-image.bin"]
     fill(replay, 4)
     assert not replay.columns["obs/image"][:, 4:].any()
     replay.close()

@@ -5,6 +5,7 @@ import resource
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from dreamer.errors import UserError
 from dreamer.runtime import run_dir
 from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, Logger, Resumed, episode_metrics
-from dreamer.runtime.sinks import JsonLines, TensorBoard, rewind_lines
+from dreamer.runtime.sinks import JsonLines, TensorBoard, lines_damage, tail_of
+from dreamer.runtime.start import Created, set_aside
 from dreamer.runtime.steps import Step
 
 PLAIN = Config(tensorboard=False)
@@ -229,17 +231,19 @@ def test_metrics_import_no_jax():
 def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"already holds a run.*{name}"):
-        run_dir.create_run_dir(tmp_path)
+        run_dir.refuse_used(tmp_path)
 
 
 def test_a_new_run_directory_is_made_with_its_parents(tmp_path):
-    assert run_dir.create_run_dir(tmp_path / "a" / "b").is_dir()
+    with Created(tmp_path / "a" / "b", own_name=False) as created:
+        created.keep()
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_run_directory_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        run_dir.create_run_dir(tmp_path / "file" / "run")
+        Created(tmp_path / "file" / "run", own_name=False)
 
 
 def test_a_run_that_is_not_there_is_told(tmp_path):
@@ -267,7 +271,10 @@ def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
 
 def resumed(path: Path, position: dict, env_steps: int, later: bool) -> list[tuple[int, float]]:
     """(env_steps, time) of all lines after one more was written by the resumed run at step 99."""
-    with Logger(path, PLAIN, clock=lambda: 0.0, resumed=Resumed(position, env_steps, later)) as logger:
+    tail = tail_of(path / "metrics.jsonl", position["bytes"], env_steps if later else None)
+    set_aside(path, [], tail)
+    going_on = Resumed(position, env_steps, later, tail.seconds)
+    with Logger(path, PLAIN, clock=lambda: 0.0, resumed=going_on) as logger:
         logger.add({"y": 3.0})
         logger.write(99, 99)
     return [(line["env_steps"], line["time"]) for line in read_lines(path)]
@@ -277,6 +284,8 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_goes_on_with_its
     position = stopped_at(tmp_path, [1, 2, 3, 4], checkpoint=2)
     assert resumed(tmp_path, position, 2, later=False) == [(1, 1.0), (2, 2.0), (99, 3.0)]
     assert read_lines(tmp_path)[-1]["y"] == 2.0
+    cut = (tmp_path / "aside" / "1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["env_steps"] for line in cut] == [3, 4]
 
 
 def test_a_resumed_run_that_keeps_later_rows_keeps_their_lines_only(tmp_path):
@@ -292,14 +301,34 @@ def test_a_line_that_a_kill_cut_is_dropped(tmp_path):
     assert [step for step, _ in resumed(tmp_path, position, 3, later=True)] == [1, 2, 99]
 
 
-def test_metrics_that_lost_lines_before_the_checkpoint_are_named(tmp_path):
+def test_a_damaged_line_after_the_checkpoint_is_cut_with_those_after_it(tmp_path):
+    position = stopped_at(tmp_path, [1, 2, 3, 4], checkpoint=2)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"env_steps": 3', b'["env_steps": 3'))
+    tail = tail_of(path, position["bytes"], 4)
+    assert tail.keep == position["bytes"] and "is damaged after byte" in tail.note
+
+
+@pytest.mark.parametrize("damage, told", [("cut", "is cut short"), ("gone", "is missing"), ("flip", "is damaged")])
+def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, damage, told):
     position = stopped_at(tmp_path, [1, 2, 3], checkpoint=2)
-    (tmp_path / "metrics.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl is cut short"):
-        resumed(tmp_path, position, 2, later=False)
-    (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"metrics\.jsonl is missing"):
-        rewind_lines(tmp_path / "metrics.jsonl", 3, None)
+    path = tmp_path / "metrics.jsonl"
+    data = bytearray(path.read_bytes())
+    assert lines_damage(path, position["bytes"], position["crc"]) == ""
+    data[10] ^= 1
+    path.write_bytes(b"{}\n" if damage == "cut" else data)
+    if damage == "gone":
+        path.unlink()
+    assert lines_damage(path, position["bytes"], position["crc"]).startswith(told)
+
+
+def test_a_logger_that_goes_on_seals_the_lines_of_before_too(tmp_path):
+    position = stopped_at(tmp_path, [1, 2], checkpoint=2)
+    with Logger(tmp_path, PLAIN, resumed=Resumed(position, 2, later=False)) as logger:
+        logger.add({"y": 3.0})
+        logger.write(99, 99)
+        nbytes, crc = logger.position()["bytes"], logger.position()["crc"]
+    assert (nbytes, crc) == (len(data := (tmp_path / "metrics.jsonl").read_bytes()), zlib.crc32(data))
 
 
 def test_tensorboard_is_told_from_where_to_forget(tmp_path):

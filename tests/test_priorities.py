@@ -18,7 +18,7 @@ from tiny_runs import recording_agent
 from dreamer import agent as agents
 from dreamer import train
 from dreamer.interfaces import PRIORITY
-from dreamer.runtime import loop
+from dreamer.runtime import loop, start
 from dreamer.runtime.learner import Learner
 
 
@@ -93,7 +93,7 @@ def test_a_placed_batch_is_on_the_devices_and_trains_as_it_did():
 def make_run(stack, folder, monkeypatch, **overrides):
     monkeypatch.setattr(loop.agents, "make", lambda config, spec, priorities: rating_agent(spec, priorities=priorities))
     settings = {"eval__episodes": 0, "eval__video": "off", "log__every": 1000, "replay__online": False}
-    return loop.Run(tiny_runs.tiny(folder / "run", **settings, **overrides), stack)
+    return loop.Run(start.decide(tiny_runs.tiny(folder / "run", **settings, **overrides)), stack)
 
 
 def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):

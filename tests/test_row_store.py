@@ -27,8 +27,15 @@ def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
     return {"rows": store.seals(), "latents": latents, "state": replay_state.state(replay)}
 
 
+def opened(folder: Path, run: str = "run") -> RowStore:
+    """A store that may write."""
+    store = RowStore(folder, run)
+    store.open()
+    return store
+
+
 def loaded(folder: Path, manifest: dict, run="run", **form) -> tuple[Replay, RowStore]:
-    replay, store = build(**form), RowStore(folder, run)
+    replay, store = build(**form), opened(folder, run)
     store.load_rows(replay, manifest["rows"], manifest["latents"])
     replay_state.load(replay, *manifest["state"])
     return replay, store
@@ -53,7 +60,7 @@ def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(t
     folder = tmp_path_factory.mktemp("rows")
     form = dict(envs=2, rows=rows, length=3, online=True, priority=0.5, uniform=0.5)
     replay = build(**form)
-    with RowStore(folder, "run") as store:
+    with opened(folder) as store:
         for number in flushes:
             fill(replay, number)
             store.flush(replay)
@@ -66,7 +73,7 @@ def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(t
 def test_refreshed_latents_come_back_as_they_were_at_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "LATENT_FILE_BYTES", 64)
     replay = build()
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         fill(replay, 8)
         store.flush(replay)
         _, rows = replay.sample(4)
@@ -82,7 +89,7 @@ def test_refreshed_latents_come_back_as_they_were_at_the_checkpoint(tmp_path, mo
 def test_rows_flushed_after_the_checkpoint_can_be_kept(tmp_path):
     form = dict(online=True, priority=0.5, uniform=0.5)
     replay = build(**form)
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         fill(replay, 5)
         manifest = saved(tmp_path, replay, store)
         fill(replay, 4)
@@ -98,34 +105,52 @@ def test_rows_flushed_after_the_checkpoint_can_be_kept(tmp_path):
         assert same(replay, again)
 
 
-def test_rows_flushed_after_the_checkpoint_can_be_dropped(tmp_path):
+def test_rows_files_after_the_checkpoint_are_listed_newest_first(tmp_path):
     replay = build()
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         fill(replay, 5)
         manifest = saved(tmp_path, replay, store)
-        fill(replay, 4)
-        store.flush(replay)
-    back, store = loaded(tmp_path, manifest)
+        for _ in range(2):
+            fill(replay, 4)
+            store.flush(replay)
+    _, store = loaded(tmp_path, manifest)
     with store:
-        store.drop_later()
-        assert store.load_later(back) == 0 and back.steps == 10
-    assert [path.name for path in sorted(tmp_path.glob("rows-*"))] == [seal.name for seal in manifest["rows"]]
+        assert [path.name for path in store.later()] == ["rows-000000002.dreamer", "rows-000000001.dreamer"]
 
 
-def test_files_go_when_no_checkpoint_needs_their_rows(tmp_path):
+def test_files_go_when_no_kept_checkpoint_names_them_and_the_one_kept_comes_back(tmp_path):
     replay = build(rows=6)
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         for _ in range(10):
             fill(replay, 2)
             store.flush(replay)
         store.save_latents(replay, 30)
         manifest = saved(tmp_path, replay, store)
-        store.prune(replay.counts - 6, [replay.steps])
-        manifest["rows"] = store.seals()
+        manifest["rows"] = store.seals(replay.counts - 6)
+        names = {seal.name for seal in [*manifest["rows"], *manifest["latents"]]}
+        fill(replay, 2)
+        store.flush(replay)
+        store.prune(names)
         assert len(manifest["rows"]) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        seal.name for seal in [*manifest["rows"], *manifest["latents"]]
-    )
+    assert {path.name for path in tmp_path.iterdir()} == names | {"rows-000000010.dreamer"}
+    back, store = loaded(tmp_path, manifest, rows=6)
+    with store:
+        assert store.load_later(back) == 4 and np.array_equal(back.counts, replay.counts)
+
+
+def test_rows_of_environments_that_run_at_different_speeds_come_back_without_a_gap(tmp_path):
+    """A file that the slow environment alone still needs is followed by files that only the fast one has filled."""
+    replay = build(rows=6)
+    with opened(tmp_path) as store:
+        fill(replay, 1)
+        store.flush(replay)
+        for _ in range(9):
+            step, latent = collected([1], replay.counts[1:2])
+            replay.add(step, latent, np.array([1]))
+            store.flush(replay)
+        manifest = saved(tmp_path, replay, store)
+        manifest["rows"] = store.seals(replay_state.oldest(replay))
+        store.prune({seal.name for seal in [*manifest["rows"], *manifest["latents"]]})
     back, store = loaded(tmp_path, manifest, rows=6)
     with store:
         assert same(replay, back)
@@ -133,7 +158,7 @@ def test_files_go_when_no_checkpoint_needs_their_rows(tmp_path):
 
 def test_a_missing_file_between_others_is_named(tmp_path):
     replay = build()
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         manifest = saved(tmp_path, replay, store)
         for _ in range(3):
             fill(replay, 2)
@@ -147,7 +172,7 @@ def test_a_missing_file_between_others_is_named(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
 def test_a_damaged_file_of_a_manifest_is_named_and_nothing_else_is_taken_for_it(tmp_path, damage):
     replay = build()
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         fill(replay, 5)
         manifest = saved(tmp_path, replay, store)
     path = tmp_path / manifest["rows"][0].name
@@ -163,7 +188,7 @@ def test_a_damaged_file_of_a_manifest_is_named_and_nothing_else_is_taken_for_it(
 
 def test_the_file_of_another_run_is_named(tmp_path):
     replay = build()
-    with RowStore(tmp_path, "another") as store:
+    with opened(tmp_path, "another") as store:
         fill(replay, 5)
         manifest = saved(tmp_path, replay, store)
     with pytest.raises(UserError, match=r"rows-000000000\.dreamer belongs to another run"):
@@ -171,9 +196,10 @@ def test_the_file_of_another_run_is_named(tmp_path):
 
 
 def test_half_written_files_are_removed_and_strangers_are_named(tmp_path):
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         (tmp_path / "rows-000000000.dreamer.unfinished").write_bytes(b"half")
         store.check_names()
+        store.remove_unfinished()
         assert list(tmp_path.iterdir()) == []
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(UserError, match=r"notes\.txt is not a file of this run"):
@@ -181,7 +207,7 @@ def test_half_written_files_are_removed_and_strangers_are_named(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_written(tmp_path, monkeypatch):
-    replay, store = build(), RowStore(tmp_path, "run")
+    replay, store = build(), opened(tmp_path)
     fill(replay, 2)
     store.flush(replay)
     store.wait()
@@ -211,7 +237,7 @@ def test_rows_of_another_form_are_refused_by_their_column(tmp_path):
 
 def test_a_replay_that_came_back_draws_the_same_batches(tmp_path):
     replay = build(online=True)
-    with RowStore(tmp_path, "run") as store:
+    with opened(tmp_path) as store:
         fill(replay, 9)
         replay.sample(3)
         manifest = saved(tmp_path, replay, store)

@@ -60,6 +60,8 @@ class TrainFlags(Config):
     """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none.
     May then differ: env_steps, log, eval, checkpoint, devices, replay.flush, .prefetch and .on_device, workers but
     for their envs."""
+    resume_from: int | None = None
+    """Number of the checkpoint to go on from, in place of the newest; newer ones are set aside. Implies --resume."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,14 +164,15 @@ def train_command(args: list[str]) -> int:
         return 0
     from dreamer.runtime.loop import train
 
-    train(resolved, resume=config.resume)
+    train(resolved, resume=config.resume, resume_from=config.resume_from)
     return 0
 
 
 def _own_config(flags: list[Flag]) -> list[str]:
     """The config of the run that is to be resumed, the preset beneath all others."""
     words = {flag.key: flag.words[:1] for flag in flags}
-    if words.get("resume", ["no"]) == ["no"] or not words.get("run_dir"):
+    resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
+    if not resumed or not words.get("run_dir"):
         return []
     path = os.path.join(os.path.expanduser(words["run_dir"][0]), "config.yaml")
     return [path] if os.path.isfile(path) else []

@@ -69,14 +69,18 @@ def rows_between_flushes(size: Capacity) -> int:
     return max(size.envs, rows_between_checkpoints(size) // 16)
 
 
-def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int) -> int:
+def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
     """Bytes that the files of rows of a run take at most.
 
     latent_bytes: of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the whole run.
+    keep_every: steps between the older checkpoints that stay too, each with its rows and latents; 0 = none.
     While a checkpoint is written, one more than `keep` hold on to the rows that the replay had then; the first and the
     last file hold rows of before and after.
     """
     fresh = (keep + 1) * rows_between_checkpoints(size) + 2 * rows_between_flushes(size)
+    if keep_every:
+        keep += env_steps // keep_every
+        fresh = env_steps
     fresh = min(fresh, max(0, env_steps - size.steps))
     return (size.steps + fresh) * (size.row_bytes + size.disk_row_bytes) + (keep + 2) * size.steps * latent_bytes
 

@@ -49,7 +49,8 @@ class Config:
     keep: int = 2
     """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
     keep_every: int = 0
-    """Also keep a checkpoint at least this many agent steps after the last one kept so; 0 = none."""
+    """Also keep a checkpoint at least this many agent steps after the last one kept so, with all rows and latents that
+    going on from it needs; 0 = none."""
 
 
 class Checkpoints:

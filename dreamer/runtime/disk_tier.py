@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from dreamer.runtime import capacity
 from dreamer.runtime.run_dir import disk_error
 from dreamer.spaces import Space
 
-FOLDER = "replay-tier"
+FOLDER = "replay-tier"  # a number follows: that of the process
 BLOCK = 8 * 2**20  # bytes of a ring for which disk space is taken at once
 
 
 class DiskTier:
-    """Owns the folder `replay-tier` of a run: a sparse file for each column, removed by `close`.
+    """Owns a folder `replay-tier-...` of a run: a sparse file for each column, removed by `close`.
 
     A write into a mapped file whose disk is full kills the process. So space is taken by `reserve` before rows are
     written, where a full disk is an error like any other. (File systems that copy on write promise less.)
@@ -27,8 +28,8 @@ class DiskTier:
     """
 
     def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], envs: int, rows_per_env: int):
-        """What an earlier run left behind is removed. Raises UserError when the files cannot be made."""
-        self.folder = Path(run_dir).expanduser() / FOLDER
+        """Raises UserError when the files cannot be made."""
+        self.folder = Path(run_dir).expanduser() / f"{FOLDER}-{os.getpid()}-{time.time_ns()}"
         self.columns: dict[str, np.ndarray] = {}
         self._rows_per_env = rows_per_env
         row_bytes = {name: math.prod(space.shape) * capacity.dtype_of(space).itemsize for name, space in spaces.items()}
@@ -36,8 +37,6 @@ class DiskTier:
         self._block = max(1, BLOCK // max(row_bytes.values(), default=1))
         self._reserved = np.zeros(envs, np.int64)
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
             for name, space in spaces.items():
                 shape = (envs, rows_per_env, *space.shape)
@@ -46,6 +45,7 @@ class DiskTier:
                 mapped = np.memmap(self._path(name), capacity.dtype_of(space), "r+", shape=shape)
                 self.columns[name] = mapped.view(np.ndarray)  # so that copies of its rows are plain arrays
         except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise disk_error(error, self.folder) from error
 
     def reserve(self, ring: np.ndarray, slot: np.ndarray) -> None:
@@ -71,6 +71,16 @@ class DiskTier:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '-')}.bin"
+
+
+def remove_left_over(run_dir: Path) -> None:
+    """Removes the folders that earlier processes of this run left behind; this process has none yet, or it is in use.
+
+    Only for who holds the lock of the run.
+    """
+    for folder in run_dir.glob(f"{FOLDER}*"):
+        if not folder.name.startswith(f"{FOLDER}-{os.getpid()}-"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_space(path: str | Path) -> int:

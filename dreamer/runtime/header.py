@@ -21,7 +21,6 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
     kinds = {device.device_kind for device in learner.mesh.devices.flat}
     sizes = config.replay
     return [
-        f"run: {config.run_dir}",
         f"env: {config.env} x {config.workers.envs}{f' of {spec.agents} agents' if spec.agents > 1 else ''}, "
         f"shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
         f"takes {spec.action.text}{', masked' if spec.masked else ''}",

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
 from dreamer.runtime import device_errors, devices
@@ -123,6 +124,11 @@ class Learner:
     def lost(self) -> bool:
         """Whether the state went down with a device that failed: nothing of it can be saved."""
         return device_errors.lost(self.state)
+
+    def diverged(self) -> bool:
+        """Whether a parameter is no longer finite: such a state is of no use to anyone."""
+        leaves = [leaf for leaf in jax.tree.leaves(self.state.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
     def load(self, state: TrainState, updates: int) -> None:
         """Goes on from a state that was saved after so many updates; it is donated by the next one."""

@@ -54,7 +54,10 @@ class Card(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lock that is there. age: seconds since its last heartbeat | gone: its process no longer runs on this machine."""
+    """A lock that is there.
+
+    age: seconds since its last heartbeat | gone: its process no longer runs on this machine
+    """
 
     card: Card
     age: float

@@ -9,30 +9,33 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
 from dreamer import agent as agents
-from dreamer.config import Config, load, to_yaml
+from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
-from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
+from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume, start
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.collector import Collecting, Collector
 from dreamer.runtime.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.distributed import refuse_several
+from dreamer.runtime.flushing import Flushing
 from dreamer.runtime.following import Following
 from dreamer.runtime.init_from import begin_with
 from dreamer.runtime.learner import Learner, Update
 from dreamer.runtime.limiter import Limiter
+from dreamer.runtime.lock import RunLock
 from dreamer.runtime.metrics import EpisodeTracker, Logger, episode_metrics
 from dreamer.runtime.prefetch import Prefetch
 from dreamer.runtime.replay import Replay
-from dreamer.runtime.resume import Found, Parts
+from dreamer.runtime.resume import Parts, Restored
 from dreamer.runtime.row_store import RowStore
-from dreamer.runtime.run_dir import CONFIG, ROWS, create_run_dir, existing_run_dir, refuse_used, write_config
+from dreamer.runtime.run_dir import ROWS, refuse_used
+from dreamer.runtime.start import Decision
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.runtime.stopping import Stopped, Stopping
 from dreamer.runtime.terminal import Display
@@ -43,73 +46,92 @@ Resume = Literal["no", "yes", "auto"]
 
 
 def train(
-    config: Config, *, resume: Resume = "no", make_env: Callable[..., gymnasium.Env] | None = None
-) -> Path:
+    config: Config, *, resume: Resume = "no", resume_from: int | None = None,
+    make_env: Callable[..., gymnasium.Env] | None = None,
+) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
     resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
+    resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
     make_env: makes the environment, called with config.env_options, in place of config.env.
-    Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
+    Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
+    other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
+    raises RunFailed. A start that is refused changes nothing on the disk.
     """
     refuse_several(config.devices)
     env: EnvName = maker(make_env) if make_env else config.env
     config = dataclasses.replace(config, env=str(env))
-    given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
-    found, used = _found(given, resume)
-    if found and found.step >= config.env_steps:
-        print(f"{config.run_dir} has made its {found.step:,} env_steps; give more to go on")
-        return Path(config.run_dir)
+    if resume_from is not None and resume == "no":
+        resume = "yes"
+    decision = start.decide(config, env, resume, resume_from)
+    if decision.done and decision.found:
+        print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
+        return decision.run_dir
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack, found, used, env)
-        write_config(run.run_dir, to_yaml(given))
+        run = Run(decision, stack)
+        run.start()
         try:
-            run.start(found)
             if config.lockstep:
                 run.take_turns()
             else:
                 run.side_by_side()
             run.finish()
-        except (KeyboardInterrupt, UserError) as error:
-            run.rescue(error)
+        except KeyboardInterrupt as stop:
+            run.rescue(stop)
             raise
-    return Path(config.run_dir)
+        except BaseException as error:
+            raise run.failed(error) from error
+    return run.run_dir
 
 
-def _found(config: Config, resume_: Resume) -> tuple[Found | None, bool]:
-    """The checkpoint to go on from, if any, and whether the run directory is in use already."""
-    if resume_ == "no":
-        if config.run_dir:
-            refuse_used(config.run_dir)
-        return None, False
-    if not config.run_dir:
-        raise UserError("resume needs the run directory: --run-dir runs/NAME")
-    if resume_ == "auto" and not (Path(config.run_dir).expanduser() / CONFIG).exists():
-        return None, False
-    run_dir = existing_run_dir(config.run_dir)
-    resume.check_config(config, run_dir)
-    with Checkpoints(run_dir) as checkpoints:
-        return resume.find(checkpoints, run_dir), True
+class RunFailed(UserError):
+    """A run that had begun has ended with an error. It has saved what it could; the line says where."""
 
 
 class Run:
     """Owns all that a run consists of. In lockstep `collect`, `learn` and `tend` make one turn of the loop."""
 
-    def __init__(
-        self, config: Config, stack: contextlib.ExitStack, found: Found | None = None, used: bool = False,
-        env: EnvName | None = None,
-    ):  # fmt: skip
-        """Opens everything on `stack`. The run directory is made last of all that may be refused."""
-        self.config, self.env = config, env or config.env
-        self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
+    def __init__(self, decision: Decision, stack: contextlib.ExitStack):
+        """Starts as runtime/start.py says, and opens everything on `stack`. `start` comes next.
+
+        Raises UserError for every reason not to begin or go on; the disk is as it was then.
+        """
+        self.config, self.env = decision.config, decision.env
+        config = self.config
         self.display = stack.enter_context(Display(config.env_steps, every=config.log.every))
         self.stopping = stack.enter_context(Stopping(self.display.message))
-        self.workers: Workers = stack.enter_context(
-            make_workers(
-                config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
-            )
-        )
-        self.stopping.then(self.workers.hurry)
+        self._stack = stack
+        self._taken_over: UserError | None = None
+        self._created: start.Created | None = None
+        if decision.used:
+            self.run_dir = decision.run_dir
+            self._lock(decision.run_dir)
+            decision = start.decide(decision.given, decision.env, decision.resume, decision.step, own_lock=True)
+        self._build(decision)
+        if not decision.used:
+            self._created = stack.enter_context(start.Created(decision.run_dir, not decision.given.run_dir))
+            self.run_dir = self._created.path
+            self._lock(self.run_dir)
+            refuse_used(self.run_dir)
+        self.display.message(f"run: {self.run_dir}")
+        self._restore(decision)
+        self.stopping.begun()
+        self._change(decision)
+
+    def _lock(self, run_dir: Path) -> None:
+        self._stack.enter_context(RunLock(run_dir, self.display.message, self._lost_lock))
+
+    def _build(self, decision: Decision) -> None:
+        """Environments, agent, weights, and the sizes of all: in memory, nothing on the disk."""
+        config, found = self.config, decision.found
+        start.check_sinks(config)
+        self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
+        self.workers = self._make_workers()
+        self._stack.callback(lambda: self.workers.close())
+        self.stopping.then(lambda: self.workers.hurry())
         spec, streams = self.workers.spec, self.workers.streams
+        if found:
+            resume.check_spec(found, spec, str(self.env))
         self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
         # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
@@ -118,93 +140,140 @@ class Run:
             run_dir=config.run_dir,
         )  # fmt: skip
         if found:
-            longer = config.env_steps > load(Path(config.run_dir).expanduser() / CONFIG).env_steps
-            length = resume.ring_length(found, size.rows_per_env, longer)
+            length = resume.ring_length(found, size.rows_per_env, decision.longer)
             size = dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
+        self.size = size
         self.learner = Learner(
             self.agent, spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
             config=config.devices,
         )  # fmt: skip
         most = capacity.rows_bound(
-            size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps
-        )
+            size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
+            keep_every=config.checkpoint.keep_every,
+        )  # fmt: skip
         rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
         lines = [*header.describe(config, spec, self.learner), self.workers.describe(), size.describe(), rows]
         if config.replay.on_device:
             lines.append(describe_observations(spec, size.steps))
         self.display.header([*lines, *filter(None, [why_not])])
-        self.run_dir = create_run_dir(config.run_dir, used)
+        if not found and config.init_from:
+            taken = begin_with(self.learner.state, config.init_from, config.init_parts)
+            self.learner.load(taken.state, 0)
+            self.display.header(taken.lines)
+
+    def _restore(self, decision: Decision) -> None:
+        """The replay, and what a checkpoint holds, into memory; the disk is read only."""
+        config, found, spec = self.config, decision.found, self.workers.spec
         self.identity = found.meta["run"] if found else uuid.uuid4().hex
-        self.checkpoints = stack.enter_context(
+        self.checkpoints = self._stack.enter_context(
             Checkpoints(self.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
         )
         self.replay = Replay(
-            spec, self.agent.storage, config.replay, envs=streams, seed=config.seed, env_steps=config.env_steps,
-            size=size, run_dir=self.run_dir,
+            spec, self.agent.storage, config.replay, envs=self.workers.streams, seed=config.seed,
+            env_steps=config.env_steps, size=self.size, run_dir=self.run_dir,
         )  # fmt: skip
-        stack.callback(self.replay.close)
-        self.store = stack.enter_context(RowStore(self.run_dir / ROWS, self.identity))
-        restored = resume.load_rows(found, self.store, self.replay, config.lockstep) if found else None
+        self._stack.callback(self.replay.close)
+        self.store = self._stack.enter_context(RowStore(self.run_dir / ROWS, self.identity))
+        self.tracker = EpisodeTracker(self.workers.streams)
+        self.limiter = Limiter(self.rate, self.workers.streams)
+        self._restored: Restored | None = None
+        self._came_back: list[str] = []
+        if not found:
+            self.collector = self._make_collector()
+            return
+        with resume.advising(self.run_dir, found.step):
+            restored = resume.load_rows(found, self.store, self.replay)
+            self._came_back += start.check_lines(found, restored, self.run_dir)
+            state, _ = self.checkpoints.restore(self.learner.state, found.step)
+            restored, self.workers, lost = resume.restore_envs(
+                restored, self.store, self.replay, self.workers, config.lockstep, self._new_workers
+            )
+        self.learner.load(state, int(found.meta["updates"]))
+        self.collector = self._make_collector()
+        self._restored = restored
+        resume.load_rest(restored, self.parts)
+        self._came_back += resume.describe(restored, self.replay, lost, self.workers.envs)
+
+    def _change(self, decision: Decision) -> None:
+        """The run directory becomes that of this run; what needs threads begins."""
+        config, found, restored = self.config, decision.found, self._restored
+        going_on = start.change(
+            decision, self.run_dir, restored, self.store, steps=self.replay.steps, run=self.identity,
+            tell=self.display.message,
+        )  # fmt: skip
         on_device = config.replay.on_device
-        self.source = DeviceRows(self.learner.mesh, spec, self.replay) if on_device else self.replay
-        # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
-        self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
-        stack.callback(self.batches.close)
-        self.following = Following(self._take, threaded=not config.lockstep)
-        stack.callback(self.following.close)
-        self.collector = Collector(self.agent, self.learner.part, self.workers, self.replay, seed=config.seed)
-        self.tracker = EpisodeTracker(streams)
-        self.limiter = Limiter(self.rate, streams)
-        going_on = resume.resumed_logger(restored, self.replay) if restored else None
-        self.logger = stack.enter_context(
+        self.source = DeviceRows(self.learner.mesh, self.workers.spec, self.replay) if on_device else self.replay
+        self.logger = self._stack.enter_context(
             Logger(self.run_dir, config.log, dataclasses.asdict(config), resumed=going_on)
         )
+        # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
+        self.batches = Prefetch(self._draw, depth=0 if config.lockstep else config.replay.prefetch)
+        self._stack.callback(self.batches.close)
+        self.following = Following(self._take, threaded=not config.lockstep)
+        self._stack.callback(self.following.close)
+        self.flushing = self._stack.enter_context(
+            Flushing(
+                self.store, self.replay, every=config.replay.flush, most=capacity.rows_between_flushes(self.replay.size)
+            )
+        )
         self.incidents = 0
-        self._restored = restored
         self._collecting: Collecting | None = None
         self._eval_policy = devices.jit_policy(self.agent)
         self._compiled = False
         self._eval_due = config.eval.every or config.env_steps
-        self._oldest: dict[int, np.ndarray] = {}
-        self._logged = self._saved = self._flushed = time.monotonic()
-        self._saved_at = self._flushed_at = 0  # environment steps
+        if restored and config.eval.every:
+            self._eval_due = restored.head["loop"]["eval_due"]
+        self._logged = self._saved = time.monotonic()
+        self._saved_at = found.step if found else -1  # environment steps, -1 = never
+        self._needed = {step: self._names(step) for step in self.checkpoints.steps()}
+        self._set_aside, self._resumed_at = found is not None, found.step if found else -1
         self._idle = 0.0  # of the learner, at the last line of metrics
-        self._logged_at = (0, 0)
+        self._logged_at = (self.replay.steps, self.learner.updates)
         self.display.phase("collecting")
-        self.stopping.begun()
 
-    def start(self, found: Found | None) -> None:
-        """Takes up the run that was found, else saves a new one before its first row, so that none is ever lost."""
-        if not found:
-            if self.config.init_from:
-                taken = begin_with(self.learner.state, self.config.init_from, self.config.init_parts)
-                self.learner.load(taken.state, 0)
-                for line in taken.lines:
-                    self.display.message(line)
+    def start(self) -> None:
+        """Says what came back, or saves a new run before its first row, so that none is ever lost."""
+        if self._restored:
+            for line in self._came_back:
+                self.display.message(line)
+            self._tell_limiter()
+            self._restored = None
+        else:
             self.save()
             self.checkpoints.wait()
-            return
-        state, _ = self.checkpoints.restore(self.learner.state, found.step)
-        self.learner.load(state, int(found.meta["updates"]))
-        self._saved_at = self._flushed_at = found.step
-        for step in self.checkpoints.steps():
-            self._oldest[step] = np.array(self.checkpoints.meta(step)["oldest"])
-        restored, self._restored = self._restored, None
-        assert restored is not None
-        for line in resume.load_rest(restored, self.parts):
-            self.display.message(line)
-        self._eval_due = restored.head["loop"]["eval_due"]
-        if not self.config.eval.every:
-            self._eval_due = self.config.env_steps
-        self._logged_at = (self.replay.steps, self.learner.updates)
-        self._tell_limiter()
+            if self._created:
+                self._created.keep()
+
+    def _names(self, step: int) -> set[str]:
+        """The files of rows that a checkpoint on the disk needs; all there are, if it is too damaged to say."""
+        try:
+            return resume.names(step, self.checkpoints.meta(step))
+        except (UserError, KeyError) as error:
+            self.display.message(f"not used, and kept as it is: {error}")
+            return {path.name for path in (self.run_dir / ROWS).iterdir()}
+
+    def _make_workers(self) -> Workers:
+        config = self.config
+        return make_workers(
+            config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
+        )
+
+    def _new_workers(self) -> Workers:
+        self.workers.close()
+        self.workers = self._make_workers()
+        return self.workers
+
+    def _make_collector(self) -> Collector:
+        return Collector(self.agent, self.learner.part, self.workers, self.replay, seed=self.config.seed)
+
+    def _lost_lock(self, error: UserError) -> None:
+        """Another process has taken the lock: this one must not write any more."""
+        self._taken_over = error
 
     @property
     def parts(self) -> Parts:
-        """Who remembers what, apart from the learner."""
-        return Parts(
-            self.workers, self.replay, self.store, self.collector, self.tracker, self.limiter, self.logger
-        )
+        """Who remembers what, apart from the learner and the logger."""
+        return Parts(self.workers, self.replay, self.store, self.collector, self.tracker, self.limiter)
 
     def take_turns(self) -> None:
         """Lockstep: a row of every environment, all updates that are due, and again."""
@@ -255,26 +324,27 @@ class Run:
             self._eval_due += self.config.eval.every
         if now - self._logged >= self.config.log.every:
             self.log()
-        full = steps - self._flushed_at >= capacity.rows_between_flushes(self.replay.size)
-        if full or now - self._flushed >= self.config.replay.flush > 0:
-            self._flushed, self._flushed_at = now, steps
-            self.store.flush(self.replay)
-        many = steps - self._saved_at >= capacity.rows_between_checkpoints(self.replay.size)
+        self.flushing.tend()
+        many = steps - max(self._saved_at, 0) >= capacity.rows_between_checkpoints(self.replay.size)
         if many or now - self._saved >= self.config.checkpoint.every:
-            self._saved = now
             self.save()
         self.stopping.check()
+        if self._taken_over:
+            raise self._taken_over
 
     def finish(self) -> None:
-        """The last evaluation with its line of metrics, the last checkpoint."""
-        self.evaluate()
+        """The last checkpoint, the last evaluation with its line of metrics, and the word that this was all."""
         self.save()
+        self.evaluate()
+        self.checkpoints.wait()
+        self._forget_aside()
+        self.store.save_end(self._saved_at, {"logger": self.logger.position(), "loop": self._remembered()})
         self.display.message(f"done: {self.run_dir}")
 
     def evaluate(self) -> None:
         """Episodes in fresh environments, their video, open-loop pictures of the world model; a line of metrics."""
         config, steps = self.config, self.replay.steps
-        self.settle()
+        self.save()  # whatever happens in there, nothing that was learned is lost
         self.learner.sync()
         self.display.phase("evaluating")
         if config.eval.episodes:
@@ -343,31 +413,67 @@ class Run:
         """A checkpoint of everything at this step. whole: False when the environments can no longer be asked."""
         self.settle()
         with self._collecting.paused() if self._collecting else contextlib.nullcontext():
-            self._saved_at = step = self.replay.steps
-            if self.checkpoints.latest() == step:
+            step = self.replay.steps
+            if self._saved_at == step:
                 return
-            meta = resume.save(self.parts, step, self.identity, {"eval_due": self._eval_due}, whole=whole)
-            self._oldest[step] = np.array(meta["oldest"])
+            self._forget_aside()
+            meta = resume.save(self.parts, self.logger, step, self.identity, self._remembered(), whole=whole)
             numbers = {"env_steps": step, "updates": self.learner.updates}
             self.checkpoints.save(step, self.learner.state, {**numbers, **meta})
-        kept = [*self.checkpoints.steps()[-self.config.checkpoint.keep :], step]
-        self.store.prune(np.min([self._oldest[one] for one in kept], axis=0), kept)
+            self._needed[step] = resume.names(step, meta)
+            self._saved, self._saved_at = time.monotonic(), step
+        kept = {*self.checkpoints.steps(), step}
+        self._needed = {one: names for one, names in self._needed.items() if one in kept}
+        self.store.prune(set().union(*self._needed.values()))
+
+    def _remembered(self) -> dict[str, Any]:
+        """What the loop itself knows, as JSON values."""
+        return {"eval_due": self._eval_due}
+
+    def _forget_aside(self) -> None:
+        """Removes what a resume has set aside, once a newer checkpoint than the one it went on from is on the disk."""
+        if self._set_aside and (self.checkpoints.latest() or 0) > self._resumed_at:
+            start.remove_aside(self.run_dir)
+            self._set_aside = False
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Saves what can be saved, writes error.txt, and gives the error to raise: one line that says where."""
+        if self._taken_over:
+            return self._taken_over
+        self.rescue(error)
+        path = start.write_error(self.run_dir, error)
+        notes = "; ".join(" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note)
+        saved = f"checkpoint {self.checkpoints.latest()} and all rows are saved in {self.run_dir}"
+        return RunFailed(f"{start.error_line(error)}; {notes or saved}; go on with --resume; details: {path}")
 
     def rescue(self, error: BaseException) -> None:
-        """Saves what there is; should that fail too, the first error stays the one that is told."""
-        lost = self.learner.lost()
+        """Saves what there is; should that fail too, the first error stays the one that is shown."""
+        if self._taken_over:
+            return
+        try:
+            self.checkpoints.wait()
+        except UserError as second:  # the save under way has failed: the one before it is the newest
+            error.add_note(str(second))
+        self._saved_at = self.checkpoints.latest() or 0
+        lost, diverged = self.learner.lost(), False
         if lost:
             self.following.close()
             self.display.message(
                 f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
             )
+        else:
+            diverged = self.learner.diverged()
+        if diverged:
+            self.display.message(
+                f"parameters are not finite any more and not saved; checkpoint {self._saved_at:,} and all rows are kept"
+            )
         whole = isinstance(error, Stopped)
-        save = self._save_rows if lost else functools.partial(self.save, whole)
+        save = self._save_rows if lost or diverged else functools.partial(self.save, whole)
         for keep in (save, self._hear, self.log):
             try:
                 keep()
-            except UserError as second:
-                error.add_note(str(second))
+            except Exception as second:
+                error.add_note(start.error_line(second))
 
     def _save_rows(self) -> None:
         """The rows alone: with them a run that is resumed from its last checkpoint catches up."""

@@ -7,7 +7,10 @@ checkpoint before it whole, and rows that came later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +18,21 @@ import numpy as np
 
 from dreamer.config import Config, get, keys, load
 from dreamer.errors import UserError
-from dreamer.runtime import replay_state
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime import checkpoint_files, replay_state, verifying
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.limiter import Limiter
-from dreamer.runtime.metrics import EpisodeTracker, Logger, Resumed
+from dreamer.runtime.metrics import EpisodeTracker, Logger
 from dreamer.runtime.replay import Replay
-from dreamer.runtime.row_store import RowStore
+from dreamer.runtime.row_store import RowStore, end_name
 from dreamer.runtime.rows import empty_step
-from dreamer.runtime.run_dir import CONFIG
+from dreamer.runtime.run_dir import CONFIG, ROWS
 from dreamer.runtime.sealed import Seal
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Ready, Snapshot, Workers
 from dreamer.spaces import Spec
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
 # What may differ when a run is resumed: nothing here changes what the agent is, sees or has learned.
 SAFE = (
     "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
@@ -39,7 +42,7 @@ SAFE = (
 
 
 class Parts(NamedTuple):
-    """Who remembers what, apart from the learner."""
+    """Who remembers what, apart from the learner and the logger."""
 
     workers: Workers
     replay: Replay
@@ -47,14 +50,18 @@ class Parts(NamedTuple):
     collector: Collector
     tracker: EpisodeTracker
     limiter: Limiter
-    logger: Logger
 
 
 class Found(NamedTuple):
-    """The checkpoint that a run goes on from: its number and its manifest."""
+    """The checkpoint that a run goes on from: its number and its manifest.
+
+    newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
+    """
 
     step: int
     meta: dict[str, Any]
+    newer: tuple[int, ...] = ()
+    ended: bool = False
 
 
 def safe(key: str) -> bool:
@@ -75,21 +82,52 @@ def check_config(config: Config, run_dir: Path) -> None:
         raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {', '.join(SAFE)}")
 
 
-def find(checkpoints: Checkpoints, run_dir: Path) -> Found | None:
-    """The newest checkpoint, None when there is none yet. Raises UserError when it is not one to resume from."""
-    step = checkpoints.latest()
-    if step is None:
+def find(run_dir: Path, step: int | None = None) -> Found | None:
+    """The checkpoint `step`, None = the newest; None when there is none yet. Only reads.
+
+    Raises UserError when it is damaged or not there, with the newest whole one to go on from.
+    """
+    steps = checkpoint_files.steps(run_dir)
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint {step} in {run_dir}; it holds {checkpoint_files.listed(steps)}")
+    if not steps:
         return None
-    meta = checkpoints.meta(step)
-    if meta.get("format") != FORMAT:
-        raise UserError(f"checkpoint {step} of {run_dir} can be evaluated, but it holds nothing to resume a run from")
-    return Found(step, meta)
+    step = steps[-1] if step is None else step
+    with advising(run_dir, step):
+        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
+        if meta.get("format") not in READABLE:
+            raise UserError(
+                f"checkpoint {step} of {run_dir} can be evaluated, but it holds nothing to resume a run from"
+            )
+        if meta.get("env_steps") != step:
+            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
+    ended = meta["format"] == 1 or (run_dir / ROWS / end_name(step)).exists()
+    return Found(step, meta, tuple(other for other in steps if other > step), ended)
 
 
-def save(parts: Parts, step: int, run: str, more: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+@contextlib.contextmanager
+def advising(run_dir: Path, step: int) -> Iterator[None]:
+    """Adds to a UserError about a damaged checkpoint `step` which whole one a run can go on from."""
+    try:
+        yield
+    except UserError as error:
+        if not verifying.checkpoint_faults(run_dir, step):
+            raise
+        others = [other for other in checkpoint_files.steps(run_dir) if other != step]
+        whole = [other for other in others if not verifying.checkpoint_faults(run_dir, other)]
+        if not whole:
+            raise UserError(f"{error}; no other checkpoint is whole, see dreamer verify {run_dir}") from error
+        raise UserError(
+            f"{error}; checkpoint {whole[-1]} is whole: --resume-from {whole[-1]} goes on from there"
+        ) from error
+
+
+def save(
+    parts: Parts, logger: Logger, step: int, run: str, more: Mapping[str, Any], *, whole: bool = True
+) -> dict[str, Any]:
     """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
 
-    step: number of the checkpoint. more: JSON values that the loop itself remembers.
+    step: number of the checkpoint. run: identity of the run. more: JSON values that the loop itself remembers.
     whole: False after a failure, when environments can no longer be asked where they are.
     """
     parts.store.flush(parts.replay)
@@ -97,8 +135,9 @@ def save(parts: Parts, step: int, run: str, more: Mapping[str, Any], *, whole: b
     latents = parts.store.save_latents(parts.replay, step)
     values, draws = replay_state.state(parts.replay)
     envs = parts.workers.states() if whole else _lost(parts.workers)
+    position = logger.position()
     head = {
-        "replay": values, "limiter": parts.limiter.state(), "logger": parts.logger.position(), "loop": dict(more),
+        "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(more),
         "envs": [state if isinstance(state, str) else None for state in envs.states],
     }  # fmt: skip
     arrays = {
@@ -106,11 +145,49 @@ def save(parts: Parts, step: int, run: str, more: Mapping[str, Any], *, whole: b
         **_named("tracker", parts.tracker.state()), **_named("envs", _snapshot_arrays(envs)),
     }  # fmt: skip
     state = parts.store.save_state(step, head, arrays)
+    oldest = replay_state.oldest(parts.replay)
     return {
-        "format": FORMAT, "run": run, "rows": [list(seal) for seal in parts.store.seals()],
-        "latents": [list(seal) for seal in latents], "state": list(state),
-        "oldest": replay_state.oldest(parts.replay).tolist(), "rows_per_env": parts.replay.size.rows_per_env,
+        "format": FORMAT, "run": run, "rows": [list(seal) for seal in parts.store.seals(oldest)],
+        "latents": [list(seal) for seal in latents], "state": list(state), "oldest": oldest.tolist(),
+        "rows_per_env": parts.replay.size.rows_per_env, "metrics": [position["bytes"], position["crc"]],
+        "spec": as_json(parts.workers.spec),
     }  # fmt: skip
+
+
+def names(step: int, meta: Mapping[str, Any]) -> set[str]:
+    """The names of all files of rows that a checkpoint needs."""
+    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
+
+
+def as_json(spec: Spec) -> dict[str, Any]:
+    """A spec as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def check_spec(found: Found, spec: Spec, env: str) -> None:
+    """UserError naming what the environment shows or takes differently than when the run began."""
+    saved, now = found.meta.get("spec"), as_json(spec)
+    if saved is None or saved == now:
+        return
+    differing = [f"{what} {_told(saved[what])}, now {_told(now[what])}" for what in ("action", "agents")
+                 if saved[what] != now[what]]  # fmt: skip
+    for key in sorted({*saved["obs"], *now["obs"]}):
+        before, after = saved["obs"].get(key), now["obs"].get(key)
+        if before != after:
+            differing.append(f"observation {key!r} {_told(before)}, now {_told(after)}")
+    raise UserError(
+        f"env {env!r} is not the one that the run was trained in: {'; '.join(differing)}; resume with the environment "
+        "and the env_options that the run began with"
+    )
+
+
+def _told(form: Any) -> str:
+    """A part of a spec in a few words."""
+    if form is None:
+        return "missing"
+    if not isinstance(form, dict):
+        return str(form)
+    return " ".join(f"{name} {value}" for name, value in form.items() if value not in (None, [], 0)) or "none"
 
 
 def ring_length(found: Found, planned: int, longer: bool) -> int:
@@ -124,62 +201,81 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 
 class Restored(NamedTuple):
     """What came back. head: of the saved state | arrays: likewise | later: rows kept from after the checkpoint
-    exact: nothing is missing, and every environment goes on where it was
+    exact: nothing is missing, and every environment goes on where it was: what came later will be made again
     """
 
     head: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    later: int
-    exact: bool
+    later: int = 0
+    exact: bool = False
 
 
-def load_rows(found: Found, store: RowStore, replay: Replay, lockstep: bool) -> Restored:
-    """Fills the replay. In lockstep with environments that can go on, rows after the checkpoint are made again.
+def load_rows(found: Found, store: RowStore, replay: Replay) -> Restored:
+    """Fills the replay with the rows and latents of the checkpoint, and what decides its draws. Only reads.
 
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
     head, arrays = store.load_state(_seal(found.meta["state"]))
+    head |= store.load_end(found.step) or {}
     store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
     replay_state.load(replay, head["replay"], _under("sampler", arrays))
-    exact = lockstep and not any(head["envs"])
-    if exact:
-        store.drop_later()
-    later = 0 if exact else store.load_later(replay)
-    return Restored(head, arrays, later, exact)
+    return Restored(head, arrays)
 
 
-def resumed_logger(restored: Restored, replay: Replay) -> Resumed:
-    """Where the sinks go on."""
-    return Resumed(restored.head["logger"], replay.steps, later=not restored.exact)
+def restore_envs(
+    restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
+    fresh: Callable[[], Workers],
+) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
+    """Puts environments where they were, and loads the rows that came after the checkpoint unless they come again.
+
+    In lockstep with environments that all go on exactly, those rows will be made again and are not loaded. Otherwise
+    they are kept, and if there are any, every environment begins a new episode.
+    fresh: makes new workers in place of `workers`, for environments that were set back before one refused its state.
+    Returns what came back, the workers to use, and {number: why} of the environments that begin a new episode.
+    Only reads the disk. Raises UserError naming a damaged file.
+    """
+    all_known = not any(restored.head["envs"])
+    later = 0 if lockstep and all_known else store.load_later(replay)
+    lost: dict[int, str] = {}
+    if not later:
+        lost = workers.restore(*_snapshot(restored, workers.spec))
+        if not (lockstep and all_known and lost):
+            return restored._replace(exact=lockstep and all_known), workers, lost
+        later = store.load_later(replay)
+        if not later:
+            return restored, workers, lost
+        workers = fresh()
+    resets = restored.arrays["envs/resets"] + bool(lost)
+    why = "rows came after the checkpoint" if not lost else next(iter(lost.values()))
+    lost = workers.restore([why] * workers.envs, _none_ready(workers.spec), resets)
+    return restored._replace(later=later), workers, lost
 
 
-def load_rest(restored: Restored, parts: Parts) -> list[str]:
-    """Gives collector, limiter and environments their own back; says what came back and what could not."""
+def load_rest(restored: Restored, parts: Parts) -> None:
+    """Gives collector, tracker and limiter their own back."""
     parts.limiter.load(restored.head["limiter"])
     replay, batch_size = parts.replay, parts.replay.config.batch_size
     if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
         # Training had begun after the checkpoint: its updates are owed from there on.
         parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
-    snapshot = _snapshot(restored, parts.workers.spec)
-    if restored.later:
-        states = ["rows came after the checkpoint"] * parts.workers.envs
-        snapshot = snapshot._replace(states=states, ready=_none_ready(parts.workers.spec))
-    else:
+    if not restored.later:
         parts.collector.load(_under("collector", restored.arrays))
         parts.tracker.load_state(_under("tracker", restored.arrays))
-    lost = parts.workers.restore(*snapshot)
-    rows, queue = replay.rows, len(replay.queue)
+
+
+def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:
+    """The lines that say what came back and what could not. lost: {number of the environment: why}."""
     lines = [
         "resumed: parameters, optimizer, normalisers, slow critic, keys, "
-        f"{rows:,} rows of replay with their latents, order and sampler, {queue} fresh sequences, limiter, counters"
+        f"{replay.rows:,} rows of replay with their latents, order and sampler, {len(replay.queue)} fresh sequences, "
+        "limiter, counters"
     ]
     if restored.later:
         lines.append(f"resumed: {restored.later:,} rows flushed after the checkpoint; training catches up with them")
     for why in dict.fromkeys(lost.values()):
         numbers = [number for number in lost if lost[number] == why]
-        every = len(numbers) == parts.workers.envs
-        which = "all environments" if every else f"environments {', '.join(map(str, numbers))}"
+        which = "all environments" if len(numbers) == envs else f"environments {', '.join(map(str, numbers))}"
         lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
     return lines
 

@@ -26,7 +26,7 @@ from dreamer.runtime.sealed import Seal
 
 LATENT_FILE_BYTES = 1 << 26
 _WAITING = 4  # flushes that may wait for the disk before collecting has to
-_NAME = re.compile(r"(rows|latents|state)-(\d+)(-\d+)?\.dreamer")
+_NAME = re.compile(r"(rows|latents|state|end)-(\d+)(-\d+)?\.dreamer")
 
 
 class _Written(NamedTuple):
@@ -110,6 +110,14 @@ class RowStore:
         """Writes what else the host knows at the checkpoint `step`; waits for the disk."""
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
+    def save_end(self, step: int, head: dict[str, Any]) -> None:
+        """Writes what the host knows once a run has ended at the checkpoint `step`; waits for the disk."""
+        sealed.write(self._folder / end_name(step), {"run": self._run, **head}, {})
+
+    def load_end(self, step: int) -> dict[str, Any] | None:
+        """What `save_end` wrote, None when the run did not end there. Raises UserError when it is damaged."""
+        return self._read(end_name(step), None)[0] if (self._folder / end_name(step)).exists() else None
+
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
         return self._read(seal.name, seal)
@@ -129,9 +137,13 @@ class RowStore:
     def load_later(self, replay: Replay) -> int:
         """Puts the rows that were flushed after those of the manifest; returns their number. Raises as `load_rows`."""
         before = int(replay.counts.sum())
-        for name in self._names("rows"):
-            if _number(name) >= self._number:
-                self._load(replay, name, None, fresh=True)
+        for path in reversed(self.later()):
+            try:
+                self._load(replay, path.name, None, fresh=True)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; it came after the checkpoint: move it and the rows files after it away to go on without"
+                ) from error
         self._flushed = replay.counts.copy()
         return int(replay.counts.sum()) - before
 
@@ -160,7 +172,7 @@ class RowStore:
         newest = max(numbers, default=-1)
         gone = {
             name
-            for kind in ("rows", "latents", "state")
+            for kind in ("rows", "latents", "state", "end")
             for name in self._names(kind)
             if name not in kept and (kind != "rows" or _number(name) <= newest)
         }
@@ -235,6 +247,11 @@ class RowStore:
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()
+
+
+def end_name(step: int) -> str:
+    """The file that says that a run has ended at `step`."""
+    return f"end-{step:012d}.dreamer"
 
 
 def _spans(head: dict[str, Any]) -> list[Span]:

@@ -20,26 +20,11 @@ ASIDE = "aside"  # what a resume has cut, until the next checkpoint
 
 
 def refuse_used(path: str | Path) -> Path:
-    """The path, if no run is there. Raises UserError when it holds one: its config, metrics or checkpoints."""
+    """The path, if no run is there. Raises UserError when it holds one: its config, metrics, checkpoints or rows."""
     path = Path(path).expanduser()
-    for name in (CONFIG, METRICS, CHECKPOINTS):
+    for name in (CONFIG, METRICS, CHECKPOINTS, ROWS):
         if (path / name).exists() or (path / name).is_symlink():
             raise UserError(f"run_dir {path} already holds a run ({name}); choose another run_dir or remove it first")
-    return path
-
-
-def create_run_dir(path: str | Path, used: bool = False) -> Path:
-    """Makes the directory of a run, with its parents. used: a run that is there already is to go on.
-
-    Raises UserError when it already holds a run or cannot be written.
-    """
-    path = Path(path).expanduser() if used else refuse_used(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"run_dir {path} is not writable by this user")
     return path
 
 

@@ -1,0 +1,57 @@
+"""Whether a run directory is whole: everything that matters read and held against its seals. Only reads; no jax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dreamer.errors import UserError
+from dreamer.runtime import checkpoint_files, sealed
+from dreamer.runtime.run_dir import METRICS, ROWS
+from dreamer.runtime.sealed import Seal
+from dreamer.runtime.sinks import lines_damage
+
+
+def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
+    """What is wrong with a checkpoint and the files that it names, a line each; empty when it is whole."""
+    try:
+        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
+    except UserError as error:
+        return [str(error)]
+    faults = []
+    try:
+        checkpoint_files.check_state(run_dir, step)
+    except UserError as error:
+        faults.append(str(error))
+    if meta.get("env_steps") != step:
+        faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
+    return faults + [fault for seal in named(meta) if (fault := file_fault(run_dir, seal, meta.get("run")))]
+
+
+def named(meta: dict[str, Any]) -> list[Seal]:
+    """The files of rows that a manifest names. None for a checkpoint that holds nothing to resume from."""
+    if "state" not in meta:
+        return []
+    return [Seal(*seal) for seal in (*meta["rows"], *meta["latents"], meta["state"])]
+
+
+def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
+    """What is wrong with a file of rows, "" when it is the one that was written."""
+    path = run_dir / ROWS / seal.name
+    try:
+        head, _ = sealed.read(path, seal)
+    except UserError as error:
+        return str(error)
+    return "" if head.get("run") == run else f"{path} belongs to another run"
+
+
+def metrics_fault(run_dir: Path, meta: dict[str, Any]) -> str:
+    """What is wrong with the lines of metrics that were written before a checkpoint, "" when they are whole."""
+    if "metrics" not in meta:
+        return ""
+    nbytes, crc = meta["metrics"]
+    try:
+        what = lines_damage(run_dir / METRICS, nbytes, crc)
+    except UserError as error:
+        return str(error)
+    return f"{run_dir / METRICS} {what}" if what else ""

@@ -1,0 +1,463 @@
+"""Starting and going on: nothing is lost, a refusal changes no byte, and a ring that goes round can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import quick, rows_by_place, state_of, stopped  # noqa: F401  the fixture trains a quick agent
+from tiny_runs import flat, lines, tiny
+
+import dreamer
+from dreamer.config import load
+from dreamer.errors import UserError
+from dreamer.runtime import lock, loop, start
+from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.loop import Run, RunFailed
+
+ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
+# Rings of 24 rows, a checkpoint each turn: the rings go round several times, and files are pruned all the time.
+ROUND = {
+    **ENV, "replay__capacity_steps": 48, "env_steps": 240, "replay__flush": 1e-9, "checkpoint__every": 0,
+    "checkpoint__keep": 3,
+}  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file and folder under `folder` with a checksum of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def newest(run_dir: Path) -> int:
+    with Checkpoints(run_dir) as checkpoints:
+        step = checkpoints.latest()
+        assert step is not None
+        return step
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> Path:
+    """A lockstep run that was stopped half way, with two checkpoints."""
+    settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3}
+    return stopped(tmp_path_factory.mktemp("half") / "run", 20, **settings)
+
+
+@pytest.fixture(scope="module")
+def threads(tmp_path_factory) -> Path:
+    """A run of threads that was stopped, with a checkpoint at its beginning and at its end."""
+    return stopped(tmp_path_factory.mktemp("threads") / "run", 20, **ENV, lockstep=False)
+
+
+# ---- rings that go round
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_every_kept_checkpoint_of_a_run_longer_than_its_replay_can_be_resumed(tmp_path, lockstep):
+    run_dir = dreamer.train(tiny(tmp_path / "run", **ROUND, lockstep=lockstep))
+    with Checkpoints(run_dir) as checkpoints:
+        steps = checkpoints.steps()
+    assert steps[-1] == 240 and len(steps) >= 2
+    for step in steps:
+        again = shutil.copytree(run_dir, tmp_path / str(step))
+        dreamer.train(tiny(again, **{**ROUND, "env_steps": 260}, lockstep=lockstep), resume_from=step)
+        assert newest(again) == 260
+        if lockstep:
+            assert lines(again)[-1]["env_steps"] == 260
+
+
+def test_a_checkpoint_that_keep_every_keeps_can_be_resumed(tmp_path):
+    run_dir = dreamer.train(tiny(tmp_path / "run", **{**ROUND, "checkpoint__keep": 1, "checkpoint__keep_every": 60}))
+    with Checkpoints(run_dir) as checkpoints:
+        older = [step for step in checkpoints.steps() if 0 < step < 240]
+    assert older
+    dreamer.train(tiny(run_dir, **{**ROUND, "env_steps": 250}), resume_from=older[0])
+    assert newest(run_dir) == 250
+
+
+# ---- a refusal changes nothing
+
+
+def flip_newest(run: Path) -> None:
+    damage(next((run / "checkpoints" / str(newest(run)) / "state" / "d").iterdir()))
+
+
+def flip_state_file(run: Path) -> None:
+    damage(sorted((run / "rows").glob("state-*"))[-1])
+
+
+def flip_rows(run: Path) -> None:
+    damage(sorted((run / "rows").glob("rows-*"))[0])
+
+
+def flip_metrics(run: Path) -> None:
+    damage(run / "metrics.jsonl")
+
+
+def cut_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").write_bytes(b"")
+
+
+def put_stranger(run: Path) -> None:
+    (run / "rows" / "notes.txt").write_text("mine")
+
+
+def damage_meta(run: Path) -> None:
+    damage(run / "checkpoints" / str(newest(run)) / "meta" / "metadata")
+
+
+def hold(run: Path) -> None:
+    card = lock._own_card()._replace(host="elsewhere", pid=12, token="theirs")
+    (run / "lock").write_text(json.dumps(card._asdict()))
+
+
+REFUSALS = {
+    "train state": (flip_newest, {}, "checksum of .* differs"),
+    "host state": (flip_state_file, {}, r"state-\d+\.dreamer"),
+    "rows": (flip_rows, {}, r"rows-0+\.dreamer"),
+    "metrics": (flip_metrics, {}, "move it away to go on"),
+    "cut metrics": (cut_metrics, {}, "cut short"),
+    "a stranger's file": (put_stranger, {}, "notes.txt is not a file of this run"),
+    "manifest": (damage_meta, {}, "meta/metadata"),
+    "lock": (hold, {}, "is in use by process 12"),
+    "seed": (None, {"seed": 3}, "seed is 3, the run has 0"),
+    "another environment": (None, {"env": "probes:pixel"}, "env is 'probes:pixel', the run has 'probes:both'"),
+    "wandb": (None, {"log__wandb": "online"}, "needs an account|needs the package"),
+    "resume_from": (None, {"resume_from": 5}, "no checkpoint 5"),
+    "devices": (None, {"devices__count": 4096}, "devices"),
+    "memory": (None, {"workers__backend": "nowhere"}, "backend"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["half", "threads"])
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch, kind, form):
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    prepare, changed, told = REFUSALS[kind]
+    run_dir = shutil.copytree(request.getfixturevalue(form), tmp_path / "run")
+    if prepare:
+        prepare(run_dir)
+    before = tree(tmp_path)
+    settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "lockstep": form == "half"}
+    resume_from = changed.get("resume_from")
+    overrides = {**settings, **{key: value for key, value in changed.items() if key != "resume_from"}}
+    with pytest.raises(UserError, match=told):
+        config = load(overrides={k.replace("__", "."): v for k, v in {**flat_tiny(run_dir), **overrides}.items()})
+        dreamer.train(config, resume="yes", resume_from=resume_from)
+    assert tree(tmp_path) == before
+
+
+def flat_tiny(run_dir: Path) -> dict:
+    from tiny_runs import TINY
+
+    return {**flat(TINY), "run_dir": str(run_dir)}
+
+
+NEW = {
+    "init_from": ({"init_from": "nowhere"}, "no run at"),
+    "environment": ({"env": "nothing:there"}, "nothing"),
+    "environment that fails": ({"env": "broken_envs:fails", "env_options": {"how": "nan", "after": 0}}, "nan"),
+    "devices": ({"devices__count": 4096}, "devices"),
+    "replay": ({"replay__capacity_steps": 4}, "batch_length"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("kind", NEW)
+def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
+    changed, told = NEW[kind]
+    run_dir = tmp_path / "runs" / "deep" / "run"
+    if there:
+        run_dir.mkdir(parents=True)
+        (run_dir / "notes.txt").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=told):
+        dreamer.train(tiny(run_dir, **{**ENV, **changed}), resume="auto")
+    assert tree(tmp_path) == before
+
+
+def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half):
+    config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
+    with pytest.raises(UserError, match="no run at nowhere"):
+        dreamer.train(config, resume="auto")
+    other = tiny(tmp_path / "run", **ENV, init_from=str(half), env_steps=40)
+    dreamer.train(other, resume="auto")
+    assert load(tmp_path / "run" / "config.yaml").init_from == str(half)
+
+
+# ---- a damaged checkpoint
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_be_taken(tmp_path, threads, capsys):
+    run_dir = shutil.copytree(threads, tmp_path / "run")
+    last = newest(run_dir)
+    flip_newest(run_dir)
+    config = tiny(run_dir, **ENV, lockstep=False)
+    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 is whole: --resume-from 0"):
+        dreamer.train(config, resume="yes")
+    kept = rows_by_place(run_dir)
+    dreamer.train(config, resume_from=0)
+    rows = rows_by_place(run_dir)
+    assert newest(run_dir) == 96 and not (run_dir / "aside").exists()
+    for place, row in kept.items():
+        np.testing.assert_equal(rows[place], row)
+    assert f"set aside until the next checkpoint: the newer checkpoints {last}" in capsys.readouterr().out
+
+
+def test_a_damaged_old_checkpoint_does_not_keep_a_run_from_its_newest(tmp_path, half, capsys):
+    run_dir = shutil.copytree(half, tmp_path / "run")
+    with Checkpoints(run_dir) as checkpoints:
+        first, *_ = checkpoints.steps()
+    damage(run_dir / "checkpoints" / str(first) / "meta" / "metadata")
+    dreamer.train(tiny(run_dir, **ENV), resume="yes")
+    assert newest(run_dir) == 96
+    assert f"not used, and kept as it is: checkpoint {first}" in capsys.readouterr().out
+
+
+def test_what_lockstep_makes_again_is_set_aside_until_the_next_checkpoint(tmp_path, half, monkeypatch):
+    run_dir = shutil.copytree(half, tmp_path / "run")
+    with Checkpoints(run_dir) as checkpoints:
+        first = checkpoints.steps()[0]
+    before = tree(run_dir)
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(Run, "take_turns", lambda run: seen.append(tree(run.run_dir / "aside" / "1")))
+    monkeypatch.setattr(Run, "finish", lambda run: None)
+    dreamer.train(tiny(run_dir, **ENV), resume_from=first)
+    (aside,) = seen
+    files = {name: digest for name, digest in aside.items() if name.startswith(("rows/", "checkpoints/"))}
+    assert files and all(before[name] == digest for name, digest in files.items())
+    whole = (run_dir / "metrics.jsonl").read_bytes() + (run_dir / "aside" / "1" / "metrics.jsonl").read_bytes()
+    assert hashlib.sha256(whole).hexdigest() == before["metrics.jsonl"]
+
+
+def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypatch, capsys):
+    env = {**ENV, "env": "broken_envs:refuses_its_state", "checkpoint__every": 1e9}
+    run_dir = tmp_path / "run"
+    tend, turns = Run.tend, iter(range(10**9))
+
+    def dies(run):
+        tend(run)
+        if next(turns) == 20:
+            run.save()
+        if len(run.replay.counts) and run.replay.steps >= 60:
+            run.store.flush(run.replay)
+            run.store.wait()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "tend", dies)
+    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    with pytest.raises(KeyboardInterrupt):
+        dreamer.train(tiny(run_dir, **env))
+    monkeypatch.undo()
+    kept, told = rows_by_place(run_dir), lines(run_dir)
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
+    dreamer.train(tiny(run_dir, **env), resume="yes")
+    rows = rows_by_place(run_dir)
+    for place, row in kept.items():
+        np.testing.assert_equal(rows[place], row)
+    assert lines(run_dir)[: len(told)] == told
+    assert "not resumed: the running episodes of all environments, since it does not take its state back" in (
+        capsys.readouterr().out
+    )
+
+
+# ---- the lock
+
+
+def test_a_second_run_in_the_same_directory_is_refused_with_who_the_first_is(tmp_path, half):
+    run_dir = shutil.copytree(half, tmp_path / "run")
+    with lock.RunLock(run_dir, print, print), pytest.raises(UserError, match=rf"is in use by process {os.getpid()} of"):
+        dreamer.train(tiny(run_dir, **ENV), resume="auto")
+    assert not (run_dir / "lock").exists()
+
+
+def test_a_new_run_is_refused_where_another_is_about_to_begin(tmp_path):
+    (tmp_path / "run").mkdir()
+    with lock.RunLock(tmp_path / "run", print, print), pytest.raises(UserError, match="is in use by"):
+        dreamer.train(tiny(tmp_path / "run", **ENV))
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over_and_said(tmp_path):
+    card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
+    (tmp_path / "lock").write_text(json.dumps(card._asdict()))
+    told: list[str] = []
+    with lock.RunLock(tmp_path, told.append, print) as own:
+        assert json.loads((tmp_path / "lock").read_text())["token"] == own.card.token
+    assert len(told) == 1 and told[0].endswith("that process is gone") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("age, stale", [(lock.STALE / 2, False), (lock.STALE * 2, True)])
+def test_a_lock_of_another_machine_is_stale_when_its_heartbeat_is_old(tmp_path, age, stale):
+    hold(tmp_path)
+    now = (tmp_path / "lock").stat().st_mtime
+    os.utime(tmp_path / "lock", (now - age, now - age))
+    with contextlib.nullcontext() if stale else pytest.raises(UserError, match="on elsewhere"):
+        lock.RunLock(tmp_path, print, print).close()
+
+
+def test_an_owner_that_has_lost_its_lock_hears_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
+    lost: list[UserError] = []
+    own = lock.RunLock(tmp_path, print, lost.append)
+    theirs = own.card._replace(token="theirs", host="elsewhere")
+    (tmp_path / "new").write_text(json.dumps(theirs._asdict()))
+    os.replace(tmp_path / "new", tmp_path / "lock")
+    own._thread.join(10)
+    own.close()
+    assert "was taken by process" in str(lost[0]) and (tmp_path / "lock").exists()
+
+
+def test_a_run_that_lost_its_lock_stops_and_writes_no_more(tmp_path, monkeypatch):
+    tend = Run.tend
+
+    def taken(run):
+        if run.replay.steps == 40:
+            run._lost_lock(UserError("the lock of this run was taken"))
+        tend(run)
+
+    monkeypatch.setattr(Run, "tend", taken)
+    with pytest.raises(UserError, match="was taken"):
+        dreamer.train(tiny(tmp_path / "run", **ENV))
+    assert newest(tmp_path / "run") == 0
+
+
+def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
+    (tmp_path / "lock").write_text(json.dumps(card._asdict()))
+
+    def take(_):
+        try:
+            return lock.RunLock(tmp_path, lambda line: None, print)
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        held = [own for own in pool.map(take, range(8)) if own]
+    assert len(held) == 1
+    held[0].close()
+    assert not list(tmp_path.iterdir())
+
+
+# ---- making the directory
+
+
+def test_a_default_name_that_exists_gets_a_number(tmp_path):
+    made = [start.Created(tmp_path / "runs" / "name", own_name=True) for _ in range(3)]
+    assert [one.path.name for one in made] == ["name", "name-2", "name-3"]
+
+
+def test_the_run_directory_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(Path("runs/here"), **ENV, env_steps=40)
+    assert dreamer.train(config) == tmp_path / "runs" / "here"
+
+
+# ---- any end saves
+
+
+class Odd(Exception):
+    """What nobody expects."""
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkeypatch, lockstep):
+    log = Run.log
+
+    def odd(run):
+        if 40 <= run.replay.steps and run.learner.updates and not isinstance(getattr(run, "once", None), Odd):
+            run.once = Odd("out of the blue")
+            raise run.once
+        log(run)
+
+    monkeypatch.setattr(Run, "log", odd)
+    run_dir = tmp_path / "run"
+    with pytest.raises(RunFailed, match=r"Odd: out of the blue .*checkpoint \d+ .*saved in .*error\.txt") as failed:
+        dreamer.train(tiny(run_dir, **ENV, lockstep=lockstep))
+    assert isinstance(failed.value.__cause__, Odd) and "\n" not in str(failed.value)
+    assert "Traceback" in (run_dir / "error.txt").read_text() and "in odd" in (run_dir / "error.txt").read_text()
+    assert newest(run_dir) >= 40 and not (run_dir / "lock").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
+    dreamer.train(tiny(run_dir, **ENV, lockstep=lockstep), resume="yes")
+    assert newest(run_dir) == 96
+
+
+def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, monkeypatch, capsys):
+    def diverges(run):
+        if run.replay.steps >= 40:
+            import jax
+
+            state = run.learner.state
+            run.learner.state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            raise UserError("the agent's action is not finite")
+
+    monkeypatch.setattr(Run, "log", diverges)
+    with pytest.raises(RunFailed, match="not finite"):
+        dreamer.train(tiny(tmp_path / "run", **ENV))
+    assert newest(tmp_path / "run") == 0
+    assert "parameters are not finite any more and not saved" in capsys.readouterr().out
+
+
+# ---- evaluation
+
+
+def test_a_run_is_saved_before_it_evaluates(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.evaluation, "make_eval_workers", lambda *args, **kw: (_ for _ in ()).throw(Odd("died")))
+    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    with pytest.raises(RunFailed, match="Odd: died"):
+        dreamer.train(tiny(tmp_path / "run", **{**ENV, "eval__episodes": 1, "eval__every": 50, "eval__video": "off"}))
+    assert newest(tmp_path / "run") == 50
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_path, monkeypatch):
+    evaluate = Run.evaluate
+
+    def dies(run):
+        run.save()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "evaluate", dies)
+    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    run_dir = tmp_path / "run"
+    settings = {**ENV, "eval__episodes": 1, "eval__video": "off"}
+    with pytest.raises(KeyboardInterrupt):
+        dreamer.train(tiny(run_dir, **settings))
+    assert not any("eval/return" in line for line in lines(run_dir))
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    dreamer.train(tiny(run_dir, **settings), resume="yes")
+    assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [96]
+    before = tree(run_dir)
+    dreamer.train(tiny(run_dir, **settings), resume="yes")
+    assert tree(run_dir) == before
+
+
+def test_rows_are_flushed_while_the_main_thread_is_busy(tmp_path, monkeypatch):
+    compile_ = Run._compile
+
+    def slow(run, batch):
+        steps = run.replay.steps
+        while len(rows_by_place(run.run_dir)) < steps:
+            pass  # nothing but the flushing thread can end this
+        compile_(run, batch)
+
+    monkeypatch.setattr(Run, "_compile", slow)
+    dreamer.train(tiny(tmp_path / "run", **{**ENV, "replay__flush": 0.05, "checkpoint__every": 1e9}, lockstep=False))
+    assert len(rows_by_place(tmp_path / "run")) == 96
