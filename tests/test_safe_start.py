@@ -19,7 +19,9 @@ from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime import lock, loop, start
 from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.init_from import Taken
 from dreamer.runtime.loop import Run, RunFailed
+from dreamer.runtime.run_dir import existing_run_dir
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
 # Rings of 24 rows, a checkpoint each turn: the rings go round several times, and files are pruned all the time.
@@ -60,7 +62,7 @@ def half(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def threads(tmp_path_factory) -> Path:
     """A run of threads that was stopped, with a checkpoint at its beginning and at its end."""
-    return stopped(tmp_path_factory.mktemp("threads") / "run", 20, **ENV, lockstep=False)
+    return stopped(tmp_path_factory.mktemp("threads") / "run", 6, **ENV, lockstep=False)
 
 
 # ---- rings that go round
@@ -172,7 +174,7 @@ def flat_tiny(run_dir: Path) -> dict:
 NEW = {
     "init_from": ({"init_from": "nowhere"}, "no run at"),
     "environment": ({"env": "nothing:there"}, "nothing"),
-    "environment that fails": ({"env": "broken_envs:fails", "env_options": {"how": "nan", "after": 0}}, "nan"),
+    "environment that fails": ({"env": "broken_envs:fails", "env_options": {"how": "spaces"}}, "Text"),
     "devices": ({"devices__count": 4096}, "devices"),
     "replay": ({"replay__capacity_steps": 4}, "batch_length"),
 }  # fmt: skip
@@ -192,7 +194,8 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
     assert tree(tmp_path) == before
 
 
-def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half):
+def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
+    monkeypatch.setattr(loop, "begin_with", lambda state, run, parts: Taken(state, [str(existing_run_dir(run))]))
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamer.train(config, resume="auto")
