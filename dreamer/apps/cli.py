@@ -1,4 +1,4 @@
-"""The command line: `dreamer train [PRESET.yaml ...]`, `dreamer eval RUN`, `dreamer check ENV`, `dreamer report RUN`.
+"""The command line: `dreamer train [PRESET.yaml ...]`, `dreamer eval RUN`, `dreamer check ENV` and the others.
 
 A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
 and error lines exist once. tyro draws the help from the same dataclasses.
@@ -24,6 +24,7 @@ USAGE = """usage: dreamer train [PRESET.yaml ...] [--flags]   train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
        dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
+       dreamer verify RUN [--flags]                read a run directory whole and say what is damaged
        dreamer COMMAND --help                      list every flag of a command
        dreamer --version
 """
@@ -36,6 +37,9 @@ EVAL = "Play episodes with the newest checkpoint of the run directory RUN."
 CHECK = """Run the environment ENV and tell what would spoil a training run, a verdict a line.
 - ENV is a gymnasium id, suite:task or package.module:factory, as for --env of dreamer train.
 - Exit code: 0 sound, 1 something is wrong, 2 there is no such environment or flag."""
+VERIFY = """Read everything of the run directory RUN that matters and hold it against its seals. Changes nothing.
+- Says what is whole, what is damaged, which checkpoint a run can go on from, and what would be lost.
+- Exit code: 0 whole, 1 something is damaged, 2 there is no run."""
 REPORT = """Draw the curves of runs with their final scores, on one page.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
 - Published curves are drawn behind returns where the references have the task."""
@@ -88,6 +92,14 @@ class EvalFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class VerifyFlags:
+    """What `dreamer verify` takes beside the run directory."""
+
+    json: str | None = None
+    """File for what was found, such as verdict.json; - prints it in place of the lines."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportFlags:
     """What `dreamer report` takes beside runs."""
 
@@ -129,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: list[str]) -> int:
-    commands = {"train": train_command, "eval": eval_command, "check": check_command, "report": report_command}
+    commands = {
+        "train": train_command, "eval": eval_command, "check": check_command, "report": report_command,
+        "verify": verify_command,
+    }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -229,6 +244,20 @@ def check_command(args: list[str]) -> int:
     from dreamer.apps.check import check_env
 
     return check_env(envs[0], settings)
+
+
+def verify_command(args: list[str]) -> int:
+    """`dreamer verify`: args are one run directory and flags. Returns the exit code; raises UserError."""
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(VerifyFlags(), "dreamer verify RUN", VERIFY)
+    options, strays = apply(VerifyFlags(), flags)
+    runs = words + strays
+    if len(runs) != 1:
+        raise UserError(f"dreamer verify takes one run directory, not {len(runs)}: dreamer verify runs/NAME")
+    from dreamer.apps.verify import verify_run
+
+    return verify_run(runs[0], options.json)
 
 
 def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:

@@ -21,7 +21,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import replay_state, sealed
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.replay_state import Span
-from dreamer.runtime.run_dir import disk_error
+from dreamer.runtime.run_dir import ROWS, disk_error
 from dreamer.runtime.sealed import Seal
 
 LATENT_FILE_BYTES = 1 << 26
@@ -116,7 +116,12 @@ class RowStore:
 
     def load_end(self, step: int) -> dict[str, Any] | None:
         """What `save_end` wrote, None when the run did not end there. Raises UserError when it is damaged."""
-        return self._read(end_name(step), None)[0] if (self._folder / end_name(step)).exists() else None
+        if not (self._folder / end_name(step)).exists():
+            return None
+        try:
+            return self._read(end_name(step), None)[0]
+        except UserError as error:
+            raise UserError(f"{error}; move it away, and the run makes its last evaluation again") from error
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
@@ -247,6 +252,30 @@ class RowStore:
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()
+
+
+def later_rows(run_dir: Path, meta: dict[str, Any]) -> tuple[int, list[str]]:
+    """The number of rows in files that came after those of a manifest, and what is wrong with such files. Only reads.
+    """
+    folder, count, faults = run_dir / ROWS, 0, []
+    newest = max((_number(seal[0]) for seal in meta["rows"]), default=-1)
+    for path in sorted(folder.glob("rows-*.dreamer")):
+        if not _NAME.fullmatch(path.name) or _number(path.name) <= newest:
+            continue
+        try:
+            head, _ = sealed.read(path)
+            count += sum(span.stop - span.start for span in _spans(head))
+            if head.get("run") != meta["run"]:
+                faults.append(f"{path} belongs to another run")
+        except UserError as error:
+            faults.append(f"{error}; it came after the checkpoint: move it and the rows files after it away")
+    end = folder / end_name(meta["env_steps"])
+    if end.exists():
+        try:
+            sealed.read(end)
+        except UserError as error:
+            faults.append(str(error))
+    return count, faults
 
 
 def end_name(step: int) -> str:

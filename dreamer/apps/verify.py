@@ -1,0 +1,180 @@
+"""`dreamer verify RUN`: reads all of a run directory that matters and holds it against its seals. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dreamer.errors import UserError
+from dreamer.runtime import checkpoint_files, lock, verifying
+from dreamer.runtime.row_store import later_rows
+from dreamer.runtime.run_dir import ASIDE, CONFIG, ERROR, METRICS, existing_run_dir
+
+
+class Checked(NamedTuple):
+    """One checkpoint. faults: a line each on what is damaged, none = whole | resumable: it names rows to go on with"""
+
+    step: int
+    faults: list[str]
+    resumable: bool
+
+
+class Report(NamedTuple):
+    """What `verify` has found.
+
+    faults: damage outside of checkpoints, a line each | notes: what is worth knowing and no damage
+    later: rows on the disk that came after the newest whole checkpoint
+    """
+
+    run_dir: Path
+    checkpoints: list[Checked]
+    faults: list[str]
+    notes: list[str]
+    later: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.faults and not any(one.faults for one in self.checkpoints)
+
+    @property
+    def newest_whole(self) -> int | None:
+        """The newest checkpoint that a run can go on from."""
+        return max((one.step for one in self.checkpoints if not one.faults and one.resumable), default=None)
+
+
+def verify_run(run: str, json_file: str | None = None) -> int:
+    """`dreamer verify`: prints what is whole, what is damaged and what can be done. Returns 1 if something is damaged.
+
+    json_file: file for the same as JSON, "-" = standard output in place of the lines. Raises UserError without a run.
+    """
+    report = verify(Path(run))
+    if json_file == "-":
+        print(as_json(report))
+    else:
+        for line in lines(report):
+            print(line)
+    if json_file and json_file != "-":
+        Path(json_file).expanduser().write_text(as_json(report) + "\n")
+    return 0 if report.whole else 1
+
+
+def verify(run: Path, deep: bool = True) -> Report:
+    """Reads all of a run. deep: the arrays of checkpoints too, through Orbax. Raises UserError when there is no run."""
+    run_dir = existing_run_dir(run)
+    notes: list[str] = []
+    faults: list[str] = []
+    identity = None
+    try:
+        identity = config_run(run_dir)
+    except UserError as error:
+        faults.append(str(error))
+    checked = []
+    for step in checkpoint_files.steps(run_dir):
+        found = verifying.checkpoint_faults(run_dir, step)
+        resumable = False
+        if not found:
+            meta = checkpoint_files.read_meta(run_dir, step)["meta"]
+            resumable = "state" in meta
+            if identity is not None and meta.get("run") not in (None, identity):
+                faults.append(f"{run_dir / CONFIG} belongs to another run than checkpoint {step}")
+            found = _arrays(run_dir, step) if deep else []
+        checked.append(Checked(step, found, resumable))
+    report = Report(run_dir, checked, faults, notes, 0)
+    metrics = _metrics(run_dir, checked)
+    faults += metrics[:1]
+    newest = report.newest_whole
+    later = 0
+    if newest is not None:
+        later, damaged = later_rows(run_dir, checkpoint_files.read_meta(run_dir, newest)["meta"])
+        faults += damaged
+    notes += _notes(run_dir, checked)
+    return report._replace(later=later)
+
+
+def config_run(run_dir: Path) -> str | None:
+    """The run that config.yaml is sealed for, None when it has no seal. Raises UserError when it was changed."""
+    return None
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report as it is printed."""
+    for one in report.checkpoints:
+        what = "whole" if one.resumable else "whole, can be evaluated but not resumed"
+        yield f"checkpoint {one.step:>12,}  {what if not one.faults else 'DAMAGED'}"
+        yield from (f"    {fault}" for fault in one.faults)
+    yield from (f"DAMAGED  {fault}" for fault in report.faults)
+    yield from (f"note     {note}" for note in report.notes)
+    yield "everything that matters is whole" if report.whole else "not whole"
+    yield from advice(report)
+
+
+def advice(report: Report) -> Iterator[str]:
+    """What can be done, and what would be lost."""
+    newest = report.newest_whole
+    resume = f"dreamer train --run-dir {report.run_dir} --resume"
+    if newest is None:
+        yield "no checkpoint can be resumed" + ("; there is none" if not report.checkpoints else "")
+        return
+    lost = [one.step for one in report.checkpoints if one.step > newest]
+    if lost:
+        yield f"go on from checkpoint {newest:,}: {resume} --resume-from {newest}"
+        yield f"    the weights of the checkpoints {checkpoint_files.listed(lost)} would be lost"
+    else:
+        yield f"go on from checkpoint {newest:,}: {resume}"
+    if report.later:
+        yield f"    {report.later:,} rows came after it: kept, but in lockstep where they are made again"
+
+
+def as_json(report: Report) -> str:
+    """The report as a JSON object."""
+    values: dict[str, Any] = {
+        "run": str(report.run_dir), "whole": report.whole, "newest_whole": report.newest_whole, "later": report.later,
+        "checkpoints": [one._asdict() for one in report.checkpoints], "faults": report.faults, "notes": report.notes,
+        "advice": list(advice(report)),
+    }  # fmt: skip
+    return json.dumps(values, indent=1)
+
+
+def _arrays(run_dir: Path, step: int) -> list[str]:
+    """What Orbax and the checksum of each array say of a checkpoint whose files are whole."""
+    from dreamer.runtime.checkpoint import Checkpoints
+
+    try:
+        with Checkpoints(run_dir) as checkpoints:
+            checkpoints.leaves(step)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _metrics(run_dir: Path, checked: Sequence[Checked]) -> list[str]:
+    """Damage of metrics.jsonl, by what each checkpoint that can be read knows of it; the first is the earliest."""
+    found = []
+    for one in checked:
+        try:
+            meta = checkpoint_files.read_meta(run_dir, one.step)["meta"]
+        except UserError:
+            continue
+        if fault := verifying.metrics_fault(run_dir, meta):
+            found.append(f"{fault}; move it away to go on without these lines")
+    return found
+
+
+def _notes(run_dir: Path, checked: Sequence[Checked]) -> list[str]:
+    notes = []
+    held = lock.look(run_dir)
+    if held:
+        state = "stale, the next run takes it over" if held.stale else f"last heartbeat {held.age:.0f} s ago"
+        notes.append(f"locked by {held.card}: {state}")
+    if not checked:
+        notes.append("no checkpoint yet")
+    if not (run_dir / METRICS).exists():
+        notes.append(f"no {METRICS}")
+    if (run_dir / ASIDE).exists():
+        notes.append(f"{run_dir / ASIDE} holds what a resume has set aside; the next checkpoint removes it")
+    if (run_dir / ERROR).exists():
+        notes.append(f"the run has ended with an error before: {run_dir / ERROR}")
+    return notes
