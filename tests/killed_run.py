@@ -1,4 +1,4 @@
-"""A run that kills itself with SIGKILL at its event number N; N 0 lets it finish. main(RUN_DIR, N, lockstep).
+"""A run that kills itself with SIGKILL at its event number N; N 0 lets it finish. main(RUN_DIR, N, settings).
 
 Events are the turns of the loop and all that Python does to files of the run: opening, renaming, removing, making
 folders. So a random N falls between turns, into writing rows, and into saving. The last line says how many there were.
@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import subprocess
 import sys
+from typing import Any
 
 import tiny_runs
 
 import dreamer
 from dreamer.runtime import loop
 
+SCRIPT = pathlib.Path(__file__)
 FILES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "os.listdir"}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "env": "probes:both", "env_steps": 96, "eval__episodes": 0, "checkpoint__every": 0.2, "replay__flush": 0.02,
     "log__every": 0, "log__tensorboard": False,
 }  # fmt: skip
 
 
-def main(run_dir: str, kill_at: int, lockstep: bool = True) -> None:
-    """Without lockstep the first checkpoint is the only one: what a kill leaves are rows that came after it."""
+def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
+    """Trains in `run_dir` with SETTINGS and `settings`, going on where an earlier call was killed."""
     events = 0
 
     def happened(event: str, args: tuple = ()) -> None:
@@ -43,7 +46,15 @@ def main(run_dir: str, kill_at: int, lockstep: bool = True) -> None:
 
     loop.Run.tend = tending
     sys.addaudithook(happened)
-    settings = {**SETTINGS, "lockstep": lockstep, **({} if lockstep else {"checkpoint__every": 1e6})}
-    dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **settings), resume="auto")
+    dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **{**SETTINGS, **settings}), resume="auto")
     print(f"events {events}", flush=True)
 
+
+def started(run_dir: pathlib.Path, kill_at: int, settings: dict[str, Any]) -> subprocess.Popen:
+    """`main` in a process of its own."""
+    path = f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parent.parent)]!r}; "
+    code = path + f"import killed_run; killed_run.main({str(run_dir)!r}, {kill_at}, {settings!r})"
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=SCRIPT.parent.parent,
+    )  # fmt: skip

@@ -6,23 +6,28 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
+from typing import Any
 
+import killed_run
 import numpy as np
 import pytest
 from killed_run import SETTINGS
+from test_loop import timeless
 from test_resume import quick, rows_by_place, rows_of, state_of  # noqa: F401  the fixture trains the agent of the killed runs
 from tiny_runs import lines, tiny
 
 import dreamer
+from dreamer.apps.verify import verify
 
-SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
+# Without lockstep the first checkpoint is the only one: what a kill leaves are rows that came after it.
+THREADS = {"lockstep": False, "checkpoint__every": 1e6}
 
 
-def run(run_dir: pathlib.Path, kill_at: int, lockstep: bool = True) -> subprocess.CompletedProcess:
-    path = f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parent.parent)]!r}; "
-    code = path + f"import killed_run; killed_run.main({str(run_dir)!r}, {kill_at}, {lockstep})"
-    return subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, cwd=SCRIPT.parent.parent)
+def run(run_dir: pathlib.Path, kill_at: int, **settings: Any) -> tuple[int, str]:
+    """The exit code and the output of a run that kills itself."""
+    process = killed_run.started(run_dir, kill_at, settings)
+    out, _ = process.communicate()
+    return process.returncode, out
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +41,11 @@ def check(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, seed: int) -> 
     rng = np.random.default_rng(seed)
     most = 250  # about as many events as the whole run has
     for _ in range(kills):
-        done = run(run_dir, int(rng.integers(1, most)))
-        assert done.returncode in (-signal.SIGKILL, 0), done.stdout + done.stderr
-    done = run(run_dir, 0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"events \d+", done.stdout) or "has made its 96 env_steps" in done.stdout
+        code, out = run(run_dir, int(rng.integers(1, most)))
+        assert code in (-signal.SIGKILL, 0), out
+    code, out = run(run_dir, 0)
+    assert code == 0, out
+    assert re.search(r"events \d+", out) or "has made its 96 env_steps" in out
     assert state_of(run_dir) == state_of(whole)
     ours, theirs = rows_of(run_dir), rows_of(whole)
     assert all(ours[n].tobytes() == theirs[n].tobytes() for n in theirs if not n.startswith("latent/"))
@@ -61,9 +66,9 @@ def test_killed_twenty_times_it_ends_bit_identical(tmp_path, whole, seed):
 def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_path):
     run_dir, kept, caught_up = tmp_path / "run", {}, 0
     for kill_at in (70, 40, 50, 0):
-        done = run(run_dir, kill_at, lockstep=False)
-        assert done.returncode in (-signal.SIGKILL, 0), done.stdout + done.stderr
-        caught_up += "rows flushed after the checkpoint" in done.stdout
+        code, out = run(run_dir, kill_at, **THREADS)
+        assert code in (-signal.SIGKILL, 0), out
+        caught_up += "rows flushed after the checkpoint" in out
         rows = rows_by_place(run_dir)
         for place, row in kept.items():
             np.testing.assert_equal(rows[place], row)
@@ -73,3 +78,51 @@ def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_pa
     assert steps == sorted(steps) and times == sorted(times)
     # One update for 8 rows, from the first rows that make a batch on: those that the kill took are made again.
     assert lines(run_dir)[-1]["updates"] == 1 + (96 - 30) // 8
+
+
+# Rings that go round five times, checkpoints that prune, evaluations, compilations; half of the kills fall on events,
+# half on instants of the clock.
+LONG = {
+    "env_steps": 480, "replay__capacity_steps": 96, "checkpoint__every": 0.5, "checkpoint__keep": 2, "eval__every": 90,
+    "eval__episodes": 1, "eval__video": "off",
+}  # fmt: skip
+SEVERAL = {"workers__backend": "processes", "workers__envs": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["one", "several"])
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_fifty_kills_over_rings_that_go_round_lose_nothing(tmp_path, lockstep, workers):
+    settings = {**LONG, "lockstep": lockstep, **(SEVERAL if workers == "several" else {})}
+    rng = np.random.default_rng([lockstep, workers == "several"])
+    run_dir, kills, runs, kept = tmp_path / "0", 0, 0, {}
+    while kills < 50:
+        process = killed_run.started(run_dir, int(rng.integers(1, 700)) if kills % 2 else 0, settings)
+        try:
+            out, _ = process.communicate(timeout=None if kills % 2 else float(rng.uniform(1.0, 9.0)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), out
+        kills += process.returncode != 0
+        if not (run_dir / "config.yaml").exists():
+            continue
+        report = verify(run_dir)
+        assert report.whole, [*report.faults, *report.checkpoints]
+        rows = rows_by_place(run_dir)
+        for place in kept.keys() & rows.keys() if not lockstep else ():
+            np.testing.assert_equal(rows[place], kept[place])
+        kept = rows
+        if process.returncode == 0:  # the run is done: the next kills meet another
+            runs += 1
+            run_dir, kept = tmp_path / str(runs), {}
+    process = killed_run.started(run_dir, 0, settings)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert verify(run_dir).whole
+    if lockstep:
+        whole = dreamer.train(tiny(tmp_path / "whole", **{**SETTINGS, **settings}))
+        for done in [tmp_path / str(number) for number in range(runs + 1)]:
+            assert state_of(done) == state_of(whole)
+            assert timeless(done) == timeless(whole)
+    print(f"{kills} kills over {runs + 1} runs, lockstep {lockstep}, {workers}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
 
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
+FILES_OF_A_SAVE = 64  # more than Orbax makes
 PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it is deleted file by file
 
 
@@ -66,6 +68,7 @@ class Checkpoints:
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
         self._quiet = _Quiet()
+        self._failed = False
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
         """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
@@ -87,6 +90,7 @@ class Checkpoints:
                 f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that first"
             )
         with self._writing():
+            _check_room(self._dir, sum(leaf.nbytes for leaf in leaves.values()))
             if self._manager is None:
                 self._manager = self._open_for_writing()
             items = ocp.args.Composite(state=file_seals.SealedSave(leaves), meta=ocp.args.JsonSave(sealed))
@@ -195,6 +199,10 @@ class Checkpoints:
             multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
+        # For good: asyncio logs what a save left behind whenever its memory is collected, up to the process's last line.
+        asyncio_logger = logging.getLogger("asyncio")
+        if not any(isinstance(known, _Quiet) for known in asyncio_logger.filters):
+            asyncio_logger.addFilter(_Quiet())
         return ocp.CheckpointManager(self._dir, options=options)
 
     def _delete_pruned(self) -> None:
@@ -208,7 +216,8 @@ class Checkpoints:
             if manager is not None:
                 manager.close()
         finally:
-            logging.getLogger("absl").removeFilter(self._quiet)
+            if not self._failed:  # else threads of the failed save still have things to say
+                logging.getLogger("absl").removeFilter(self._quiet)
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
@@ -227,6 +236,7 @@ class Checkpoints:
             cause = _os_error(error)
             if cause is None:
                 raise
+            self._failed = True
             with contextlib.suppress(OSError, ValueError):  # the same error again
                 self._drop_manager()  # it would count the half save among those that it keeps
             for half in self._dir.glob(f"*{UNFINISHED}"):
@@ -255,6 +265,17 @@ class Checkpoints:
             logging.getLogger("absl").removeFilter(quiet)
 
 
+def _check_room(folder: Path, nbytes: int) -> None:
+    """OSError when a disk has no room for a save, before Orbax begins one.
+
+    Orbax's threads wait 300 seconds for a folder that could not be made, and print what each of them met.
+    """
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    disk = os.statvfs(place)
+    if disk.f_bavail * disk.f_frsize < nbytes or (disk.f_files and disk.f_favail < FILES_OF_A_SAVE):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _give_back_memory() -> None:
     """Asks glibc to return what it holds free: each save's threads leave megabytes of it in heaps of their own."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -281,10 +302,14 @@ def _os_error(error: Exception) -> OSError | None:
 
 
 class _Quiet(logging.Filter):
-    """Drops what Orbax logs: the traceback of each error that is raised here as one line, and remarks on options."""
+    """Drops what Orbax logs: the traceback of each error that is raised here as one line, and remarks on options.
+
+    Of the logger "asyncio": the tracebacks of Orbax's tasks that failed beside the one whose error was raised.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        about = record.pathname if record.name != "asyncio" else record.getMessage()
+        return "orbax" not in about and "os_error_code" not in about
 
 
 # Leaves ---------------------------------------------------------------------------------------------------------------
