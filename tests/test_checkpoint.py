@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.interfaces import TrainState
+from dreamer.runtime import checkpoint
 from dreamer.runtime.checkpoint import Checkpoints
 
 
@@ -133,6 +135,7 @@ def test_old_checkpoints_are_deleted_and_any_kept_one_can_be_restored(tmp_path):
 
 DELETES = """
 import os, signal, sys
+from dreamer.runtime import checkpoint
 from dreamer.runtime.checkpoint import Checkpoints
 def killed(event, args):
     if event in ("os.remove", "os.rmdir") and "tmp" not in str(args[0]).rpartition("/run/")[2]:
@@ -279,10 +282,32 @@ def test_a_disk_that_is_full_in_the_background_is_told_and_older_checkpoints_sta
     assert checkpoints.steps() == [1, 4]
 
 
+@pytest.mark.parametrize("free, files", [(3, 1000), (10**9, 10)], ids=["bytes", "files"])
+def test_a_disk_without_room_for_a_save_is_told_before_orbax_begins_one(tmp_path, monkeypatch, free, files):
+    """Orbax's threads would wait for minutes for a folder that could not be made, and print a traceback each."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)})
+        checkpoints.wait()
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="no space left on the disk"):
+            disk = types.SimpleNamespace(f_bavail=free, f_frsize=1, f_files=files, f_favail=files)
+            patch.setattr(checkpoint.os, "statvfs", lambda place: disk)
+            checkpoints.save(2, {"x": jnp.zeros(3)})
+        assert checkpoints.steps() == [1] and not list(tmp_path.rglob("*tmp*"))
+        checkpoints.save(3, {"x": jnp.zeros(3)})
+
+
+def test_what_a_failed_save_left_behind_is_not_printed():
+    quiet = checkpoint._Quiet()
+    said = "Task exception was never retrieved future: <Task coro=<run() at orbax/checkpoint/serialization.py>"
+    assert not quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, said, (), None))
+    assert quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, "of a user", (), None))
+
+
 LIMITED = """
 import resource, sys, time
 import jax.numpy as jnp, numpy as np
 from dreamer.errors import UserError
+from dreamer.runtime import checkpoint
 from dreamer.runtime.checkpoint import Checkpoints
 
 noise = np.random.default_rng(0).normal(size=300_000)
