@@ -22,6 +22,7 @@ from dreamer.apps.checks.walk import Walk, walk
 from dreamer.apps.checks.watch import EnvFailed, Watch, close_quietly
 from dreamer.errors import UserError
 from dreamer.runtime.actions import action_reader
+from dreamer.runtime.interface import NO_SEED, takes_no_seed
 from dreamer.runtime.parallel import AGENT, is_parallel
 from dreamer.runtime.pictures import write_whole
 from dreamer.runtime.readers import readers
@@ -128,6 +129,8 @@ def _closed(env: gymnasium.Env) -> list[Verdict]:
 def _failed(failure: EnvFailed) -> Verdict:
     if failure.call == "close":
         return warning("close", str(failure))
+    if failure.call == "reset" and takes_no_seed(failure.error):
+        return wrong("reset-seed", NO_SEED)
     return wrong("construction" if failure.call == "make" else "raises", str(failure))
 
 
