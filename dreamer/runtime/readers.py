@@ -96,6 +96,9 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
     Keys "log/..." are missing, which no row holds.
     """
     values: dict[tuple, np.ndarray] = {}
+    for path, leaf in _leaves(space, ()):
+        if _empty(leaf) and not "/".join(map(str, path)).startswith("log/"):
+            values[path] = np.zeros(leaf.shape or (), leaf.dtype)
     for reader in keys:
         array = row[reader.key]
         if reader.space.discrete:
@@ -165,9 +168,13 @@ def dropped(env: gymnasium.Env) -> dict[str, str]:
         key = "/".join(map(str, path))
         if key.startswith("log/"):
             reasons[key] = "keys log/... are for logs"
-        elif 0 in (getattr(leaf, "shape", None) or ()):
-            reasons[key or "vector"] = f"its shape {list(leaf.shape)} holds no number"  # type: ignore[arg-type]
+        elif _empty(leaf):
+            reasons[key or "vector"] = f"its shape {list(leaf.shape or ())} holds no number"
     return reasons
+
+
+def _empty(space: spaces.Space) -> bool:
+    return 0 in (getattr(space, "shape", None) or ())
 
 
 def _reasons(env: gymnasium.Env) -> str:

@@ -57,8 +57,8 @@ def _picture(key: Key, looks: list[Look]) -> list[Verdict]:
         return [warning("picture-range", text)]
     if (high - black) / (white - black) < DARK:
         text = (
-            f"picture {key.name!r} holds nothing above {high:g} of {black:g} to {white:g}: nearly black to the agent; if these are "
-            "classes, draw them or give them as MultiDiscrete"
+            f"picture {key.name!r} holds nothing above {high:g} of {black:g} to {white:g}: nearly black to the agent; "
+            "if these are classes, draw them or give them as MultiDiscrete"
         )
         return [note("picture-range", text)]
     return []
