@@ -80,6 +80,13 @@ def observation_spaces() -> st.SearchStrategy[spaces.Space]:
     return nested(st.one_of(discretes(), boxes(), boxes(st.just((2, 2, 2, 2, 2))), pictures())).filter(spaces.flatdim)
 
 
+def small_spaces() -> st.SearchStrategy[spaces.Space]:
+    """Observations or actions whose agent compiles soon: no pictures, no nesting but a pair."""
+    leaves = st.one_of(discretes(), boxes())
+    pairs = st.fixed_dictionaries({"a": leaves, "b": leaves}).map(spaces.Dict)
+    return st.one_of(leaves, pairs).filter(spaces.flatdim)
+
+
 class Anything(gymnasium.Env):
     """Samples of an observation space; keeps what it showed and was told. Episodes of 5 steps."""
 
@@ -100,3 +107,8 @@ class Anything(gymnasium.Env):
     def _show(self):
         self.shown.append(self.observation_space.sample())
         return self.shown[-1]
+
+
+def one_hot_action(classes: int) -> np.ndarray:
+    """The first of so many choices, as an agent's vector [classes] float32."""
+    return np.eye(1, classes, dtype=np.float32)[0]

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import dreamer
@@ -26,7 +26,7 @@ from dreamer.runtime.readers import restore
 from dreamer.runtime.replay import Config, Replay
 from dreamer.runtime.rows import EnvRows
 from dreamer.runtime.steps import Batch, Step
-from tests.any_spaces import Anything, action_spaces, observation_spaces
+from tests.any_spaces import Anything, action_spaces, observation_spaces, small_spaces
 from tests.tiny_runs import lines
 from tests.tiny_runs import tiny as tiny_config
 
@@ -114,15 +114,16 @@ class Strict(Anything):
         return super().step(action)
 
 
-def trains(obs_space: spaces.Space, action_space: spaces.Space, seed: int) -> None:
-    """`dreamer check` first: what it calls sound makes two updates in `dreamer.train`, a space that it refuses none."""
+def check_then_train(obs_space: spaces.Space, action_space: spaces.Space, seed: int) -> set[str]:
+    """What `dreamer check` finds wrong. What it calls sound makes two updates, and a space that it refuses none."""
 
     def make() -> gymnasium.Env:
         return Strict(obs_space, action_space, seed)
 
     verdicts = examine(plugins.maker(make), CHECKED, Watch())
     wrong = {verdict.key for verdict in verdicts if verdict.level == "wrong"}
-    assume(wrong <= {"space"})
+    if wrong - {"space"}:
+        return wrong
     with tempfile.TemporaryDirectory() as folder:
         config = tiny_config(
             Path(folder) / "run", env_steps=32, workers__envs=1, eval__episodes=0, eval__video="off", seed=seed
@@ -130,10 +131,11 @@ def trains(obs_space: spaces.Space, action_space: spaces.Space, seed: int) -> No
         if wrong:
             with pytest.raises(UserError):
                 dreamer.train(config, make_env=make)
-            return
+            return wrong
         last = lines(dreamer.train(config, make_env=make))[-1]
     assert last["updates"] >= 2
     assert all(np.isfinite(value) for key, value in last.items() if key.startswith("loss/")), last
+    return wrong
 
 
 CHECKED = Settings(steps=60)
@@ -147,20 +149,20 @@ EXAMPLES = settings(
 @settings(EXAMPLES, max_examples=20)
 @given(observation_spaces(), action_spaces(), st.integers(0, 99))
 def test_any_space_that_check_calls_sound_trains(obs_space, action_space, seed):
-    trains(obs_space, action_space, seed)
+    assume(not check_then_train(obs_space, action_space, seed))
 
 
-@settings(EXAMPLES, max_examples=3, derandomize=True)
-@given(observation_spaces(), action_spaces(), st.integers(0, 99))
+@settings(EXAMPLES, max_examples=3, derandomize=True, phases=[Phase.generate])
+@given(small_spaces(), small_spaces(), st.integers(0, 99))
 def test_some_spaces_that_check_calls_sound_train(obs_space, action_space, seed):
-    trains(obs_space, action_space, seed)
+    assume(not check_then_train(obs_space, action_space, seed))
 
 
 def test_all_kinds_of_spaces_together_train():
     obs = spaces.Dict(
         {
-            "wide": spaces.Box(0, 255, (17, 40, 3), np.uint8),
-            "first": spaces.Box(0, 1, (2, 9, 9), np.float64),
+            "wide": spaces.Box(0, 255, (9, 17, 3), np.uint8),
+            "first": spaces.Box(0, 1, (2, 9, 17), np.float64),
             "grid": spaces.Box(0, 10, (7, 7, 3), np.uint8),
             "more": spaces.Tuple([spaces.Discrete(3, start=-1), spaces.MultiBinary(3), spaces.MultiDiscrete([2, 4])]),
             "none": spaces.Box(-1, 1, (0,)),
@@ -175,4 +177,4 @@ def test_all_kinds_of_spaces_together_train():
             "d": spaces.Discrete(2),
         }
     )
-    trains(obs, action, 0)
+    assert not check_then_train(obs, action, 0)

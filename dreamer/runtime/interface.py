@@ -14,7 +14,6 @@ NO_SEED = (
     "environment is reset with a seed"
 )
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(seed|options)'|takes no keyword arguments")
-_OLD = ("gym", "gym_notices")
 
 
 def takes_no_seed(error: BaseException | None) -> bool:
@@ -27,8 +26,7 @@ def foreign(space: Any) -> str:
     """What to do about a space that is none of gymnasium's, in words that follow the space; "" for those that are."""
     if isinstance(space, gymnasium.Space):
         return ""
-    kinds = {part.__module__.partition(".")[0] for part in type(space).__mro__}
-    if kinds & set(_OLD):
+    if "gym" in {part.__module__.partition(".")[0] for part in type(space).__mro__}:
         return (
             ", a space of the old gym package; use gymnasium.spaces, or wrap the environment with shimmy: "
             "gymnasium.make('GymV26Environment-v0', env=env), GymV21Environment-v0 for gym before 0.26"

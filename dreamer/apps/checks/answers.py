@@ -43,11 +43,20 @@ def begin(env: gymnasium.Env, seed: int | None, tally: Tally, where: str) -> Ans
         except EnvFailed as failure:
             if not takes_no_seed(failure.error):
                 raise
+            answer = _begin_without(env)
             tally.add(wrong("reset-seed", NO_SEED))
-            answer = env.reset()
     if not (isinstance(answer, tuple) and len(answer) == 2):
         raise NoAnswer(wrong("reset-api", f"reset() must give (obs, info), it gave {described(answer)}"))
     return Answer(answer[0], info=_info(answer[1], tally, where))
+
+
+def _begin_without(env: gymnasium.Env) -> Any:
+    try:
+        return env.reset()
+    except EnvFailed as failure:
+        if takes_no_seed(failure.error):  # a wrapper passes both on in any case
+            raise NoAnswer(wrong("reset-seed", NO_SEED)) from None
+        raise
 
 
 def take(env: gymnasium.Env, action: Any, tally: Tally, where: str) -> Answer:
