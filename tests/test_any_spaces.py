@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -21,12 +22,14 @@ from dreamer.apps.check import examine
 from dreamer.apps.checks.verdicts import Settings
 from dreamer.apps.checks.watch import Watch
 from dreamer.errors import UserError
+from dreamer.runtime import devices
 from dreamer.runtime.actions import random_actions
 from dreamer.runtime.readers import restore
 from dreamer.runtime.replay import Config, Replay
 from dreamer.runtime.rows import EnvRows
 from dreamer.runtime.steps import Batch, Step
 from tests.any_spaces import Anything, action_spaces, observation_spaces, small_spaces
+from tests.tiny import QUICK
 from tests.tiny_runs import lines
 from tests.tiny_runs import tiny as tiny_config
 
@@ -114,6 +117,16 @@ class Strict(Anything):
         return super().step(action)
 
 
+class QuickJax:
+    """The module jax, but that programs are compiled as quickly as may be."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    def jit(self, function: Any, compiler_options: Any = None, **options: Any) -> Any:
+        return jax.jit(function, compiler_options=QUICK, **options)
+
+
 def check_then_train(obs_space: spaces.Space, action_space: spaces.Space, seed: int) -> set[str]:
     """What `dreamer check` finds wrong. What it calls sound makes two updates, and a space that it refuses none."""
 
@@ -124,7 +137,8 @@ def check_then_train(obs_space: spaces.Space, action_space: spaces.Space, seed: 
     wrong = {verdict.key for verdict in verdicts if verdict.level == "wrong"}
     if wrong - {"space"}:
         return wrong
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "jax", QuickJax())
         config = tiny_config(
             Path(folder) / "run", env_steps=32, workers__envs=1, eval__episodes=0, eval__video="off", seed=seed
         )

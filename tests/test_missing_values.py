@@ -38,7 +38,7 @@ def test_a_discrete_has_all_its_classes_wherever_it_starts(start):
     np.testing.assert_array_equal(seen(spaces.Discrete(3, start=start), [start, start + 1, start + 2]), np.eye(3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(nested(st.one_of(discretes(), boxes())).filter(spaces.flatdim), st.integers(0, 99))
 def test_no_value_of_a_space_is_taken_for_missing(space, seed):
     rows = EnvRows(Anything(space, spaces.Discrete(2), seed))
