@@ -6,10 +6,30 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 MASK = "action_mask"  # the observation that tells which discrete actions are allowed now
+BYTE = (0.0, 255.0)  # bounds of a picture that has none of its own
+
+
+class Encoding(NamedTuple):
+    """How the agent takes and predicts one key of the observation; the networks and `dreamer check` read the same one.
+
+    input: what the encoder sees | network: that sees it | target: what the decoder predicts | loss: between the two
+    """
+
+    input: Literal["unit", "one-hot", "symlog"]
+    network: Literal["convolutions", "MLP"]
+    target: Literal["unit", "one-hot", "symlog"]
+    loss: Literal["squared error", "cross-entropy"]
+
+
+PICTURE = Encoding("unit", "convolutions", "unit", "squared error")
+CLASSES = Encoding("one-hot", "MLP", "one-hot", "cross-entropy")
+NUMBERS = Encoding("symlog", "MLP", "symlog", "squared error")
+CENTRE = 0.5  # a picture is scaled to 0..1, and the encoder takes this off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +55,16 @@ class Space:
     def image(self) -> bool:
         """Whether this is a picture [height, width, channels]: of uint8, or of values within `bounds`."""
         return len(self.shape) == 3 and not self.discrete and (self.dtype == "uint8" or self.bounds is not None)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the agent takes and predicts it."""
+        return PICTURE if self.image else CLASSES if self.discrete else NUMBERS
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values of a picture that are black and white to the agent."""
+        return self.bounds or BYTE
 
     @property
     def width(self) -> int:

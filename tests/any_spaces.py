@@ -8,7 +8,8 @@ from gymnasium import spaces
 from hypothesis import strategies as st
 
 FLOATS, WHOLE = (np.float32, np.float64, np.float16), (np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16)
-SHAPES = st.lists(st.integers(1, 3), max_size=2).map(tuple)
+SHAPES = st.lists(st.sampled_from([1, 1, 2, 2, 3, 3, 0]), max_size=2).map(tuple)
+STARTS = st.integers(-3, 3)
 
 
 @st.composite
@@ -28,15 +29,21 @@ def boxes(draw: st.DrawFn, shapes: st.SearchStrategy = SHAPES) -> spaces.Box:
 
 def discretes() -> st.SearchStrategy[spaces.Space]:
     """Discrete, MultiDiscrete of one and two axes, MultiBinary; any start."""
-    one = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), st.integers(-2, 3))
-    shape = st.sampled_from([(1,), (3,), (2, 2)])
-    several = shape.flatmap(
-        lambda s: st.lists(st.integers(1, 4), min_size=int(np.prod(s)), max_size=int(np.prod(s))).map(
-            lambda sizes: spaces.MultiDiscrete(np.array(sizes).reshape(s))
-        )
-    )
+    one = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), STARTS)
     bits = st.one_of(st.integers(1, 3), st.sampled_from([(2, 2), (2, 1, 3)])).map(spaces.MultiBinary)
-    return st.one_of(one, several, bits)
+    return st.one_of(one, multidiscretes(), bits)
+
+
+@st.composite
+def multidiscretes(draw: st.DrawFn) -> spaces.MultiDiscrete:
+    """MultiDiscretes of one and two axes and several dtypes; one start for all entries, or one each."""
+    shape = draw(st.sampled_from([(1,), (3,), (2, 2)]))
+    dtype = draw(st.sampled_from([np.int64, np.int8, np.uint8]))
+    sizes = [draw(st.integers(1, 4)) for _ in range(int(np.prod(shape)))]
+    same = draw(STARTS)
+    starts = np.array([same if draw(st.booleans()) else draw(STARTS) for _ in sizes])
+    starts = starts + 3 if dtype == np.uint8 else starts
+    return spaces.MultiDiscrete(np.array(sizes).reshape(shape), dtype, start=starts.reshape(shape))
 
 
 @st.composite
@@ -65,12 +72,19 @@ def nested(leaves: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.
 
 def action_spaces(numbers: bool = True) -> st.SearchStrategy[spaces.Space]:
     """Any action space; without `numbers`, none with a Box."""
-    return nested(st.one_of(discretes(), boxes()) if numbers else discretes())
+    return nested(st.one_of(discretes(), boxes()) if numbers else discretes()).filter(spaces.flatdim)
 
 
 def observation_spaces() -> st.SearchStrategy[spaces.Space]:
     """Any observation space that can be learned from."""
-    return nested(st.one_of(discretes(), boxes(), boxes(st.just((2, 2, 2, 2, 2))), pictures()))
+    return nested(st.one_of(discretes(), boxes(), boxes(st.just((2, 2, 2, 2, 2))), pictures())).filter(spaces.flatdim)
+
+
+def small_spaces() -> st.SearchStrategy[spaces.Space]:
+    """Observations or actions whose agent compiles soon: no pictures, no nesting but a pair."""
+    leaves = st.one_of(discretes(), boxes())
+    pairs = st.fixed_dictionaries({"a": leaves, "b": leaves}).map(spaces.Dict)
+    return st.one_of(leaves, pairs).filter(spaces.flatdim)
 
 
 class Anything(gymnasium.Env):
@@ -93,3 +107,8 @@ class Anything(gymnasium.Env):
     def _show(self):
         self.shown.append(self.observation_space.sample())
         return self.shown[-1]
+
+
+def one_hot_action(classes: int) -> np.ndarray:
+    """The first of so many choices, as an agent's vector [classes] float32."""
+    return np.eye(1, classes, dtype=np.float32)[0]

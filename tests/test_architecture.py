@@ -37,7 +37,7 @@ JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
     "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
-    "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.parallel",
+    "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.interface", "dreamer.runtime.parallel",
     "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",
     "dreamer.runtime.replay", "dreamer.runtime.ratio", "dreamer.runtime.samplers", "dreamer.runtime.disk_tier",
     "dreamer.runtime.prefetch", "dreamer.runtime.following", "dreamer.runtime.row_store", "dreamer.runtime.sinks",

@@ -190,13 +190,13 @@ class TestObservationSpaces:
         shown = spec_of(obs_env(space, None)).obs["image"]
         assert shown.image and shown.bounds == bounds and shown.dtype == space.dtype.name
 
-    def test_minus_infinity_and_minus_1_mark_missing_values_where_the_space_has_them(self):
+    def test_minus_infinity_marks_a_missing_value_and_a_class_of_minus_1_is_one_like_others(self):
         space = spaces.Dict({"a": spaces.Box(-np.inf, np.inf, (2,)), "b": spaces.Discrete(4, start=-1)})
         obs = {"a": np.array([0, -np.inf], np.float32), "b": -1}
         env = obs_env(space, obs)
-        assert spec_of(env).obs["b"] == Space((), "int64", 3)
+        assert spec_of(env).obs["b"] == Space((), "int64", 4)
         row = EnvRows(env).step(one_hot(0)).obs
-        assert row["a"].tolist() == [[0, -np.inf]] and row["b"].tolist() == [-1]
+        assert row["a"].tolist() == [[0, -np.inf]] and row["b"].tolist() == [0]
 
     @pytest.mark.parametrize(
         "space, message",
@@ -210,7 +210,10 @@ class TestObservationSpaces:
             (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),
             (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is taken"),
             (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is taken"),
-            (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent"),
+            (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent.*'log/a': keys log/... are for logs"),
+            (spaces.Box(0, 1, (0,)), r"no key for the agent \('vector': its shape \[0\] holds no number\)"),
+            (spaces.Dict({"a": spaces.Box(0, 1, (0, 8, 3))}), r"'a': its shape \[0, 8, 3\] holds no number"),
+            (spaces.Discrete(2**40), "'vector'.*1,099,511,627,776 classes.*at most 16,777,216"),
             (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "two.*'a/b'"),
         ],
     )

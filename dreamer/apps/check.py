@@ -12,7 +12,18 @@ from typing import Any
 
 import gymnasium
 
-from dreamer.apps.checks import channels, endings, gymnasium_checker, handed_out, picture, rewards, seeds, spaces, times
+from dreamer.apps.checks import (
+    channels,
+    endings,
+    gymnasium_checker,
+    handed_out,
+    picture,
+    rewards,
+    seeds,
+    self_resets,
+    spaces,
+    times,
+)  # fmt: skip
 from dreamer.apps.checks.answers import NoAnswer
 from dreamer.apps.checks.isolation import verdicts_of
 from dreamer.apps.checks.looks import Key, keys_of
@@ -22,6 +33,7 @@ from dreamer.apps.checks.walk import Walk, walk
 from dreamer.apps.checks.watch import EnvFailed, Watch, close_quietly
 from dreamer.errors import UserError
 from dreamer.runtime.actions import action_reader
+from dreamer.runtime.interface import NO_SEED, takes_no_seed
 from dreamer.runtime.parallel import AGENT, is_parallel
 from dreamer.runtime.pictures import write_whole
 from dreamer.runtime.readers import readers
@@ -70,13 +82,15 @@ def _own(
     keys, found = _spaces(env, name)
     yield from found
     whole = seeded = False
+    told: list[Verdict] = []
     if keys:
         taken = walk(
             env, keys, watch, steps=settings.steps, episodes=settings.episodes, seed=settings.seed,
             repeat=settings.action_repeat,
         )  # fmt: skip
         whole, seeded = taken.whole, all(verdict.key != "reset-seed" for verdict in taken.verdicts)
-        yield from _of_walk(taken, keys, env)
+        told = _of_walk(taken, keys, env)
+        yield from told
         if taken.rows and (MASK in taken.rows[0].info or any(key.name == MASK for key in keys)):
             yield note("mask", "it offers an action mask, which is obeyed; gymnasium's checker does not obey it")
     watch.place = "the end of the random steps"
@@ -84,7 +98,10 @@ def _own(
     if not whole or not seeded:
         yield note("stopped", "what comes after this was not looked at: seeds, times, pictures")
         return
-    yield from _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
+    decided = _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
+    yield from decided
+    if not {verdict.key for verdict in (*told, *decided)} & {"reset-inside", "unseeded", "reset-leaks", "raises"}:
+        yield from _attempt(lambda: self_resets.check(make, keys, watch, taken, settings.seed))
     plan = Plan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
     yield from _attempt(lambda: times.check(taken, plan, watch))
     yield from _attempt(lambda: _drawn(make, watch, settings))
@@ -128,6 +145,8 @@ def _closed(env: gymnasium.Env) -> list[Verdict]:
 def _failed(failure: EnvFailed) -> Verdict:
     if failure.call == "close":
         return warning("close", str(failure))
+    if failure.call == "reset" and takes_no_seed(failure.error):
+        return wrong("reset-seed", NO_SEED)
     return wrong("construction" if failure.call == "make" else "raises", str(failure))
 
 

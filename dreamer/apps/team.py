@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.runtime.interface import whole_answer
 from dreamer.runtime.parallel import Side
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class LoadedTeam:
         info: {agent: info} as they give it, where it holds the action mask. Raises UserError when an observation does
         not fit its space, or an agent is not one of the environment.
         """
+        if hint := whole_answer(obs):
+            raise UserError(f"act, env {self.config.env!r}: {hint}")
         strangers = [who for who in obs if who not in self.possible_agents] if isinstance(obs, Mapping) else [obs]
         if strangers or not obs:
             raise UserError(

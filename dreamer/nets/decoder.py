@@ -59,11 +59,12 @@ class Decoder(nn.Module):
     def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
         stoch = stoch.reshape(*stoch.shape[:-2], -1).astype(self.dtype)
         deter = deter.astype(self.dtype)
-        vectors = [(k, space) for k, space in self.spaces if not space.image]
+        vectors = [(k, space) for k, space in self.spaces if space.encoding.network == "MLP"]
         outs: dict[str, Array] = {}
         if vectors:
             x = MLP(self.layers, self.units, self.dtype, name="mlp")(jnp.concatenate([stoch, deter], -1))
-            sizes = tuple((k, space.width, "logits" if space.discrete else "pred") for k, space in vectors)
+            kinds = {"one-hot": "logits", "symlog": "pred"}
+            sizes = tuple((k, space.width, kinds[space.encoding.target]) for k, space in vectors)
             outs |= _Vectors(sizes, self.dtype, name="vec")(x)
         for group in groups(dict(self.spaces), self.mults):
             outs |= self._images(deter, stoch, group)
@@ -102,7 +103,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
     cross-entropy. A key that is missing in a row costs nothing there.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
-    if space.image:
+    if space.encoding.target == "unit":
         return jnp.sum(jnp.square(out - to_unit(space, target)), (-3, -2, -1))
     gone = missing(space, target)
     if space.classes is not None:
@@ -116,10 +117,10 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
 
 def to_observation(space: Space, out: Array) -> Array:
     """One key's output in the units of the observation [.., *shape]: pictures as the agent sees them, classes int32."""
-    if space.image:
+    if space.encoding.target == "unit":
         return from_unit(space, out)
     lead = out.shape[:-1]
-    if space.discrete:
+    if space.encoding.target == "one-hot":
         return jnp.argmax(out.reshape(*lead, *space.shape, space.classes), -1).astype(jnp.int32)
     return symexp(out).reshape(*lead, *space.shape)
 

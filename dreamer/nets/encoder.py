@@ -15,7 +15,7 @@ from dreamer.nets.convolutions import Conv
 from dreamer.nets.layers import Linear, RMSNorm
 from dreamer.nets.pictures import Group, groups, to_unit
 from dreamer.ops.distributions import symlog
-from dreamer.spaces import Space
+from dreamer.spaces import CENTRE, Space
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
     A key that is missing in a row becomes 0 there.
     """
     parts = []
-    for key in sorted(k for k, space in spaces.items() if not space.image):
+    for key in sorted(k for k, space in spaces.items() if space.encoding.network == "MLP"):
         space, x = spaces[key], obs[key]
         lead = x.shape[: x.ndim - len(space.shape)]
         flat = x.reshape(*lead, -1)
@@ -41,7 +41,10 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
 
 
 def missing(space: Space, x: Array) -> Array:
-    """Whether x [.., *shape] is a missing value -> [..]: one element of -inf (float) or -1 (class) is enough."""
+    """Whether x [.., *shape] is a missing value -> [..]: one element of -inf (float) or -1 (class) is enough.
+
+    -1 is never a class of an environment: whatever its space starts at, its classes reach the agent from 0.
+    """
     flat = x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
     return jnp.any(flat == -1 if space.discrete else jnp.isneginf(flat.astype(jnp.float32)), -1)
 
@@ -62,11 +65,11 @@ class Encoder(nn.Module):
     def __call__(self, obs: Mapping[str, Array]) -> Array:
         spaces = dict(self.spaces)
         tokens = []
-        if any(not space.image for space in spaces.values()):
+        if any(space.encoding.network == "MLP" for space in spaces.values()):
             tokens.append(self._vectors(concat_vectors(spaces, obs, self.symlog)))
         for group in groups(spaces, self.mults):
             units = [to_unit(spaces[k], obs[k], self.dtype) for k in group.keys]
-            tokens.append(self._images(group, jnp.concatenate(units, -1) - 0.5))
+            tokens.append(self._images(group, jnp.concatenate(units, -1) - CENTRE))
         return jnp.concatenate(tokens, -1)
 
     def _vectors(self, x: Array) -> Array:

@@ -77,13 +77,13 @@ def to_unit(space: Space, picture: Array, dtype: Any = jnp.float32) -> Array:
     """A picture with values from 0 to 1, in dtype."""
     if space.bounds is None:
         return picture.astype(dtype) / 255
-    low, high = space.bounds
+    low, high = space.ends
     return ((picture.astype(jnp.float32) - low) / (high - low)).astype(dtype)
 
 
 def from_unit(space: Space, unit: Array) -> Array:
     """`to_unit` undone, in the dtype in which the agent sees the picture; whole numbers are rounded."""
-    low, high = space.bounds or (0.0, 255.0)
+    low, high = space.ends
     value = unit * 255 if space.bounds is None else low + unit * (high - low)
     whole = not space.dtype.startswith("float")
     return (jnp.round(value) if whole else value).astype(space.device_dtype)

@@ -6,7 +6,8 @@ How a space becomes parts of the vector (see `dreamer.spaces.Action`), Dicts in 
     MultiDiscrete           classes of each entry
     MultiBinary             two classes for each entry
     Box                     a number for each entry, [-1, 1] stretched to its bounds; integers in bins of one width.
-                            An entry without a bound keeps its number, with one bound it has the 2 units beside that
+                            An entry without a bound keeps its number, with one bound it has the 2 units beside that;
+                            the largest number of its dtype is no bound either (see `ranges`)
     Dict, Tuple of these    all of their parts
 """
 
@@ -20,10 +21,12 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.errors import UserError
+from dreamer.runtime.interface import foreign
 from dreamer.spaces import Action
 
 SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
+UNIT = 1.0  # an action without bounds has this much on both sides of 0, with one bound twice as much beside that
 MOST_CLASSES = 65_536
 
 
@@ -49,7 +52,9 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
         sizes += _classes(leaf)
         numbers += int(np.prod(leaf.shape)) if isinstance(leaf, spaces.Box) else 0
     if not sizes and not numbers:
-        raise UserError(f"env {name!r}: the action space {space} holds nothing to choose")
+        raise UserError(
+            f"env {name!r}: the action space {space} holds nothing to choose; give at least one number or class"
+        )
     action = Action(tuple(sizes), numbers)
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
@@ -80,6 +85,18 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     if flat.dtype.kind not in "biu" or not ((flat == 0) | (flat == 1)).all():
         raise ValueError("the action mask must hold 0 and 1 only")
     return flat.astype(np.int8)
+
+
+def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers that the agent can give for each entry of the box, float64 [n]: lowest, highest; and is it bounded.
+
+    bounded [n] bool: whether the space has both bounds, so that the two are its own.
+    """
+    low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+    most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
+    has_low, has_high = low > -most, high < most
+    least = np.where(has_low, low, np.where(has_high, high - 2 * UNIT, -UNIT))
+    return least, np.where(has_high, high, np.where(has_low, low + 2 * UNIT, UNIT)), has_low & has_high
 
 
 def random_actions(
@@ -127,7 +144,12 @@ def _check(leaf: spaces.Space, path: str, name: str) -> None:
     if not isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)) or (
         isinstance(leaf, spaces.Box) and leaf.dtype.kind not in "fiub"
     ):
-        raise UserError(f"env {name!r}: {place}, {leaf}, is not supported; {SUPPORTED}")
+        what = foreign(leaf) or f", is not supported; {SUPPORTED}"
+        raise UserError(f"env {name!r}: {place}, {leaf}{what}")
+    if isinstance(leaf, spaces.Box) and not (leaf.low <= leaf.high).all():
+        raise UserError(
+            f"env {name!r}: {place} has a bound that is NaN or a low bound above its high bound; give low <= high"
+        )
     if sum(_classes(leaf)) > MOST_CLASSES:
         raise UserError(
             f"env {name!r}: {place}, {leaf}, has {sum(_classes(leaf)):,} choices, an output of the actor for each; "
@@ -170,10 +192,7 @@ def _builder(space: spaces.Space) -> _Builder:
 
 def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
     """From numbers [n] to an array inside the box."""
-    low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
-    has_low, has_high = low > -LARGEST, high < LARGEST
-    low = np.where(has_low, low, np.where(has_high, high - 2, -1.0))
-    high = np.where(has_high, high, np.where(has_low, low + 2, 1.0))
+    low, high, _ = ranges(space)
     middle, half, shape, dtype = (low + high) / 2, (high - low) / 2, space.shape, space.dtype
     if dtype.kind == "f":
         # Rounding to a shorter dtype may leave the box by the last bit.

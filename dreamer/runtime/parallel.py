@@ -116,7 +116,7 @@ def any_spec(env: Any, name: str = "") -> Spec:
 
 def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
     """Observations and infos by agent, of a reset. Raises UserError."""
-    observations, infos = checked_reset(team.reset(seed=seed), name)
+    observations, infos = checked_reset(team, seed, name)
     if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
         raise UserError(f"env {name!r}: reset() must give two dicts by agent, it gave {described(observations)}")
     if not observations:

@@ -9,9 +9,12 @@ replay keep the environment's own dtype:
     other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
     Discrete, MultiDiscrete             classes from 0 whatever the start, of MultiDiscrete as many as the largest has
     MultiBinary                         numbers; of 3 axes a picture
+    a space that holds nothing          dropped, such as Box of shape [0]
 
-Missing values: -inf in a Box without a lower bound, -1 in a Discrete or MultiDiscrete that starts at -1. The encoder
-sees zeros for the whole key, and the decoder is not asked for it in that row.
+A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound, which carries
+no number. There it marks a missing value: the encoder sees zeros for the whole key, and the decoder is not asked for it
+in that row. Classes have no such mark; an environment that may have nothing to show adds a class for it. A value
+outside its space is refused.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.errors import UserError
+from dreamer.runtime.interface import foreign, whole_answer
 from dreamer.spaces import MASK, Action, Space, for_device
 
 RESERVED = ("reward", "is_first", "is_last", "is_terminal")
 SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
+MOST_WIDTH = 2**24  # numbers that the encoder sees of one key of classes
 WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
 _TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
 _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
@@ -41,6 +46,7 @@ class Reader(NamedTuple):
     low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
     axes: order of the environment's axes before they are joined to those of the row, () as they are
     plain: whether an array of the environment is the row's as it is
+    floor: the lowest number that a float may be, where it has no lower bound
     """
 
     key: str
@@ -53,6 +59,7 @@ class Reader(NamedTuple):
     start: Any = 0
     axes: tuple[int, ...] = ()
     plain: bool = False
+    floor: float | None = None
 
 
 def find(reader: Reader, obs: Any) -> Any:
@@ -89,6 +96,9 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
     Keys "log/..." are missing, which no row holds.
     """
     values: dict[tuple, np.ndarray] = {}
+    for path, leaf in _leaves(space, ()):
+        if _empty(leaf) and not "/".join(map(str, path)).startswith("log/"):
+            values[path] = np.zeros(leaf.shape or (), leaf.dtype)
     for reader in keys:
         array = row[reader.key]
         if reader.space.discrete:
@@ -117,7 +127,7 @@ def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[st
         lists = {key: [value] if single else list(value) for key, value in values.items()}
         rows = {r.key: [read(r, x) for x in lists[r.key]] for r in keys}
     except (ValueError, TypeError) as error:
-        raise UserError(f"observation of env {name!r}: {error}") from None
+        raise UserError(f"observation of env {name!r}: {whole_answer(obs) or error}") from None
     if len({len(row) for row in rows.values()}) > 1:
         raise UserError(f"observation of env {name!r}: its keys hold different numbers of rows")
     stacked = {r.key: np.stack(rows[r.key]) for r in keys}
@@ -141,14 +151,35 @@ def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) ->
     for key in leaves:
         if key in RESERVED:
             raise UserError(f"env {name!r}: the observation key {key!r} is taken by the row itself; rename it")
-    kept = sorted(key for key in leaves if not key.startswith("log/"))
+    kept = sorted(leaves.keys() - dropped(env))
     found = [_reader(key, *leaves[key], name) for key in kept]
     found = [_as_mask(reader, action, name) if reader.key == MASK and action else reader for reader in found]
     if not [reader for reader in found if reader.key != MASK]:
-        raise UserError(f"env {name!r}: its observation space {space} holds no key for the agent")
+        raise UserError(f"env {name!r}: its observation space {space} holds no key for the agent{_reasons(env)}")
     if not isinstance(space, (spaces.Dict, spaces.Tuple)) and found[0].space.image:
         return [found[0]._replace(key="image")]
     return found
+
+
+def dropped(env: gymnasium.Env) -> dict[str, str]:
+    """The keys of the observation that the agent does not get, and why, in words."""
+    reasons = {}
+    for path, leaf in _leaves(env.observation_space, ()):
+        key = "/".join(map(str, path))
+        if key.startswith("log/"):
+            reasons[key] = "keys log/... are for logs"
+        elif _empty(leaf):
+            reasons[key or "vector"] = f"its shape {list(leaf.shape or ())} holds no number"
+    return reasons
+
+
+def _empty(space: spaces.Space) -> bool:
+    return 0 in (getattr(space, "shape", None) or ())
+
+
+def _reasons(env: gymnasium.Env) -> str:
+    told = [f"{key!r}: {why}" for key, why in dropped(env).items()]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _leaves(space: spaces.Space, path: tuple) -> Iterator[tuple[tuple, spaces.Space]]:
@@ -172,7 +203,7 @@ def _gathered(space: spaces.Space, values: Mapping[tuple, np.ndarray], path: tup
 
 def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return _class_reader(key, path, space)
+        return _class_reader(key, path, space, name)
     if isinstance(space, spaces.MultiBinary):
         shape, dtype = tuple(space.shape), space.dtype.name
         if len(shape) != 3:
@@ -181,18 +212,27 @@ def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
         row, axes = _picture_form(shape)
         return Reader(key, path, Space(row, dtype, bounds=(0.0, 1.0)), shape, "iub", 0, 1, axes=axes)
     if not isinstance(space, spaces.Box) or space.dtype.kind not in "fiub":
-        raise UserError(f"env {name!r}: the space of observation key {key!r} is {space}; {SUPPORTED}")
+        what = foreign(space) or f"; {SUPPORTED}"
+        raise UserError(f"env {name!r}: the space of observation key {key!r} is {space}{what}")
+    if not (space.low <= space.high).all():
+        raise UserError(
+            f"env {name!r}: observation key {key!r} has a bound that is NaN or a low bound above its high bound, so no "
+            "value is inside; give low <= high"
+        )
     return _box_reader(key, path, space)
 
 
-def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete) -> Reader:
-    start = np.asarray(space.start)
-    count = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
-    low, high = start, start + count - 1
-    if (start == -1).all() and (count > 1).all():  # -1 is a missing value
-        start, count = np.zeros_like(start), count - 1
+def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete, name: str) -> Reader:
+    start = np.asarray(space.start, np.int64)
+    count = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec, np.int64)
     shape: Any = space.shape
-    return Reader(key, path, Space(shape, space.dtype.name, int(count.max())), shape, "iub", low, high, start)
+    row = Space(shape, space.dtype.name, int(count.max()))
+    if row.width > MOST_WIDTH:
+        raise UserError(
+            f"env {name!r}: observation key {key!r}, {space}, has {row.width:,} classes in all, each an input of the "
+            f"encoder; at most {MOST_WIDTH:,}. Give it as a Box of numbers"
+        )
+    return Reader(key, path, row, shape, "iub", start, start + count - 1, start)
 
 
 def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
@@ -209,13 +249,12 @@ def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
         return Reader(key, path, picture, shape, "iu" if dtype == np.uint8 else kinds, low, high, axes=axes)
     flat = shape or (1,) if len(shape) <= 2 else (int(np.prod(shape)),)
     plain = dtype.kind == "f" and flat == shape
-    return Reader(key, path, Space(flat, dtype.name), shape, kinds, low, high, plain=plain)
+    floor = -_largest(dtype) if dtype.kind == "f" and np.isneginf(low).any() else None
+    return Reader(key, path, Space(flat, dtype.name), shape, kinds, low, high, plain=plain, floor=floor)
 
 
 def _is_picture(space: spaces.Box) -> bool:
-    if space.dtype == np.uint8 and len(space.shape) in (2, 4):
-        return True
-    if len(space.shape) != 3:
+    if not (len(space.shape) == 3 or (space.dtype == np.uint8 and len(space.shape) in (2, 4))):
         return False
     low, high = float(space.low.min()), float(space.high.max())
     return 0 < high - low <= WIDEST_PICTURE
@@ -250,28 +289,50 @@ def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds that values must keep: those of whole numbers exactly, those of floats with a tolerance."""
+    if space.dtype.kind == "b":
+        return space.low.astype(np.uint8), space.high.astype(np.uint8)
+    if space.dtype.kind != "f":
+        return space.low, space.high
+    largest = _largest(space.dtype)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     unbounded = np.isneginf(low)
-    low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -LARGEST, LARGEST)
-    high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -LARGEST, LARGEST)
+    low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -largest, largest)
+    high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -largest, largest)
     low = np.where(unbounded, -np.inf, low)  # there -inf is inside: it marks a missing value
-    return (low, high) if space.dtype == np.float64 else (low.astype(np.float32), high.astype(np.float32))
+    return (low, high) if space.dtype.itemsize > 4 else (low.astype(np.float32), high.astype(np.float32))
+
+
+def _largest(dtype: np.dtype) -> float:
+    """The largest number of a float dtype that the agent can see."""
+    return min(LARGEST, float(np.finfo(dtype).max))
 
 
 def inside(reader: Reader, array: np.ndarray) -> bool:
     """Whether all of `array`, whatever axes stand in front, is inside the bounds of the key."""
     # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds. all() would take
     # twice as long for the few numbers of most observations, and this runs for every row.
-    return np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
+    within = np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
+    return within and (_fits(reader, array) or not np.any((array < reader.floor) & (array > -np.inf)))
+
+
+def _fits(reader: Reader, array: np.ndarray) -> bool:
+    """Whether no finite number can become -inf, the mark of a missing value, on its way to the agent."""
+    return reader.floor is None or (array.itemsize <= 4 and reader.floor == -LARGEST)
 
 
 def outside(reader: Reader, array: np.ndarray) -> str:
     """Where a value of one key is outside its bounds, in words."""
     array, low, high = np.broadcast_arrays(array, reader.low, reader.high)
-    where = tuple(int(i) for i in np.argwhere(~((array >= low) & (array <= high)))[0])
+    wrong = ~((array >= low) & (array <= high))
+    if reader.floor is not None:
+        wrong |= (array < reader.floor) & (array > -np.inf)
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
     place = f" at {list(where)}" if where else ""
     value = array[where]
     if not np.isfinite(value):
         return f"key {reader.key!r}{place} is {value}"
+    if reader.floor is not None and value < reader.floor:
+        return f"key {reader.key!r}{place} is {value:.6g}, below {reader.floor:.6g}, the lowest number that fits"
     limits = f"{low[where]:.6g} to {high[where]:.6g}"
     return f"key {reader.key!r}{place} is {value:.6g}, outside of its space's bounds {limits}"

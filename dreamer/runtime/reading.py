@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.runtime.actions import ActionReader, action_reader, flat_mask
+from dreamer.runtime.interface import NO_SEED, takes_no_seed
 from dreamer.runtime.readers import Reader, readers
 from dreamer.spaces import MASK, Space, Spec
 
@@ -41,7 +42,7 @@ def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Read
     obs = {reader.key: reader.space for reader in keys}
     if MASK in obs or not actions.action.onehots:
         return Reading(keys, actions, Spec(obs, actions.action), None, None)
-    first = checked_reset(env.reset(seed=seed), name)
+    first = checked_reset(env, seed, name)
     if not (isinstance(first[1], dict) and MASK in first[1]):
         return Reading(keys, actions, Spec(obs, actions.action), None, first)
     obs[MASK] = Space((actions.action.onehots,), MASK_DTYPE, 2)
@@ -53,11 +54,18 @@ def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
     return reading(env, name).spec
 
 
-def checked_reset(answer: Any, name: str) -> tuple[Any, dict]:
-    """What `reset` gave, if it is a pair; else UserError."""
+def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
+    """What `env.reset(seed=seed)` gives. Raises UserError when it takes no seed, or gives anything but a pair."""
+    try:
+        answer = env.reset(seed=seed)
+    except TypeError as error:
+        if not takes_no_seed(error):
+            raise
+        raise UserError(f"env {name!r}: {NO_SEED}") from error
     if isinstance(answer, tuple) and len(answer) == 2:
         return answer
-    raise UserError(f"env {name!r}: reset() must give (obs, info), it gave {described(answer)}")
+    old = "" if isinstance(answer, tuple) else " (the old gym interface gives the observation alone)"
+    raise UserError(f"env {name!r}: reset() must give (obs, info), it gave {described(answer)}{old}")
 
 
 def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:

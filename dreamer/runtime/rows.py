@@ -135,7 +135,7 @@ class EnvRows:
         seed, self._seed = self._seed, None
         answer, self._fresh = self._fresh, None
         if answer is None:
-            answer = checked_reset(self.env.reset(seed=seed), self.name)
+            answer = checked_reset(self.env, seed, self.name)
         self._over = False
         return answer[0], 0.0, False, False, answer[1]
 

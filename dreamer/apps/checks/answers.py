@@ -10,7 +10,9 @@ import numpy as np
 
 from dreamer.apps.checks.verdicts import Tally, Verdict, wrong
 from dreamer.apps.checks.watch import EnvFailed
+from dreamer.runtime.interface import NO_SEED, takes_no_seed
 from dreamer.runtime.readers import LARGEST
+from dreamer.runtime.reading import described
 
 
 class Answer(NamedTuple):
@@ -39,14 +41,22 @@ def begin(env: gymnasium.Env, seed: int | None, tally: Tally, where: str) -> Ans
         try:
             answer = env.reset(seed=seed)
         except EnvFailed as failure:
-            if not isinstance(failure.error, TypeError) or "seed" not in str(failure.error):
+            if not takes_no_seed(failure.error):
                 raise
-            text = "reset() takes no seed: every environment is reset with one; write reset(self, *, seed=None, options"
-            tally.add(wrong("reset-seed", f"{text}=None) and call super().reset(seed=seed)"))
-            answer = env.reset()
+            answer = _begin_without(env)
+            tally.add(wrong("reset-seed", NO_SEED))
     if not (isinstance(answer, tuple) and len(answer) == 2):
         raise NoAnswer(wrong("reset-api", f"reset() must give (obs, info), it gave {described(answer)}"))
     return Answer(answer[0], info=_info(answer[1], tally, where))
+
+
+def _begin_without(env: gymnasium.Env) -> Any:
+    try:
+        return env.reset()
+    except EnvFailed as failure:
+        if takes_no_seed(failure.error):  # a wrapper passes both on in any case
+            raise NoAnswer(wrong("reset-seed", NO_SEED)) from None
+        raise
 
 
 def take(env: gymnasium.Env, action: Any, tally: Tally, where: str) -> Answer:
@@ -60,15 +70,6 @@ def take(env: gymnasium.Env, action: Any, tally: Tally, where: str) -> Answer:
         obs, _reward(reward, tally, where), _flag(terminated, "terminated", tally, where),
         _flag(truncated, "truncated", tally, where), _info(info, tally, where),
     )  # fmt: skip
-
-
-def described(value: Any) -> str:
-    """A value in a few words."""
-    if isinstance(value, tuple):
-        return f"{len(value)} values" + (" (the old gym interface)" if len(value) == 4 else "")
-    if isinstance(value, np.ndarray):
-        return f"one array {value.dtype} {list(value.shape)}"
-    return f"a {type(value).__name__}: {str(value)[:60]}"
 
 
 def _reward(reward: Any, tally: Tally, where: str) -> float | None:

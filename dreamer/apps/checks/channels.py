@@ -9,11 +9,12 @@ import numpy as np
 from dreamer.apps.checks.looks import Key, Look
 from dreamer.apps.checks.verdicts import Verdict, counted, listed, note, ok, warning, wrong
 from dreamer.apps.checks.walk import Walk
+from dreamer.spaces import BYTE
 
 ENOUGH = 10  # rows below which nothing is said of what never changes
 LARGE = 1e6
 GROWTH = 1000.0  # between the first and the last quarter of the walk
-DARK = 32  # of 255: below it a picture holds classes or a mask, or it is very dark
+DARK = 32 / 255  # of a picture's range: below it a picture holds classes or a mask, or it is very dark
 
 
 def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
@@ -38,25 +39,26 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 def _still(key: Key, look: Look, rows: int) -> Verdict:
     """A camera that shows one picture is broken; a number that stands still may need more than random actions."""
     if key.reader.space.image:
-        shade = f"all of it {look.low:.0f}" if look.low == look.high else "always the same picture"
+        shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")
     return note("constant", f"key {key.name!r} never changes in {counted(rows, 'row')} of random actions")
 
 
 def _picture(key: Key, looks: list[Look]) -> list[Verdict]:
     high = max(look.high for look in looks)
-    if any(look.dtype.kind == "f" for look in looks):
+    black, white = key.reader.space.ends
+    if any(look.dtype.kind == "f" and "f" not in key.reader.kinds for look in looks):
         return []  # refused already, as the wrong dtype
-    if high <= 1:
+    if (black, white) == BYTE and high <= 1:
         text = (
-            f"picture {key.name!r} holds nothing above {high:.0f} of 255: looks like floats from 0 to 1 turned into "
+            f"picture {key.name!r} holds nothing above {high:g} of 255: looks like floats from 0 to 1 turned into "
             "uint8; multiply by 255 first"
         )
         return [warning("picture-range", text)]
-    if high < DARK:
+    if (high - black) / (white - black) < DARK:
         text = (
-            f"picture {key.name!r} holds nothing above {high:.0f} of 255: nearly black to the agent; if these are "
-            "classes, draw them or give them as MultiDiscrete"
+            f"picture {key.name!r} holds nothing above {high:g} of {black:g} to {white:g}: nearly black to the agent; "
+            "if these are classes, draw them or give them as MultiDiscrete"
         )
         return [note("picture-range", text)]
     return []

@@ -6,20 +6,18 @@ observation is what its continue and reward heads learn the end from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import gymnasium
 import numpy as np
 
-from dreamer.apps.checks.looks import Look, same
+from dreamer.apps.checks import self_resets
 from dreamer.apps.checks.verdicts import Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.checks.walk import Row, Walk
 
 NEAR = 5  # steps before the last one with which it is compared: some environments move at the start only
 FEW = 3  # episodes, below which nothing is said of what they have in common
 CHANCE = 1e-4  # a finding must be less likely than this by chance
-INSIDE, OUTSIDE = 0.95, 0.2  # shares of last and of other rows that lie where episodes begin, if they begin there
 
 
 def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
@@ -30,7 +28,7 @@ def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
     if not episodes:
         return [_endless(walk, env)] if walk.whole else []
     verdicts = _lengths(episodes)
-    resets = _reset_inside(walk, episodes)
+    resets = self_resets.of_walk(walk, episodes, env)
     stale = [] if resets else _stale(episodes, env)
     if not (resets or stale):
         verdicts.append(ok("last-row", "the last observations are neither those before them nor the next first ones"))
@@ -109,57 +107,3 @@ def _stop_action(episodes: list[list[Row]], env: gymnasium.Env) -> bool:
         return False
     ending = {int(rows[-1].action) for rows in episodes}
     return not ending & {int(row.action) for rows in episodes for row in rows[1:-1]}
-
-
-def _reset_inside(walk: Walk, episodes: list[list[Row]]) -> list[Verdict]:
-    """An environment that begins the next episode inside step(): the last observation is then the next first one."""
-    told = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
-    advice = "give the true last observation; the runtime calls reset() itself"
-    if told:
-        text = f"info holds another final observation than the one given with the end ({told[0].where}): "
-        return [wrong("reset-inside", f"{text}step() resets by itself, the end is lost; {advice}")]
-    last = [rows[-1] for rows in episodes]
-    middle = [row for row in walk.rows if row.step and not row.last]
-    starts = [row for row in walk.rows if not row.step]
-    if len(last) < FEW or len(middle) < 10:
-        return []
-    inside = _starts(starts)
-    ended, others = (np.mean([inside(row) for row in rows]) for rows in (last, middle))
-    if ended < INSIDE or others > OUTSIDE:
-        return []
-    text = (
-        f"{100 * ended:.0f} % of the last observations look like a first one, and {100 * others:.2g} % of those in the "
-        "middle: step() seems to reset by itself, the end is lost"
-    )
-    return [wrong("reset-inside", f"{text}; {advice}")]
-
-
-def _starts(rows: list[Row]) -> Callable[[Row], bool]:
-    """A function that says whether a row looks like the first row of an episode."""
-    marks = {key: {row.looks[key].mark for row in rows if key in row.looks} for key in rows[0].looks}
-    boxes: Mapping[str, tuple] = {
-        key: _box([row.looks[key] for row in rows if key in row.looks]) for key in rows[0].looks
-    }
-
-    def inside(row: Row) -> bool:
-        for key, known in marks.items():
-            one = row.looks.get(key)
-            if one is None or one.mark in known:
-                continue
-            low, high = boxes[key]
-            if low is None or one.value is None or one.value.shape != low.shape:
-                return False
-            if not ((one.value >= low) & (one.value <= high)).all():
-                return False
-        return True
-
-    return inside
-
-
-def _box(looks: list[Look]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The bounds of the first observations with a little air, None where there are none."""
-    values = [look.value for look in looks if look.value is not None]
-    if not values or len({value.shape for value in values}) > 1:
-        return None, None
-    low, high = np.min(values, 0), np.max(values, 0)
-    return low - 0.1 * (high - low), high + 0.1 * (high - low)

@@ -11,6 +11,7 @@ import numpy as np
 from dreamer.apps.checks.verdicts import Verdict, warning, wrong
 from dreamer.runtime.readers import Reader, find, read
 
+COARSE = 8  # rows and columns of the small copy that is kept of each picture
 KEPT = 4096  # numbers of a key that are kept of each row; what is larger is looked at and forgotten
 
 
@@ -20,6 +21,7 @@ class Look(NamedTuple):
     mark: equal for equal arrays | dtype: of the array
     value: its numbers [n] float64, None for pictures, classes and whatever is large
     low, high: extremes of its finite numbers, NaN when there are none
+    coarse: a picture as at most COARSE x COARSE sums [n] float64, None for all else
     """
 
     mark: Any
@@ -27,6 +29,7 @@ class Look(NamedTuple):
     value: np.ndarray | None
     low: float
     high: float
+    coarse: np.ndarray | None = None
 
 
 class Key(NamedTuple):
@@ -58,7 +61,8 @@ def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
         array = _array(key, obs)
         if array is not None:
             space = key.reader.space
-            looks[key.name] = _look(array, keep=not (space.image or space.discrete))
+            seen = _look(array, keep=not (space.image or space.discrete))
+            looks[key.name] = seen._replace(coarse=_coarse(key.reader, array)) if space.image else seen
     return looks
 
 
@@ -95,6 +99,17 @@ def _look(array: np.ndarray, keep: bool) -> Look:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
     value = array.astype(np.float64).ravel() if keep and array.size <= KEPT else None
     return Look(mark, array.dtype, value, low, high)
+
+
+def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
+    if array.shape != reader.shape:
+        return None
+    moved = array.transpose(reader.axes) if reader.axes else array
+    grey = moved.reshape(reader.space.shape).sum(-1, dtype=np.float64)
+    for axis, size in enumerate(grey.shape):
+        starts = np.unique(np.linspace(0, size, COARSE, endpoint=False, dtype=int))
+        grey = np.add.reduceat(grey, starts, axis)
+    return grey.ravel()
 
 
 def _unreadable(key: Key, value: Any) -> Verdict | None:

@@ -20,7 +20,10 @@ from dreamer.apps.checks.watch import EnvFailed, Watch
 from dreamer.runtime.actions import action_reader, flat_mask, random_actions
 from dreamer.spaces import MASK
 
-FINAL = ("final_observation", "final_obs", "terminal_observation")  # info of those that reset themselves inside step
+FINAL = (  # in the info of those that reset themselves inside step
+    "final_observation", "final_obs", "final_state", "terminal_observation", "terminal_obs", "terminal_state",
+    "real_next_obs", "true_next_obs",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -129,11 +132,17 @@ def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
 
 
 def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answer) -> Row:
-    final = next((answer.info[name] for name in FINAL if name in answer.info), None)
+    looks = look(keys, answer.obs)
+    told = (look(keys, answer.info[name]) for name in FINAL if answer.info.get(name) is not None)
     return Row(
-        episode, step, look(keys, answer.obs), action, answer.reward, answer.terminated, answer.truncated,
-        frozenset(answer.info), None if final is None else look(keys, final),
+        episode, step, looks, action, answer.reward, answer.terminated, answer.truncated, frozenset(answer.info),
+        next((final for final in told if _alike(final, looks)), None),
     )  # fmt: skip
+
+
+def _alike(one: Mapping[str, Look], other: Mapping[str, Look]) -> bool:
+    """Whether both hold the same keys with arrays of the same shapes."""
+    return one.keys() == other.keys() and all(one[key].mark[1] == other[key].mark[1] for key in one)
 
 
 def _rewritten(keys: Sequence[Key], obs: Any, before: Mapping[str, Look]) -> tuple[str, ...]:
