@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from dreamer import suites
 from dreamer.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import gymnasium
 
-SUITES = "envs"  # the folder, found on the path, whose files are environment suites
+SUITES = "dreamer.suites"  # the package whose modules are environment suites
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
@@ -93,7 +94,7 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
 def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
     """The environment called `name`, made with `options`.
 
-    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of envs/dmc.py on the path;
+    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of the suite envs/dmc.py;
     "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers;
     a Maker its function, called with the options.
     render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
@@ -112,9 +113,8 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
     elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
-        known = suite_names()
-        hint = _hint(where, known) if known else f"; no {SUITES} folder is on the path, run from the checkout"
-        raise UserError(f"env {name!r}: there is no suite {SUITES}/{where}.py and no module {where!r}{hint}")
+        hint = _hint(where, suite_names())
+        raise UserError(f"env {name!r}: there is no suite envs/{where}.py and no module {where!r}{hint}")
     elif _ENV_ID.match(what):
         load(where)
         env = _make_registered(name, what, options, render_mode)
@@ -124,14 +124,8 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
 
 def suite_names() -> list[str]:
-    """The environment suites found: the files of the `envs` folder on the path, but for those named _something."""
-    add_current_folder()
-    try:
-        spec = importlib.util.find_spec(SUITES)
-    except ValueError:  # a module without a spec sits in sys.modules under that name
-        spec = None
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
+    """The environment suites: the files of the folder `envs`, without those named _something."""
+    return sorted(m.name for m in pkgutil.iter_modules(suites.__path__) if not m.name.startswith("_"))
 
 
 def add_current_folder() -> None:
