@@ -81,7 +81,8 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
     Raises UserError when it cannot be called.
     """
     if not callable(make):
-        raise UserError(f"make_env is a {type(make).__name__}, not a function that makes an environment")
+        hint = f"; its name goes into the config: env={make!r}" if isinstance(make, str) else ""
+        raise UserError(f"make_env is a {type(make).__name__}, not a function that makes an environment{hint}")
     module, name = getattr(make, "__module__", ""), getattr(make, "__qualname__", type(make).__qualname__)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -224,10 +225,36 @@ def _checked(name: str, env: Any) -> gymnasium.Env:
     return env
 
 
+# Packages whose ids are written namespace/Name-v0, and our suite of the same environments, which is also an extra.
+_NAMESPACES = {
+    "ale": ("ale_py", "atari"), "dm_control": ("shimmy", "dmc"), "minigrid": ("minigrid", "minigrid"),
+    "babyai": ("minigrid", "minigrid"), "memory_maze": ("memory_maze", "memory_maze"),
+    "meta-world": ("metaworld", "metaworld"), "popgym": ("popgym", "popgym"), "vizdoom": ("vizdoom", "vizdoom"),
+}  # fmt: skip
+
+
 def _nearest_id(env_id: str) -> str:
+    """A hint at what a wrong gymnasium id may have meant; an id of a package that is not imported names that package."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
+    namespace, slash, task = env_id.rpartition("/")
+    # MiniGrid's ids have their name before a hyphen: MiniGrid-Empty-5x5-v0.
+    family = namespace.lower() if slash else env_id.partition("-")[0].lower()
+    if any(known.startswith((f"{family}/", f"{family}-") if slash else f"{family}-") for known in by_lower):
+        family = ""  # the package is imported: its own ids are near enough
+    if family in _NAMESPACES:
+        module, suite = _NAMESPACES[family]
+        name = task if slash else env_id.removeprefix("MiniGrid-")
+        if suite in ("atari", "dmc", "memory_maze"):
+            name = re.sub(r"-v\d+$", "", name).removeprefix("MemoryMaze-")
+        name = name.lower() if suite == "atari" else name
+        ours = f"{suite}:{name} (extra {suite.replace('_', '-')})"
+        return f"; it is one of {module}, which is not imported: take our suite's, {ours}, or {module}:{env_id}"
+    if slash and family:
+        near = f"did you mean {by_lower[task.lower()]!r}?" if task.lower() in by_lower else ""
+        near = near or f"name the module that does, such as my_package:{env_id}"
+        return f"; nothing here registers ids of {namespace!r}: {near}"
     close = difflib.get_close_matches(env_id.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dreamer import shipped
 from dreamer.apps import page, plots, references, scores
 from dreamer.apps.curves import EVALUATION, TRAINING, Panel, panel
 from dreamer.apps.runs import Group, Run, Task, differences, find_runs, read_run, settings, show, tasks
 from dreamer.errors import UserError, nearest
 from dreamer.runtime.run_dir import PICTURES, disk_error
 
-REFERENCES = Path("experiments") / "references"
 INDEX = "index.html"
 MEGABYTE = 1_000_000
 NEWEST = (
@@ -79,10 +79,10 @@ def make(
     notes = list(dict.fromkeys(note for run in everyone for note in run.notes))
     begun = [Group(group.name, [run for run in group.runs if run.metrics]) for group in named]
     of_tasks = tasks([run for run in loose if run.metrics], begun)
-    folder, more = _references(references_dir)
-    notes += more + [note for task in of_tasks for note in _remarks(task)]
+    folder = _references(references_dir)
+    notes += [note for task in of_tasks for note in _remarks(task)]
     known = {references.task_key(task.env) for task in of_tasks}
-    published = references.read(folder, known.__contains__) if folder else {}
+    published = references.read(folder, known.__contains__)
     colors = {name: number for number, name in enumerate(_group_names(of_tasks))}
     panels: dict[str, list[tuple[Panel, bytes]]] = {task.name: [] for task in of_tasks}
     found = []
@@ -97,7 +97,7 @@ def make(
             panels[task.name].append((drawn, plots.draw(drawn, colors)))
             if metric in (EVALUATION, TRAINING):
                 found += scores.scores(task, drawn)
-    ends = references.normalisation(folder) if folder else {}
+    ends = references.normalisation(folder)
     return Report(of_tasks, panels, scores.rows(found) + scores.over_tasks(found, ends), notes)
 
 
@@ -162,14 +162,12 @@ def _named_group(words: Sequence[str]) -> Group:
     return Group(name, read_all(path for one in (first, *words[1:]) for path in find_runs(one)))
 
 
-def _references(given: str) -> tuple[Path | None, list[str]]:
-    """The folder of published curves, and a note where there is none. UserError when the one given is not there."""
-    folder = Path(given).expanduser() if given else REFERENCES
-    if folder.is_dir():
-        return folder, []
-    if given:
+def _references(given: str) -> Path:
+    """The folder of published curves: the one given, else the shipped one. UserError when it is not there."""
+    folder = Path(given).expanduser() if given else shipped.folder("experiments") / "references"
+    if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
-    return None, [f"no published curves: there is no folder {REFERENCES} here; --references names another"]
+    return folder
 
 
 def _check_folder(folder: Path, runs: Sequence[Run]) -> None:

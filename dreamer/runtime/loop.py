@@ -9,13 +9,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import gymnasium
 import numpy as np
 
 from dreamer import agent as agents
-from dreamer.config import Config, load, to_yaml
+from dreamer.config import Config, expect_config, load, to_yaml
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume
@@ -51,8 +51,11 @@ def train(
     make_env: makes the environment, called with config.env_options, in place of config.env.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped.
     """
+    expect_config(config, "dreamer.train")
+    if resume not in get_args(Resume):
+        raise UserError(f"resume must be one of {', '.join(get_args(Resume))}, not {resume!r}")
     refuse_several(config.devices)
-    env: EnvName = maker(make_env) if make_env else config.env
+    env: EnvName = config.env if make_env is None else maker(make_env)
     config = dataclasses.replace(config, env=str(env))
     given, config = config, dataclasses.replace(config, run_dir=config.run_dir or header.default_run_dir(config))
     found, used = _found(given, resume)
@@ -177,7 +180,9 @@ class Run:
         """Takes up the run that was found, else saves a new one before its first row, so that none is ever lost."""
         if not found:
             if self.config.init_from:
-                taken = begin_with(self.learner.state, self.config.init_from, self.config.init_parts)
+                taken = begin_with(
+                    self.learner.state, self.config.init_from, self.config.init_parts, self.config.init_missing
+                )
                 self.learner.load(taken.state, 0)
                 for line in taken.lines:
                     self.display.message(line)
