@@ -196,7 +196,17 @@ def _remarks(task: Task) -> list[str]:
         for run in group.runs:
             if run.env_steps < run.config.env_steps:
                 notes.append(f"{run.path} stands at {run.env_steps:,} of {run.config.env_steps:,} env_steps")
+    runs = [run for group in task.groups for run in group.runs]
+    shortest = min(runs, key=_frames)
+    if _frames(shortest) < 0.9 * max(map(_frames, runs)):
+        steps = f"{shortest.env_steps:,} env_steps, where {shortest.path} stands"
+        notes.append(f"{task.name}: all scores are those up to {steps}; without it they are those of later")
     return notes
+
+
+def _frames(run: Run) -> int:
+    """The frames that a run has seen, at most those that it should see."""
+    return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
 
 
 def _group_names(of_tasks: Sequence[Task]) -> list[str]:
@@ -259,8 +269,10 @@ SCORES_EXPLAINED = (
     "Mean, standard error and IQM are over seeds, each of which counts with the mean of its episodes. IQM: the "
     "interquartile mean, without the lowest and the highest quarter; with fewer than four seeds the mean. The interval "
     "is a percentile bootstrap over seeds, stratified by task (Agarwal et al. 2021, arXiv 2108.13264).",
-    "A training score is the mean over the last tenth of the bins that all seeds of the group share; the published "
-    "score beside it is read off at the same place. Episodes behind training scores are not counted in the logs.",
+    "All groups of a task are compared in one span, which ends where the run stands that has come least far. A training "
+    "score is the mean of what was logged in the last tenth before it; the span begins earlier where a seed has nothing "
+    "there, or where the bins of the published score beside it are longer. Episodes behind training scores are not "
+    "counted in the logs.",
 )
 
 
