@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import math
+import os
 import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import yaml
 
 from dreamer.errors import nearest
 
+MOST_NESTED = 50  # levels of lists and mappings in one value
+MOST_BITS = 10_000  # of a whole number, about 3,000 digits: Python turns no more than 4,300 into text
 _FLOAT = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 # YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML's own are those of YAML 1.1.
 _SCALARS = [
@@ -21,6 +26,14 @@ _SCALARS = [
     ("tag:yaml.org,2002:null", r"null|Null|NULL|~|"),
     ("tag:yaml.org,2002:merge", r"<<"),
 ]
+
+
+class NotPlain(ValueError):
+    """A value that no config can hold. inside: the place in the value, such as ".goal[1]"; reason: "is a Goal, ..."."""
+
+    def __init__(self, inside: str, reason: str):
+        super().__init__(f"value whose {inside} {reason}" if inside else f"value that {reason}")
+        self.inside, self.reason = inside, reason
 
 
 class Loader(yaml.SafeLoader):
@@ -66,7 +79,7 @@ def parse(texts: list[str], kind: Any) -> Any:
 def _read(text: str) -> Any:
     try:
         value = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return text if value is None and text not in ("null", "~") else value  # "#fff" is a comment to YAML
 
@@ -82,11 +95,13 @@ def _wants_text(kind: Any) -> bool:
 def coerce(value: Any, kind: Any) -> Any:
     """`value` as the type `kind`, without losing anything: 1e6 is an int, "7e-4" a float, 1 is no bool.
 
-    Raises ValueError(what it must be, a hint).
+    Numbers and arrays of numpy and jax count as Python's, paths as text; Any is what `plain` takes.
+    Raises ValueError(what it must be, a hint); NotPlain, which is one, where a part of the value is at fault.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
-        return value
+        return plain(value)
+    value = _native(value)
     if origin is Literal:
         for choice in args:
             if type(choice) is type(value) and choice == value:
@@ -101,10 +116,72 @@ def coerce(value: Any, kind: Any) -> Any:
     if kind in (dict, Mapping) or origin in (dict, Mapping):
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise ValueError(describe(kind))
-        return {name: coerce(item, args[1]) if args else item for name, item in value.items()}
+        if not args or args[1] is Any:
+            return plain(value)
+        return {name: coerce(item, args[1]) for name, item in value.items()}
     if not isinstance(value, kind):
         raise ValueError(describe(kind))
+    return str.__str__(value) if kind is str else value
+
+
+def plain(value: Any, inside: str = "", level: int = 0) -> Any:
+    """`value` as what YAML holds: null, bool, numbers, text, lists, and mappings of these by text or whole number.
+
+    Tuples and arrays become lists, numpy's numbers Python's, paths text; nothing is rounded. `inside` and `level`
+    are the place of `value` in a larger one. Raises NotPlain.
+    """
+    value = _native(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > MOST_BITS:
+            raise NotPlain(inside, "is a whole number too large to be written down")
+        return int(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise NotPlain(inside, "is not a number (nan), which equals nothing; leave it out or give null")
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, list | tuple | Mapping) and level >= MOST_NESTED:
+        raise NotPlain("", f"is nested deeper than {MOST_NESTED} levels, or holds itself")
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{inside}[{number}]", level + 1) for number, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, inside, level)
+    raise NotPlain(inside, f"is a {_class_name(value)}; a config holds numbers, text, true, false, null, lists, mappings")
+
+
+def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:
+    out: dict[Any, Any] = {}
+    for name, item in value.items():
+        name = _native(name)
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise NotPlain(inside, f"has the key {show(name)}, a {_class_name(name)}; keys are text or whole numbers")
+        name = plain(name, inside)
+        out[name] = plain(item, f"{inside}.{name}", level + 1)
+    if len({str(name) for name in out}) < len(value):
+        raise NotPlain(inside, "has two keys of the same text")
+    return out
+
+
+def _native(value: Any) -> Any:
+    """Numbers and arrays of numpy and jax as Python's, paths as text, members of an IntEnum or StrEnum as their value;
+    anything else as it is."""
+    if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__array__"):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUO":
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, enum.Enum) and isinstance(value, int | str):
+        return value.value
     return value
+
+
+def _class_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _number(value: Any, kind: type) -> int | float:
@@ -113,12 +190,17 @@ def _number(value: Any, kind: type) -> int | float:
             value = float(value) if kind is float or not re.fullmatch(r"[+-]?[\d_]+", value) else int(value)
         except ValueError:
             raise ValueError(describe(kind)) from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError(describe(kind))
     if kind is float:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(describe(kind)) from None
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(describe(kind))
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number of at most 64 bits (int)")
     return int(value)
 
 
@@ -178,5 +260,8 @@ def is_union(kind: Any) -> bool:
 
 def show(value: Any) -> str:
     """A value as an error line quotes it: its repr on one line, cut after 60 characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a repr may fail, as that of a whole number of 5,000 digits does
+        text = f"a {_class_name(value)}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,17 +7,18 @@ of differences; layers are laid over the defaults left to right. A resolved conf
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import yaml
 
-from dreamer import plugins
-from dreamer.coerce import Dumper, Loader, coerce, show
+from dreamer import hints, plugins, shipped
+from dreamer.coerce import Dumper, Loader, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
@@ -31,6 +32,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "action_repeat": (1, math.inf),
     "env_steps": (1, math.inf),
     "replay_ratio": (0, math.inf),
+    "init_missing": (0, 1),
     "workers.envs": (1, math.inf),
     "workers.processes": (0, math.inf),
     "workers.least": (0, math.inf),
@@ -100,6 +102,8 @@ class Config:
     """Run directory whose newest weights a new run begins with; empty: from scratch."""
     init_parts: Literal["all", "world_model", "behavior"] = "all"
     """What is taken from it."""
+    init_missing: float = 0.0
+    """Share of the arrays of these parts that may be missing or of another shape; they begin anew."""
     lockstep: bool = False
     """Collect and train in turns: the same seed gives the same run to the last bit."""
     agent: Any = _default("agent")
@@ -118,6 +122,10 @@ class Config:
     """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:
+        for name, kind in _hints(self).items():
+            if kind is Any and not dataclasses.is_dataclass(getattr(self, name)):
+                raise UserError(f"{name} must be a Config, such as Config().{name}, not {show(getattr(self, name))}")
+            object.__setattr__(self, name, _exact(name, getattr(self, name), kind))
         for key, bounds in BOUNDS.items():
             check_bound(key, get(self, key), *bounds)
         if not self.env:
@@ -139,36 +147,63 @@ class Layer(NamedTuple):
         return self.origins.get(key, self.origin)
 
 
-def load(*presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The defaults, then the preset files left to right, then `overrides` by dotted key.
+Note = Callable[[str], object]  # is given what a user should know of a config that is no error, a line each
 
-    load("experiments/dmc_proprio.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
+
+def tell(note: str) -> None:
+    """A note on stderr."""
+    print(f"dreamer: note: {note}", file=sys.stderr)
+
+
+def load(
+    *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell
+) -> Config:
+    """The defaults, then the presets left to right, then `overrides` by dotted key.
+
+    load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
+    presets: names of shipped ones, or files. note: see `overlay`.
     Raises UserError: one line with the key, its file and line, and the nearest valid name.
     """
+    layers = [*map(read_preset, presets), layer({} if overrides is None else overrides, origin="overrides")]
+    return stack(layers, note=note)
+
+
+def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
+    """The defaults with `layers` laid over them left to right. Raises UserError."""
     config = Config()
-    for preset in presets:
-        config = overlay(config, read_preset(preset))
-    return overlay(config, layer(overrides or {}, origin="overrides"))
+    for number, one in enumerate(layers):
+        config = overlay(config, one, before=layers[:number], note=note)
+    return config
 
 
 def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
     """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
     nested: dict[str, Any] = {}
     for key, value in values.items():
         for part in reversed(str(key).split(".")):
             value = {part: value}
-        _merge(nested, value, origin)
+        try:
+            _merge(nested, value, origin)
+        except RecursionError:
+            raise UserError(f"{key} is nested too deeply, or holds itself (from {origin})") from None
     return Layer(nested, origin, origins or {})
 
 
 def read_preset(path: str | os.PathLike) -> Layer:
-    """The differences that a YAML file holds, each with its line. Raises UserError: not there, or not valid YAML."""
-    name = os.fspath(path)
+    """The differences that a preset holds, each with its line. Raises UserError: not there, or not valid YAML.
+
+    path: the name of a shipped preset, such as "quickstart", or a file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
+    name = os.fspath(shipped.presets().get(path, path) if isinstance(path, str) else path)
     try:
         with open(name, encoding="utf-8") as file:
             text = file.read()
     except FileNotFoundError:
-        raise UserError(f"no preset file {name!r}{_nearest_file(name)}") from None
+        raise UserError(f"no preset file {name!r}{hints.nearest_preset_file(name)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"preset {name!r} cannot be read: {reason}") from None
@@ -187,29 +222,34 @@ def read_preset(path: str | os.PathLike) -> Layer:
     return Layer(values, name, {key: f"{name}:{line}" for key, line in lines.items()})
 
 
-def overlay(config: Any, layer: Layer, path: str = "") -> Any:
+def overlay(
+    config: Any, layer: Layer, path: str = "", *, before: Sequence[Layer] = (), note: Note = tell
+) -> Any:
     """`config` with the differences of `layer`; `path` is the dotted key at which `config` stands.
 
-    A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other
-    keys apply. An empty mapping empties a dict field; any other is merged into it. Raises UserError.
+    A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other keys apply.
+    What the layers `before` set for the old plug-in is kept where the new one has such a field and takes the value;
+    `note` is given a line on the rest. An empty mapping empties a dict field; any other is merged into it.
+    Raises UserError.
     """
     values = layer.values
     for part in path.split(".") if path else []:
         values = values[part]
     if path in PLUGINS and "name" in values and values["name"] != config.name:
         config = _plugin(path, values["name"], layer.where(f"{path}.name"))
-    hints = _hints(config)
+        config = _carried(config, path, before, note)
+    fields = _hints(config)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
         where = layer.where(key)
-        if name not in hints:
+        if name not in fields:
             raise UserError(f"unknown key {key!r} (from {where}){_nearest_key(config, key, str(name))}")
         current = getattr(config, name)
         if not dataclasses.is_dataclass(current):
-            changes[name] = _leaf(key, value, hints[name], current, where)
+            changes[name] = _leaf(key, value, fields[name], current, where)
         elif isinstance(value, Mapping):
-            changes[name] = overlay(current, layer, key)
+            changes[name] = overlay(current, layer, key, before=before, note=note)
         else:
             raise UserError(f"{key} must be a mapping of its fields, not {show(value)} (from {where})")
     try:
@@ -218,7 +258,7 @@ def overlay(config: Any, layer: Layer, path: str = "") -> Any:
         where = ", ".join(sorted({layer.where(f"{path}.{name}" if path else name) for name in changes}))
         text = " ".join(str(error).split())
         # A refusal begins with the name of its field, or is about the whole mapping.
-        joint = "." if text.partition(" ")[0] in hints else ": "
+        joint = "." if text.partition(" ")[0] in fields else ": "
         raise UserError(f"{path}{joint if path else ''}{text} (from {where})") from None
 
 
@@ -262,21 +302,26 @@ def keys(config: Any, path: str = "") -> Iterator[str]:
 
 
 def similar_key(config: Any, key: str) -> str | None:
-    """The dotted key of `config` that a wrong `key` may have meant: the same field elsewhere, or a near spelling."""
-    names = [*_hints(config), *keys(config)]
-    by_field = {name.rpartition(".")[2]: name for name in reversed(names)}
-    last = key.rpartition(".")[2]
-    if last in by_field:
-        return by_field[last]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
-    near = near or [by_field[name] for name in difflib.get_close_matches(last, by_field, n=1, cutoff=0.7)]
-    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return near[0] if near else None
+    """The dotted key of `config` that a wrong `key` may have meant."""
+    return hints.similar_key([*_hints(config), *keys(config)], key)
+
+
+def expect_config(value: Any, call: str) -> None:
+    """UserError unless `value` is a Config. call: the function that takes it, "dreamer.train"."""
+    if isinstance(value, Config):
+        return
+    if isinstance(value, str | os.PathLike):
+        raise UserError(f"{call} takes a Config: {call}(dreamer.load_config({os.fspath(value)!r}))")
+    if isinstance(value, Mapping):
+        raise UserError(f"{call} takes a Config, not a mapping: {call}(dreamer.load_config(overrides={{...}}))")
+    raise UserError(f"{call} takes a Config, as dreamer.load_config gives it, not {show(value)}")
 
 
 def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
     try:
         value = coerce(value, kind)
+    except NotPlain as error:
+        raise UserError(f"{key}{error.inside} {error.reason} (from {where})") from None
     except ValueError as error:
         expected, *hint = error.args
         raise UserError(f"{key} must be {expected}, not {show(value)} (from {where}){''.join(hint)}") from None
@@ -288,6 +333,68 @@ def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
     if isinstance(current, Mapping) and isinstance(value, Mapping):
         return {**current, **value} if value else {}
     return value
+
+
+def _exact(key: str, value: Any, kind: Any) -> Any:
+    """A value given in Python as its declared type; in a nested config each of its fields. Raises UserError."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = _hints(value)
+        new = {name: _exact(f"{key}.{name}", getattr(value, name), fields[name]) for name in fields}
+        changes = {name: item for name, item in new.items() if item is not getattr(value, name)}
+        return dataclasses.replace(value, **changes) if changes else value
+    try:
+        return coerce(value, kind)
+    except NotPlain as error:
+        raise UserError(f"{key}{error.inside} {error.reason}") from None
+    except ValueError as error:
+        expected, *hint = error.args
+        raise UserError(f"{key} must be {expected}, not {show(value)}{''.join(hint)}") from None
+
+
+def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any:
+    """`config`, a newly named plug-in's defaults, with what the layers `before` set for another where it fits."""
+    given: dict[str, tuple[Any, str]] = {}
+    for one in before:
+        inside: Any = one.values
+        for part in path.split("."):
+            inside = inside.get(part, {}) if isinstance(inside, Mapping) else {}
+        for key, value in _leaves(inside, config):
+            given[key] = value, one.where(f"{path}.{key}")
+    given.pop("name", None)
+    left = dict(given)
+    fitting = [key for key, (value, _) in given.items() if _fits(config, key, value)]
+    for some in (fitting, *([key] for key in fitting)):  # together, since fields may be checked together, or each alone
+        try:
+            config = overlay(config, layer({key: left[key][0] for key in some if key in left}, path))
+        except UserError:
+            continue
+        left = {key: item for key, item in left.items() if key not in some}
+    if left:
+        told = ", ".join(f"{key} = {show(value)} (from {where})" for key, (value, where) in left.items())
+        note(f"{path} {config.name!r} has no such field, or refuses the value, so that it is left out: {told}")
+    return config
+
+
+def _fits(config: Any, key: str, value: Any) -> bool:
+    """Whether `config` has the field `key` and `value` has its type."""
+    kind = type_of(config, key)
+    if kind is None:
+        return False
+    try:
+        coerce(value, kind)
+    except ValueError:
+        return False
+    return True
+
+
+def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested `values`; what is no nested config of `config` counts as one value."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        key = f"{path}{name}"
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, str(name), None)):
+            yield from _leaves(value, getattr(config, str(name)), f"{key}.")
+        else:
+            yield key, value
 
 
 def _plugin(path: str, name: Any, where: str) -> Any:
@@ -304,26 +411,20 @@ def _plugin(path: str, name: Any, where: str) -> Any:
         raise UserError(f"{path}.name: {error} (from {where})") from None
 
 
-def _hints(config: Any) -> dict[str, Any]:
+def _hints(config: Any) -> Mapping[str, Any]:
     """{field: declared type} of a config dataclass, in order."""
-    hints = get_type_hints(type(config))
-    return {item.name: hints[item.name] for item in dataclasses.fields(config) if item.init}
+    return _hints_of(type(config))
+
+
+@functools.cache
+def _hints_of(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind) if item.init}
 
 
 def _nearest_key(config: Any, key: str, name: str) -> str:
     near = similar_key(config, name)
     return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(_hints(config))}"
-
-
-def _nearest_file(name: str) -> str:
-    folder = os.path.dirname(name) or "."
-    if not os.path.isdir(folder):
-        return f"; there is no folder {folder!r}"
-    choices = [file for file in os.listdir(folder) if file.endswith((".yaml", ".yml"))]
-    close = difflib.get_close_matches(os.path.basename(name), choices, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {os.path.join(os.path.dirname(name), close[0])!r}?"
-    return f"; {folder!r} holds {', '.join(sorted(choices)) or 'no .yaml file'}"
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -335,15 +436,14 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
     return into
 
 
-def _plain(value: Any, kind: Any = Any) -> Any:
-    """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0."""
+def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
+    """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
-        return {name: _plain(getattr(value, name), hint) for name, hint in _hints(value).items()}
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return float(value) if kind is float else value
+        return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in _hints(value).items()}
+    try:
+        return float(value) if kind is float else plain(value)
+    except NotPlain as error:
+        raise UserError(f"{key.lstrip('.')}{error.inside} {error.reason}") from None
 
 
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ def check_bounds(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None
 
 def check_bound(name: str, value: Any, low: float, high: float) -> None:
     """UserError unless `value` is a finite number from low to high."""
-    if not (isinstance(value, int | float) and low <= value <= high and math.isfinite(value)):
+    finite = isinstance(value, numbers.Integral) or (isinstance(value, numbers.Real) and math.isfinite(value))
+    if not (finite and low <= value <= high):
         allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise UserError(f"{name} must be {allowed}, not {value!r}")

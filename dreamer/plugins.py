@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from dreamer import suites
 from dreamer.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import gymnasium
 
-SUITES = "envs"  # the folder, found on the path, whose files are environment suites
+SUITES = "dreamer.suites"  # the package whose modules are environment suites
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
@@ -80,7 +81,8 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
     Raises UserError when it cannot be called.
     """
     if not callable(make):
-        raise UserError(f"make_env is a {type(make).__name__}, not a function that makes an environment")
+        hint = f"; its name goes into the config: env={make!r}" if isinstance(make, str) else ""
+        raise UserError(f"make_env is a {type(make).__name__}, not a function that makes an environment{hint}")
     module, name = getattr(make, "__module__", ""), getattr(make, "__qualname__", type(make).__qualname__)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -93,7 +95,7 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
 def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
     """The environment called `name`, made with `options`.
 
-    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of envs/dmc.py on the path;
+    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of the suite envs/dmc.py;
     "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers;
     a Maker its function, called with the options.
     render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
@@ -112,9 +114,8 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
     elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
-        known = suite_names()
-        hint = _hint(where, known) if known else f"; no {SUITES} folder is on the path, run from the checkout"
-        raise UserError(f"env {name!r}: there is no suite {SUITES}/{where}.py and no module {where!r}{hint}")
+        hint = _hint(where, suite_names())
+        raise UserError(f"env {name!r}: there is no suite envs/{where}.py and no module {where!r}{hint}")
     elif _ENV_ID.match(what):
         load(where)
         env = _make_registered(name, what, options, render_mode)
@@ -124,14 +125,8 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
 
 def suite_names() -> list[str]:
-    """The environment suites found: the files of the `envs` folder on the path, but for those named _something."""
-    add_current_folder()
-    try:
-        spec = importlib.util.find_spec(SUITES)
-    except ValueError:  # a module without a spec sits in sys.modules under that name
-        spec = None
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
+    """The environment suites: the files of the folder `envs`, without those named _something."""
+    return sorted(m.name for m in pkgutil.iter_modules(suites.__path__) if not m.name.startswith("_"))
 
 
 def add_current_folder() -> None:
@@ -230,10 +225,36 @@ def _checked(name: str, env: Any) -> gymnasium.Env:
     return env
 
 
+# Packages whose ids are written namespace/Name-v0, and our suite of the same environments, which is also an extra.
+_NAMESPACES = {
+    "ale": ("ale_py", "atari"), "dm_control": ("shimmy", "dmc"), "minigrid": ("minigrid", "minigrid"),
+    "babyai": ("minigrid", "minigrid"), "memory_maze": ("memory_maze", "memory_maze"),
+    "meta-world": ("metaworld", "metaworld"), "popgym": ("popgym", "popgym"), "vizdoom": ("vizdoom", "vizdoom"),
+}  # fmt: skip
+
+
 def _nearest_id(env_id: str) -> str:
+    """A hint at what a wrong gymnasium id may have meant; an id of a package that is not imported names that package."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
+    namespace, slash, task = env_id.rpartition("/")
+    # MiniGrid's ids have their name before a hyphen: MiniGrid-Empty-5x5-v0.
+    family = namespace.lower() if slash else env_id.partition("-")[0].lower()
+    if any(known.startswith((f"{family}/", f"{family}-") if slash else f"{family}-") for known in by_lower):
+        family = ""  # the package is imported: its own ids are near enough
+    if family in _NAMESPACES:
+        module, suite = _NAMESPACES[family]
+        name = task if slash else env_id.removeprefix("MiniGrid-")
+        if suite in ("atari", "dmc", "memory_maze"):
+            name = re.sub(r"-v\d+$", "", name).removeprefix("MemoryMaze-")
+        name = name.lower() if suite == "atari" else name
+        ours = f"{suite}:{name} (extra {suite.replace('_', '-')})"
+        return f"; it is one of {module}, which is not imported: take our suite's, {ours}, or {module}:{env_id}"
+    if slash and family:
+        near = f"did you mean {by_lower[task.lower()]!r}?" if task.lower() in by_lower else ""
+        near = near or f"name the module that does, such as my_package:{env_id}"
+        return f"; nothing here registers ids of {namespace!r}: {near}"
     close = difflib.get_close_matches(env_id.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from envs._suite import check_choice
+from ._suite import check_choice
 
 TILE = 16  # pixels
 

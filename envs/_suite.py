@@ -6,6 +6,7 @@ import contextlib
 import copy
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -26,8 +27,18 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        command = command or f'pip install ".[{suite.replace("_", "-")}]"'
-        raise ImportError(f"{suite} needs the package {error.name!r}: {command} in the checkout") from error
+        raise ImportError(f"{suite} needs the package {error.name!r}: {command or install(suite)}") from error
+
+
+def install(suite: str, more: str = "") -> str:
+    """The command that installs the extra of a suite, from the checkout or beside an installed package.
+
+    more: a shell command to run after it.
+    """
+    name = suite.replace("_", "-")
+    if (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
+        return f'pip install ".[{name}]"{more} in the checkout'
+    return f'pip install "dreamer-jax[{name}]"{more}'
 
 
 def find_task(suite: str, task: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from envs._suite import check_choice, extra, find_task
+from ._suite import check_choice, extra, find_task
 
 ACTIONS = ("all", "minimal")
 GRAY = (0.299, 0.587, 1 - (0.299 + 0.587))  # the reference's weights of red, green and blue

@@ -11,8 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from envs._dm_env import DMEnv
-from envs._suite import extra, find_task, get_attributes, set_attributes
+from ._dm_env import DMEnv
+from ._suite import extra, find_task, get_attributes, set_attributes
 
 
 def make(task: str) -> gymnasium.Env:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._suite import check_choice, extra, find_task
+from ._suite import check_choice, extra, find_task
 
 TASKS = ("reward", "noreward")
 VIEWS = ("_local_view", "_sem_view")  # what looks at the world

@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._dm_env import DMEnv
-from envs._mujoco import choose_graphics, loading, quiet
-from envs._suite import check_choice, extra, find_task
+from ._dm_env import DMEnv
+from ._mujoco import choose_graphics, loading, quiet
+from ._suite import check_choice, extra, find_task, install
 
 CAMERAS = {"quadruped": 2}  # elsewhere camera 0; the quadruped's camera 0 looks past it
 
@@ -116,6 +116,6 @@ class DMC(DMEnv):
 def _suite() -> Any:
     # dm_control requires labmaze, which has no wheel for 3.13; the suite does without (pyproject.toml, extra dmc).
     alone = " && pip install --no-deps dm-control" if sys.version_info >= (3, 13) else ""
-    with extra("dmc", f'pip install ".[dmc]"{alone}'), loading("dm_control"):
+    with extra("dmc", install("dmc", alone)), loading("dm_control"):
         from dm_control import suite
     return suite

@@ -13,9 +13,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._dm_env import DMEnv
-from envs._mujoco import choose_graphics, loading, quiet
-from envs._suite import check_choice, extra, find_task
+from ._dm_env import DMEnv
+from ._mujoco import choose_graphics, loading, quiet
+from ._suite import check_choice, extra, find_task
 
 TASKS = ("9x9", "11x11", "13x13", "15x15")
 

@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._mujoco import choose_graphics
-from envs._suite import check_choice, extra, find_task
+from ._mujoco import choose_graphics
+from ._suite import check_choice, extra, find_task
 
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 ARM = 4  # numbers of the state about the arm: the hand's place and how far it is open

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._suite import Plain, check_choice, extra, find_task
+from ._suite import Plain, check_choice, extra, find_task
 
 VIEWS = ("picture", "symbols", "whole")
 

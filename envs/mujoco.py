@@ -6,8 +6,8 @@ from typing import Any
 
 import gymnasium
 
-from envs._mujoco import choose_graphics, pack, unpack
-from envs._suite import check_choice, extra, find_task
+from ._mujoco import choose_graphics, pack, unpack
+from ._suite import check_choice, extra, find_task
 
 COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from envs._nle import NetHack, check_keys, take_over_limit
-from envs._suite import check_choice, extra, find_task
+from ._nle import NetHack, check_keys, take_over_limit
+from ._suite import check_choice, extra, find_task
 
 COMMAND = "pip install --no-deps nle==1.3.0"
 

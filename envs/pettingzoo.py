@@ -12,7 +12,7 @@ import pkgutil
 import re
 from typing import Any
 
-from envs._suite import extra, find_task
+from ._suite import extra, find_task
 
 FAMILIES = ("pettingzoo.butterfly", "pettingzoo.sisl", "mpe2")
 _VERSION = re.compile(r"_v\d+$")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from envs._suite import Plain, extra, find_task
+from ._suite import Plain, extra, find_task
 
 
 def make(task: str) -> gymnasium.Env:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs._suite import find_task
+from ._suite import find_task
 
 AXES = {"line": 1, "square": 2}
 STEPS = 25

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from envs._suite import check_choice, extra, find_task
+from ._suite import check_choice, extra, find_task
 
 
 def make(

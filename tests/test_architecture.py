@@ -18,8 +18,11 @@ TABLE: dict[str, set[str]] = {
     "errors": set(),
     "spaces": set(),
     "steps": set(),
-    "plugins": {"errors"},
+    "shipped": set(),
+    "suites": {"shipped"},
+    "plugins": {"errors", "suites"},
     "coerce": {"errors"},
+    "hints": {"shipped"},
     "interfaces": {"spaces", "steps"},
     "ops": set(),
     "nets": {"ops", "interfaces", "spaces", "errors"},
@@ -27,15 +30,15 @@ TABLE: dict[str, set[str]] = {
     "world_models": {"nets", "ops", "interfaces", "plugins"} | NOUNS,
     "behaviors": {"nets", "ops", "dreaming", "interfaces", "plugins"} | NOUNS,
     "agent": {"ops", "dreaming", "interfaces", "plugins"} | NOUNS,
-    "config": {"coerce", "plugins", "runtime"} | NOUNS,
+    "config": {"coerce", "plugins", "runtime", "shipped", "hints"} | NOUNS,
     "runtime": {"agent", "config", "interfaces", "ops", "plugins"} | NOUNS,
-    "apps": {"runtime", "agent", "config", "coerce", "interfaces", "plugins"} | NOUNS,
+    "apps": {"runtime", "agent", "config", "coerce", "interfaces", "plugins", "shipped"} | NOUNS,
     "dreamer": {"config", "runtime", "apps"},
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
-    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
+    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.shipped", "dreamer.hints", "dreamer.suites", "dreamer.spaces", "dreamer.errors",
     "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
     "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.interface", "dreamer.runtime.parallel",
     "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",

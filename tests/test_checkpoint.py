@@ -289,7 +289,8 @@ def test_a_disk_without_room_for_a_save_is_told_before_orbax_begins_one(tmp_path
         checkpoints.save(1, {"x": jnp.ones(3)})
         checkpoints.wait()
         with monkeypatch.context() as patch, pytest.raises(UserError, match="no space left on the disk"):
-            disk = types.SimpleNamespace(f_bavail=free, f_frsize=1, f_files=files, f_favail=files, f_blocks=free, f_bfree=free)
+            sizes = {"f_bavail": free, "f_bfree": free, "f_blocks": free, "f_frsize": 1}
+            disk = types.SimpleNamespace(f_files=files, f_favail=files, **sizes)
             patch.setattr(checkpoint.os, "statvfs", lambda place: disk)
             checkpoints.save(2, {"x": jnp.zeros(3)})
         assert checkpoints.steps() == [1] and not list(tmp_path.rglob("*tmp*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 import yaml
 
 from dreamer.apps import cli
-from dreamer.config import Config, keys, load, to_yaml
+from dreamer.config import Config, get, keys, load, to_yaml
 from dreamer.errors import UserError
 from dreamer.runtime.stopping import Stopped
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -164,6 +167,15 @@ def test_the_printed_config_is_a_preset(capsys, preset):
         (["--lockstep", "walker"], ["stray argument 'walker'"]),
         (["--"], ["--"]),
         (["nowhere/a.yaml"], ["nowhere/a.yaml", "no folder"]),
+        (["nowhere/quickstart.yaml"], ["no folder 'nowhere'", "dreamer train quickstart"]),
+        (["quickstrat"], ["stray argument 'quickstrat'", "did you mean 'quickstart'?"]),
+        (["--env-options", "size=3"], ["write --env-options.size 3"]),
+        (["--agent.optimizer.lr", "1e-4"], ["'--agent.optimizer.learning-rate'"]),
+        (["--lr", "1e-4"], ["'--agent.optimizer.learning-rate'"]),
+        (["--gamma", "0.9"], ["'--agent.horizon'"]),
+        (["--steps", "9"], ["'--env-steps'"]),
+        (["--num-envs", "9"], ["'--workers.envs'"]),
+        (["--logdir", "x"], ["'--run-dir'"]),
     ],
 )
 def test_a_wrong_flag_ends_with_one_line_and_code_2(capsys, trained, args, parts):
@@ -175,9 +187,85 @@ def test_a_wrong_flag_ends_with_one_line_and_code_2(capsys, trained, args, parts
 
 def test_a_preset_named_without_its_ending_is_found(capsys, preset, tmp_path, monkeypatch):
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "debug.yaml").touch()
+    (tmp_path / "experiments" / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    assert "'experiments/debug.yaml'" in error_line(capsys, "train", "debug")
+    assert "'experiments/mine.yaml'" in error_line(capsys, "train", "mine")
+
+
+# ---- which words are presets
+
+
+def test_a_shipped_preset_is_found_by_its_name_and_a_folder_of_ones_own_hides_none(trained, tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "quickstart.yaml").write_text("seed: 9")
+    (tmp_path / "quickstart").write_text("seed: 8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "quickstart", "--lockstep", "size12m"]) == 0
+    assert trained == [load("quickstart", "size12m", overrides={"lockstep": True})]
+    assert trained[0].env_steps == 30_000 and trained[0].seed == 0
+    assert cli.main(["train", "experiments/quickstart.yaml"]) == 0
+    assert trained[1].seed == 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value", "preset_too"),
+    [
+        (["--env-options.config", "scene.yaml"], "env_options", {"config": "scene.yaml"}, False),
+        (["--env-options.config", "scene.yaml", "{preset}"], "env_options", {"config": "scene.yaml"}, True),
+        (["--env-options.size", "3", "4", "{preset}"], "env_options", {"size": [3, 4]}, True),
+        (["--env-options.config=scene.yaml", "{preset}"], "env_options", {"config": "scene.yaml"}, True),
+        (["--run-dir", "scene.yaml"], "run_dir", "scene.yaml", False),
+        (["--run-dir", "debug", "{preset}"], "run_dir", "debug", True),
+        (["--init-from", "a.yaml"], "init_from", "a.yaml", False),
+        (["--lockstep", "{preset}"], "lockstep", True, True),
+        (["--no-lockstep", "{preset}"], "lockstep", False, True),
+        (["--lockstep", "true", "{preset}"], "lockstep", True, True),
+        (["--agent.world-model.mults", "1", "2", "{preset}"], "agent.world_model.mults", (1, 2), True),
+    ],
+)
+def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, preset, flags, key, value, preset_too):
+    path = preset("seed: 5")
+    assert cli.main(["train", *(flag.format(preset=path) for flag in flags)]) == 0
+    assert (get(trained[0], key), trained[0].seed) == (value, 5 if preset_too else 0)
+
+
+def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
+    seen = []
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
+    assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
+    assert seen == ["yes", "auto"]
+
+
+def test_presets_are_listed_with_what_they_are(capsys):
+    assert cli.main(["presets"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+    assert lines["quickstart"].strip().startswith("CartPole-v1 from nothing")
+
+
+@pytest.fixture
+def kept_lab(tmp_path, monkeypatch):
+    """A world model of the user's own whose Config inherits ours: kept_lab.model."""
+    (tmp_path / "kept_lab").mkdir()
+    (tmp_path / "kept_lab" / "model.py").write_text(
+        "import dataclasses\nfrom dreamer.world_models import rssm\n\n@dataclasses.dataclass(frozen=True)\n"
+        "class Config(rssm.Config):\n    name: str = 'x'\n    deter: int = 4096\n    mine: int = 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield
+    for name in ("kept_lab", "kept_lab.model"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("kept_lab")
+def test_a_plug_in_given_by_flag_keeps_the_sizes_of_the_preset(capsys, preset):
+    named = ["--agent.world-model.name", "kept_lab.model"]
+    found = printed_config(capsys, "debug", "size1m", *named, "--agent.world-model.mine", "3")["agent"]["world_model"]
+    expected = load("debug", "size1m").agent.world_model
+    assert found | {"name": 0} == vars(expected) | {"mults": list(expected.mults), "mine": 3, "name": 0}
+    assert printed_config(capsys, *named)["agent"]["world_model"]["deter"] == 4096  # its own default
 
 
 def test_a_preset_cannot_hold_what_only_the_command_line_has(capsys, preset):

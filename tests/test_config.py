@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import enum
+import math
+import pathlib
 import subprocess
 import sys
 import textwrap
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -362,6 +367,15 @@ def test_type_of_knows_fields_entries_and_groups():
         ("agent.worldmodel.deter", "agent.world_model.deter"),
         ("envs", "workers.envs"),
         ("wandb", "log.wandb"),
+        ("agent.optimizer.lr", "agent.optimizer.learning_rate"),
+        ("lr", "agent.optimizer.learning_rate"),
+        ("discount", "agent.horizon"),
+        ("batch", "replay.batch_size"),
+        ("ratio", "replay_ratio"),
+        ("total_timesteps", "env_steps"),
+        ("num_envs", "workers.envs"),
+        ("logdir", "run_dir"),
+        ("task", "env"),
         ("qqqqqqq", None),
     ],
 )
@@ -387,7 +401,20 @@ def test_the_resolved_config_holds_every_key():
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 names = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1)
-options = st.dictionaries(names, scalars | st.lists(scalars))
+numbers = st.integers(-128, 127).map(np.int8) | st.floats(width=32, allow_nan=False).map(np.float32)
+nested = st.recursive(
+    scalars | numbers | st.lists(st.integers(-9, 9)).map(np.array),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(-9, 9), inner, max_size=3),
+    max_leaves=8,
+).filter(lambda value: not twice(value))
+options = st.dictionaries(names, nested)
+
+
+def twice(value: Any) -> bool:
+    """Whether a mapping in it has two keys of the same text, such as 1 and "1"."""
+    if isinstance(value, dict):
+        return len({str(key) for key in value}) < len(value) or any(map(twice, value.values()))
+    return isinstance(value, list) and any(map(twice, value))
 
 
 @settings(deadline=None, max_examples=25)
@@ -404,6 +431,153 @@ def test_text_that_looks_like_something_else_stays_text_for_every_reader_of_yaml
     saved = to_yaml(Config(env_options={"text": text}))
     assert yaml.safe_load(saved)["env_options"]["text"] == text
     assert load(preset(saved)).env_options["text"] == text
+
+
+# ---- what Python gives
+
+
+class Level(enum.Enum):
+    LOW = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        (np.int64(3), 3),
+        (np.float32(0.1), 0.10000000149011612),
+        (np.bool_(True), True),
+        (np.array([[1, 2], [3, 4]], np.int8), [[1, 2], [3, 4]]),
+        (np.array("x"), "x"),
+        (pathlib.PurePosixPath("a/b"), "a/b"),
+        ((1, (2, 3)), [1, [2, 3]]),
+        (enum.IntEnum("Two", {"B": 2}).B, 2),
+        (enum.StrEnum("Text", {"B": "b"}).B, "b"),
+        (collections.OrderedDict(a=np.int32(1)), {"a": 1}),
+        ({np.int64(1): "x"}, {1: "x"}),
+        (math.inf, math.inf),
+    ],
+)
+def test_what_python_gives_as_an_option_is_held_exactly(given, held, preset):
+    config = Config(env_options={"x": given})
+    assert repr(config.env_options) == repr({"x": held})
+    assert load(preset(to_yaml(config))) == config == load(overrides={"env_options.x": given})
+
+
+def holds_itself() -> dict:
+    one: dict = {}
+    one["a"] = one
+    return one
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (object(), ["env_options.x is a object"]),
+        ({"a": [1, {2}]}, ["env_options.x.a[1] is a set"]),
+        (Level.LOW, ["env_options.x is a", "Level"]),
+        (len, ["env_options.x is a builtin_function"]),
+        (b"x", ["env_options.x is a bytes"]),
+        (1 + 2j, ["env_options.x is a complex"]),
+        (np.datetime64("2020-01-01", "ns"), ["env_options.x is a numpy.datetime64"]),
+        (math.nan, ["env_options.x is not a number"]),
+        ([10**5000], ["env_options.x[0] is a whole number too large"]),
+        ({(1, 2): 3}, ["env_options.x has the key (1, 2), a tuple"]),
+        ({1: 2, "1": 3}, ["env_options.x has two keys of the same text"]),
+        (holds_itself(), ["env_options", "is nested", "or holds itself"]),
+    ],
+)
+def test_what_no_preset_can_hold_is_refused_by_its_place(given, parts):
+    for make in (lambda: Config(env_options={"x": given}), lambda: load(overrides={"env_options.x": given})):
+        with pytest.raises(UserError) as caught:
+            make()
+        assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+def test_every_field_takes_the_numbers_of_numpy_and_paths(preset):
+    replay = dataclasses.replace(Config().replay, batch_size=np.int64(4))
+    config = Config(
+        seed=np.int64(3), lockstep=np.bool_(True), replay_ratio=np.float64(2), run_dir=pathlib.Path("a"), replay=replay
+    )
+    assert (config.run_dir, type(config.seed), type(config.replay.batch_size)) == ("a", int, int)
+    assert load(preset(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"agent": 3}, "agent must be a Config"),
+        ({"replay": None}, "replay must be a Config, not None"),
+        ({"env_steps": 10**400}, "env_steps must be a whole number of at most 64 bits"),
+        ({"replay_ratio": 10**400}, "replay_ratio must be a number"),
+        ({"env": 3}, "env must be text"),
+        ({"env_options": [1]}, "env_options must be a mapping"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_its_name(fields, part):
+    with pytest.raises(UserError, match=part):
+        Config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: load({"seed": 3}), "overrides="),
+        (lambda: load(3), "a preset is a file or a name, not 3"),
+        (lambda: load(overrides=3), "overrides must be a mapping"),
+        (lambda: configs.expect_config("x.yaml", "dreamer.train"), r"dreamer.train\(dreamer.load_config\('x.yaml'\)\)"),
+        (lambda: configs.expect_config(pathlib.Path("x.yaml"), "dreamer.train"), r"load_config\('x.yaml'\)"),
+        (lambda: configs.expect_config({"seed": 3}, "dreamer.train"), "load_config.overrides="),
+    ],
+)
+def test_a_call_with_something_else_says_how_to_call_it(call, part):
+    with pytest.raises(UserError, match=part):
+        call()
+
+
+# ---- a plug-in that takes the place of another
+
+
+def test_a_plug_in_keeps_what_earlier_layers_set_as_far_as_it_fits(preset, lab, tmp_path):
+    (tmp_path / "lab" / "model.py").write_text(
+        textwrap.dedent("""
+            import dataclasses
+
+            @dataclasses.dataclass(frozen=True)
+            class Inner:
+                rate: float = 1.0
+                gone: int = 0
+
+            @dataclasses.dataclass(frozen=True)
+            class Config:
+                name: str = "x"
+                deter: int = 7
+                units: str = "text"
+                blocks: int = 7
+                inner: Inner = Inner()
+
+                def __post_init__(self):
+                    if self.deter % self.blocks:
+                        raise ValueError("deter must be a multiple of blocks")
+        """)
+    )
+    first = preset("agent:\n  world_model: {deter: 64, blocks: 4, units: 8,\n    hidden: 8}", "first.yaml")
+    notes: list[str] = []
+    model = load(first, overrides={"agent.world_model.name": "lab.model"}, note=notes.append).agent.world_model
+    assert (model.deter, model.blocks, model.units) == (64, 4, "text")
+    assert len(notes) == 1 and "units = 8 (from" in notes[0] and "hidden = 8" in notes[0] and "first.yaml:3" in notes[0]
+    later = preset("agent: {world_model: {name: lab.model, inner: {rate: 2}}}", "later.yaml")
+    both = load(first, later, overrides={"agent.world_model.deter": 8}, note=notes.append).agent.world_model
+    assert (both.deter, both.blocks, both.inner.rate) == (8, 4, 2.0)
+
+
+def test_a_value_that_equals_the_old_default_is_kept_too(preset, lab):
+    path = preset("agent: {behavior: {units: 64}, world_model: {unimix: 0.5}}")
+    config = load(path, overrides={"agent.behavior.name": "dreamer.behaviors.actor_critic"})
+    assert config.agent.behavior.units == 64 and config.agent.world_model.unimix == 0.5
+
+
+def test_an_own_key_beside_the_name_is_not_forgiven(preset, lab):
+    assert "'agent.world_model.deter'" in error_of(preset("agent: {world_model: {name: lab.model, deter: 8}}"))
 
 
 # ---- house rules

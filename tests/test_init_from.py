@@ -64,11 +64,34 @@ def test_what_is_taken_is_taken_to_the_last_bit(run):
         assert np.asarray(ours).tobytes() == np.asarray(other).tobytes()
 
 
-def test_what_does_not_fit_stays_new_and_is_told(run):
+@pytest.fixture
+def wide():
+    """A state with one array of another shape and one that the run lacks."""
     ours = state(0)
-    wide = {**ours.params["world_model"], "dyn": {"kernel": jnp.zeros((4, 4))}, "head": {"w": jnp.ones(3)}}
-    ours = ours._replace(params={**ours.params, "world_model": wide})
-    taken, lines = begin_with(ours, run, "world_model")
+    model = {**ours.params["world_model"], "dyn": {"kernel": jnp.zeros((4, 4))}, "head": {"w": jnp.ones(3)}}
+    return ours._replace(params={**ours.params, "world_model": model})
+
+
+def test_what_does_not_fit_is_refused_with_shapes_and_the_flag_that_allows_it(run, wide):
+    with pytest.raises(UserError) as caught:
+        begin_with(wide, run, "world_model")
+    text = str(caught.value)
+    share = float(text.rpartition("--init-missing ")[2])
+    assert "params/world_model/dyn/kernel ([3, 5] there, [4, 4] here)" in text and "\n" not in text
+    with pytest.raises(UserError, match="do not fit"):
+        begin_with(wide, run, "world_model", share - 0.01)
+    begin_with(wide, run, "world_model", share)
+
+
+def test_arrays_of_the_run_that_this_one_lacks_do_not_fit_either(run):
+    ours = state(0)
+    fewer = {name: value for name, value in ours.params["world_model"].items() if name != "dyn"}
+    with pytest.raises(UserError, match=r"params/world_model/dyn/kernel \(not in this run\)"):
+        begin_with(ours._replace(params={**ours.params, "world_model": fewer}), run, "world_model")
+
+
+def test_what_does_not_fit_and_may_be_missing_stays_new_and_is_told(run, wide):
+    taken, lines = begin_with(wide, run, "world_model", missing=0.9)
     assert not taken.params["world_model"]["dyn"]["kernel"].any() and taken.params["world_model"]["head"]["w"].all()
     assert "params/world_model/dyn/kernel ([3, 5] there, [4, 4] here)" in lines[1]
     assert "params/world_model/head/w (not in that run)" in lines[1]

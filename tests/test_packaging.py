@@ -36,7 +36,7 @@ def third_party(folder: str) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    found -= sys.stdlib_module_names | {"dreamer", "envs"}
+    found -= sys.stdlib_module_names | {"dreamer"}
     return {PACKAGES.get(name, name).lower().replace("_", "-") for name in found}
 
 
@@ -57,10 +57,11 @@ def test_no_extra_has_an_underscore_which_older_pips_do_not_find():
     assert not [name for name in EXTRAS if "_" in name]
 
 
-def test_only_the_library_is_packaged():
+def test_the_library_its_suites_and_its_presets_are_packaged_and_nothing_else():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert setup["options.packages.find"]["include"].split() == ["dreamer", "dreamer.*"]
+    code = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "dreamer").rglob("*.py")}
+    assert set(setup["options"]["packages"].split()) == code | {"dreamer.envs", "dreamer.experiments"}
 
 
 def test_every_folder_of_the_library_is_a_package():

@@ -338,6 +338,47 @@ def test_the_score_of_a_running_group_is_where_all_its_seeds_are(here):
     assert score.at == (500, 500) and score.scores.tolist() == [100, 101]
 
 
+def every(gap: int, end: int) -> list[dict[str, float]]:
+    """Lines of a run: an episode each `gap` steps, whose return is its step; the last line has none."""
+    lines = [{"env_steps": step, "episode/return": float(step)} for step in range(gap, end, gap)]
+    return [*lines, {"env_steps": end}]
+
+
+def test_the_last_tenth_is_the_true_one_and_the_same_for_groups_of_equal_length(here):
+    write_run(here / "a", every(50, 2000), env_steps=2000)
+    write_run(here / "b", every(30, 2003), env_steps=2000, **{"agent.horizon": 100.0})
+    write_run(here / "c", every(190, 2000), env_steps=2000, **{"agent.horizon": 200.0})
+    task = one_task("a", "b", "c")
+    drawn = curves.panel(task, "episode/return")
+    found = {score.group: score for score in scores.scores(task, drawn)}
+    assert {score.at for score in found.values()} == {(1800, 2000)}
+    by_horizon = {name.partition("horizon=")[2]: score.scores.item() for name, score in found.items()}
+    assert by_horizon == {"333": 1900, "100": np.mean([*range(1830, 2000, 30)]), "200": 1900}
+
+
+def test_the_span_begins_earlier_for_all_where_one_has_nothing_in_the_last_tenth(here):
+    write_run(here / "a", every(50, 2000), env_steps=2000)
+    write_run(here / "b", every(1700, 2000), env_steps=2000, **{"agent.horizon": 100.0})
+    task = one_task("a", "b")
+    first, second = scores.scores(task, curves.panel(task, "episode/return"))
+    assert first.at == second.at == (pytest.approx(1700), 2000)
+    assert sorted([first.scores.item(), second.scores.item()]) == [1700, np.mean([*range(1700, 2000, 50)])]
+
+
+def test_groups_of_unequal_length_are_compared_where_both_are(here):
+    write_run(here / "a")
+    write_run(here / "b", climbing(0, 500), **{"agent.horizon": 100.0})
+    task = one_task("a", "b")
+    for metric, at in (("eval/return", (500, 500)), ("episode/return", (450, 500))):
+        assert [score.at for score in scores.scores(task, curves.panel(task, metric))] == [at, at]
+
+
+def test_a_last_bin_without_an_episode_is_drawn_once_its_run_has_passed_it(here):
+    lines = [{"env_steps": step, "episode/return": float(step)} for step in (40, 100, 150)]
+    run = write_run(here / "a", [*lines, {"env_steps": 200}])
+    assert curves.panel(one_task(run), "episode/return", width=100).lines[0].curve.x.tolist() == [100, 200]
+
+
 # ---- the command
 
 
@@ -401,7 +442,7 @@ def test_what_a_reader_must_know_is_said(here, capsys):
     out = output(capsys, "--group", "g=a", "b", "begun")
     for part in (
         "group 'g' has seed 0 more than once: a, b", "group 'g' mixes runs of different agent.horizon: 333, 100",
-        "b stands at 500 of 1,000 env_steps", "begun has no metrics yet", "no published curves",
+        "b stands at 500 of 1,000 env_steps", "begun has no metrics yet", "all scores are those up to 500 env_steps, where b",
     ):  # fmt: skip
         assert part in out, out
 

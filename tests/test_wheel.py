@@ -51,7 +51,8 @@ def outside(tmp_path_factory):
     """A folder with my_lab/envs.py as the README has it, and what runs Python there on the wheel alone."""
     folder = tmp_path_factory.mktemp("outside")
     source = folder / "source"
-    shutil.copytree(ROOT / "dreamer", source / "dreamer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dreamer", "envs", "experiments"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
@@ -60,7 +61,10 @@ def outside(tmp_path_factory):
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "installed", wheel], **quiet)
     work = folder / "work"
-    (work / "my_lab").mkdir(parents=True)
+    for name in ("envs", "experiments"):  # a user's own folders of these names, which hide nothing
+        (work / name).mkdir(parents=True)
+        (work / name / "__init__.py").write_text("raise ImportError('not this one')")
+    (work / "my_lab").mkdir()
     (work / "my_lab" / "__init__.py").touch()
     (work / "my_lab" / "envs.py").write_text(MAZE + block("Your own environment"))
 
@@ -93,3 +97,28 @@ def test_the_environment_in_five_lines_trains_and_its_agent_acts(outside):
 def test_check_finds_it_sound(outside):
     _, python = outside
     assert "sound: 0 wrong" in python("-m", "dreamer", "check", "my_lab.envs:make", "--steps", "500")
+
+
+def test_a_shipped_suite_and_a_shipped_preset_train_in_worker_processes(outside):
+    _, python = outside
+    flags = ["--workers.backend", "processes", "--workers.envs", "2", "--env-steps", "40", "--replay-ratio", "0"]
+    said = python("-m", "dreamer", "train", "debug", "--env", "probes:counter", *flags, "--run-dir", "runs/probe")
+    assert "env: probes:counter x 2" in said
+
+
+def test_check_finds_a_shipped_suite(outside):
+    _, python = outside
+    assert "sound: 0 wrong" in python("-m", "dreamer", "check", "probes:counter", "--steps", "200")
+
+
+def test_presets_are_listed_and_the_references_are_there(outside):
+    folder, python = outside
+    assert "quickstart " in python("-m", "dreamer", "presets")
+    found = python("-c", "from dreamer.shipped import folder; print(*(folder('experiments') / 'references').iterdir())")
+    assert "crafter.csv" in found and str(folder / "installed") in found
+
+
+def test_nothing_but_the_library_is_put_beside_other_packages(outside):
+    folder, _ = outside
+    found = {path.name for path in (folder / "installed").iterdir() if not path.name.endswith(".dist-info")}
+    assert found - {"bin"} == {"dreamer"}

@@ -1,4 +1,4 @@
-"""The command line: `dreamer train [PRESET.yaml ...]`, `dreamer eval RUN`, `dreamer check ENV` and the others.
+"""The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, `presets`.
 
 A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
 and error lines exist once. tyro draws the help from the same dataclasses.
@@ -16,21 +16,41 @@ from typing import Any, Literal, NamedTuple, get_origin
 
 import yaml
 
+from dreamer import shipped
 from dreamer.coerce import Dumper, describe, is_sequence, parse
-from dreamer.config import PLUGINS, Config, layer, load, overlay, similar_key, to_yaml, type_of
+from dreamer.config import (
+    PLUGINS,
+    Config,
+    Layer,
+    Note,
+    layer,
+    overlay,
+    read_preset,
+    similar_key,
+    stack,
+    tell,
+    to_yaml,
+    type_of,
+)
 from dreamer.errors import UserError, check_bound, nearest
 
-USAGE = """usage: dreamer train [PRESET.yaml ...] [--flags]   train an agent
+USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
        dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer verify RUN [--flags]                read a run directory whole and say what is damaged
+       dreamer presets                             list the presets that come with dreamer
        dreamer COMMAND --help                      list every flag of a command
        dreamer --version
 """
 # tyro joins lines unless they start a list.
 TRAIN = """Train an agent.
-- Presets are YAML files that hold differences only; they stack left to right.
+- A PRESET is the name of one that comes with dreamer, or a file in .yaml.
+- Presets hold differences only; they stack left to right.
+- The word after a flag is its value, whatever it looks like.
+- Switches take no word but true or false.
+- Lists and environment options take several words: up to the next flag,
+- or to a second word in .yaml, which is a preset.
 - Flags override presets. Numbers may be written as 1e6.
 - Defaults listed here are those after the presets given."""
 EVAL = "Play episodes with the newest checkpoint of the run directory RUN."
@@ -43,6 +63,9 @@ VERIFY = """Read everything of the run directory RUN that matters and hold it ag
 REPORT = """Draw the curves of runs with their final scores, on one page.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
 - Published curves are drawn behind returns where the references have the task."""
+
+
+PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
 
 
 class Flag(NamedTuple):
@@ -110,7 +133,7 @@ class ReportFlags:
     out: str = "report"
     """Folder for the page, index.html, and the pictures of its panels."""
     references: str = ""
-    """Folder of published curves; empty: experiments/references if it is here."""
+    """Folder of published curves; empty: those that come with dreamer."""
     bin: float = 0.0
     """Width of the bins on the x axis; 0 = that of the published curve, else chosen."""
     media_mb: float = 40.0
@@ -143,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: list[str]) -> int:
     commands = {
         "train": train_command, "eval": eval_command, "check": check_command, "report": report_command,
-        "verify": verify_command,
+        "verify": verify_command, "presets": presets_command,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -162,17 +185,19 @@ def _command(args: list[str]) -> int:
 
 def train_command(args: list[str]) -> int:
     """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
-    presets = [word for word in args if word.endswith((".yaml", ".yml")) and not word.startswith("-")]
-    words, flags = scan([word for word in args if word not in presets])
-    loaded = load(*_own_config(flags), *presets)
-    config: Any = TrainFlags(**vars(loaded))
-    plugin_keys = {f"{path}.name" for path in PLUGINS}
-    config, strays = apply(config, [flag for flag in flags if flag.key in plugin_keys])
+    words, flags = scan(args)
+    layers = [*map(read_preset, _own_config(flags)), *map(read_preset, filter(_is_preset, words))]
+    # What types flags have, and so which words are theirs, depends on the plug-ins that are named.
+    flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
+    layers += map(read_preset, filter(_is_preset, free))
+    config = _with_plugins(layers, flags, note=tell)
     if any(flag.key == "help" for flag in flags):
-        return show_help(config, "dreamer train [PRESET.yaml ...]", TRAIN)
-    config, more = apply(config, [flag for flag in flags if flag.key not in plugin_keys])
-    for word in words + strays + more:
-        raise UserError(f"stray argument {word!r}: presets end in .yaml, flags start with --{_nearest_preset(word)}")
+        return show_help(config, "dreamer train [PRESET ...]", TRAIN)
+    config, more = apply(config, [flag for flag in flags if flag.key not in PLUGIN_NAMES])
+    for word in (*words, *free, *more):
+        if not _is_preset(word):
+            raise UserError(f"stray argument {word!r}: presets end in .yaml, or are names that dreamer presets lists; "
+                            f"flags start with --{_nearest_preset(word)}")  # fmt: skip
     resolved = Config(**{item.name: getattr(config, item.name) for item in dataclasses.fields(Config)})
     if config.print_config:
         print(to_yaml(resolved), end="")
@@ -180,6 +205,60 @@ def train_command(args: list[str]) -> int:
     from dreamer.runtime.loop import train
 
     train(resolved, resume=config.resume, resume_from=config.resume_from)
+    return 0
+
+
+def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
+    """TrainFlags with the presets, and the plug-ins that flags name."""
+    config: Any = TrainFlags(**vars(stack(layers, note=note)))
+    return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
+
+
+def _is_preset(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) or word in shipped.presets()
+
+
+def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
+    """The flags with the words that are their own, as the types of `config` say, and the words that are not.
+
+    The first word after a flag is its value, but for a switch, which takes "true" or "false" alone, and for --resume,
+    which takes "no", "yes" or "auto" before a preset. A list and what takes any value has all words up to one that ends
+    in .yaml.
+    """
+    owned, free = [], []
+    for flag in flags:
+        count = 0 if flag.inline else _count_own(type_of(config, flag.key), flag)
+        kept = flag.words[: 1 if flag.inline else count]
+        owned.append(flag._replace(words=kept))
+        free += flag.words[len(kept) :]
+    return owned, free
+
+
+def _count_own(kind: Any, flag: Flag) -> int:
+    """How many of the words after a flag are its own."""
+    first = flag.words[0] if flag.words else ""
+    negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
+    if flag.key == "help" or negated:
+        return 0
+    if kind is bool:
+        return int(first.lower() in ("true", "false"))
+    if flag.key == "resume":
+        return int(not _is_preset(first))
+    if kind is None or kind is Any or is_sequence(kind):
+        ends = (number for number, word in enumerate(flag.words) if number and word.endswith((".yaml", ".yml")))
+        return next(ends, len(flag.words))
+    return 1
+
+
+def presets_command(args: list[str]) -> int:
+    """`dreamer presets`: the presets that come with the package, a line each. Returns the exit code."""
+    words, flags = scan(args)
+    if stray := [*words, *(flag.text for flag in flags if flag.key != "help")]:
+        raise UserError(f"dreamer presets takes nothing, not {stray[0]!r}; dreamer train {stray[0]} uses a preset")
+    found = shipped.presets()
+    width = max(map(len, found))
+    for name, file in found.items():
+        print(f"{name:{width}}  {shipped.preset_line(file)}")
     return 0
 
 
@@ -276,14 +355,19 @@ def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
     return words, flags
 
 
-def apply(config: Any, flags: Sequence[Flag]) -> tuple[Any, list[str]]:
-    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag."""
+def apply(
+    config: Any, flags: Sequence[Flag], before: Sequence[Layer] = (), note: Note = tell
+) -> tuple[Any, list[str]]:
+    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag.
+
+    before: the layers that `config` is made of, note: for what they lose, both as `overlay` takes them.
+    """
     values, origins, strays = {}, {}, []
     for flag in flags:
         key, value, rest = _bind(flag, config)
         values[key], origins[key] = value, flag.text
         strays += rest
-    return overlay(config, layer(values, "the command line", origins)), strays
+    return overlay(config, layer(values, "the command line", origins), before=before, note=note), strays
 
 
 def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
@@ -302,6 +386,8 @@ def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
         raise UserError(f"flag {flag.text} needs a value: {describe(kind)}")
     if not flag.inline and (is_sequence(kind) or kind is Any):
         return flag.key, parse(flag.words, kind), []
+    if _is_mapping(kind) and (option := re.match(r"([A-Za-z_]\w*)=(.*)", flag.words[0])):
+        raise UserError(f"flag {flag.text} {flag.words[0]}: write {flag.text}.{option[1]} {option[2] or 'VALUE'}")
     return flag.key, parse(flag.words[:1], kind), flag.words[1:]
 
 
@@ -331,11 +417,15 @@ def show_help(settings: Any, usage: str, description: str) -> int:
     raise AssertionError("tyro.cli returns from --help by SystemExit")
 
 
+def _is_mapping(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (dict, Mapping)
+
+
 def _mapping_rule(info: Any) -> Any:
     """A dict field in tyro's help: one row, whatever it holds."""
     import tyro
 
-    if get_origin(info.type) not in (dict, Mapping) and info.type is not dict:
+    if not _is_mapping(info.type):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -348,4 +438,5 @@ def _mapping_rule(info: Any) -> Any:
 
 def _nearest_preset(word: str) -> str:
     near = [path for path in (f"{word}.yaml", os.path.join("experiments", f"{word}.yaml")) if os.path.isfile(path)]
+    near += filter(None, [shipped.nearest_preset(word)])
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -34,12 +34,16 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve with its name. published: not of the runs but from the references; mean_only: a mean without seeds."""
+    """A curve with its name. published: not of the runs but from the references; mean_only: a mean without seeds.
+
+    points: of each seed, before they were put into bins.
+    """
 
     name: str
     curve: Curve
     published: bool = False
     mean_only: bool = False
+    points: tuple[Points, ...] = ()
 
 
 class Panel(NamedTuple):
@@ -47,6 +51,7 @@ class Panel(NamedTuple):
 
     frames: whether x is in environment frames, otherwise in env_steps | width: of a bin, 0 for evaluations
     bounds: of x, what is shown | missing: groups and runs without this metric, one line each
+    end: the x that every run with this metric has reached, so that all can be compared up to there
     """
 
     task: str
@@ -56,6 +61,7 @@ class Panel(NamedTuple):
     width: float
     bounds: tuple[float, float]
     missing: list[str]
+    end: float
 
 
 # Bins -----------------------------------------------------------------------------------------------------------------
@@ -132,12 +138,14 @@ def panel(task: Task, metric: str, published: Sequence[Published] = (), width: f
     repeats = {run.config.action_repeat for group in task.groups for run in group.runs}
     frames = bool(published) or len(repeats) > 1
     groups: list[tuple[Group, list[Points]]] = []
+    ends: dict[str, list[float]] = {}
     missing = []
     for group in task.groups:
         own = [run for run in group.runs if metric in run.metrics]
         missing += [f"{run.path} has no {metric}" for run in group.runs if metric not in run.metrics]
         if own:
             groups.append((group, [_points(run, metric, frames) for run in own]))
+            ends[group.name] = [_end(run, frames) for run in own]
     if not groups:
         return None
     everything = [points for _, own in groups for points in own]
@@ -145,25 +153,41 @@ def panel(task: Task, metric: str, published: Sequence[Published] = (), width: f
     evaluation = metric.startswith("eval/")
     step = published_width(whole) if whole else 0.0
     width = 0.0 if evaluation else width or step or bin_width(everything)
-    lines = [Line(group.name, curve([_passed(points, width) for points in own])) for group, own in groups]
+    lines = []
+    for group, own in groups:
+        passed = [_passed(points, width, end) for points, end in zip(own, ends[group.name], strict=True)]
+        lines.append(Line(group.name, curve(passed), points=tuple(own)))
     last = max(line.curve.x[-1] for line in lines)
     end = min(max(1.25 * last, last + step), max(last, *(points.x[-1] for points in whole))) if whole else last
     lines += [line for one in published if (line := _published(one, end, width))]
-    return Panel(task.name, metric, lines, frames, width, (0.0, float(end)), missing)
+    shared = min(end for own in ends.values() for end in own)
+    return Panel(task.name, metric, lines, frames, width, (0.0, float(end)), missing, shared)
 
 
 def _points(run: Run, metric: str, frames: bool) -> Points:
+    """A metric over the x axis; a run that made a few rows more than it should ends where it should."""
     points = run.metrics[metric]
-    points = due(run, points) if metric.startswith("eval/") else averaged(points)
+    if metric.startswith("eval/"):
+        points = due(run, points)
+    else:
+        points = averaged(Points(np.minimum(points.x, run.config.env_steps), points.y))
     return Points(points.x * run.config.action_repeat, points.y) if frames else points
 
 
-def _passed(points: Points, width: float) -> Points:
-    """Points in the bins that were wholly passed; what there is where none was. width 0: the points themselves."""
+def _end(run: Run, frames: bool) -> float:
+    """Where a run stands on the x axis."""
+    return float(min(run.env_steps, run.config.env_steps) * (run.config.action_repeat if frames else 1))
+
+
+def _passed(points: Points, width: float, reached: float | None = None) -> Points:
+    """Points in the bins that were wholly passed; what there is where none was. width 0: the points themselves.
+
+    reached: the x at which their run stands, which may have had no episode of late; None: the last point.
+    """
     if not width:
         return points
     bins = binned(points, width)
-    passed = bins.x <= points.x[-1]
+    passed = bins.x <= (points.x[-1] if reached is None else reached)
     return Points(bins.x[passed], bins.y[passed]) if passed.any() else bins
 
 
@@ -180,14 +204,57 @@ def _published(one: Published, end: float, width: float) -> Line | None:
 # Final scores ---------------------------------------------------------------------------------------------------------
 
 
-def final_scores(curve: Curve, evaluation: bool, until: float = math.inf) -> tuple[np.ndarray, float, float]:
-    """The score of each seed [S] at the end of what they share (at most `until`), and from and to which x it is.
+class Final(NamedTuple):
+    """The final score of each seed of a line [S], nan where a seed has none, and from and to which x it is."""
 
-    evaluation: the last one; otherwise the mean over the last tenth of the bins, at least the last.
-    A seed that shares nothing with the others has nan.
+    line: Line
+    scores: np.ndarray
+    at: tuple[float, float]
+
+
+def last_evaluations(panel: Panel) -> list[Final]:
+    """The last evaluation of each group, at the same x for all where there is one that all groups share."""
+    lines = [line for line in panel.lines if not line.published]
+    shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
+    common = max(set.intersection(*(own for own in shared if own) or [set()]), default=None)
+    found = []
+    for line, own in zip(lines, shared, strict=True):
+        if own:
+            x = max(own) if common is None else common
+            found.append(Final(line, line.curve.seeds[:, line.curve.x == x].mean(1), (x, x)))
+    return found
+
+
+def last_tenth(panel: Panel) -> list[Final]:
+    """The mean of the points in the last tenth of x that all runs have reached, the same span for all groups.
+
+    The span begins earlier where a seed has no point in it, and where what was published has longer bins, of which
+    whole ones are taken.
     """
-    x = curve.at[curve.at <= until]
-    if not len(x):
-        return np.full(len(curve.seeds), np.nan), math.nan, math.nan
-    tail = x[-1:] if evaluation else x[x > x[-1] * (1 - TAIL)]
-    return curve.seeds[:, np.isin(curve.x, tail)].mean(1), float(tail[0]), float(tail[-1])
+    groups = [line for line in panel.lines if not line.published]
+    published = [line for line in panel.lines if line.published and not line.mean_only]
+    begin, end = (1 - TAIL) * panel.end, panel.end
+    for points in (points for line in groups for points in line.points):
+        inside = points.x[points.x <= end]
+        begin = min(begin, np.nextafter(inside[-1], 0)) if len(inside) else begin
+    for line in published:
+        edges = line.curve.at[line.curve.at <= end]
+        if len(edges):
+            inside = edges[edges > begin]
+            begin = min(begin, float(inside[0] if len(inside) else edges[-1]) - panel.width)
+    found = []
+    for line in groups:
+        means = np.array([_mean(points, begin, end) for points in line.points])
+        found.append(Final(line, means, (float(begin), end)))
+    for line in published:
+        edges = line.curve.at
+        edges = edges[(edges - panel.width >= begin * (1 - 1e-9)) & (edges <= end)]
+        if len(edges):
+            means = line.curve.seeds[:, np.isin(line.curve.x, edges)].mean(1)
+            found.append(Final(line, means, (float(edges[0] - panel.width), float(edges[-1]))))
+    return found
+
+
+def _mean(points: Points, begin: float, end: float) -> float:
+    inside = points.y[(points.x > begin) & (points.x <= end)]
+    return float(inside.mean()) if len(inside) else math.nan

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dreamer import shipped
 from dreamer.apps import page, plots, references, scores
 from dreamer.apps.curves import EVALUATION, TRAINING, Panel, panel
 from dreamer.apps.runs import Group, Run, Task, differences, find_runs, read_run, settings, show, tasks
 from dreamer.errors import UserError, nearest
 from dreamer.runtime.run_dir import PICTURES, disk_error
 
-REFERENCES = Path("experiments") / "references"
 INDEX = "index.html"
 MEGABYTE = 1_000_000
 NEWEST = (
@@ -79,10 +79,10 @@ def make(
     notes = list(dict.fromkeys(note for run in everyone for note in run.notes))
     begun = [Group(group.name, [run for run in group.runs if run.metrics]) for group in named]
     of_tasks = tasks([run for run in loose if run.metrics], begun)
-    folder, more = _references(references_dir)
-    notes += more + [note for task in of_tasks for note in _remarks(task)]
+    folder = _references(references_dir)
+    notes += [note for task in of_tasks for note in _remarks(task)]
     known = {references.task_key(task.env) for task in of_tasks}
-    published = references.read(folder, known.__contains__) if folder else {}
+    published = references.read(folder, known.__contains__)
     colors = {name: number for number, name in enumerate(_group_names(of_tasks))}
     panels: dict[str, list[tuple[Panel, bytes]]] = {task.name: [] for task in of_tasks}
     found = []
@@ -97,7 +97,7 @@ def make(
             panels[task.name].append((drawn, plots.draw(drawn, colors)))
             if metric in (EVALUATION, TRAINING):
                 found += scores.scores(task, drawn)
-    ends = references.normalisation(folder) if folder else {}
+    ends = references.normalisation(folder)
     return Report(of_tasks, panels, scores.rows(found) + scores.over_tasks(found, ends), notes)
 
 
@@ -162,14 +162,12 @@ def _named_group(words: Sequence[str]) -> Group:
     return Group(name, read_all(path for one in (first, *words[1:]) for path in find_runs(one)))
 
 
-def _references(given: str) -> tuple[Path | None, list[str]]:
-    """The folder of published curves, and a note where there is none. UserError when the one given is not there."""
-    folder = Path(given).expanduser() if given else REFERENCES
-    if folder.is_dir():
-        return folder, []
-    if given:
+def _references(given: str) -> Path:
+    """The folder of published curves: the one given, else the shipped one. UserError when it is not there."""
+    folder = Path(given).expanduser() if given else shipped.folder("experiments") / "references"
+    if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
-    return None, [f"no published curves: there is no folder {REFERENCES} here; --references names another"]
+    return folder
 
 
 def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
@@ -198,7 +196,17 @@ def _remarks(task: Task) -> list[str]:
         for run in group.runs:
             if run.env_steps < run.config.env_steps:
                 notes.append(f"{run.path} stands at {run.env_steps:,} of {run.config.env_steps:,} env_steps")
+    runs = [run for group in task.groups for run in group.runs]
+    shortest = min(runs, key=_frames)
+    if _frames(shortest) < 0.9 * max(map(_frames, runs)):
+        steps = f"{shortest.env_steps:,} env_steps, where {shortest.path} stands"
+        notes.append(f"{task.name}: all scores are those up to {steps}; without it they are those of later")
     return notes
+
+
+def _frames(run: Run) -> int:
+    """The frames that a run has seen, at most those that it should see."""
+    return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
 
 
 def _group_names(of_tasks: Sequence[Task]) -> list[str]:
@@ -261,8 +269,10 @@ SCORES_EXPLAINED = (
     "Mean, standard error and IQM are over seeds, each of which counts with the mean of its episodes. IQM: the "
     "interquartile mean, without the lowest and the highest quarter; with fewer than four seeds the mean. The interval "
     "is a percentile bootstrap over seeds, stratified by task (Agarwal et al. 2021, arXiv 2108.13264).",
-    "A training score is the mean over the last tenth of the bins that all seeds of the group share; the published "
-    "score beside it is read off at the same place. Episodes behind training scores are not counted in the logs.",
+    "All groups of a task are compared in one span, which ends where the run stands that has come least far. A training "
+    "score is the mean of what was logged in the last tenth before it; the span begins earlier where a seed has nothing "
+    "there, or where the bins of the published score beside it are longer. Episodes behind training scores are not "
+    "counted in the logs.",
 )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamer.apps.curves import EVALUATION, TRAINING, Panel, final_scores
+from dreamer.apps.curves import EVALUATION, TRAINING, Panel, last_evaluations, last_tenth
 from dreamer.apps.references import task_key
 from dreamer.apps.runs import Task
 from dreamer.apps.statistics import bootstrap, iqm, standard_error
@@ -37,28 +37,22 @@ class Score(NamedTuple):
 
 
 def scores(task: Task, panel: Panel) -> list[Score]:
-    """The final scores of a panel of returns: of its groups, then of what was published, read off where they end."""
-    found = []
-    ends: list[float] = []
+    """The final scores of a panel of returns, in one span for all: of its groups, then of what was published.
+
+    What is published are training episodes: it has no evaluation.
+    """
     episodes = {
         group.name: sum(run.config.eval.episodes for run in group.runs if panel.metric in run.metrics)
         for group in task.groups
     }
     evaluation = panel.metric == EVALUATION
-    for line in panel.lines:
-        if line.published and (evaluation or line.mean_only):
-            continue  # what is published are training episodes; a mean that was reached later is no score at this x
-        until = max(ends, default=math.inf) if line.published else math.inf
-        values, start, end = final_scores(line.curve, evaluation, until)
+    counted = "frames" if panel.frames else "env steps"
+    found = []
+    for line, values, at in last_evaluations(panel) if evaluation else last_tenth(panel):
         values = values[~np.isnan(values)]
-        if not len(values):
-            continue
-        if not line.published:
-            ends.append(end)
-        known = episodes[line.name] if evaluation else None
-        counted = "frames" if panel.frames else "env steps"
-        at = (end if evaluation else start - panel.width, end)
-        found.append(Score(task.name, task_key(task.env), line.name, panel.metric, values, known, at, counted))
+        if len(values):
+            known = episodes[line.name] if evaluation else None
+            found.append(Score(task.name, task_key(task.env), line.name, panel.metric, values, known, at, counted))
     return found
 
 

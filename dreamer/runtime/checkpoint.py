@@ -199,7 +199,7 @@ class Checkpoints:
             multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
-        # For good: asyncio logs what a save left behind whenever its memory is collected, up to the process's last line.
+        # For good: asyncio logs what a save left behind when its memory is collected, perhaps at the very end.
         asyncio_logger = logging.getLogger("asyncio")
         if not any(isinstance(known, _Quiet) for known in asyncio_logger.filters):
             asyncio_logger.addFilter(_Quiet())

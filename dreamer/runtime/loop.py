@@ -9,13 +9,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
 
 from dreamer import agent as agents
-from dreamer.config import Config
+from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime import capacity, devices, disk_tier, evaluation, header, pictures, ratio, replay, resume, start
@@ -58,8 +58,11 @@ def train(
     other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
     raises RunFailed. A start that is refused changes nothing on the disk.
     """
+    expect_config(config, "dreamer.train")
+    if resume not in get_args(Resume):
+        raise UserError(f"resume must be one of {', '.join(get_args(Resume))}, not {resume!r}")
     refuse_several(config.devices)
-    env: EnvName = maker(make_env) if make_env else config.env
+    env: EnvName = config.env if make_env is None else maker(make_env)
     config = dataclasses.replace(config, env=str(env))
     if resume_from is not None and resume == "no":
         resume = "yes"
@@ -157,7 +160,7 @@ class Run:
             lines.append(describe_observations(spec, size.steps))
         self.display.header([*lines, *filter(None, [why_not])])
         if not found and config.init_from:
-            taken = begin_with(self.learner.state, config.init_from, config.init_parts)
+            taken = begin_with(self.learner.state, config.init_from, config.init_parts, config.init_missing)
             self.learner.load(taken.state, 0)
             self.display.header(taken.lines)
 

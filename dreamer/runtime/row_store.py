@@ -46,6 +46,7 @@ class RowStore:
         """run: the identity of the run, written into every file. Reading changes nothing on the disk."""
         self._folder, self._run = folder, run
         self._files: list[_Written] = []
+        self._listing = threading.Lock()  # of `_files`, which the writing thread adds to while `prune` takes away
         self._number = 0
         self._flushed: np.ndarray | None = None
         self._flushing = threading.Lock()
@@ -79,7 +80,7 @@ class RowStore:
             path = self._folder / f"rows-{self._number:09d}.dreamer"
             head = {"run": self._run, "spans": [list(span) for span in spans]}
             self._number += 1
-            self._jobs.put(lambda: self._files.append(_Written(sealed.write(path, head, columns), spans)))
+            self._jobs.put(lambda: self._write(path, head, columns, spans))
 
     def wait(self) -> None:
         """Waits until everything handed over is on the disk. Raises UserError when the disk refused it."""
@@ -183,7 +184,8 @@ class RowStore:
         }
         for name in sorted(gone):
             self._remove(name)
-        self._files = [file for file in self._files if file.seal.name not in gone]
+        with self._listing:
+            self._files = [file for file in self._files if file.seal.name not in gone]
 
     def close(self) -> None:
         """Waits for the disk and ends the thread. Raises UserError when the disk refused. May be called again."""
@@ -202,6 +204,11 @@ class RowStore:
             if error is None:
                 raise
             error.add_note(str(second))  # the first error is the one to mend
+
+    def _write(self, path: Path, head: dict[str, Any], columns: dict[str, np.ndarray], spans: list[Span]) -> None:
+        seal = sealed.write(path, head, columns)
+        with self._listing:
+            self._files.append(_Written(seal, spans))
 
     def _load(self, replay: Replay, name: str, seal: Seal | None, fresh: bool) -> None:
         head, columns = self._read(name, seal)

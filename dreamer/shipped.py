@@ -1,0 +1,35 @@
+"""What comes with the package beside its code: the folders `envs/` and `experiments/`. Imports no jax.
+
+In the checkout both lie beside the package, in a wheel inside it. Nothing else is searched: a folder of the same name
+in the current folder, or another installed package, never takes their place.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(name: str) -> Path:
+    """The folder `name`, "envs" or "experiments"."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def presets() -> dict[str, Path]:
+    """{name: file} of the presets, in the order of their names."""
+    return {file.stem: file for file in sorted(folder("experiments").glob("*.yaml"))}
+
+
+def preset_line(file: Path) -> str:
+    """What a preset is, in a line: its first comment."""
+    with open(file, encoding="utf-8") as lines:
+        return lines.readline().strip().removeprefix("#").strip()
+
+
+def nearest_preset(word: str) -> str:
+    """The name of the preset nearest to `word`, "" when none is near. Letter case and ending do not count."""
+    close = difflib.get_close_matches(Path(word).stem.lower(), presets(), n=1, cutoff=0.6)
+    return close[0] if close else ""
