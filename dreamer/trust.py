@@ -1,0 +1,151 @@
+"""What files may have this process run: nothing, unless this user made them here or says so. No jax.
+
+A run directory or a preset names things: an environment, a world model, a behavior, an encoder. Names of gymnasium ids,
+of the suites and of dreamer's own modules are safe. All others are code of somebody, and are imported only
+
+    when the command names them itself                          --env, make_env=, --agent.world-model.name
+    when this user made the run on this machine                 a seal by this user's key says so
+    when the user says so                                       --trust, trust=True
+
+and never out of a run directory (`plugins`). Every config that comes from a file passes `check`. Pickled states of
+environments carry a seal by the same key. docs/threat-model.md says what this holds off, and what it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dreamer.errors import UserError
+
+KEY_BYTES = 32
+# Registered gymnasium ids that import what their options name.
+IMPORTING = ("GymV21Environment", "GymV26Environment")
+# Fields of a config that name code, by dotted key.
+PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
+
+
+# The key of this user ------------------------------------------------------------------------------------------------
+
+
+def key_file() -> Path:
+    """Where this user's key is kept: outside of every run directory, readable by the user alone."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(state) / "dreamer" / "key"
+
+
+def seal(data: bytes) -> str:
+    """What proves later that this user wrote `data` on this machine; "" where no key can be kept."""
+    key = _key(make=True)
+    return hmac.new(key, data, hashlib.sha256).hexdigest() if key else ""
+
+
+def sealed_here(data: bytes, mac: str) -> bool:
+    """Whether `mac` is this user's seal of `data`."""
+    key = _key(make=False)
+    return bool(key and mac) and hmac.compare_digest(hmac.new(key or b"", data, hashlib.sha256).hexdigest(), mac)
+
+
+def _key(make: bool) -> bytes | None:
+    """This user's key, None when there is none and none can be made."""
+    path = key_file()
+    with contextlib.suppress(OSError):
+        return _read_key(path)
+    if not make:
+        return None
+    half = path.with_name(f"key.{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
+            os.link(half, path)
+        half.unlink()
+        return _read_key(path)
+    half.unlink(missing_ok=True)
+    return None
+
+
+def _read_key(path: Path) -> bytes | None:
+    """The key in a file of this user's that nobody else can write; None for any other file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        key = file.read(KEY_BYTES + 1)
+    private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return key if private and len(key) == KEY_BYTES else None
+
+
+# Names -----------------------------------------------------------------------------------------------------------------
+
+
+def check(
+    values: Any, where: str, suites: Collection[str], *, given: Collection[str] = (), trust: bool = False,
+    how: str = "add --trust (trust=True in Python)",
+) -> None:  # fmt: skip
+    """UserError unless all that a config from a file names is safe, or named by the command itself, or trusted.
+
+    values: the nested mapping of the file. where: the file. suites: names of the suites that come with dreamer.
+    given: dotted keys that the command sets itself, whatever the file says. trust: the user vouches for the file.
+    how: what to do, for the message.
+    """
+    if trust or not isinstance(values, Mapping):
+        return
+    for key, name in foreign(values, suites, given):
+        flag = f"--{key.replace('_', '-')} {name}"
+        raise UserError(
+            f"{where} names code that is not dreamer's: {key} is {name!r}, and {where} was not made by you on this "
+            f"machine. If you trust it, {how}; to name it yourself: {flag}"
+        )
+
+
+def foreign(values: Mapping[str, Any], suites: Collection[str], given: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """(dotted key, name) of all in a config that may run code which is not dreamer's, gymnasium's or a suite's."""
+    env = values.get("env")
+    if "env" not in given:
+        if isinstance(env, str) and not safe_env(env, suites):
+            yield "env", env
+        options = values.get("env_options")
+        for name, text in _texts(options, "env_options"):
+            if name not in given and not safe_text(text):
+                yield name, text
+    agent = values.get("agent")
+    for path, text in _texts(agent, "agent"):
+        if path not in given and ("." in text or ":" in text or "/" in text):
+            yield path, text
+
+
+def safe_env(name: str, suites: Collection[str]) -> bool:
+    """Whether an environment's name runs nothing but gymnasium's registry or a suite of dreamer's."""
+    suite, colon, task = name.partition(":")
+    if colon:
+        return suite in suites and safe_text(task)
+    return not name.rpartition("/")[2].startswith(IMPORTING)
+
+
+def safe_text(text: str) -> bool:
+    """Whether a text in the options of an environment can be no module, file or address."""
+    return not any(mark in text for mark in (":", "\\", "..", "\0")) and not text.startswith(("/", "~"))
+
+
+def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of all texts in nested mappings and lists."""
+    if isinstance(value, str):
+        yield path, value
+    elif depth > 50:
+        yield path, "..."  # nobody nests so deeply
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{path}.{name}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, path, depth + 1)
