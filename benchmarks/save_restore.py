@@ -20,7 +20,7 @@ import numpy as np
 import dreamer.config
 from dreamer.runtime import loop
 from dreamer.runtime.loop import Run
-from dreamer.runtime.run_dir import write_config
+from dreamer.runtime import start
 from dreamer.runtime.steps import Step
 
 ENVS = 16

@@ -18,12 +18,14 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 import yaml
 
 from dreamer import hints, plugins, shipped
+from dreamer import trust as trusting
 from dreamer.coerce import Dumper, Loader, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
+LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
 
 # Inclusive ranges of the values that must not be nonsense. Plug-ins check their own.
@@ -135,12 +137,14 @@ class Config:
 class Layer(NamedTuple):
     """Differences to lay over a config: nested `values`, and where each came from by dotted key.
 
-    A key without an entry in `origins` came from `origin`.
+    A key without an entry in `origins` came from `origin`. ours: this user made the file that it was read from, as the
+    config of a run.
     """
 
     values: Mapping[str, Any]
     origin: str
     origins: Mapping[str, str]
+    ours: bool = False
 
     def where(self, key: str) -> str:
         """The file and line, or the flag, that the dotted `key` came from."""
@@ -156,16 +160,37 @@ def tell(note: str) -> None:
 
 
 def load(
-    *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell
+    *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell, trust: bool = False
 ) -> Config:
     """The defaults, then the presets left to right, then `overrides` by dotted key.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of shipped ones, or files. note: see `overlay`.
+    presets: names of shipped ones, or files. note: see `overlay`. trust: files may name code that is not dreamer's,
+    as `overrides` may in any case.
     Raises UserError: one line with the key, its file and line, and the nearest valid name.
     """
-    layers = [*map(read_preset, presets), layer({} if overrides is None else overrides, origin="overrides")]
-    return stack(layers, note=note)
+    own = layer({} if overrides is None else overrides, origin="overrides")
+    files = [*map(read_preset, presets)]
+    check_names(files, given=dict(dotted(own.values)), trust=trust)
+    return stack([*files, own], note=note)
+
+
+def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
+    """UserError when a layer from a file names code that is not dreamer's, unless the command names it itself.
+
+    given: what the command sets, by dotted key. trust: the user vouches for the files.
+    """
+    for one in layers:
+        trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
+
+
+def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested values, groups included."""
+    for name, value in values.items():
+        key = f"{path}.{name}" if path else str(name)
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from dotted(value, key)
 
 
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
@@ -200,19 +225,40 @@ def read_preset(path: str | os.PathLike) -> Layer:
         raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
     name = os.fspath(shipped.presets().get(path, path) if isinstance(path, str) else path)
     try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
+        whole = trusting.unsealed(_text_of(name))
     except FileNotFoundError:
         raise UserError(f"no preset file {name!r}{hints.nearest_preset_file(name)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"preset {name!r} cannot be read: {reason}") from None
+    return layer_of(whole.text, name, first=1 if whole.run is None else 2)._replace(ours=whole.ours)
+
+
+def _text_of(name: str) -> str:
+    """The text of a file. Raises OSError; ValueError when it is too large, or no text."""
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read as far as it goes
+        data = file.read(LARGEST + 1) or b""
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST:,} bytes")
     try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+
+
+def layer_of(text: str, name: str, first: int = 1) -> Layer:
+    """The differences that the text of a preset holds, each with its line. Raises UserError: not valid YAML.
+
+    name: of the file, for messages. first: number of the first line in the file.
+    """
+    try:
+        node = yaml.compose(text, Loader)
+        _check_size(node, [MOST_NODES])
         values = yaml.load(text, Loader)
-        lines = dict(_lines(yaml.compose(text, Loader)))
+        lines = {key: line + first for key, line in _lines(node)}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + first}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{name}{line}: not valid YAML: {reason}") from None
     if values is None:
@@ -446,9 +492,20 @@ def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
         raise UserError(f"{key.lstrip('.')}{error.inside} {error.reason}") from None
 
 
+def _check_size(node: Any, left: list[int]) -> None:
+    """ValueError when a YAML document has too many nodes once its aliases are followed. left: how many more may come.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it holds more than {MOST_NODES:,} values")
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            _check_size(one, left)
+
+
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of every key of a YAML mapping."""
+    """(dotted key, line from 0 on) of every key of a YAML mapping."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         dotted = f"{path}.{key.value}" if path else key.value
-        yield dotted, key.start_mark.line + 1
+        yield dotted, key.start_mark.line
         yield from _lines(value, dotted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 SUITES = "dreamer.suites"  # the package whose modules are environment suites
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a folder with the first and another one is a run's
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
@@ -113,7 +115,7 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
         raise UserError(f"env {name!r} was given as a function: give it again as make_env=, or put it into a module")
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
-    elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
+    elif "." not in where and where not in sys.modules and importlib.machinery.PathFinder.find_spec(where) is None:
         hint = _hint(where, suite_names())
         raise UserError(f"env {name!r}: there is no suite envs/{where}.py and no module {where!r}{hint}")
     elif _ENV_ID.match(what):
@@ -130,10 +132,44 @@ def suite_names() -> list[str]:
 
 
 def add_current_folder() -> None:
-    """Put the current folder first on sys.path, once."""
+    """Put the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
+
+    A folder in a run directory stays off the path: what lies there is never imported.
+    """
     folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if folder not in sys.path and not in_run_dir(folder):
+        sys.path.append(folder)
+
+
+def in_run_dir(path: str | os.PathLike) -> bool:
+    """Whether a path lies in a run directory, or is one."""
+    place = os.path.realpath(path)
+    while True:
+        config, *others = (os.path.lexists(os.path.join(place, name)) for name in RUN_FILES)
+        if config and any(others):
+            return True
+        place, below = os.path.dirname(place), place
+        if place == below:
+            return False
+
+
+def _check_place(module: str, asked: str) -> None:
+    """UserError when a module would be imported out of a run directory. Looks without importing anything."""
+    folders: Any = None
+    for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
+        name = module[:end]
+        if name in sys.modules:
+            folders = getattr(sys.modules[name], "__path__", None)
+            continue
+        spec = importlib.machinery.PathFinder.find_spec(name, folders)
+        if spec is None:
+            return
+        folders = spec.submodule_search_locations
+        for place in [spec.origin, *(folders or [])]:
+            if place and os.path.exists(place) and in_run_dir(place):
+                raise UserError(
+                    f"{asked!r} lies in a run directory, {place}: nothing is imported from there; move it elsewhere"
+                )
 
 
 def one_line(error: BaseException) -> str:
@@ -149,6 +185,7 @@ def one_line(error: BaseException) -> str:
 def _import(module: str, asked: str) -> ModuleType:
     """importlib.import_module, telling "is not there" from "is there and fails"."""
     importlib.invalidate_caches()
+    _check_place(module, asked)
     try:
         return importlib.import_module(module)
     except UserError:

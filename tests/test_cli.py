@@ -231,7 +231,7 @@ def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, pres
 
 def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
     assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
     assert seen == ["yes", "auto"]
@@ -273,7 +273,7 @@ def test_a_preset_cannot_hold_what_only_the_command_line_has(capsys, preset):
 
 
 def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
-    def fail(config, resume):
+    def fail(config, **_):
         raise UserError("env 'x' is\n not there")
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", fail)
@@ -296,7 +296,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
 )
 def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [expected]
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_origin
 
 import yaml
@@ -23,6 +24,7 @@ from dreamer.config import (
     Config,
     Layer,
     Note,
+    check_names,
     layer,
     overlay,
     read_preset,
@@ -89,6 +91,8 @@ class TrainFlags(Config):
     for their envs."""
     resume_from: int | None = None
     """Number of the checkpoint to go on from, in place of the newest; newer ones are set aside. Implies --resume."""
+    trust: bool = False
+    """Presets, and a run that was not made by you on this machine, may name code that is not dreamer's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +190,12 @@ def _command(args: list[str]) -> int:
 def train_command(args: list[str]) -> int:
     """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
     words, flags = scan(args)
-    layers = [*map(read_preset, _own_config(flags)), *map(read_preset, filter(_is_preset, words))]
+    given = {flag.key: flag.words[0] for flag in flags if flag.words}
+    trusted = _trusts(flags)
+    layers = [*_own_config(flags, given, trusted), *_files(words, given, trusted)]
     # What types flags have, and so which words are theirs, depends on the plug-ins that are named.
     flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
-    layers += map(read_preset, filter(_is_preset, free))
+    layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
     if any(flag.key == "help" for flag in flags):
         return show_help(config, "dreamer train [PRESET ...]", TRAIN)
@@ -204,8 +210,20 @@ def train_command(args: list[str]) -> int:
         return 0
     from dreamer.runtime.loop import train
 
-    train(resolved, resume=config.resume, resume_from=config.resume_from)
+    train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
+
+
+def _trusts(flags: Sequence[Flag]) -> bool:
+    """Whether the command vouches for the files that it names."""
+    return any(flag.key == "trust" and [word.lower() for word in flag.words[:1]] != ["false"] for flag in flags)
+
+
+def _files(words: Sequence[str], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
+    """The presets among words. Raises UserError when one names code that is not dreamer's without leave."""
+    layers = [*map(read_preset, filter(_is_preset, words))]
+    check_names(layers, given=given, trust=trusted)
+    return layers
 
 
 def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
@@ -262,14 +280,20 @@ def presets_command(args: list[str]) -> int:
     return 0
 
 
-def _own_config(flags: list[Flag]) -> list[str]:
-    """The config of the run that is to be resumed, the preset beneath all others."""
+def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
+    """The config of the run that is to be resumed, the layer beneath all others."""
     words = {flag.key: flag.words[:1] for flag in flags}
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
         return []
-    path = os.path.join(os.path.expanduser(words["run_dir"][0]), "config.yaml")
-    return [path] if os.path.isfile(path) else []
+    from dreamer.runtime import run_config
+
+    run_dir = Path(words["run_dir"][0]).expanduser()
+    if not (run_dir / "config.yaml").is_file():
+        return []
+    found = run_config.read(run_dir)
+    run_config.check(found, trusted=trusted, given=given)
+    return [found.layer()]
 
 
 def eval_command(args: list[str]) -> int:

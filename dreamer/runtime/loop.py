@@ -47,13 +47,14 @@ Resume = Literal["no", "yes", "auto"]
 
 def train(
     config: Config, *, resume: Resume = "no", resume_from: int | None = None,
-    make_env: Callable[..., gymnasium.Env] | None = None,
+    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False,
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
     resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
     resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
     make_env: makes the environment, called with config.env_options, in place of config.env.
+    trust: read pickled states of environments that were not made by this user on this machine.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
     other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
     raises RunFailed. A start that is refused changes nothing on the disk.
@@ -66,7 +67,7 @@ def train(
     config = dataclasses.replace(config, env=str(env))
     if resume_from is not None and resume == "no":
         resume = "yes"
-    decision = start.decide(config, env, resume, resume_from)
+    decision = start.decide(config, env, resume, resume_from, trust=trust)
     if decision.done and decision.found:
         print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
         return decision.run_dir
@@ -109,7 +110,9 @@ class Run:
         if decision.used:
             self.run_dir = decision.run_dir
             self._lock(decision.run_dir)
-            decision = start.decide(decision.given, decision.env, decision.resume, decision.step, own_lock=True)
+            decision = start.decide(
+                decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
+            )
         self._build(decision)
         if not decision.used:
             self._created = stack.enter_context(start.Created(decision.run_dir, not decision.given.run_dir))

@@ -40,7 +40,7 @@ class Process:
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # -P: nothing of the current folder before the path is set
                 stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others], env=_environment(),
             )  # fmt: skip
         except BaseException:
