@@ -413,7 +413,8 @@ def _plugin(path: str, name: Any, where: str) -> Any:
 
 def _hints(config: Any) -> Mapping[str, Any]:
     """{field: declared type} of a config dataclass, in order."""
-    return _hints_of(type(config))
+    kind: Any = type(config)
+    return _hints_of(kind)
 
 
 @functools.cache

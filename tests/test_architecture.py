@@ -39,7 +39,8 @@ TABLE: dict[str, set[str]] = {
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
-    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.shipped", "dreamer.hints", "dreamer.suites", "dreamer.spaces", "dreamer.errors",
+    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
+    "dreamer.shipped", "dreamer.hints", "dreamer.suites",
     "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
     "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.parallel",
     "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",
