@@ -83,7 +83,7 @@ def test_the_contracts_hold_for_a_sound_pair():
             ["losses ['echo', 'more'] for scales ['echo']", "'more' has no scale"],
         ),
         ({"scales": {"echo": 1.0, "dyn": 0.5}}, model_loss, ["'dyn' has a scale and is not among its losses"]),
-        ({"loss": changed_loss(lambda losses, out: losses)}, model_loss, ["a dict, not a pair (losses, WorldModelOut)"]),
+        ({"loss": changed_loss(lambda losses, out: losses)}, model_loss, ["a dict, not a pair"]),
         (
             {"loss": changed_loss(lambda losses, out: (losses, out._replace(metrics={"m": jnp.ones(3)})))}, model_loss,
             ["metric 'm' of shape [3], not one number"],
@@ -112,7 +112,8 @@ def test_the_contracts_hold_for_a_sound_pair():
             ["pack gives ['other'], but storage describes ['prev']"],
         ),
         (
-            {"decode": lambda params, latent: {"image": latent["prev"]}}, lambda world: world.decode({}, world.initial(1)),
+            {"decode": lambda params, latent: {"image": latent["prev"]}},
+            lambda world: world.decode({}, world.initial(1)),
             ["decode gives 'image', which is no observation; there are ['vector']"],
         ),
         ({"init": lambda key: {}}, lambda world: world.init(KEY), ["init gives a dict, not Variables"]),
