@@ -7,13 +7,12 @@ of differences; layers are laid over the defaults left to right. A resolved conf
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -21,6 +20,7 @@ from dreamer import hints, plugins, shipped
 from dreamer import trust as trusting
 from dreamer.coerce import Dumper, Loader, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
+from dreamer.fields import declared, get, keys, type_of
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
@@ -124,7 +124,7 @@ class Config:
     """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(self).items():
+        for name, kind in declared(self).items():
             if kind is Any and not dataclasses.is_dataclass(getattr(self, name)):
                 raise UserError(f"{name} must be a Config, such as Config().{name}, not {show(getattr(self, name))}")
             object.__setattr__(self, name, _exact(name, getattr(self, name), kind))
@@ -284,7 +284,7 @@ def overlay(
     if path in PLUGINS and "name" in values and values["name"] != config.name:
         config = _plugin(path, values["name"], layer.where(f"{path}.name"))
         config = _carried(config, path, before, note)
-    fields = _hints(config)
+    fields = declared(config)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
@@ -313,43 +313,9 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
-def get(config: Any, key: str) -> Any:
-    """The value at a dotted key."""
-    for part in key.split("."):
-        config = config[part] if isinstance(config, Mapping) else getattr(config, part)
-    return config
-
-
-def type_of(config: Any, key: str) -> Any:
-    """The declared type of the field at a dotted key; None when there is no such field.
-
-    Any for an entry of a dict field; its class for a nested config.
-    """
-    *parents, last = key.split(".")
-    for part in parents:
-        if not dataclasses.is_dataclass(config) or part not in _hints(config):
-            return Any if isinstance(config, Mapping) else None
-        config = getattr(config, part)
-    if not dataclasses.is_dataclass(config):
-        return Any if isinstance(config, Mapping) else None
-    value = getattr(config, last, None)
-    return type(value) if dataclasses.is_dataclass(value) else _hints(config).get(last)
-
-
-def keys(config: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys of all leaves, in order."""
-    for item in _hints(config):
-        key = f"{path}.{item}" if path else item
-        value = getattr(config, item)
-        if dataclasses.is_dataclass(value):
-            yield from keys(value, key)
-        else:
-            yield key
-
-
 def similar_key(config: Any, key: str) -> str | None:
     """The dotted key of `config` that a wrong `key` may have meant."""
-    return hints.similar_key([*_hints(config), *keys(config)], key)
+    return hints.similar_key([*declared(config), *keys(config)], key)
 
 
 def expect_config(value: Any, call: str) -> None:
@@ -384,7 +350,7 @@ def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
 def _exact(key: str, value: Any, kind: Any) -> Any:
     """A value given in Python as its declared type; in a nested config each of its fields. Raises UserError."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = _hints(value)
+        fields = declared(value)
         new = {name: _exact(f"{key}.{name}", getattr(value, name), fields[name]) for name in fields}
         changes = {name: item for name, item in new.items() if item is not getattr(value, name)}
         return dataclasses.replace(value, **changes) if changes else value
@@ -457,20 +423,9 @@ def _plugin(path: str, name: Any, where: str) -> Any:
         raise UserError(f"{path}.name: {error} (from {where})") from None
 
 
-def _hints(config: Any) -> Mapping[str, Any]:
-    """{field: declared type} of a config dataclass, in order."""
-    return _hints_of(type(config))
-
-
-@functools.cache
-def _hints_of(kind: Any) -> Mapping[str, Any]:
-    hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind) if item.init}
-
-
 def _nearest_key(config: Any, key: str, name: str) -> str:
     near = similar_key(config, name)
-    return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(_hints(config))}"
+    return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(declared(config))}"
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -485,7 +440,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
     """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
-        return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in _hints(value).items()}
+        return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in declared(value).items()}
     try:
         return float(value) if kind is float else plain(value)
     except NotPlain as error:

@@ -271,14 +271,14 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint at what a wrong gymnasium id may have meant; an id of a package that is not imported names that package."""
+    """A hint at what a wrong gymnasium id may have meant, or at the package that would have to be imported for it."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
     namespace, slash, task = env_id.rpartition("/")
     # MiniGrid's ids have their name before a hyphen: MiniGrid-Empty-5x5-v0.
     family = namespace.lower() if slash else env_id.partition("-")[0].lower()
-    if any(known.startswith((f"{family}/", f"{family}-") if slash else f"{family}-") for known in by_lower):
+    if any(known.startswith(f"{family}/" if slash else f"{family}-") for known in by_lower):
         family = ""  # the package is imported: its own ids are near enough
     if family in _NAMESPACES:
         module, suite = _NAMESPACES[family]

@@ -22,6 +22,7 @@ TABLE: dict[str, set[str]] = {
     "suites": {"shipped"},
     "plugins": {"errors", "suites"},
     "coerce": {"errors"},
+    "fields": set(),
     "hints": {"shipped"},
     "interfaces": {"spaces", "steps"},
     "ops": set(),
@@ -29,8 +30,9 @@ TABLE: dict[str, set[str]] = {
     "dreaming": {"ops", "interfaces"},
     "world_models": {"nets", "ops", "interfaces", "plugins"} | NOUNS,
     "behaviors": {"nets", "ops", "dreaming", "interfaces", "plugins"} | NOUNS,
-    "agent": {"ops", "dreaming", "interfaces", "plugins"} | NOUNS,
-    "config": {"coerce", "plugins", "runtime", "shipped", "hints"} | NOUNS,
+    "contracts": {"interfaces", "plugins"} | NOUNS,
+    "agent": {"ops", "dreaming", "interfaces", "plugins", "contracts"} | NOUNS,
+    "config": {"coerce", "plugins", "runtime", "shipped", "hints", "fields"} | NOUNS,
     "runtime": {"agent", "config", "interfaces", "ops", "plugins"} | NOUNS,
     "apps": {"runtime", "agent", "config", "coerce", "interfaces", "plugins", "shipped"} | NOUNS,
     "dreamer": {"config", "runtime", "apps"},
@@ -38,7 +40,8 @@ TABLE: dict[str, set[str]] = {
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 NO_JAX = (
-    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.shipped", "dreamer.hints", "dreamer.suites", "dreamer.spaces", "dreamer.errors",
+    "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
+    "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites",
     "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
     "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.interface", "dreamer.runtime.parallel",
     "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",

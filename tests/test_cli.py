@@ -321,11 +321,13 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
 
 def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
     args = ["--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1", "--json", "s.json"]
+    args += ["--env-options.size", "15"]
     assert cli.main(["eval", *args, "--video-episodes", "9"]) == 0
     assert cli.main(["eval", "runs/x"]) == 0
+    given = {"env_options": {"size": 15}}
     assert evaluated == [
-        ("runs/x", dict(episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
-        ("runs/x", dict(episodes=20, video=None, filmed=4, json_file=None, mode=None, seed=0)),
+        ("runs/x", dict(given, episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
+        ("runs/x", dict(env_options={}, episodes=20, video=None, filmed=4, json_file=None, mode=None, seed=0)),
     ]
 
 

@@ -111,6 +111,8 @@ class EvalFlags:
     """Sample actions or take the most likely one; None: as the run's own config says."""
     seed: int = 0
     """Seed of environments and actions."""
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -311,7 +313,7 @@ def eval_command(args: list[str]) -> int:
 
     evaluate_run(
         runs[0], episodes=options.episodes, video=options.video, filmed=options.video_episodes,
-        json_file=options.json, mode=options.mode, seed=options.seed,
+        json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
     )  # fmt: skip
     return 0
 

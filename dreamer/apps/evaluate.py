@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,8 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.apps.statistics import Summary, summary
 from dreamer.apps.team import LoadedTeam
-from dreamer.config import Config
+from dreamer.coerce import show
+from dreamer.config import Config, layer, overlay
 from dreamer.config import load as load_config
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
@@ -28,7 +29,7 @@ from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, side
 from dreamer.runtime.readers import agent_obs
 from dreamer.runtime.reading import Reading, mask_in, reading
 from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
-from dreamer.spaces import MASK
+from dreamer.spaces import MASK, Space, Spec
 
 FPS = 30
 RESAMPLES = 10_000
@@ -57,15 +58,55 @@ class State(NamedTuple):
     calls: int
 
 
+def run_config(
+    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None
+) -> Config:
+    """The config of a run, with `env_options` laid over its own.
+
+    Raises UserError: no run, or options with which the environment shows or takes something else.
+    """
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
+    config = load_config(existing_run_dir(Path(run)) / CONFIG)
+    if not env_options:
+        return config
+    changed = overlay(config, layer({"env_options": env_options}, "env_options"))
+    specs = []
+    for one in (config, changed):
+        with contextlib.closing(plugins.make_env(_env(config, make_env), one.env_options)) as env:
+            specs.append(any_spec(env, config.env))
+    _check_spaces(specs[0], specs[1], f"env {config.env!r} with {show(env_options)}")
+    return changed
+
+
+def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
+    """UserError naming the first key in which two environments differ."""
+    for key in sorted({*trained.obs, *changed.obs}):
+        was, now = trained.obs.get(key), changed.obs.get(key)
+        if was != now:
+            raise UserError(f"{what}: the observation {key!r} is {_space(now)}, the run was trained with {_space(was)}")
+    if trained.action != changed.action:
+        raise UserError(f"{what}: an action is {changed.action.text}, the run was trained with {trained.action.text}")
+
+
+def _space(space: Space | None) -> str:
+    if space is None:
+        return "missing"
+    of = f" of {space.classes} classes" if space.classes else f" from {space.bounds}" if space.bounds else ""
+    return f"{space.dtype} {list(space.shape)}{of}"
+
+
 def restore(
-    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None
-) -> Trained:
+    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
+    env_options: Mapping[str, Any] | None = None,
+) -> Trained:  # fmt: skip
     """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
 
     env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
+    env_options: laid over the run's own.
     """
+    config = run_config(run, None if env else env_options, make_env)
     run_dir = existing_run_dir(Path(run))
-    config = load_config(run_dir / CONFIG)
     if env is None:
         with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as made:
             spec = any_spec(made, config.env)
@@ -157,15 +198,16 @@ class LoadedAgent:
 
 def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
-    make_env: MakeEnv = None,
+    make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None,
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
     """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
 
     Of an environment with several agents: all of them, a LoadedTeam.
 
     make_env: the function that `train` was given, if it was given one that no module holds.
+    env_options: laid over the run's own; the environment must still show and take the same.
     """
-    config = load_config(existing_run_dir(Path(run)) / CONFIG)
+    config = run_config(run, env_options, make_env)
     with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as env:
         trained, mode = restore(run, env, step), mode or config.eval.mode
         if not is_parallel(env):
@@ -178,23 +220,27 @@ def load(
 def evaluate(
     run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, filmed: int = 1,
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
+    env_options: Mapping[str, Any] | None = None,
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments.
 
     video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
-    make_env: as `load` takes it. Raises UserError, also when the environment cannot be filmed.
+    make_env, env_options: as `load` takes them. Raises UserError, also when the environment cannot be filmed.
     """
-    trained = restore(run, make_env=make_env)
+    trained = restore(run, make_env=make_env, env_options=env_options)
     return _play(trained, episodes, video, filmed, mode, seed, _env(trained.config, make_env))
 
 
 def evaluate_run(
-    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int
-) -> None:
+    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int,
+    env_options: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """`dreamer eval`: plays, prints a line an episode and the summary; writes both into `json_file`."""
     if json_file:
         _check_writable(Path(json_file).expanduser())
-    trained = restore(run)
+    trained = restore(run, env_options=env_options)
+    if env_options:
+        print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
     mode = mode or trained.config.eval.mode
     result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
     for incident in result.incidents:
@@ -210,7 +256,8 @@ def evaluate_run(
         shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
         print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
     if json_file:
-        head = {"run": str(run), "env": trained.config.env, "env_steps": trained.env_steps, "mode": mode, "seed": seed}
+        head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
+        head |= {"env_steps": trained.env_steps, "mode": mode, "seed": seed}
         _write_json(Path(json_file).expanduser(), {**head, **_as_json(result, of_returns)})
         print(f"episodes and summary: {json_file}")
 

@@ -191,7 +191,7 @@ def _ray() -> ModuleType:
     try:
         import ray
     except ModuleNotFoundError as error:
-        advice = 'pip install ".[distributed]" in the checkout'
+        advice = 'pip install "dreamer-jax[distributed]", in the checkout pip install ".[distributed]"'
         raise UserError(f"workers.backend ray needs the package {error.name!r}: {advice}") from None
     return ray
 
