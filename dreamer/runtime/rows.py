@@ -208,7 +208,7 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """A picture uint8 [H, W, 3] of an environment, or None when it was not made to draw any. UserError for any other."""
+    """A picture uint8 [H, W, 3] of an environment, None when it was not made to draw any. UserError when it is none."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
     picture = env.render()

@@ -31,8 +31,8 @@ class InlineWorkers:
 
     One that raises or breaks its space is made anew. One that exits, is killed or hangs takes this process with it:
     only worker processes survive that. Rows are read when all have stepped: an array that environments share
-    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv. Whoever calls steps them, in its own thread,
-    until one fails in another thread than that which made it: from then on they all live in a thread of their own.
+    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv. They run in the thread of the caller, until
+    one fails in another thread than the one that made it: from then on they all live in a thread of their own.
     """
 
     backend = "inline"

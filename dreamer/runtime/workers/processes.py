@@ -208,7 +208,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """The answers (STATE, FRAME) to (number, kind, body) of environments that wait; SILENT of one that gives none."""
+        """The answers to (number, kind, body) of environments that wait; SILENT of one that gives none."""
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
