@@ -201,7 +201,7 @@ def evaluate_run(
     mode = mode or trained.config.eval.mode
     result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
     for incident in result.incidents:
-        print(f"environment made anew: {incident.text}")
+        print(incident.line)
     for line in result.lines:
         print(line)
     for i, episode in enumerate(result.episodes):

@@ -400,7 +400,7 @@ class Run:
     def _tell(self, incidents: list[Incident]) -> int:
         """Shows what happened to environments; returns how many incidents."""
         for incident in incidents:
-            self.display.message(f"environment made anew: {incident.text}")
+            self.display.message(incident.line)
         return len(incidents)
 
     def _compile(self, batch: Batch) -> None:

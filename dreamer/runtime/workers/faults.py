@@ -160,7 +160,7 @@ def close_in_time(
         thread.call(rows.close, timeout=CLOSE)
     except Hung:
         text = f"close() of env {plan.named(number)!r} has not returned for {CLOSE:g} seconds; it is left behind"
-        return Incident((number,), "hung", text, "")
+        return Incident((number,), "not closed", text, "")
     except BaseException:
         # It has failed at once. One that is bound to its thread (a GL context) closes only there.
         if home is None:

@@ -228,7 +228,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
 def _not_closed(plan: Plan, home: Process) -> Incident:
     names = ", ".join(repr(plan.named(number)) for number in home.numbers)
     text = f"env {names} had not closed after {PATIENCE:g} seconds; its process was killed"
-    return Incident(home.numbers, "hung", text, "")
+    return Incident(home.numbers, "not closed", text, "")
 
 
 def script_hint(env_name: str, message: str) -> str:

@@ -47,19 +47,25 @@ class Ready(NamedTuple):
     step: Step
 
 
-Kind = Literal["raised", "exited", "killed", "hung", "broke its space"]
+Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not closed"]
 
 
 class Incident(NamedTuple):
     """Environments that failed in one go and were made anew.
 
     envs: their numbers | kind: how | text: one line that names the cause | trace: of the worker, "" if there is none
+    One that was "not closed" in time is not needed any more, and not made anew.
     """
 
     envs: tuple[int, ...]
     kind: Kind
     text: str
     trace: str
+
+    @property
+    def line(self) -> str:
+        """What the user is told."""
+        return self.text if self.kind == "not closed" else f"environment made anew: {self.text}"
 
 
 class Snapshot(NamedTuple):
