@@ -48,8 +48,8 @@ class Tally:
             if value is None:
                 continue
             total, rows, highest = self._sums.get(name, [0.0, 0, -math.inf])
-            # A nan stays a nan.
-            self._sums[name] = [total + value, rows + 1, value if not value <= highest else highest]
+            kept = value <= highest or math.isnan(highest)  # a nan stays one
+            self._sums[name] = [total + value, rows + 1, highest if kept else value]
 
     def end(self, info: Any) -> None:
         """The episode has ended with a row whose info this is."""
@@ -140,4 +140,4 @@ def _scalar(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
