@@ -53,8 +53,8 @@ class Tally:
 
     def end(self, info: Any) -> None:
         """The episode has ended with a row whose info this is."""
-        found = {}
-        for key, value in info.items() if isinstance(info, Mapping) else ():
+        found: dict[str, float] = {}
+        for key, value in info.items() if info and isinstance(info, Mapping) else ():
             number = _scalar(value) if key != MASK else None
             if number is not None:
                 found[str(key)] = number

@@ -172,7 +172,7 @@ class InlineWorkers:
                     raise
                 except BaseException as error:
                     self._renew(number, told(error, self._plan, number))
-        self._note(busy)
+        self._note()
         table.phase[where] = READY
 
     def _step_parallel(self, busy: list[int]) -> None:
@@ -183,7 +183,7 @@ class InlineWorkers:
                 raise
             except BaseException as error:
                 self._renew(number, told(error, self._plan, number))
-        self._note(busy)
+        self._note()
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
@@ -222,10 +222,11 @@ class InlineWorkers:
             self._faults.note(hung)
             self._thread = None if self._thread is None else OwnThread()
 
-    def _note(self, numbers: Sequence[int]) -> None:
+    def _note(self) -> None:
         """Keeps what environments tell of the episodes that their new rows end."""
-        if not self._table.rows.is_last.any():
+        table = self._table
+        if not np.count_nonzero(table.rows.is_last):
             return
-        for number in numbers:
-            if self._table.rows.is_last[self._table.rows_of(number)].any():
-                self._table.note(number, self.rows[number].finished(), self._plan.named(number))
+        for number in dict.fromkeys((np.flatnonzero(table.rows.is_last) // table.agents).tolist()):
+            if table.phase[number] == BUSY and (finished := self.rows[number].finished()):
+                table.note(number, finished, self._plan.named(number))
