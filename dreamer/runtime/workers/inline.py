@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -190,8 +191,9 @@ class InlineWorkers:
         """Counts the incident, and those of the new environment, until it has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
-            hint = "; it was made in another thread: from now on all environments live in one thread of their own"
-            incident = incident._replace(text=incident.text + hint)
+            if re.search("thread|context", incident.text, re.IGNORECASE):
+                hint = "; it was made in another thread: from now on all environments live in one thread of their own"
+                incident = incident._replace(text=incident.text + hint)
         rows = self._table.rows
         while True:
             self._faults.count(incident)
