@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.own_numbers import mean_of
 from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, sides_of
 from dreamer.runtime.readers import agent_obs
 from dreamer.runtime.reading import Reading, mask_in, reading
@@ -244,14 +247,20 @@ def evaluate_run(
     mode = mode or trained.config.eval.mode
     result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
     for incident in result.incidents:
-        print(f"environment made anew: {incident.text}")
+        print(incident.line)
+    for line in result.lines:
+        print(line)
     for i, episode in enumerate(result.episodes):
         who = f", agent {episode.env % result.agents}" if result.agents > 1 else ""
         print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}{who}")
     of_returns = summary(result.returns, resamples=RESAMPLES)
     for line in _lines(of_returns):
         print(line)
-    if video:
+    for name, value in _own(result).items():
+        print(f"{name}: mean {value:.3f}")
+    if video and not result.films:
+        print("no video: no frame was drawn")
+    elif video:
         envs = [episode.env // result.agents for episode in result.episodes]
         shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
         print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
@@ -266,19 +275,15 @@ def _play(
     trained: Trained, episodes: int, video: str | None, filmed: int, mode: Any, seed: int, env: plugins.EnvName
 ) -> evaluation.Result:
     config = trained.config
+    workers = evaluation.like_training(config.workers, config.workers.backend)
     if video:
-        evaluation.can_film(env, config.env_options, "on")
-    with contextlib.closing(
-        evaluation.make_eval_workers(
-            env, config.env_options, episodes=episodes, action_repeat=config.action_repeat, seed=seed,
-            film=bool(video),
-        )
-    ) as workers:  # fmt: skip
-        result = evaluation.run_episodes(
-            trained.agent, devices.jit_policy(trained.agent), trained.params, workers, episodes=episodes, seed=seed,
-            mode=mode or config.eval.mode, film=filmed if video else 0,
-        )  # fmt: skip
-    if video:
+        evaluation.can_film(env, config.env_options, "on", workers)
+    asked = dataclasses.replace(config.eval, episodes=episodes, mode=mode or config.eval.mode)
+    result = evaluation.evaluate(
+        trained.agent, devices.jit_policy(trained.agent), trained.params, asked, env, config.env_options, workers,
+        action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, tell=print,
+    )  # fmt: skip
+    if video and result.films:
         pictures.write_video(video, pictures.tiled(result.films), FPS)
     return result
 
@@ -299,6 +304,16 @@ def _lines(of_returns: Summary) -> list[str]:
     return lines
 
 
+def _own(result: evaluation.Result) -> dict[str, float]:
+    """The environments' own numbers, means over the episodes that have them."""
+    return mean_of([episode.metrics for episode in result.episodes])
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON values: one that is not finite is null."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
 def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
     """Every episode, the incidents and the summary as JSON values; what one episode does not have is null.
 
@@ -313,10 +328,13 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
             {
                 "return": episode.episode_return, "length": episode.length, "env": env, "seed": seed,
                 "of_env": counts[episode.env], **({"agent": agent} if result.agents > 1 else {}),
+                **({"metrics": _finite(episode.metrics)} if episode.metrics else {}),
             }
         )  # fmt: skip
     numbers = of_returns._asdict() | {"interval": list(of_returns.interval) if of_returns.interval else None}
     numbers |= {name: None for name in ("stderr", "std") if of_returns.n < 2}
+    if own := _own(result):
+        numbers["metrics"] = _finite(own)
     return {"episodes": episodes, "incidents": [one.text for one in result.incidents], "summary": numbers}
 
 

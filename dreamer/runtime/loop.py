@@ -138,7 +138,10 @@ class Run:
         spec, streams = self.workers.spec, self.workers.streams
         if found:
             resume.check_spec(found, spec, str(self.env))
-        self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
+        self.film, why_not = evaluation.can_film(
+            self.env, config.env_options, config.eval.video,
+            evaluation.like_training(config.workers, self.workers.backend), self.workers.folder,
+        )  # fmt: skip
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
         # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
         size = replay.plan(
@@ -307,7 +310,7 @@ class Run:
         with self.learner.told("acting"):
             envs, step = self.collector.collect(snapshot, least, patience)
         self._hear()
-        for episode in self.tracker.observe(step, envs):
+        for episode in self.tracker.observe(step, envs, self.workers.finished()):
             self.logger.add(episode_metrics([episode]))
         self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
         self._tell_limiter()
@@ -354,35 +357,30 @@ class Run:
         self.learner.sync()
         self.display.phase("evaluating")
         if config.eval.episodes:
-            made = evaluation.make_eval_workers(
-                self.env, config.env_options, episodes=config.eval.episodes,
-                action_repeat=config.action_repeat, seed=config.seed, film=self.film,
-            )  # fmt: skip
-            with contextlib.closing(made) as workers, self.learner.told("evaluating"):
-                result = evaluation.run_episodes(
-                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), workers,
-                    episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
-                    check=self.stopping.check,
+            with self.learner.told("evaluating"):
+                result = evaluation.evaluate(
+                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), config.eval,
+                    self.env, config.env_options, evaluation.like_training(config.workers, self.workers.backend),
+                    action_repeat=config.action_repeat, seed=config.seed, film=int(self.film),
+                    folder=self.workers.folder, check=self.stopping.check, tell=self.display.message,
+                    begun=lambda workers: self.stopping.then(workers.hurry),
                 )  # fmt: skip
-                self._tell(result.incidents)
+            self._tell(result.incidents)
+            for line in result.lines:
+                self.display.message(line)
             returns = result.returns
-            lengths = [episode.length for episode in result.episodes]
-            self.logger.add(
-                {
-                    "eval/return": np.mean(returns),
-                    "eval/return_std": np.std(returns),
-                    "eval/length": np.mean(lengths),
-                },
-                latest=True,
-            )
+            self.logger.add(evaluation.metrics(result), latest=True)
             self.display.message(
                 f"evaluation at {steps:,} steps: return {np.mean(returns):.1f} +- {np.std(returns):.1f} "
                 f"over {len(returns)} episodes"
             )
             if result.frames:
                 path = self.run_dir / "pictures" / f"episode_{steps:09d}.mp4"
-                pictures.write_episode_video(path, result.frames, FPS)
-                self.display.message(f"what the agent does: {path}")
+                try:
+                    pictures.write_episode_video(path, result.frames, FPS)
+                    self.display.message(f"what the agent does: {path}")
+                except UserError as error:
+                    self.display.message(f"no film of this evaluation: {error}")
         if len(self.replay):
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
@@ -514,7 +512,7 @@ class Run:
     def _tell(self, incidents: list[Incident]) -> int:
         """Shows what happened to environments; returns how many incidents."""
         for incident in incidents:
-            self.display.message(f"environment made anew: {incident.text}")
+            self.display.message(incident.line)
         return len(incidents)
 
     def _compile(self, batch: Batch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
+from dreamer.runtime.own_numbers import Tally, check_keys
 from dreamer.runtime.readers import LARGEST, find, inside, read
 from dreamer.runtime.reading import Reading, checked_reset, described, mask_in, reading
 from dreamer.runtime.steps import Step
@@ -48,7 +49,10 @@ class EnvRows:
         self.readers, actions, self.spec, self._masks, self._fresh = known or reading(env, self.name, seed)
         self._to_env, self._start = actions.to_env, actions.start
         self._seed = seed
-        self.plain = all(reader.plain for reader in self.readers) and self._masks is None
+        check_keys(env.observation_space, self.name)
+        self._tally = Tally(env.observation_space)
+        whole = all(reader.plain for reader in self.readers) and self._masks is None
+        self.plain = whole and not self._tally.keys
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
@@ -96,9 +100,25 @@ class EnvRows:
         """An answer of `ask`, checked and written into row `index`; its action stays as it is."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
-        self._over = terminal or truncated
+        if self._tally.keys:
+            self._tally.add(obs)
+        if terminal or truncated:
+            self.end(info)
         out.reward[index], out.is_first[index] = reward, not self._step
         out.is_last[index], out.is_terminal[index] = self._over, terminal
+
+    def end(self, info: Any) -> None:
+        """The row that was written last, whose info this is, ends its episode."""
+        self._over = True
+        self._tally.end(info)
+
+    def finished(self) -> dict[int, dict[str, float]]:
+        """What the environment told of the episode that the row written last has ended, as {0: ..}; {} without any."""
+        return {0: self._tally.finished} if self._tally.finished else {}
+
+    def forget_finished(self) -> None:
+        """The row written last is not of this environment any more."""
+        self._tally.finished = {}
 
     def step(self, action: np.ndarray) -> Step:
         """The same as a new Step of one row."""
@@ -113,12 +133,16 @@ class EnvRows:
     def get_state(self) -> bytes | str:
         """Where the environment is, after the row written last; when it cannot tell, why."""
         env = env_state.get_state(self.env)
-        return env if isinstance(env, str) else pickle.dumps((env, self._over, self._episode, self._step, self._seed))
+        if isinstance(env, str):
+            return env
+        own = self._over, self._episode, self._step, self._seed, self._tally.state()
+        return pickle.dumps((env, *own))
 
     def set_state(self, state: bytes) -> str:
         """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
         try:
-            env, self._over, self._episode, self._step, self._seed = pickle.loads(state)
+            env, self._over, self._episode, self._step, self._seed, numbers = pickle.loads(state)
+            self._tally.load(numbers)
             env_state.set_state(self.env, env)
             self._fresh = None
         except Exception as error:
@@ -132,6 +156,7 @@ class EnvRows:
     def _reset(self) -> tuple[Any, float, bool, bool, dict]:
         self._episode += 1
         self._step = 0
+        self._tally.begin()
         seed, self._seed = self._seed, None
         answer, self._fresh = self._fresh, None
         if answer is None:
@@ -183,10 +208,15 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """A picture uint8 [H, W, 3] of an environment, or None when it was not made to draw any."""
+    """A picture uint8 [H, W, 3] of an environment, None when it was not made to draw any. UserError when it is none."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
-    return np.asarray(env.render(), np.uint8)
+    picture = env.render()
+    array = np.asarray(picture)
+    whole = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[2] in (3, 4) and array.size > 0
+    if not whole or array.min() < 0 or array.max() > 255:
+        raise UserError(f"render() must give a picture uint8 [H, W, 3], it gave {described(picture)}")
+    return array[..., :3].astype(np.uint8)  # a copy: some draw into the same array again; no transparency
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
@@ -198,7 +228,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False
     try:
-        observations, rewards, terminated, truncated, _ = zip(*answers, strict=True)
+        observations, rewards, terminated, truncated, infos = zip(*answers, strict=True)
         if not (set(map(type, rewards)) <= NUMBERS and set(map(type, terminated + truncated)) <= FLAGS):
             return False
         if not (-LARGEST <= min(rewards) and max(rewards) <= LARGEST and sum(rewards) == sum(rewards)):  # NaN is not
@@ -224,5 +254,5 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         ends = np.logical_or(terminated, truncated)
         out.is_last[where], out.is_terminal[where] = ends, terminated
         for index in ends.nonzero()[0].tolist():
-            rows[index]._over = True
+            rows[index].end(infos[index])
     return True
