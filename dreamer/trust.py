@@ -108,7 +108,7 @@ def sealed_text(text: str, run: str) -> str:
 
 
 def unsealed(text: str) -> Unsealed:
-    """What `sealed_text` was given; a text without such a first line as it is. Raises ValueError when it was changed."""
+    """What `sealed_text` was given; a text without such a first line as it is. ValueError when it was changed."""
     if not text.startswith(_BEGINS):
         return Unsealed(text, None, False)
     first, newline, rest = text.partition("\n")

@@ -195,7 +195,8 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
 
 
 def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
-    monkeypatch.setattr(loop, "begin_with", lambda state, run, parts, missing: Taken(state, [str(existing_run_dir(run))]))
+    taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
+    monkeypatch.setattr(loop, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamer.train(config, resume="auto")

@@ -113,6 +113,8 @@ class EvalFlags:
     """Seed of environments and actions."""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
+    trust: bool = False
+    """The run may name code that is not dreamer's although you did not make it on this machine."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -314,6 +316,7 @@ def eval_command(args: list[str]) -> int:
     evaluate_run(
         runs[0], episodes=options.episodes, video=options.video, filmed=options.video_episodes,
         json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
+        trust=options.trust,
     )  # fmt: skip
     return 0
 

@@ -22,16 +22,16 @@ from dreamer.apps.statistics import Summary, summary
 from dreamer.apps.team import LoadedTeam
 from dreamer.coerce import show
 from dreamer.config import Config, layer, overlay
-from dreamer.config import load as load_config
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
+from dreamer.runtime import run_config as run_configs
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.own_numbers import mean_of
 from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, sides_of
 from dreamer.runtime.readers import agent_obs
 from dreamer.runtime.reading import Reading, mask_in, reading
-from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
+from dreamer.runtime.run_dir import disk_error, existing_run_dir
 from dreamer.spaces import MASK, Space, Spec
 
 FPS = 30
@@ -62,15 +62,20 @@ class State(NamedTuple):
 
 
 def run_config(
-    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None
+    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
 ) -> Config:
     """The config of a run, with `env_options` laid over its own.
 
-    Raises UserError: no run, or options with which the environment shows or takes something else.
+    trust: the run may name code that is not dreamer's although this user did not make it on this machine.
+    Raises UserError: no run, one that is not trusted, or options with which the environment shows or takes something
+    else.
     """
     if not isinstance(run, str | os.PathLike):
         raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
-    config = load_config(existing_run_dir(Path(run)) / CONFIG)
+    given: dict[str, Any] = {f"env_options.{name}": value for name, value in (env_options or {}).items()}
+    if make_env:
+        given["env"] = make_env
+    config = run_configs.load(Path(run).expanduser(), trusted=trust, given=given)
     if not env_options:
         return config
     changed = overlay(config, layer({"env_options": env_options}, "env_options"))
@@ -101,14 +106,14 @@ def _space(space: Space | None) -> str:
 
 def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
-    env_options: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> Trained:  # fmt: skip
     """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
 
     env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
-    env_options: laid over the run's own.
+    env_options: laid over the run's own. trust: as `load` takes it.
     """
-    config = run_config(run, None if env else env_options, make_env)
+    config = run_config(run, None if env else env_options, make_env, trust)
     run_dir = existing_run_dir(Path(run))
     if env is None:
         with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as made:
@@ -119,6 +124,7 @@ def restore(
     like = jax.eval_shape(agent.init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
         state, meta = checkpoints.restore(like, step)
+    run_configs.check_same_run(run_configs.read(run_dir), meta, meta["env_steps"])
     return Trained(config, agent, state.params, meta["env_steps"])
 
 
@@ -201,7 +207,7 @@ class LoadedAgent:
 
 def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
-    make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None,
+    make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
     """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
 
@@ -209,10 +215,12 @@ def load(
 
     make_env: the function that `train` was given, if it was given one that no module holds.
     env_options: laid over the run's own; the environment must still show and take the same.
+    trust: import the environment and the plug-ins that the run names although this user did not make it here.
     """
-    config = run_config(run, env_options, make_env)
+    config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as env:
-        trained, mode = restore(run, env, step), mode or config.eval.mode
+        trained = restore(run, env, step, make_env, env_options, trust)
+        mode = mode or config.eval.mode
         if not is_parallel(env):
             return LoadedAgent(trained, env, mode=mode, seed=seed)
         sides = sides_of(env, config.env)
@@ -223,25 +231,25 @@ def load(
 def evaluate(
     run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, filmed: int = 1,
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
-    env_options: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments.
 
     video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
-    make_env, env_options: as `load` takes them. Raises UserError, also when the environment cannot be filmed.
+    make_env, env_options, trust: as `load` takes them. Raises UserError, also when the environment cannot be filmed.
     """
-    trained = restore(run, make_env=make_env, env_options=env_options)
+    trained = restore(run, make_env=make_env, env_options=env_options, trust=trust)
     return _play(trained, episodes, video, filmed, mode, seed, _env(trained.config, make_env))
 
 
 def evaluate_run(
     run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int,
-    env_options: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
     """`dreamer eval`: plays, prints a line an episode and the summary; writes both into `json_file`."""
     if json_file:
         _check_writable(Path(json_file).expanduser())
-    trained = restore(run, env_options=env_options)
+    trained = restore(run, env_options=env_options, trust=trust)
     if env_options:
         print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
     mode = mode or trained.config.eval.mode

@@ -23,6 +23,7 @@ from dreamer.errors import UserError
 from dreamer.runtime import safe_files
 from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
 
+
 class RunConfig(NamedTuple):
     """The text of a run's config. run: identity of the run, None = not sealed | ours: this user made it here."""
 
