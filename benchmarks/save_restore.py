@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import dreamer.config
-from dreamer.runtime import start
 from dreamer.runtime.loop import Run
+from dreamer.runtime.start import decide
 from dreamer.runtime.steps import Step
 
 ENVS = 16
@@ -49,7 +49,7 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
         }
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        run = Run(start.decide(config), stack)
+        run = Run(decide(config), stack)
         run.start()
         fill(run)
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
         held, rows = run.replay.nbytes / 1e9, run.replay.rows
     with contextlib.ExitStack() as stack:
         begin = time.perf_counter()
-        run = Run(start.decide(config, resume_="yes"), stack)
+        run = Run(decide(config, resume_="yes"), stack)
         run.start()
         assert run.replay.rows == rows
         return [held, flushed - start, saved - flushed, safe - flushed, time.perf_counter() - begin]
