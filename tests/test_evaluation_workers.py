@@ -20,7 +20,8 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.runtime import devices, evaluation, pictures
 from dreamer.runtime.reading import spec_of
-from dreamer.runtime.workers import Config, make_workers, remote
+from dreamer.runtime.workers import Config, auto, make_workers, remote
+from dreamer.runtime.workers.seam import Plan
 
 INLINE, PROCESSES = Config("inline"), Config("processes", processes=1, timeout=0.5)
 everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline", "processes"])
@@ -40,8 +41,11 @@ def evaluate(env, options, config, *, episodes=2, film=0, tell=lambda line: None
 
 @pytest.mark.parametrize(
     "how, text",
-    [("exit", "died with exit code 0"), ("kill", "died with signal SIGSEGV"), ("hang", "has not answered for 2 s")],
-)
+    [
+        ("exit", "died with exit code 0"), ("hang", "has not answered for 2 s"),
+        pytest.param("kill", "died with signal SIGSEGV", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_an_evaluation_outlives_its_environments(tmp_path, how, text):
     config = dataclasses.replace(PROCESSES, timeout=2.0 if how == "hang" else 30.0)
     result = evaluate("telling_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, film=1)
@@ -183,6 +187,7 @@ def test_a_close_that_hangs_does_not_hold_the_start_of_a_run(short):
         assert crew.backend == "processes" and "its close() hung when it was measured" in crew.describe()
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_does_not_hold_the_measurement():
     with make_workers(Config("auto", envs=1, timeout=0.2), "test_workers:facts", {"hang": True}) as crew:
         assert "its step hung for 0.2 seconds" in crew.describe()
@@ -282,6 +287,14 @@ def test_an_environment_that_changes_the_folder_is_made_anew_where_it_was_made(c
             ready = crew.receive()
             crew.send(ready.envs, np.eye(3, dtype=np.float32)[:1])
         assert len(crew.incidents()) == 1 and crew.folder == str(tmp_path)
+
+
+def test_a_measured_environment_does_not_change_the_folder_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "marker").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    auto.choose(Plan("telling_envs:Wanders", {"marker": "marker"}, 1, 0, None, 1, str(tmp_path)))
+    assert Path.cwd() == tmp_path
 
 
 def test_a_process_ends_although_a_thread_of_an_environment_still_runs():

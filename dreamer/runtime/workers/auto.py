@@ -10,7 +10,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.actions import random_actions
 from dreamer.runtime.rows import empty_step
-from dreamer.runtime.workers.faults import as_error, close_in_time, make_rows, told
+from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, make_rows, told
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 from dreamer.runtime.workers.seam import Plan
 
@@ -46,7 +46,10 @@ def choose(plan: Plan, timeout: float = 0.0) -> tuple[str, str]:
         return "processes", ", its step failed when it was measured"
     finally:
         thread.close()
-    if close_in_time(rows, plan, 0):
+        go_home(plan)
+    hung = close_in_time(rows, plan, 0)
+    go_home(plan)
+    if hung:
         return "processes", ", its close() hung when it was measured"
     backend = "processes" if step > ROUND_TRIP else "inline"
     sign = "more" if step > ROUND_TRIP else "less"

@@ -95,12 +95,17 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
 
 def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
     """One environment of the set. Raises UserError when it cannot be made."""
-    if plan.folder:
-        with contextlib.suppress(OSError):  # another machine need not have it
-            os.chdir(plan.folder)
+    go_home(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
     kind = ParallelRows if is_parallel(env) else EnvRows
     return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
+
+
+def go_home(plan: Plan) -> None:
+    """Makes the folder of the plan the current one again, wherever an environment of this process has gone."""
+    if plan.folder:
+        with contextlib.suppress(OSError):  # another machine need not have it
+            os.chdir(plan.folder)
 
 
 def envs_in_words(envs: int, agents: int) -> str:
