@@ -115,7 +115,7 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
         raise UserError(f"env {name!r} was given as a function: give it again as make_env=, or put it into a module")
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
-    elif "." not in where and where not in sys.modules and importlib.machinery.PathFinder.find_spec(where) is None:
+    elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
         hint = _hint(where, suite_names())
         raise UserError(f"env {name!r}: there is no suite envs/{where}.py and no module {where!r}{hint}")
     elif _ENV_ID.match(what):
@@ -154,22 +154,36 @@ def in_run_dir(path: str | os.PathLike) -> bool:
 
 
 def _check_place(module: str, asked: str) -> None:
-    """UserError when a module would be imported out of a run directory. Looks without importing anything."""
-    folders: Any = None
+    """UserError when a module would be imported out of a run directory. Looks for its file without importing it."""
+    folders: list[str] = sys.path
     for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
         name = module[:end]
         if name in sys.modules:
-            folders = getattr(sys.modules[name], "__path__", None)
+            folders = list(getattr(sys.modules[name], "__path__", []))
             continue
-        spec = importlib.machinery.PathFinder.find_spec(name, folders)
-        if spec is None:
-            return
-        folders = spec.submodule_search_locations
-        for place in [spec.origin, *(folders or [])]:
-            if place and os.path.exists(place) and in_run_dir(place):
+        origin, folders = _find(name.rpartition(".")[2], folders)
+        for place in filter(None, [origin, *folders]):
+            if in_run_dir(place):
                 raise UserError(
                     f"{asked!r} lies in a run directory, {place}: nothing is imported from there; move it elsewhere"
                 )
+
+
+def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The file of a module in the first of some folders that has it, and the folders in which its own modules lie."""
+    parts: list[str] = []
+    machinery = importlib.machinery
+    loaders = (
+        (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
+        (machinery.SourceFileLoader, machinery.SOURCE_SUFFIXES),
+        (machinery.SourcelessFileLoader, machinery.BYTECODE_SUFFIXES),
+    )
+    for folder in folders:
+        spec = machinery.FileFinder(folder or os.getcwd(), *loaders).find_spec(name)
+        if spec and spec.loader:
+            return spec.origin, list(spec.submodule_search_locations or [])
+        parts += (spec.submodule_search_locations or []) if spec else []
+    return None, parts
 
 
 def one_line(error: BaseException) -> str:

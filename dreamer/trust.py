@@ -76,7 +76,8 @@ def _key(make: bool) -> bytes | None:
             os.link(half, path)
         half.unlink()
         return _read_key(path)
-    half.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        half.unlink()
     return None
 
 

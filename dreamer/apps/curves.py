@@ -216,7 +216,7 @@ def last_evaluations(panel: Panel) -> list[Final]:
     """The last evaluation of each group, at the same x for all where there is one that all groups share."""
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
-    common = max(set.intersection(*(own for own in shared if own) or [set()]), default=None)
+    common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)
     found = []
     for line, own in zip(lines, shared, strict=True):
         if own:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -133,7 +134,8 @@ class Run:
         start.check_sinks(config)
         self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
         self.workers = self._make_workers()
-        self._stack.callback(lambda: self.workers.close())
+        self._stack.callback(self._close_workers)
+        os.chdir(self.workers.folder)  # an environment in this process may have left it, and plug-ins are found from it
         self.stopping.then(lambda: self.workers.hurry())
         spec, streams = self.workers.spec, self.workers.streams
         if found:
@@ -266,6 +268,10 @@ class Run:
         return make_workers(
             config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
         )
+
+    def _close_workers(self) -> None:
+        self.workers.close()
+        self._tell(self.workers.incidents())
 
     def _new_workers(self) -> Workers:
         self.workers.close()
