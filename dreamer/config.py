@@ -12,20 +12,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 
-from dreamer import hints, plugins, shipped
+from dreamer import hints, plugins
 from dreamer import trust as trusting
-from dreamer.coerce import Dumper, Loader, NotPlain, coerce, plain, show
+from dreamer.coerce import Dumper, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
 from dreamer.fields import declared, get, keys, type_of
+from dreamer.layers import Layer, dotted, layer, read_preset
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
-LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
 
 # Inclusive ranges of the values that must not be nonsense. Plug-ins check their own.
@@ -134,23 +134,6 @@ class Config:
             raise UserError("env must name an environment, not be empty")
 
 
-class Layer(NamedTuple):
-    """Differences to lay over a config: nested `values`, and where each came from by dotted key.
-
-    A key without an entry in `origins` came from `origin`. ours: this user made the file that it was read from, as the
-    config of a run.
-    """
-
-    values: Mapping[str, Any]
-    origin: str
-    origins: Mapping[str, str]
-    ours: bool = False
-
-    def where(self, key: str) -> str:
-        """The file and line, or the flag, that the dotted `key` came from."""
-        return self.origins.get(key, self.origin)
-
-
 Note = Callable[[str], object]  # is given what a user should know of a config that is no error, a line each
 
 
@@ -184,88 +167,12 @@ def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: boo
         trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
 
 
-def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested values, groups included."""
-    for name, value in values.items():
-        key = f"{path}.{name}" if path else str(name)
-        yield key, value
-        if isinstance(value, Mapping):
-            yield from dotted(value, key)
-
-
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
     """The defaults with `layers` laid over them left to right. Raises UserError."""
     config = Config()
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
     return config
-
-
-def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
-    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        for part in reversed(str(key).split(".")):
-            value = {part: value}
-        try:
-            _merge(nested, value, origin)
-        except RecursionError:
-            raise UserError(f"{key} is nested too deeply, or holds itself (from {origin})") from None
-    return Layer(nested, origin, origins or {})
-
-
-def read_preset(path: str | os.PathLike) -> Layer:
-    """The differences that a preset holds, each with its line. Raises UserError: not there, or not valid YAML.
-
-    path: the name of a shipped preset, such as "quickstart", or a file.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
-    name = os.fspath(shipped.presets().get(path, path) if isinstance(path, str) else path)
-    try:
-        whole = trusting.unsealed(_text_of(name))
-    except FileNotFoundError:
-        raise UserError(f"no preset file {name!r}{hints.nearest_preset_file(name)}") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"preset {name!r} cannot be read: {reason}") from None
-    return layer_of(whole.text, name, first=1 if whole.run is None else 2)._replace(ours=whole.ours)
-
-
-def _text_of(name: str) -> str:
-    """The text of a file. Raises OSError; ValueError when it is too large, or no text."""
-    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read as far as it goes
-        data = file.read(LARGEST + 1) or b""
-    if len(data) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST:,} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
-
-
-def layer_of(text: str, name: str, first: int = 1) -> Layer:
-    """The differences that the text of a preset holds, each with its line. Raises UserError: not valid YAML.
-
-    name: of the file, for messages. first: number of the first line in the file.
-    """
-    try:
-        node = yaml.compose(text, Loader)
-        _check_size(node, [MOST_NODES])
-        values = yaml.load(text, Loader)
-        lines = {key: line + first for key, line in _lines(node)}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + first}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{name}{line}: not valid YAML: {reason}") from None
-    if values is None:
-        return Layer({}, name, {})
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must hold a mapping of config keys, not {show(values)}")
-    return Layer(values, name, {key: f"{name}:{line}" for key, line in lines.items()})
 
 
 def overlay(
@@ -428,15 +335,6 @@ def _nearest_key(config: Any, key: str, name: str) -> str:
     return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(declared(config))}"
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Lays nested `values` into `into`, copying each mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
-            raise UserError(f"{key} is given both whole and in parts (from {origin})")
-        into[key] = _merge(into.get(key, {}), value, origin) if isinstance(value, Mapping) else value
-    return into
-
-
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
     """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
@@ -446,21 +344,3 @@ def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
     except NotPlain as error:
         raise UserError(f"{key.lstrip('.')}{error.inside} {error.reason}") from None
 
-
-def _check_size(node: Any, left: list[int]) -> None:
-    """ValueError when a YAML document has too many nodes once its aliases are followed. left: how many more may come.
-    """
-    left[0] -= 1
-    if left[0] < 0:
-        raise ValueError(f"it holds more than {MOST_NODES:,} values")
-    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
-        for one in inner if isinstance(inner, tuple) else (inner,):
-            _check_size(one, left)
-
-
-def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line from 0 on) of every key of a YAML mapping."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        dotted = f"{path}.{key.value}" if path else key.value
-        yield dotted, key.start_mark.line
-        yield from _lines(value, dotted)

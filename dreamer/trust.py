@@ -30,6 +30,8 @@ _BEGINS = "# dreamer run "
 _LINE = re.compile(r"# dreamer run ([0-9a-f]{32}) sha256 ([0-9a-f]{64}) seal ([0-9a-f]{64}|-)\n")
 # Registered gymnasium ids that import what their options name.
 IMPORTING = ("GymV21Environment", "GymV26Environment")
+OURS = ("dreamer.world_models.", "dreamer.behaviors.", "dreamer.nets.")
+_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_/]")  # package.module:attribute, https://...
 # Fields of a config that name code, by dotted key.
 PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
 
@@ -156,7 +158,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
         if not safe_text(text):
             yield path, text
     for path, text in _texts(values.get("agent"), "agent"):
-        if any(mark in text for mark in ".:/"):
+        if any(mark in text for mark in ".:/") and not text.startswith(OURS):
             yield path, text
 
 
@@ -169,8 +171,9 @@ def safe_env(name: str, suites: Collection[str]) -> bool:
 
 
 def safe_text(text: str) -> bool:
-    """Whether a text in the options of an environment can be no module, file or address."""
-    return not any(mark in text for mark in (":", "\\", "..", "\0")) and not text.startswith(("/", "~"))
+    """Whether a text in the options of an environment can be no module, no address, and no file but one beside."""
+    outside = text.startswith(("/", "~/")) or ".." in text or "\\" in text or "\0" in text
+    return not outside and not _ATTRIBUTE.match(text)
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:

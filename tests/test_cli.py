@@ -284,7 +284,7 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
     ("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGINT), 130), (Stopped(signal.SIGTERM), 143)]
 )
 def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, stop, code):
-    def interrupt(config, resume):
+    def interrupt(config, **_):
         raise stop
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", interrupt)
@@ -308,7 +308,7 @@ def test_a_resumed_run_has_its_own_config_beneath_what_is_given(trained, tmp_pat
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
-    def bug(config, resume):
+    def bug(config, **_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", bug)
@@ -319,15 +319,18 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
 # ---- eval
 
 
+NEUTRAL = {"env_options": {}, "trust": False, "video": None, "json_file": None, "mode": None, "seed": 0}
+
+
 def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
     args = ["--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1", "--json", "s.json"]
     args += ["--env-options.size", "15"]
     assert cli.main(["eval", *args, "--video-episodes", "9"]) == 0
     assert cli.main(["eval", "runs/x"]) == 0
-    given = {"env_options": {"size": 15}}
+    given = {"env_options": {"size": 15}, "trust": False}
     assert evaluated == [
         ("runs/x", dict(given, episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
-        ("runs/x", dict(env_options={}, episodes=20, video=None, filmed=4, json_file=None, mode=None, seed=0)),
+        ("runs/x", {**NEUTRAL, "episodes": 20, "filmed": 4}),
     ]
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamer import plugins, trust
-from dreamer.config import PLUGINS, Config, Layer, layer_of, stack, to_yaml
+from dreamer.config import PLUGINS, Config, stack, to_yaml
 from dreamer.errors import UserError
+from dreamer.layers import Layer, layer_of
 from dreamer.runtime import safe_files
 from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
 
