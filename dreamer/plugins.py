@@ -31,17 +31,19 @@ _ENV_ID = re.compile(r".*-v\d+$")
 
 
 def load(name: str, package: str | None = None) -> Any:
-    """The module or attribute called `name`; the current folder is on the path.
+    """The module or attribute called `name`; for a module that is not dreamer's the current folder is on the path.
 
     "rssm" with package "dreamer.world_models" is that module in it, "my_lab.models.foo" any module,
     "my_lab.models:make" an attribute of one. Raises UserError when it is not there (with the nearest
     name that is) or when the module itself fails to import (with the cause).
     """
-    add_current_folder()
     where, _, attribute = name.partition(":")
     if not where or name.endswith(":") or where.startswith("."):
         raise UserError(f"{name!r} is not a module name such as 'my_lab.models' or 'my_lab.models:make'")
-    module = _import(where if "." in where or package is None else f"{package}.{where}", name)
+    path = where if "." in where or package is None else f"{package}.{where}"
+    if not path.startswith("dreamer."):
+        add_current_folder()
+    module = _import(path, name)
     thing: Any = module
     for part in attribute.split(".") if attribute else []:
         if not hasattr(thing, part):
@@ -102,8 +104,8 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     a Maker its function, called with the options.
     render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
     """
-    add_current_folder()
     options = dict(options or {})
+    add_folder_for(name)
     if isinstance(name, Maker):
         return _checked(name.name, _call(name.name, name.make, (), options, render_mode))
     where, _, what = name.partition(":")
@@ -131,9 +133,16 @@ def suite_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(suites.__path__) if not m.name.startswith("_"))
 
 
+def add_folder_for(name: EnvName) -> None:
+    """Put the current folder on sys.path if an environment's name is the user's code, which may lie there."""
+    if isinstance(name, Maker) or (":" in name and name.partition(":")[0] not in suite_names()):
+        add_current_folder()
+
+
 def add_current_folder() -> None:
     """Put the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
 
+    Only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path, unasked.
     A folder in a run directory stays off the path: what lies there is never imported.
     """
     folder = os.getcwd()

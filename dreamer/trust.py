@@ -30,8 +30,13 @@ _BEGINS = "# dreamer run "
 _LINE = re.compile(r"# dreamer run ([0-9a-f]{32}) sha256 ([0-9a-f]{64}) seal ([0-9a-f]{64}|-)\n")
 # Registered gymnasium ids that import what their options name.
 IMPORTING = ("GymV21Environment", "GymV26Environment")
-OURS = ("dreamer.world_models.", "dreamer.behaviors.", "dreamer.nets.")
-_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_/]")  # package.module:attribute, https://...
+# A module of dreamer's, or one attribute of it: a longer chain would reach what the module has imported.
+_OURS = re.compile(r"dreamer\.(world_models|behaviors|nets)(\.[a-z]\w*)+(:[A-Za-z]\w*)?", re.ASCII)
+# Who answers at an address sends objects that are unpickled (Ray), or takes part in the learning.
+ADDRESSES = {"workers.address": ("", "auto", "local"), "devices.coordinator": ("", "auto")}
+_TASK = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", re.ASCII)  # of a suite, which compares it with its own list
+_FILE = re.compile(r"[/\\\0]|^[~.]|\.[^\W\d]")  # a path, or a name with an ending such as .xml
+_NUMBERS = re.compile(r"[\d:. -]*", re.ASCII)  # 4:3, 12:30
 # Fields of a config that name code, by dotted key.
 PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
 
@@ -150,7 +155,10 @@ def check(
 
 
 def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(dotted key, name) of all in a config that may run code which is not dreamer's, gymnasium's or a suite's."""
+    """(dotted key, name) of all in a config that may run code which is not dreamer's, gymnasium's or a suite's.
+
+    Addresses count: who answers there may send code.
+    """
     env = values.get("env")
     if isinstance(env, str) and not safe_env(env, suites):
         yield "env", env
@@ -158,32 +166,42 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
         if not safe_text(text):
             yield path, text
     for path, text in _texts(values.get("agent"), "agent"):
-        if any(mark in text for mark in ".:/") and not text.startswith(OURS):
+        if any(mark in text for mark in ".:/") and not _OURS.fullmatch(text):
             yield path, text
+    for key, known in ADDRESSES.items():
+        group, _, name = key.partition(".")
+        settings = values.get(group)
+        address = settings.get(name) if isinstance(settings, Mapping) else None
+        if isinstance(address, str) and address not in known:
+            yield key, address
 
 
 def safe_env(name: str, suites: Collection[str]) -> bool:
     """Whether an environment's name runs nothing but gymnasium's registry or a suite of dreamer's."""
     suite, colon, task = name.partition(":")
     if colon:
-        return suite in suites and safe_text(task)
+        return suite in suites and bool(_TASK.fullmatch(task))
     return not name.rpartition("/")[2].startswith(IMPORTING)
 
 
 def safe_text(text: str) -> bool:
-    """Whether a text in the options of an environment can be no module, no address, and no file but one beside."""
-    outside = text.startswith(("/", "~/")) or ".." in text or "\\" in text or "\0" in text
-    return not outside and not _ATTRIBUTE.match(text)
+    """Whether a text in the options of an environment can be no module, no address and no file.
+
+    A file beside counts as well: it may be the stranger's, and models and levels may name more files.
+    """
+    return not _FILE.search(text) and (":" not in text or bool(_NUMBERS.fullmatch(text)))
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of all texts in nested mappings and lists."""
+    """(dotted key, text) of all texts in nested mappings and lists, and of names in mappings that are not plain."""
     if isinstance(value, str):
         yield path, value
     elif depth > 50:
         yield path, "..."  # nobody nests so deeply
     elif isinstance(value, Mapping):
         for name, inner in value.items():
+            if not safe_text(str(name)):
+                yield path, str(name)
             yield from _texts(inner, f"{path}.{name}", depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:

@@ -35,7 +35,7 @@ def verdicts_of(
     progress: is told every second or so where the check is. Raises UserError as `examine` does; RuntimeError with the
     trace of an error that is the check's own.
     """
-    plugins.add_current_folder()
+    plugins.add_folder_for(name)
     with tempfile.TemporaryFile() as place:
         # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent shall answer it.
         code = (

@@ -26,7 +26,7 @@ class Process:
 
     def __init__(self, part: Part, memory: int):
         """Starts it and returns at once. memory: the descriptor of the shared rows."""
-        plugins.add_current_folder()
+        plugins.add_folder_for(part.plan.env_name)
         self.part = part
         message = pickle.dumps(part)  # refused before anything is started
         pairs = [socket.socketpair() for _ in range(1 + len(part.numbers))]
