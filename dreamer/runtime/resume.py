@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamer.config import Config, get, keys, load
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, replay_state, verifying
+from dreamer.runtime import checkpoint_files, env_state, replay_state, verifying
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger
@@ -30,6 +30,7 @@ from dreamer.runtime.sealed import Seal
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Ready, Snapshot, Workers
 from dreamer.spaces import Spec
+from dreamer.trust import seal, sealed_here
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
@@ -139,6 +140,7 @@ def save(
     head = {
         "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(more),
         "envs": [state if isinstance(state, str) else None for state in envs.states],
+        "macs": [_mac(state) for state in envs.states],
     }  # fmt: skip
     arrays = {
         **_named("sampler", draws), **_named("collector", parts.collector.state()),
@@ -210,14 +212,16 @@ class Restored(NamedTuple):
     exact: bool = False
 
 
-def load_rows(found: Found, store: RowStore, replay: Replay) -> Restored:
+def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
     """Fills the replay with the rows and latents of the checkpoint, and what decides its draws. Only reads.
 
+    trust: pickled states of environments are read though this user did not make them on this machine.
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
     head, arrays = store.load_state(_seal(found.meta["state"]))
     head |= store.load_end(found.step) or {}
+    head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
     store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
     replay_state.load(replay, head["replay"], _under("sampler", arrays))
     return Restored(head, arrays)
@@ -278,6 +282,20 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
         which = "all environments" if len(numbers) == envs else f"environments {', '.join(map(str, numbers))}"
         lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
     return lines
+
+
+def _mac(state: bytes | str) -> str:
+    """What proves later that this user pickled a state; "" for one that is not pickled."""
+    return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
+
+
+def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
+    """Why the state of an environment is not read, None when reading it runs nothing or the user trusts it."""
+    state = arrays[f"envs/state/{env:05d}"].tobytes()
+    macs = head.get("macs", ())
+    if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, str(macs[env]))):
+        return None
+    return "their states are pickles that were not made by you on this machine (--trust reads them)"
 
 
 def _lost(workers: Workers) -> Snapshot:
