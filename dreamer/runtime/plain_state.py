@@ -282,7 +282,7 @@ def _generator_state(generator: Any) -> tuple[dict[str, Any], Any]:
     entropy = seed.entropy
     if not isinstance(entropy, int | None):
         entropy = [int(number) for number in entropy]
-    return generator.state, (entropy, tuple(map(int, seed.spawn_key)), seed.pool_size, seed.n_children_spawned)
+    return dict(generator.state), (entropy, tuple(map(int, seed.spawn_key)), seed.pool_size, seed.n_children_spawned)
 
 
 def _bit_generator(value: Any) -> np.random.BitGenerator:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamer.config import Config, get, keys, load
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, env_state, replay_state, verifying
+from dreamer.runtime import checkpoint_files, env_state, manifest, replay_state, safe_files, verifying
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger
@@ -88,6 +88,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
     Raises UserError when it is damaged or not there, with the newest whole one to go on from.
     """
+    safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint {step} in {run_dir}; it holds {checkpoint_files.listed(steps)}")
@@ -204,12 +205,14 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 class Restored(NamedTuple):
     """What came back. head: of the saved state | arrays: likewise | later: rows kept from after the checkpoint
     exact: nothing is missing, and every environment goes on where it was: what came later will be made again
+    where: the file of the state
     """
 
     head: dict[str, Any]
     arrays: dict[str, np.ndarray]
     later: int = 0
     exact: bool = False
+    where: Path = Path()
 
 
 def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
@@ -219,12 +222,18 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
+    where = store.path(found.meta["state"][0])
     head, arrays = store.load_state(_seal(found.meta["state"]))
-    head |= store.load_end(found.step) or {}
+    end = store.load_end(found.step) or {}
+    head |= {name: end[name] for name in ("logger", "loop") if name in end}
+    manifest.head(head, where)
     head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
     store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
-    replay_state.load(replay, head["replay"], _under("sampler", arrays))
-    return Restored(head, arrays)
+    try:
+        replay_state.load(replay, head["replay"], _under("sampler", arrays))
+    except UserError as error:
+        raise UserError(f"{where} was not written by this run: {error}") from error
+    return Restored(head, arrays, where=where)
 
 
 def restore_envs(
@@ -239,6 +248,7 @@ def restore_envs(
     Returns what came back, the workers to use, and {number: why} of the environments that begin a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
+    _check_envs(restored, workers)
     all_known = not any(restored.head["envs"])
     later = 0 if lockstep and all_known else store.load_later(replay)
     lost: dict[int, str] = {}
@@ -264,6 +274,8 @@ def load_rest(restored: Restored, parts: Parts) -> None:
         # Training had begun after the checkpoint: its updates are owed from there on.
         parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
     if not restored.later:
+        for name, part in (("collector", parts.collector.state()), ("tracker", parts.tracker.state())):
+            manifest.alike(_under(name, restored.arrays), part, restored.where, name)
         parts.collector.load(_under("collector", restored.arrays))
         parts.tracker.load_state(_under("tracker", restored.arrays))
 
@@ -289,11 +301,33 @@ def _mac(state: bytes | str) -> str:
     return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
 
 
+def _check_envs(restored: Restored, workers: Workers) -> None:
+    """UserError unless the environments' states and last rows are those of as many environments."""
+    arrays, where, streams = restored.arrays, restored.where, workers.streams
+    ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
+    states = [i for i, why in enumerate(restored.head["envs"]) if not why]
+    sound = (
+        len(restored.head["envs"]) == workers.envs
+        and ready.ndim == 1 and ready.dtype == np.int64
+        and len(set(ready.tolist())) == len(ready) and all(0 <= stream < streams for stream in ready.tolist())
+        and resets.shape == (workers.envs,) and resets.dtype == np.int64
+        and all(0 <= count < 1 << 31 for count in resets.tolist())
+        and all(f"envs/state/{i:05d}" in arrays for i in states)
+        and set(states) <= set((ready // workers.spec.agents).tolist())
+    )  # fmt: skip
+    if not sound:
+        raise UserError(f"{where} was not written by this program: its environments are not those of the run")
+    rows = _under("envs/row", arrays)
+    step = empty_step(workers.spec, len(ready))
+    fields = {name: getattr(step, name) for name in step._fields if name != "obs"}
+    manifest.alike(rows, fields | {f"obs/{key}": value for key, value in step.obs.items()}, where, "envs/row")
+
+
 def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
     """Why the state of an environment is not read, None when reading it runs nothing or the user trusts it."""
-    state = arrays[f"envs/state/{env:05d}"].tobytes()
+    state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
     macs = head.get("macs", ())
-    if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, str(macs[env]))):
+    if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):
         return None
     return "their states are pickles that were not made by you on this machine (--trust reads them)"
 
