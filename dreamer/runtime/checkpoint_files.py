@@ -76,6 +76,11 @@ def check_state(run_dir: Path, step: int) -> None:
         raise _damaged(run_dir, step, found)
 
 
+def state_bytes(run_dir: Path, step: int) -> int:
+    """The bytes of the files of the train state of `step`."""
+    return sum(path.stat().st_size for path in _files(run_dir / CHECKPOINTS / str(step) / STATE).values())
+
+
 def write_list(directory: Path) -> None:
     """Writes the checksums of all files under `directory` into its LIST."""
     crcs = {name: _crc(path) for name, path in _files(directory).items()}

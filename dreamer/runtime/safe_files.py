@@ -46,9 +46,9 @@ def check_inside(path: Path, run_dir: Path) -> None:
 
 def check_links(run_dir: Path) -> None:
     """UserError when a name in a run directory is a link that leads out of it."""
-    for entry in os.scandir(run_dir):
-        if entry.is_symlink():
-            check_inside(Path(entry.path), run_dir)
+    for path in sorted(run_dir.iterdir()):
+        if path.is_symlink():
+            check_inside(path, run_dir)
 
 
 def special(folder: Path) -> Iterator[str]:
