@@ -36,16 +36,19 @@ def manifest(meta: Any, where: Path) -> dict[str, Any]:
     """
     if not isinstance(meta, dict):
         raise _odd(where, "it")
-    _fields(meta, {name: _counts for name in ("env_steps", "updates", "rows_per_env", "format")}, where, optional=True)
+    known = {
+        "format": _counts, "env_steps": _counts, "updates": _counts, "run": _identity, "metrics": _position,
+        "spec": _spec,
+    }  # fmt: skip
+    _fields(meta, known, where, optional=True)
     if "state" not in meta:
         return meta
     required = {
-        "format": _counts, "env_steps": _counts, "updates": _counts, "run": _identity, "rows": _seals("rows"),
-        "latents": _seals("latents"), "state": _seal("state"), "oldest": _list_of(_counts),
+        **{name: known[name] for name in ("format", "env_steps", "updates", "run")},
+        "rows": _seals("rows"), "latents": _seals("latents"), "state": _seal("state"), "oldest": _list_of(_counts),
         "rows_per_env": lambda value: _counts(value) and value > 0,
     }  # fmt: skip
     _fields(meta, required, where)
-    _fields(meta, {"metrics": _position, "spec": _spec}, where, optional=True)
     return meta
 
 
