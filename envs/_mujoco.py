@@ -7,12 +7,9 @@ import ctypes.util
 import importlib
 import logging
 import os
-import pickle
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
-from typing import Any
 
 
 def choose_graphics(suite: str) -> None:
@@ -58,15 +55,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def pack(data: Any) -> bytes:
-    """All of an mjData, its contacts and what is computed from the state as well, so that nothing is rounded anew."""
-    return zlib.compress(pickle.dumps(data), 1)
-
-
-def unpack(packed: bytes, model: Any, data: Any) -> None:
-    """Writes what `pack` gave into the `data` of the same `model`."""
-    import mujoco
-
-    mujoco.mj_copyData(data, model, pickle.loads(zlib.decompress(packed)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
 
-from ._mujoco import choose_graphics, pack, unpack
+from ._mujoco import choose_graphics
 from ._suite import check_choice, extra, find_task
 
 COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
@@ -40,12 +41,15 @@ class MuJoCo(gymnasium.Wrapper):
         """All that the next steps depend on."""
         inner: Any = self.unwrapped
         counters = [{key: vars(layer)[key] for key in COUNTERS if key in vars(layer)} for layer in self._layers()]
-        return {"data": pack(inner.data), "random": inner.np_random.bit_generator.state, "counters": counters}
+        # A copy of all data, contacts and what is computed from the state as well: nothing is rounded anew.
+        return {"data": copy.copy(inner.data), "random": inner.np_random.bit_generator.state, "counters": counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state that `get_state` gave."""
+        import mujoco
+
         inner: Any = self.unwrapped
-        unpack(state["data"], inner.model, inner.data)
+        mujoco.mj_copyData(inner.data, inner.model, state["data"])
         inner.np_random.bit_generator.state = state["random"]
         for layer, values in zip(self._layers(), state["counters"], strict=True):
             vars(layer).update(values)

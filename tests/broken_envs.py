@@ -5,6 +5,7 @@ Named "broken_envs:sound"; the tests folder is on the path (setup.cfg).
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 import signal
@@ -144,6 +145,24 @@ class RefusesItsState(Sound):
 
     def set_state(self, state):
         raise ValueError("not from there")
+
+
+class PicklesItsState(Sound):
+    """Its state is an object of a class of its own."""
+
+    def get_state(self):
+        return Noted(time=self.time, rng=copy.deepcopy(self.np_random))
+
+    def set_state(self, state):
+        self.time, self.np_random = state["time"], copy.deepcopy(state["rng"])
+
+
+class Noted(dict):
+    """No plain dict."""
+
+
+def pickles_its_state() -> gymnasium.Env:
+    return PicklesItsState()
 
 
 def refuses_its_state() -> gymnasium.Env:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
 from dreamer.apps.runs import Points, Task
 from dreamer.errors import UserError
+from dreamer.runtime.safe_files import open_regular
 
 COLUMNS = ("suite", "task", "method", "seed", "env_steps", "score")
 NORMALISATION = "normalisation.csv"
@@ -97,7 +99,7 @@ def normalisation(folder: Path) -> dict[str, tuple[float, float]]:
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", row) of a CSV that has these columns."""
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else open(path, newline="") as file:
+        with open_regular(path, follow=True) as data, _text_of(path, data) as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
@@ -109,6 +111,12 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
                 yield where, row
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _text_of(path: Path, data: BinaryIO) -> TextIO:
+    """The text in an open file, unpacked if its name says that it is packed."""
+    unpacked = gzip.GzipFile(fileobj=data) if path.suffix == ".gz" else data
+    return io.TextIOWrapper(unpacked, newline="")  # type: ignore[arg-type]
 
 
 def _number(text: str, where: str) -> float:

@@ -23,6 +23,7 @@ from dreamer.apps.curves import EVALUATION, TRAINING, Panel, panel
 from dreamer.apps.runs import Group, Run, Task, differences, find_runs, read_run, settings, show, tasks
 from dreamer.errors import UserError, nearest
 from dreamer.runtime.run_dir import PICTURES, disk_error
+from dreamer.runtime.safe_files import open_regular
 
 INDEX = "index.html"
 MEGABYTE = 1_000_000
@@ -136,13 +137,14 @@ def newest_pictures(of_tasks: Sequence[Task], budget: int) -> tuple[dict[Path, l
             continue
         shown[run.path] = []
         for pattern, words in NEWEST:
-            file = max((run.path / PICTURES).glob(pattern), default=None)
+            file = max((file for file in (run.path / PICTURES).glob(pattern) if _own(file, run.path)), default=None)
             if file is None:
                 continue
-            content = _read(file)
-            if len(content) > budget:
-                left_out.append(f"{file} ({len(content) / MEGABYTE:.1f} MB)")
+            size = file.stat().st_size
+            if size > budget:
+                left_out.append(f"{file} ({size / MEGABYTE:.1f} MB)")
                 continue
+            content = _read(file)
             budget -= len(content)
             steps = int(re.sub(r"\D", "", file.stem) or 0)
             shown[run.path].append(page.Picture(content, f"{words}, at {steps:,} env steps", file.suffix == ".mp4"))
@@ -213,9 +215,16 @@ def _group_names(of_tasks: Sequence[Task]) -> list[str]:
     return list(dict.fromkeys(group.name for task in of_tasks for group in task.groups))
 
 
+def _own(file: Path, run_dir: Path) -> bool:
+    """Whether a file is a regular one of the run itself, and no link."""
+    inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run_dir))
+    return inside and file.is_file() and not file.is_symlink()
+
+
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with open_regular(file) as opened:
+            return opened.read()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
 

@@ -5,9 +5,8 @@ Only reads: a run that is still running is read up to its last whole line.
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.metrics import RESERVED
 from dreamer.runtime.run_config import load_plain
 from dreamer.runtime.run_dir import CONFIG, METRICS, existing_run_dir
+from dreamer.runtime.safe_files import json_value, open_regular
 from dreamer.runtime.verifying import newest_metrics_fault
 
 # Runs that differ in nothing else, where they live and log, are seeds of one group; the environment makes the task.
@@ -126,7 +126,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     Raises UserError naming the line: not an object of numbers, without env_steps, or env_steps going back.
     """
     try:
-        *whole, rest = path.read_bytes().split(b"\n")
+        with open_regular(path) as file:
+            *whole, rest = file.read().split(b"\n")
     except FileNotFoundError:
         raise UserError(f"no metrics of the run {path.parent}: it holds no {METRICS}") from None
     except OSError as error:
@@ -147,7 +148,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     """One line of metrics as an object."""
     try:
-        row = json.loads(line, parse_constant=_refuse)
+        row = json_value(line)
     except ValueError as error:
         raise UserError(f"{where}: damaged line of metrics: {error}") from None
     if not isinstance(row, dict) or not _is_number(row.get("env_steps")):
@@ -159,11 +160,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 # Grouping -------------------------------------------------------------------------------------------------------------

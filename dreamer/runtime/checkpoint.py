@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ from dreamer.runtime.run_dir import CHECKPOINTS, disk_error
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
 FILES_OF_A_SAVE = 64  # more than Orbax makes
+BEST_PACKED = 1000  # bytes of arrays that a byte of a file holds at most
+LEAST_BOUND = 1 << 30  # bytes of arrays that are taken from files of any size
 PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it is deleted file by file
 
 
@@ -131,6 +134,7 @@ class Checkpoints:
         checkpoint_files.check_state(self._dir.parent, step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
+            self._check_forms(step, stored.tree)
             forms = {name: np.empty(form.shape, form.dtype) for name, form in stored.tree.items()}
             out = manager.restore(step, args=ocp.args.Composite(state=file_seals.SealedRestore(forms)))
         self._check_leaves(step, out["state"], self._unsealed(step)[1])
@@ -174,8 +178,18 @@ class Checkpoints:
                 raise
             exc.add_note(str(error))  # the first error is the one to mend
 
+    def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
+        """UserError when the arrays of a checkpoint are said to be larger than its files can hold."""
+        most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
+        sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
+        if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: its arrays are larger than its files")
+
     def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
         """UserError naming a leaf whose bytes are not those that were saved."""
+        if leaves.keys() != crcs.keys():
+            name = min(leaves.keys() ^ crcs.keys())
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum of {name}")
         for name, crc in crcs.items():
             if _crc(leaves[name]) != crc:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")

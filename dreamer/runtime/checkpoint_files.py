@@ -10,17 +10,21 @@ message on stderr. So damage is found first, and named by its file. Only reads; 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dreamer.errors import UserError
+from dreamer.runtime.manifest import manifest
 from dreamer.runtime.run_dir import CHECKPOINTS
+from dreamer.runtime.safe_files import check_inside, json_value, open_regular, special
 
 STATE, META = "state", "meta/metadata"
 LIST = "crc32.json"
 LARGEST_META = 1 << 28  # bytes
+_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)  # the name of a checkpoint
 _PIECE = 1 << 22  # bytes that are read at once
 
 
@@ -29,7 +33,7 @@ def steps(run_dir: Path) -> list[int]:
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.name.isascii())
+    return sorted(int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
 
 
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
@@ -38,19 +42,23 @@ def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
     Raises UserError when it is missing, or is not what was written.
     """
     path = run_dir / CHECKPOINTS / str(step) / META
+    check_inside(path.parent, run_dir)
     try:
-        with open(path, "rb") as file:
-            sealed = json.loads(file.read(LARGEST_META))
+        with open_regular(path) as file:
+            sealed = json_value(file.read(LARGEST_META))
     except FileNotFoundError:
         raise _damaged(run_dir, step, f"{META} is missing") from None
     except OSError as error:
         raise _damaged(run_dir, step, f"{META} cannot be read, {error.strerror}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _damaged(run_dir, step, f"{META} is not what was written") from None
     content = {key: value for key, value in sealed.items() if key != "crc32"} if isinstance(sealed, dict) else {}
     if set(content) != {"meta", "leaf_crc32"} or seal(content) != sealed:
         raise _damaged(run_dir, step, f"the checksum of {META} differs")
-    return content
+    crcs = content["leaf_crc32"]
+    if not (isinstance(crcs, dict) and all(type(crc) is int for crc in crcs.values())):
+        raise _damaged(run_dir, step, f"{META} is not what was written")
+    return {**content, "meta": manifest(content["meta"], path)}
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -60,9 +68,17 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 def check_state(run_dir: Path, step: int) -> None:
     """UserError naming a file of the train state of `step` that is not as it was written."""
-    found = damage(run_dir / CHECKPOINTS / str(step) / STATE)
+    folder = run_dir / CHECKPOINTS / str(step)
+    check_inside(folder, run_dir)
+    odd = next(special(folder), None)
+    found = f"{odd} is neither a file nor a folder" if odd else damage(folder / STATE)
     if found:
         raise _damaged(run_dir, step, found)
+
+
+def state_bytes(run_dir: Path, step: int) -> int:
+    """The bytes of the files of the train state of `step`."""
+    return sum(path.stat().st_size for path in _files(run_dir / CHECKPOINTS / str(step) / STATE).values())
 
 
 def write_list(directory: Path) -> None:
@@ -79,7 +95,8 @@ def damage(directory: Path) -> str | None:
     if not directory.is_dir():
         return f"{directory.name} is missing"
     try:
-        said = json.loads((directory / LIST).read_bytes())
+        with open_regular(directory / LIST) as file:
+            said = json_value(file.read(LARGEST_META))
         crcs = said["files"]
         if said["crc32"] != _crc_of_list(crcs):
             return f"the checksum of {LIST} differs"
@@ -91,6 +108,8 @@ def damage(directory: Path) -> str | None:
                 return f"the checksum of {name} differs"
     except FileNotFoundError:
         return f"{LIST} is missing"
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -109,13 +128,13 @@ def _damaged(run_dir: Path, step: int, what: str) -> UserError:
 
 def _files(directory: Path) -> dict[str, Path]:
     """All files under a folder but the list itself, by their names from there."""
-    paths = (path for path in directory.rglob("*") if path.is_file())
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
 
 
 def _crc(path: Path) -> int:
     crc = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(_PIECE):
             crc = zlib.crc32(piece, crc)
     return crc

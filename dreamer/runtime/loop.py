@@ -193,7 +193,7 @@ class Run:
             self.collector = self._make_collector()
             return
         with resume.advising(self.run_dir, found.step):
-            restored = resume.load_rows(found, self.store, self.replay)
+            restored = resume.load_rows(found, self.store, self.replay, decision.trust)
             self._came_back += start.check_lines(found, restored, self.run_dir)
             state, _ = self.checkpoints.restore(self.learner.state, found.step)
             restored, self.workers, lost = resume.restore_envs(

@@ -68,9 +68,13 @@ class Tally:
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes a `state` over."""
-        self._sums = {name: list(sums) for name, sums in state["sums"].items()}
-        self.finished = dict(state["finished"])
+        """Takes a `state` over. Raises ValueError, TypeError or KeyError for what is none."""
+        sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
+                state["sums"].items()}  # fmt: skip
+        if any(rows < 1 for _, rows, _ in sums.values()):
+            raise ValueError("its own numbers are of no row")
+        self._sums = {name: list(values) for name, values in sums.items()}
+        self.finished = {str(name): float(value) for name, value in state["finished"].items()}
 
 
 def named(finished: Mapping[str, float], env: str) -> dict[str, float]:

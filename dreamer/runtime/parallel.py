@@ -16,7 +16,6 @@ is reset with a fresh seed, and whoever begins gets a first row. One that comes 
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -186,18 +185,18 @@ class ParallelRows:
 
     def get_state(self) -> bytes | str:
         """Where the environment is, after the rows written last; when it cannot tell, why."""
-        env = env_state.get_state(self.env)
         own = self._seed, self._games, self._playing, self._ended
-        return env if isinstance(env, str) else pickle.dumps((env, own, [rows.get_state() for rows in self._rows]))
+        return env_state.get_state(self.env, (own, [rows.position() for rows in self._rows]))
 
     def set_state(self, state: bytes) -> str:
         """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
         try:
-            env, own, streams = pickle.loads(state)
-            env_state.set_state(self.env, env)
-            for rows, stream in zip(self._rows, streams, strict=True):
-                rows.set_state(stream)
+            own, positions = env_state.set_state(self.env, state)
+            for rows, position in zip(self._rows, positions, strict=True):
+                rows.go_on(position)
             self._seed, self._games, self._playing, self._ended = own
+            if not len(self._playing) == len(self._ended) == len(self._sides):
+                raise ValueError("it is of another number of agents")
             self._fresh = None
         except Exception as error:
             return f"it does not take its state back, {type(error).__name__}: {error}"

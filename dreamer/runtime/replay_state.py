@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamer.errors import UserError
 from dreamer.runtime.columns import checked
 from dreamer.runtime.replay import Replay
 
@@ -62,7 +63,9 @@ def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: boo
 
 
 def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None:
-    """Puts latents back that `held_latents` gave. Raises UserError naming a column that is wrong."""
+    """Puts latents back that `held_latents` gave. Raises UserError naming a column that is wrong, or is of no row."""
+    if any(span.stop > replay.counts[span.env] for span in spans):
+        raise UserError("replay.put_latents: these are latents of rows that are not there")
     spaces = {name: replay.spaces[name] for name in latent_names(replay)}
     values = checked(spaces, columns, (_length(spans),), "put_latents")
     with replay.lock:
@@ -81,13 +84,22 @@ def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
 
 def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Takes a `state` over, when its rows have been put back. Rings of another length: every row is new to the sampler.
+
+    values: as `manifest.head` has checked them. Raises UserError when it is the state of another replay.
     """
+    if values["counts"] != replay.counts.tolist():
+        raise UserError("the state of the replay is not of these rows")
+    if any(start + replay.sequence > replay.counts[env] for env, start in values["queue"]):
+        raise UserError("the state of the replay queues rows that are not there")
+    same = values["rows_per_env"] == replay.size.rows_per_env
     with replay.lock:
+        if same:
+            _check_sampler(replay, arrays)
         replay.queue.clear()
         replay.queue.extend((int(env), int(start)) for env, start in values["queue"])
         replay.rng.bit_generator.state = values["rng"]
         replay.report_rng.bit_generator.state = values["report_rng"]
-        if values["rows_per_env"] == replay.size.rows_per_env:
+        if same:
             replay.sampler.load(arrays)
         elif arrays:
             for env, first in enumerate(oldest(replay)):
@@ -103,6 +115,17 @@ def oldest(replay: Replay) -> np.ndarray:
 def latent_names(replay: Replay) -> list[str]:
     """The columns that hold latents."""
     return [name for name in replay.columns if name.startswith("latent/")]
+
+
+def _check_sampler(replay: Replay, arrays: Mapping[str, np.ndarray]) -> None:
+    """UserError unless a sampler can draw by these arrays."""
+    expected = replay.sampler.state()
+    fits = arrays.keys() == expected.keys() and all(
+        arrays[name].shape == array.shape and arrays[name].dtype == array.dtype and not (np.isnan(arrays[name])).any()
+        for name, array in expected.items()
+    )
+    if not fits or any((array < 0).any() for array in arrays.values()):
+        raise UserError("the state of the sampler is of another replay")
 
 
 def _tell_new(replay: Replay, span: Span) -> None:

@@ -18,7 +18,15 @@ import numpy as np
 
 from dreamer.config import Config, get, keys, stack
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, replay_state, run_config, verifying
+from dreamer.runtime import (
+    checkpoint_files,
+    env_state,
+    manifest,
+    replay_state,
+    run_config,
+    safe_files,
+    verifying,
+)
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger
@@ -30,6 +38,7 @@ from dreamer.runtime.sealed import Seal
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Ready, Snapshot, Workers
 from dreamer.spaces import Spec
+from dreamer.trust import seal, sealed_here
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
@@ -95,6 +104,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
     Raises UserError when it is damaged or not there, with the newest whole one to go on from.
     """
+    safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint {step} in {run_dir}; it holds {checkpoint_files.listed(steps)}")
@@ -147,6 +157,7 @@ def save(
     head = {
         "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(more),
         "envs": [state if isinstance(state, str) else None for state in envs.states],
+        "macs": [_mac(state) for state in envs.states],
     }  # fmt: skip
     arrays = {
         **_named("sampler", draws), **_named("collector", parts.collector.state()),
@@ -210,25 +221,35 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 class Restored(NamedTuple):
     """What came back. head: of the saved state | arrays: likewise | later: rows kept from after the checkpoint
     exact: nothing is missing, and every environment goes on where it was: what came later will be made again
+    where: the file of the state
     """
 
     head: dict[str, Any]
     arrays: dict[str, np.ndarray]
     later: int = 0
     exact: bool = False
+    where: Path = Path()
 
 
-def load_rows(found: Found, store: RowStore, replay: Replay) -> Restored:
+def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
     """Fills the replay with the rows and latents of the checkpoint, and what decides its draws. Only reads.
 
+    trust: pickled states of environments are read though this user did not make them on this machine.
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
+    where = store.path(found.meta["state"][0])
     head, arrays = store.load_state(_seal(found.meta["state"]))
-    head |= store.load_end(found.step) or {}
+    end = store.load_end(found.step) or {}
+    head |= {name: end[name] for name in ("logger", "loop") if name in end}
+    manifest.head(head, where)
+    head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
     store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
-    replay_state.load(replay, head["replay"], _under("sampler", arrays))
-    return Restored(head, arrays)
+    try:
+        replay_state.load(replay, head["replay"], _under("sampler", arrays))
+    except UserError as error:
+        raise UserError(f"{where} was not written by this run: {error}") from error
+    return Restored(head, arrays, where=where)
 
 
 def restore_envs(
@@ -243,6 +264,7 @@ def restore_envs(
     Returns what came back, the workers to use, and {number: why} of the environments that begin a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
+    _check_envs(restored, workers)
     all_known = not any(restored.head["envs"])
     later = 0 if lockstep and all_known else store.load_later(replay)
     lost: dict[int, str] = {}
@@ -268,6 +290,8 @@ def load_rest(restored: Restored, parts: Parts) -> None:
         # Training had begun after the checkpoint: its updates are owed from there on.
         parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
     if not restored.later:
+        for name, part in (("collector", parts.collector.state()), ("tracker", parts.tracker.state())):
+            manifest.alike(_under(name, restored.arrays), part, restored.where, name)
         parts.collector.load(_under("collector", restored.arrays))
         parts.tracker.load_state(_under("tracker", restored.arrays))
 
@@ -286,6 +310,42 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
         which = "all environments" if len(numbers) == envs else f"environments {', '.join(map(str, numbers))}"
         lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
     return lines
+
+
+def _mac(state: bytes | str) -> str:
+    """What proves later that this user pickled a state; "" for one that is not pickled."""
+    return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
+
+
+def _check_envs(restored: Restored, workers: Workers) -> None:
+    """UserError unless the environments' states and last rows are those of as many environments."""
+    arrays, where, streams = restored.arrays, restored.where, workers.streams
+    ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
+    states = [i for i, why in enumerate(restored.head["envs"]) if not why]
+    sound = (
+        len(restored.head["envs"]) == workers.envs
+        and ready.ndim == 1 and ready.dtype == np.int64
+        and len(set(ready.tolist())) == len(ready) and all(0 <= stream < streams for stream in ready.tolist())
+        and resets.shape == (workers.envs,) and resets.dtype == np.int64
+        and all(0 <= count < 1 << 31 for count in resets.tolist())
+        and all(f"envs/state/{i:05d}" in arrays for i in states)
+        and set(states) <= set((ready // workers.spec.agents).tolist())
+    )  # fmt: skip
+    if not sound:
+        raise UserError(f"{where} was not written by this program: its environments are not those of the run")
+    rows = _under("envs/row", arrays)
+    step = empty_step(workers.spec, len(ready))
+    fields = {name: getattr(step, name) for name in step._fields if name != "obs"}
+    manifest.alike(rows, fields | {f"obs/{key}": value for key, value in step.obs.items()}, where, "envs/row")
+
+
+def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
+    """Why the state of an environment is not read, None when reading it runs nothing or the user trusts it."""
+    state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
+    macs = head.get("macs", ())
+    if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):
+        return None
+    return "their states are pickles that were not made by you on this machine (--trust reads them)"
 
 
 def _lost(workers: Workers) -> Snapshot:

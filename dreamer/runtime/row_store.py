@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime import replay_state, sealed
+from dreamer.runtime import manifest, replay_state, sealed
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.replay_state import Span
 from dreamer.runtime.run_dir import ROWS, disk_error
+from dreamer.runtime.safe_files import check_inside
 from dreamer.runtime.sealed import Seal
 
 LATENT_FILE_BYTES = 1 << 26
 _WAITING = 4  # flushes that may wait for the disk before collecting has to
-_NAME = re.compile(r"(rows|latents|state|end)-(\d+)(-\d+)?\.dreamer")
+_NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", re.ASCII)
 
 
 class _Written(NamedTuple):
@@ -137,7 +138,8 @@ class RowStore:
             self._load(replay, seal.name, seal, fresh=False)
         for seal in latents:
             head, columns = self._read(seal.name, seal)
-            replay_state.put_latents(replay, _spans(head), columns)
+            spans = _spans(head, len(replay.counts), self._folder / seal.name)
+            replay_state.put_latents(replay, spans, columns)
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
@@ -157,8 +159,13 @@ class RowStore:
         """The rows files that came after those loaded, newest first."""
         return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
 
+    def path(self, name: str) -> Path:
+        """The file of that name."""
+        return self._folder / name
+
     def check_names(self) -> None:
-        """UserError naming a file that is not of this program."""
+        """UserError naming a file that is not of this program, or when the folder is a link out of the run."""
+        check_inside(self._folder, self._folder.parent)
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
             if not path.name.endswith(sealed.UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
@@ -212,7 +219,7 @@ class RowStore:
 
     def _load(self, replay: Replay, name: str, seal: Seal | None, fresh: bool) -> None:
         head, columns = self._read(name, seal)
-        spans = _spans(head)
+        spans = _spans(head, len(replay.counts), self._folder / name)
         for span in spans:
             held = int(replay.counts[span.env])
             # A ring that went round between two flushes is whole in the second: nothing before it is held.
@@ -271,7 +278,7 @@ def later_rows(run_dir: Path, meta: dict[str, Any]) -> tuple[int, list[str]]:
             continue
         try:
             head, _ = sealed.read(path)
-            count += sum(span.stop - span.start for span in _spans(head))
+            count += sum(span.stop - span.start for span in _spans(head, len(meta["oldest"]), path))
             if head.get("run") != meta["run"]:
                 faults.append(f"{path} belongs to another run")
         except UserError as error:
@@ -290,8 +297,8 @@ def end_name(step: int) -> str:
     return f"end-{step:012d}.dreamer"
 
 
-def _spans(head: dict[str, Any]) -> list[Span]:
-    return [Span(*span) for span in head["spans"]]
+def _spans(head: dict[str, Any], envs: int, path: Path) -> list[Span]:
+    return [Span(*span) for span in manifest.spans(head.get("spans"), envs, path)]
 
 
 def _number(name: str) -> int:

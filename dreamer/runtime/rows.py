@@ -5,7 +5,6 @@ Every row is checked against its space, so that a broken environment is named wh
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,22 +131,28 @@ class EnvRows:
 
     def get_state(self) -> bytes | str:
         """Where the environment is, after the row written last; when it cannot tell, why."""
-        env = env_state.get_state(self.env)
-        if isinstance(env, str):
-            return env
-        own = self._over, self._episode, self._step, self._seed, self._tally.state()
-        return pickle.dumps((env, *own))
+        return env_state.get_state(self.env, self.position())
 
     def set_state(self, state: bytes) -> str:
         """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
         try:
-            env, self._over, self._episode, self._step, self._seed, numbers = pickle.loads(state)
-            self._tally.load(numbers)
-            env_state.set_state(self.env, env)
-            self._fresh = None
+            self.go_on(env_state.set_state(self.env, state))
         except Exception as error:
             return f"it does not take its state back, {type(error).__name__}: {error}"
         return ""
+
+    def position(self) -> tuple[bool, int, int, int | None, Any]:
+        """Where in its episodes it is, and its own numbers of this one, beside the environment's own state."""
+        return self._over, self._episode, self._step, self._seed, self._tally.state()
+
+    def go_on(self, position: tuple[bool, int, int, int | None, Any]) -> None:
+        """Goes on from a `position`. Raises ValueError for what is none."""
+        over, episode, step, seed, numbers = position
+        if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
+            raise ValueError("the place in its episodes is missing")
+        self._tally.load(numbers)
+        self._over, self._episode, self._step, self._seed = over, episode, step, seed
+        self._fresh = None
 
     def close(self) -> None:
         """Close the environment."""

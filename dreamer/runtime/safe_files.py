@@ -1,34 +1,63 @@
-"""Files that somebody else may have made: only regular ones are opened, and read no further than expected. No jax."""
+"""Files that somebody else may have made: only regular ones are read, and no further than expected. No jax."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
+MOST_VALUES = 100_000  # of a config, each alias counted as often as it occurs
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened to read; neither a link is followed nor a pipe waited for.
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """A regular file, opened to read; no pipe is waited for. follow: a link may lead to it.
 
     Raises FileNotFoundError when it is missing, UserError when it is something else or cannot be read.
     """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
         why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        if error.errno == errno.ENXIO:
+            why = "it is no regular file"  # a socket
         raise UserError(f"{path} cannot be read: {why}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{path} cannot be read: it is no regular file")
     return open(descriptor, "rb")
+
+
+def check_inside(path: Path, run_dir: Path) -> None:
+    """UserError when a link leads from `path`, a place in a run directory, out of it."""
+    real, root = os.path.realpath(path), os.path.realpath(run_dir)
+    if os.path.commonpath([real, root]) != root:
+        raise UserError(f"{path} leads out of the run directory, to {real}; put there what it leads to")
+
+
+def check_links(run_dir: Path) -> None:
+    """UserError when a name in a run directory is a link that leads out of it."""
+    for path in sorted(run_dir.iterdir()):
+        if path.is_symlink():
+            check_inside(path, run_dir)
+
+
+def special(folder: Path) -> Iterator[str]:
+    """The names, from `folder` on, of all in it that is neither a regular file nor a folder: links, pipes, devices."""
+    for place, folders, files in os.walk(folder):
+        for name in sorted(folders + files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                yield os.path.relpath(os.path.join(place, name), folder)
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
@@ -46,3 +75,29 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} cannot be read: it is not UTF-8 text") from None
+
+
+def json_value(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError: no JSON, nan or infinity, nested too deeply."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_count(value: Any, where: str, most: int = MOST_VALUES) -> None:
+    """UserError when a parsed YAML holds more than `most` values, or holds itself: aliases make that from few bytes."""
+    left, waiting = most, [value]
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise UserError(f"{where} holds more than {most:,} values; a config needs no aliases (&, *)")
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

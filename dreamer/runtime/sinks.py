@@ -22,6 +22,9 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime import pictures
 from dreamer.runtime.run_dir import disk_error
+from dreamer.runtime.safe_files import json_value, open_regular
+
+LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
 
 class Sink(Protocol):
@@ -41,7 +44,8 @@ class JsonLines:
         self._path = path
         try:
             self._file = open(path, "ab", buffering=0)
-            self._crc = _crc_of(path, os.fstat(self._file.fileno()).st_size)
+            size = os.fstat(self._file.fileno()).st_size
+            self._crc = _crc_of(path, size) if size else 0
         except OSError as error:
             raise disk_error(error, path) from error
 
@@ -94,7 +98,8 @@ def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
     crc: of these bytes, None if it was not kept. Raises UserError when the file cannot be read.
     """
     try:
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size < nbytes:
             return f"is cut short: it had {nbytes} bytes at the checkpoint, it has {size}"
         if crc is not None and _crc_of(path, nbytes) != crc:
@@ -113,15 +118,15 @@ def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
     A line that a kill has cut, or that is damaged, goes with all after it.
     """
     seconds, note = 0.0, ""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
         file.seek(nbytes)
-        for line in file.readlines() if last_step is not None else ():
+        while last_step is not None and (line := file.readline(LONGEST_LINE)):
             try:
-                values = json.loads(line)
+                values = json_value(line)
                 if not line.endswith(b"\n") or values["env_steps"] > last_step:
                     break
                 seconds = float(values["time"])
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 if line.endswith(b"\n"):
                     note = f"{path} is damaged after byte {nbytes}: the lines from there on are set aside"
                 break
@@ -132,7 +137,7 @@ def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
 def _crc_of(path: Path, nbytes: int) -> int:
     """crc32 of the first bytes of a file."""
     crc = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while nbytes > 0 and (piece := file.read(min(nbytes, 1 << 22))):
             crc = zlib.crc32(piece, crc)
             nbytes -= len(piece)

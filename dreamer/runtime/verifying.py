@@ -7,7 +7,9 @@ from typing import Any
 
 from dreamer.errors import UserError
 from dreamer.runtime import checkpoint_files, sealed
+from dreamer.runtime.manifest import seals
 from dreamer.runtime.run_dir import METRICS, ROWS
+from dreamer.runtime.safe_files import check_inside
 from dreamer.runtime.sealed import Seal
 from dreamer.runtime.sinks import lines_damage
 
@@ -25,20 +27,14 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
         faults.append(str(error))
     if meta.get("env_steps") != step:
         faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
-    return faults + [fault for seal in named(meta) if (fault := file_fault(run_dir, seal, meta.get("run")))]
-
-
-def named(meta: dict[str, Any]) -> list[Seal]:
-    """The files of rows that a manifest names. None for a checkpoint that holds nothing to resume from."""
-    if "state" not in meta:
-        return []
-    return [Seal(*seal) for seal in (*meta["rows"], *meta["latents"], meta["state"])]
+    return faults + [fault for seal in seals(meta) if (fault := file_fault(run_dir, seal, meta.get("run")))]
 
 
 def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
     """What is wrong with a file of rows, "" when it is the one that was written."""
     path = run_dir / ROWS / seal.name
     try:
+        check_inside(path.parent, run_dir)
         head, _ = sealed.read(path, seal)
     except UserError as error:
         return str(error)

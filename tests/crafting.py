@@ -1,0 +1,61 @@
+"""Files of a run directory that somebody has changed on purpose, with all checksums right."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreamer.runtime import checkpoint_files, sealed
+from dreamer.runtime.sealed import Seal
+
+
+def seal_file(path: Path, whole: Any, data: bytes = b"") -> Seal:
+    """A sealed file with any head and any bytes, rightly summed."""
+    if isinstance(whole, dict):
+        whole = {"crc": zlib.crc32(data), **whole}
+    return seal_text(path, json.dumps(whole).encode(), data)
+
+
+def seal_text(path: Path, text: bytes, data: bytes = b"", length: int | None = None) -> Seal:
+    """The same with any text as head, which says that it is `length` long."""
+    fixed = struct.pack("<8sQI", sealed.MAGIC, len(text) if length is None else length, zlib.crc32(text))
+    path.write_bytes(fixed + text + data)
+    return Seal(path.name, path.stat().st_size, zlib.crc32(text))
+
+
+def change_meta(run_dir: Path, change: Callable[[dict], Any], step: int | None = None) -> None:
+    """Has the manifest of a checkpoint, by default the newest, be what `change` gives, or makes of it in place."""
+    step = checkpoint_files.steps(run_dir)[-1] if step is None else step
+    path = run_dir / "checkpoints" / str(step) / checkpoint_files.META
+    content = json.loads(path.read_bytes())
+    del content["crc32"]
+    changed = change(content["meta"])
+    if changed is not None:
+        content["meta"] = changed
+    path.write_text(json.dumps(checkpoint_files.seal(content)))
+
+
+def change_state(run_dir: Path, change: Callable[[dict, dict], Any]) -> None:
+    """Has `change` change head and arrays of the newest checkpoint's host state; the manifest fits afterwards."""
+    step = checkpoint_files.steps(run_dir)[-1]
+    name = checkpoint_files.read_meta(run_dir, step)["meta"]["state"][0]
+    head, arrays = sealed.read(run_dir / "rows" / name)
+    arrays = dict(arrays)
+    change(head, arrays)
+    seal = sealed.write(run_dir / "rows" / name, head, arrays)
+    change_meta(run_dir, lambda meta: meta.update(state=list(seal)))
+
+
+def change_file(run_dir: Path, kind: str, change: Callable[[dict, dict], Any]) -> None:
+    """The same for the first file of "rows" or "latents"."""
+    step = checkpoint_files.steps(run_dir)[-1]
+    name = checkpoint_files.read_meta(run_dir, step)["meta"][kind][0][0]
+    head, arrays = sealed.read(run_dir / "rows" / name)
+    arrays = dict(arrays)
+    change(head, arrays)
+    seal = sealed.write(run_dir / "rows" / name, head, arrays)
+    change_meta(run_dir, lambda meta: meta[kind].__setitem__(0, list(seal)))

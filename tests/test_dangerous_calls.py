@@ -1,0 +1,107 @@
+"""Every place that may run what a file or a name says is listed here, with the reason why it is safe.
+
+A new place fails until somebody has looked at it; an entry that is no longer needed fails too.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from dreamer import coerce
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Modules of which every mention counts, and names of others that count.
+MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "importlib", "code"}
+CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
+ATTRIBUTES = {
+    ("yaml", "load"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("yaml", "UnsafeLoader"), ("yaml", "FullLoader"),
+    ("yaml", "Loader"), ("yaml", "load_all"), ("np", "load"), ("numpy", "load"), ("np", "fromregex"),
+    ("pd", "read_pickle"), ("torch", "load"), ("ctypes", "CDLL"),
+}  # fmt: skip
+OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn", "fork", "startfile")
+# {file: {what: reason}}
+KNOWN: dict[str, dict[str, str]] = {
+    "dreamer/__init__.py": {"importlib": "names of the package's own functions, when they are first used"},
+    "dreamer/plugins.py": {
+        "importlib": "what a config names, after trust.check has let it pass",
+        "pickle": "a maker of environments that travels between own processes",
+        "cloudpickle": "the same for one that pickle does not take",
+    },
+    "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
+    "dreamer/config.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
+    "dreamer/apps/start.py": {"os.execve": "the same command once more, with another environment"},
+    "dreamer/apps/checks/isolation.py": {"subprocess": "this program's own child, with a list of arguments"},
+    "dreamer/runtime/checkpoint.py": {"ctypes.CDLL": "the C library of this process"},
+    "dreamer/runtime/env_state.py": {"pickle": "states that this user pickled or vouches for (resume._untrusted)"},
+    "dreamer/runtime/pictures.py": {"subprocess": "ffmpeg, with a list of arguments"},
+    "dreamer/runtime/workers/messages.py": {"pickle": "between own processes over a pair of sockets"},
+    "dreamer/runtime/workers/process.py": {
+        "pickle": "what a worker is to do, to an own process over a pair of sockets",
+        "subprocess": "this program's own worker, with a list of arguments",
+    },
+    "envs/_mujoco.py": {"importlib": "a module of dm_control that was imported before"},
+    "envs/memory_maze.py": {"importlib": "where the package lies"},
+    "envs/pettingzoo.py": {"importlib": "the family of a task, from pettingzoo's own list"},
+}
+
+
+def dangerous(source: str) -> Iterator[str]:
+    """What a source uses that may run what it is given."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name for alias in node.names if (name := alias.name.split(".")[0]) in MODULES | {"subprocess"})
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            module = (node.module or "").split(".")[0]
+            if module in MODULES | {"subprocess"}:
+                yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names if _counts(module, alias.name))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
+            yield node.func.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if _counts(node.value.id, node.attr):
+                yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell"):
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield node.arg
+
+
+def _counts(module: str, name: str) -> bool:
+    return (module, name) in ATTRIBUTES or (module == "os" and name.startswith(OF_OS)) or name == "find_spec"
+
+
+def test_every_place_that_may_run_what_it_is_given_is_known():
+    found = {}
+    for folder in ("dreamer", "envs"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if uses := set(dangerous(file.read_text())):
+                found[file.relative_to(ROOT).as_posix()] = uses
+    assert found == {file: set(uses) for file, uses in KNOWN.items()}
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("import pickle as p", "pickle"), ("from pickle import loads", "pickle"), ("import importlib.a", "importlib"),
+        ("eval(text)", "eval"), ("yaml.load(text)", "yaml.load"), ("from yaml import unsafe_load", "yaml.unsafe_load"),
+        ("np.load(path, allow_pickle=True)", "allow_pickle"), ("os.system(line)", "os.system"),
+        ("from os import execv", "os.execv"), ("run(line, shell=True)", "shell"), ("import subprocess", "subprocess"),
+    ],
+)  # fmt: skip
+def test_a_use_is_found_however_it_is_written(source, what):
+    assert what in set(dangerous(source))
+
+
+@pytest.mark.parametrize("source", ["re.compile(x)", "model.eval()", "yaml.safe_load(x)", "f(allow_pickle=False)"])
+def test_what_is_harmless_is_not_found(source):
+    assert not set(dangerous(source))
+
+
+def test_yaml_makes_nothing_but_plain_values():
+    assert issubclass(coerce.Loader, yaml.SafeLoader) and issubclass(coerce.Dumper, yaml.SafeDumper)
+    with pytest.raises(yaml.YAMLError):
+        yaml.load("!!python/object/apply:os.getcwd []", coerce.Loader)

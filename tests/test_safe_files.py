@@ -1,0 +1,96 @@
+"""Reading files that somebody else may have made."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import yaml
+
+from dreamer.apps import references
+from dreamer.coerce import Loader
+from dreamer.errors import UserError
+from dreamer.runtime.safe_files import (
+    check_count,
+    check_inside,
+    check_links,
+    json_value,
+    open_regular,
+    read_text,
+    special,
+)  # fmt: skip
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """One of each that is no regular file."""
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("link", "it is a link"), ("folder", "no regular file"), ("pipe", "no regular file"), ("socket", "no regular")],
+)
+def test_what_is_no_regular_file_is_not_opened(odd, name, why):
+    with pytest.raises(UserError, match=why):
+        open_regular(odd / name)
+
+
+def test_a_link_is_followed_on_demand(odd):
+    with open_regular(odd / "link", follow=True) as file:
+        assert file.read() == b"text"
+
+
+def test_what_is_special_in_a_folder_is_listed(odd):
+    assert sorted(special(odd)) == ["link", "pipe", "socket"]
+
+
+def test_a_text_is_read_up_to_a_bound(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"a" * 11)
+    assert read_text(path, 11) == "a" * 11
+    with pytest.raises(UserError, match="larger than 10 bytes"):
+        read_text(path, 10)
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_text(path)
+    with pytest.raises(UserError, match="is missing"):
+        read_text(tmp_path / "none")
+
+
+def test_a_link_may_lead_around_in_a_run_but_not_out_of_it(tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "run-2"
+    run.mkdir(), outside.mkdir(), (run / "inner").mkdir()
+    (run / "around").symlink_to(run / "inner")
+    check_inside(run / "around" / "file", run)
+    check_links(run)
+    (run / "out").symlink_to(outside)
+    for check in (lambda: check_inside(run / "out" / "file", run), lambda: check_links(run)):
+        with pytest.raises(UserError, match="leads out of the run directory"):
+            check()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", "1" * 5000, "", b"\xff\xfe\xfa"])
+def test_odd_json_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        json_value(text)
+
+
+def test_a_yaml_that_grows_by_aliases_is_refused():
+    lines = ["a0: &a0 [0, 0]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    with pytest.raises(UserError, match="config.yaml holds more than 100,000 values"):
+        check_count(yaml.load("\n".join(lines), Loader), "config.yaml")
+    check_count({"agent": {"units": [1, 2]}}, "config.yaml")
+
+
+def test_references_that_are_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "scores.csv")
+    with pytest.raises(UserError, match="no regular file"):
+        references.read(tmp_path)
