@@ -45,10 +45,20 @@ def check_inside(path: Path, run_dir: Path) -> None:
 
 
 def check_links(run_dir: Path) -> None:
-    """UserError when a name in a run directory is a link that leads out of it."""
-    for path in sorted(run_dir.iterdir()):
-        if path.is_symlink():
-            check_inside(path, run_dir)
+    """UserError when anything in a run directory is a link that leads out of it, a pipe or a device.
+
+    However deep: names of files that will be written can be guessed, and what is written to a link goes where it leads.
+    """
+    waiting = [run_dir]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_symlink():
+                    check_inside(Path(entry.path), run_dir)
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    raise UserError(f"{entry.path} is neither a file nor a folder; remove it")
 
 
 def special(folder: Path) -> Iterator[str]:

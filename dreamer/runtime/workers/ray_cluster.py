@@ -56,6 +56,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of its answer
         self._made = np.zeros(plan.envs, bool)
         self._known: Spec | None = None  # what every environment made later must show and take
+        plugins.add_folder_for(plan.env_name)
         self._ours = _connect(self._ray, address)
         try:
             for share in np.array_split(np.arange(plan.envs), actors):
@@ -209,7 +210,6 @@ def _ray() -> ModuleType:
 
 def _connect(ray: ModuleType, address: str) -> bool:
     """Connects this process to a cluster, unless it is; True when it started one. Raises UserError."""
-    plugins.add_current_folder()
     if ray.is_initialized():
         return False
     _check_reachable(address)
