@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -69,10 +70,10 @@ def test_an_episode_that_ended_in_a_row_nobody_had_received_is_told_after_a_rest
 
 @everywhere
 def test_a_name_that_is_the_runs_own_is_refused_in_a_line(config):
-    line = "env 'telling_envs:Telling #0': the info key 'return' would be logged as episode/return, which is the run's"
+    line = r"env 'telling_envs:Telling #\d': the info key 'return' would be logged as episode/return, which"
     with make_workers(config, "telling_envs:Telling", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
         play(crew, 5)
-    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+    assert re.match(line, str(caught.value)) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["return", "return_std", "length"])
