@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import dreamer.config
-from dreamer.runtime import loop
 from dreamer.runtime.loop import Run
-from dreamer.runtime.run_dir import write_config
+from dreamer.runtime.start import decide
 from dreamer.runtime.steps import Step
 
 ENVS = 16
@@ -50,8 +49,8 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
         }
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        run = Run(config, stack)
-        write_config(run.run_dir, dreamer.config.to_yaml(config))
+        run = Run(decide(config), stack)
+        run.start()
         fill(run)
         start = time.perf_counter()
         run.store.flush(run.replay)
@@ -64,9 +63,8 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
         held, rows = run.replay.nbytes / 1e9, run.replay.rows
     with contextlib.ExitStack() as stack:
         begin = time.perf_counter()
-        found, used = loop._found(config, "yes")
-        run = Run(config, stack, found, used)
-        run.start(found)
+        run = Run(decide(config, resume_="yes"), stack)
+        run.start()
         assert run.replay.rows == rows
         return [held, flushed - start, saved - flushed, safe - flushed, time.perf_counter() - begin]
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dreamer import plugins
+from dreamer import contracts, plugins
 from dreamer.errors import UserError
 from dreamer.interfaces import (
     PRIORITY,
@@ -79,16 +79,16 @@ def compute_dtype(name: str) -> Any:
 def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     """The agent for an environment, its parts found by name. priorities: see `assemble`.
 
-    Errors: UserError when a name is unknown or an observation does not suit the world model.
+    Errors: UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
+    contract (dreamer/contracts.py), at once or when it is traced.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
-    world_model = plugins.load(config.world_model.name, "dreamer.world_models").make(
-        config.world_model, spec, **shared
-    )
-    width = jax.eval_shape(lambda: world_model.feat(world_model.initial(1))).shape[-1]
-    behavior = plugins.load(config.behavior.name, "dreamer.behaviors").make(
-        config.behavior, spec, feat_width=width, **shared
-    )
+    name = config.world_model.name
+    module = plugins.load(name, "dreamer.world_models")
+    world_model, width = contracts.make_world_model(module, name, config.world_model, spec, **shared)
+    name = config.behavior.name
+    module = plugins.load(name, "dreamer.behaviors")
+    behavior = contracts.make_behavior(module, name, config.behavior, spec, feat_width=width, **shared)
     return assemble(world_model, behavior, config.optimizer, spec, priorities=priorities)
 
 

@@ -149,7 +149,7 @@ def plain(value: Any, inside: str = "", level: int = 0) -> Any:
         return [plain(item, f"{inside}[{number}]", level + 1) for number, item in enumerate(value)]
     if isinstance(value, Mapping):
         return _plain_mapping(value, inside, level)
-    raise NotPlain(inside, f"is a {_class_name(value)}; a config holds numbers, text, true, false, null, lists, mappings")
+    raise NotPlain(inside, f"is a {_class_name(value)}; a config holds numbers, text, bools, null, lists and mappings")
 
 
 def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:

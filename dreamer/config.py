@@ -7,19 +7,21 @@ of differences; layers are laid over the defaults left to right. A resolved conf
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
-from dreamer import hints, plugins, shipped
-from dreamer.coerce import Dumper, Loader, NotPlain, coerce, plain, show
+from dreamer import hints, plugins
+from dreamer import trust as trusting
+from dreamer.coerce import Dumper, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
+from dreamer.fields import declared, get, keys, type_of
+from dreamer.layers import Layer, dotted, layer, read_preset
 from dreamer.runtime.metrics import Config as LogConfig
 from dreamer.runtime.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
@@ -122,7 +124,7 @@ class Config:
     """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(self).items():
+        for name, kind in declared(self).items():
             if kind is Any and not dataclasses.is_dataclass(getattr(self, name)):
                 raise UserError(f"{name} must be a Config, such as Config().{name}, not {show(getattr(self, name))}")
             object.__setattr__(self, name, _exact(name, getattr(self, name), kind))
@@ -130,21 +132,6 @@ class Config:
             check_bound(key, get(self, key), *bounds)
         if not self.env:
             raise UserError("env must name an environment, not be empty")
-
-
-class Layer(NamedTuple):
-    """Differences to lay over a config: nested `values`, and where each came from by dotted key.
-
-    A key without an entry in `origins` came from `origin`.
-    """
-
-    values: Mapping[str, Any]
-    origin: str
-    origins: Mapping[str, str]
-
-    def where(self, key: str) -> str:
-        """The file and line, or the flag, that the dotted `key` came from."""
-        return self.origins.get(key, self.origin)
 
 
 Note = Callable[[str], object]  # is given what a user should know of a config that is no error, a line each
@@ -156,16 +143,28 @@ def tell(note: str) -> None:
 
 
 def load(
-    *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell
+    *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell, trust: bool = False
 ) -> Config:
     """The defaults, then the presets left to right, then `overrides` by dotted key.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of shipped ones, or files. note: see `overlay`.
+    presets: names of shipped ones, or files. note: see `overlay`. trust: files may name code that is not dreamer's,
+    as `overrides` may in any case.
     Raises UserError: one line with the key, its file and line, and the nearest valid name.
     """
-    layers = [*map(read_preset, presets), layer({} if overrides is None else overrides, origin="overrides")]
-    return stack(layers, note=note)
+    own = layer({} if overrides is None else overrides, origin="overrides")
+    files = [*map(read_preset, presets)]
+    check_names(files, given=dict(dotted(own.values)), trust=trust)
+    return stack([*files, own], note=note)
+
+
+def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
+    """UserError when a layer from a file names code that is not dreamer's, unless the command names it itself.
+
+    given: what the command sets, by dotted key. trust: the user vouches for the files.
+    """
+    for one in layers:
+        trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
 
 
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
@@ -174,52 +173,6 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
     return config
-
-
-def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
-    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        for part in reversed(str(key).split(".")):
-            value = {part: value}
-        try:
-            _merge(nested, value, origin)
-        except RecursionError:
-            raise UserError(f"{key} is nested too deeply, or holds itself (from {origin})") from None
-    return Layer(nested, origin, origins or {})
-
-
-def read_preset(path: str | os.PathLike) -> Layer:
-    """The differences that a preset holds, each with its line. Raises UserError: not there, or not valid YAML.
-
-    path: the name of a shipped preset, such as "quickstart", or a file.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
-    name = os.fspath(shipped.presets().get(path, path) if isinstance(path, str) else path)
-    try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
-    except FileNotFoundError:
-        raise UserError(f"no preset file {name!r}{hints.nearest_preset_file(name)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"preset {name!r} cannot be read: {reason}") from None
-    try:
-        values = yaml.load(text, Loader)
-        lines = dict(_lines(yaml.compose(text, Loader)))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{name}{line}: not valid YAML: {reason}") from None
-    if values is None:
-        return Layer({}, name, {})
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must hold a mapping of config keys, not {show(values)}")
-    return Layer(values, name, {key: f"{name}:{line}" for key, line in lines.items()})
 
 
 def overlay(
@@ -238,7 +191,7 @@ def overlay(
     if path in PLUGINS and "name" in values and values["name"] != config.name:
         config = _plugin(path, values["name"], layer.where(f"{path}.name"))
         config = _carried(config, path, before, note)
-    fields = _hints(config)
+    fields = declared(config)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
@@ -267,43 +220,9 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
-def get(config: Any, key: str) -> Any:
-    """The value at a dotted key."""
-    for part in key.split("."):
-        config = config[part] if isinstance(config, Mapping) else getattr(config, part)
-    return config
-
-
-def type_of(config: Any, key: str) -> Any:
-    """The declared type of the field at a dotted key; None when there is no such field.
-
-    Any for an entry of a dict field; its class for a nested config.
-    """
-    *parents, last = key.split(".")
-    for part in parents:
-        if not dataclasses.is_dataclass(config) or part not in _hints(config):
-            return Any if isinstance(config, Mapping) else None
-        config = getattr(config, part)
-    if not dataclasses.is_dataclass(config):
-        return Any if isinstance(config, Mapping) else None
-    value = getattr(config, last, None)
-    return type(value) if dataclasses.is_dataclass(value) else _hints(config).get(last)
-
-
-def keys(config: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys of all leaves, in order."""
-    for item in _hints(config):
-        key = f"{path}.{item}" if path else item
-        value = getattr(config, item)
-        if dataclasses.is_dataclass(value):
-            yield from keys(value, key)
-        else:
-            yield key
-
-
 def similar_key(config: Any, key: str) -> str | None:
     """The dotted key of `config` that a wrong `key` may have meant."""
-    return hints.similar_key([*_hints(config), *keys(config)], key)
+    return hints.similar_key([*declared(config), *keys(config)], key)
 
 
 def expect_config(value: Any, call: str) -> None:
@@ -338,7 +257,7 @@ def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
 def _exact(key: str, value: Any, kind: Any) -> Any:
     """A value given in Python as its declared type; in a nested config each of its fields. Raises UserError."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = _hints(value)
+        fields = declared(value)
         new = {name: _exact(f"{key}.{name}", getattr(value, name), fields[name]) for name in fields}
         changes = {name: item for name, item in new.items() if item is not getattr(value, name)}
         return dataclasses.replace(value, **changes) if changes else value
@@ -411,44 +330,17 @@ def _plugin(path: str, name: Any, where: str) -> Any:
         raise UserError(f"{path}.name: {error} (from {where})") from None
 
 
-def _hints(config: Any) -> Mapping[str, Any]:
-    """{field: declared type} of a config dataclass, in order."""
-    return _hints_of(type(config))
-
-
-@functools.cache
-def _hints_of(kind: Any) -> Mapping[str, Any]:
-    hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind) if item.init}
-
-
 def _nearest_key(config: Any, key: str, name: str) -> str:
     near = similar_key(config, name)
-    return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(_hints(config))}"
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Lays nested `values` into `into`, copying each mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
-            raise UserError(f"{key} is given both whole and in parts (from {origin})")
-        into[key] = _merge(into.get(key, {}), value, origin) if isinstance(value, Mapping) else value
-    return into
+    return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(declared(config))}"
 
 
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
     """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
-        return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in _hints(value).items()}
+        return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in declared(value).items()}
     try:
         return float(value) if kind is float else plain(value)
     except NotPlain as error:
         raise UserError(f"{key.lstrip('.')}{error.inside} {error.reason}") from None
 
-
-def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of every key of a YAML mapping."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        dotted = f"{path}.{key.value}" if path else key.value
-        yield dotted, key.start_mark.line + 1
-        yield from _lines(value, dotted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 SUITES = "dreamer.suites"  # the package whose modules are environment suites
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a folder with the first and another one is a run's
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
@@ -130,10 +132,58 @@ def suite_names() -> list[str]:
 
 
 def add_current_folder() -> None:
-    """Put the current folder first on sys.path, once."""
+    """Put the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
+
+    A folder in a run directory stays off the path: what lies there is never imported.
+    """
     folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if folder not in sys.path and not in_run_dir(folder):
+        sys.path.append(folder)
+
+
+def in_run_dir(path: str | os.PathLike) -> bool:
+    """Whether a path lies in a run directory, or is one."""
+    place = os.path.realpath(path)
+    while True:
+        config, *others = (os.path.lexists(os.path.join(place, name)) for name in RUN_FILES)
+        if config and any(others):
+            return True
+        place, below = os.path.dirname(place), place
+        if place == below:
+            return False
+
+
+def _check_place(module: str, asked: str) -> None:
+    """UserError when a module would be imported out of a run directory. Looks for its file without importing it."""
+    folders: list[str] = sys.path
+    for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
+        name = module[:end]
+        if name in sys.modules:
+            folders = list(getattr(sys.modules[name], "__path__", []))
+            continue
+        origin, folders = _find(name.rpartition(".")[2], folders)
+        for place in filter(None, [origin, *folders]):
+            if in_run_dir(place):
+                raise UserError(
+                    f"{asked!r} lies in a run directory, {place}: nothing is imported from there; move it elsewhere"
+                )
+
+
+def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The file of a module in the first of some folders that has it, and the folders in which its own modules lie."""
+    parts: list[str] = []
+    machinery = importlib.machinery
+    loaders = (
+        (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
+        (machinery.SourceFileLoader, machinery.SOURCE_SUFFIXES),
+        (machinery.SourcelessFileLoader, machinery.BYTECODE_SUFFIXES),
+    )
+    for folder in folders:
+        spec = machinery.FileFinder(folder or os.getcwd(), *loaders).find_spec(name)
+        if spec and spec.loader:
+            return spec.origin, list(spec.submodule_search_locations or [])
+        parts += (spec.submodule_search_locations or []) if spec else []
+    return None, parts
 
 
 def one_line(error: BaseException) -> str:
@@ -149,6 +199,7 @@ def one_line(error: BaseException) -> str:
 def _import(module: str, asked: str) -> ModuleType:
     """importlib.import_module, telling "is not there" from "is there and fails"."""
     importlib.invalidate_caches()
+    _check_place(module, asked)
     try:
         return importlib.import_module(module)
     except UserError:
@@ -234,14 +285,14 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint at what a wrong gymnasium id may have meant; an id of a package that is not imported names that package."""
+    """A hint at what a wrong gymnasium id may have meant, or at the package that would have to be imported for it."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
     namespace, slash, task = env_id.rpartition("/")
     # MiniGrid's ids have their name before a hyphen: MiniGrid-Empty-5x5-v0.
     family = namespace.lower() if slash else env_id.partition("-")[0].lower()
-    if any(known.startswith((f"{family}/", f"{family}-") if slash else f"{family}-") for known in by_lower):
+    if any(known.startswith(f"{family}/" if slash else f"{family}-") for known in by_lower):
         family = ""  # the package is imported: its own ids are near enough
     if family in _NAMESPACES:
         module, suite = _NAMESPACES[family]

@@ -17,21 +17,26 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dreamer.errors import UserError
 
 KEY_BYTES = 32
+_BEGINS = "# dreamer run "
+_LINE = re.compile(r"# dreamer run ([0-9a-f]{32}) sha256 ([0-9a-f]{64}) seal ([0-9a-f]{64}|-)\n")
 # Registered gymnasium ids that import what their options name.
 IMPORTING = ("GymV21Environment", "GymV26Environment")
+OURS = ("dreamer.world_models.", "dreamer.behaviors.", "dreamer.nets.")
+_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_/]")  # package.module:attribute, https://...
 # Fields of a config that name code, by dotted key.
 PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
 
 
-# The key of this user ------------------------------------------------------------------------------------------------
+# The key of this user -------------------------------------------------------------------------------------------------
 
 
 def key_file() -> Path:
@@ -49,7 +54,9 @@ def seal(data: bytes) -> str:
 def sealed_here(data: bytes, mac: str) -> bool:
     """Whether `mac` is this user's seal of `data`."""
     key = _key(make=False)
-    return bool(key and mac) and hmac.compare_digest(hmac.new(key or b"", data, hashlib.sha256).hexdigest(), mac)
+    if not key or not mac.isascii():
+        return False
+    return hmac.compare_digest(hmac.new(key, data, hashlib.sha256).hexdigest(), mac)
 
 
 def _key(make: bool) -> bytes | None:
@@ -71,7 +78,8 @@ def _key(make: bool) -> bytes | None:
             os.link(half, path)
         half.unlink()
         return _read_key(path)
-    half.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        half.unlink()
     return None
 
 
@@ -85,42 +93,72 @@ def _read_key(path: Path) -> bytes | None:
     return key if private and len(key) == KEY_BYTES else None
 
 
-# Names -----------------------------------------------------------------------------------------------------------------
+# Texts that are sealed ------------------------------------------------------------------------------------------------
+
+
+class Unsealed(NamedTuple):
+    """A text and what its first line says. run: the run that it belongs to, None = no seal | ours: made by this user"""
+
+    text: str
+    run: str | None
+    ours: bool
+
+
+def sealed_text(text: str, run: str) -> str:
+    """A YAML text behind a comment that holds the identity of its run, its sha256, and this user's seal of both."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{_BEGINS}{run} sha256 {digest} seal {seal(_about(run, digest)) or '-'}\n{text}"
+
+
+def unsealed(text: str) -> Unsealed:
+    """What `sealed_text` was given; a text without such a first line as it is. ValueError when it was changed."""
+    if not text.startswith(_BEGINS):
+        return Unsealed(text, None, False)
+    first, newline, rest = text.partition("\n")
+    match = _LINE.fullmatch(first + newline)
+    if not match or hashlib.sha256(rest.encode()).hexdigest() != match[2]:
+        raise ValueError("it was changed after it was written: its checksum differs")
+    return Unsealed(rest, match[1], sealed_here(_about(match[1], match[2]), match[3]))
+
+
+def _about(run: str, digest: str) -> bytes:
+    return f"dreamer config {run} {digest}".encode()
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
 
 
 def check(
-    values: Any, where: str, suites: Collection[str], *, given: Collection[str] = (), trust: bool = False,
-    how: str = "add --trust (trust=True in Python)",
+    values: Any, where: str, suites: Collection[str], *, given: Mapping[str, Any], trust: bool = False
 ) -> None:  # fmt: skip
     """UserError unless all that a config from a file names is safe, or named by the command itself, or trusted.
 
     values: the nested mapping of the file. where: the file. suites: names of the suites that come with dreamer.
-    given: dotted keys that the command sets itself, whatever the file says. trust: the user vouches for the file.
-    how: what to do, for the message.
+    given: what the command sets itself, by dotted key. trust: the user vouches for the file.
     """
     if trust or not isinstance(values, Mapping):
         return
-    for key, name in foreign(values, suites, given):
+    for key, name in foreign(values, suites):
+        # A world model or behavior is imported for its settings even if a later layer names another.
+        if key in given and (given[key] == name or key not in PLUGIN_KEYS):
+            continue
         flag = f"--{key.replace('_', '-')} {name}"
         raise UserError(
-            f"{where} names code that is not dreamer's: {key} is {name!r}, and {where} was not made by you on this "
-            f"machine. If you trust it, {how}; to name it yourself: {flag}"
+            f"{where} names code that is not dreamer's, and was not made by you on this machine: {key} is {name!r}. "
+            f"Name it yourself, {flag}, or add --trust (trust=True in Python) if you trust who made the file"
         )
 
 
-def foreign(values: Mapping[str, Any], suites: Collection[str], given: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tuple[str, str]]:
     """(dotted key, name) of all in a config that may run code which is not dreamer's, gymnasium's or a suite's."""
     env = values.get("env")
-    if "env" not in given:
-        if isinstance(env, str) and not safe_env(env, suites):
-            yield "env", env
-        options = values.get("env_options")
-        for name, text in _texts(options, "env_options"):
-            if name not in given and not safe_text(text):
-                yield name, text
-    agent = values.get("agent")
-    for path, text in _texts(agent, "agent"):
-        if path not in given and ("." in text or ":" in text or "/" in text):
+    if isinstance(env, str) and not safe_env(env, suites):
+        yield "env", env
+    for path, text in _texts(values.get("env_options"), "env_options"):
+        if not safe_text(text):
+            yield path, text
+    for path, text in _texts(values.get("agent"), "agent"):
+        if any(mark in text for mark in ".:/") and not text.startswith(OURS):
             yield path, text
 
 
@@ -133,8 +171,9 @@ def safe_env(name: str, suites: Collection[str]) -> bool:
 
 
 def safe_text(text: str) -> bool:
-    """Whether a text in the options of an environment can be no module, file or address."""
-    return not any(mark in text for mark in (":", "\\", "..", "\0")) and not text.startswith(("/", "~"))
+    """Whether a text in the options of an environment can be no module, no address, and no file but one beside."""
+    outside = text.startswith(("/", "~/")) or ".." in text or "\\" in text or "\0" in text
+    return not outside and not _ATTRIBUTE.match(text)
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:

@@ -24,10 +24,12 @@ CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process has compiled, all others of the session load: most of a test is compiling."""
+    """What one process has compiled, all others of the session load: most of a test is compiling. A key for runs."""
     if not hasattr(config, "workerinput"):
-        folder = tempfile.mkdtemp(prefix="compiled-")
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        folder, state = tempfile.mkdtemp(prefix="compiled-"), tempfile.mkdtemp(prefix="state-")
+        for one in (folder, state):
+            config.add_cleanup(lambda one=one: shutil.rmtree(one, ignore_errors=True))
+        os.environ["XDG_STATE_HOME"] = state
         os.environ.update(zip(map(str.upper, CACHE), (folder, "0.2"), strict=True))
     for name, value in zip(CACHE, (str, float), strict=True):
         jax.config.update(name, value(os.environ[name.upper()]))

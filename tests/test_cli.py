@@ -231,7 +231,7 @@ def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, pres
 
 def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
     assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
     assert seen == ["yes", "auto"]
@@ -273,7 +273,7 @@ def test_a_preset_cannot_hold_what_only_the_command_line_has(capsys, preset):
 
 
 def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
-    def fail(config, resume):
+    def fail(config, **_):
         raise UserError("env 'x' is\n not there")
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", fail)
@@ -284,7 +284,7 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
     ("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGINT), 130), (Stopped(signal.SIGTERM), 143)]
 )
 def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, stop, code):
-    def interrupt(config, resume):
+    def interrupt(config, **_):
         raise stop
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", interrupt)
@@ -296,7 +296,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
 )
 def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume: seen.append(resume))
+    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [expected]
 
@@ -308,7 +308,7 @@ def test_a_resumed_run_has_its_own_config_beneath_what_is_given(trained, tmp_pat
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
-    def bug(config, resume):
+    def bug(config, **_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", bug)
@@ -319,13 +319,18 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
 # ---- eval
 
 
+NEUTRAL = {"env_options": {}, "trust": False, "video": None, "json_file": None, "mode": None, "seed": 0}
+
+
 def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
     args = ["--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1", "--json", "s.json"]
+    args += ["--env-options.size", "15"]
     assert cli.main(["eval", *args, "--video-episodes", "9"]) == 0
     assert cli.main(["eval", "runs/x"]) == 0
+    given = {"env_options": {"size": 15}, "trust": False}
     assert evaluated == [
-        ("runs/x", dict(episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
-        ("runs/x", dict(episodes=20, video=None, filmed=4, json_file=None, mode=None, seed=0)),
+        ("runs/x", dict(given, episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
+        ("runs/x", {**NEUTRAL, "episodes": 20, "filmed": 4}),
     ]
 
 

@@ -38,7 +38,7 @@ def preset(tmp_path):
 
 def error_of(*presets: str, **overrides: Any) -> str:
     with pytest.raises(UserError) as caught:
-        load(*presets, overrides=overrides)
+        load(*presets, overrides=overrides, trust=True)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -125,10 +125,11 @@ def lab(tmp_path, monkeypatch):
 
 def test_another_name_brings_the_config_of_that_plug_in(preset, lab):
     path = preset("agent: {world_model: {width: 9, name: lab.model}}")
-    model = load(path).agent.world_model
+    model = load(path, trust=True).agent.world_model
     assert (type(model).__module__, model.name, model.width) == ("lab.model", "lab.model", 9)
-    assert load(path, preset("agent: {world_model: {width: 11}}", "b.yaml")).agent.world_model.width == 11
-    assert load(preset(to_yaml(load(path)), "saved.yaml")) == load(path)
+    assert load(path, preset("agent: {world_model: {width: 11}}", "b.yaml"), trust=True).agent.world_model.width == 11
+    saved = preset(to_yaml(load(path, trust=True)), "saved.yaml")
+    assert load(saved, trust=True) == load(path, trust=True)
     assert "agent.world_model.deter" in error_of(path, **{"agent.world_model.deter": 8})
 
 
@@ -423,7 +424,7 @@ def test_any_value_survives_the_round_trip(tmp_path_factory, env_options, env, r
     config = Config(env_options=env_options, env=env, replay_ratio=ratio, seed=seed)
     path = tmp_path_factory.mktemp("round") / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
-    assert load(str(path)) == config
+    assert load(str(path), trust=True) == config
 
 
 @pytest.mark.parametrize("text", ["off", "yes", "7e-4", "1_0", "12:30", "null", "", "2001-01-01", "0x1f", "~", "a: b"])
@@ -566,7 +567,8 @@ def test_a_plug_in_keeps_what_earlier_layers_set_as_far_as_it_fits(preset, lab, 
     assert (model.deter, model.blocks, model.units) == (64, 4, "text")
     assert len(notes) == 1 and "units = 8 (from" in notes[0] and "hidden = 8" in notes[0] and "first.yaml:3" in notes[0]
     later = preset("agent: {world_model: {name: lab.model, inner: {rate: 2}}}", "later.yaml")
-    both = load(first, later, overrides={"agent.world_model.deter": 8}, note=notes.append).agent.world_model
+    own = {"agent.world_model.deter": 8}
+    both = load(first, later, overrides=own, note=notes.append, trust=True).agent.world_model
     assert (both.deter, both.blocks, both.inner.rate) == (8, 4, 2.0)
 
 

@@ -33,7 +33,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "cloudpickle": "the same for one that pickle does not take",
     },
     "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
-    "dreamer/config.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
+    "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
     "dreamer/apps/start.py": {"os.execve": "the same command once more, with another environment"},
     "dreamer/apps/checks/isolation.py": {"subprocess": "this program's own child, with a list of arguments"},
     "dreamer/runtime/checkpoint.py": {"ctypes.CDLL": "the C library of this process"},

@@ -207,6 +207,37 @@ def test_eval_films_the_first_episodes_and_leaves_the_run_alone(capsys, run, tmp
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
+def test_eval_lays_env_options_over_those_of_the_run(capsys, run):
+    result = dreamer.evaluate(run, episodes=2, env_options={"steps": 3})
+    assert [episode.length for episode in result.episodes] == [3, 3]
+    assert cli.main(["eval", str(run), "--episodes", "1", "--env-options.steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "env options: {'steps': 2}, changed from the run: {'steps': 2}" in out and "length 2" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"width": 5}, "observation 'vector' is float32 [5], the run was trained with float32 [3]"),
+        ({"widht": 5}, "takes no option 'widht'; did you mean 'width'"),
+        ({"width": object()}, "env_options.width is a object"),
+        (3, "env_options must be a mapping"),
+    ],
+)
+def test_env_options_that_change_what_is_seen_are_refused_by_the_key(tmp_path, options, part):
+    (tmp_path / "config.yaml").write_text("env: test_make_env:in_a_module")
+    with pytest.raises(UserError) as caught:
+        dreamer.evaluate(tmp_path, env_options=options)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [dreamer.load, dreamer.evaluate])
+@pytest.mark.parametrize("run", [dreamer.load_config(), None, 3])
+def test_what_is_no_directory_is_refused(call, run):
+    with pytest.raises(UserError, match="a run is given by its directory"):
+        call(run)
+
+
 # ---- dreamer.load
 
 

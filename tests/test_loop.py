@@ -203,7 +203,7 @@ def test_an_interrupted_run_saves_what_it_has_learned_and_exits_with_130(tmp_pat
     run = tmp_path / "run"
     options = {"how": "interrupt", "after": 20}
     (tmp_path / "preset.yaml").write_text(to_yaml(tiny(run, env="broken_envs:fails", env_options=options)))
-    assert cli.main(["train", str(tmp_path / "preset.yaml")]) == 130
+    assert cli.main(["train", str(tmp_path / "preset.yaml"), "--trust"]) == 130
     assert capsys.readouterr().err == "dreamer: interrupted\n"
     state, meta = saved(run)
     assert meta["env_steps"] == lines(run)[-1]["env_steps"] and 0 < meta["updates"] == lines(run)[-1]["updates"]

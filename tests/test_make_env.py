@@ -76,3 +76,19 @@ def test_what_is_no_function_is_a_user_error(tmp_path):
 def test_its_options_are_checked(tmp_path):
     with pytest.raises(UserError, match="takes no option 'depth'"):
         dreamer.train(tiny(tmp_path / "run", env_options={"depth": 2}), make_env=in_a_module)
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "part"),
+    [
+        ("x.yaml", {}, r"dreamer.train\(dreamer.load_config\('x.yaml'\)\)"),
+        ({"seed": 3}, {}, "takes a Config, not a mapping"),
+        (dreamer.load_config(), {"resume": True}, "resume must be one of no, yes, auto, not True"),
+        (dreamer.load_config(), {"make_env": "CartPole-v1"}, "make_env is a str.*env='CartPole-v1'"),
+    ],
+)
+def test_a_call_of_train_with_something_else_says_how_to_call_it(tmp_path, monkeypatch, config, more, part):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=part):
+        dreamer.train(config, **more)
+    assert not list(tmp_path.iterdir())

@@ -143,6 +143,8 @@ def test_render_mode_reaches_only_factories_that_take_it():
         ("my_factory:bad", {}, "KeyError: 'abc' .*my_factory.py, line"),
         ("my_factory:nothing", {}, "gave a NoneType, not a gymnasium.Env"),
         ("my_factory:vector", {}, "vector of environments"),
+        ("Nowhere/Pong-v5", {}, "nothing here registers ids of 'Nowhere': name the module"),
+        ("nowhere/Ant-v5", {}, "did you mean 'Ant-v5'"),
         ("my_factory:FACTORIES-v0", {}, "no registered gymnasium id"),
         ("", {}, "not a gymnasium id"),
         ("probes:", {}, "not a gymnasium id"),
@@ -161,6 +163,32 @@ def test_missing_package_of_a_gymnasium_env_names_the_extra(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"needs a package.*gymnasium\[box2d\]"):
         plugins.make_env("LunarLander-v3")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "module"),
+    [
+        ("ALE/Pong-v5", "atari:pong (extra atari)", "ale_py:ALE/Pong-v5"),
+        ("dm_control/cheetah-run-v0", "dmc:cheetah-run (extra dmc)", "shimmy:dm_control"),
+        ("MiniGrid-Empty-5x5-v0", "minigrid:Empty-5x5-v0 (extra minigrid)", "minigrid:MiniGrid"),
+        ("memory_maze/MemoryMaze-9x9-v0", "memory_maze:9x9 (extra memory-maze)", "memory_maze:memory_maze/"),
+    ],
+)
+def test_an_id_of_a_package_that_is_not_imported_names_our_suite_and_the_package(monkeypatch, name, ours, module):
+    prefix = name.partition("/" if "/" in name else "-")[0]
+    known = {key: value for key, value in gymnasium.registry.items() if not key.startswith(prefix)}
+    monkeypatch.setattr(gymnasium, "registry", known)
+    hint = plugins._nearest_id(name)
+    assert ours in hint and module in hint and "did you mean" not in hint
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_of_ones_own_called_envs_hides_no_suite(folder):
+    (folder / "envs").mkdir()
+    (folder / "envs" / "__init__.py").write_text("raise ImportError('not this one')")
+    (folder / "envs" / "mine.py").touch()
+    assert "probes" in plugins.suite_names() and "mine" not in plugins.suite_names()
+    assert type(plugins.make_env("probes:counter")).__module__ == "dreamer.suites.probes"
 
 
 def test_suites_are_the_files_of_the_folder():

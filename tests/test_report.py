@@ -442,7 +442,8 @@ def test_what_a_reader_must_know_is_said(here, capsys):
     out = output(capsys, "--group", "g=a", "b", "begun")
     for part in (
         "group 'g' has seed 0 more than once: a, b", "group 'g' mixes runs of different agent.horizon: 333, 100",
-        "b stands at 500 of 1,000 env_steps", "begun has no metrics yet", "all scores are those up to 500 env_steps, where b",
+        "b stands at 500 of 1,000 env_steps", "begun has no metrics yet",
+        "all scores are those up to 500 env_steps, where b stands",
     ):  # fmt: skip
         assert part in out, out
 

@@ -15,19 +15,20 @@ from test_resume import quick, rows_by_place, state_of, stopped  # noqa: F401  t
 from tiny_runs import flat, lines, tiny
 
 import dreamer
+from dreamer import trust
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import lock, loop, start
+from dreamer.runtime import capacity, lock, loop, resume, start
 from dreamer.runtime.checkpoint import Checkpoints
 from dreamer.runtime.init_from import Taken
 from dreamer.runtime.loop import Run, RunFailed
 from dreamer.runtime.run_dir import existing_run_dir
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
-# Rings of 24 rows, a checkpoint each turn: the rings go round several times, and files are pruned all the time.
+# Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.
 ROUND = {
-    **ENV, "replay__capacity_steps": 48, "env_steps": 240, "replay__flush": 1e-9, "checkpoint__every": 0,
-    "checkpoint__keep": 3,
+    **ENV, "replay__capacity_steps": 48, "env_steps": 240, "replay__flush": 1e-9, "checkpoint__every": 1e9,
+    "checkpoint__keep": 2,
 }  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def threads(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_every_kept_checkpoint_of_a_run_longer_than_its_replay_can_be_resumed(tmp_path, lockstep):
+def test_every_kept_checkpoint_of_a_run_longer_than_its_replay_can_be_resumed(tmp_path, monkeypatch, lockstep):
+    monkeypatch.setattr(capacity, "LEAST_BETWEEN", 0)
     run_dir = dreamer.train(tiny(tmp_path / "run", **ROUND, lockstep=lockstep))
     with Checkpoints(run_dir) as checkpoints:
         steps = checkpoints.steps()
@@ -82,7 +84,8 @@ def test_every_kept_checkpoint_of_a_run_longer_than_its_replay_can_be_resumed(tm
             assert lines(again)[-1]["env_steps"] == 260
 
 
-def test_a_checkpoint_that_keep_every_keeps_can_be_resumed(tmp_path):
+def test_a_checkpoint_that_keep_every_keeps_can_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "LEAST_BETWEEN", 0)
     run_dir = dreamer.train(tiny(tmp_path / "run", **{**ROUND, "checkpoint__keep": 1, "checkpoint__keep_every": 60}))
     with Checkpoints(run_dir) as checkpoints:
         older = [step for step in checkpoints.steps() if 0 < step < 240]
@@ -114,6 +117,40 @@ def cut_metrics(run: Path) -> None:
     (run / "metrics.jsonl").write_bytes(b"")
 
 
+def flip_latents(run: Path) -> None:
+    damage(sorted((run / "rows").glob("latents-*"))[-1])
+
+
+def flip_later_rows(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / str(newest(run)))
+    damage(sorted((run / "rows").glob("rows-*"))[-1])
+
+
+def change_config(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("replay_ratio: 2.0", "replay_ratio: 4.0"))
+
+
+def swap_config(run: Path) -> None:
+    text = trust.unsealed((run / "config.yaml").read_text()).text
+    (run / "config.yaml").write_text(trust.sealed_text(text, "0" * 32))
+
+
+def unseal_config(run: Path) -> None:
+    (run / "config.yaml").write_text(trust.unsealed((run / "config.yaml").read_text()).text)
+
+
+def swap_checkpoints(run: Path) -> None:
+    older, newer = sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.name))[-2:]
+    older.rename(run / "aside")
+    newer.rename(older)
+    (run / "aside").rename(newer)
+
+
+def remove_rows(run: Path) -> None:
+    sorted((run / "rows").glob("rows-*"))[0].unlink()
+
+
 def put_stranger(run: Path) -> None:
     (run / "rows" / "notes.txt").write_text("mine")
 
@@ -133,6 +170,12 @@ REFUSALS = {
     "rows": (flip_rows, {}, r"rows-0+\.dreamer"),
     "metrics": (flip_metrics, {}, "move it away to go on"),
     "cut metrics": (cut_metrics, {}, "cut short"),
+    "latents": (flip_latents, {}, r"latents-\d+-\d+\.dreamer"),
+    "missing rows": (remove_rows, {}, r"rows-0+\.dreamer is missing"),
+    "changed config": (change_config, {}, "changed after it was written"),
+    "config of another run": (swap_config, {}, "belongs to another run"),
+    "config without its seal": (unseal_config, {}, "has lost its first line"),
+    "swapped checkpoints": (swap_checkpoints, {}, "was saved as"),
     "a stranger's file": (put_stranger, {}, "notes.txt is not a file of this run"),
     "manifest": (damage_meta, {}, "meta/metadata"),
     "lock": (hold, {}, "is in use by process 12"),
@@ -141,12 +184,12 @@ REFUSALS = {
     "wandb": (None, {"log__wandb": "online"}, "needs an account|needs the package"),
     "resume_from": (None, {"resume_from": 5}, "no checkpoint 5"),
     "devices": (None, {"devices__count": 4096}, "devices"),
-    "memory": (None, {"workers__backend": "nowhere"}, "backend"),
+    "workers": (None, {"workers__backend": "nowhere"}, "backend"),
 }  # fmt: skip
+BOTH = ("train state", "host state", "rows", "metrics", "lock")  # what a run without lockstep meets on another way
 
 
-@pytest.mark.parametrize("form", ["half", "threads"])
-@pytest.mark.parametrize("kind", REFUSALS)
+@pytest.mark.parametrize("kind, form", [*((kind, "half") for kind in REFUSALS), *((kind, "threads") for kind in BOTH)])
 def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch, kind, form):
     import wandb
 
@@ -195,13 +238,33 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
 
 
 def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
-    monkeypatch.setattr(loop, "begin_with", lambda state, run, parts, missing: Taken(state, [str(existing_run_dir(run))]))
+    taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
+    monkeypatch.setattr(loop, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamer.train(config, resume="auto")
     other = tiny(tmp_path / "run", **ENV, init_from=str(half), env_steps=40)
     dreamer.train(other, resume="auto")
     assert load(tmp_path / "run" / "config.yaml").init_from == str(half)
+
+
+def test_rows_that_came_later_and_are_damaged_are_named_and_stay(tmp_path, threads):
+    run_dir = shutil.copytree(threads, tmp_path / "run")
+    flip_later_rows(run_dir)
+    before = tree(run_dir)
+    with pytest.raises(UserError, match="it came after the checkpoint: move it and the rows files after it away"):
+        dreamer.train(tiny(run_dir, **ENV, lockstep=False), resume="yes")
+    assert tree(run_dir) == before
+
+
+def test_an_environment_that_shows_something_else_is_named_by_its_key(tmp_path, half, monkeypatch):
+    run_dir = shutil.copytree(half, tmp_path / "run")
+    before = tree(run_dir)
+    check = resume.as_json
+    monkeypatch.setattr(resume, "as_json", lambda spec: {**check(spec), "obs": {"other": check(spec)["obs"]["vector"]}})
+    with pytest.raises(UserError, match="observation 'vector' shape .* now missing; resume with the environment"):
+        dreamer.train(tiny(run_dir, **ENV), resume="yes")
+    assert tree(run_dir) == before
 
 
 # ---- a damaged checkpoint

@@ -99,16 +99,20 @@ def test_check_finds_it_sound(outside):
     assert "sound: 0 wrong" in python("-m", "dreamer", "check", "my_lab.envs:make", "--steps", "500")
 
 
-def test_a_shipped_suite_and_a_shipped_preset_train_in_worker_processes(outside):
+def test_a_shipped_suite_runs_in_worker_processes(outside):
     _, python = outside
-    flags = ["--workers.backend", "processes", "--workers.envs", "2", "--env-steps", "40", "--replay-ratio", "0"]
-    said = python("-m", "dreamer", "train", "debug", "--env", "probes:counter", *flags, "--run-dir", "runs/probe")
-    assert "env: probes:counter x 2" in said
+    program = (
+        "from dreamer.config import load\nfrom dreamer.runtime.workers import make_workers\n"
+        "config = load(overrides={'workers.backend': 'processes', 'workers.envs': 2, 'env': 'probes:counter'})\n"
+        "workers = make_workers(config.workers, config.env, {}, action_repeat=1, seed=0)\n"
+        "print(sorted(workers.spec.obs))\nworkers.close()"
+    )
+    assert "['vector']" in python("-c", program)
 
 
-def test_check_finds_a_shipped_suite(outside):
+def test_a_shipped_preset_is_found_by_name_whatever_the_current_folder_holds(outside):
     _, python = outside
-    assert "sound: 0 wrong" in python("-m", "dreamer", "check", "probes:counter", "--steps", "200")
+    assert "env_steps: 30000" in python("-m", "dreamer", "train", "quickstart", "--print-config")
 
 
 def test_presets_are_listed_and_the_references_are_there(outside):

@@ -9,28 +9,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_origin
-
-import yaml
+from pathlib import Path
+from typing import Any, Literal
 
 from dreamer import shipped
-from dreamer.coerce import Dumper, describe, is_sequence, parse
+from dreamer.apps.flags import Flag, apply, is_preset, own_words, scan, show_help
 from dreamer.config import (
     PLUGINS,
     Config,
     Layer,
     Note,
-    layer,
-    overlay,
+    check_names,
     read_preset,
-    similar_key,
     stack,
     tell,
     to_yaml,
-    type_of,
 )
 from dreamer.errors import UserError, check_bound, nearest
 
@@ -68,15 +63,6 @@ REPORT = """Draw the curves of runs with their final scores, on one page.
 PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
 
 
-class Flag(NamedTuple):
-    """A flag as typed: its text, the dotted key that it names, the words after it; inline: given as --flag=word."""
-
-    text: str
-    key: str
-    words: list[str]
-    inline: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainFlags(Config):
     """What `dreamer train` takes: the configuration, and what is not part of it."""
@@ -89,6 +75,8 @@ class TrainFlags(Config):
     for their envs."""
     resume_from: int | None = None
     """Number of the checkpoint to go on from, in place of the newest; newer ones are set aside. Implies --resume."""
+    trust: bool = False
+    """Presets, and a run that was not made by you on this machine, may name code that is not dreamer's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +95,10 @@ class EvalFlags:
     """Sample actions or take the most likely one; None: as the run's own config says."""
     seed: int = 0
     """Seed of environments and actions."""
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
+    trust: bool = False
+    """The run may name code that is not dreamer's although you did not make it on this machine."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -186,16 +178,18 @@ def _command(args: list[str]) -> int:
 def train_command(args: list[str]) -> int:
     """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
     words, flags = scan(args)
-    layers = [*map(read_preset, _own_config(flags)), *map(read_preset, filter(_is_preset, words))]
+    given = {flag.key: flag.words[0] for flag in flags if flag.words}
+    trusted = _trusts(flags)
+    layers = [*_own_config(flags, given, trusted), *_files(words, given, trusted)]
     # What types flags have, and so which words are theirs, depends on the plug-ins that are named.
     flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
-    layers += map(read_preset, filter(_is_preset, free))
+    layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
     if any(flag.key == "help" for flag in flags):
         return show_help(config, "dreamer train [PRESET ...]", TRAIN)
     config, more = apply(config, [flag for flag in flags if flag.key not in PLUGIN_NAMES])
     for word in (*words, *free, *more):
-        if not _is_preset(word):
+        if not is_preset(word):
             raise UserError(f"stray argument {word!r}: presets end in .yaml, or are names that dreamer presets lists; "
                             f"flags start with --{_nearest_preset(word)}")  # fmt: skip
     resolved = Config(**{item.name: getattr(config, item.name) for item in dataclasses.fields(Config)})
@@ -204,50 +198,26 @@ def train_command(args: list[str]) -> int:
         return 0
     from dreamer.runtime.loop import train
 
-    train(resolved, resume=config.resume, resume_from=config.resume_from)
+    train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
+
+
+def _trusts(flags: Sequence[Flag]) -> bool:
+    """Whether the command vouches for the files that it names."""
+    return any(flag.key == "trust" and [word.lower() for word in flag.words[:1]] != ["false"] for flag in flags)
+
+
+def _files(words: Sequence[str], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
+    """The presets among words. Raises UserError when one names code that is not dreamer's without leave."""
+    layers = [*map(read_preset, filter(is_preset, words))]
+    check_names(layers, given=given, trust=trusted)
+    return layers
 
 
 def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
     """TrainFlags with the presets, and the plug-ins that flags name."""
     config: Any = TrainFlags(**vars(stack(layers, note=note)))
     return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
-
-
-def _is_preset(word: str) -> bool:
-    return word.endswith((".yaml", ".yml")) or word in shipped.presets()
-
-
-def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
-    """The flags with the words that are their own, as the types of `config` say, and the words that are not.
-
-    The first word after a flag is its value, but for a switch, which takes "true" or "false" alone, and for --resume,
-    which takes "no", "yes" or "auto" before a preset. A list and what takes any value has all words up to one that ends
-    in .yaml.
-    """
-    owned, free = [], []
-    for flag in flags:
-        count = 0 if flag.inline else _count_own(type_of(config, flag.key), flag)
-        kept = flag.words[: 1 if flag.inline else count]
-        owned.append(flag._replace(words=kept))
-        free += flag.words[len(kept) :]
-    return owned, free
-
-
-def _count_own(kind: Any, flag: Flag) -> int:
-    """How many of the words after a flag are its own."""
-    first = flag.words[0] if flag.words else ""
-    negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
-    if flag.key == "help" or negated:
-        return 0
-    if kind is bool:
-        return int(first.lower() in ("true", "false"))
-    if flag.key == "resume":
-        return int(not _is_preset(first))
-    if kind is None or kind is Any or is_sequence(kind):
-        ends = (number for number, word in enumerate(flag.words) if number and word.endswith((".yaml", ".yml")))
-        return next(ends, len(flag.words))
-    return 1
 
 
 def presets_command(args: list[str]) -> int:
@@ -262,14 +232,20 @@ def presets_command(args: list[str]) -> int:
     return 0
 
 
-def _own_config(flags: list[Flag]) -> list[str]:
-    """The config of the run that is to be resumed, the preset beneath all others."""
+def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
+    """The config of the run that is to be resumed, the layer beneath all others."""
     words = {flag.key: flag.words[:1] for flag in flags}
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
         return []
-    path = os.path.join(os.path.expanduser(words["run_dir"][0]), "config.yaml")
-    return [path] if os.path.isfile(path) else []
+    from dreamer.runtime import run_config
+
+    run_dir = Path(words["run_dir"][0]).expanduser()
+    if not (run_dir / "config.yaml").is_file():
+        return []
+    found = run_config.read(run_dir)
+    run_config.check(found, trusted=trusted, given=given)
+    return [found.layer()]
 
 
 def eval_command(args: list[str]) -> int:
@@ -287,7 +263,8 @@ def eval_command(args: list[str]) -> int:
 
     evaluate_run(
         runs[0], episodes=options.episodes, video=options.video, filmed=options.video_episodes,
-        json_file=options.json, mode=options.mode, seed=options.seed,
+        json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
+        trust=options.trust,
     )  # fmt: skip
     return 0
 
@@ -337,103 +314,6 @@ def verify_command(args: list[str]) -> int:
     from dreamer.apps.verify import verify_run
 
     return verify_run(runs[0], options.json)
-
-
-def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
-    """The words before the first flag, and the flags with the words that follow each."""
-    words: list[str] = []
-    flags: list[Flag] = []
-    for arg in args:
-        if not arg.startswith("-") or re.match(r"-[\d.]", arg) or arg in ("-", "-inf"):
-            (flags[-1].words if flags else words).append(arg)
-            continue
-        text, equals, value = ("--help" if arg == "-h" else arg).partition("=")
-        if not re.match(r"--[A-Za-z]", text):
-            hint = f"did you mean '-{text}'?" if re.match(r"-[A-Za-z]{2}", text) else "flags are written --name value"
-            raise UserError(f"unknown flag {text}; {hint}")
-        flags.append(Flag(text, text[2:].replace("-", "_"), [value] if equals else [], bool(equals)))
-    return words, flags
-
-
-def apply(
-    config: Any, flags: Sequence[Flag], before: Sequence[Layer] = (), note: Note = tell
-) -> tuple[Any, list[str]]:
-    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag.
-
-    before: the layers that `config` is made of, note: for what they lose, both as `overlay` takes them.
-    """
-    values, origins, strays = {}, {}, []
-    for flag in flags:
-        key, value, rest = _bind(flag, config)
-        values[key], origins[key] = value, flag.text
-        strays += rest
-    return overlay(config, layer(values, "the command line", origins), before=before, note=note), strays
-
-
-def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """A flag's key, its value, and the words after it that are not its own."""
-    kind = type_of(config, flag.key)
-    if kind is None:
-        return _bind_negated(flag, config)
-    if dataclasses.is_dataclass(kind):
-        first = dataclasses.fields(kind)[0].name.replace("_", "-")
-        raise UserError(f"flag {flag.text} is a group of settings, such as {flag.text}.{first}; --help lists them")
-    if kind is bool and not flag.inline and (not flag.words or flag.words[0].lower() not in ("true", "false")):
-        return flag.key, True, flag.words
-    if flag.key == "resume" and not flag.words:
-        return flag.key, "yes", []
-    if not flag.words:
-        raise UserError(f"flag {flag.text} needs a value: {describe(kind)}")
-    if not flag.inline and (is_sequence(kind) or kind is Any):
-        return flag.key, parse(flag.words, kind), []
-    if _is_mapping(kind) and (option := re.match(r"([A-Za-z_]\w*)=(.*)", flag.words[0])):
-        raise UserError(f"flag {flag.text} {flag.words[0]}: write {flag.text}.{option[1]} {option[2] or 'VALUE'}")
-    return flag.key, parse(flag.words[:1], kind), flag.words[1:]
-
-
-def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """--no-lockstep and --log.no-tensorboard as false; any other flag that names no field is unknown."""
-    parent, _, last = flag.key.rpartition(".")
-    key = f"{parent}.{last[3:]}".lstrip(".")
-    if last.startswith("no_") and type_of(config, key) is bool and not flag.inline:
-        return key, False, flag.words
-    near = "help" if flag.key in "help" else similar_key(config, flag.key)
-    hint = f"did you mean '--{near.replace('_', '-')}'?" if near else "--help lists them"
-    raise UserError(f"unknown flag {flag.text}; {hint}")
-
-
-def show_help(settings: Any, usage: str, description: str) -> int:
-    """Print every field of `settings` with type, default and meaning. Returns 0."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_mapping_rule)
-    try:
-        tyro.cli(
-            type(settings), default=settings, args=["--help"], prog=usage, description=description, registry=registry
-        )
-    except SystemExit:
-        return 0
-    raise AssertionError("tyro.cli returns from --help by SystemExit")
-
-
-def _is_mapping(kind: Any) -> bool:
-    return (get_origin(kind) or kind) in (dict, Mapping)
-
-
-def _mapping_rule(info: Any) -> Any:
-    """A dict field in tyro's help: one row, whatever it holds."""
-    import tyro
-
-    if not _is_mapping(info.type):
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="'{KEY: VALUE, ...}'",
-        instance_from_str=lambda words: parse(words, dict),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [yaml.dump(value, Dumper=Dumper, default_flow_style=True).strip()],
-    )
 
 
 def _nearest_preset(word: str) -> str:

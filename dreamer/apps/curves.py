@@ -154,9 +154,9 @@ def panel(task: Task, metric: str, published: Sequence[Published] = (), width: f
     step = published_width(whole) if whole else 0.0
     width = 0.0 if evaluation else width or step or bin_width(everything)
     lines = []
-    for group, own in groups:
-        passed = [_passed(points, width, end) for points, end in zip(own, ends[group.name], strict=True)]
-        lines.append(Line(group.name, curve(passed), points=tuple(own)))
+    for group, seeds in groups:
+        passed = [_passed(points, width, end) for points, end in zip(seeds, ends[group.name], strict=True)]
+        lines.append(Line(group.name, curve(passed), points=tuple(seeds)))
     last = max(line.curve.x[-1] for line in lines)
     end = min(max(1.25 * last, last + step), max(last, *(points.x[-1] for points in whole))) if whole else last
     lines += [line for one in published if (line := _published(one, end, width))]
@@ -216,7 +216,7 @@ def last_evaluations(panel: Panel) -> list[Final]:
     """The last evaluation of each group, at the same x for all where there is one that all groups share."""
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
-    common = max(set.intersection(*(own for own in shared if own) or [set()]), default=None)
+    common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)
     found = []
     for line, own in zip(lines, shared, strict=True):
         if own:

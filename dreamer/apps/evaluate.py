@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,17 +20,19 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.apps.statistics import Summary, summary
 from dreamer.apps.team import LoadedTeam
-from dreamer.config import Config
-from dreamer.config import load as load_config
+from dreamer.coerce import show
+from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
 from dreamer.runtime import devices, evaluation, pictures
+from dreamer.runtime import run_config as run_configs
 from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.own_numbers import mean_of
 from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, sides_of
 from dreamer.runtime.readers import agent_obs
 from dreamer.runtime.reading import Reading, mask_in, reading
-from dreamer.runtime.run_dir import CONFIG, disk_error, existing_run_dir
-from dreamer.spaces import MASK
+from dreamer.runtime.run_dir import disk_error, existing_run_dir
+from dreamer.spaces import MASK, Space, Spec
 
 FPS = 30
 RESAMPLES = 10_000
@@ -57,15 +61,60 @@ class State(NamedTuple):
     calls: int
 
 
+def run_config(
+    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
+) -> Config:
+    """The config of a run, with `env_options` laid over its own.
+
+    trust: the run may name code that is not dreamer's although this user did not make it on this machine.
+    Raises UserError: no run, one that is not trusted, or options with which the environment shows or takes something
+    else.
+    """
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
+    given: dict[str, Any] = {f"env_options.{name}": value for name, value in (env_options or {}).items()}
+    if make_env:
+        given["env"] = make_env
+    config = run_configs.load(Path(run).expanduser(), trusted=trust, given=given)
+    if not env_options:
+        return config
+    changed = overlay(config, layer({"env_options": env_options}, "env_options"))
+    specs = []
+    for one in (config, changed):
+        with contextlib.closing(plugins.make_env(_env(config, make_env), one.env_options)) as env:
+            specs.append(any_spec(env, config.env))
+    _check_spaces(specs[0], specs[1], f"env {config.env!r} with {show(env_options)}")
+    return changed
+
+
+def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
+    """UserError naming the first key in which two environments differ."""
+    for key in sorted({*trained.obs, *changed.obs}):
+        was, now = trained.obs.get(key), changed.obs.get(key)
+        if was != now:
+            raise UserError(f"{what}: the observation {key!r} is {_space(now)}, the run was trained with {_space(was)}")
+    if trained.action != changed.action:
+        raise UserError(f"{what}: an action is {changed.action.text}, the run was trained with {trained.action.text}")
+
+
+def _space(space: Space | None) -> str:
+    if space is None:
+        return "missing"
+    of = f" of {space.classes} classes" if space.classes else f" from {space.bounds}" if space.bounds else ""
+    return f"{space.dtype} {list(space.shape)}{of}"
+
+
 def restore(
-    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None
-) -> Trained:
+    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
+) -> Trained:  # fmt: skip
     """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
 
     env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
+    env_options: laid over the run's own. trust: as `load` takes it.
     """
+    config = run_config(run, None if env else env_options, make_env, trust)
     run_dir = existing_run_dir(Path(run))
-    config = load_config(run_dir / CONFIG)
     if env is None:
         with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as made:
             spec = any_spec(made, config.env)
@@ -75,6 +124,7 @@ def restore(
     like = jax.eval_shape(agent.init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
         state, meta = checkpoints.restore(like, step)
+    run_configs.check_same_run(run_configs.read(run_dir), meta, meta["env_steps"])
     return Trained(config, agent, state.params, meta["env_steps"])
 
 
@@ -157,17 +207,20 @@ class LoadedAgent:
 
 def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
-    make_env: MakeEnv = None,
+    make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
     """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
 
     Of an environment with several agents: all of them, a LoadedTeam.
 
     make_env: the function that `train` was given, if it was given one that no module holds.
+    env_options: laid over the run's own; the environment must still show and take the same.
+    trust: import the environment and the plug-ins that the run names although this user did not make it here.
     """
-    config = load_config(existing_run_dir(Path(run)) / CONFIG)
+    config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(_env(config, make_env), config.env_options)) as env:
-        trained, mode = restore(run, env, step), mode or config.eval.mode
+        trained = restore(run, env, step, make_env, env_options, trust)
+        mode = mode or config.eval.mode
         if not is_parallel(env):
             return LoadedAgent(trained, env, mode=mode, seed=seed)
         sides = sides_of(env, config.env)
@@ -178,39 +231,50 @@ def load(
 def evaluate(
     run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, filmed: int = 1,
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments.
 
     video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
-    make_env: as `load` takes it. Raises UserError, also when the environment cannot be filmed.
+    make_env, env_options, trust: as `load` takes them. Raises UserError, also when the environment cannot be filmed.
     """
-    trained = restore(run, make_env=make_env)
+    trained = restore(run, make_env=make_env, env_options=env_options, trust=trust)
     return _play(trained, episodes, video, filmed, mode, seed, _env(trained.config, make_env))
 
 
 def evaluate_run(
-    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int
-) -> None:
+    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
+) -> None:  # fmt: skip
     """`dreamer eval`: plays, prints a line an episode and the summary; writes both into `json_file`."""
     if json_file:
         _check_writable(Path(json_file).expanduser())
-    trained = restore(run)
+    trained = restore(run, env_options=env_options, trust=trust)
+    if env_options:
+        print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
     mode = mode or trained.config.eval.mode
     result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
     for incident in result.incidents:
-        print(f"environment made anew: {incident.text}")
+        print(incident.line)
+    for line in result.lines:
+        print(line)
     for i, episode in enumerate(result.episodes):
         who = f", agent {episode.env % result.agents}" if result.agents > 1 else ""
         print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}{who}")
     of_returns = summary(result.returns, resamples=RESAMPLES)
     for line in _lines(of_returns):
         print(line)
-    if video:
+    for name, value in _own(result).items():
+        print(f"{name}: mean {value:.3f}")
+    if video and not result.films:
+        print("no video: no frame was drawn")
+    elif video:
         envs = [episode.env // result.agents for episode in result.episodes]
         shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
         print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
     if json_file:
-        head = {"run": str(run), "env": trained.config.env, "env_steps": trained.env_steps, "mode": mode, "seed": seed}
+        head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
+        head |= {"env_steps": trained.env_steps, "mode": mode, "seed": seed}
         _write_json(Path(json_file).expanduser(), {**head, **_as_json(result, of_returns)})
         print(f"episodes and summary: {json_file}")
 
@@ -219,19 +283,15 @@ def _play(
     trained: Trained, episodes: int, video: str | None, filmed: int, mode: Any, seed: int, env: plugins.EnvName
 ) -> evaluation.Result:
     config = trained.config
+    workers = evaluation.like_training(config.workers, config.workers.backend)
     if video:
-        evaluation.can_film(env, config.env_options, "on")
-    with contextlib.closing(
-        evaluation.make_eval_workers(
-            env, config.env_options, episodes=episodes, action_repeat=config.action_repeat, seed=seed,
-            film=bool(video),
-        )
-    ) as workers:  # fmt: skip
-        result = evaluation.run_episodes(
-            trained.agent, devices.jit_policy(trained.agent), trained.params, workers, episodes=episodes, seed=seed,
-            mode=mode or config.eval.mode, film=filmed if video else 0,
-        )  # fmt: skip
-    if video:
+        evaluation.can_film(env, config.env_options, "on", workers)
+    asked = dataclasses.replace(config.eval, episodes=episodes, mode=mode or config.eval.mode)
+    result = evaluation.evaluate(
+        trained.agent, devices.jit_policy(trained.agent), trained.params, asked, env, config.env_options, workers,
+        action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, tell=print,
+    )  # fmt: skip
+    if video and result.films:
         pictures.write_video(video, pictures.tiled(result.films), FPS)
     return result
 
@@ -252,6 +312,16 @@ def _lines(of_returns: Summary) -> list[str]:
     return lines
 
 
+def _own(result: evaluation.Result) -> dict[str, float]:
+    """The environments' own numbers, means over the episodes that have them."""
+    return mean_of([episode.metrics for episode in result.episodes])
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON values: one that is not finite is null."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
 def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
     """Every episode, the incidents and the summary as JSON values; what one episode does not have is null.
 
@@ -266,10 +336,13 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
             {
                 "return": episode.episode_return, "length": episode.length, "env": env, "seed": seed,
                 "of_env": counts[episode.env], **({"agent": agent} if result.agents > 1 else {}),
+                **({"metrics": _finite(episode.metrics)} if episode.metrics else {}),
             }
         )  # fmt: skip
     numbers = of_returns._asdict() | {"interval": list(of_returns.interval) if of_returns.interval else None}
     numbers |= {name: None for name in ("stderr", "std") if of_returns.n < 2}
+    if own := _own(result):
+        numbers["metrics"] = _finite(own)
     return {"episodes": episodes, "incidents": [one.text for one in result.incidents], "summary": numbers}
 
 

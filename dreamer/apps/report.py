@@ -278,10 +278,10 @@ SCORES_EXPLAINED = (
     "Mean, standard error and IQM are over seeds, each of which counts with the mean of its episodes. IQM: the "
     "interquartile mean, without the lowest and the highest quarter; with fewer than four seeds the mean. The interval "
     "is a percentile bootstrap over seeds, stratified by task (Agarwal et al. 2021, arXiv 2108.13264).",
-    "All groups of a task are compared in one span, which ends where the run stands that has come least far. A training "
-    "score is the mean of what was logged in the last tenth before it; the span begins earlier where a seed has nothing "
-    "there, or where the bins of the published score beside it are longer. Episodes behind training scores are not "
-    "counted in the logs.",
+    "All groups of a task are compared in one span, which ends where the run stands that has come least far. A "
+    "training score is the mean of what was logged in the last tenth before it; the span begins earlier where a seed "
+    "has nothing there, or where the bins of the published score beside it are longer. Episodes behind training "
+    "scores are not counted in the logs.",
 )
 
 

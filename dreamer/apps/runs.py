@@ -15,11 +15,13 @@ import numpy as np
 import yaml
 
 from dreamer.coerce import Dumper
-from dreamer.config import Config, get, keys, load
+from dreamer.config import Config, get, keys
 from dreamer.errors import UserError
 from dreamer.runtime.metrics import RESERVED
+from dreamer.runtime.run_config import load_plain
 from dreamer.runtime.run_dir import CONFIG, METRICS, existing_run_dir
 from dreamer.runtime.safe_files import json_value, open_regular
+from dreamer.runtime.verifying import newest_metrics_fault
 
 # Runs that differ in nothing else, where they live and log, are seeds of one group; the environment makes the task.
 APART = (
@@ -92,7 +94,9 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
 def read_run(path: str | os.PathLike) -> Run:
     """The config and the metrics of a run directory. Raises UserError: none there, or a damaged or foreign line."""
     run_dir = existing_run_dir(Path(path))
-    config = load(run_dir / CONFIG)
+    config = load_plain(run_dir)
+    if fault := newest_metrics_fault(run_dir):
+        raise UserError(f"{fault}; dreamer verify {run_dir} says what can be done")
     rows, notes = read_lines(run_dir / METRICS)
     last = rows[-1] if rows else {}
     if not rows:

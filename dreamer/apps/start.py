@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from dreamer.apps import cli
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PATIENCE = 5.0  # seconds that threads of environments get to end when all is done
 TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
@@ -27,7 +29,27 @@ def main() -> int:
         environment = asking_for_huge_pages(os.environ, policy, c_library())
         if environment is not None:
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    return cli.main()
+    code = cli.main()
+    end_in_time(code)
+    return code
+
+
+def end_in_time(code: int, patience: float = PATIENCE) -> None:
+    """Has this process end with the exit code although threads that an environment has started still run.
+
+    Python waits for them at its end. All files are written by then: after `patience` seconds it ends without them.
+    """
+
+    def end() -> None:
+        stuck = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
+        if stuck and not threading.main_thread().is_alive():
+            names = ", ".join(map(repr, stuck))
+            print(f"threads that nobody has ended still run: {names}; the process ends without them", flush=True)
+            os._exit(code)
+
+    timer = threading.Timer(patience, end)
+    timer.daemon = True
+    timer.start()
 
 
 def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: str) -> dict[str, str] | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, lock, verifying
+from dreamer.runtime import checkpoint_files, lock, run_config, verifying
 from dreamer.runtime.row_store import later_rows
-from dreamer.runtime.run_dir import ASIDE, CONFIG, ERROR, METRICS, existing_run_dir
+from dreamer.runtime.run_dir import ASIDE, ERROR, METRICS, existing_run_dir
 
 
 class Checked(NamedTuple):
@@ -66,9 +66,9 @@ def verify(run: Path, deep: bool = True) -> Report:
     run_dir = existing_run_dir(run)
     notes: list[str] = []
     faults: list[str] = []
-    identity = None
+    own = None
     try:
-        identity = config_run(run_dir)
+        own = run_config.read(run_dir)
     except UserError as error:
         faults.append(str(error))
     checked = []
@@ -78,13 +78,16 @@ def verify(run: Path, deep: bool = True) -> Report:
         if not found:
             meta = checkpoint_files.read_meta(run_dir, step)["meta"]
             resumable = "state" in meta
-            if identity is not None and meta.get("run") not in (None, identity):
-                faults.append(f"{run_dir / CONFIG} belongs to another run than checkpoint {step}")
+            try:
+                if own:
+                    run_config.check_same_run(own, meta, step)
+            except UserError as error:
+                faults.append(str(error))
             found = _arrays(run_dir, step) if deep else []
         checked.append(Checked(step, found, resumable))
     report = Report(run_dir, checked, faults, notes, 0)
-    metrics = _metrics(run_dir, checked)
-    faults += metrics[:1]
+    if fault := verifying.newest_metrics_fault(run_dir):
+        faults.append(f"{fault}; move it away to go on without these lines")
     newest = report.newest_whole
     later = 0
     if newest is not None:
@@ -92,11 +95,6 @@ def verify(run: Path, deep: bool = True) -> Report:
         faults += damaged
     notes += _notes(run_dir, checked)
     return report._replace(later=later)
-
-
-def config_run(run_dir: Path) -> str | None:
-    """The run that config.yaml is sealed for, None when it has no seal. Raises UserError when it was changed."""
-    return None
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -148,19 +146,6 @@ def _arrays(run_dir: Path, step: int) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
-
-
-def _metrics(run_dir: Path, checked: Sequence[Checked]) -> list[str]:
-    """Damage of metrics.jsonl, by what each checkpoint that can be read knows of it; the first is the earliest."""
-    found = []
-    for one in checked:
-        try:
-            meta = checkpoint_files.read_meta(run_dir, one.step)["meta"]
-        except UserError:
-            continue
-        if fault := verifying.metrics_fault(run_dir, meta):
-            found.append(f"{fault}; move it away to go on without these lines")
-    return found
 
 
 def _notes(run_dir: Path, checked: Sequence[Checked]) -> list[str]:

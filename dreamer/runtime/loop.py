@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -47,13 +48,14 @@ Resume = Literal["no", "yes", "auto"]
 
 def train(
     config: Config, *, resume: Resume = "no", resume_from: int | None = None,
-    make_env: Callable[..., gymnasium.Env] | None = None,
+    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False,
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
     resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
     resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
     make_env: makes the environment, called with config.env_options, in place of config.env.
+    trust: read pickled states of environments that were not made by this user on this machine.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
     other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
     raises RunFailed. A start that is refused changes nothing on the disk.
@@ -66,7 +68,7 @@ def train(
     config = dataclasses.replace(config, env=str(env))
     if resume_from is not None and resume == "no":
         resume = "yes"
-    decision = start.decide(config, env, resume, resume_from)
+    decision = start.decide(config, env, resume, resume_from, trust=trust)
     if decision.done and decision.found:
         print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
         return decision.run_dir
@@ -109,7 +111,9 @@ class Run:
         if decision.used:
             self.run_dir = decision.run_dir
             self._lock(decision.run_dir)
-            decision = start.decide(decision.given, decision.env, decision.resume, decision.step, own_lock=True)
+            decision = start.decide(
+                decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
+            )
         self._build(decision)
         if not decision.used:
             self._created = stack.enter_context(start.Created(decision.run_dir, not decision.given.run_dir))
@@ -130,12 +134,16 @@ class Run:
         start.check_sinks(config)
         self.rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
         self.workers = self._make_workers()
-        self._stack.callback(lambda: self.workers.close())
+        self._stack.callback(self._close_workers)
+        os.chdir(self.workers.folder)  # an environment in this process may have left it, and plug-ins are found from it
         self.stopping.then(lambda: self.workers.hurry())
         spec, streams = self.workers.spec, self.workers.streams
         if found:
             resume.check_spec(found, spec, str(self.env))
-        self.film, why_not = evaluation.can_film(self.env, config.env_options, config.eval.video)
+        self.film, why_not = evaluation.can_film(
+            self.env, config.env_options, config.eval.video,
+            evaluation.like_training(config.workers, self.workers.backend), self.workers.folder,
+        )  # fmt: skip
         self.agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
         # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
         size = replay.plan(
@@ -185,7 +193,7 @@ class Run:
             self.collector = self._make_collector()
             return
         with resume.advising(self.run_dir, found.step):
-            restored = resume.load_rows(found, self.store, self.replay)
+            restored = resume.load_rows(found, self.store, self.replay, decision.trust)
             self._came_back += start.check_lines(found, restored, self.run_dir)
             state, _ = self.checkpoints.restore(self.learner.state, found.step)
             restored, self.workers, lost = resume.restore_envs(
@@ -261,6 +269,10 @@ class Run:
             config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
         )
 
+    def _close_workers(self) -> None:
+        self.workers.close()
+        self._tell(self.workers.incidents())
+
     def _new_workers(self) -> Workers:
         self.workers.close()
         self.workers = self._make_workers()
@@ -304,7 +316,7 @@ class Run:
         with self.learner.told("acting"):
             envs, step = self.collector.collect(snapshot, least, patience)
         self._hear()
-        for episode in self.tracker.observe(step, envs):
+        for episode in self.tracker.observe(step, envs, self.workers.finished()):
             self.logger.add(episode_metrics([episode]))
         self.logger.add({"collect/staleness": self.learner.updates - snapshot.updates, "collect/ready": len(envs)})
         self._tell_limiter()
@@ -351,35 +363,30 @@ class Run:
         self.learner.sync()
         self.display.phase("evaluating")
         if config.eval.episodes:
-            made = evaluation.make_eval_workers(
-                self.env, config.env_options, episodes=config.eval.episodes,
-                action_repeat=config.action_repeat, seed=config.seed, film=self.film,
-            )  # fmt: skip
-            with contextlib.closing(made) as workers, self.learner.told("evaluating"):
-                result = evaluation.run_episodes(
-                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), workers,
-                    episodes=config.eval.episodes, seed=config.seed, mode=config.eval.mode, film=self.film,
-                    check=self.stopping.check,
+            with self.learner.told("evaluating"):
+                result = evaluation.evaluate(
+                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), config.eval,
+                    self.env, config.env_options, evaluation.like_training(config.workers, self.workers.backend),
+                    action_repeat=config.action_repeat, seed=config.seed, film=int(self.film),
+                    folder=self.workers.folder, check=self.stopping.check, tell=self.display.message,
+                    begun=lambda workers: self.stopping.then(workers.hurry),
                 )  # fmt: skip
-                self._tell(result.incidents)
+            self._tell(result.incidents)
+            for line in result.lines:
+                self.display.message(line)
             returns = result.returns
-            lengths = [episode.length for episode in result.episodes]
-            self.logger.add(
-                {
-                    "eval/return": np.mean(returns),
-                    "eval/return_std": np.std(returns),
-                    "eval/length": np.mean(lengths),
-                },
-                latest=True,
-            )
+            self.logger.add(evaluation.metrics(result), latest=True)
             self.display.message(
                 f"evaluation at {steps:,} steps: return {np.mean(returns):.1f} +- {np.std(returns):.1f} "
                 f"over {len(returns)} episodes"
             )
             if result.frames:
                 path = self.run_dir / "pictures" / f"episode_{steps:09d}.mp4"
-                pictures.write_episode_video(path, result.frames, FPS)
-                self.display.message(f"what the agent does: {path}")
+                try:
+                    pictures.write_episode_video(path, result.frames, FPS)
+                    self.display.message(f"what the agent does: {path}")
+                except UserError as error:
+                    self.display.message(f"no film of this evaluation: {error}")
         if len(self.replay):
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
@@ -511,7 +518,7 @@ class Run:
     def _tell(self, incidents: list[Incident]) -> int:
         """Shows what happened to environments; returns how many incidents."""
         for incident in incidents:
-            self.display.message(f"environment made anew: {incident.text}")
+            self.display.message(incident.line)
         return len(incidents)
 
     def _compile(self, batch: Batch) -> None:

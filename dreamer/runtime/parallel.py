@@ -157,6 +157,8 @@ class ParallelRows:
         are ignored.
         """
         first = index * len(self._sides)
+        for rows in self._rows:
+            rows.forget_finished()
         if any(self._playing):
             answers = self._step(out.action[first : first + len(self._sides)])
         else:
@@ -172,6 +174,10 @@ class ParallelRows:
             self._ended[number] = bool(out.is_last[place])
         if not any(self._playing):
             self._ended = [False] * len(self._sides)
+
+    def finished(self) -> dict[int, dict[str, float]]:
+        """What the environment told of the episodes that the rows written last have ended, by number of the agent."""
+        return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:
         """A picture uint8 [H, W, 3] of the game, or None when it was not made to draw any."""

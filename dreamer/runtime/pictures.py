@@ -66,9 +66,16 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray, fps: float) -> Path:
-    """Writes the rendered frames of an episode [H, W, 3] uint8, one after another. Raises ValueError without frames."""
+    """Writes the rendered frames of an episode [H, W, 3] uint8, one after another. Raises ValueError without frames.
+
+    UserError when they are not all of one size, and as `write_video`.
+    """
     if len(frames) == 0:
         raise ValueError("an episode video needs at least one frame")
+    sizes = dict.fromkeys(np.shape(frame) for frame in frames)
+    if len(sizes) > 1:
+        first, other = list(sizes)[:2]
+        raise UserError(f"cannot write {path}: its frames change from {list(first)} to {list(other)}")
     return write_video(path, np.stack([np.asarray(frame) for frame in frames]), fps)
 
 

@@ -16,16 +16,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.config import Config, get, keys, load
+from dreamer.config import Config, get, keys, stack
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, env_state, manifest, replay_state, safe_files, verifying
+from dreamer.runtime import (
+    checkpoint_files,
+    env_state,
+    manifest,
+    replay_state,
+    run_config,
+    safe_files,
+    verifying,
+)
 from dreamer.runtime.collector import Collector
 from dreamer.runtime.limiter import Limiter
 from dreamer.runtime.metrics import EpisodeTracker, Logger
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.row_store import RowStore, end_name
 from dreamer.runtime.rows import empty_step
-from dreamer.runtime.run_dir import CONFIG, ROWS
+from dreamer.runtime.run_dir import ROWS
 from dreamer.runtime.sealed import Seal
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Ready, Snapshot, Workers
@@ -70,9 +78,16 @@ def safe(key: str) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in SAFE)
 
 
-def check_config(config: Config, run_dir: Path) -> None:
-    """UserError naming every field that differs from the run's own config and is not safe to change."""
-    saved = load(run_dir / CONFIG)
+def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
+    """The run's own config, if `config` differs from it in fields only that are safe to change.
+
+    trusted: the user vouches for the run. What `config` names the caller has named.
+    Raises UserError naming every other field that differs.
+    """
+    found = run_config.read(run_dir)
+    given = {key: get(config, key) for key in (*keys(config), *(f"env_options.{name}" for name in config.env_options))}
+    run_config.check(found, trusted=trusted, given=given)
+    saved = stack([found.layer()], note=lambda note: None)
     if type(saved.agent.world_model) is not type(config.agent.world_model) or type(saved.agent.behavior) is not type(
         config.agent.behavior
     ):
@@ -81,6 +96,7 @@ def check_config(config: Config, run_dir: Path) -> None:
     if changed:
         told = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
         raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {', '.join(SAFE)}")
+    return found
 
 
 def find(run_dir: Path, step: int | None = None) -> Found | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime import env_state
+from dreamer.runtime.own_numbers import Tally, check_keys
 from dreamer.runtime.readers import LARGEST, find, inside, read
 from dreamer.runtime.reading import Reading, checked_reset, described, mask_in, reading
 from dreamer.runtime.steps import Step
@@ -47,7 +48,10 @@ class EnvRows:
         self.readers, actions, self.spec, self._masks, self._fresh = known or reading(env, self.name, seed)
         self._to_env, self._start = actions.to_env, actions.start
         self._seed = seed
-        self.plain = all(reader.plain for reader in self.readers) and self._masks is None
+        check_keys(env.observation_space, self.name)
+        self._tally = Tally(env.observation_space)
+        whole = all(reader.plain for reader in self.readers) and self._masks is None
+        self.plain = whole and not self._tally.keys
         self._repeat = action_repeat
         self._over = True
         self._episode = 0
@@ -95,9 +99,25 @@ class EnvRows:
         """An answer of `ask`, checked and written into row `index`; its action stays as it is."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
-        self._over = terminal or truncated
+        if self._tally.keys:
+            self._tally.add(obs)
+        if terminal or truncated:
+            self.end(info)
         out.reward[index], out.is_first[index] = reward, not self._step
         out.is_last[index], out.is_terminal[index] = self._over, terminal
+
+    def end(self, info: Any) -> None:
+        """The row that was written last, whose info this is, ends its episode."""
+        self._over = True
+        self._tally.end(info)
+
+    def finished(self) -> dict[int, dict[str, float]]:
+        """What the environment told of the episode that the row written last has ended, as {0: ..}; {} without any."""
+        return {0: self._tally.finished} if self._tally.finished else {}
+
+    def forget_finished(self) -> None:
+        """The row written last is not of this environment any more."""
+        self._tally.finished = {}
 
     def step(self, action: np.ndarray) -> Step:
         """The same as a new Step of one row."""
@@ -121,15 +141,16 @@ class EnvRows:
             return f"it does not take its state back, {type(error).__name__}: {error}"
         return ""
 
-    def position(self) -> tuple[bool, int, int, int | None]:
-        """Where in its episodes it is, beside the environment's own state."""
-        return self._over, self._episode, self._step, self._seed
+    def position(self) -> tuple[bool, int, int, int | None, Any]:
+        """Where in its episodes it is, and its own numbers of this one, beside the environment's own state."""
+        return self._over, self._episode, self._step, self._seed, self._tally.state()
 
-    def go_on(self, position: tuple[bool, int, int, int | None]) -> None:
+    def go_on(self, position: tuple[bool, int, int, int | None, Any]) -> None:
         """Goes on from a `position`. Raises ValueError for what is none."""
-        over, episode, step, seed = position
+        over, episode, step, seed, numbers = position
         if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
             raise ValueError("the place in its episodes is missing")
+        self._tally.load(numbers)
         self._over, self._episode, self._step, self._seed = over, episode, step, seed
         self._fresh = None
 
@@ -140,6 +161,7 @@ class EnvRows:
     def _reset(self) -> tuple[Any, float, bool, bool, dict]:
         self._episode += 1
         self._step = 0
+        self._tally.begin()
         seed, self._seed = self._seed, None
         answer, self._fresh = self._fresh, None
         if answer is None:
@@ -191,10 +213,15 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """A picture uint8 [H, W, 3] of an environment, or None when it was not made to draw any."""
+    """A picture uint8 [H, W, 3] of an environment, None when it was not made to draw any. UserError when it is none."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
-    return np.asarray(env.render(), np.uint8)
+    picture = env.render()
+    array = np.asarray(picture)
+    whole = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[2] in (3, 4) and array.size > 0
+    if not whole or array.min() < 0 or array.max() > 255:
+        raise UserError(f"render() must give a picture uint8 [H, W, 3], it gave {described(picture)}")
+    return array[..., :3].astype(np.uint8)  # a copy: some draw into the same array again; no transparency
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
@@ -206,7 +233,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False
     try:
-        observations, rewards, terminated, truncated, _ = zip(*answers, strict=True)
+        observations, rewards, terminated, truncated, infos = zip(*answers, strict=True)
         if not (set(map(type, rewards)) <= NUMBERS and set(map(type, terminated + truncated)) <= FLAGS):
             return False
         if not (-LARGEST <= min(rewards) and max(rewards) <= LARGEST and sum(rewards) == sum(rewards)):  # NaN is not
@@ -232,5 +259,5 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         ends = np.logical_or(terminated, truncated)
         out.is_last[where], out.is_terminal[where] = ends, terminated
         for index in ends.nonzero()[0].tolist():
-            rows[index]._over = True
+            rows[index].end(infos[index])
     return True

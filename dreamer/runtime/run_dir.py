@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 
@@ -46,14 +45,3 @@ def disk_error(error: OSError, path: str | Path) -> UserError:
     place = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path("/"))
     free = shutil.disk_usage(place).free
     return UserError(f"no space left on the disk of {path} ({free} bytes free); all that was written before is kept")
-
-
-def write_config(run_dir: Path, text: str) -> None:
-    """The resolved config as YAML, itself a preset; whole or not at all. Raises UserError when the disk refuses."""
-    path = run_dir / CONFIG
-    half = path.with_name(f"{CONFIG}.unfinished")
-    try:
-        half.write_text(text)
-        os.replace(half, path)
-    except OSError as error:
-        raise disk_error(error, path) from error

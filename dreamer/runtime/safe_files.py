@@ -6,16 +6,13 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
-MOST_VALUES = 100_000  # of a config, each alias counted as often as it occurs
-
-
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
     """A regular file, opened to read; no pipe is waited for. follow: a link may lead to it.
 
@@ -83,20 +80,6 @@ def json_value(text: str | bytes) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def check_count(value: Any, where: str, most: int = MOST_VALUES) -> None:
-    """UserError when a parsed YAML holds more than `most` values, or holds itself: aliases make that from few bytes."""
-    left, waiting = most, [value]
-    while waiting:
-        value = waiting.pop()
-        left -= 1
-        if left < 0:
-            raise UserError(f"{where} holds more than {most:,} values; a config needs no aliases (&, *)")
-        if isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple):
-            waiting.extend(value)
 
 
 def _refuse(constant: str) -> None:

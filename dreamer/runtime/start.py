@@ -23,10 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dreamer.config import Config, load, to_yaml
+from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, one_line
-from dreamer.runtime import checkpoint_files, disk_tier, header, lock, resume
+from dreamer.runtime import checkpoint_files, disk_tier, header, lock, resume, run_config
 from dreamer.runtime.metrics import Resumed
 from dreamer.runtime.resume import Found, Restored
 from dreamer.runtime.row_store import RowStore
@@ -39,7 +39,6 @@ from dreamer.runtime.run_dir import (
     disk_error,
     existing_run_dir,
     refuse_used,
-    write_config,
 )
 from dreamer.runtime.sinks import Tail, lines_damage, tail_of, wandb_ready
 
@@ -50,7 +49,7 @@ class Decision(NamedTuple):
     config: with the absolute run directory | given: as the user gave it, to be written
     env: the environment's name or maker | resume, step: as asked for
     used: the directory holds this run already | found: the checkpoint to go on from, None = begin
-    longer: the run is to make more steps than when it began
+    trust: the user vouches for what the run holds | longer: the run is to make more steps than when it began
     """
 
     config: Config
@@ -60,6 +59,7 @@ class Decision(NamedTuple):
     step: int | None
     used: bool
     found: Found | None
+    trust: bool = False
     longer: bool = False
 
     @property
@@ -74,17 +74,19 @@ class Decision(NamedTuple):
 
 
 def decide(
-    config: Config, env: EnvName | None = None, resume_: str = "no", step: int | None = None, own_lock: bool = False
-) -> Decision:
+    config: Config, env: EnvName | None = None, resume_: str = "no", step: int | None = None, *, trust: bool = False,
+    own_lock: bool = False,
+) -> Decision:  # fmt: skip
     """What to do with `config`, by what lies in its run directory. Only reads.
 
     env: in place of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to go on from, None = newest.
-    own_lock: the caller holds the lock. Raises UserError for every reason not to begin or go on that the disk knows.
+    trust: the user vouches for what the run holds. own_lock: the caller holds the lock.
+    Raises UserError for every reason not to begin or go on that the disk knows.
     """
     place = config.run_dir or header.default_run_dir(config)
     run_dir = Path(os.path.abspath(os.path.expanduser(place)))
     given, config = config, dataclasses.replace(config, run_dir=str(run_dir))
-    decision = Decision(config, given, env or config.env, resume_, step, False, None)
+    decision = Decision(config, given, env or config.env, resume_, step, False, None, trust)
     if resume_ != "no" and not given.run_dir:
         raise UserError("resume needs the run directory: --run-dir runs/NAME")
     if resume_ == "no" or (resume_ == "auto" and not (run_dir / CONFIG).exists()):
@@ -97,10 +99,12 @@ def decide(
         return decision
     existing_run_dir(run_dir)
     _refuse_held(run_dir, own_lock)
-    resume.check_config(config, run_dir)
+    own = resume.check_config(config, run_dir, trust)
     found = resume.find(run_dir, step)
+    if found:
+        run_config.check_same_run(own, found.meta, found.step)
     _check_place(run_dir)
-    longer = config.env_steps > load(run_dir / CONFIG).env_steps
+    longer = config.env_steps > own.layer().values.get("env_steps", config.env_steps)
     return decision._replace(used=True, found=found, longer=longer)
 
 
@@ -215,7 +219,7 @@ def change(
             resumed = Resumed(restored.head["logger"], steps, later=not restored.exact, seconds=tail.seconds)
     except OSError as error:
         raise disk_error(error, run_dir) from error
-    write_config(run_dir, to_yaml(decision.given))
+    run_config.write(run_dir, decision.given, run)
     store.open()
     store.remove_unfinished()
     return resumed

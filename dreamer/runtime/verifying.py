@@ -51,3 +51,13 @@ def metrics_fault(run_dir: Path, meta: dict[str, Any]) -> str:
     except UserError as error:
         return str(error)
     return f"{run_dir / METRICS} {what}" if what else ""
+
+
+def newest_metrics_fault(run_dir: Path) -> str:
+    """`metrics_fault` by the newest checkpoint that can be read, "" when there is none."""
+    for step in reversed(checkpoint_files.steps(run_dir)):
+        try:
+            return metrics_fault(run_dir, checkpoint_files.read_meta(run_dir, step)["meta"])
+        except UserError:
+            continue
+    return ""

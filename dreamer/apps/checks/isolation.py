@@ -44,7 +44,7 @@ def verdicts_of(
             f"from dreamer.apps.checks.isolation import serve; serve({place.fileno()})"
         )
         child = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[place.fileno()],
         )  # fmt: skip
         with child:  # which closes its pipes

@@ -7,12 +7,15 @@ inline      all in this process
 remote      what both sets outside this process have in common
 processes   in worker processes: process (one of them), child (its inside), messages and memory between
 ray_cluster in Ray actors on whatever machines: actor (the inside of one)
+own_thread  calls that others stop waiting for when they hang
+screen      no window for environments that only draw pictures
 guarded     one environment of a worker process or an actor, whose errors come as incidents
 auto        inline or processes
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,16 +38,20 @@ def make_workers(
     action_repeat: int = 1,
     seed: int = 0,
     render_mode: str | None = None,
+    folder: str = "",
 ) -> Workers:
-    """`config.envs` copies of one environment; number i is seeded with seed + i. Raises UserError."""
+    """`config.envs` copies of one environment; number i is seeded with seed + i. Raises UserError.
+
+    folder: where they are made; "" = the current one.
+    """
     if config.envs < 1:
         raise UserError(f"workers.envs is {config.envs}; at least one environment is needed")
     if config.processes < 0:
         raise UserError(f"workers.processes is {config.processes}; give 0 (one per environment) or more")
     if config.backend not in BACKENDS:
         raise UserError(f"workers.backend {config.backend!r} is unknown{nearest(config.backend, BACKENDS)}")
-    plan = Plan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs)
-    backend, why = auto.choose(plan) if config.backend == "auto" else (config.backend, "")
+    plan = Plan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())
+    backend, why = auto.choose(plan, config.timeout) if config.backend == "auto" else (config.backend, "")
     if backend == "inline":
         return InlineWorkers(plan, config.restarts, why)
     processes = min(config.processes or config.envs, config.envs)

@@ -31,16 +31,20 @@ class Actor:
         """Makes an environment, or makes it anew."""
         return self._do(number, self._envs[number].make, seed)
 
-    def step(self, number: int, actions: np.ndarray) -> Step | Incident:
-        """Its next rows, a Step of one for each of its agents."""
+    def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
+        """Its next rows, a Step of one for each of its agents, and its own numbers of episodes that these end."""
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
         """Where it is; when it cannot tell, why."""
         return self._do(number, self._envs[number].get_state)
 
-    def set_state(self, number: int, state: bytes) -> str:
-        """Goes on from there -> ""; why not when it cannot."""
+    def render(self, number: int) -> np.ndarray | str | None:
+        """A picture uint8 [H, W, 3]; None when it does not draw itself; why not when it fails."""
+        return self._do(number, self._envs[number].render)
+
+    def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
+        """Goes on from there -> ""; why not when it cannot. And its own numbers of an episode that has ended."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
+from dreamer.errors import UserError
 from dreamer.runtime.actions import random_actions
 from dreamer.runtime.rows import empty_step
-from dreamer.runtime.workers.faults import close_quietly, make_rows
+from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, make_rows, told
+from dreamer.runtime.workers.own_thread import Hung, OwnThread
 from dreamer.runtime.workers.seam import Plan
 
 # What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
@@ -18,24 +21,50 @@ ROUND_TRIP = 100e-6
 SECONDS, STEPS = 0.3, 200  # a measurement ends with whichever comes first
 
 
-def choose(plan: Plan) -> tuple[str, str]:
-    """("inline" or "processes", why). Raises UserError when the environment cannot be made."""
-    rows = make_rows(plan, 0, plan.seed)
+def choose(plan: Plan, timeout: float = 0.0) -> tuple[str, str]:
+    """("inline" or "processes", why). Raises UserError when the environment cannot be made.
+
+    timeout: seconds for the measurement; 0 = no limit.
+    """
     try:
-        agents = rows.spec.agents
-        out = empty_step(rows.spec, agents)
-        actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)
-        rows.turn(out, 0)
-        clock = [time.perf_counter()]
-        while len(clock) <= STEPS and clock[-1] - clock[0] < SECONDS:
-            out.action[:] = actions[len(clock) - 1]
-            rows.turn(out, 0)
-            clock.append(time.perf_counter())
-        step = float(np.median(np.diff(clock)))  # a busy machine disturbs some steps, not most
-    except Exception:
+        rows = make_rows(plan, 0, plan.seed)
+    except (KeyboardInterrupt, UserError):
+        raise
+    except BaseException as error:  # sys.exit among them
+        raise as_error(told(error, plan, 0, making=True)) from error
+    # In a thread of its own: one that hangs is left behind there, and one that is bound to the thread that made it
+    # fails there as it would inline. Not in a process: that takes 0.5 to 1 s, and cannot make what only this one knows.
+    thread = OwnThread("measuring an environment")
+    try:
+        step = thread.call(seconds_per_step, rows, timeout=timeout or None)
+    except KeyboardInterrupt:
+        raise
+    except Hung:
+        return "processes", f", its step hung for {timeout:g} seconds when it was measured"
+    except BaseException:
+        close_in_time(rows, plan, 0)
         return "processes", ", its step failed when it was measured"
     finally:
-        close_quietly(rows)
+        thread.close()
+        go_home(plan)
+    hung = close_in_time(rows, plan, 0)
+    go_home(plan)
+    if hung:
+        return "processes", ", its close() hung when it was measured"
     backend = "processes" if step > ROUND_TRIP else "inline"
     sign = "more" if step > ROUND_TRIP else "less"
     return backend, f": a step takes {1e6 * step:,.0f} us, {sign} than the {1e6 * ROUND_TRIP:.0f} us to a process"
+
+
+def seconds_per_step(rows: Any) -> float:
+    """How long a step of an environment (EnvRows or ParallelRows) takes. Raises whatever it raises."""
+    agents = rows.spec.agents
+    out = empty_step(rows.spec, agents)
+    actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)
+    rows.turn(out, 0)
+    clock = [time.perf_counter()]
+    while len(clock) <= STEPS and clock[-1] - clock[0] < SECONDS:
+        out.action[:] = actions[len(clock) - 1]
+        rows.turn(out, 0)
+        clock.append(time.perf_counter())
+    return float(np.median(np.diff(clock)))  # a busy machine disturbs some steps, not most

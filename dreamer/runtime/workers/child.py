@@ -91,6 +91,8 @@ class _Home:
                     self._tell(messages.STATE, self._env.get_state())
                 elif kind == messages.PUT:
                     self._tell(messages.STATE, self._env.set_state(messages.body(self._channel)))
+                elif kind == messages.RENDER:
+                    self._tell(messages.FRAME, self._env.render())
         except (EOFError, OSError):
             pass  # the parent is gone; nobody is left to tell
         finally:
@@ -106,6 +108,8 @@ class _Home:
         incident = self._env.turn(out, self._number)
         if incident:
             self._tell(messages.FAULT, incident)
+        elif finished := self._env.finished():
+            self._tell(messages.END, finished)
         else:
             self._channel.send(messages.ROW)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import traceback
 
 import numpy as np
@@ -10,9 +12,11 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.runtime.parallel import ParallelRows, is_parallel
 from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.workers.own_thread import Hung, OwnThread
 from dreamer.runtime.workers.seam import Incident, Kind, Plan, Ready
 from dreamer.spaces import Spec
 
+CLOSE = 5.0  # seconds that an environment in this process gets to close
 QUIET = 1000  # rows without an incident after which an environment counts as sound again
 
 
@@ -44,6 +48,15 @@ class Faults:
         if (self._in_a_row[envs] > self._restarts).any():
             raise as_error(incident, f" (incident {self._restarts + 1} in a row)" if self._restarts else "")
         self.resets[envs] += 1
+
+    def forgive(self, incident: Incident) -> None:
+        """Notes an incident that does not count: the environments are made anew, the run goes on."""
+        self._log.append(incident)
+        self.resets[list(incident.envs)] += 1
+
+    def note(self, incident: Incident) -> None:
+        """Notes an incident after which nothing is made anew."""
+        self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
         """Notes rows that were received: a finished episode, or many rows, make an environment sound again."""
@@ -82,9 +95,17 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
 
 def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
     """One environment of the set. Raises UserError when it cannot be made."""
+    go_home(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
     kind = ParallelRows if is_parallel(env) else EnvRows
     return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
+
+
+def go_home(plan: Plan) -> None:
+    """Makes the folder of the plan the current one again, wherever an environment of this process has gone."""
+    if plan.folder:
+        with contextlib.suppress(OSError):  # another machine need not have it
+            os.chdir(plan.folder)
 
 
 def envs_in_words(envs: int, agents: int) -> str:
@@ -106,10 +127,50 @@ def told(error: BaseException, plan: Plan, number: int, making: bool = False) ->
     return Incident((number,), kind, line, trace)
 
 
+def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
+    """A picture uint8 [H, W, 3] of an environment; None when it does not draw itself; why not when it fails."""
+    try:
+        return rows.render()
+    except KeyboardInterrupt:
+        raise
+    except UserError as error:
+        return str(error)
+    except BaseException as error:
+        return plugins.one_line(error)
+
+
 def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
-    """Closes an environment that has failed; what it raises then tells nothing new."""
+    """Closes an environment that is of no use any more; what it raises then tells nothing new."""
     try:
         if rows is not None:
             rows.close()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # sys.exit among them
         pass
+
+
+def close_in_time(
+    rows: EnvRows | ParallelRows, plan: Plan, number: int, home: OwnThread | None = None
+) -> Incident | None:
+    """Closes an environment of this process. When that hangs it is left behind in a thread: an Incident.
+
+    home: the thread that it lives in; None when that is the caller's.
+    """
+    if home is not None and home.inside():
+        close_quietly(rows)  # nobody is left who could wait for it
+        return None
+    thread = home or OwnThread(f"closing {plan.named(number)}")
+    try:
+        thread.call(rows.close, timeout=CLOSE)
+    except Hung:
+        text = f"close() of env {plan.named(number)!r} has not returned for {CLOSE:g} seconds; it is left behind"
+        return Incident((number,), "not closed", text, "")
+    except BaseException:
+        # It has failed at once. One that is bound to its thread (a GL context) closes only there.
+        if home is None:
+            close_quietly(rows)
+    finally:
+        if home is None:
+            thread.close()
+    return None

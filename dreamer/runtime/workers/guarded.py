@@ -10,7 +10,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.parallel import ParallelRows
 from dreamer.runtime.rows import EnvRows, empty_step
 from dreamer.runtime.steps import Step
-from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, told
+from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, picture_of, told
 from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.spaces import Spec
 
@@ -52,20 +52,28 @@ class Guarded:
             return self._failed(error)
         return None
 
-    def step(self, actions: np.ndarray) -> Step | Incident:
-        """The same for `actions` [W, A], one of each agent, as a new Step of W rows."""
+    def finished(self) -> dict[int, dict[str, float]]:
+        """The environment's own numbers of the episodes that its last rows have ended, by agent."""
+        return self._rows.finished() if self._rows else {}
+
+    def render(self) -> np.ndarray | str | None:
+        """A picture uint8 [H, W, 3]; None when it does not draw itself; why not when it fails."""
+        return picture_of(self._rows) if self._rows else FAILED
+
+    def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
+        """The same for `actions` [W, A], one of each agent, as a new Step of W rows, and `finished`."""
         assert self._rows is not None
         out = empty_step(self._rows.spec, self._rows.spec.agents)
         out.action[:] = actions
-        return self.turn(out, 0) or out
+        return self.turn(out, 0) or (out, self.finished())
 
     def get_state(self) -> bytes | str:
         """Where it is; when it cannot tell, why."""
         return self._rows.get_state() if self._rows else FAILED
 
-    def set_state(self, state: bytes) -> str:
-        """Goes on from there -> ""; why not when it cannot."""
-        return self._rows.set_state(state) if self._rows else FAILED
+    def set_state(self, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
+        """Goes on from there -> ""; why not when it cannot. And `finished`."""
+        return (self._rows.set_state(state) if self._rows else FAILED), self.finished()
 
     def close(self) -> None:
         """Closes it, if there is one."""

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dreamer.errors import UserError
 from dreamer.runtime.parallel import ParallelRows
 from dreamer.runtime.rows import empty_step, write_together
-from dreamer.runtime.workers.faults import Faults, close_quietly, envs_in_words, make_rows, told
+from dreamer.runtime.workers.faults import (
+    Faults,
+    as_error,
+    close_in_time,
+    envs_in_words,
+    make_rows,
+    picture_of,
+    told,
+)
+from dreamer.runtime.workers.own_thread import OwnThread
+from dreamer.runtime.workers.screen import NoScreen
 from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
@@ -19,21 +32,32 @@ class InlineWorkers:
 
     One that raises or breaks its space is made anew. One that exits, is killed or hangs takes this process with it:
     only worker processes survive that. Rows are read when all have stepped: an array that environments share
-    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv.
+    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv. They run in the thread of the caller, until
+    one fails in another thread than the one that made it: from then on they all live in a thread of their own.
     """
+
+    backend = "inline"
 
     def __init__(self, plan: Plan, restarts: int = 0, why: str = ""):
         """Raises UserError when an environment cannot be made."""
         self._plan, self._why = plan, why
-        self.envs = plan.envs
+        self.envs, self.folder = plan.envs, plan.folder
+        self._thread: OwnThread | None = None
+        self._home = [0] * plan.envs  # the thread that made each environment
+        self._screen = NoScreen(plan.render_mode)
         self._faults = Faults(plan, restarts)
         self.rows: list[Any] = []  # EnvRows, or ParallelRows
         try:
             for number in range(plan.envs):
-                self.rows.append(make_rows(plan, number, self._faults.seed(number)))
-        except BaseException:
+                self.rows.append(None)
+                self._make(number)
+        except (KeyboardInterrupt, UserError):
             self.close()
             raise
+        except BaseException as error:  # sys.exit among them
+            number = len(self.rows) - 1
+            self.close()
+            raise as_error(told(error, plan, number, making=True)) from error
         self.spec = self.rows[0].spec
         self.streams = plan.envs * self.spec.agents
         self._parallel = isinstance(self.rows[0], ParallelRows)
@@ -42,7 +66,7 @@ class InlineWorkers:
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
         """The next row of all environments that were sent an action; `least` None: of all E."""
         self._table.wanted(least)
-        self._step()
+        self._do(self._step)
         ready = self._table.take()
         self._faults.delivered(ready, self._table.agents)
         return ready
@@ -50,6 +74,20 @@ class InlineWorkers:
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
         """Answer the rows of streams `envs` [R] with `actions` [R, A]."""
         self._table.answer(envs, actions)
+
+    def finished(self) -> Mapping[int, Mapping[str, float]]:
+        """The environments' own numbers of the episodes that the rows received last have ended, by stream."""
+        return self._table.finished
+
+    def render(self, number: int) -> np.ndarray | str | None:
+        """A picture uint8 [H, W, 3] of an environment that waits; None when it does not draw itself; why not else."""
+        return self._do(picture_of, self.rows[number])
+
+    def restart(self, number: int) -> None:
+        """Makes an environment that waits anew with a fresh seed."""
+        self._faults.resets[number] += 1
+        self._discard(number)
+        self._do(self._make, number)
 
     def incidents(self) -> list[Incident]:
         """What happened since the last call."""
@@ -66,22 +104,24 @@ class InlineWorkers:
     def states(self) -> Snapshot:
         """The state of every environment, and their rows that nobody has received."""
         self._table.wanted(None)
-        self._step()
-        return Snapshot([rows.get_state() for rows in self.rows], self._table.peek(), self._faults.resets.copy())
+        self._do(self._step)
+        states = self._do(lambda: [rows.get_state() for rows in self.rows])
+        return Snapshot(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
         """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         # A first reset, as worker processes have had one: some environments must not be set before it.
-        self._step()
-        refused = {i: s if isinstance(s, str) else self.rows[i].set_state(s) for i, s in enumerate(states)}
+        self._do(self._step)
+        refused = {i: s if isinstance(s, str) else self._do(self.rows[i].set_state, s) for i, s in enumerate(states)}
         lost = {number: why for number, why in refused.items() if why}
         self._faults.restore(resets)
-        self._table.put([i for i in range(self.envs) if i not in lost], ready)
+        kept = [i for i in range(self.envs) if i not in lost]
+        self._table.put(kept, ready)
+        for number in kept:
+            self._table.note(number, self.rows[number].finished(), self._plan.named(number))
         for number in lost:
-            self._faults.resets[number] += 1
-            close_quietly(self.rows[number])
-            self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
+            self.restart(number)
             self._table.phase[number] = BUSY
         return lost
 
@@ -90,9 +130,14 @@ class InlineWorkers:
 
     def close(self) -> None:
         """Close the environments."""
-        rows, self.rows = self.rows, []
-        for row in rows:
-            row.close()
+        while self.rows:
+            if self.rows[-1] is not None:
+                self._discard(len(self.rows) - 1)
+            self.rows.pop()
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        self._screen.close()
 
     def __enter__(self) -> InlineWorkers:
         return self
@@ -115,36 +160,75 @@ class InlineWorkers:
         for number, native in zip(busy, own[0].natives(rows.action[where]), strict=True):
             try:
                 answers[number] = own[number].ask(native)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._renew(number, told(error, self._plan, number))
         together = len(answers) == len(busy)
         if not (together and write_together([self.rows[i] for i in busy], list(answers.values()), rows, where)):
             for number, answer in answers.items():
                 try:
                     self.rows[number].accept(answer, rows, number)
-                except Exception as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     self._renew(number, told(error, self._plan, number))
+        self._note()
         table.phase[where] = READY
 
     def _step_parallel(self, busy: list[int]) -> None:
         for number in busy:
             try:
                 self.rows[number].turn(self._table.rows, number)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._renew(number, told(error, self._plan, number))
+        self._note()
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
         """Counts the incident, and those of the new environment, until it has written its reset row."""
+        if self._thread is None and self._home[number] != threading.get_ident():
+            self._thread = OwnThread()
+            if re.search("thread|context", incident.text, re.IGNORECASE):
+                hint = "; it was made in another thread: from now on all environments live in one thread of their own"
+                incident = incident._replace(text=incident.text + hint)
         rows = self._table.rows
         while True:
             self._faults.count(incident)
-            close_quietly(self.rows[number])
+            self._discard(number)
             making = True
             try:
-                self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
+                self._do(self._make, number)
                 making = False
-                self.rows[number].turn(rows, number)
+                self._do(self.rows[number].turn, rows, number)
                 return
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 incident = told(error, self._plan, number, making)
+
+    def _do(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls it where the environments live."""
+        return self._thread.call(function, *args) if self._thread is not None else function(*args)
+
+    def _make(self, number: int) -> None:
+        self.rows[number] = make_rows(self._plan, number, self._faults.seed(number))
+        self._home[number] = threading.get_ident()
+
+    def _discard(self, number: int) -> None:
+        """Closes an environment, in its own thread where it has one. One that hangs is left behind."""
+        hung = close_in_time(self.rows[number], self._plan, number, self._thread)
+        if hung:
+            self._faults.note(hung)
+            self._thread = None if self._thread is None else OwnThread()
+
+    def _note(self) -> None:
+        """Keeps what environments tell of the episodes that their new rows end."""
+        table = self._table
+        if not np.count_nonzero(table.rows.is_last):
+            return
+        for number in dict.fromkeys((np.flatnonzero(table.rows.is_last) // table.agents).tolist()):
+            if table.phase[number] == BUSY and (finished := self.rows[number].finished()):
+                table.note(number, finished, self._plan.named(number))

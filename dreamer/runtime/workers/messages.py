@@ -4,10 +4,11 @@ A message is one byte, its kind; those below with a body have its length and the
 in shared memory, the byte only says that they are there. The two sides take turns on each socket:
 
     parent                          worker
-    STEP                            ROW, or FAULT with an Incident
+    STEP                            ROW, END with the numbers of episodes that it ends, or FAULT with an Incident
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
     GET                             STATE with bytes, or why not
-    PUT with bytes                  STATE with why not, "" when they were taken
+    PUT with bytes                  STATE with why not ("" when they were taken) and the numbers of END
+    RENDER                          FRAME with a picture, None, or why there is none
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pickle
 import socket
 from typing import Any
 
-STEP, NEW, GET, PUT = b"a", b"n", b"g", b"p"
-ROW, SPEC, FAULT, STATE = b"r", b"s", b"f", b"t"
+STEP, NEW, GET, PUT, RENDER = b"a", b"n", b"g", b"p", b"d"
+ROW, END, SPEC, FAULT, STATE, FRAME = b"r", b"e", b"s", b"f", b"t", b"m"
 
 
 def tell(channel: socket.socket, kind: bytes, body: Any) -> None:

@@ -17,6 +17,7 @@ import sys
 from dreamer import plugins
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
+from dreamer.runtime.workers.screen import without_screen
 from dreamer.runtime.workers.seam import Incident
 
 
@@ -40,8 +41,9 @@ class Process:
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others], env=_environment(),
+                [sys.executable, "-P", "-c", code],  # -P: nothing of the current folder before the path is set
+                stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others],
+                env=_environment(part.plan.render_mode), cwd=part.plan.folder or None,
             )  # fmt: skip
         except BaseException:
             self.hang_up()
@@ -89,6 +91,7 @@ class Process:
         return Incident(numbers, "killed", text, "")
 
 
-def _environment() -> dict[str, str]:
+def _environment(render_mode: str | None) -> dict[str, str]:
     """Environments compute little; a pool of maths threads in each worker would only fight the learner for cores."""
-    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**threads, **without_screen(os.environ, render_mode), **os.environ}

@@ -27,6 +27,8 @@ from dreamer.spaces import Spec
 class ProcessWorkers(RemoteWorkers[Process]):
     """E environments spread over worker processes; rows and actions lie in memory that all of them share."""
 
+    backend = "processes"
+
     def __init__(self, plan: Plan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
         """Returns when all environments are made. Raises UserError when one cannot be."""
         super().__init__(plan, timeout, restarts)
@@ -64,6 +66,8 @@ class ProcessWorkers(RemoteWorkers[Process]):
             if not home.gone(max(0.0, deadline - time.monotonic())):
                 home.kill()
                 home.gone(PATIENCE)
+                if home in homes:
+                    self._faults.note(_not_closed(self._plan, home))
         self._killed = []
         if self._memory >= 0:
             os.close(self._memory)
@@ -114,7 +118,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
         except (EOFError, OSError):
             self._replace(home, home.death(PATIENCE))
             return
-        if kind == messages.FAULT:
+        if kind == messages.END:
+            self._table.phase[number] = READY
+            self._table.note(number, body, self._plan.named(number))
+        elif kind == messages.FAULT:
             self._faults.count(body)
             self._renew(number)
         elif kind == messages.SPEC:  # it is made; from now on it may hang
@@ -130,20 +137,30 @@ class ProcessWorkers(RemoteWorkers[Process]):
         if self._table.phase[number] == BUSY:
             self._go([number])
 
-    def _replace(self, home: Process, incident: Incident) -> None:
+    def _replace(self, home: Process, incident: Incident, forgiven: bool = False) -> None:
         """A fresh process for all environments of one that has failed. Rows that they have written stay valid."""
         for number, channel in home.channels.items():
             self._poll.unregister(channel)
             del self._numbers[channel.fileno()]
-            wrote = self._table.phase[number] == BUSY and messages.kind(channel, socket.MSG_DONTWAIT) == messages.ROW
-            if wrote:
+            if self._table.phase[number] == BUSY and self._wrote(number, channel):
                 self._table.phase[number] = READY
         home.kill()
         home.hang_up()
         self._killed = [other for other in [*self._killed, home] if not other.gone()]
-        self._faults.count(incident)
+        self._blame(incident, forgiven)
         self._start(home.numbers)
         self._go([number for number in home.numbers if self._table.phase[number] == BUSY])
+
+    def _wrote(self, number: int, channel: socket.socket) -> bool:
+        """Whether an environment that is lost had written its rows before."""
+        kind = messages.kind(channel, socket.MSG_DONTWAIT)
+        if kind == messages.END:
+            channel.settimeout(PATIENCE)
+            try:
+                self._table.note(number, messages.body(channel), self._plan.named(number))
+            except (EOFError, OSError):
+                return False
+        return kind in (messages.ROW, messages.END)
 
     def _start(self, numbers: tuple[int, ...]) -> None:
         """Starts a process; it is ready some time later."""
@@ -180,19 +197,25 @@ class ProcessWorkers(RemoteWorkers[Process]):
     def _get_states(self) -> list[bytes | str]:
         return self._ask([(number, messages.GET, None) for number in range(self.envs)])
 
+    def _get_picture(self, number: int) -> np.ndarray | str | None:
+        return self._ask([(number, messages.RENDER, None)])[0]
+
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
         answers = self._ask([(number, messages.PUT, state) for number, state in states.items()])
-        return dict(zip(states, answers, strict=True))
+        given = {number: (a, {}) if a == SILENT else a for number, a in zip(states, answers, strict=True)}
+        for number, (_, finished) in given.items():
+            self._table.note(number, finished, self._plan.named(number))
+        return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """The answers (STATE) to (number, kind, body) of environments that wait; SILENT of one that gives none."""
+        """The answers to (number, kind, body) of environments that wait; SILENT of one that gives none."""
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
             channel.settimeout(self._timeout or None)
             try:
-                channel.sendall(kind) if kind == messages.GET else messages.tell(channel, kind, body)
-                if messages.kind(channel) != messages.STATE:
+                channel.sendall(kind) if body is None else messages.tell(channel, kind, body)
+                if messages.kind(channel) not in (messages.STATE, messages.FRAME):
                     raise EOFError
                 answers.append(messages.body(channel))
                 channel.settimeout(None)
@@ -200,6 +223,12 @@ class ProcessWorkers(RemoteWorkers[Process]):
                 answers.append(SILENT)
                 self._homes[number].kill()  # `_hear` finds it dead and replaces it
         return answers
+
+
+def _not_closed(plan: Plan, home: Process) -> Incident:
+    names = ", ".join(repr(plan.named(number)) for number in home.numbers)
+    text = f"env {names} had not closed after {PATIENCE:g} seconds; its process was killed"
+    return Incident(home.numbers, "not closed", text, "")
 
 
 def script_hint(env_name: str, message: str) -> str:

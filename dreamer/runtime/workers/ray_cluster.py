@@ -47,6 +47,8 @@ class RayWorkers(RemoteWorkers[ActorHome]):
     starts one on this machine, and ends it.
     """
 
+    backend = "ray"
+
     def __init__(self, plan: Plan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
         """Returns when all environments are made. Raises UserError when one cannot be, or there is no Ray."""
         super().__init__(plan, timeout, restarts)
@@ -108,7 +110,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._look_for_hung()
         return int(np.count_nonzero(self._table.phase == READY))
 
-    def _take(self, number: int, answer: Step | Spec | Incident) -> None:
+    def _take(self, number: int, answer: tuple[Step, dict[int, dict[str, float]]] | Spec | Incident) -> None:
         """What an actor said of an environment: a row, that it is made, or that it has failed."""
         if isinstance(answer, Incident):
             self._faults.count(answer)
@@ -118,7 +120,9 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             if self._table.phase[number] == BUSY:
                 self._go([number])
         else:
-            self._table.write(number, answer)
+            step, finished = answer
+            self._table.write(number, step)
+            self._table.note(number, finished, self._plan.named(number))
 
     def _go(self, numbers: Sequence[int]) -> None:
         """Sends environments their actions; those that are being made get theirs once they are."""
@@ -144,11 +148,11 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._made[number] = False
         self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=self._making)
 
-    def _replace(self, home: ActorHome, incident: Incident) -> None:
+    def _replace(self, home: ActorHome, incident: Incident, forgiven: bool = False) -> None:
         """A fresh actor for all environments of one that is gone. Rows that have come from it stay valid."""
         self._ray.kill(home.actor)
         self._calls = {answer: number for answer, number in self._calls.items() if number not in home.numbers}
-        self._faults.count(incident)
+        self._blame(incident, forgiven)
         self._start(home.numbers)
 
     def _specs(self) -> Spec:
@@ -177,7 +181,14 @@ class RayWorkers(RemoteWorkers[ActorHome]):
 
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
         answers = [self._homes[number].actor.set_state.remote(number, state) for number, state in states.items()]
-        return {number: self._answer(answer) for number, answer in zip(states, answers, strict=True)}
+        given = {}
+        for number, answer in zip(states, map(self._answer, answers), strict=True):
+            given[number], finished = (answer, {}) if answer == SILENT else answer
+            self._table.note(number, finished, self._plan.named(number))
+        return given
+
+    def _get_picture(self, number: int) -> np.ndarray | str | None:
+        return self._answer(self._homes[number].actor.render.remote(number))
 
     def _answer(self, answer: Any) -> Any:
         """An answer that is not a row; SILENT when its actor is gone or hangs, `receive` finds out."""
@@ -191,7 +202,7 @@ def _ray() -> ModuleType:
     try:
         import ray
     except ModuleNotFoundError as error:
-        advice = 'pip install ".[distributed]" in the checkout'
+        advice = 'pip install "dreamer-jax[distributed]", in the checkout pip install ".[distributed]"'
         raise UserError(f"workers.backend ray needs the package {error.name!r}: {advice}") from None
     return ray
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -36,11 +36,12 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     spec: Spec
     streams: int
+    backend: str
     _table: Table
 
     def __init__(self, plan: Plan, timeout: float, restarts: int):
         self._plan, self._timeout = plan, timeout
-        self.envs = plan.envs
+        self.envs, self.folder = plan.envs, plan.folder
         self._faults = Faults(plan, restarts)
         self._homes: dict[int, HomeT] = {}  # by number of the environment
         self._since = np.zeros(plan.envs)  # since when each owes an answer; in the future while it may still be made
@@ -61,6 +62,29 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
     def incidents(self) -> list[Incident]:
         """What happened since the last call."""
         return self._faults.drain()
+
+    def finished(self) -> Mapping[int, Mapping[str, float]]:
+        """The environments' own numbers of the episodes that the rows received last have ended, by stream."""
+        return self._table.finished
+
+    def seed(self, number: int) -> int:
+        """The seed with which an environment began, as it is now: each that is made anew has another."""
+        return self._faults.seed(number)
+
+    def render(self, number: int) -> np.ndarray | str | None:
+        """A picture uint8 [H, W, 3] of an environment that waits; None when it does not draw itself; why not else."""
+        picture = self._get_picture(number)
+        if isinstance(picture, str) and picture == SILENT:
+            name, home = self._plan.named(number), self._homes[number]
+            text = f"env {name!r} has ended, or not drawn itself for {self._timeout:g} seconds (workers.timeout)"
+            self._replace(home, Incident(home.numbers, "hung", text, ""), forgiven=True)
+            return text
+        return picture
+
+    def restart(self, number: int) -> None:
+        """Makes an environment that waits anew with a fresh seed."""
+        self._faults.resets[number] += 1
+        self._renew(number)
 
     def states(self) -> Snapshot:
         """The state of every environment, and their rows that nobody has received."""
@@ -112,8 +136,8 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         """Has an environment made anew in the home that it has."""
 
     @abc.abstractmethod
-    def _replace(self, home: HomeT, incident: Incident) -> None:
-        """Counts the incident; a fresh home for all environments of one that has failed."""
+    def _replace(self, home: HomeT, incident: Incident, forgiven: bool = False) -> None:
+        """Counts the incident, unless it is forgiven; a fresh home for all environments of one that has failed."""
 
     @abc.abstractmethod
     def _get_states(self) -> list[bytes | str]:
@@ -121,7 +145,14 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
-        """Why each has not taken its own, "" of one that has."""
+        """Why each has not taken its own, "" of one that has. Notes what they told of episodes that have ended."""
+
+    @abc.abstractmethod
+    def _get_picture(self, number: int) -> np.ndarray | str | None:
+        """Of an environment that is not at work; SILENT when it gives no answer."""
+
+    def _blame(self, incident: Incident, forgiven: bool) -> None:
+        (self._faults.forgive if forgiven else self._faults.count)(incident)
 
     def _wait(self, wanted: int, patience: float) -> None:
         """Until the rows of `wanted` environments are ready, or of some after `patience` seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -47,19 +47,25 @@ class Ready(NamedTuple):
     step: Step
 
 
-Kind = Literal["raised", "exited", "killed", "hung", "broke its space"]
+Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not closed"]
 
 
 class Incident(NamedTuple):
     """Environments that failed in one go and were made anew.
 
     envs: their numbers | kind: how | text: one line that names the cause | trace: of the worker, "" if there is none
+    One that was "not closed" in time is not needed any more, and not made anew.
     """
 
     envs: tuple[int, ...]
     kind: Kind
     text: str
     trace: str
+
+    @property
+    def line(self) -> str:
+        """What the user is told."""
+        return self.text if self.kind == "not closed" else f"environment made anew: {self.text}"
 
 
 class Snapshot(NamedTuple):
@@ -83,12 +89,15 @@ class Workers(Protocol):
     together: one of each that is in the game, so that of an agent whose row is_last the next comes with the next
     game. `streams` = E * spec.agents. A failed environment is made anew with a fresh seed and gives a reset row
     next, `incidents` tells; UserError when that happens too often, or before an environment's very first row.
-    close() ends everything; it may be called twice.
+    close() ends everything; it may be called twice. An environment whose close() hangs is left behind or killed, which
+    `incidents` tells too.
     """
 
     spec: Spec
     envs: int
     streams: int
+    backend: str  # inline, processes or ray
+    folder: str  # the current folder when the set was made
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
         """Rows of all E environments (`least` None), else all that are there as soon as those of `least` are.
@@ -104,6 +113,24 @@ class Workers(Protocol):
 
     def incidents(self) -> list[Incident]:
         """What happened since the last call."""
+
+    def finished(self) -> Mapping[int, Mapping[str, float]]:
+        """The environments' own numbers of the episodes that the rows received last have ended, by stream.
+
+        By name as they are logged, see `own_numbers`. A stream that has none is missing.
+        """
+
+    def seed(self, number: int) -> int:
+        """The seed of an environment as it is now; one that was made anew has another."""
+
+    def render(self, number: int) -> np.ndarray | str | None:
+        """A picture uint8 [H, W, 3] of an environment whose rows were received; None when it does not draw itself.
+
+        Why not, in one line, when it fails. One that hangs is made anew without counting against workers.restarts.
+        """
+
+    def restart(self, number: int) -> None:
+        """Makes an environment whose rows were received anew with a fresh seed; its next rows are of a reset."""
 
     def describe(self) -> str:
         """One line: where the environments run, and why."""
@@ -127,7 +154,10 @@ class Workers(Protocol):
 
 
 class Plan(NamedTuple):
-    """Which environments a set runs: `envs` copies; number i starts with the seed seed + i."""
+    """Which environments a set runs: `envs` copies; number i starts with the seed seed + i.
+
+    folder: the current one when the set was made. Every environment is made there, wherever another has gone since.
+    """
 
     env_name: EnvName
     options: dict[str, Any]
@@ -135,6 +165,7 @@ class Plan(NamedTuple):
     seed: int
     render_mode: str | None
     envs: int
+    folder: str = ""
 
     def named(self, number: int) -> str:
         """The name of one environment in messages."""

@@ -6,11 +6,12 @@ ABSENT into its place, which no row can have, and nobody is given it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.runtime.own_numbers import named
 from dreamer.runtime.parallel import ABSENT
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.seam import Ready
@@ -30,6 +31,8 @@ class Table:
         self.streams = len(rows.reward)
         self.envs = self.streams // agents
         self.phase = np.full(self.envs, BUSY, np.uint8)
+        self.finished: dict[int, dict[str, float]] = {}  # what environments told of episodes, by stream: see `note`
+        self._noted: dict[int, dict[str, float]] = {}
         self._everyone = np.arange(self.streams)
         self._numbers = self._everyone.tobytes()
         self._held = np.zeros(self.streams, bool)  # received, and not answered yet
@@ -48,6 +51,10 @@ class Table:
     def take(self) -> Ready:
         """Copies of the rows that are ready; they are the receiver's now."""
         ready = self.peek()
+        self.finished = {}
+        if self._noted:
+            own = [stream for stream in ready.envs.tolist() if stream in self._noted]
+            self.finished = {stream: self._noted.pop(stream) for stream in own}
         if len(ready.envs) == self.streams:
             self.phase.fill(TAKEN)
         else:
@@ -55,6 +62,14 @@ class Table:
         if self.agents > 1:
             self._held[ready.envs] = True
         return ready
+
+    def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
+        """Keeps what an environment told of the episodes that its rows end, by agent, until these are taken.
+
+        UserError for a number that cannot be logged.
+        """
+        for agent, numbers in finished.items():
+            self._noted[env * self.agents + agent] = named(numbers, name)
 
     def peek(self) -> Ready:
         """Copies of the rows that are ready, which stay where they are."""

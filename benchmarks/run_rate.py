@@ -1,0 +1,67 @@
+"""Environment steps per second of whole runs, this checkout and another one in turns.
+
+    python -m benchmarks.run_rate --compare ../other-checkout --rounds 3
+
+Runs the quickstart and a task of pictures, cut short, and takes the rate between the first line of metrics with an
+update behind it and the last one, so that starting and compiling do not count. Ratio: this checkout over the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RUNS = {
+    "quickstart": ["experiments/quickstart.yaml", "--env-steps", "5000"],
+    "pictures": ["experiments/reach.yaml", "--env-steps", "1500"],
+}
+SHARED = [
+    "--log.every", "1", "--log.tensorboard", "false", "--eval.episodes", "0", "--eval.every", "0",
+    "--checkpoint.every", "20",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; env steps per second, {args.rounds} rounds in turns")
+    for name, words in RUNS.items():
+        rates: dict[str, list[float]] = {"ours": [], "other": []}
+        for number in range(args.rounds):
+            sides = [("ours", ROOT), ("other", args.compare.resolve())]
+            for side, checkout in sides[:: -1 if number % 2 else 1]:
+                rates[side].append(rate(checkout, words))
+        each = [ours / other for ours, other in zip(rates["ours"], rates["other"], strict=True)]
+        medians = {side: statistics.median(values) for side, values in rates.items()}
+        print(
+            f"{name:12} ours {medians['ours']:8.1f}  other {medians['other']:8.1f}  ratio {statistics.median(each):.3f} "
+            f"({min(each):.3f} to {max(each):.3f})",
+            flush=True,
+        )
+
+
+def rate(checkout: Path, words: list[str]) -> float:
+    """Environment steps per second of one run of a checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        subprocess.run(
+            [sys.executable, "-m", "dreamer", "train", *words, *SHARED, "--run-dir", str(run_dir)],
+            cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["updates"] > 0]
+    first, last = trained[0], trained[-1]
+    return (last["env_steps"] - first["env_steps"]) / (last["time"] - first["time"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Flags of the command line: words become keys and values of a config, a config becomes its help. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_origin
+
+import yaml
+
+from dreamer import shipped
+from dreamer.coerce import Dumper, describe, is_sequence, parse
+from dreamer.config import Layer, Note, layer, overlay, similar_key, tell, type_of
+from dreamer.errors import UserError
+
+
+class Flag(NamedTuple):
+    """A flag as typed: its text, the dotted key that it names, the words after it; inline: given as --flag=word."""
+
+    text: str
+    key: str
+    words: list[str]
+    inline: bool
+
+
+def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
+    """The flags with the words that are their own, as the types of `config` say, and the words that are not.
+
+    The first word after a flag is its value, but for a switch, which takes "true" or "false" alone, and for --resume,
+    which takes "no", "yes" or "auto" before a preset. A list and what takes any value has all words up to one that ends
+    in .yaml.
+    """
+    owned, free = [], []
+    for flag in flags:
+        count = 0 if flag.inline else _count_own(type_of(config, flag.key), flag)
+        kept = flag.words[: 1 if flag.inline else count]
+        owned.append(flag._replace(words=kept))
+        free += flag.words[len(kept) :]
+    return owned, free
+
+
+def _count_own(kind: Any, flag: Flag) -> int:
+    """How many of the words after a flag are its own."""
+    first = flag.words[0] if flag.words else ""
+    negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
+    if flag.key == "help" or negated:
+        return 0
+    if kind is bool:
+        return int(first.lower() in ("true", "false"))
+    if flag.key == "resume":
+        return int(not is_preset(first))
+    if kind is None or kind is Any or is_sequence(kind):
+        ends = (number for number, word in enumerate(flag.words) if number and word.endswith((".yaml", ".yml")))
+        return next(ends, len(flag.words))
+    return 1
+
+
+def is_preset(word: str) -> bool:
+    """Whether a word names a preset: a file, or a shipped one."""
+    return word.endswith((".yaml", ".yml")) or word in shipped.presets()
+
+
+def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
+    """The words before the first flag, and the flags with the words that follow each."""
+    words: list[str] = []
+    flags: list[Flag] = []
+    for arg in args:
+        if not arg.startswith("-") or re.match(r"-[\d.]", arg) or arg in ("-", "-inf"):
+            (flags[-1].words if flags else words).append(arg)
+            continue
+        text, equals, value = ("--help" if arg == "-h" else arg).partition("=")
+        if not re.match(r"--[A-Za-z]", text):
+            hint = f"did you mean '-{text}'?" if re.match(r"-[A-Za-z]{2}", text) else "flags are written --name value"
+            raise UserError(f"unknown flag {text}; {hint}")
+        flags.append(Flag(text, text[2:].replace("-", "_"), [value] if equals else [], bool(equals)))
+    return words, flags
+
+
+def apply(
+    config: Any, flags: Sequence[Flag], before: Sequence[Layer] = (), note: Note = tell
+) -> tuple[Any, list[str]]:
+    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag.
+
+    before: the layers that `config` is made of, note: for what they lose, both as `overlay` takes them.
+    """
+    values, origins, strays = {}, {}, []
+    for flag in flags:
+        key, value, rest = _bind(flag, config)
+        values[key], origins[key] = value, flag.text
+        strays += rest
+    return overlay(config, layer(values, "the command line", origins), before=before, note=note), strays
+
+
+def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
+    """A flag's key, its value, and the words after it that are not its own."""
+    kind = type_of(config, flag.key)
+    if kind is None:
+        return _bind_negated(flag, config)
+    if dataclasses.is_dataclass(kind):
+        first = dataclasses.fields(kind)[0].name.replace("_", "-")
+        raise UserError(f"flag {flag.text} is a group of settings, such as {flag.text}.{first}; --help lists them")
+    if kind is bool and not flag.inline and (not flag.words or flag.words[0].lower() not in ("true", "false")):
+        return flag.key, True, flag.words
+    if flag.key == "resume" and not flag.words:
+        return flag.key, "yes", []
+    if not flag.words:
+        raise UserError(f"flag {flag.text} needs a value: {describe(kind)}")
+    if not flag.inline and (is_sequence(kind) or kind is Any):
+        return flag.key, parse(flag.words, kind), []
+    if _is_mapping(kind) and (option := re.match(r"([A-Za-z_]\w*)=(.*)", flag.words[0])):
+        raise UserError(f"flag {flag.text} {flag.words[0]}: write {flag.text}.{option[1]} {option[2] or 'VALUE'}")
+    return flag.key, parse(flag.words[:1], kind), flag.words[1:]
+
+
+def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
+    """--no-lockstep and --log.no-tensorboard as false; any other flag that names no field is unknown."""
+    parent, _, last = flag.key.rpartition(".")
+    key = f"{parent}.{last[3:]}".lstrip(".")
+    if last.startswith("no_") and type_of(config, key) is bool and not flag.inline:
+        return key, False, flag.words
+    near = "help" if flag.key in "help" else similar_key(config, flag.key)
+    hint = f"did you mean '--{near.replace('_', '-')}'?" if near else "--help lists them"
+    raise UserError(f"unknown flag {flag.text}; {hint}")
+
+
+def show_help(settings: Any, usage: str, description: str) -> int:
+    """Print every field of `settings` with type, default and meaning. Returns 0."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_mapping_rule)
+    try:
+        tyro.cli(
+            type(settings), default=settings, args=["--help"], prog=usage, description=description, registry=registry
+        )
+    except SystemExit:
+        return 0
+    raise AssertionError("tyro.cli returns from --help by SystemExit")
+
+
+def _is_mapping(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (dict, Mapping)
+
+
+def _mapping_rule(info: Any) -> Any:
+    """A dict field in tyro's help: one row, whatever it holds."""
+    import tyro
+
+    if not _is_mapping(info.type):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="'{KEY: VALUE, ...}'",
+        instance_from_str=lambda words: parse(words, dict),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [yaml.dump(value, Dumper=Dumper, default_flow_style=True).strip()],
+    )

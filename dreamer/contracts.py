@@ -1,0 +1,230 @@
+"""A plug-in gives what `interfaces.py` asks for, or one line says which plug-in, which function and what is wrong.
+
+The functions of a record are wrapped: shapes are compared while jax traces, so that nothing is paid when a compiled
+step runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Behavior, Latent, Losses, Variables, WorldModel, WorldModelOut
+from dreamer.plugins import one_line
+from dreamer.spaces import Spec
+
+LONGEST = 400  # characters of another library's message
+NOT_FUNCTIONS = ("scales", "storage", "allowed")
+SIGNATURES = {
+    WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
+    Behavior: "make(config, spec, *, feat_width, dtype, horizon, contdisc) -> Behavior",
+}  # fmt: skip
+
+
+class Fault(Exception):
+    """What a function of a plug-in gives and should not, in words."""
+
+
+class Plugin(NamedTuple):
+    """Who is to blame: "world model 'my_lab.model'", and the environment that it was made for."""
+
+    who: str
+    spec: Spec
+
+
+def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> tuple[WorldModel, int]:
+    """The checked world model of a plug-in's module, and the width of its feat. Raises UserError naming it."""
+    plugin = Plugin(f"world model {name!r}", spec)
+    model: WorldModel = _made(plugin, module, WorldModel, (config, spec), shared)
+    checks: dict[str, Callable] = {
+        "init": _is_variables,
+        "imagine": lambda out, params, key, latent, action: _same(out, latent, "latent"),
+        "observe": _is_posterior,
+        "feat": _is_array,
+        "predict": _is_prediction,
+        "loss": lambda out, params, extra, key, latent, prev_action, batch: _is_model_loss(
+            out, model.scales, batch.reward.shape, extra
+        ),
+        "pack": lambda out, latent: _is_packed(out, model.storage),
+        "decode": lambda out, params, latent: _is_decoded(out, spec),
+    }
+    model = _guarded(plugin, model, checks)
+    shape = jax.eval_shape(lambda: model.feat(model.initial(1))).shape
+    if len(shape) != 2 or shape[0] != 1:
+        raise UserError(f"{plugin.who}: feat(initial(1)) has shape {list(shape)}, not [1, F]")
+    return model, shape[-1]
+
+
+def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> Behavior:
+    """The checked behavior of a plug-in's module. Raises UserError naming it."""
+    plugin = Plugin(f"behavior {name!r}", spec)
+    behavior: Behavior = _made(plugin, module, Behavior, (config, spec), shared)
+    checks: dict[str, Callable] = {
+        "init": _is_variables,
+        "act": lambda out, params, key, dream, latent, *rest, **more: _is_action(out, latent, spec),
+        "loss": lambda out, params, extra, *rest: _is_behavior_loss(out, behavior.scales, extra),
+        "refresh": lambda out, params, extra: _same(out, extra, "extra"),
+    }
+    return _guarded(plugin, behavior, checks)
+
+
+# The record -----------------------------------------------------------------------------------------------------------
+
+
+def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping[str, Any]) -> Any:
+    """What the module's `make` gives, as a `record` with all its fields."""
+    if not callable(getattr(module, "make", None)):
+        raise UserError(f"{plugin.who} has no function {SIGNATURES[record]}")
+    made = _called(plugin, "make", module.make, args, shared)
+    missing = [f for f in record._fields if not hasattr(made, f) and f not in record._field_defaults]
+    if missing:
+        raise UserError(f"{plugin.who}: make gives a {type(made).__name__}, not a {record.__name__}: no {missing[0]!r}")
+    made = record(*(getattr(made, f, record._field_defaults.get(f)) for f in record._fields))
+    for field in record._fields:
+        value = getattr(made, field)
+        if field not in NOT_FUNCTIONS and not callable(value):
+            raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a function")
+        if field in ("scales", "storage") and not isinstance(value, Mapping):
+            raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a mapping by name")
+    for loss, scale in made.scales.items():
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise UserError(f"{plugin.who}: the scale of loss {loss!r} is a {type(scale).__name__}, not a number")
+    return made
+
+
+def _guarded(plugin: Plugin, record: Any, checks: Mapping[str, Callable]) -> Any:
+    """The record with each function named when it fails, and its result checked."""
+    functions = {f: getattr(record, f) for f in record._fields if callable(getattr(record, f))}
+    return record._replace(**{f: _guard(plugin, f, function, checks.get(f)) for f, function in functions.items()})
+
+
+def _guard(plugin: Plugin, name: str, function: Callable, check: Callable | None) -> Callable:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        out = _called(plugin, name, function, args, kwargs)
+        if check is not None:
+            try:
+                check(out, *args, **kwargs)
+            except Fault as fault:
+                raise UserError(f"{plugin.who}: {name} gives {fault}") from None
+        return out
+
+    return guarded
+
+
+def _called(plugin: Plugin, name: str, function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (UserError, jax.errors.JaxRuntimeError):  # the second is a device's, which others explain
+        raise
+    except Exception as error:
+        text = one_line(error)
+        if len(text) > LONGEST:  # the place stands at the end
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        raise UserError(f"{plugin.who}: {name} failed: {text}") from error
+
+
+# What functions give --------------------------------------------------------------------------------------------------
+
+
+def _is_variables(out: Any, *args: Any) -> None:
+    if not isinstance(out, Variables):
+        raise Fault(f"a {type(out).__name__}, not Variables(params, extra)")
+
+
+def _is_array(out: Any, *args: Any) -> None:
+    if not hasattr(out, "shape"):
+        raise Fault(f"a {type(out).__name__}, not an array")
+
+
+def _is_posterior(out: Any, params: Any, key: Any, latent: Latent, obs: Any, action: Any, is_first: Any) -> None:
+    steps = is_first.shape[1]
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[1:]), x.dtype), latent)
+    _same(out, wanted, "latent")
+
+
+def _is_prediction(out: Any, params: Any, feat: Any) -> None:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise Fault(f"a {type(out).__name__}, not a pair (reward, cont)")
+    for name, value in zip(("reward", "cont"), out, strict=True):
+        if getattr(value, "shape", None) != feat.shape[:-1]:
+            raise Fault(f"{name} of shape {_shape(value)}, not {list(feat.shape[:-1])}")
+
+
+def _is_model_loss(out: Any, scales: Mapping, shape: tuple[int, ...], extra: Any) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], WorldModelOut):
+        raise Fault(f"a {type(out).__name__}, not a pair (losses, WorldModelOut)")
+    losses, more = out
+    _is_losses(losses, scales)
+    for name, value in losses.items():
+        if value.shape != shape:
+            raise Fault(f"loss {name!r} of shape {_shape(value)}, not {list(shape)}, a number for each row [B, T]")
+    _same(more.extra, extra, "extra")
+    _is_metrics(more.metrics)
+
+
+def _is_behavior_loss(out: Any, scales: Mapping, extra: Any) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], tuple) or len(out[1]) != 2:
+        raise Fault(f"a {type(out).__name__}, not losses, (extra, metrics)")
+    losses, (new, metrics) = out
+    _is_losses(losses, scales)
+    _same(new, extra, "extra")
+    _is_metrics(metrics)
+
+
+def _is_losses(losses: Losses, scales: Mapping) -> None:
+    if not isinstance(losses, Mapping):
+        raise Fault(f"losses as a {type(losses).__name__}, not a mapping by name")
+    for name in sorted(set(losses) ^ set(scales)):
+        without = "has no scale" if name in losses else "has a scale and is not among its losses"
+        raise Fault(f"losses {sorted(losses)} for scales {sorted(scales)}: {name!r} {without}")
+    for name, value in losses.items():
+        if not hasattr(value, "dtype") or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            raise Fault(f"loss {name!r} as {getattr(value, 'dtype', type(value).__name__)}, not an array of floats")
+
+
+def _is_metrics(metrics: Any) -> None:
+    for name, value in metrics.items() if isinstance(metrics, Mapping) else [("metrics", metrics)]:
+        if jax.numpy.ndim(value) != 0:
+            raise Fault(f"metric {name!r} of shape {_shape(value)}, not one number")
+
+
+def _is_packed(out: Any, storage: Mapping) -> None:
+    if set(out) != set(storage):
+        raise Fault(f"{sorted(out)}, but storage describes {sorted(storage)}")
+    for name, value in out.items():
+        wanted = tuple(storage[name].shape)
+        if tuple(value.shape)[len(value.shape) - len(wanted) :] != wanted:
+            raise Fault(f"{name!r} of shape {_shape(value)}, but storage says [.., {', '.join(map(str, wanted))}]")
+
+
+def _is_decoded(out: Any, spec: Spec) -> None:
+    if unknown := sorted(set(out) - set(spec.obs)):
+        raise Fault(f"{unknown[0]!r}, which is no observation; there are {sorted(spec.obs)}")
+
+
+def _is_action(out: Any, latent: Latent, spec: Spec) -> None:
+    wanted = (jax.tree.leaves(latent)[0].shape[0], spec.action_width)
+    if getattr(out, "shape", None) != wanted:
+        raise Fault(f"an action of shape {_shape(out)}, not {list(wanted)} [E, A]")
+
+
+def _same(out: Any, wanted: Any, what: str) -> None:
+    """Fault naming the first leaf of `out` whose name or shape is not that of `wanted`."""
+    found, asked = _leaves(out), _leaves(wanted)
+    for name in sorted(set(found) ^ set(asked)):
+        raise Fault(f"{what} {'with' if name in found else 'without'} {name or 'a leaf'}, which it was "
+                    f"{'not ' if name in found else ''}given")  # fmt: skip
+    for name, leaf in found.items():
+        if leaf.shape != asked[name].shape:
+            raise Fault(f"{what}{name} of shape {_shape(leaf)}, not {_shape(asked[name])}")
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _shape(value: Any) -> str:
+    return str(list(getattr(value, "shape", ())))

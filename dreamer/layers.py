@@ -1,0 +1,137 @@
+"""Layers of differences to lay over a config: what a preset file, a command line or overrides say. Imports no jax."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import yaml
+
+from dreamer import hints, shipped
+from dreamer import trust as trusting
+from dreamer.coerce import Loader, show
+from dreamer.errors import UserError
+
+LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
+
+
+class Layer(NamedTuple):
+    """Differences to lay over a config: nested `values`, and where each came from by dotted key.
+
+    A key without an entry in `origins` came from `origin`. ours: this user made the file that it was read from, as the
+    config of a run.
+    """
+
+    values: Mapping[str, Any]
+    origin: str
+    origins: Mapping[str, str]
+    ours: bool = False
+
+    def where(self, key: str) -> str:
+        """The file and line, or the flag, that the dotted `key` came from."""
+        return self.origins.get(key, self.origin)
+
+
+def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested values, groups included."""
+    for name, value in values.items():
+        key = f"{path}.{name}" if path else str(name)
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from dotted(value, key)
+
+
+def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
+    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        try:
+            _merge(nested, value, origin)
+        except RecursionError:
+            raise UserError(f"{key} is nested too deeply, or holds itself (from {origin})") from None
+    return Layer(nested, origin, origins or {})
+
+
+def read_preset(path: str | os.PathLike) -> Layer:
+    """The differences that a preset holds, each with its line. Raises UserError: not there, or not valid YAML.
+
+    path: the name of a shipped preset, such as "quickstart", or a file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
+    name = os.fspath(shipped.presets().get(path, path) if isinstance(path, str) else path)
+    try:
+        whole = trusting.unsealed(_text_of(name))
+    except FileNotFoundError:
+        raise UserError(f"no preset file {name!r}{hints.nearest_preset_file(name)}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"preset {name!r} cannot be read: {reason}") from None
+    return layer_of(whole.text, name, first=1 if whole.run is None else 2)._replace(ours=whole.ours)
+
+
+def _text_of(name: str) -> str:
+    """The text of a file. Raises OSError; ValueError when it is too large, or no text."""
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read as far as it goes
+        data = file.read(LARGEST + 1) or b""
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST:,} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+
+
+def layer_of(text: str, name: str, first: int = 1) -> Layer:
+    """The differences that the text of a preset holds, each with its line. Raises UserError: not valid YAML.
+
+    name: of the file, for messages. first: number of the first line in the file.
+    """
+    try:
+        node = yaml.compose(text, Loader)
+        _check_size(node, [MOST_NODES])
+        values = yaml.load(text, Loader)
+        lines = {key: line + first for key, line in _lines(node)}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + first}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{name}{line}: not valid YAML: {reason}") from None
+    if values is None:
+        return Layer({}, name, {})
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold a mapping of config keys, not {show(values)}")
+    return Layer(values, name, {key: f"{name}:{line}" for key, line in lines.items()})
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Lays nested `values` into `into`, copying each mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
+            raise UserError(f"{key} is given both whole and in parts (from {origin})")
+        into[key] = _merge(into.get(key, {}), value, origin) if isinstance(value, Mapping) else value
+    return into
+
+
+def _check_size(node: Any, left: list[int]) -> None:
+    """ValueError when a YAML document has too many nodes once its aliases are followed. left: how many more may come.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it holds more than {MOST_NODES:,} values")
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            _check_size(one, left)
+
+
+def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted key, line from 0 on) of every key of a YAML mapping."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        dotted = f"{path}.{key.value}" if path else key.value
+        yield dotted, key.start_mark.line
+        yield from _lines(value, dotted)

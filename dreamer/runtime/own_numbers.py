@@ -1,0 +1,147 @@
+"""The numbers that an environment tells of its own episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
+
+    info["is_success"]     scalars of `info` in the last row of an episode -> is_success
+    obs["log/height"]      observation keys "log/..." of one number, which the agent does not see
+                           -> height/mean and height/max over the rows of an episode, that of the reset among them
+
+Nested dicts, arrays and strings in `info` are not logged, nor are keys "log/..." of several numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.spaces import MASK
+
+OURS = ("return", "return_std", "length")  # what the run itself logs of episodes
+PREFIX = "log/"
+LONGEST = 100  # characters of a name
+_ODD = re.compile(r"[^\w./-]+")
+
+
+class Tally:
+    """Owns the numbers of the running episode of one environment. `finished`: those of an episode that has ended.
+
+    space: of the observations.
+    """
+
+    def __init__(self, space: spaces.Space):
+        self.keys = dict(_logged(space, ()))
+        self._sums: dict[str, list[float]] = {}  # total, rows, highest
+        self.finished: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """A new episode begins."""
+        self._sums, self.finished = {}, {}
+
+    def add(self, obs: Any) -> None:
+        """Takes the keys "log/..." of one row; one that is missing there is left out."""
+        for name, path in self.keys.items():
+            value = _scalar(_inner(obs, path))
+            if value is None:
+                continue
+            total, rows, highest = self._sums.get(name, [0.0, 0, -math.inf])
+            kept = value <= highest or math.isnan(highest)  # a nan stays one
+            self._sums[name] = [total + value, rows + 1, highest if kept else value]
+
+    def end(self, info: Any) -> None:
+        """The episode has ended with a row whose info this is."""
+        found: dict[str, float] = {}
+        for key, value in info.items() if info and isinstance(info, Mapping) else ():
+            number = _scalar(value) if key != MASK else None
+            if number is not None:
+                found[str(key)] = number
+        for name, (total, rows, highest) in self._sums.items():
+            found[f"{PREFIX}{name}/mean"] = total / rows
+            found[f"{PREFIX}{name}/max"] = highest
+        self.finished = found
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, as plain values."""
+        return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes a `state` over. Raises ValueError, TypeError or KeyError for what is none."""
+        sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
+                state["sums"].items()}  # fmt: skip
+        if any(rows < 1 for _, rows, _ in sums.values()):
+            raise ValueError("its own numbers are of no row")
+        self._sums = {name: list(values) for name, values in sums.items()}
+        self.finished = {str(name): float(value) for name, value in state["finished"].items()}
+
+
+def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
+    """The numbers of a finished episode by the name under which they are logged; odd characters become "_".
+
+    env: for messages. UserError for a name that the run uses itself, that is too long, or that two numbers share.
+    """
+    found: dict[str, float] = {}
+    keys: dict[str, str] = {}
+    for key, value in finished.items():
+        name = _ODD.sub("_", key.removeprefix(PREFIX)).strip("/") or "_"
+        what = f"env {env!r}: the {_source(key)} would be logged as episode/{name[:LONGEST]}"
+        if name in OURS:
+            raise UserError(f"{what}, which is the run's own; rename it in the environment or in a wrapper")
+        if len(name) > LONGEST:
+            raise UserError(f"{what}..., which has more than {LONGEST} characters; give it a shorter name")
+        if name in found:
+            raise UserError(f"{what}, as would the {_source(keys[name])}; rename one of them")
+        found[name], keys[name] = value, key
+    return found
+
+
+def check_keys(space: spaces.Space, env: str) -> None:
+    """UserError when keys "log/..." of an observation space have names that cannot be logged."""
+    named({f"{PREFIX}{name}/mean": 0.0 for name, _ in _logged(space, ())}, env)
+
+
+def mean_of(episodes: list[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over the episodes that have it."""
+    names = dict.fromkeys(name for own in episodes for name in own)
+    return {name: float(np.mean([own[name] for own in episodes if name in own])) for name in names}
+
+
+def _source(key: str) -> str:
+    if key.startswith(PREFIX):
+        return f"observation key {key.removesuffix('/mean').removesuffix('/max')!r}"
+    return f"info key {key!r}"
+
+
+def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
+    """(name, path) of the leaves of one number whose flattened key begins with "log/"."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+            yield from _logged(inner, (*path, key))
+        return
+    key = "/".join(map(str, path))
+    if key.startswith(PREFIX) and space.shape is not None and math.prod(space.shape) == 1:
+        yield key.removeprefix(PREFIX), path
+
+
+def _inner(obs: Any, path: tuple) -> Any:
+    """The value at `path` of an observation, None where there is none."""
+    for key in path:
+        try:
+            obs = obs[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return obs.reshape(()) if isinstance(obs, np.ndarray) and obs.size == 1 else obs
+
+
+def _scalar(value: Any) -> float | None:
+    """A number as a float, None for anything else."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -1,0 +1,55 @@
+"""A thread that runs calls for others, so that they can stop waiting for one that hangs. No jax."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Hung(Exception):
+    """A call has not returned in time; its thread is left behind."""
+
+
+class OwnThread:
+    """Owns a thread in which calls run one after the other. It holds no process that wants to end.
+
+    It ends with `close`, or with the process when a call hangs.
+    """
+
+    def __init__(self, name: str = "environments"):
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., Any], *args: Any, timeout: float | None = None) -> Any:
+        """What the function returns or raises. Raises Hung after `timeout` seconds. May be called from inside it."""
+        if self.inside():
+            return function(*args)
+        done: Future = Future()
+        self._calls.put((done, function, args))
+        try:
+            return done.result(timeout)
+        except TimeoutError:
+            if done.done():
+                raise  # by the function itself
+            raise Hung from None
+
+    def inside(self) -> bool:
+        """Whether the caller runs in this thread."""
+        return threading.current_thread() is self._thread
+
+    def close(self) -> None:
+        """Lets it end after the calls that it has."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            done, function, args = call
+            try:
+                done.set_result(function(*args))
+            except BaseException as error:
+                done.set_exception(error)
+            del call, done, function, args

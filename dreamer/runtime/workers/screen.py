@@ -1,0 +1,30 @@
+"""No window for environments that only draw pictures. No jax."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+# SDL looks for a screen and a sound card even where pygame draws into memory, and complains where there is none.
+DRIVERS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+
+
+def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
+    """The variables to set beside `environment` for environments of this render mode; the user's own stay."""
+    if render_mode != "rgb_array":
+        return {}
+    return {name: driver for name, driver in DRIVERS.items() if name not in environment}
+
+
+class NoScreen:
+    """Owns the variables that it has set in this process, from `__init__` to `close`."""
+
+    def __init__(self, render_mode: str | None):
+        self._set = without_screen(os.environ, render_mode)
+        os.environ.update(self._set)
+
+    def close(self) -> None:
+        """Takes them back. May be called again."""
+        for name in self._set:
+            os.environ.pop(name, None)
+        self._set = {}

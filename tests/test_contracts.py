@@ -1,0 +1,176 @@
+"""dreamer/contracts.py: a plug-in's mistake is one line that names the plug-in, the function and the shapes."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import echo_world, random_behavior
+
+from dreamer import agent as agents
+from dreamer import contracts
+from dreamer.errors import UserError
+from dreamer.interfaces import Batch, Dream
+from dreamer.spaces import Action, Space, Spec
+
+SPEC = Spec({"vector": Space((3,), "float32")}, Action((2,)))
+KEY = jax.random.key(0)
+
+
+def model(**changes):
+    """The checked echo world with some of its fields changed."""
+    module = types.SimpleNamespace(make=lambda config, spec, **shared: echo_world(spec)._replace(**changes))
+    return contracts.make_world_model(module, "lab.model", None, SPEC, dtype=None)[0]
+
+
+def behavior(**changes):
+    base = random_behavior(SPEC)
+    quiet = base._replace(loss=lambda params, extra, *rest: ({"given": jnp.zeros(())}, (extra, {})))
+    module = types.SimpleNamespace(make=lambda config, spec, **shared: quiet._replace(**changes))
+    return contracts.make_behavior(module, "lab.mind", None, SPEC, feat_width=2)
+
+
+def batch() -> Batch:
+    obs = {"vector": jnp.zeros((2, 4, 3))}
+    flags = {name: jnp.zeros((2, 4), bool) for name in Batch._fields if name.startswith("is_")}
+    fields = {"obs": obs, "action": jnp.zeros((2, 4, 2)), "reward": jnp.zeros((2, 4)), "latent": {}} | flags
+    return Batch(**{name: value for name, value in fields.items() if name in Batch._fields})
+
+
+def model_loss(world, params=None):
+    latent = world.initial(2)
+    return world.loss(params or {"w": jnp.zeros((1, 1))}, {}, KEY, latent, jnp.zeros((2, 4, 2)), batch())
+
+
+def changed_loss(change):
+    def loss(params, extra, key, latent, prev_action, rows):
+        return change(*echo_world(SPEC).loss(params, extra, key, latent, prev_action, rows))
+
+    return loss
+
+
+def observed(world):
+    return world.observe({}, KEY, world.initial(2), batch().obs, jnp.zeros((2, 4, 2)), jnp.zeros((2, 4), bool))
+
+
+def mind_loss(mind):
+    return mind.loss({}, {"slow": jnp.zeros(3)}, KEY, None, {}, None)
+
+
+def acted(mind):
+    dream = Dream(None, lambda latent: latent["prev"], None)
+    return mind.act({}, KEY, dream, {"prev": jnp.zeros((5, 2))}, "sample")
+
+
+def test_the_contracts_hold_for_a_sound_pair():
+    losses, _ = model_loss(model())
+    assert losses["echo"].shape == (2, 4)
+    assert observed(model())["prev"].shape == (2, 4, 2)
+    assert mind_loss(behavior())[0]["given"].shape == () and acted(behavior()).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "call", "parts"),
+    [
+        (
+            {"loss": changed_loss(lambda losses, out: ({"echo": losses["echo"].mean(1)}, out))}, model_loss,
+            ["loss gives loss 'echo' of shape [2], not [2, 4]"],
+        ),
+        (
+            {"loss": changed_loss(lambda losses, out: ({**losses, "more": losses["echo"]}, out))}, model_loss,
+            ["losses ['echo', 'more'] for scales ['echo']", "'more' has no scale"],
+        ),
+        ({"scales": {"echo": 1.0, "dyn": 0.5}}, model_loss, ["'dyn' has a scale and is not among its losses"]),
+        ({"loss": changed_loss(lambda losses, out: losses)}, model_loss, ["a dict, not a pair"]),
+        (
+            {"loss": changed_loss(lambda losses, out: (losses, out._replace(metrics={"m": jnp.ones(3)})))}, model_loss,
+            ["metric 'm' of shape [3], not one number"],
+        ),
+        (
+            {"loss": changed_loss(lambda losses, out: (losses, out._replace(extra={"n": 1.0})))}, model_loss,
+            ["extra with ['n'], which it was not given"],
+        ),
+        ({"feat": lambda latent: latent["stohc"]}, None, ["feat failed: KeyError: 'stohc'", "test_contracts.py, line"]),
+        ({"feat": lambda latent: latent["prev"][0]}, None, ["feat(initial(1)) has shape [2], not [1, F]"]),
+        (
+            {"predict": lambda params, feat: (feat, feat)}, lambda world: world.predict({}, jnp.zeros((4, 2))),
+            ["predict gives reward of shape [4, 2], not [4]"],
+        ),
+        (
+            {"imagine": lambda params, key, latent, action: {"prev": action[:, :1]}},
+            lambda world: world.imagine({}, KEY, world.initial(4), jnp.zeros((4, 2))),
+            ["imagine gives latent['prev'] of shape [4, 1], not [4, 2]"],
+        ),
+        (
+            {"observe": lambda params, key, latent, *rest: {"post": latent["prev"]}}, observed,
+            ["observe gives latent with ['post'], which it was not given"],
+        ),
+        (
+            {"pack": lambda latent: {"other": latent["prev"]}}, lambda world: world.pack(world.initial(1)),
+            ["pack gives ['other'], but storage describes ['prev']"],
+        ),
+        (
+            {"decode": lambda params, latent: {"image": latent["prev"]}},
+            lambda world: world.decode({}, world.initial(1)),
+            ["decode gives 'image', which is no observation; there are ['vector']"],
+        ),
+        ({"init": lambda key: {}}, lambda world: world.init(KEY), ["init gives a dict, not Variables"]),
+        ({"imagine": None}, None, ["imagine is a NoneType, not a function"]),
+        ({"scales": {"echo": "1"}}, None, ["the scale of loss 'echo' is a str"]),
+        ({"storage": 3}, None, ["storage is a int, not a mapping"]),
+    ],
+)  # fmt: skip
+def test_a_world_model_that_breaks_its_contract_is_named(fields, call, parts):
+    with pytest.raises(UserError) as caught:
+        made = model(**fields)
+        jax.eval_shape(lambda: call(made))
+    text = str(caught.value)
+    assert text.startswith("world model 'lab.model': ") and "\n" not in text
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize(
+    ("fields", "call", "part"),
+    [
+        ({"act": lambda *rest: jnp.zeros((5, 3))}, acted, "act gives an action of shape [5, 3], not [5, 2]"),
+        ({"loss": lambda *rest: {}}, mind_loss, "loss gives a dict, not losses, (extra, metrics)"),
+        ({"scales": {}}, mind_loss, "'given' has no scale"),
+        ({"loss": lambda params, extra, *rest: ({"given": 1}, (extra, {}))}, mind_loss, "loss 'given' as int, not an"),
+        (
+            {"refresh": lambda params, extra: {"slow": extra["slow"][:1]}},
+            lambda mind: mind.refresh({}, {"slow": jnp.zeros(3)}), "extra['slow'] of shape [1], not [3]",
+        ),
+        ({"loss": lambda *rest: jnp.zeros(2) @ jnp.zeros(3)}, mind_loss, "loss failed: TypeError: dot_general"),
+    ],
+)  # fmt: skip
+def test_a_behavior_that_breaks_its_contract_is_named(fields, call, part):
+    with pytest.raises(UserError) as caught:
+        call(behavior(**fields))
+    assert str(caught.value).startswith("behavior 'lab.mind': ") and part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [
+        (types.SimpleNamespace(), "has no function make(config, spec, *, dtype, horizon, contdisc) -> WorldModel"),
+        (types.SimpleNamespace(make=lambda *args, **shared: {}), "make gives a dict, not a WorldModel: no 'init'"),
+        (types.SimpleNamespace(make=lambda *args, **shared: 1 / 0), "make failed: ZeroDivisionError"),
+        (types.SimpleNamespace(make=lambda config: None), "make failed: TypeError"),
+    ],
+)
+def test_a_make_that_fails_or_gives_something_else_is_named(module, part):
+    with pytest.raises(UserError) as caught:
+        contracts.make_world_model(module, "lab.model", None, SPEC, dtype=None)
+    assert "world model 'lab.model'" in str(caught.value) and part in str(caught.value)
+
+
+def test_an_agent_of_named_parts_is_checked(monkeypatch):
+    broken = types.SimpleNamespace(make=lambda config, spec, **shared: echo_world(spec)._replace(feat=lambda latent: 3))
+    monkeypatch.setattr(agents.plugins, "load", lambda name, package: broken)
+    config = types.SimpleNamespace(
+        compute_dtype="float32", horizon=9, contdisc=True, world_model=types.SimpleNamespace(name="lab.model")
+    )
+    with pytest.raises(UserError, match="world model 'lab.model': feat gives a int, not an array"):
+        agents.make(config, SPEC)
