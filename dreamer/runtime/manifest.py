@@ -26,7 +26,7 @@ NAMES = {
 }
 _MOST = 1 << 53  # of a number that counts something
 _LARGEST_SPEC = 1 << 20  # characters
-_FRACTION = re.compile(r"-?\d{1,60}(/\d{1,60})?")
+_FRACTION = re.compile(r"-?\d{1,200}(/\d{1,200})?")
 
 
 def manifest(meta: Any, where: Path) -> dict[str, Any]:
