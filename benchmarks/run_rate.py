@@ -42,11 +42,8 @@ def main() -> None:
                 rates[side].append(rate(checkout, words))
         each = [ours / other for ours, other in zip(rates["ours"], rates["other"], strict=True)]
         medians = {side: statistics.median(values) for side, values in rates.items()}
-        print(
-            f"{name:12} ours {medians['ours']:8.1f}  other {medians['other']:8.1f}  ratio {statistics.median(each):.3f} "
-            f"({min(each):.3f} to {max(each):.3f})",
-            flush=True,
-        )
+        ours, other, ratio = medians["ours"], medians["other"], statistics.median(each)
+        print(f"{name:12} ours {ours:8.1f}  other {other:8.1f}  ratio {ratio:.3f} ({min(each):.3f} to {max(each):.3f})")
 
 
 def rate(checkout: Path, words: list[str]) -> float:

@@ -118,6 +118,7 @@ class Run:
         if not decision.used:
             self._created = stack.enter_context(start.Created(decision.run_dir, not decision.given.run_dir))
             self.run_dir = self._created.path
+            self.config = dataclasses.replace(config, run_dir=str(self.run_dir))
             self._lock(self.run_dir)
             refuse_used(self.run_dir)
         self.display.message(f"run: {self.run_dir}")
