@@ -255,7 +255,7 @@ def test_a_run_with_a_crafted_state_goes_on_or_is_refused(run, tmp_path_factory,
             name = data.draw(st.sampled_from(sorted(arrays)))
             shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
             kind = data.draw(st.sampled_from(["uint8", "int64", "float32", "float64", "bool"]))
-            arrays[name] = np.full(shape, data.draw(st.sampled_from([-1, 0, 1, 7])), kind)
+            arrays[name] = np.full(shape, data.draw(st.sampled_from([-1, 0, 1, 7, 2**40]))).astype(kind)
 
     change_state(copy, change)
     with one_line():

@@ -26,7 +26,7 @@ NAMES = {
 }
 _MOST = 1 << 53  # of a number that counts something
 _LARGEST_SPEC = 1 << 20  # characters
-_FRACTION = re.compile(r"-?\d{1,60}(/\d{1,60})?")
+_FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 
 
 def manifest(meta: Any, where: Path) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _replay(value: Any) -> bool:
 
 
 def _limiter(value: Any) -> bool:
-    return value is None or isinstance(value, str) and bool(_FRACTION.fullmatch(value)) and not value.endswith("/0")
+    return value is None or isinstance(value, str) and bool(_FRACTION.fullmatch(value))
 
 
 def _logger(value: Any) -> bool:
