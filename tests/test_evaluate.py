@@ -227,7 +227,7 @@ def test_eval_lays_env_options_over_those_of_the_run(capsys, run):
 def test_env_options_that_change_what_is_seen_are_refused_by_the_key(tmp_path, options, part):
     (tmp_path / "config.yaml").write_text("env: test_make_env:in_a_module")
     with pytest.raises(UserError) as caught:
-        dreamer.evaluate(tmp_path, env_options=options)
+        dreamer.evaluate(tmp_path, env_options=options, trust=True)
     assert part in str(caught.value)
 
 

@@ -426,8 +426,83 @@ def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):
 
 
 def test_a_default_name_that_exists_gets_a_number(tmp_path):
-    made = [start.Created(tmp_path / "runs" / "name", own_name=True) for _ in range(3)]
-    assert [one.path.name for one in made] == ["name", "name-2", "name-3"]
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(start.Created(tmp_path / "runs" / "name", own_name=True)) for _ in range(3)]
+        assert [one.path.name for one in made] == ["name", "name-2", "name-3"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_start_that_comes_too_late_leaves_the_run_of_the_first_alone(tmp_path, monkeypatch):
+    """Between its look and its making of the directory another process begins there."""
+    make, first = start.Created._make, []
+
+    def late(self, own_name):
+        if not first:
+            first.append(None)
+            first[0] = start.Created(tmp_path / "run", own_name=False)
+            (tmp_path / "run" / "config.yaml").write_text("theirs")
+        make(self, own_name)
+
+    monkeypatch.setattr(start.Created, "_make", late)
+    with pytest.raises(UserError, match="is in use by"):
+        start.Created(tmp_path / "run", own_name=False)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "lock"]
+    first[0].keep()
+    first[0].__exit__()
+    with pytest.raises(UserError, match="already holds a run"):
+        start.Created(tmp_path / "run", own_name=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_run_that_does_not_begin_removes_what_it_made_and_nothing_of_others(tmp_path):
+    with start.Created(tmp_path / "run", own_name=False):
+        (tmp_path / "run" / "config.yaml").write_text("ours")
+        (tmp_path / "run" / "slurm.out").write_text("theirs")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["slurm.out"]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path, half):
+    run_dir = shutil.copytree(half, tmp_path / "run")
+    shutil.move(run_dir / "checkpoints", tmp_path / "elsewhere")
+    before = tree(run_dir)
+    with pytest.raises(UserError, match="holds rows or metrics but no checkpoint"):
+        dreamer.train(tiny(run_dir, **ENV), resume="yes")
+    assert tree(run_dir) == before
+
+
+@pytest.mark.parametrize("kind", ["empty", "link", "folder"])
+def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
+    path = tmp_path / "lock"
+    if kind == "empty":
+        path.touch()
+        os.utime(path, (1, 1))
+        lock.RunLock(tmp_path, lambda line: None, print).close()
+        assert not list(tmp_path.iterdir())
+        return
+    path.symlink_to("nowhere") if kind == "link" else path.mkdir()
+    with pytest.raises(UserError, match="is no lock file; remove it"):
+        lock.RunLock(tmp_path, print, print)
+    assert [one.name for one in tmp_path.iterdir()] == ["lock"]
+
+
+def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, monkeypatch):
+    """Lockstep: ended at 96, taken back to an older checkpoint, killed in the last evaluation at 96 again."""
+    settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "eval__episodes": 1, "eval__video": "off"}
+    run_dir = dreamer.train(tiny(tmp_path / "run", **settings))
+    with Checkpoints(run_dir) as checkpoints:
+        older = checkpoints.steps()[0]
+
+    def dies(run):
+        run.save()
+        run.checkpoints.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "evaluate", dies)
+        patch.setattr(Run, "rescue", lambda run, error: None)
+        dreamer.train(tiny(run_dir, **settings), resume_from=older)
+    dreamer.train(tiny(run_dir, **settings), resume="yes")
+    assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [96]
 
 
 def test_the_run_directory_is_absolute(tmp_path, monkeypatch):
@@ -460,6 +535,7 @@ def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkey
     assert isinstance(failed.value.__cause__, Odd) and "\n" not in str(failed.value)
     assert "Traceback" in (run_dir / "error.txt").read_text() and "in odd" in (run_dir / "error.txt").read_text()
     assert newest(run_dir) >= 40 and not (run_dir / "lock").exists()
+    assert f"checkpoint {newest(run_dir)} and all rows are saved" in str(failed.value)
     monkeypatch.undo()
     monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
     dreamer.train(tiny(run_dir, **ENV, lockstep=lockstep), resume="yes")

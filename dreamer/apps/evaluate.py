@@ -72,7 +72,8 @@ def run_config(
     """
     if not isinstance(run, str | os.PathLike):
         raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
-    given: dict[str, Any] = {f"env_options.{name}": value for name, value in (env_options or {}).items()}
+    options = env_options if isinstance(env_options, Mapping) else {}
+    given: dict[str, Any] = {f"env_options.{name}": value for name, value in options.items()}
     if make_env:
         given["env"] = make_env
     config = run_configs.load(Path(run).expanduser(), trusted=trust, given=given)

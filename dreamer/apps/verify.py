@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dreamer.errors import UserError
 from dreamer.runtime import checkpoint_files, lock, run_config, verifying
 from dreamer.runtime.row_store import later_rows
-from dreamer.runtime.run_dir import ASIDE, ERROR, METRICS, existing_run_dir
+from dreamer.runtime.run_dir import ASIDE, CONFIG, ERROR, METRICS, disk_error, existing_run_dir
 
 
 class Checked(NamedTuple):
@@ -57,7 +57,11 @@ def verify_run(run: str, json_file: str | None = None) -> int:
         for line in lines(report):
             print(line)
     if json_file and json_file != "-":
-        Path(json_file).expanduser().write_text(as_json(report) + "\n")
+        path = Path(json_file).expanduser()
+        try:
+            path.write_text(as_json(report) + "\n")
+        except OSError as error:
+            raise disk_error(error, path) from error
     return 0 if report.whole else 1
 
 
@@ -82,8 +86,8 @@ def verify(run: Path, deep: bool = True) -> Report:
                 if own:
                     run_config.check_same_run(own, meta, step)
             except UserError as error:
-                faults.append(str(error))
-            found = _arrays(run_dir, step) if deep else []
+                found = [str(error)]
+            found = found or (_arrays(run_dir, step) if deep else [])
         checked.append(Checked(step, found, resumable))
     report = Report(run_dir, checked, faults, notes, 0)
     if fault := verifying.newest_metrics_fault(run_dir):
@@ -116,9 +120,12 @@ def advice(report: Report) -> Iterator[str]:
     if newest is None:
         yield "no checkpoint can be resumed" + ("; there is none" if not report.checkpoints else "")
         return
+    if any(f"{CONFIG} " in fault for fault in report.faults):
+        yield f"put {report.run_dir / CONFIG} back as it was; then: {resume}"
+        return
     lost = [one.step for one in report.checkpoints if one.step > newest]
     if lost:
-        yield f"go on from checkpoint {newest:,}: {resume} --resume-from {newest}"
+        yield f"go on from checkpoint {newest:,}: {resume}-from {newest}"
         yield f"    the weights of the checkpoints {checkpoint_files.listed(lost)} would be lost"
     else:
         yield f"go on from checkpoint {newest:,}: {resume}"

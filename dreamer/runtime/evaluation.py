@@ -25,6 +25,7 @@ from dreamer.spaces import for_device
 
 MOST_ENVS = 16  # side by side
 PROGRESS = 30.0  # seconds between two lines that say how far an evaluation is
+LONGEST_FILM = 10**9  # bytes of the frames of one film
 SEED = 1_000_003  # apart from the seeds of the training environments
 
 
@@ -200,6 +201,9 @@ class _Film:
             return
         self.frames.append(picture)
         self.over = bool(step.is_last[own].all())
+        if not self.over and len(self.frames) * picture.nbytes >= LONGEST_FILM:
+            self.over = True
+            self.fault = f"the film of environment {env} ends after {len(self.frames)} frames, which are 1 GB"
 
 
 def metrics(result: Result) -> dict[str, float]:

@@ -19,6 +19,7 @@ import getpass
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -32,6 +33,7 @@ from dreamer.runtime.run_dir import LOCK, disk_error
 HEARTBEAT = 10.0  # seconds
 STALE = 60.0  # seconds
 _LARGEST = 1 << 16  # bytes of a card
+_ROUNDS = 20  # in which a stale lock has to be out of the way
 
 
 class Card(NamedTuple):
@@ -53,15 +55,20 @@ class Card(NamedTuple):
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
 
+# A card that cannot be read, as a full disk or a crash leaves it: such a lock counts by its age alone.
+UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
+
+
 class Held(NamedTuple):
     """A lock that is there.
 
-    age: seconds since its last heartbeat | gone: its process no longer runs on this machine
+    age: seconds since its last heartbeat | gone: its process no longer runs on this machine | runs: it does
     """
 
     card: Card
     age: float
     gone: bool
+    runs: bool = False
 
     @property
     def stale(self) -> bool:
@@ -108,9 +115,10 @@ class RunLock:
         self.close()
 
     def _take(self, mine: Path, tell: Callable[[str], None]) -> None:
-        while not _link(mine, self._path):
-            now = mine.stat().st_mtime
-            held = look(self._path.parent, now)
+        for _ in range(_ROUNDS):
+            if _link(mine, self._path):
+                return
+            held = look(self._path.parent, mine.stat().st_mtime)
             if held is None:
                 continue  # it was given back meanwhile
             if not held.stale:
@@ -118,6 +126,7 @@ class RunLock:
             if self._move_away(held):
                 why = "that process is gone" if held.gone else f"its last heartbeat was {held.age:.0f} s ago"
                 tell(f"took over the lock of {held.card}: {why}")
+        raise UserError(f"{self._path} is there and cannot be taken over; remove it if no process trains here")
 
     def _move_away(self, held: Held) -> bool:
         """Whether the stale lock is out of the way. Two that judge it at once: one of them moves it."""
@@ -126,11 +135,13 @@ class RunLock:
             os.rename(self._path, aside)
         except FileNotFoundError:
             return False
-        moved = _card(aside)
-        if moved != held.card:  # a fresh lock: somebody was faster
-            _link(aside, self._path)
-        aside.unlink(missing_ok=True)
-        return moved == held.card
+        try:
+            moved = _card(aside) or UNKNOWN
+            if moved != held.card:  # a fresh lock: somebody was faster
+                _link(aside, self._path)
+            return moved == held.card
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._closing.wait(HEARTBEAT):
@@ -149,20 +160,22 @@ class RunLock:
 def look(run_dir: Path, now: float | None = None) -> Held | None:
     """The lock of a run directory, None when nobody holds it; changes nothing.
 
-    now: the time on the clock of the file system, None = that of this machine.
+    now: the time on the clock of the file system, None = that of this machine. Raises UserError for what is no file.
     """
     path = run_dir / LOCK
     try:
-        age = max(0.0, (time.time() if now is None else now) - path.stat().st_mtime)
+        status = path.lstat()
     except OSError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no lock file; remove it")
+    age = max(0.0, (time.time() if now is None else now) - status.st_mtime)
     card = _card(path)
     if card is None:
-        unknown = "?"
-        # A card that cannot be read was cut by a full disk or a crash: it counts by its age alone.
-        return Held(Card("", unknown, unknown, "", 0, 0, unknown), age, False) if path.exists() else None
+        return Held(UNKNOWN, age, False)
     here = card.host == socket.gethostname() and card.machine == _machine()
-    return Held(card, age, here and _started(card.pid) != card.started)
+    runs = here and _started(card.pid) == card.started
+    return Held(card, age, here and not runs, runs)
 
 
 def refusal(run_dir: Path, held: Held) -> str:

@@ -35,7 +35,7 @@ from dreamer.runtime.prefetch import Prefetch
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.resume import Parts, Restored
 from dreamer.runtime.row_store import RowStore
-from dreamer.runtime.run_dir import ROWS, refuse_used
+from dreamer.runtime.run_dir import ERROR, ROWS
 from dreamer.runtime.start import Decision
 from dreamer.runtime.steps import Batch, Rows
 from dreamer.runtime.stopping import Stopped, Stopping
@@ -108,26 +108,28 @@ class Run:
         self._stack = stack
         self._taken_over: UserError | None = None
         self._created: start.Created | None = None
+        self._evaluating: Workers | None = None
         if decision.used:
             self.run_dir = decision.run_dir
-            self._lock(decision.run_dir)
+            stack.enter_context(RunLock(self.run_dir, self.display.message, self._lost_lock))
             decision = start.decide(
                 decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
             )
         self._build(decision)
         if not decision.used:
-            self._created = stack.enter_context(start.Created(decision.run_dir, not decision.given.run_dir))
+            self._created = stack.enter_context(
+                start.Created(
+                    decision.run_dir, not decision.given.run_dir, self.display.message, self._lost_lock
+                )
+            )
             self.run_dir = self._created.path
             self.config = dataclasses.replace(config, run_dir=str(self.run_dir))
-            self._lock(self.run_dir)
-            refuse_used(self.run_dir)
+        elif not decision.found:
+            self.display.message("no checkpoint yet: the run begins from its start")
         self.display.message(f"run: {self.run_dir}")
         self._restore(decision)
         self.stopping.begun()
         self._change(decision)
-
-    def _lock(self, run_dir: Path) -> None:
-        self._stack.enter_context(RunLock(run_dir, self.display.message, self._lost_lock))
 
     def _build(self, decision: Decision) -> None:
         """Environments, agent, weights, and the sizes of all: in memory, nothing on the disk."""
@@ -137,7 +139,7 @@ class Run:
         self.workers = self._make_workers()
         self._stack.callback(self._close_workers)
         os.chdir(self.workers.folder)  # an environment in this process may have left it, and plug-ins are found from it
-        self.stopping.then(lambda: self.workers.hurry())
+        self.stopping.then(self._hurry)
         spec, streams = self.workers.spec, self.workers.streams
         if found:
             resume.check_spec(found, spec, str(self.env))
@@ -270,6 +272,12 @@ class Run:
             config.workers, self.env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
         )
 
+    def _hurry(self) -> None:
+        """A signal has come: environments that hang shall not hold the end of the run."""
+        self.workers.hurry()
+        if self._evaluating:
+            self._evaluating.hurry()
+
     def _close_workers(self) -> None:
         self.workers.close()
         self._tell(self.workers.incidents())
@@ -283,8 +291,11 @@ class Run:
         return Collector(self.agent, self.learner.part, self.workers, self.replay, seed=self.config.seed)
 
     def _lost_lock(self, error: UserError) -> None:
-        """Another process has taken the lock: this one must not write any more."""
+        """Another process has taken the lock: this one must not write any more. From the thread of the heartbeat."""
         self._taken_over = error
+        self.stopping.fail(error)
+        if store := getattr(self, "store", None):
+            store.stop(error)
 
     @property
     def parts(self) -> Parts:
@@ -345,8 +356,6 @@ class Run:
         if many or now - self._saved >= self.config.checkpoint.every:
             self.save()
         self.stopping.check()
-        if self._taken_over:
-            raise self._taken_over
 
     def finish(self) -> None:
         """The last checkpoint, the last evaluation with its line of metrics, and the word that this was all."""
@@ -354,7 +363,10 @@ class Run:
         self.evaluate()
         self.checkpoints.wait()
         self._forget_aside()
-        self.store.save_end(self._saved_at, {"logger": self.logger.position(), "loop": self._remembered()})
+        self.stopping.check_failed()
+        state = self.checkpoints.meta(self._saved_at)["state"]
+        self.store.save_end(self._saved_at, state, {"logger": self.logger.position(), "loop": self._remembered()})
+        (self.run_dir / ERROR).unlink(missing_ok=True)
         self.display.message(f"done: {self.run_dir}")
 
     def evaluate(self) -> None:
@@ -370,7 +382,7 @@ class Run:
                     self.env, config.env_options, evaluation.like_training(config.workers, self.workers.backend),
                     action_repeat=config.action_repeat, seed=config.seed, film=int(self.film),
                     folder=self.workers.folder, check=self.stopping.check, tell=self.display.message,
-                    begun=lambda workers: self.stopping.then(workers.hurry),
+                    begun=self._begin_evaluation,
                 )  # fmt: skip
             self._tell(result.incidents)
             for line in result.lines:
@@ -398,6 +410,10 @@ class Run:
                 self.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")
         self.log()
         self.display.phase("training" if self._compiled else "collecting")
+
+    def _begin_evaluation(self, workers: Workers) -> None:
+        """From now on a signal hurries these workers too."""
+        self._evaluating = workers
 
     def log(self) -> None:
         """One line of metrics; rates and shares are those since the line before."""
@@ -427,6 +443,7 @@ class Run:
             step = self.replay.steps
             if self._saved_at == step:
                 return
+            self.stopping.check_failed()
             self._forget_aside()
             meta = resume.save(self.parts, self.logger, step, self.identity, self._remembered(), whole=whole)
             numbers = {"env_steps": step, "updates": self.learner.updates}
@@ -480,7 +497,7 @@ class Run:
             )
         whole = isinstance(error, Stopped)
         save = self._save_rows if lost or diverged else functools.partial(self.save, whole)
-        for keep in (save, self._hear, self.log):
+        for keep in (save, self.checkpoints.wait, self._hear, self.log):
             try:
                 keep()
             except Exception as second:

@@ -33,7 +33,6 @@ from dreamer.runtime.metrics import EpisodeTracker, Logger
 from dreamer.runtime.replay import Replay
 from dreamer.runtime.row_store import RowStore, end_name
 from dreamer.runtime.rows import empty_step
-from dreamer.runtime.run_dir import ROWS
 from dreamer.runtime.sealed import Seal
 from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import Ready, Snapshot, Workers
@@ -119,7 +118,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
             )
         if meta.get("env_steps") != step:
             raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
-    ended = meta["format"] == 1 or (run_dir / ROWS / end_name(step)).exists()
+    ended = meta["format"] == 1 or verifying.end_of(run_dir, meta) is not None
     return Found(step, meta, tuple(other for other in steps if other > step), ended)
 
 
@@ -240,7 +239,7 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     store.check_names()
     where = store.path(found.meta["state"][0])
     head, arrays = store.load_state(_seal(found.meta["state"]))
-    end = store.load_end(found.step) or {}
+    end = store.load_end(found.step, found.meta["state"]) or {}
     head |= {name: end[name] for name in ("logger", "loop") if name in end}
     manifest.head(head, where)
     head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]

@@ -112,18 +112,23 @@ class RowStore:
         """Writes what else the host knows at the checkpoint `step`; waits for the disk."""
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
-    def save_end(self, step: int, head: dict[str, Any]) -> None:
-        """Writes what the host knows once a run has ended at the checkpoint `step`; waits for the disk."""
-        sealed.write(self._folder / end_name(step), {"run": self._run, **head}, {})
+    def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
+        """Writes what the host knows once a run has ended at the checkpoint `step`; waits for the disk.
 
-    def load_end(self, step: int) -> dict[str, Any] | None:
-        """What `save_end` wrote, None when the run did not end there. Raises UserError when it is damaged."""
+        state: the seal of the host's state at that checkpoint, so that no other checkpoint of that number is meant.
+        """
+        self._raise()
+        sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
+
+    def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
+        """What `save_end` wrote, None when the run did not end at that checkpoint. UserError when it is damaged."""
         if not (self._folder / end_name(step)).exists():
             return None
         try:
-            return self._read(end_name(step), None)[0]
+            head = self._read(end_name(step), None)[0]
         except UserError as error:
             raise UserError(f"{error}; move it away, and the run makes its last evaluation again") from error
+        return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
@@ -162,6 +167,15 @@ class RowStore:
     def path(self, name: str) -> Path:
         """The file of that name."""
         return self._folder / name
+
+    def beside(self, step: int) -> list[Path]:
+        """The files that belong to the checkpoint `step` alone."""
+        names = [name for kind in ("latents", "state", "end") for name in self._names(kind)]
+        return [self._folder / name for name in names if _number(name) == step]
+
+    def stop(self, error: UserError) -> None:
+        """From now on nothing more is written: every call raises `error`. From any thread."""
+        self._error = error
 
     def check_names(self) -> None:
         """UserError naming a file that is not of this program, or when the folder is a link out of the run."""

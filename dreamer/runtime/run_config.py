@@ -12,6 +12,7 @@ version: it can be read, but says nothing of who made it.
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,10 +112,14 @@ def check_same_run(found: RunConfig, manifest: Mapping[str, Any], step: int) -> 
 
 def _record(settings: Any) -> Any:
     """Nested settings as a dataclass whose fields are what the file says."""
-    fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if str(name).isidentifier()]
+    fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if _is_field(str(name))]
     return dataclasses.make_dataclass("Foreign", fields, frozen=True)(
         **{name: _frozen(settings[name]) for name, _, _ in fields}
     )
+
+
+def _is_field(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _frozen(value: Any) -> Any:

@@ -36,11 +36,19 @@ from dreamer.runtime.run_dir import (
     CONFIG,
     ERROR,
     METRICS,
+    PICTURES,
+    ROWS,
     disk_error,
     existing_run_dir,
     refuse_used,
 )
 from dreamer.runtime.sinks import Tail, lines_damage, tail_of, wandb_ready
+
+# What a run makes in its directory.
+OF_A_RUN = (
+    CONFIG, f"{CONFIG}.unfinished", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
+    "events.out.tfevents.*", "wandb",
+)  # fmt: skip
 
 
 class Decision(NamedTuple):
@@ -103,6 +111,8 @@ def decide(
     found = resume.find(run_dir, step)
     if found:
         run_config.check_same_run(own, found.meta, found.step)
+    else:
+        _refuse_without_checkpoint(run_dir)
     _check_place(run_dir)
     longer = config.env_steps > own.layer().values.get("env_steps", config.env_steps)
     return decision._replace(used=True, found=found, longer=longer)
@@ -115,24 +125,38 @@ def check_sinks(config: Config) -> None:
 
 
 class Created:
-    """Owns a run directory from its making until the run has begun: left before that, it takes back what it made.
+    """Owns a new run directory and its lock, from its making until the run ends.
 
-    Use as a context manager; `keep` says that the run has begun.
+    Left before `keep` was called, it takes back what the run has made. Use as a context manager.
     """
 
-    def __init__(self, run_dir: Path, own_name: bool):
+    def __init__(
+        self, run_dir: Path, own_name: bool, tell: Callable[[str], None] = print,
+        lost: Callable[[UserError], None] = print,
+    ):  # fmt: skip
         """own_name: the name is this program's choice, so that one that exists gets a number behind it.
 
-        Raises UserError when the directory cannot be made.
+        tell, lost: as `RunLock` takes them. Raises UserError when the directory cannot be made, or another process was
+        faster.
         """
         self.path, self._kept = run_dir, False
-        self._made: Path | None = None
+        self._made: list[Path] = []  # folders, the innermost first
         try:
-            self._before = set(run_dir.iterdir()) if run_dir.is_dir() and not own_name else set()
             self._make(own_name)
+            self._lock = lock.RunLock(self.path, tell, lost)
         except OSError as error:
-            self._undo()
+            self._remove_folders()
             raise disk_error(error, self.path) from error
+        except UserError:
+            self._remove_folders()
+            raise
+        try:
+            refuse_used(self.path)  # look again: it is this run's from now on
+            self._before = {path.name for path in self.path.iterdir()}
+        except UserError:
+            self._lock.close()
+            self._remove_folders()
+            raise
 
     def keep(self) -> None:
         """From now on the directory stays."""
@@ -144,37 +168,43 @@ class Created:
     def __exit__(self, *error: object) -> None:
         if not self._kept:
             self._undo()
+        self._lock.close()
+        if not self._kept:
+            self._remove_folders()
 
     def _make(self, own_name: bool) -> None:
-        first = self.path
-        missing = [first, *(parent for parent in first.parents if not parent.exists())]
+        first, number = self.path, 1
+        missing = [parent for parent in first.parents if not parent.exists()]
         first.parent.mkdir(parents=True, exist_ok=True)
-        number = 1
+        self._made = missing
         while True:
             try:
                 self.path.mkdir()
             except FileExistsError:
-                if not own_name:
-                    if not self.path.is_dir():
-                        raise
+                if not own_name and self.path.is_dir():
                     return
+                if not own_name:
+                    raise
                 number += 1
                 self.path = first.with_name(f"{first.name}-{number}")
                 continue
-            self._made = missing[-1] if len(missing) > 1 else self.path
+            self._made = [self.path, *missing]
             return
 
     def _undo(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._made is None:
-                for path in set(self.path.iterdir()) - self._before if self.path.is_dir() else ():
+        """Removes what a run makes in its directory, and nothing that was there or that others have put there."""
+        for pattern in OF_A_RUN:
+            for path in self.path.glob(pattern):
+                if path.name in self._before:
+                    continue
+                with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                return
-            shutil.rmtree(self.path, ignore_errors=True)
-            place = self.path.parent
-            while place != self._made.parent and self._made in (place, *place.parents):
-                place.rmdir()  # another run may have come to live here meanwhile; then this ends
-                place = place.parent
+
+    def _remove_folders(self) -> None:
+        """Removes the folders that were made, as far as nobody has put anything into them."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
 
 def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
@@ -208,6 +238,7 @@ def change(
         disk_tier.remove_left_over(run_dir)
         if found and restored:
             moved = [run_dir / CHECKPOINTS / str(step) for step in reversed(found.newer)]
+            moved += [path for step in found.newer for path in store.beside(step)]
             moved += store.later() if restored.exact else []
             tail = _tail(restored, run_dir, steps)
             set_aside(run_dir, moved, tail)
@@ -274,8 +305,17 @@ def _tail(restored: Restored, run_dir: Path, steps: int) -> Tail:
 
 def _refuse_held(run_dir: Path, own_lock: bool) -> None:
     held = None if own_lock else lock.look(run_dir)
-    if held and not held.stale:
+    if held and held.runs and not held.stale:  # one of another machine is judged by the clock of the file system
         raise UserError(lock.refusal(run_dir, held))
+
+
+def _refuse_without_checkpoint(run_dir: Path) -> None:
+    """UserError when a run has made rows or metrics, but has no checkpoint to go on from."""
+    metrics = run_dir / METRICS
+    if any((run_dir / ROWS).glob("rows-*.dreamer")) or (metrics.is_file() and metrics.stat().st_size):
+        raise UserError(
+            f"{run_dir} holds rows or metrics but no checkpoint: put its {CHECKPOINTS} back, or give another --run-dir"
+        )
 
 
 def _check_place(run_dir: Path) -> None:

@@ -33,13 +33,14 @@ class Stopping:
 
     def __init__(self, tell: Callable[[str], None]):
         """tell: takes the line that answers the first signal."""
-        self._answers: list[Callable[[str], None]] = [tell]
+        self._answers: list[Callable[[str], object]] = [tell]
         self._signal: int | None = None
+        self._failure: Exception | None = None
         self._waits = False
         self._before: dict[int, Any] = {}
         self._before_fd = -1
 
-    def then(self, answer: Callable[[], None]) -> None:
+    def then(self, answer: Callable[[], object]) -> None:
         """Have `answer` called too when the first signal comes, from another thread."""
         self._answers.append(lambda _: answer())
 
@@ -68,8 +69,18 @@ class Stopping:
             self._heard.close()
             self._before = {}
 
+    def fail(self, error: Exception) -> None:
+        """Have the next `check` raise `error`. From any thread."""
+        self._failure = error
+
+    def check_failed(self) -> None:
+        """Raises what `fail` was given."""
+        if self._failure is not None:
+            raise self._failure
+
     def check(self) -> None:
-        """Raises Stopped when a signal has come."""
+        """Raises what `fail` was given; Stopped when a signal has come."""
+        self.check_failed()
         if self._signal is not None:
             raise Stopped(self._signal)
 

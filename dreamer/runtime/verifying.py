@@ -8,6 +8,7 @@ from typing import Any
 from dreamer.errors import UserError
 from dreamer.runtime import checkpoint_files, sealed
 from dreamer.runtime.manifest import seals
+from dreamer.runtime.row_store import end_name
 from dreamer.runtime.run_dir import METRICS, ROWS
 from dreamer.runtime.safe_files import check_inside
 from dreamer.runtime.sealed import Seal
@@ -46,6 +47,9 @@ def metrics_fault(run_dir: Path, meta: dict[str, Any]) -> str:
     if "metrics" not in meta:
         return ""
     nbytes, crc = meta["metrics"]
+    end = end_of(run_dir, meta)
+    if end:
+        nbytes, crc = end["logger"]["bytes"], end["logger"]["crc"]
     try:
         what = lines_damage(run_dir / METRICS, nbytes, crc)
     except UserError as error:
@@ -61,3 +65,16 @@ def newest_metrics_fault(run_dir: Path) -> str:
         except UserError:
             continue
     return ""
+
+
+def end_of(run_dir: Path, meta: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run wrote when it ended at a checkpoint, {"logger": .., "loop": ..}; None if it did not end there.
+
+    A damaged file is none here: going on from the checkpoint names it.
+    """
+    try:
+        head, _ = sealed.read(run_dir / ROWS / end_name(meta["env_steps"]))
+        whole = head["state"] == meta["state"] and isinstance(head["logger"], dict)
+        return head if whole and {"bytes", "crc"} <= head["logger"].keys() else None
+    except (UserError, KeyError):
+        return None
