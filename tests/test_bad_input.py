@@ -42,7 +42,7 @@ def preset(tmp_path):
 
 def error_line(capsys, *args: str) -> str:
     """The one line on stderr of a command that must end with code 2."""
-    assert cli.main(args) == 2
+    assert cli.main([*args, "--trust"] if args[0] == "train" else args) == 2
     err = capsys.readouterr().err
     assert err.startswith(PREFIX) and err.count("\n") == 1 and err.endswith("\n"), err
     return err
@@ -166,7 +166,7 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
 def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(capsys, preset, run):
     overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
     options = {"how": "raise", "after": 18}
-    assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides)]) == 0
+    assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides), "--trust"]) == 0
     told = capsys.readouterr()
     assert "environment made anew: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
     assert lines(run)[-1]["env_steps"] == 60
@@ -277,7 +277,7 @@ def test_no_device_memory_for_an_update_keeps_the_rows(capsys, failing, monkeypa
     assert "no device memory left for an update" in line and "the update 3.5 GB beside it" in line
     assert saved(run)[1] == {"env_steps": 0, "updates": 0}
     monkeypatch.undo()
-    assert cli.main(["train", path, "--resume", "--env-steps", "60"]) == 0
+    assert cli.main(["train", path, "--trust", "--resume", "--env-steps", "60"]) == 0
     out = capsys.readouterr().out
     assert "rows flushed after the checkpoint" in out or lockstep
     assert lines(run)[-1]["env_steps"] >= 60
@@ -321,7 +321,7 @@ def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):
 def test_what_no_device_raised_passes(failing, preset, run):
     failing("INVALID_ARGUMENT: a bug")
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        cli.main(["train", preset(run)])
+        cli.main(["train", preset(run), "--trust"])
 
 
 # ---- using what is not there, or is of another config

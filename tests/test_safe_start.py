@@ -591,6 +591,21 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_
     assert tree(run_dir) == before
 
 
+def test_a_run_that_was_killed_in_an_evaluation_makes_it_at_the_same_step_when_resumed(tmp_path, monkeypatch):
+    run_dir, settings = tmp_path / "run", {**ENV, "eval__episodes": 1, "eval__video": "off", "eval__every": 40}
+
+    def dies(run):
+        run.save()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "evaluate", dies)
+        patch.setattr(Run, "rescue", lambda run, error: None)
+        dreamer.train(tiny(run_dir, **settings))
+    dreamer.train(tiny(run_dir, **settings), resume="yes")
+    assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [40, 80, 96]
+
+
 def test_rows_are_flushed_while_the_main_thread_is_busy(tmp_path, monkeypatch):
     compile_ = Run._compile
 

@@ -304,6 +304,7 @@ class Run:
 
     def take_turns(self) -> None:
         """Lockstep: a row of every environment, all updates that are due, and again."""
+        self.evaluate_if_due()  # the run that is resumed may have been killed in one
         while self.replay.steps < self.config.env_steps:
             self.collect()
             while self.limiter.due():
@@ -312,6 +313,7 @@ class Run:
 
     def side_by_side(self) -> None:
         """A thread collects from whichever environments are ready, this one trains; the limiter holds the ratio."""
+        self.evaluate_if_due()
         with Collecting(self._collect_turn) as self._collecting:
             while self.replay.steps < self.config.env_steps or self.limiter.due():
                 self._collecting.check()
@@ -346,9 +348,7 @@ class Run:
         """Whatever is due of showing, evaluating, logging, saving and stopping."""
         steps, now = self.replay.steps, time.monotonic()
         self.display.update(steps, self.learner.updates)
-        if steps >= self._eval_due and steps < self.config.env_steps:
-            self.evaluate()
-            self._eval_due += self.config.eval.every
+        self.evaluate_if_due()
         if now - self._logged >= self.config.log.every:
             self.log()
         self.flushing.tend()
@@ -356,6 +356,12 @@ class Run:
         if many or now - self._saved >= self.config.checkpoint.every:
             self.save()
         self.stopping.check()
+
+    def evaluate_if_due(self) -> None:
+        """An evaluation before the last one, when it is due."""
+        if self._eval_due <= self.replay.steps < self.config.env_steps:
+            self.evaluate()
+            self._eval_due += self.config.eval.every
 
     def finish(self) -> None:
         """The last checkpoint, the last evaluation with its line of metrics, and the word that this was all."""
