@@ -2,8 +2,9 @@
 
     python -m benchmarks.run_rate --compare ../other-checkout --rounds 3
 
-Runs the quickstart and a task of pictures, cut short, and takes the rate between the first line of metrics with an
-update behind it and the last one, so that starting and compiling do not count. Ratio: this checkout over the other.
+Runs the quickstart cut short, and the quickstart and a task of pictures without training, where nothing hides what a row
+costs. The rate is that between the first line of metrics that counts and the last one, so that starting and compiling do
+not count. Ratio: this checkout over the other.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RUNS = {
-    "quickstart": ["experiments/quickstart.yaml", "--env-steps", "5000"],
-    "pictures": ["experiments/reach.yaml", "--env-steps", "1500"],
+    "quickstart": ["experiments/quickstart.yaml", "--env-steps", "2000"],
+    "quickstart, rows alone": ["experiments/quickstart.yaml", "--env-steps", "40000", "--replay-ratio", "0"],
+    "pictures, rows alone": ["experiments/reach.yaml", "--env-steps", "20000", "--replay-ratio", "0"],
 }
 SHARED = [
     "--log.every", "1", "--log.tensorboard", "false", "--eval.episodes", "0", "--eval.every", "0",
@@ -43,7 +45,8 @@ def main() -> None:
         each = [ours / other for ours, other in zip(rates["ours"], rates["other"], strict=True)]
         medians = {side: statistics.median(values) for side, values in rates.items()}
         ours, other, ratio = medians["ours"], medians["other"], statistics.median(each)
-        print(f"{name:12} ours {ours:8.1f}  other {other:8.1f}  ratio {ratio:.3f} ({min(each):.3f} to {max(each):.3f})")
+        spread = f"({min(each):.3f} to {max(each):.3f})"
+        print(f"{name:24} ours {ours:8.1f}  other {other:8.1f}  ratio {ratio:.3f} {spread}", flush=True)
 
 
 def rate(checkout: Path, words: list[str]) -> float:
@@ -55,8 +58,9 @@ def rate(checkout: Path, words: list[str]) -> float:
             cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if line["updates"] > 0]
-    first, last = trained[0], trained[-1]
+    training = lines[-1]["updates"] > 0
+    counting = [line for line in lines if line["updates"] > 0 or (not training and line["env_steps"] > 1000)]
+    first, last = counting[0], counting[-1]
     return (last["env_steps"] - first["env_steps"]) / (last["time"] - first["time"])
 
 
