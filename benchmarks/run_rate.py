@@ -2,9 +2,9 @@
 
     python -m benchmarks.run_rate --compare ../other-checkout --rounds 3
 
-Runs the quickstart cut short, and the quickstart and a task of pictures without training, where nothing hides what a row
-costs. The rate is that between the first line of metrics that counts and the last one, so that starting and compiling do
-not count. Ratio: this checkout over the other.
+Runs the quickstart cut short, and the quickstart and a task of pictures without training, where nothing hides what a
+row costs. The rate is that between the first line of metrics that counts and the last one, so that starting and
+compiling do not count. Ratio: this checkout over the other.
 """
 
 from __future__ import annotations
