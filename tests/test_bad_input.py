@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_runs import lines, saved, tiny, trained
 
+from dreamer import trust
 from dreamer.apps import cli
 from dreamer.config import to_yaml
 from dreamer.runtime import devices, sinks
@@ -318,10 +319,11 @@ def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):
     assert "a device failed or is gone while an update" in line and "--resume" in line and "worker 3" in line
 
 
-def test_what_no_device_raised_passes(failing, preset, run):
+def test_what_no_device_raised_is_one_line_with_its_traceback_in_a_file(capsys, failing, preset, run):
     failing("INVALID_ARGUMENT: a bug")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        cli.main(["train", preset(run), "--trust"])
+    line = error_line(capsys, "train", preset(run))
+    assert "JaxRuntimeError: INVALID_ARGUMENT: a bug" in line and f"details: {run}/error.txt" in line
+    assert "Traceback" in (run / "error.txt").read_text()
 
 
 # ---- using what is not there, or is of another config
@@ -333,17 +335,22 @@ def copy(tmp_path, tmp_path_factory) -> Path:
     return Path(shutil.copytree(trained(tmp_path_factory), tmp_path / "copy"))
 
 
+def edit_sealed(path: Path, old: str, new: str) -> None:
+    """Changes the config of a run as only this user can: with a seal that is right."""
+    text, run, _ = trust.unsealed(path.read_text())
+    assert run and text.count(old) == 1
+    path.write_text(trust.sealed_text(text.replace(old, new), run))
+
+
 def test_a_checkpoint_of_another_config(capsys, copy):
-    text = (copy / "config.yaml").read_text()
-    assert text.count("deter: 16\n") == 1
-    (copy / "config.yaml").write_text(text.replace("deter: 16\n", "deter: 32\n"))
+    edit_sealed(copy / "config.yaml", "deter: 16\n", "deter: 32\n")
     line = error_line(capsys, "eval", str(copy))
     assert f"checkpoint 96 in {copy}/checkpoints is of another config" in line
     assert "in the checkpoint" in line and "in this config" in line and "world_model" in line
 
 
 def test_a_config_that_was_edited_wrongly(capsys, copy):
-    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("deter:", "detter:"))
+    edit_sealed(copy / "config.yaml", "deter:", "detter:")
     line = error_line(capsys, "eval", str(copy))
     assert f"{copy}/config.yaml" in line and "agent.world_model.detter" in line and "agent.world_model.deter'" in line
 
