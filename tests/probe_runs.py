@@ -15,7 +15,7 @@ from envs.probes import PROBES
 
 PRESET = Path(__file__).parents[1] / "experiments" / "probe.yaml"
 SETTINGS: dict[str, dict] = {
-    "delayed": {"env_steps": 6000},
+    "delayed": {"env_steps": 9000},
     "action_continuous": {"env_steps": 6000},
     "both": {"env_steps": 5000},
     # Pictures are dear on a CPU: small batches, more of them. Two groups learned sooner than eight; a guess at why: the
