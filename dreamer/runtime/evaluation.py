@@ -189,7 +189,7 @@ class _Film:
             return
         own = ready // workers.spec.agents == env
         if step.is_first[own].all():
-            self.frames.clear()  # an environment that was made anew begins again
+            self.frames.clear()  # a new environment begins a new film
         try:
             picture = frame(workers, rows, env)
             if self.frames and picture.shape != self.frames[0].shape:

@@ -50,12 +50,12 @@ class Faults:
         self.resets[envs] += 1
 
     def forgive(self, incident: Incident) -> None:
-        """Notes an incident that does not count: the environments are made anew, the run goes on."""
+        """Notes an incident that does not count: the set makes new environments, the run goes on."""
         self._log.append(incident)
         self.resets[list(incident.envs)] += 1
 
     def note(self, incident: Incident) -> None:
-        """Notes an incident after which nothing is made anew."""
+        """Notes an incident that needs no new environment."""
         self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
@@ -102,7 +102,7 @@ def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
 
 
 def go_home(plan: Plan) -> None:
-    """Makes the folder of the plan the current one again, wherever an environment of this process has gone."""
+    """Makes the folder of the plan the current one again, after an environment of this process has left it."""
     if plan.folder:
         with contextlib.suppress(OSError):  # another machine need not have it
             os.chdir(plan.folder)

@@ -54,7 +54,7 @@ class Incident(NamedTuple):
     """Environments that failed in one go and were made anew.
 
     envs: their numbers | kind: how | text: one line that names the cause | trace: of the worker, "" if there is none
-    One that was "not closed" in time is not needed any more, and not made anew.
+    One that was "not closed" in time is not replaced: nobody needs it any more.
     """
 
     envs: tuple[int, ...]
@@ -64,7 +64,7 @@ class Incident(NamedTuple):
 
     @property
     def line(self) -> str:
-        """What the user is told."""
+        """The line for the user."""
         return self.text if self.kind == "not closed" else f"environment made anew: {self.text}"
 
 
@@ -121,12 +121,12 @@ class Workers(Protocol):
         """
 
     def seed(self, number: int) -> int:
-        """The seed of an environment as it is now; one that was made anew has another."""
+        """The seed of an environment as it is now; its replacement has another."""
 
     def render(self, number: int) -> np.ndarray | str | None:
         """A picture uint8 [H, W, 3] of an environment whose rows were received; None when it does not draw itself.
 
-        Why not, in one line, when it fails. One that hangs is made anew without counting against workers.restarts.
+        Why not, in one line, when it fails. One that hangs is replaced without counting against workers.restarts.
         """
 
     def restart(self, number: int) -> None:
