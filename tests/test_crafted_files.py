@@ -343,13 +343,14 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link"])
-@pytest.mark.parametrize("place", [name for name in PLACES])
+FOLDERS = ("rows", "checkpoint", "checkpoints")  # a pipe in place of one is a folder that is missing
+ODD = [*((place, "link") for place in PLACES), *((place, "pipe") for place in PLACES if place not in FOLDERS)]
+
+
+@pytest.mark.parametrize("place, kind", ODD)
 def test_what_is_no_regular_file_of_the_run_is_refused(copy, tmp_path, place, kind):
     (tmp_path / "elsewhere").mkdir()
     path = PLACES[place](copy)
-    if kind == "pipe" and path.is_dir():
-        pytest.skip("a pipe in place of a folder is a file that is missing")
     replace(path, kind, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="no regular file|is a link|leads out|neither a file nor a folder"):
         dreamer.train(tiny(copy, **ENV), resume="yes")
