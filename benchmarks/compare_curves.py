@@ -20,9 +20,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dreamer.apps import references
-from dreamer.apps.curves import TRAINING, binned
-from dreamer.apps.runs import Points, Run, read_run
+from dreamer.apps.report import references
+from dreamer.apps.report.curves import TRAINING, binned
+from dreamer.apps.report.runs import Points, Run, read_run
 
 REFERENCES = Path(__file__).parents[1] / "experiments" / "references"
 SUITE = "dmc_proprio"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 import gymnasium
 import numpy as np
 
-from dreamer.runtime.actions import random_actions
+from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.workers import Config, make_workers
 
 COST = 3e-3  # seconds of a pixel step

@@ -79,7 +79,7 @@ def compile_for(args: argparse.Namespace, target: str = H100) -> str:
 
     from benchmarks import measure
     from dreamer import agent as agents
-    from dreamer.runtime import devices
+    from dreamer.runtime.devices import mesh as devices
 
     try:
         topology = topologies.get_topology_desc(

@@ -25,8 +25,8 @@ from benchmarks.peers.protocol import time_steps
 from benchmarks.rounds import summary
 from dreamer import agent as agents
 from dreamer.interfaces import Agent, Batch
-from dreamer.runtime import devices
-from dreamer.runtime.actions import random_actions
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.actions import random_actions
 from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models.rssm import parameter_count
 

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 import dreamer.config
-from dreamer.runtime.replay import Config, Replay
-from dreamer.runtime.steps import Step
+from dreamer.runtime.replay.replay import Config, Replay
 from dreamer.spaces import Action, Space, Spec
+from dreamer.steps import Step
 
 SPAWN = multiprocessing.get_context("spawn")
 ENVS, BATCH, LENGTH = 16, 16, 64

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import dreamer.config
-from dreamer.runtime.loop import Run
-from dreamer.runtime.start import decide
-from dreamer.runtime.steps import Step
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.start import decide
+from dreamer.steps import Step
 
 ENVS = 16
 

@@ -86,7 +86,7 @@ def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[
 
     from benchmarks import measure
     from dreamer import agent as agents
-    from dreamer.runtime import devices
+    from dreamer.runtime.devices import mesh as devices
 
     spec = measure.SPECS[kind]
     agent = agents.make(measure.load(size, "bfloat16" if tpu else "float32", {}), spec)

@@ -21,7 +21,7 @@ from env_throughput import Turn, rate
 
 from dreamer.config import Config, load
 from dreamer.errors import UserError
-from dreamer.runtime.actions import random_actions
+from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
 

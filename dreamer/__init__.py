@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dreamer.apps.evaluate import evaluate, load
     from dreamer.config import Config
     from dreamer.config import load as load_config
-    from dreamer.runtime.loop import train
+    from dreamer.runtime.run.loop import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
@@ -22,7 +22,7 @@ __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
 _HOMES = {
     "Config": ("dreamer.config", "Config"),
     "load_config": ("dreamer.config", "load"),
-    "train": ("dreamer.runtime.loop", "train"),
+    "train": ("dreamer.runtime.run.loop", "train"),
     "evaluate": ("dreamer.apps.evaluate", "evaluate"),
     "load": ("dreamer.apps.evaluate", "load"),
 }

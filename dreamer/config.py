@@ -22,8 +22,8 @@ from dreamer.coerce import Dumper, NotPlain, coerce, plain, show
 from dreamer.errors import UserError, check_bound
 from dreamer.fields import declared, get, keys, type_of
 from dreamer.layers import Layer, dotted, layer, read_preset
-from dreamer.runtime.metrics import Config as LogConfig
-from dreamer.runtime.replay import Config as ReplayConfig
+from dreamer.runtime.log.logger import Config as LogConfig
+from dreamer.runtime.replay.replay import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
@@ -116,11 +116,11 @@ class Config:
     """What is kept and how batches are drawn."""
     log: LogConfig = field(default_factory=LogConfig)
     """Where metrics go."""
-    eval: Any = _default("runtime.evaluation")
+    eval: Any = _default("runtime.run.evaluation")
     """Evaluation during training."""
-    checkpoint: Any = _default("runtime.checkpoint")
+    checkpoint: Any = _default("runtime.files.checkpoint")
     """When the train state is saved."""
-    devices: Any = _default("runtime.devices")
+    devices: Any = _default("runtime.devices.mesh")
     """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dreamer.runtime.steps import Batch
 from dreamer.spaces import Space, Spec
+from dreamer.steps import Batch
 
 Array = jax.Array
 Key = jax.Array

@@ -232,7 +232,7 @@ def _make_registered(name: str, env_id: str, options: dict[str, Any], render_mod
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         try:
-            # dreamer.runtime.rows checks every row; gymnasium's own checker would cost half of the speed.
+            # dreamer.runtime.env.rows checks every row; gymnasium's own checker would cost half of the speed.
             return gymnasium.make(env_id, disable_env_checker=True, **options, **extra)
         except TypeError as error:
             if not extra or "render_mode" not in str(error):

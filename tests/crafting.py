@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreamer.runtime import checkpoint_files, sealed
-from dreamer.runtime.sealed import Seal
+from dreamer.runtime.files import checkpoint_files, sealed
+from dreamer.runtime.files.sealed import Seal
 
 
 def seal_file(path: Path, whole: Any, data: bytes = b"") -> Seal:

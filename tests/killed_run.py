@@ -16,7 +16,7 @@ from typing import Any
 import tiny_runs
 
 import dreamer
-from dreamer.runtime import loop
+from dreamer.runtime.run import loop
 
 SCRIPT = pathlib.Path(__file__)
 FILES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "os.listdir"}

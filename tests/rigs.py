@@ -18,15 +18,17 @@ from dreamer.behaviors import actor_critic
 from dreamer.config import Config
 from dreamer.interfaces import Agent, Replayed, TrainState
 from dreamer.ops import distributions, normalize
-from dreamer.runtime import devices, evaluation, loop, metrics, start
-from dreamer.runtime.collector import Collector
-from dreamer.runtime.learner import Snapshot
-from dreamer.runtime.replay import Config as ReplayConfig
-from dreamer.runtime.replay import Replay
-from dreamer.runtime.steps import Batch
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.log import logger as metrics
+from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.run import evaluation, loop, start
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.learner import Snapshot
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
 from dreamer.spaces import Spec
+from dreamer.steps import Batch
 
 KIND = "vector"
 SPEC = tiny.SPECS[KIND]

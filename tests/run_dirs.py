@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.runtime import pictures
+from dreamer.runtime.log import images as pictures
 
 
 def write_run(path: Path, lines: Sequence[Mapping[str, Any]] | None = None, **settings: Any) -> Path:

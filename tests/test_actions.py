@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.actions import action_reader, flat_mask, random_actions
+from dreamer.runtime.env.actions import action_reader, flat_mask, random_actions
 from dreamer.spaces import Action
 from tests.any_spaces import action_spaces
 

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 import dreamer
 from dreamer import plugins
-from dreamer.apps.check import examine
-from dreamer.apps.checks.verdicts import Settings
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.verdicts import Settings
+from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
-from dreamer.runtime import devices
-from dreamer.runtime.actions import random_actions
-from dreamer.runtime.readers import restore
-from dreamer.runtime.replay import Config, Replay
-from dreamer.runtime.rows import EnvRows
-from dreamer.runtime.steps import Batch, Step
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.actions import random_actions
+from dreamer.runtime.env.observations import restore
+from dreamer.runtime.env.rows import EnvRows
+from dreamer.runtime.replay.replay import Config, Replay
+from dreamer.steps import Batch, Step
 from tests.any_spaces import Anything, action_spaces, observation_spaces, small_spaces
 from tests.tiny import QUICK
 from tests.tiny_runs import lines

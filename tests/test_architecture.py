@@ -12,8 +12,21 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-NOUNS = {"errors", "spaces", "steps"}
-# room -> the rooms of dreamer that it may import, itself apart. config joins the Configs that runtime declares.
+def module_name(file: pathlib.Path) -> str:
+    """dreamer/nets/mlp.py -> dreamer.nets.mlp; a package is named as its folder."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
+    return [(module_name(file), file) for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+
+NOUNS = {"errors", "spaces", "steps", "plugins"}  # words that every room but ops may use
+LOOSE = {"shipped", "suites", "trust", "coerce", "fields", "hints", "layers", "config"}  # of configs and who is trusted
+RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "run")}
+# room -> the rooms of dreamer that it may import besides the nouns, itself apart.
 TABLE: dict[str, set[str]] = {
     "errors": set(),
     "spaces": set(),
@@ -25,48 +38,50 @@ TABLE: dict[str, set[str]] = {
     "coerce": {"errors"},
     "fields": set(),
     "hints": {"shipped"},
-    "layers": {"errors", "coerce", "hints", "shipped", "trust"},
-    "interfaces": {"spaces", "steps"},
+    "layers": {"coerce", "hints", "shipped", "trust"} | NOUNS,
+    "interfaces": NOUNS,
+    "contracts": {"interfaces"} | NOUNS,
     "ops": set(),
-    "nets": {"ops", "interfaces", "spaces", "errors"},
-    "dreaming": {"ops", "interfaces"},
-    "world_models": {"nets", "ops", "interfaces", "plugins"} | NOUNS,
-    "behaviors": {"nets", "ops", "dreaming", "interfaces", "plugins"} | NOUNS,
-    "contracts": {"interfaces", "plugins"} | NOUNS,
-    "agent": {"ops", "dreaming", "interfaces", "plugins", "contracts"} | NOUNS,
-    "config": {"coerce", "layers", "plugins", "trust", "runtime", "shipped", "hints", "fields"} | NOUNS,
-    "runtime": {"agent", "config", "interfaces", "layers", "ops", "plugins", "trust"} | NOUNS,
-    "apps": {"runtime", "agent", "config", "coerce", "layers", "interfaces", "plugins", "shipped"} | NOUNS,
-    "dreamer": {"config", "runtime", "apps"},
+    "nets": {"ops", "interfaces"} | NOUNS,
+    "dreaming": {"nets", "ops", "interfaces"} | NOUNS,
+    "world_models": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,
+    "behaviors": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,
+    "agent": {"ops", "dreaming", "interfaces", "contracts"} | NOUNS,
+    "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
+    "runtime": set(),
+    "runtime/files": NOUNS,
+    "runtime/env": {"runtime/files"} | NOUNS,
+    "runtime/workers": {"runtime/env"} | NOUNS,
+    "runtime/replay": {"runtime/files"} | NOUNS,
+    "runtime/devices": {"interfaces"} | NOUNS,
+    "runtime/log": {"runtime/files", "runtime/env"} | NOUNS,
+    "runtime/run": RUNTIME | {"agent", "interfaces", "config", "layers", "trust"} | NOUNS,
+    "apps": RUNTIME | {"apps/check", "apps/report", "agent", "interfaces"} | LOOSE | NOUNS,
+    "apps/check": {"runtime/env", "runtime/workers", "runtime/log"} | NOUNS,
+    "apps/report": {"apps", "runtime/files", "runtime/log", "runtime/run", "config", "coerce", "shipped"} | NOUNS,
+    "dreamer": {"config", "runtime/run", "apps"},
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
+# Rooms that a process without jax uses, and of other rooms the files that do.
+NO_JAX_ROOMS = ("runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
-    "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites",
-    "dreamer.runtime.steps", "dreamer.runtime.rows", "dreamer.runtime.readers", "dreamer.runtime.env_state",
-    "dreamer.runtime.actions", "dreamer.runtime.reading", "dreamer.runtime.interface", "dreamer.runtime.parallel",
-    "dreamer.runtime.workers", "dreamer.runtime.workers.child", "dreamer.runtime.workers.processes",
-    "dreamer.runtime.replay", "dreamer.runtime.ratio", "dreamer.runtime.samplers", "dreamer.runtime.disk_tier",
-    "dreamer.runtime.prefetch", "dreamer.runtime.following", "dreamer.runtime.row_store", "dreamer.runtime.sinks",
-    "dreamer.runtime.limiter", "dreamer.runtime.stopping", "dreamer.apps.cli", "dreamer.apps.start",
-    "dreamer.trust", "dreamer.layers", "dreamer.apps.flags", "dreamer.runtime.lock", "dreamer.runtime.run_config",
-    "dreamer.runtime.safe_files",
-    "dreamer.runtime.checkpoint_files", "dreamer.runtime.verifying", "dreamer.runtime.flushing", "dreamer.apps.verify",
-    "dreamer.apps.statistics", "dreamer.apps.runs", "dreamer.apps.references", "dreamer.apps.curves",
-    "dreamer.apps.scores", "dreamer.apps.plots", "dreamer.apps.page", "dreamer.apps.report", "dreamer.apps.check",
-    *(f"dreamer.apps.checks.{file.stem}" for file in sorted((ROOT / "dreamer/apps/checks").glob("[a-z]*.py"))),
+    "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites", "dreamer.steps", "dreamer.trust",
+    "dreamer.layers",
+    *(
+        f"dreamer.runtime.files.{name}"
+        for name in (
+            "run_dir", "lock", "safe_files", "checkpoint_files", "manifest", "plain_state", "sealed",
+        )
+    ),
+    *(
+        f"dreamer.runtime.run.{name}"
+        for name in ("ratio", "limiter", "prefetch", "writeback", "run_config", "stopping", "verifying")
+    ),
+    *(f"dreamer.apps.{name}" for name in ("cli", "flags", "start", "statistics", "verify")),
+    *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
-
-
-def module_name(file: pathlib.Path) -> str:
-    """dreamer/nets/mlp.py -> dreamer.nets.mlp; a package is named as its folder."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
-    return [(module_name(file), file) for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def imports(source: str, module: str, package: bool = False, top_only: bool = False) -> Iterator[str]:
@@ -100,10 +115,8 @@ def imports_of(file: pathlib.Path, top_only: bool = False) -> set[str]:
 
 def room(dotted: str) -> str:
     """The room that a dotted name of dreamer lies in."""
-    parts = dotted.split(".")
-    if parts[:3] == ["dreamer", "runtime", "steps"]:
-        return "steps"
-    return parts[1] if len(parts) > 1 and parts[1] in TABLE else "dreamer"
+    parts = dotted.split(".")[1:]
+    return next((name for name in ("/".join(parts[:2]), *parts[:1]) if name in TABLE), "dreamer")
 
 
 def strangers(module: str, imported: set[str]) -> list[str]:
@@ -123,10 +136,42 @@ def test_a_module_imports_only_the_rooms_that_the_table_allows(module, file):
     assert not strangers(module, imports_of(file))
 
 
-def test_every_top_level_module_has_a_row_in_the_table():
+def test_every_top_level_module_and_every_room_of_runtime_has_a_row_in_the_table():
     for _, file in modules("dreamer"):
-        name = file.relative_to(ROOT / "dreamer").parts[0].removesuffix(".py")
+        parts = file.relative_to(ROOT / "dreamer").with_suffix("").parts
+        name = "/".join(parts[:2]) if parts[0] == "runtime" and len(parts) > 2 else parts[0]
         assert name in TABLE or name in ("__init__", "__main__"), f"dreamer/{name} has no row in the table"
+
+
+@pytest.mark.parametrize("home", sorted(TABLE))
+def test_breaking_the_wall_of_a_room_is_noticed(home):
+    forbidden = sorted(set(TABLE) - TABLE[home] - {home, "dreamer"})
+    assert forbidden
+    for other in forbidden:
+        assert strangers(f"dreamer.{home.replace('/', '.')}.x", {f"dreamer.{other.replace('/', '.')}.y"}), other
+
+
+def test_rooms_do_not_import_each_other_in_circles():
+    graph = {home: set() for home in TABLE}
+    for module, file in modules("dreamer"):
+        graph[room(module)] |= {room(name) for name in imports_of(file) if name.split(".")[0] == "dreamer"}
+    graph["apps"] -= {"apps/check", "apps/report"}  # the table of commands
+    graph["dreamer"] = set()  # what it offers is loaded lazily
+    assert not circle({home: others - {home, "dreamer"} for home, others in graph.items()})
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of a graph that lie on circles, or lead only to them; empty when there is none."""
+    left = {node: set(others) for node, others in graph.items()}
+    while leaves := [node for node, others in left.items() if not others & left.keys()]:
+        for node in leaves:
+            del left[node]
+    return sorted(left)
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("module, file", [pytest.param(*item, id=item[0]) for item in modules("dreamer/ops")])

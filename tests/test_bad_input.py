@@ -16,9 +16,10 @@ from tiny_runs import lines, saved, tiny, trained
 from dreamer import trust
 from dreamer.apps import cli
 from dreamer.config import to_yaml
-from dreamer.runtime import devices, sinks
-from dreamer.runtime.collector import Collector
-from dreamer.runtime.device_rows import DeviceRows
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.log import sinks
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.device_rows import DeviceRows
 
 PREFIX = "dreamer: error: "
 

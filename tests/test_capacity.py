@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime import capacity
+from dreamer.runtime.replay import capacity
 
 GB = 10**9
 

@@ -12,18 +12,18 @@ import pytest
 from faulty_check_envs import Ball, Scene
 
 from dreamer.apps import cli
-from dreamer.apps.check import examine
-from dreamer.apps.checks import gymnasium_checker, isolation, picture, spaces
-from dreamer.apps.checks.answers import Answer
-from dreamer.apps.checks.isolation import verdicts_of
-from dreamer.apps.checks.looks import keys_of
-from dreamer.apps.checks.verdicts import Settings, Tally, Verdict, wrong
-from dreamer.apps.checks.walk import Walk, chooser, walk
-from dreamer.apps.checks.watch import EnvFailed, Watch
+from dreamer.apps.check import gymnasium_checker, isolation, picture, spaces
+from dreamer.apps.check.answers import Answer
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.isolation import verdicts_of
+from dreamer.apps.check.looks import keys_of
+from dreamer.apps.check.verdicts import Settings, Tally, Verdict, wrong
+from dreamer.apps.check.walk import Walk, chooser, walk
+from dreamer.apps.check.watch import EnvFailed, Watch
 from dreamer.errors import UserError
-from dreamer.runtime.pictures import read_png
-from dreamer.runtime.readers import readers
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.observations import readers
+from dreamer.runtime.env.rows import EnvRows
+from dreamer.runtime.log.images import read_png
 from dreamer.spaces import Space
 
 STEPS = 600

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from self_resetting_envs import SELF_RESETTING, SOUND
 
-from dreamer.apps.check import examine
-from dreamer.apps.checks.verdicts import Settings
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.verdicts import Settings
+from dreamer.apps.check.watch import Watch
 
 
 def wrongs(**options) -> dict[str, str]:

@@ -11,20 +11,20 @@ from faulty_check_envs import Ball, Scene
 from gymnasium import spaces
 
 from dreamer import agent as agents
-from dreamer.apps.check import examine
-from dreamer.apps.checks import channels, rewards
-from dreamer.apps.checks import spaces as checks
-from dreamer.apps.checks.looks import keys_of
-from dreamer.apps.checks.verdicts import Settings, Verdict
-from dreamer.apps.checks.walk import walk
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.check import channels, rewards
+from dreamer.apps.check import spaces as checks
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.looks import keys_of
+from dreamer.apps.check.verdicts import Settings, Verdict
+from dreamer.apps.check.walk import walk
+from dreamer.apps.check.watch import Watch
 from dreamer.nets.decoder import reconstruction_loss, to_observation
 from dreamer.nets.encoder import concat_vectors
 from dreamer.nets.pictures import to_unit
 from dreamer.ops.distributions import symlog, twohot_bins
 from dreamer.plugins import Maker
-from dreamer.runtime.actions import action_reader, ranges
-from dreamer.runtime.readers import readers
+from dreamer.runtime.env.actions import action_reader, ranges
+from dreamer.runtime.env.observations import readers
 from dreamer.spaces import CENTRE, Space
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.interfaces import TrainState
-from dreamer.runtime import checkpoint
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.files import checkpoint
+from dreamer.runtime.files.checkpoint import Checkpoints
 
 
 class Moments(NamedTuple):
@@ -135,8 +135,8 @@ def test_old_checkpoints_are_deleted_and_any_kept_one_can_be_restored(tmp_path):
 
 DELETES = """
 import os, signal, sys
-from dreamer.runtime import checkpoint
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.files import checkpoint
+from dreamer.runtime.files.checkpoint import Checkpoints
 def killed(event, args):
     if event in ("os.remove", "os.rmdir") and "tmp" not in str(args[0]).rpartition("/run/")[2]:
         left[0] -= 1
@@ -308,8 +308,8 @@ LIMITED = """
 import resource, sys, time
 import jax.numpy as jnp, numpy as np
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.files import checkpoint
+from dreamer.runtime.files.checkpoint import Checkpoints
 
 noise = np.random.default_rng(0).normal(size=300_000)
 checkpoints = Checkpoints(sys.argv[1])
@@ -420,7 +420,7 @@ def test_a_flipped_byte_is_never_restored_silently(tmp_path):
 def test_a_leaf_that_changed_on_the_way_is_named(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.ones(3)})
-    monkeypatch.setattr("dreamer.runtime.checkpoint._crc", lambda leaf: 0)
+    monkeypatch.setattr("dreamer.runtime.files.checkpoint._crc", lambda leaf: 0)
     with pytest.raises(UserError, match="is damaged: the checksum of x differs"):
         Checkpoints(tmp_path).restore({"x": jnp.zeros(3)})
 

@@ -15,7 +15,7 @@ import yaml
 from dreamer.apps import cli
 from dreamer.config import Config, get, keys, load, to_yaml
 from dreamer.errors import UserError
-from dreamer.runtime.stopping import Stopped
+from dreamer.runtime.run.stopping import Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,9 +36,9 @@ def preset(tmp_path):
 def trained(monkeypatch):
     """The configs that reach the training loop."""
     configs: list[Config] = []
-    loop = types.ModuleType("dreamer.runtime.loop")
+    loop = types.ModuleType("dreamer.runtime.run.loop")
     loop.train = lambda config, **_: configs.append(config)
-    monkeypatch.setitem(sys.modules, "dreamer.runtime.loop", loop)
+    monkeypatch.setitem(sys.modules, "dreamer.runtime.run.loop", loop)
     return configs
 
 
@@ -231,7 +231,8 @@ def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, pres
 
 def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
+    loop = sys.modules["dreamer.runtime.run.loop"]
+    monkeypatch.setattr(loop, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
     assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
     assert seen == ["yes", "auto"]
@@ -276,7 +277,7 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
     def fail(config, **_):
         raise UserError("env 'x' is\n not there")
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", fail)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", fail)
     assert error_line(capsys, "train") == "dreamer: error: env 'x' is not there\n"
 
 
@@ -287,7 +288,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
     def interrupt(config, **_):
         raise stop
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", interrupt)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", interrupt)
     assert cli.main(["train"]) == code
 
 
@@ -296,7 +297,8 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
 )
 def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
     seen = []
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", lambda config, resume, **_: seen.append(resume))
+    loop = sys.modules["dreamer.runtime.run.loop"]
+    monkeypatch.setattr(loop, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [expected]
 
@@ -311,7 +313,7 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
     def bug(config, **_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.loop"], "train", bug)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tiny_runs import recording_agent
 
-from dreamer.runtime import devices, workers
-from dreamer.runtime.collector import Collecting, Collector
-from dreamer.runtime.learner import Learner, Snapshot
-from dreamer.runtime.replay import Config, Replay
+from dreamer.runtime import workers
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.replay.replay import Config, Replay
+from dreamer.runtime.run.collector import Collecting, Collector
+from dreamer.runtime.run.learner import Learner, Snapshot
 
 ENVS, TURNS = 3, 40
 NOTHING_LEARNED = Snapshot(0, [jnp.zeros(4)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamer.runtime.columns import WIDE, gather, scatter
+from dreamer.runtime.replay.columns import WIDE, gather, scatter
 
 WIDTHS = (1, WIDE)
 

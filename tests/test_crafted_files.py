@@ -26,11 +26,14 @@ from test_resume import quick as quick
 from tiny_runs import tiny
 
 import dreamer
-from dreamer.apps import report, verify
-from dreamer.apps.runs import read_lines
+from dreamer.apps import verify
+from dreamer.apps.report import command as report
+from dreamer.apps.report.runs import read_lines
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, manifest, resume, sealed, sinks, verifying
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.files import checkpoint_files, manifest, sealed
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.log import sinks
+from dreamer.runtime.run import resume, verifying
 
 FEW = 60
 NUMBERS = st.integers() | st.sampled_from([-1, 0, 1, 2**31, 2**53, 2**63, 10**30]) | st.floats()

@@ -11,8 +11,9 @@ from test_replay import SPEC, build, collected, fill
 from tiny_runs import saved, trained
 
 from dreamer.errors import UserError
-from dreamer.runtime import device_rows, devices
-from dreamer.runtime.device_rows import DeviceRows
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.run import device_rows
+from dreamer.runtime.run.device_rows import DeviceRows
 from dreamer.spaces import Space, for_device
 
 

@@ -18,7 +18,8 @@ import tiny
 import dreamer
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import devices, distributed
+from dreamer.runtime.devices import distributed
+from dreamer.runtime.devices import mesh as devices
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
@@ -28,10 +29,10 @@ import jax, numpy as np
 import test_replay
 import tiny
 from dreamer.errors import UserError
-from dreamer.runtime import devices
-from dreamer.runtime.device_rows import DeviceRows
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.learner import Learner
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.run.device_rows import DeviceRows
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.run.learner import Learner
 from benchmarks.scaling import collectives
 from test_devices import LAYOUTS
 
@@ -251,10 +252,10 @@ PAIR = """
 import sys
 import jax, numpy as np
 from dreamer.errors import UserError
-from dreamer.runtime import devices, distributed
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.learner import Learner
-from dreamer.runtime.steps import Batch
+from dreamer.runtime.devices import distributed, mesh as devices
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.run.learner import Learner
+from dreamer.steps import Batch
 
 folder, port, count, number = sys.argv[1], *map(int, sys.argv[2:])
 if count > 1:

@@ -10,9 +10,9 @@ import pytest
 from test_replay import SPEC, STORAGE, collected, fill
 
 from dreamer.errors import UserError
-from dreamer.runtime import capacity, disk_tier
-from dreamer.runtime.disk_tier import FOLDER, DiskTier, remove_left_over
-from dreamer.runtime.replay import Config, Replay, plan
+from dreamer.runtime.replay import capacity, disk_tier
+from dreamer.runtime.replay.disk_tier import FOLDER, DiskTier, remove_left_over
+from dreamer.runtime.replay.replay import Config, Replay, plan
 from dreamer.spaces import Space
 
 WIDE = Space((64, 64, 3), "uint8")

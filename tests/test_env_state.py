@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import wrappers
 
-from dreamer.runtime.env_state import get_state, set_state
+from dreamer.runtime.env.state import get_state, set_state
 from envs.probes import ENVS
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.rows import EnvRows
 from dreamer.spaces import Space
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -198,7 +198,7 @@ class TestDMC:
     @pytest.mark.parametrize("order", ["vectors first", "picture first"])
     def test_picture_is_drawn_without_a_screen(self, order):
         code = (
-            "import numpy as np; from dreamer import plugins; from dreamer.runtime.rows import EnvRows\n"
+            "import numpy as np; from dreamer import plugins; from dreamer.runtime.env.rows import EnvRows\n"
             f"if {order!r} == 'vectors first': plugins.make_env('dmc:quadruped-walk')\n"
             "rows = EnvRows(plugins.make_env('dmc:quadruped-walk', {'image': True, 'size': [32, 48]}, 'rgb_array'))\n"
             "row = rows.step(np.zeros(12, np.float32)); assert list(row.obs) == ['image']\n"

@@ -19,7 +19,8 @@ import dreamer
 from dreamer.apps import cli
 from dreamer.apps.statistics import summary
 from dreamer.errors import UserError
-from dreamer.runtime import devices, evaluation
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.run import evaluation
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,12 @@ from tiny_runs import lines, plain_agent, recording_agent, tiny
 import dreamer
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime import devices, evaluation, pictures
-from dreamer.runtime.reading import spec_of
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.log import images as pictures
+from dreamer.runtime.run import evaluation
 from dreamer.runtime.workers import Config, auto, make_workers, remote
-from dreamer.runtime.workers.seam import Plan
+from dreamer.runtime.workers.interface import Plan
 
 INLINE, PROCESSES = Config("inline"), Config("processes", processes=1, timeout=0.5)
 everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline", "processes"])
@@ -124,7 +126,7 @@ def test_frames_of_changing_size_are_refused_in_a_line(tmp_path):
 
 
 def test_a_picture_with_transparency_loses_that_alone():
-    from dreamer.runtime.rows import drawn
+    from dreamer.runtime.env.rows import drawn
 
     class Env:
         render_mode = "rgb_array"

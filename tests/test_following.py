@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dreamer.runtime.following import Following
+from dreamer.runtime.run.writeback import Following
 
 
 def test_items_are_handled_in_their_order_by_one_thread():

@@ -18,7 +18,7 @@ from dreamer import plugins, trust
 from dreamer.coerce import Loader
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import resume
+from dreamer.runtime.run import resume
 
 ROOT = Path(__file__).parent.parent
 

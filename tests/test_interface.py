@@ -10,16 +10,16 @@ import pytest
 from faulty_check_envs import Ball
 from gymnasium import spaces
 
-from dreamer.apps.check import examine
-from dreamer.apps.checks.verdicts import Settings
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.verdicts import Settings
+from dreamer.apps.check.watch import Watch
 from dreamer.apps.team import LoadedTeam
 from dreamer.errors import UserError
 from dreamer.plugins import Maker
-from dreamer.runtime.actions import action_reader
-from dreamer.runtime.parallel import ParallelRows
-from dreamer.runtime.readers import agent_obs, readers
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.actions import action_reader
+from dreamer.runtime.env.observations import agent_obs, readers
+from dreamer.runtime.env.parallel import ParallelRows
+from dreamer.runtime.env.rows import EnvRows
 from tests.teams import Team
 
 

@@ -11,11 +11,12 @@ import pytest
 from tiny_runs import recording_agent
 
 from dreamer.errors import UserError
-from dreamer.runtime import device_errors, devices
-from dreamer.runtime import learner as learners
-from dreamer.runtime.learner import Learner, Snapshot
-from dreamer.runtime.steps import Batch, Rows
+from dreamer.runtime.devices import errors as device_errors
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.run import learner as learners
+from dreamer.runtime.run.learner import Learner, Snapshot
 from dreamer.spaces import Action, Space, Spec
+from dreamer.steps import Batch, Rows
 
 SPEC = Spec({"vector": Space((3,), "float32")}, Action((2,)))
 ROWS = Rows(np.zeros(2, int), np.zeros((2, 5), np.int64))

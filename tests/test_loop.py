@@ -12,8 +12,8 @@ from tiny_runs import TINY, lines, saved, tiny, trained
 import dreamer
 from dreamer.apps import cli
 from dreamer.config import load, to_yaml
-from dreamer.runtime import header
-from dreamer.runtime.metrics import Logger
+from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.run import header
 
 # 2 environments; training starts with 16 items, sequences of 1 + 8 rows: after 16 rows of each.
 FIRST_UPDATE, STEPS_PER_UPDATE = 32, 8

@@ -13,7 +13,7 @@ from dreamer.behaviors import actor_critic
 from dreamer.dreaming import rollout
 from dreamer.errors import UserError
 from dreamer.interfaces import Dream
-from dreamer.runtime.reading import spec_of
+from dreamer.runtime.env.reading import spec_of
 from dreamer.spaces import MASK, Action, Space, Spec
 from tests import masked_envs, tiny
 from tests.tiny_runs import lines

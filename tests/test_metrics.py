@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.runtime import run_dir
-from dreamer.runtime.metrics import Config, Episode, EpisodeTracker, Logger, Resumed, episode_metrics
-from dreamer.runtime.sinks import JsonLines, TensorBoard, lines_damage, tail_of
-from dreamer.runtime.start import Created, set_aside
-from dreamer.runtime.steps import Step
+from dreamer.runtime.files import run_dir
+from dreamer.runtime.log.logger import Config, Episode, EpisodeTracker, Logger, Resumed, episode_metrics
+from dreamer.runtime.log.sinks import JsonLines, TensorBoard, lines_damage, tail_of
+from dreamer.runtime.run.start import Created, set_aside
+from dreamer.steps import Step
 
 PLAIN = Config(tensorboard=False)
 
@@ -223,7 +223,7 @@ def test_episode_metrics_are_means():
 
 
 def test_metrics_import_no_jax():
-    code = "import sys, dreamer.runtime.metrics, dreamer.runtime.terminal; assert 'jax' not in sys.modules"
+    code = "import sys, dreamer.runtime.log.logger, dreamer.runtime.log.terminal; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

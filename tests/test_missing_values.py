@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dreamer.errors import UserError
 from dreamer.nets.encoder import concat_vectors, missing
-from dreamer.runtime.readers import agent_obs, readers
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.observations import agent_obs, readers
+from dreamer.runtime.env.rows import EnvRows
 from tests.any_spaces import Anything, boxes, discretes, nested, one_hot_action
 
 

@@ -13,7 +13,7 @@ from tiny_runs import lines, plain_agent, tiny
 import dreamer
 from dreamer.apps import cli
 from dreamer.errors import UserError
-from dreamer.runtime.own_numbers import Tally, mean_of, named
+from dreamer.runtime.env.own_numbers import Tally, mean_of, named
 from dreamer.runtime.workers import Config, make_workers
 
 INLINE, PROCESSES = Config("inline", envs=2), Config("processes", envs=2, processes=1)

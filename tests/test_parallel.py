@@ -11,13 +11,14 @@ from test_resume import rows_by_place, stopped
 from tiny_runs import lines, plain_agent, recording_agent, tiny
 
 import dreamer
-from dreamer.apps.check import examine
-from dreamer.apps.checks.verdicts import Settings
-from dreamer.apps.checks.watch import Watch
+from dreamer.apps.check.command import examine
+from dreamer.apps.check.verdicts import Settings
+from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
-from dreamer.runtime import devices, evaluation, loop
-from dreamer.runtime.parallel import ParallelRows, is_parallel, seed_of
-from dreamer.runtime.rows import empty_step
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.parallel import ParallelRows, is_parallel, seed_of
+from dreamer.runtime.env.rows import empty_step
+from dreamer.runtime.run import evaluation, loop
 from dreamer.runtime.workers import Config, make_workers
 
 BACKENDS = [

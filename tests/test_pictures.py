@@ -14,8 +14,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from dreamer.errors import UserError
-from dreamer.runtime import pictures
-from dreamer.runtime.pictures import DREAMED, OBSERVED
+from dreamer.runtime.log import images as pictures
+from dreamer.runtime.log.images import DREAMED, OBSERVED
 
 
 def frames_of(path) -> np.ndarray:

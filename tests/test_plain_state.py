@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 from test_env_state import MAKERS, made, play
 
-from dreamer.runtime import env_state
-from dreamer.runtime.plain_state import NotPlain, check_generator, decode, encode
+from dreamer.runtime.env import state as env_state
+from dreamer.runtime.files.plain_state import NotPlain, check_generator, decode, encode
 from envs.probes import ENVS
 from envs.reach import make as reach
 

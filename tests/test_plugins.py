@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_short_name_is_a_module_of_the_package():
-    assert plugins.load("steps", "dreamer.runtime").__name__ == "dreamer.runtime.steps"
+    assert plugins.load("steps", "dreamer").__name__ == "dreamer.steps"
 
 
 def test_dotted_name_is_found_in_the_current_folder(folder):
@@ -41,7 +41,7 @@ def test_current_folder_is_put_on_the_path_once(folder):
 @pytest.mark.parametrize(
     "name, package, message",
     [
-        ("stepz", "dreamer.runtime", "'stepz' in dreamer.runtime.*did you mean 'steps'"),
+        ("stepz", "dreamer", "'stepz' in dreamer.*did you mean 'steps'"),
         ("dreamer.runtimo.steps", None, "did you mean 'runtime'"),
         ("dreamer.spaces:Spac", None, "'dreamer.spaces' has no 'Spac'.*did you mean 'Space'"),
         ("dreamer.spaces:", None, "not a module name"),

@@ -18,8 +18,8 @@ from tiny_runs import recording_agent
 from dreamer import agent as agents
 from dreamer import train
 from dreamer.interfaces import PRIORITY
-from dreamer.runtime import loop, start
-from dreamer.runtime.learner import Learner
+from dreamer.runtime.run import loop, start
+from dreamer.runtime.run.learner import Learner
 
 
 def rating_agent(spec, *, priorities=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.rows import EnvRows
 from envs.probes import ENVS, PROBES, make
 
 names = pytest.mark.parametrize("name", PROBES)

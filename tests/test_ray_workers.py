@@ -22,7 +22,7 @@ from tiny_runs import plain_agent, tiny
 
 import dreamer
 from dreamer.errors import UserError
-from dreamer.runtime import loop
+from dreamer.runtime.run import loop
 from dreamer.runtime.workers import Config, make_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime import capacity
-from dreamer.runtime.replay import Config, Replay, plan
-from dreamer.runtime.steps import Step
+from dreamer.runtime.replay import capacity
+from dreamer.runtime.replay.replay import Config, Replay, plan
 from dreamer.spaces import Action, Space, Spec
+from dreamer.steps import Step
 
 SPEC = Spec({"id": Space((2,), "int32"), "image": Space((4, 4, 3), "uint8")}, Action(continuous=2))
 STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half": Space((2,), "bfloat16")}
@@ -381,5 +381,5 @@ def test_plan_takes_the_memory_that_is_free(monkeypatch):
 
 
 def test_no_jax_in_a_fresh_process():
-    code = "import sys; import dreamer.runtime.replay, dreamer.runtime.ratio; print('jax' in sys.modules)"
+    code = "import sys; import dreamer.runtime.replay.replay, dreamer.runtime.run.ratio; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

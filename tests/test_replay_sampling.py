@@ -12,8 +12,8 @@ from test_replay import SPEC, STORAGE, build, collected, fill
 
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime.replay import Config, Replay, plan
-from dreamer.runtime.steps import Rows
+from dreamer.runtime.replay.replay import Config, Replay, plan
+from dreamer.steps import Rows
 
 PRIORITISED = {"uniform": 0.0, "priority": 1.0}
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_dirs import add_pictures, climbing, write_curves, write_run
 
-from dreamer.apps import cli, curves, plots, references, report, runs, scores
-from dreamer.apps.runs import Points
+from dreamer.apps import cli
+from dreamer.apps.report import command as report
+from dreamer.apps.report import curves, plots, references, runs, scores
+from dreamer.apps.report.runs import Points
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,12 @@ import dreamer
 from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import loop, sealed
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.loop import Run
-from dreamer.runtime.reading import spec_of
-from dreamer.runtime.stopping import Stopped
+from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.files import sealed
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.run import loop
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.stopping import Stopped
 
 ENV = {"env": "probes:both", "eval__episodes": 0}
 
@@ -160,7 +161,7 @@ def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
 
 BUSY = """
 import hashlib, os, signal, threading
-from dreamer.runtime.stopping import Stopping
+from dreamer.runtime.run.stopping import Stopping
 answered = threading.Event()
 def ask_twice():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_replay import SPEC, STORAGE, build, collected, fill
 
 from dreamer.errors import UserError
-from dreamer.runtime import replay_state
-from dreamer.runtime import row_store as stores
-from dreamer.runtime.replay import Replay
-from dreamer.runtime.row_store import RowStore
-from dreamer.runtime.steps import Rows
+from dreamer.runtime.replay import spans as replay_state
+from dreamer.runtime.replay import store as stores
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.store import RowStore
+from dreamer.steps import Rows
 
 
 def saved(folder: Path, replay: Replay, store: RowStore) -> dict:

@@ -9,8 +9,10 @@ import pytest
 from tiny_runs import plain_agent, tiny
 
 import dreamer
-from dreamer.runtime import capacity, loop, sealed
-from dreamer.runtime.checkpoint import Checkpoints
+from dreamer.runtime.files import sealed
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.replay import capacity
+from dreamer.runtime.run import loop
 
 # Rings of 32 rows, saved by rows alone: every 16 of them.
 SETTINGS = {

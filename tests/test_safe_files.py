@@ -7,16 +7,9 @@ import socket
 
 import pytest
 
-from dreamer.apps import references
+from dreamer.apps.report import references
 from dreamer.errors import UserError
-from dreamer.runtime.safe_files import (
-    check_inside,
-    check_links,
-    json_value,
-    open_regular,
-    read_text,
-    special,
-)  # fmt: skip
+from dreamer.runtime.files.safe_files import check_inside, check_links, json_value, open_regular, read_text, special
 
 
 @pytest.fixture

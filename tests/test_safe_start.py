@@ -18,11 +18,13 @@ import dreamer
 from dreamer import trust
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import capacity, lock, loop, resume, start
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.init_from import Taken
-from dreamer.runtime.loop import Run, RunFailed
-from dreamer.runtime.run_dir import existing_run_dir
+from dreamer.runtime.files import lock
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.run_dir import existing_run_dir
+from dreamer.runtime.replay import capacity
+from dreamer.runtime.run import loop, resume, start
+from dreamer.runtime.run.init_from import Taken
+from dreamer.runtime.run.loop import Run, RunFailed
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
 # Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamer.runtime.items import existing, rank_sums, recent, uniform
-from dreamer.runtime.priorities import NEW, Priorities, slide
-from dreamer.runtime.samplers import Mixture, Sampler
-from dreamer.runtime.sum_tree import BRANCHING, SumTree
+from dreamer.runtime.replay.items import existing, rank_sums, recent, uniform
+from dreamer.runtime.replay.priorities import NEW, Priorities, slide
+from dreamer.runtime.replay.samplers import Mixture, Sampler
+from dreamer.runtime.replay.sum_tree import BRANCHING, SumTree
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 1e-9, 0.5, 1.0, 3.0, 1e6]), min_size=1, max_size=600)
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=4)

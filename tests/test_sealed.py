@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime import sealed
+from dreamer.runtime.files import sealed
 
 HEAD = {"run": "a", "spans": [[0, 3, 9]]}
 ARRAYS = {

@@ -72,11 +72,12 @@ from dreamer.nets.block_gru import Core
 from dreamer.nets.heads import ScalarHead
 from dreamer.ops import balance, distributions
 from dreamer.ops.returns import lambda_returns
-from dreamer.runtime import learner, metrics
-from dreamer.runtime.replay import Config as ReplayConfig
-from dreamer.runtime.replay import Replay
-from dreamer.runtime.steps import Step
+from dreamer.runtime.log import logger as metrics
+from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.run import learner
 from dreamer.spaces import Action, Space, Spec
+from dreamer.steps import Step
 
 
 def test_bootstrap_is_not_one_step_off():
@@ -425,8 +426,8 @@ DEVICES = """
 import pickle, sys
 import jax
 import test_silent_bugs as tests
-from dreamer.runtime import devices
-from dreamer.runtime.learner import Learner
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.run.learner import Learner
 
 results = []
 for count in (1, 2):

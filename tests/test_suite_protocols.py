@@ -8,7 +8,7 @@ from playing import play, same
 
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.reading import spec_of
+from dreamer.runtime.env.reading import spec_of
 
 # What the packages themselves warn of.
 pytestmark = [

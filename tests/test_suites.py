@@ -19,10 +19,10 @@ import dreamer
 from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime import env_state
-from dreamer.runtime.actions import random_actions
-from dreamer.runtime.parallel import ParallelRows, any_spec
-from dreamer.runtime.rows import EnvRows, empty_step
+from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.actions import random_actions
+from dreamer.runtime.env.parallel import ParallelRows, any_spec
+from dreamer.runtime.env.rows import EnvRows, empty_step
 
 
 class Suite(NamedTuple):

@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from dreamer.runtime.terminal import Display, State, panel, plain_line
+from dreamer.runtime.log.terminal import Display, State, panel, plain_line
 
 METRICS = {
     "episode/return": 123.4, "eval/return": 200.0, "dream/return": 9.5, "loss/dyn": 1.2, "loss/rep": 1.3,

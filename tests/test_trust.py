@@ -16,11 +16,12 @@ from tiny_runs import tiny
 import dreamer
 from dreamer import plugins, trust
 from dreamer.apps import cli, evaluate
-from dreamer.apps.report import report_runs
-from dreamer.apps.runs import read_run
+from dreamer.apps.report.command import report_runs
+from dreamer.apps.report.runs import read_run
 from dreamer.config import load, to_yaml
 from dreamer.errors import UserError
-from dreamer.runtime import run_config, safe_files
+from dreamer.runtime.files import safe_files
+from dreamer.runtime.run import run_config
 
 ENV = {"env": "my_lab:make", "eval__episodes": 0, "log__tensorboard": False, "env_steps": 40}
 

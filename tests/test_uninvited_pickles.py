@@ -16,7 +16,7 @@ from test_resume import quick as quick
 from tiny_runs import tiny
 
 import dreamer
-from dreamer.runtime import env_state
+from dreamer.runtime.env import state as env_state
 
 PICKLING = {**ENV, "env": "broken_envs:pickles_its_state"}
 WHY = "their states are pickles that were not made by you on this machine (--trust reads them)"

@@ -22,9 +22,9 @@ from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
 from dreamer.interfaces import Agent, Behavior, TrainState, Variables, WorldModel, WorldModelOut
 from dreamer.ops import optimizers
-from dreamer.runtime.actions import random_actions
-from dreamer.runtime.steps import Batch
+from dreamer.runtime.env.actions import random_actions
 from dreamer.spaces import Action, Space, Spec
+from dreamer.steps import Batch
 from dreamer.world_models import rssm
 from envs.probes import Counter
 

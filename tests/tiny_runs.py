@@ -17,8 +17,8 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import Config, load
 from dreamer.interfaces import Agent, Carry, TrainState
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.reading import spec_of
+from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.spaces import Space, Spec
 
 # The smallest that has every part. One update of 2 x 8 rows every 8 environment steps.

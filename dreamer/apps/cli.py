@@ -196,7 +196,7 @@ def train_command(args: list[str]) -> int:
     if config.print_config:
         print(to_yaml(resolved), end="")
         return 0
-    from dreamer.runtime.loop import train
+    from dreamer.runtime.run.loop import train
 
     train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
@@ -238,7 +238,7 @@ def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> l
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
         return []
-    from dreamer.runtime import run_config
+    from dreamer.runtime.run import run_config
 
     run_dir = Path(words["run_dir"][0]).expanduser()
     if not (run_dir / "config.yaml").is_file():
@@ -275,7 +275,7 @@ def report_command(args: list[str]) -> int:
     if any(flag.key == "help" for flag in flags):
         return show_help(ReportFlags(), "dreamer report RUN...", REPORT)
     options, strays = apply(ReportFlags(), [flag for flag in flags if flag.key != "group"])
-    from dreamer.apps.report import report_runs
+    from dreamer.apps.report.command import report_runs
 
     report_runs(
         words + strays, groups=[flag.words for flag in flags if flag.key == "group"], metrics=options.metrics,
@@ -286,7 +286,7 @@ def report_command(args: list[str]) -> int:
 
 def check_command(args: list[str]) -> int:
     """`dreamer check`: args are one environment and flags. Returns the exit code; raises UserError."""
-    from dreamer.apps.checks.verdicts import Settings
+    from dreamer.apps.check.verdicts import Settings
 
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
@@ -297,7 +297,7 @@ def check_command(args: list[str]) -> int:
         raise UserError("dreamer check needs an environment: dreamer check my_lab.envs:make")
     if len(envs) > 1:
         raise UserError(f"dreamer check takes one environment, not {len(envs)}: stray argument {envs[1]!r}")
-    from dreamer.apps.check import check_env
+    from dreamer.apps.check.command import check_env
 
     return check_env(envs[0], settings)
 

@@ -24,14 +24,16 @@ from dreamer.coerce import show
 from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Carry, Params
-from dreamer.runtime import devices, evaluation, pictures
-from dreamer.runtime import run_config as run_configs
-from dreamer.runtime.checkpoint import Checkpoints
-from dreamer.runtime.own_numbers import mean_of
-from dreamer.runtime.parallel import agents_reading, any_spec, is_parallel, sides_of
-from dreamer.runtime.readers import agent_obs
-from dreamer.runtime.reading import Reading, mask_in, reading
-from dreamer.runtime.run_dir import disk_error, existing_run_dir
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.observations import agent_obs
+from dreamer.runtime.env.own_numbers import mean_of
+from dreamer.runtime.env.parallel import agents_reading, any_spec, is_parallel, sides_of
+from dreamer.runtime.env.reading import Reading, mask_in, reading
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.run_dir import disk_error, existing_run_dir
+from dreamer.runtime.log import images as pictures
+from dreamer.runtime.run import evaluation
+from dreamer.runtime.run import run_config as run_configs
 from dreamer.spaces import MASK, Space, Spec
 
 FPS = 30

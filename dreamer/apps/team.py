@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.interface import whole_answer
-from dreamer.runtime.parallel import Side
+from dreamer.runtime.env.api_errors import whole_answer
+from dreamer.runtime.env.parallel import Side
 
 if TYPE_CHECKING:
     from dreamer.apps.evaluate import LoadedAgent, State

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamer.errors import UserError
-from dreamer.runtime import checkpoint_files, lock, run_config, verifying
-from dreamer.runtime.row_store import later_rows
-from dreamer.runtime.run_dir import ASIDE, CONFIG, ERROR, METRICS, disk_error, existing_run_dir
+from dreamer.runtime.files import checkpoint_files, lock
+from dreamer.runtime.files.run_dir import ASIDE, CONFIG, ERROR, METRICS, disk_error, existing_run_dir
+from dreamer.runtime.replay.store import later_rows
+from dreamer.runtime.run import run_config, verifying
 
 
 class Checked(NamedTuple):
@@ -145,7 +146,7 @@ def as_json(report: Report) -> str:
 
 def _arrays(run_dir: Path, step: int) -> list[str]:
     """What Orbax and the checksum of each array say of a checkpoint whose files are whole."""
-    from dreamer.runtime.checkpoint import Checkpoints
+    from dreamer.runtime.files.checkpoint import Checkpoints
 
     try:
         with Checkpoints(run_dir) as checkpoints:

@@ -1,6 +1,6 @@
 """Many environments, in this process or in several, each ready when it is. No jax.
 
-seam        what the rest of the framework knows: Config, Workers, Ready, Incident
+interface   what the rest of the framework knows: Config, Workers, Ready, Incident
 table       the rows of each environment, one for each of its agents, and whose turn it is
 faults      incidents counted, environments made anew
 inline      all in this process
@@ -23,8 +23,8 @@ from dreamer.errors import UserError, nearest
 from dreamer.plugins import EnvName
 from dreamer.runtime.workers import auto
 from dreamer.runtime.workers.inline import InlineWorkers
+from dreamer.runtime.workers.interface import Config, Incident, Plan, Ready, Snapshot, Workers
 from dreamer.runtime.workers.processes import ProcessWorkers
-from dreamer.runtime.workers.seam import Config, Incident, Plan, Ready, Snapshot, Workers
 
 __all__ = ["Config", "Incident", "InlineWorkers", "ProcessWorkers", "Ready", "Snapshot", "Workers", "make_workers"]
 BACKENDS = ("auto", "inline", "processes", "ray")

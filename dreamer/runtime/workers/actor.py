@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.runtime.steps import Step
 from dreamer.runtime.workers.guarded import Guarded
-from dreamer.runtime.workers.seam import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, Plan
 from dreamer.spaces import Spec
+from dreamer.steps import Step
 
 
 class Actor:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.actions import random_actions
-from dreamer.runtime.rows import empty_step
+from dreamer.runtime.env.actions import random_actions
+from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, make_rows, told
+from dreamer.runtime.workers.interface import Plan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
-from dreamer.runtime.workers.seam import Plan
 
 # What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
 # 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from the

@@ -13,12 +13,12 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from dreamer.runtime.steps import Step
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.guarded import Guarded
+from dreamer.runtime.workers.interface import Incident, Plan
 from dreamer.runtime.workers.memory import rows_in
-from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.spaces import Spec
+from dreamer.steps import Step
 
 GRACE = 5.0  # seconds that environments get to close when the parent is gone
 

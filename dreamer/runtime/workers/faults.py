@@ -10,10 +10,10 @@ import numpy as np
 
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.parallel import ParallelRows, is_parallel
-from dreamer.runtime.rows import EnvRows
+from dreamer.runtime.env.parallel import ParallelRows, is_parallel
+from dreamer.runtime.env.rows import EnvRows
+from dreamer.runtime.workers.interface import Incident, Kind, Plan, Ready
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
-from dreamer.runtime.workers.seam import Incident, Kind, Plan, Ready
 from dreamer.spaces import Spec
 
 CLOSE = 5.0  # seconds that an environment in this process gets to close

@@ -7,12 +7,12 @@ import threading
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.parallel import ParallelRows
-from dreamer.runtime.rows import EnvRows, empty_step
-from dreamer.runtime.steps import Step
+from dreamer.runtime.env.parallel import ParallelRows
+from dreamer.runtime.env.rows import EnvRows, empty_step
 from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, picture_of, told
-from dreamer.runtime.workers.seam import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, Plan
 from dreamer.spaces import Spec
+from dreamer.steps import Step
 
 FAILED = "it has failed and was not made anew yet"
 _making = threading.Lock()  # imports and the registries of environments are not made for many threads

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.parallel import ParallelRows
-from dreamer.runtime.rows import empty_step, write_together
+from dreamer.runtime.env.parallel import ParallelRows
+from dreamer.runtime.env.rows import empty_step, write_together
 from dreamer.runtime.workers.faults import (
     Faults,
     as_error,
@@ -21,9 +21,9 @@ from dreamer.runtime.workers.faults import (
     picture_of,
     told,
 )
+from dreamer.runtime.workers.interface import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.own_thread import OwnThread
 from dreamer.runtime.workers.screen import NoScreen
-from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
 

@@ -13,8 +13,8 @@ import tempfile
 
 import numpy as np
 
-from dreamer.runtime.steps import Step
 from dreamer.spaces import Spec
+from dreamer.steps import Step
 
 _ALIGN = 64  # bytes; arrays begin at cache lines
 

@@ -17,8 +17,8 @@ import sys
 from dreamer import plugins
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
+from dreamer.runtime.workers.interface import Incident
 from dreamer.runtime.workers.screen import without_screen
-from dreamer.runtime.workers.seam import Incident
 
 
 class Process:

@@ -16,10 +16,10 @@ from dreamer.errors import UserError
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
 from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
+from dreamer.runtime.workers.interface import Incident, Plan
 from dreamer.runtime.workers.memory import open_memory, resize, rows_in
 from dreamer.runtime.workers.process import Process
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
-from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.rows import empty_step
-from dreamer.runtime.steps import Step
+from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.workers.actor import Actor
 from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
+from dreamer.runtime.workers.interface import Incident, Plan
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
-from dreamer.runtime.workers.seam import Incident, Plan
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
+from dreamer.steps import Step
 
 CONNECT = 10.0  # seconds that a cluster gets to answer
 

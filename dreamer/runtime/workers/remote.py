@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from dreamer.runtime.workers.faults import Faults
-from dreamer.runtime.workers.seam import Incident, Plan, Ready, Snapshot
+from dreamer.runtime.workers.interface import Incident, Plan, Ready, Snapshot
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 from dreamer.spaces import Spec
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.own_numbers import named
-from dreamer.runtime.parallel import ABSENT
-from dreamer.runtime.steps import Step
-from dreamer.runtime.workers.seam import Ready
+from dreamer.runtime.env.own_numbers import named
+from dreamer.runtime.env.parallel import ABSENT
+from dreamer.runtime.workers.interface import Ready
+from dreamer.steps import Step
 
 BUSY, READY, TAKEN = 0, 1, 2  # works on its actions | its rows wait to be received | its rows wait for actions
 

@@ -1,0 +1,120 @@
+"""gymnasium's own checker, its lines told in plain words, and only where no other check tells it better. No jax."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from gymnasium.utils.env_checker import check_env
+
+from dreamer.apps.check.verdicts import Level, Verdict
+from dreamer.apps.check.watch import EnvFailed, Watch
+
+KEY = "gymnasium"
+DROPPED = "dropped"
+_CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Rule(NamedTuple):
+    """How a line of the checker is told.
+
+    pattern: of the line | level: or DROPPED | text: in plain words, "" for the checker's own
+    keys: verdicts that tell the same and better; with one of them found the line is dropped
+    """
+
+    pattern: str
+    level: Level | str
+    text: str = ""
+    keys: tuple[str, ...] = ()
+
+
+VALUES = ("dtype", "shape", "range", "nan", "missing-key")
+RULES = (
+    # It would rather see the environment without its wrappers; the agent sees it with them.
+    Rule("different from the unwrapped version", DROPPED),
+    # Vectors go through symlog, which needs no bounds; actions without bounds are told by action-bounds.
+    Rule("(minimum|maximum) value is -?infinity", DROPPED),
+    # Actions are stretched to whatever bounds there are.
+    Rule("symmetric and normalized space", DROPPED),
+    # Rendering is tried by `times.render`, in the one mode that is used here.
+    Rule("alternative render modes", DROPPED),
+    # An int32 or a uint8 is as good an index; what cannot be read is told by dtype.
+    Rule("should be an int or np.int64", DROPPED),
+    # Said of a Box without axes whose value is a number.
+    Rule("Casting input x to numpy array", DROPPED),
+    # It reads the signature, and takes no name but `kwargs` for other arguments; the walk has called it.
+    Rule("does not provide a `seed`|can be passed a `seed`", DROPPED),
+    # Said of environments whose flags are numpy's bools, which the runtime takes.
+    Rule("Environment truncates after 1 step", DROPPED),
+    Rule("maximum and minimum values are equal", "note", "a Box has equal bounds: that number can never change",
+         ("constant", "action-bounds")),
+    Rule("low value is greater than a high value", "wrong", "a Box has a low bound above its high bound"),
+    Rule("not within the observation space", "warning", "an observation is not in observation_space", VALUES),
+    Rule("expecting (a )?numpy array", "warning", "an observation is not the numpy array that its space says", VALUES),
+    Rule("observation keys is not same", "note",
+         "observations hold other keys than observation_space; those that it does not list are not seen", VALUES),
+    Rule("reward is (a NaN|an inf)|reward returned by", "warning", "", ("reward-nan", "reward-type")),
+    Rule("signal to be a boolean", "note", "terminated or truncated is no bool; numbers are taken as such", ("flags",)),
+    Rule("default seed argument", "warning",
+         "reset() has a default seed that is not None: without one every episode may be the same"),
+    Rule("does not provide an `options`|can be passed `options`", "note",
+         "reset() takes no options; the runtime gives none"),
+    Rule("`seed` function is dropped", "note", "its seed() method is never called; reset(seed=...) must do all"),
+    Rule("super\\(\\)\\.reset\\(seed=seed\\)", "note",
+         "reset() does not seed self.np_random by super().reset(seed=seed); what it shows is compared under 'seeds'",
+         ("reset-seed", "unseeded")),
+    Rule("non-deterministic|Deterministic step|not equal although similar|np_random` is not properly", "warning", "",
+         ("unseeded", "reset-leaks", "last-digits", "nan")),
+    Rule("infos? .*(share|not equivalent)", DROPPED),  # the runtime reads no info
+    Rule("observations returned by .* share an object", "note",
+         "successive observations share memory, though it is not written into", ("buffers",)),
+    Rule("not a tuple|2-tuple|old step API|four or five element|values to unpack", "wrong", "",
+         ("reset-api", "step-api")),
+    Rule("`info`|dictionary", "wrong", "info must be a dict", ("info-type", "reset-api", "step-api")),
+    Rule("must inherit from the gymnasium.Env", "note",
+         "it is no gymnasium.Env; it is taken for what it does, gymnasium's wrappers will refuse it"),
+    Rule("Gym is incompatible", "wrong", "it is written for gym, the package before gymnasium", ("space",)),
+)  # fmt: skip
+
+
+def lines(env: Any, watch: Watch) -> list[str]:
+    """What gymnasium's checker complains of: its warnings, then the error that ended it, marked with a "!"."""
+    watch.place = "gymnasium's checker"
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            # It would draw in every mode there is, windows included, and make more environments to close them.
+            check_env(env, skip_render_check=True, skip_close_check=True)
+        except EnvFailed as failure:
+            found.append(f"!{failure}")
+        except Exception as error:  # AssertionError, gymnasium.error.Error, TypeError: its ways to say no
+            found.append(f"!{' '.join(str(error).split())}")
+    told = [_CODES.sub("", str(warning.message)) for warning in caught]
+    return [line.removeprefix("WARN: ") for line in told if line.startswith("WARN: ")] + found
+
+
+def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
+    """The lines as verdicts, without those that one of `others` tells better."""
+    known = {verdict.key for verdict in others if verdict.level != "ok"}
+    told: dict[str, Verdict] = {}
+    for line in found:
+        verdict = _verdict(line, known)
+        if verdict:
+            told.setdefault(verdict.text, verdict)
+    return list(told.values()) or [Verdict("ok", KEY, "gymnasium's own checker has nothing to add")]
+
+
+def _verdict(line: str, known: set[str]) -> Verdict | None:
+    """An unknown line is told as it is: wrong when it ended the checker."""
+    ended, line = line.startswith("!"), line.removeprefix("!")
+    if " raised in " in line:
+        return None if known & {"raises", "reset-seed", "mask"} else Verdict("wrong", KEY, line)
+    for rule in RULES:
+        if re.search(rule.pattern, line):
+            if rule.level == DROPPED or known & set(rule.keys):
+                return None
+            return Verdict(rule.level, KEY, rule.text or line)  # type: ignore[arg-type]
+    return Verdict("wrong" if ended else "warning", KEY, line)

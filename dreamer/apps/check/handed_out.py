@@ -1,0 +1,40 @@
+"""What the environment hands out: arrays that it keeps and writes into, infos whose keys come and go. No jax."""
+
+from __future__ import annotations
+
+from dreamer.apps.check.verdicts import Verdict, listed, warning
+from dreamer.apps.check.walk import Walk
+
+
+def check(walk: Walk) -> list[Verdict]:
+    """Buffers and infos; silent when all is well."""
+    return _buffers(walk) + _infos(walk)
+
+
+def _buffers(walk: Walk) -> list[Verdict]:
+    """A warning, for the runtime copies every row before it takes the next step."""
+    rewritten = [row for row in walk.rows if row.rewritten]
+    if not rewritten:
+        return []
+    keys = sorted({key for row in rewritten for key in row.rewritten})
+    text = (
+        f"the array of {listed([repr(key) for key in keys])} is written into after it was handed out "
+        f"({rewritten[0].where}; {len(rewritten):,} of {len(walk.rows):,} rows): here each row is copied at once, but "
+        "wrappers that stack or delay observations, and gymnasium's vector environments, see it change; return a copy"
+    )
+    return [warning("buffers", text)]
+
+
+def _infos(walk: Walk) -> list[Verdict]:
+    """Only steps in the middle of episodes count: what is told of resets and ends has its place there alone."""
+    steps = [row for row in walk.rows if row.step and not row.last]
+    always = frozenset.intersection(*(row.info for row in steps)) if steps else frozenset()
+    odd = sorted({str(key) for row in steps for key in row.info - always})
+    if not odd:
+        return []
+    first = next(row for row in steps if row.info != always)
+    text = (
+        f"info has other keys at some steps: {listed([repr(key) for key in odd])} ({first.where}, not at all others). "
+        "Nothing here reads them; gymnasium's vector environments and loggers that do will miss some"
+    )
+    return [warning("info-keys", text)]

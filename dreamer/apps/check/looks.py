@@ -1,0 +1,154 @@
+"""One observation, looked at: what it holds, and whether it fits its spaces. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dreamer.apps.check.verdicts import Verdict, warning, wrong
+from dreamer.runtime.env.observations import Reader, find, read
+
+COARSE = 8  # rows and columns of the small copy that is kept of each picture
+KEPT = 4096  # numbers of a key that are kept of each row; what is larger is looked at and forgotten
+
+
+class Look(NamedTuple):
+    """One key of one observation.
+
+    mark: equal for equal arrays | dtype: of the array
+    value: its numbers [n] float64, None for pictures, classes and whatever is large
+    low, high: extremes of its finite numbers, NaN when there are none
+    coarse: a picture as at most COARSE x COARSE sums [n] float64, None for all else
+    """
+
+    mark: Any
+    dtype: np.dtype
+    value: np.ndarray | None
+    low: float
+    high: float
+    coarse: np.ndarray | None = None
+
+
+class Key(NamedTuple):
+    """One key of the observation: how it is read, and the space that it has in the environment."""
+
+    reader: Reader
+    space: gymnasium.Space
+
+    @property
+    def name(self) -> str:
+        return self.reader.key
+
+
+def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
+    """The keys of an environment, each with its own space."""
+    found = []
+    for reader in readers:
+        space: Any = env.observation_space
+        for part in reader.path:
+            space = space[part]
+        found.append(Key(reader, space))
+    return found
+
+
+def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
+    """An observation by key, copied; what is missing or holds no numbers is left out."""
+    looks = {}
+    for key in keys:
+        array = _array(key, obs)
+        if array is not None:
+            space = key.reader.space
+            seen = _look(array, keep=not (space.image or space.discrete))
+            looks[key.name] = seen._replace(coarse=_coarse(key.reader, array)) if space.image else seen
+    return looks
+
+
+def faults(keys: Sequence[Key], obs: Any) -> Iterator[tuple[str, Verdict]]:
+    """What is wrong with an observation: (key, verdict)."""
+    for key in keys:
+        try:
+            value = find(key.reader, obs)
+        except ValueError as error:
+            yield key.name, wrong("missing-key", str(error))
+            continue
+        verdict = _unreadable(key, value) or _converted(key, value)
+        if verdict:
+            yield key.name, verdict
+
+
+def same(one: Mapping[str, Look], other: Mapping[str, Look]) -> bool:
+    """Whether two observations are equal, key by key."""
+    return one.keys() == other.keys() and all(one[key].mark == other[key].mark for key in one)
+
+
+def _array(key: Key, obs: Any) -> np.ndarray | None:
+    try:
+        array = np.asarray(find(key.reader, obs))
+    except ValueError:  # missing, or a list of unequal lists
+        return None
+    return array if array.dtype.kind in "biuf" else None
+
+
+def _look(array: np.ndarray, keep: bool) -> Look:
+    data = array.tobytes()
+    mark = (array.dtype.str, array.shape, data if len(data) <= KEPT else hash(data))
+    finite = array if array.dtype.kind != "f" else array[np.isfinite(array)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
+    value = array.astype(np.float64).ravel() if keep and array.size <= KEPT else None
+    return Look(mark, array.dtype, value, low, high)
+
+
+def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
+    if array.shape != reader.shape:
+        return None
+    moved = array.transpose(reader.axes) if reader.axes else array
+    grey = moved.reshape(reader.space.shape).sum(-1, dtype=np.float64)
+    for axis, size in enumerate(grey.shape):
+        starts = np.unique(np.linspace(0, size, COARSE, endpoint=False, dtype=int))
+        grey = np.add.reduceat(grey, starts, axis)
+    return grey.ravel()
+
+
+def _unreadable(key: Key, value: Any) -> Verdict | None:
+    """What the runtime refuses: with it, training ends or the environment is made anew at every step."""
+    try:
+        read(key.reader, value)
+    except ValueError as error:
+        text = str(error)
+    else:
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return wrong("dtype", f"key {key.name!r} holds lists of unequal lengths, not an array")
+    if array.shape != key.reader.shape:
+        return wrong("shape", f"key {key.name!r} is {list(array.shape)}, its space is {list(key.reader.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return wrong("nan", text)
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and key.reader.kinds in ("u", "iu", "iub")):
+        return wrong("dtype", f"key {key.name!r} is {array.dtype}, its space is {key.space.dtype}")
+    if key.reader.kinds == "u" and array.dtype != np.uint8:
+        return wrong("dtype", f"key {key.name!r} is {array.dtype}, its space is {key.space.dtype}")
+    return wrong("range", text)
+
+
+def _converted(key: Key, value: Any) -> Verdict | None:
+    """What the runtime takes and converts, though the space promises something else."""
+    if not isinstance(key.space, gymnasium.spaces.Box) or key.space.shape == ():
+        return None  # a number is a number: Discrete and the like come as int, np.int32, np.int64
+    if not isinstance(value, np.ndarray | np.generic):
+        return warning(
+            "dtype",
+            f"key {key.name!r} is a {type(value).__name__}, not a numpy array: it is turned into one at every step, "
+            "other software may not do that",
+        )
+    if value.dtype != key.space.dtype:
+        return warning(
+            "dtype",
+            f"key {key.name!r} is {value.dtype}, its space says {key.space.dtype}: it is converted on the way, other "
+            f"software refuses it; give np.asarray(x, np.{key.space.dtype})",
+        )
+    return None

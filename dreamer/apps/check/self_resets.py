@@ -1,0 +1,196 @@
+"""Whether an environment begins the next episode inside step(), so that its last observation is the next first one.
+
+Three looks, from the cheapest on: what info holds, where the last observations of the random steps lie, and what a
+reset would have given in the place of the last step. No jax.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dreamer.apps.check.answers import Answer, NoAnswer, begin, take
+from dreamer.apps.check.looks import Key, Look, look, same
+from dreamer.apps.check.verdicts import Tally, Verdict, counted, wrong
+from dreamer.apps.check.walk import Row, Walk, chooser
+from dreamer.apps.check.watch import EnvFailed, Watch, close_quietly
+
+FEW = 3  # episodes, below which nothing is said of what they have in common
+ENOUGH = 10  # rows in the middle of episodes
+CHANCE = 1e-4  # a finding must be less likely than this by chance
+INSIDE, ALL = 0.8, 0.95  # shares of last rows that lie where episodes begin, if they begin there
+OUTSIDE = 0.2  # share of other rows that do
+SPREAD, STARTS = 1.2, 5  # how much further from the middle of all starts than they are, and of how many, is near
+TWINS, BUDGET = 5, 2000  # episodes that are played twice, and steps for them
+BEYOND = 20  # steps after an end
+ADVICE = "the end is lost; give the true last observation, the runtime calls reset() itself"
+
+
+def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
+    """The verdict on the random steps. `env` is played on where they leave a doubt."""
+    told = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
+    if told:
+        text = f"info holds another final observation than the one given with the end ({told[0].where}): "
+        return [wrong("reset-inside", f"{text}step() resets by itself, {ADVICE}")]
+    last = [rows[-1] for rows in episodes]
+    middle = [row for row in walk.rows if row.step and not row.last]
+    if len(last) < FEW or len(middle) < ENOUGH:
+        return []
+    near = _starts([row for row in walk.rows if not row.step])
+    ends, others = (np.array([near(row) for row in rows]) for rows in (last, middle))
+    rare = _tail(int(ends.sum()), ends.size, (others.sum() + 1) / (others.size + 2)) <= CHANCE
+    few = ends.mean() >= ALL and others.mean() <= OUTSIDE  # too few episodes to tell by chance
+    if not (few or (ends.mean() >= INSIDE and rare)) or not _goes_on(env, min(rows[-1].step for rows in episodes)):
+        return []
+    text = (
+        f"{100 * ends.mean():.0f} % of the last observations look like a first one, and {100 * others.mean():.2g} % of "
+        "those in the middle: step() seems to reset by itself"
+    )
+    return [wrong("reset-inside", f"{text}, {ADVICE}")]
+
+
+def check(
+    make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, walk: Walk, seed: int
+) -> list[Verdict]:
+    """Plays some episodes twice, the second time with a reset in the place of the last step: are the two the same?
+
+    make: a new environment at each call, which its seed decides altogether. Raises EnvFailed.
+    """
+    episodes = walk.episodes()
+    if not episodes:
+        return []
+    one, other = make(), make()
+    try:
+        watch.place = "episodes with a reset in the place of their last step"
+        twins = _twins(one, other, keys, seed, BUDGET // 2)
+        if not twins or not all(same(twin.last, twin.first) and twin.differs for twin in twins):
+            return []
+        shares = [(sum(same(row.looks, twin.first) for row in walk.rows) + 1) / (len(walk.rows) + 2) for twin in twins]
+        varied = not all(same(twin.first, twins[0].first) for twin in twins)
+        if np.prod(shares) > CHANCE or not (varied or _goes_on(one, min(rows[-1].step for rows in episodes))):
+            return []
+    finally:
+        close_quietly(one)
+        close_quietly(other)
+    text = f"the last observation of {counted(len(twins), 'episode')} is what reset() gives in the place of that step"
+    return [wrong("reset-inside", f"{text}: step() resets by itself, {ADVICE}")]
+
+
+def _tail(hits: int, tries: int, chance: float) -> float:
+    """The probability of so many hits or more."""
+    return sum(math.comb(tries, k) * chance**k * (1 - chance) ** (tries - k) for k in range(hits, tries + 1))
+
+
+class _Twin(NamedTuple):
+    """The last observation of an episode, and the first one of a reset in its place.
+
+    differs: whether a reset in the place of a step in the middle gives something else, as it does unless all
+    observations are drawn alike
+    """
+
+    last: Mapping[str, Look]
+    first: Mapping[str, Look]
+    differs: bool
+
+
+def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int, steps: int) -> list[_Twin]:
+    """Episodes of at most `steps` steps together, those of one step left out. Raises EnvFailed."""
+    choose, twins = chooser(one, seed + 3), []
+    for own in range(seed + 100, seed + 100 + TWINS):
+        answer, shown = begin(one, own, Tally(), ""), []
+        actions: list[Any] = []
+        while not _over(answer) and len(actions) < steps:
+            actions.append(choose(answer))
+            answer = take(one, actions[-1], Tally(), "")
+            shown.append(look(keys, answer.obs))
+        steps -= len(actions)
+        if not _over(answer):
+            break
+        if len(actions) > 1:
+            half = len(actions) // 2
+            differs = not same(shown[half - 1], _reset_after(other, own, actions[: half - 1], keys))
+            twins.append(_Twin(shown[-1], _reset_after(other, own, actions[:-1], keys), differs))
+    return twins
+
+
+def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequence[Key]) -> Mapping[str, Look]:
+    """What a reset shows after these steps."""
+    begin(env, seed, Tally(), "")
+    for action in actions:
+        if _over(take(env, action, Tally(), "")):
+            return {}
+    return look(keys, begin(env, None, Tally(), "").obs)
+
+
+def _goes_on(env: gymnasium.Env, shortest: int) -> bool:
+    """Whether `env` can be stepped on after each of some ends as if a new episode of `shortest` steps had begun."""
+    tally, choose = Tally(), chooser(env, 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # many warn of such a step
+            for number in range(FEW):
+                answer, taken = begin(env, 200 + number, tally, ""), 0
+                while not _over(answer) and taken < BUDGET:
+                    answer, taken = take(env, choose(answer), tally, ""), taken + 1
+                for _ in range(min(BEYOND, shortest - 1)):
+                    answer = take(env, choose(answer), tally, "")
+                    if _over(answer):
+                        return False
+    except (EnvFailed, NoAnswer):
+        return False
+    return shortest > 1
+
+
+def _over(answer: Answer) -> bool:
+    return answer.terminated or answer.truncated
+
+
+class _Cloud(NamedTuple):
+    """Where the first observations of one key lie. marks: of each | values [n, m] of their numbers, None without"""
+
+    marks: set
+    values: np.ndarray | None
+
+    def near(self, seen: Look) -> bool:
+        """Whether an observation may be one of them."""
+        numbers = _numbers(seen)
+        if seen.mark in self.marks:
+            return True
+        if self.values is None or numbers is None or numbers.shape != self.values.shape[1:]:
+            return False
+        low, high = self.values.min(0), self.values.max(0)
+        air = 0.1 * (high - low)
+        if ((numbers >= low - air) & (numbers <= high + air)).all():
+            return True
+        return len(self.values) >= STARTS and self._close(numbers)
+
+    def _close(self, numbers: np.ndarray) -> bool:
+        """By the mean distance over all numbers: of many, some always leave the box of a few starts."""
+        assert self.values is not None
+        middle, spread = self.values.mean(0), self.values.std(0)
+        moves = spread > 0
+        if not moves.any() or not np.array_equal(numbers[~moves], middle[~moves]):
+            return False
+        far = np.square((np.vstack([self.values, numbers]) - middle)[:, moves] / spread[moves]).mean(1)
+        return far[-1] <= SPREAD**2 * far[:-1].max()
+
+
+def _numbers(seen: Look) -> np.ndarray | None:
+    return seen.coarse if seen.value is None else seen.value
+
+
+def _starts(rows: list[Row]) -> Callable[[Row], bool]:
+    """A function that says whether a row looks like the first row of an episode."""
+    clouds = {key: _cloud([row.looks[key] for row in rows if key in row.looks]) for key in rows[0].looks}
+    return lambda row: all(key in row.looks and cloud.near(row.looks[key]) for key, cloud in clouds.items())
+
+
+def _cloud(looks: list[Look]) -> _Cloud:
+    values = [numbers for numbers in map(_numbers, looks) if numbers is not None]
+    fit = len(values) == len(looks) and len({value.shape for value in values}) == 1
+    return _Cloud({seen.mark for seen in looks}, np.stack(values) if fit else None)

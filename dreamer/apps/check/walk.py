@@ -1,0 +1,157 @@
+"""Random steps through an environment, and a record of all that it answered. No jax.
+
+An observation is looked at the moment it is given, and once more after the next call: what was written into it
+meanwhile shows then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dreamer.apps.check.answers import Answer, NoAnswer, begin, take
+from dreamer.apps.check.looks import Key, Look, faults, look
+from dreamer.apps.check.verdicts import Tally, Verdict, wrong
+from dreamer.apps.check.watch import EnvFailed, Watch
+from dreamer.runtime.env.actions import action_reader, flat_mask, random_actions
+from dreamer.spaces import MASK
+
+FINAL = (  # in the info of those that reset themselves inside step
+    "final_observation", "final_obs", "final_state", "terminal_observation", "terminal_obs", "terminal_state",
+    "real_next_obs", "true_next_obs",
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One answer of the environment: step 0 is that of a reset, without action and flags, its reward 0.
+
+    reward: None when it is no finite number | info: its keys | final: looks of the observation that info calls the
+    final one | rewritten: keys of the observation whose arrays were written into after they were given
+    """
+
+    episode: int
+    step: int
+    looks: Mapping[str, Look]
+    action: Any
+    reward: float | None
+    terminated: bool
+    truncated: bool
+    info: frozenset
+    final: Mapping[str, Look] | None
+    rewritten: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> bool:
+        """Whether the episode ends with this row."""
+        return self.terminated or self.truncated
+
+    @property
+    def where(self) -> str:
+        """The row in words."""
+        return f"episode {self.episode}, step {self.step}"
+
+
+class Walk(NamedTuple):
+    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: nothing cut it short"""
+
+    rows: list[Row]
+    verdicts: list[Verdict]
+    seconds: Mapping[str, list[float]]
+    whole: bool
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, resets left out."""
+        return len(self.seconds["step"])
+
+    def episodes(self) -> list[list[Row]]:
+        """The rows of each episode that has ended."""
+        found: dict[int, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.episode, []).append(row)
+        return [rows for rows in found.values() if rows[-1].last]
+
+
+def walk(
+    env: gymnasium.Env, keys: Sequence[Key], watch: Watch, *, steps: int, episodes: int, seed: int, repeat: int
+) -> Walk:
+    """Takes `steps` random steps, or plays `episodes` episodes if those are fewer; actions are held for `repeat` steps.
+
+    It is cut short when the environment raises, or answers otherwise than gymnasium says.
+    """
+    rows: list[Row] = []
+    seconds: dict[str, list[float]] = {"step": [], "reset": []}
+    tally, choose = Tally(), chooser(env, seed)
+    answer, action = Answer(None), None
+    try:
+        while len(seconds["step"]) < steps and not (rows and rows[-1].last and rows[-1].episode >= episodes):
+            begins = not rows or rows[-1].last
+            episode, step = (rows[-1].episode if rows else 0) + begins, 0 if begins else rows[-1].step + 1
+            where = f"episode {episode}, step {step}"
+            watch.place = f"{where} of the random steps"
+            before = answer
+            if begins:
+                answer = _timed(seconds["reset"], begin, env, None if rows else seed, tally, where)
+            else:
+                action = choose(answer) if (step - 1) % repeat == 0 else action
+                answer = _timed(seconds["step"], take, env, action, tally, where)
+            if rows:
+                rows[-1] = rows[-1]._replace(rewritten=_rewritten(keys, before.obs, rows[-1].looks))
+            rows.append(_row(keys, episode, step, None if begins else action, answer))
+            for name, verdict in faults(keys, answer.obs):
+                tally.add(verdict, name, where)
+    except EnvFailed as failure:
+        tally.add(wrong("raises", str(failure)))
+    except NoAnswer as error:
+        tally.add(error.verdict, place=where)
+    else:
+        return Walk(rows, tally.verdicts(), seconds, whole=True)
+    return Walk(rows, tally.verdicts(), seconds, whole=False)
+
+
+def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
+    """Chooses at random, as an untrained agent would, an action as `step` takes it; obeys an action mask.
+
+    Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
+    """
+    actions, rng, space = action_reader(env), np.random.default_rng(seed), env.action_space
+
+    def choose(answer: Answer) -> Any:
+        told = answer.obs if isinstance(answer.obs, Mapping) and MASK in answer.obs else answer.info
+        try:
+            allowed = flat_mask(space, told[MASK]) if MASK in told and actions.action.onehots else None
+        except ValueError:  # `faults` names it
+            allowed = None
+        return actions.to_env(random_actions(actions.action, rng, 1, allowed)[0])
+
+    return choose
+
+
+def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answer) -> Row:
+    looks = look(keys, answer.obs)
+    told = (look(keys, answer.info[name]) for name in FINAL if answer.info.get(name) is not None)
+    return Row(
+        episode, step, looks, action, answer.reward, answer.terminated, answer.truncated, frozenset(answer.info),
+        next((final for final in told if _alike(final, looks)), None),
+    )  # fmt: skip
+
+
+def _alike(one: Mapping[str, Look], other: Mapping[str, Look]) -> bool:
+    """Whether both hold the same keys with arrays of the same shapes."""
+    return one.keys() == other.keys() and all(one[key].mark[1] == other[key].mark[1] for key in one)
+
+
+def _rewritten(keys: Sequence[Key], obs: Any, before: Mapping[str, Look]) -> tuple[str, ...]:
+    after = look(keys, obs)
+    return tuple(key for key in before if key not in after or after[key].mark != before[key].mark)
+
+
+def _timed(seconds: list[float], function: Callable[..., Answer], *args: Any) -> Answer:
+    start = time.perf_counter()
+    answer = function(*args)
+    seconds.append(time.perf_counter() - start)
+    return answer

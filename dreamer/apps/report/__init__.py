@@ -1,0 +1,1 @@
+"""`dreamer report`: runs drawn on one page. No jax."""

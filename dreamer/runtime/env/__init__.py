@@ -1,0 +1,1 @@
+"""One environment becomes rows: its observations, its actions, its state. No jax."""

@@ -1,0 +1,240 @@
+"""Action spaces of gymnasium, as the agent's action vectors, and back. No jax.
+
+How a space becomes parts of the vector (see `dreamer.spaces.Action`), Dicts in the order of their keys:
+
+    Discrete                n classes, whatever its start
+    MultiDiscrete           classes of each entry
+    MultiBinary             two classes for each entry
+    Box                     a number for each entry, [-1, 1] stretched to its bounds; integers in bins of one width.
+                            An entry without a bound keeps its number, with one bound it has the 2 units beside that;
+                            the largest number of its dtype is no bound either (see `ranges`)
+    Dict, Tuple of these    all of their parts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.runtime.env.api_errors import foreign
+from dreamer.spaces import Action
+
+SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
+LARGEST = float(np.finfo(np.float32).max)
+UNIT = 1.0  # an action without bounds has this much on both sides of 0, with one bound twice as much beside that
+MOST_CLASSES = 65_536
+
+
+class ActionReader(NamedTuple):
+    """How actions travel. action: what they are to the agent.
+
+    to_env(vector [A]) -> what `env.step` takes, always inside the space: the largest of a one-hot counts, numbers
+    beyond [-1, 1] are clipped | start: of a lone Discrete, None for all other spaces
+    """
+
+    action: Action
+    to_env: Callable[[np.ndarray], Any]
+    start: int | None
+
+
+def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
+    """How actions of `env` travel. Raises UserError for a space that is not supported, with its path."""
+    space = env.action_space
+    sizes: list[int] = []
+    numbers = 0
+    for path, leaf in _leaves(space, ()):
+        _check(leaf, "/".join(path), name)
+        sizes += _classes(leaf)
+        numbers += int(np.prod(leaf.shape)) if isinstance(leaf, spaces.Box) else 0
+    if not sizes and not numbers:
+        raise UserError(
+            f"env {name!r}: the action space {space} holds nothing to choose; give at least one number or class"
+        )
+    action = Action(tuple(sizes), numbers)
+    if isinstance(space, spaces.Discrete):
+        start = int(space.start)
+        return ActionReader(action, lambda vector: start + int(vector.argmax()), start)
+    if isinstance(space, spaces.Box):
+        return ActionReader(action, _stretch(space), None)
+    build, ends = _builder(space), np.cumsum(sizes, dtype=int).tolist()
+
+    def to_env(vector: np.ndarray) -> Any:
+        onehots = np.split(vector[: action.onehots], ends[:-1]) if sizes else []
+        return build(iter(onehots), _Numbers(vector[action.onehots :]))
+
+    return ActionReader(action, to_env, None)
+
+
+def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
+    """A mask for the one-hots of `space`, int8 [n], 1 is allowed.
+
+    mask: as `space.sample(mask=..)` of gymnasium takes it (an array for Discrete, a tuple of arrays for
+    MultiDiscrete, a Dict or Tuple of masks, None where all is allowed), or already [n]. Raises ValueError.
+    """
+    total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
+    array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)
+    if array is not None and array.shape == (total,) and not isinstance(space, spaces.MultiBinary):
+        flat = array
+    else:
+        flat = np.concatenate([np.zeros(0, np.int8), *_masks(space, mask, ())])
+    if flat.dtype.kind not in "biu" or not ((flat == 0) | (flat == 1)).all():
+        raise ValueError("the action mask must hold 0 and 1 only")
+    return flat.astype(np.int8)
+
+
+def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers that the agent can give for each entry of the box, float64 [n]: lowest, highest; and is it bounded.
+
+    bounded [n] bool: whether the space has both bounds, so that the two are its own.
+    """
+    low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+    most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
+    has_low, has_high = low > -most, high < most
+    least = np.where(has_low, low, np.where(has_high, high - 2 * UNIT, -UNIT))
+    return least, np.where(has_high, high, np.where(has_low, low + 2 * UNIT, UNIT)), has_low & has_high
+
+
+def random_actions(
+    action: Action, rng: np.random.Generator, count: int, allowed: np.ndarray | None = None
+) -> np.ndarray:
+    """`count` random action vectors [count, A] float32: one-hots, and numbers uniform in -1 to 1.
+
+    allowed: mask [n] for the one-hots; one of which nothing is allowed is free.
+    """
+    mask = np.ones(action.onehots) if allowed is None else allowed
+    parts = []
+    for own in np.split(mask, np.cumsum(action.classes, dtype=int)[:-1]) if action.classes else []:
+        choices = np.flatnonzero(own) if own.any() else np.arange(len(own))
+        parts.append(np.eye(len(own), dtype=np.float32)[choices[rng.integers(len(choices), size=count)]])
+    return np.concatenate([*parts, rng.uniform(-1, 1, (count, action.continuous)).astype(np.float32)], 1)
+
+
+class _Numbers:
+    """The continuous part of a vector, taken from the front."""
+
+    def __init__(self, vector: np.ndarray):
+        self.vector, self.taken = vector, 0
+
+    def take(self, count: int) -> np.ndarray:
+        self.taken += count
+        return self.vector[self.taken - count : self.taken]
+
+
+_Builder = Callable[[Iterator[np.ndarray], _Numbers], Any]
+
+
+def _leaves(space: spaces.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.items():
+            yield from _leaves(inner, (*path, str(key)))
+    elif isinstance(space, spaces.Tuple):
+        for number, inner in enumerate(space.spaces):
+            yield from _leaves(inner, (*path, str(number)))
+    else:
+        yield path, space
+
+
+def _check(leaf: spaces.Space, path: str, name: str) -> None:
+    place = f"the action space at {path!r}" if path else "the action space"
+    if not isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)) or (
+        isinstance(leaf, spaces.Box) and leaf.dtype.kind not in "fiub"
+    ):
+        what = foreign(leaf) or f", is not supported; {SUPPORTED}"
+        raise UserError(f"env {name!r}: {place}, {leaf}{what}")
+    if isinstance(leaf, spaces.Box) and not (leaf.low <= leaf.high).all():
+        raise UserError(
+            f"env {name!r}: {place} has a bound that is NaN or a low bound above its high bound; give low <= high"
+        )
+    if sum(_classes(leaf)) > MOST_CLASSES:
+        raise UserError(
+            f"env {name!r}: {place}, {leaf}, has {sum(_classes(leaf)):,} choices, an output of the actor for each; "
+            f"at most {MOST_CLASSES:,}"
+        )
+
+
+def _classes(leaf: spaces.Space) -> list[int]:
+    if isinstance(leaf, spaces.Discrete):
+        return [int(leaf.n)]
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return [int(n) for n in leaf.nvec.ravel()]
+    if isinstance(leaf, spaces.MultiBinary):
+        return [2] * int(np.prod(leaf.shape))
+    return []
+
+
+def _builder(space: spaces.Space) -> _Builder:
+    """What makes an action of `space`: takes its parts from the front of what is left."""
+    if isinstance(space, spaces.Dict):
+        named = {key: _builder(inner) for key, inner in space.items()}
+        return lambda onehots, numbers: {key: build(onehots, numbers) for key, build in named.items()}
+    if isinstance(space, spaces.Tuple):
+        ordered = [_builder(inner) for inner in space.spaces]
+        return lambda onehots, numbers: tuple(build(onehots, numbers) for build in ordered)
+    if isinstance(space, spaces.Discrete):
+        start = int(space.start)
+        return lambda onehots, numbers: start + int(next(onehots).argmax())
+    if isinstance(space, spaces.Box):
+        stretch, size = _stretch(space), int(np.prod(space.shape))
+        return lambda onehots, numbers: stretch(numbers.take(size))
+    shape, dtype, count = space.shape, space.dtype, len(_classes(space))
+    starts = space.start.ravel() if isinstance(space, spaces.MultiDiscrete) else np.zeros(count, int)
+
+    def chosen(onehots: Iterator[np.ndarray], numbers: _Numbers) -> np.ndarray:
+        return (starts + [next(onehots).argmax() for _ in range(count)]).astype(dtype).reshape(shape)
+
+    return chosen
+
+
+def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
+    """From numbers [n] to an array inside the box."""
+    low, high, _ = ranges(space)
+    middle, half, shape, dtype = (low + high) / 2, (high - low) / 2, space.shape, space.dtype
+    if dtype.kind == "f":
+        # Rounding to a shorter dtype may leave the box by the last bit.
+        least, most = space.low.ravel(), space.high.ravel()
+        return lambda numbers: np.clip(
+            (middle + half * np.clip(numbers, -1.0, 1.0)).astype(dtype), least, most
+        ).reshape(shape)
+    bins = high - low + 1
+    # 2 ** 63 - 1 is no float64: the next one above would overflow.
+    high = np.where([int(h) > int(whole) for h, whole in zip(high, space.high.ravel(), strict=True)],
+                    np.nextafter(high, low), high)  # fmt: skip
+    return lambda numbers: np.clip(
+        low + np.floor((np.clip(numbers, -1.0, 1.0) + 1) / 2 * bins), low, high
+    ).astype(dtype).reshape(shape)
+
+
+def _masks(space: spaces.Space, mask: Any, path: tuple[str, ...]) -> Iterator[np.ndarray]:
+    """The masks of the one-hots of `space`, one after another."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        inner = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in inner:
+            try:
+                own = None if mask is None else mask[key]
+            except (KeyError, IndexError, TypeError):
+                own = None
+            yield from _masks(part, own, (*path, str(key)))
+        return
+    sizes = _classes(space)
+    if mask is None or not sizes:
+        yield np.ones(sum(sizes), np.int8)
+        return
+    if isinstance(space, spaces.MultiBinary):
+        forced = np.asarray(mask).ravel()  # gymnasium: 0 and 1 are forced, 2 is free
+        flat = np.stack([forced != 1, forced != 0], -1).ravel().astype(np.int8)
+    else:
+        flat = np.asarray(mask) if not isinstance(mask, tuple) else _joined(mask)
+    if flat.shape != (sum(sizes),):
+        place = f" at {'/'.join(path)!r}" if path else ""
+        raise ValueError(f"the action mask{place} is {list(flat.shape)}, it must be {[sum(sizes)]}")
+    yield flat
+
+
+def _joined(masks: tuple) -> np.ndarray:
+    """Nested tuples of arrays, as one array."""
+    return np.concatenate([_joined(one) if isinstance(one, tuple) else np.asarray(one).ravel() for one in masks])

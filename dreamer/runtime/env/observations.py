@@ -1,0 +1,338 @@
+"""What the observation space of an environment becomes, and its values checked against it. No jax.
+
+How a space becomes keys (nested Dicts and Tuples are flattened with "/", a lone space is "image" or "vector"). Rows and
+replay keep the environment's own dtype:
+
+    Box of 3 axes within bounds         picture [H, W, C]; the channels come first if that axis is the shortest
+    Box uint8 [H, W]                    picture [H, W, 1]
+    Box uint8 of 4 axes                 a stack of pictures, [H, W, N * C]
+    other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
+    Discrete, MultiDiscrete             classes from 0 whatever the start, of MultiDiscrete as many as the largest has
+    MultiBinary                         numbers; of 3 axes a picture
+    a space that holds nothing          dropped, such as Box of shape [0]
+
+A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound, which carries
+no number. There it marks a missing value: the encoder sees zeros for the whole key, and the decoder is not asked for it
+in that row. Classes have no such mark; an environment that may have nothing to show adds a class for it. A value
+outside its space is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.runtime.env.api_errors import foreign, whole_answer
+from dreamer.spaces import MASK, Action, Space, for_device
+
+RESERVED = ("reward", "is_first", "is_last", "is_terminal")
+SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
+LARGEST = float(np.finfo(np.float32).max)
+MOST_WIDTH = 2**24  # numbers that the encoder sees of one key of classes
+WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
+_TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
+_KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
+
+
+class Reader(NamedTuple):
+    """How one key of the observation is found, checked and written.
+
+    path: keys into nested Dicts and Tuples | shape, kinds: of the environment's array and numpy's letters of its dtype
+    low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
+    axes: order of the environment's axes before they are joined to those of the row, () as they are
+    plain: whether an array of the environment is the row's as it is
+    floor: the lowest number that a float may be, where it has no lower bound
+    """
+
+    key: str
+    path: tuple
+    space: Space
+    shape: tuple[int, ...]
+    kinds: str
+    low: Any = None
+    high: Any = None
+    start: Any = 0
+    axes: tuple[int, ...] = ()
+    plain: bool = False
+    floor: float | None = None
+
+
+def find(reader: Reader, obs: Any) -> Any:
+    """The value of one key in an observation. Raises ValueError when it is not there."""
+    for key in reader.path:
+        listed = isinstance(obs, (tuple, list)) and isinstance(key, int) and key < len(obs)
+        if not listed and not (isinstance(obs, Mapping) and key in obs):
+            raise ValueError(f"observation has no key {reader.key!r}, its space promises one")
+        obs = obs[key]
+    return obs
+
+
+def read(reader: Reader, value: Any) -> np.ndarray:
+    """The value of one key as its row, checked against its space. Raises ValueError."""
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
+    if wrong_dtype or array.shape != reader.shape:
+        raise ValueError(
+            f"key {reader.key!r} is {array.dtype} {list(array.shape)}, its space is "
+            f"{_KINDS[reader.kinds]} {list(reader.shape)}"
+        )
+    if reader.low is not None and not inside(reader, array):
+        raise ValueError(outside(reader, array))
+    if reader.space.discrete:
+        return array - reader.start
+    if reader.axes:
+        array = array.transpose(reader.axes)
+    return array if array.shape == reader.space.shape else array.reshape(reader.space.shape)
+
+
+def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.ndarray]) -> Any:
+    """The observation of `space` whose rows {k: [..]} these are: `read` undone, in structure, dtype and bits.
+
+    Keys "log/..." are missing, which no row holds.
+    """
+    values: dict[tuple, np.ndarray] = {}
+    for path, leaf in _leaves(space, ()):
+        if _empty(leaf) and not "/".join(map(str, path)).startswith("log/"):
+            values[path] = np.zeros(leaf.shape or (), leaf.dtype)
+    for reader in keys:
+        array = row[reader.key]
+        if reader.space.discrete:
+            array = array + np.asarray(reader.start, array.dtype)
+        if reader.axes:
+            moved = array.reshape([reader.shape[axis] for axis in reader.axes])
+            array = moved.transpose(np.argsort(reader.axes))
+        values[reader.path] = array.reshape(reader.shape)
+    return _gathered(space, values, ())
+
+
+def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
+    """An observation of an environment, or a batch of them, as the agent takes it: {k: [E, ..]}; and was it one alone.
+
+    Raises UserError when it does not fit the spaces.
+    """
+    try:
+        values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
+        single = all(values[reader.key].ndim == len(reader.shape) for reader in keys)
+        for reader in keys:
+            if not single and (values[reader.key].ndim <= len(reader.shape) or not len(values[reader.key])):
+                raise ValueError(
+                    f"key {reader.key!r} is {values[reader.key].dtype} {list(values[reader.key].shape)}, "
+                    f"neither {list(reader.shape)} nor a batch of such"
+                )
+        lists = {key: [value] if single else list(value) for key, value in values.items()}
+        rows = {r.key: [read(r, x) for x in lists[r.key]] for r in keys}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"observation of env {name!r}: {whole_answer(obs) or error}") from None
+    if len({len(row) for row in rows.values()}) > 1:
+        raise UserError(f"observation of env {name!r}: its keys hold different numbers of rows")
+    stacked = {r.key: np.stack(rows[r.key]) for r in keys}
+    return for_device({r.key: r.space for r in keys}, stacked), single
+
+
+def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
+    """How each key of the observation is read, sorted by key. Keys "log/..." are not for the agent.
+
+    action: with it, an observation MASK at the top is checked to be one for its one-hots.
+    """
+    space = env.observation_space
+    leaves: dict[str, tuple[tuple, spaces.Space]] = {}
+    for path, leaf in _leaves(space, ()):
+        key = "/".join(map(str, path))
+        if key in leaves:
+            raise UserError(f"env {name!r}: two observations are called {key!r} once its Dicts are flattened")
+        leaves[key] = path, leaf
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        leaves = {"vector": ((), space)}
+    for key in leaves:
+        if key in RESERVED:
+            raise UserError(f"env {name!r}: the observation key {key!r} is taken by the row itself; rename it")
+    kept = sorted(leaves.keys() - dropped(env))
+    found = [_reader(key, *leaves[key], name) for key in kept]
+    found = [_as_mask(reader, action, name) if reader.key == MASK and action else reader for reader in found]
+    if not [reader for reader in found if reader.key != MASK]:
+        raise UserError(f"env {name!r}: its observation space {space} holds no key for the agent{_reasons(env)}")
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)) and found[0].space.image:
+        return [found[0]._replace(key="image")]
+    return found
+
+
+def dropped(env: gymnasium.Env) -> dict[str, str]:
+    """The keys of the observation that the agent does not get, and why, in words."""
+    reasons = {}
+    for path, leaf in _leaves(env.observation_space, ()):
+        key = "/".join(map(str, path))
+        if key.startswith("log/"):
+            reasons[key] = "keys log/... are for logs"
+        elif _empty(leaf):
+            reasons[key or "vector"] = f"its shape {list(leaf.shape or ())} holds no number"
+    return reasons
+
+
+def _empty(space: spaces.Space) -> bool:
+    return 0 in (getattr(space, "shape", None) or ())
+
+
+def _reasons(env: gymnasium.Env) -> str:
+    told = [f"{key!r}: {why}" for key, why in dropped(env).items()]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _leaves(space: spaces.Space, path: tuple) -> Iterator[tuple[tuple, spaces.Space]]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+            yield from _leaves(inner, (*path, key))
+    else:
+        yield path, space
+
+
+def _gathered(space: spaces.Space, values: Mapping[tuple, np.ndarray], path: tuple) -> Any:
+    if isinstance(space, spaces.Dict):
+        inside = {key: (*path, key) for key in space}
+        kept = [key for key, own in inside.items() if any(p[: len(own)] == own for p in values)]
+        return {key: _gathered(space[key], values, inside[key]) for key in kept}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_gathered(inner, values, (*path, number)) for number, inner in enumerate(space.spaces))
+    # A Discrete's own values are scalars of its dtype.
+    return values[path][()] if isinstance(space, spaces.Discrete) else values[path]
+
+
+def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return _class_reader(key, path, space, name)
+    if isinstance(space, spaces.MultiBinary):
+        shape, dtype = tuple(space.shape), space.dtype.name
+        if len(shape) != 3:
+            flat: tuple[int, ...] = shape if len(shape) < 3 else (int(np.prod(shape)),)
+            return Reader(key, path, Space(flat, dtype), shape, "iub", 0, 1)
+        row, axes = _picture_form(shape)
+        return Reader(key, path, Space(row, dtype, bounds=(0.0, 1.0)), shape, "iub", 0, 1, axes=axes)
+    if not isinstance(space, spaces.Box) or space.dtype.kind not in "fiub":
+        what = foreign(space) or f"; {SUPPORTED}"
+        raise UserError(f"env {name!r}: the space of observation key {key!r} is {space}{what}")
+    if not (space.low <= space.high).all():
+        raise UserError(
+            f"env {name!r}: observation key {key!r} has a bound that is NaN or a low bound above its high bound, so no "
+            "value is inside; give low <= high"
+        )
+    return _box_reader(key, path, space)
+
+
+def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDiscrete, name: str) -> Reader:
+    start = np.asarray(space.start, np.int64)
+    count = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec, np.int64)
+    shape: Any = space.shape
+    row = Space(shape, space.dtype.name, int(count.max()))
+    if row.width > MOST_WIDTH:
+        raise UserError(
+            f"env {name!r}: observation key {key!r}, {space}, has {row.width:,} classes in all, each an input of the "
+            f"encoder; at most {MOST_WIDTH:,}. Give it as a Box of numbers"
+        )
+    return Reader(key, path, row, shape, "iub", start, start + count - 1, start)
+
+
+def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
+    shape, dtype = space.shape, space.dtype
+    low, high = _bounds(space)
+    kinds = "fiub" if dtype.kind == "f" else "iub"
+    if _is_picture(space):
+        row, axes = _picture_form(shape)
+        ends = float(space.low.min()), float(space.high.max())
+        whole = dtype == np.uint8 and ends == (0.0, 255.0)
+        picture = Space(row, dtype.name, bounds=None if whole else ends)
+        if whole and (space.low == 0).all() and (space.high == 255).all():
+            return Reader(key, path, picture, shape, "u", axes=axes)
+        return Reader(key, path, picture, shape, "iu" if dtype == np.uint8 else kinds, low, high, axes=axes)
+    flat = shape or (1,) if len(shape) <= 2 else (int(np.prod(shape)),)
+    plain = dtype.kind == "f" and flat == shape
+    floor = -_largest(dtype) if dtype.kind == "f" and np.isneginf(low).any() else None
+    return Reader(key, path, Space(flat, dtype.name), shape, kinds, low, high, plain=plain, floor=floor)
+
+
+def _is_picture(space: spaces.Box) -> bool:
+    if not (len(space.shape) == 3 or (space.dtype == np.uint8 and len(space.shape) in (2, 4))):
+        return False
+    low, high = float(space.low.min()), float(space.high.max())
+    return 0 < high - low <= WIDEST_PICTURE
+
+
+def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the row [H, W, C], and the order of the axes (() as they are)."""
+    if len(shape) == 2:
+        return (*shape, 1), ()
+    stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)
+    channels_first = sides[0] < min(sides[1:])
+    order = (1, 2, 0) if channels_first else (0, 1, 2)
+    height, width, channels = (sides[axis] for axis in order)
+    if stack:
+        moved = [axis + 1 for axis in order]
+        return (height, width, stack[0] * channels), (*moved[:2], 0, moved[2])
+    return (height, width, channels), order if channels_first else ()
+
+
+def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
+    """The reader of an action mask, as two classes for each entry of the one-hots."""
+    if not action.onehots:
+        return reader
+    binary = np.all(reader.low == 0) and np.all((reader.high > 0.99) & (reader.high < 1.01))
+    if reader.shape != (action.onehots,) or "f" in reader.kinds or not binary:
+        raise UserError(
+            f"env {name!r}: the observation {MASK!r} must hold 0 or 1 for each of the {action.onehots} choices of the "
+            f"action, MultiBinary({action.onehots}); rename it if it is something else"
+        )
+    space = Space((action.onehots,), reader.space.dtype, 2)
+    return reader._replace(space=space, low=0, high=1, start=0, plain=False)
+
+
+def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds that values must keep: those of whole numbers exactly, those of floats with a tolerance."""
+    if space.dtype.kind == "b":
+        return space.low.astype(np.uint8), space.high.astype(np.uint8)
+    if space.dtype.kind != "f":
+        return space.low, space.high
+    largest = _largest(space.dtype)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    unbounded = np.isneginf(low)
+    low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -largest, largest)
+    high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -largest, largest)
+    low = np.where(unbounded, -np.inf, low)  # there -inf is inside: it marks a missing value
+    return (low, high) if space.dtype.itemsize > 4 else (low.astype(np.float32), high.astype(np.float32))
+
+
+def _largest(dtype: np.dtype) -> float:
+    """The largest number of a float dtype that the agent can see."""
+    return min(LARGEST, float(np.finfo(dtype).max))
+
+
+def inside(reader: Reader, array: np.ndarray) -> bool:
+    """Whether all of `array`, whatever axes stand in front, is inside the bounds of the key."""
+    # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds. all() would take
+    # twice as long for the few numbers of most observations, and this runs for every row.
+    within = np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
+    return within and (_fits(reader, array) or not np.any((array < reader.floor) & (array > -np.inf)))
+
+
+def _fits(reader: Reader, array: np.ndarray) -> bool:
+    """Whether no finite number can become -inf, the mark of a missing value, on its way to the agent."""
+    return reader.floor is None or (array.itemsize <= 4 and reader.floor == -LARGEST)
+
+
+def outside(reader: Reader, array: np.ndarray) -> str:
+    """Where a value of one key is outside its bounds, in words."""
+    array, low, high = np.broadcast_arrays(array, reader.low, reader.high)
+    wrong = ~((array >= low) & (array <= high))
+    if reader.floor is not None:
+        wrong |= (array < reader.floor) & (array > -np.inf)
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    place = f" at {list(where)}" if where else ""
+    value = array[where]
+    if not np.isfinite(value):
+        return f"key {reader.key!r}{place} is {value}"
+    if reader.floor is not None and value < reader.floor:
+        return f"key {reader.key!r}{place} is {value:.6g}, below {reader.floor:.6g}, the lowest number that fits"
+    limits = f"{low[where]:.6g} to {high[where]:.6g}"
+    return f"key {reader.key!r}{place} is {value:.6g}, outside of its space's bounds {limits}"

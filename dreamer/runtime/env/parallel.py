@@ -1,0 +1,293 @@
+"""An environment of several agents, turned into rows: each agent is a stream of its own. No jax.
+
+Parallel is whatever looks like PettingZoo's ParallelEnv, which nobody needs to import:
+
+    possible_agents                                    the names of all agents that may ever act
+    observation_space(agent), action_space(agent)      the same for all of them
+    reset(seed=..)  -> {agent: obs}, {agent: info}     of those that begin
+    step({agent: action}) -> {agent: obs}, {agent: reward}, {agent: terminated}, {agent: truncated}, {agent: info}
+    render_mode, render(), get_state(), set_state(state), close()      as gymnasium's, where it has them
+
+All agents share one world model and one policy; the observation AGENT tells which of them a row is of. An agent that
+ends gets its last row and then none until the game is over, which it is when all have ended. Then the environment
+is reset with a fresh seed, and whoever begins gets a first row. One that comes into a running game begins there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.observations import readers
+from dreamer.runtime.env.reading import Reading, checked_reset, described, reading, spec_of
+from dreamer.runtime.env.rows import EnvRows, drawn
+from dreamer.spaces import Spec
+from dreamer.steps import Step
+
+AGENT = "agent"
+ABSENT = np.float32(np.nan)  # the reward of an agent that is not in the game: it has no row
+_ANSWERS = ("observations", "rewards", "terminations", "truncations", "infos")
+
+
+def is_parallel(env: Any) -> bool:
+    """Whether `env` is one of several agents that step together. UserError when they take turns."""
+    if not hasattr(env, "possible_agents") or not callable(getattr(env, "observation_space", None)):
+        return False
+    if hasattr(env, "agent_selection") or hasattr(env, "agent_iter"):
+        advice = "give its parallel form, parallel_env() or pettingzoo.utils.aec_to_parallel"
+        raise UserError(f"the agents of {type(env).__name__} act one after the other; {advice}")
+    return True
+
+
+class Side(gymnasium.Env):
+    """What one agent is shown, takes and is told, as an environment of its own whose answers come from `answer`.
+
+    index: its number, the observation AGENT. answer: (obs, reward, terminated, truncated, info) to give next.
+    """
+
+    def __init__(self, team: Any, agents: list, index: int, name: str):
+        """Raises UserError when its observation has no place for AGENT."""
+        self.index, self.agent = index, agents[index]
+        self.answer: Any = None
+        own = team.observation_space(self.agent)
+        if isinstance(own, spaces.Dict) and AGENT in own.spaces:
+            raise UserError(f"env {name!r}: the observation key {AGENT!r} is the number of the agent; rename it")
+        self.action_space = team.action_space(self.agent)
+        self.lone = "" if isinstance(own, spaces.Dict) else "obs"
+        if self.lone and not isinstance(own, spaces.Tuple):
+            self.observation_space = own
+            self.lone = readers(self, name)[0].key
+        parts = {self.lone: own} if self.lone else dict(own.spaces)
+        self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents))})
+
+    def shown(self, obs: Any) -> Any:
+        """An observation as the environment gives it, with the agent's number beside."""
+        if not self.lone and not isinstance(obs, Mapping):
+            return obs  # which is refused where it is read
+        return {**({self.lone: obs} if self.lone else obs), AGENT: self.index}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        """The answer, as that of a reset."""
+        return self.answer[0], self.answer[4]
+
+    def step(self, action: Any) -> Any:
+        """The answer."""
+        return self.answer
+
+    def get_state(self) -> None:
+        """It has none of its own."""
+
+    def set_state(self, state: None) -> None:
+        """There is none."""
+
+
+def sides_of(team: Any, name: str) -> list[Side]:
+    """The agents of a parallel environment, in their order. UserError unless all see and take the same."""
+    agents = list(team.possible_agents)
+    if not agents:
+        raise UserError(f"env {name!r}: possible_agents is empty")
+    first, *others = sides = [Side(team, agents, index, name) for index in range(len(agents))]
+    for side in others:
+        _check_alike(side, first, name)
+    return sides
+
+
+def agents_reading(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[Reading, Any]:
+    """How every agent is read, and the reset that was made to find out. Raises UserError."""
+    answer = begun(team, seed, name)
+    side = next((side for side in sides if side.agent in answer[0]), sides[0])
+    side.answer = told_at_first(side, answer)
+    found = reading(side, name)
+    return found._replace(spec=dataclasses.replace(found.spec, agents=len(sides)), first=None), answer
+
+
+def any_spec(env: Any, name: str = "") -> Spec:
+    """What `env`, parallel or not, shows and takes; for one that is not to be stepped. Raises UserError."""
+    return agents_reading(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
+
+
+def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
+    """Observations and infos by agent, of a reset. Raises UserError."""
+    observations, infos = checked_reset(team, seed, name)
+    if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
+        raise UserError(f"env {name!r}: reset() must give two dicts by agent, it gave {described(observations)}")
+    if not observations:
+        raise UserError(f"env {name!r}: reset() gave no agent an observation")
+    return observations, infos
+
+
+def told_at_first(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
+    """What an agent that begins is told, of the observations and infos by agent."""
+    observations, infos = answer
+    return side.shown(observations[side.agent]), 0.0, False, False, infos.get(side.agent, {})
+
+
+class ParallelRows:
+    """Owns one parallel environment; makes one row of each of its agents at a time. As EnvRows, but for `turn`.
+
+    spec: of each agent. Raises UserError when the environment breaks its spaces or the form above.
+    """
+
+    def __init__(self, env: Any, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
+        self.env, self.name = env, name or type(env).__name__
+        self._seed, self._repeat = seed, action_repeat
+        self._sides = sides_of(env, self.name)
+        read, self._fresh = agents_reading(env, self._sides, self.name, seed)
+        self.spec = read.spec
+        self._rows = [
+            EnvRows(side, name=f"{self.name} {side.agent}", action_repeat=1, known=read) for side in self._sides
+        ]
+        if action_repeat < 1:
+            raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
+        self._playing = [False] * len(self._sides)
+        self._ended = [False] * len(self._sides)  # in the game that is played
+        self._games = 0
+
+    def turn(self, out: Step, index: int) -> None:
+        """Answers to the actions in the rows of environment `index` of `out`, its agents' rows one after the other.
+
+        Actions stay as they are. Those of the first call, of the one after a game, and of agents that are not in it
+        are ignored.
+        """
+        first = index * len(self._sides)
+        for rows in self._rows:
+            rows.forget_finished()
+        if any(self._playing):
+            answers = self._step(out.action[first : first + len(self._sides)])
+        else:
+            answers = self._begin()
+        for number, (side, rows) in enumerate(zip(self._sides, self._rows, strict=True)):
+            place = first + number
+            if number not in answers:
+                out.reward[place] = ABSENT
+                continue
+            side.answer = answers[number]
+            rows.accept(rows.ask(None), out, place)
+            self._playing[number] = not out.is_last[place]
+            self._ended[number] = bool(out.is_last[place])
+        if not any(self._playing):
+            self._ended = [False] * len(self._sides)
+
+    def finished(self) -> dict[int, dict[str, float]]:
+        """What the environment told of the episodes that the rows written last have ended, by number of the agent."""
+        return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
+
+    def render(self) -> np.ndarray | None:
+        """A picture uint8 [H, W, 3] of the game, or None when it was not made to draw any."""
+        return drawn(self.env)
+
+    def get_state(self) -> bytes | str:
+        """Where the environment is, after the rows written last; when it cannot tell, why."""
+        own = self._seed, self._games, self._playing, self._ended
+        return env_state.get_state(self.env, (own, [rows.position() for rows in self._rows]))
+
+    def set_state(self, state: bytes) -> str:
+        """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
+        try:
+            own, positions = env_state.set_state(self.env, state)
+            for rows, position in zip(self._rows, positions, strict=True):
+                rows.go_on(position)
+            self._seed, self._games, self._playing, self._ended = own
+            if not len(self._playing) == len(self._ended) == len(self._sides):
+                raise ValueError("it is of another number of agents")
+            self._fresh = None
+        except Exception as error:
+            return f"it does not take its state back, {type(error).__name__}: {error}"
+        return ""
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def _begin(self) -> dict[int, Any]:
+        """A new game: the answers of those that begin, by number."""
+        self._games += 1
+        answer, self._fresh = self._fresh, None
+        if answer is None:
+            answer = begun(self.env, seed_of(self._seed, self._games), self.name)
+        return {side.index: told_at_first(side, answer) for side in self._sides if side.agent in answer[0]}
+
+    def _step(self, actions: np.ndarray) -> dict[int, Any]:
+        """A step of the game, or as many as an action is held for: the answers of those that are in it, by number."""
+        natives = {n: self._rows[n].natives(actions[n : n + 1])[0] for n, plays in enumerate(self._playing) if plays}
+        answers: dict[int, Any] = {}
+        for _ in range(self._repeat):
+            told = self._told(self.env.step({self._sides[n].agent: native for n, native in natives.items()}))
+            for number in list(natives):
+                obs, reward, terminated, truncated, info = self._answer(self._sides[number], told)
+                reward = answers[number][1] + reward if number in answers else reward
+                answers[number] = obs, reward, terminated, truncated, info
+                if terminated or truncated:
+                    del natives[number]
+            come = [side for side in self._waiting() if side.agent in told[0]]
+            answers |= {side.index: told_at_first(side, (told[0], told[4])) for side in come}
+            if come or not natives:  # who has come wants to act
+                break
+        return answers
+
+    def _waiting(self) -> list[Side]:
+        """Those that were not in this game yet."""
+        in_it = zip(self._sides, self._playing, self._ended, strict=True)
+        return [side for side, playing, ended in in_it if not (playing or ended)]
+
+    def _told(self, answer: Any) -> tuple:
+        if isinstance(answer, tuple) and len(answer) == 5 and all(isinstance(part, Mapping) for part in answer):
+            return answer
+        parts = ", ".join(_ANSWERS)
+        raise self._error(f"step() must give five dicts by agent ({parts}), it gave {described(answer)}")
+
+    def _answer(self, side: Side, told: tuple) -> tuple:
+        """What an agent that is in the game was told."""
+        observations, rewards, terminations, truncations, infos = told
+        try:
+            obs, reward = observations[side.agent], rewards[side.agent]
+            terminated, truncated = terminations[side.agent], truncations[side.agent]
+        except KeyError:
+            missing = next(name for name, part in zip(_ANSWERS, told, strict=True) if side.agent not in part)
+            raise self._error(f"step() gave no {missing} of agent {side.agent!r}, which has not ended") from None
+        left = getattr(self.env, "agents", None)
+        if left is not None and side.agent not in left and not (terminated or truncated):
+            raise self._error(f"agent {side.agent!r} has left `agents`, neither terminated nor truncated")
+        return side.shown(obs), reward, terminated, truncated, infos.get(side.agent, {})
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"env {self.name!r}, episode {self._games}: {text}")
+
+
+def seed_of(seed: int | None, game: int) -> int | None:
+    """The seed of a game, from 1: the environment's own for the first, of the others what follows from it."""
+    if seed is None or game == 1:
+        return seed
+    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits: some take no more
+
+
+def _check_alike(side: Side, first: Side, name: str) -> None:
+    """UserError naming the agent, and the key of the observation, that is not as the first agent's."""
+    for kind in ("observation_space", "action_space"):
+        own, other = getattr(side, kind), getattr(first, kind)
+        if own == other:
+            continue
+        path, own, other = _difference(own, other, ())
+        verb = "takes" if kind == "action_space" else "shows"
+        key = f" {'/'.join(path)!r} as" if path else ""
+        raise UserError(
+            f"env {name!r}: agent {side.agent!r} {verb}{key} {own}, agent {first.agent!r} {other}: all agents share "
+            "one policy, so their spaces must be equal; pad them, or train each role alone"
+        )
+
+
+def _difference(own: Any, other: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any]:
+    """Where two spaces that are not equal differ, as deep in their Dicts as it can be named."""
+    if isinstance(own, spaces.Dict) and isinstance(other, spaces.Dict):
+        for key in sorted({*own.spaces, *other.spaces}, key=str):
+            mine, theirs = own.spaces.get(key), other.spaces.get(key)
+            if mine != theirs:
+                return _difference(mine, theirs, (*path, str(key)))
+    return path, own, other

@@ -1,0 +1,84 @@
+"""How an environment is read, found out once: observations, actions, and who tells which are allowed. No jax."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.runtime.env.actions import ActionReader, action_reader, flat_mask
+from dreamer.runtime.env.api_errors import NO_SEED, takes_no_seed
+from dreamer.runtime.env.observations import Reader, readers
+from dreamer.spaces import MASK, Space, Spec
+
+MASK_DTYPE = "int8"
+
+
+class Reading(NamedTuple):
+    """keys: of the observation | actions: how they travel | spec: what the agent sees
+
+    masks: the action space, when `info` holds MASK at each step, else None
+    first: (obs, info) of the reset that was made to find out, None when none was
+    """
+
+    keys: list[Reader]
+    actions: ActionReader
+    spec: Spec
+    masks: spaces.Space | None
+    first: tuple[Any, dict] | None
+
+
+def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Reading:
+    """How `env` is read. Raises UserError for spaces that are not supported.
+
+    With discrete actions and no observation MASK the environment is reset, with `seed`, as only its info can tell
+    whether it offers one.
+    """
+    actions = action_reader(env, name)
+    keys = readers(env, name, actions.action)
+    obs = {reader.key: reader.space for reader in keys}
+    if MASK in obs or not actions.action.onehots:
+        return Reading(keys, actions, Spec(obs, actions.action), None, None)
+    first = checked_reset(env, seed, name)
+    if not (isinstance(first[1], dict) and MASK in first[1]):
+        return Reading(keys, actions, Spec(obs, actions.action), None, first)
+    obs[MASK] = Space((actions.action.onehots,), MASK_DTYPE, 2)
+    return Reading(keys, actions, Spec(dict(sorted(obs.items())), actions.action), env.action_space, first)
+
+
+def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
+    """What `env` shows and takes, for an environment that is not to be stepped. Raises as `reading`."""
+    return reading(env, name).spec
+
+
+def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
+    """What `env.reset(seed=seed)` gives. Raises UserError when it takes no seed, or gives anything but a pair."""
+    try:
+        answer = env.reset(seed=seed)
+    except TypeError as error:
+        if not takes_no_seed(error):
+            raise
+        raise UserError(f"env {name!r}: {NO_SEED}") from error
+    if isinstance(answer, tuple) and len(answer) == 2:
+        return answer
+    old = "" if isinstance(answer, tuple) else " (the old gym interface gives the observation alone)"
+    raise UserError(f"env {name!r}: reset() must give (obs, info), it gave {described(answer)}{old}")
+
+
+def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:
+    """The mask that `info` holds for the action space `masks`, int8 [n]. Raises ValueError."""
+    if not (isinstance(info, dict) and MASK in info):
+        raise ValueError(f"info has no {MASK!r}, at the first reset it had one")
+    return flat_mask(masks, info[MASK])
+
+
+def described(value: Any) -> str:
+    """A value that is not what was expected, in a few words."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values" + (" (the old gym interface)" if len(value) == 4 else "")
+    if isinstance(value, np.ndarray):
+        return f"one array {value.dtype} {list(value.shape)}"
+    return f"a {type(value).__name__}: {str(value)[:60]}"

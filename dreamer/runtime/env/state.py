@@ -1,0 +1,127 @@
+"""The state of an environment as bytes, and back: only where it is sure to be whole. No jax.
+
+Whole environments are never pickled: many rebuild themselves from their arguments then, and lose their state without
+a word. What can be saved; for all else the reason why not is given:
+
+    its outermost layer has get_state() and set_state(state)     what these give, if it can be pickled
+    known gymnasium wrappers around such an environment          and the wrappers' own counters
+    gymnasium's classic_control and toy_text, in the same        its attributes, without spaces and what draws
+
+The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs nothing when it is read, PICKLED for all
+that has no such form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from typing import Any
+
+import gymnasium
+from gymnasium import wrappers
+
+from dreamer.runtime.files import plain_state
+
+PLAIN, PICKLED = b"\0", b"\1"
+
+OWN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")  # all of their state is in their attributes
+# The attributes that each known wrapper changes while it runs.
+WRAPPERS: dict[type, tuple[str, ...]] = {
+    wrappers.TimeLimit: ("_elapsed_steps",),
+    wrappers.OrderEnforcing: ("_has_reset",),
+    wrappers.PassiveEnvChecker: (
+        "checked_reset", "checked_step", "checked_render", "checked_data_reuse", "_previous_data",
+    ),
+}  # fmt: skip
+DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec", "render_mode"}
+
+
+def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
+    """Where `env` is; when that cannot be known, why not, in a few words that a message can go on with.
+
+    more: what the caller remembers of it, for `set_state` to give back.
+    """
+    layers, base = _layers(env)
+    if not _known(base):
+        if isinstance(base, gymnasium.Wrapper):
+            return f"nobody knows what the wrapper {type(base).__name__} remembers: give it get_state and set_state"
+        return f"{type(base).__name__} has no get_state and set_state"
+    try:
+        own = base.get_state() if _gives(base) else _attributes(base)
+        return _packed(([_counters(layer) for layer in layers], own, more))
+    except Exception as error:  # what cannot be given or pickled cannot be restored
+        return f"the state of {type(base).__name__} cannot be had, {type(error).__name__}: {error}"
+
+
+def set_state(env: gymnasium.Env, state: bytes) -> Any:
+    """Puts an environment made in the same way where the other was; gives the caller's `more` back.
+
+    A state that is `pickled` runs what it says. Raises ValueError, and whatever its set_state raises.
+    """
+    layers, base = _layers(env)
+    if not _known(base):
+        raise ValueError(f"the state of {env} cannot be set")
+    counters, own, more = _unpacked(state)
+    for layer, values in zip(layers, counters, strict=True):
+        if not set(values) <= set(WRAPPERS[type(layer)]):
+            raise ValueError(f"{type(layer).__name__} keeps no {', '.join(map(str, values))}")
+        vars(layer).update(values)
+    if _gives(base):
+        base.set_state(own)
+    else:
+        vars(base).update(own)
+    return more
+
+
+def pickled(state: bytes) -> bool:
+    """Whether `set_state` would unpickle a state."""
+    return state[:1] != PLAIN
+
+
+def _packed(value: Any) -> bytes:
+    try:
+        return PLAIN + plain_state.encode(value)
+    except plain_state.NotPlain:
+        return PICKLED + zlib.compress(pickle.dumps(value), 1)
+
+
+def _unpacked(state: bytes) -> Any:
+    if state[:1] == PLAIN:
+        return plain_state.decode(state[1:])
+    if state[:1] == PICKLED:
+        return pickle.loads(zlib.decompress(state[1:]))
+    env, *more = pickle.loads(state)  # as older versions wrote it
+    return *pickle.loads(env), tuple(more)
+
+
+def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
+    """The known wrappers, and what they hold."""
+    layers: list[gymnasium.Wrapper] = []
+    while not _gives(env) and type(env) in WRAPPERS:
+        layers.append(env)  # type: ignore[arg-type]
+        env = env.env  # type: ignore[attr-defined]
+    return layers, env
+
+
+def _known(base: Any) -> bool:
+    """Whether all that an environment remembers can be had."""
+    return _gives(base) or type(base).__module__.startswith(OWN)
+
+
+def _gives(env: Any) -> bool:
+    return callable(getattr(env, "get_state", None)) and callable(getattr(env, "set_state", None))
+
+
+def _counters(layer: gymnasium.Wrapper) -> dict[str, Any]:
+    return {name: vars(layer)[name] for name in WRAPPERS[type(layer)] if name in vars(layer)}
+
+
+def _attributes(env: gymnasium.Env) -> dict[str, Any]:
+    values = {name: value for name, value in vars(env).items() if name not in DRAWS and not _pictures(value)}
+    return {name: value for name, value in values.items() if not isinstance(value, gymnasium.Space)}
+
+
+def _pictures(value: Any) -> bool:
+    """Whether pygame made it, or all in it."""
+    items = value if isinstance(value, list | tuple) and value else [value]
+    return all(type(item).__module__.startswith("pygame") for item in items)

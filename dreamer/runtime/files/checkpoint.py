@@ -1,0 +1,392 @@
+"""Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
+
+A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
+holds the crc32 of every leaf beside what the caller says.
+Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
+`like` at restoring, and a checkpoint of another config can be told leaf by leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+from dreamer.errors import UserError
+from dreamer.runtime.files import checkpoint_files, checksums
+from dreamer.runtime.files.checkpoint_files import seal
+from dreamer.runtime.files.run_dir import CHECKPOINTS, disk_error
+
+SHOWN_DIFFERENCES = 3
+UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
+FILES_OF_A_SAVE = 64  # more than Orbax makes
+BEST_PACKED = 1000  # bytes of arrays that a byte of a file holds at most
+LEAST_BOUND = 1 << 30  # bytes of arrays that are taken from files of any size
+PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it is deleted file by file
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often the train state is saved, and how many times it is kept."""
+
+    every: float = 300.0
+    """Seconds between two checkpoints, fewer where rows come so fast that their files would outgrow the replay; the
+    last state of a run is always saved."""
+    keep: int = 2
+    """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
+    keep_every: int = 0
+    """Also keep a checkpoint at least this many agent steps after the last one kept so, with all rows and latents that
+    going on from it needs; 0 = none."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Use as a context manager, or close(): an unclosed save is lost.
+
+    `save` returns before the file is complete; an error of the background write is raised by the next call.
+    Nothing is created before the first save, so a finished run can be read where it cannot be written.
+    """
+
+    def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
+        """keep: how many of the newest stay. keep_every: least distance of the older ones that stay too; 0 = none."""
+        self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
+        self._keep, self._keep_every = keep, keep_every
+        self._manager: ocp.CheckpointManager | None = None
+        self._quiet = _Quiet()
+        self._failed = False
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
+        """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
+
+        The state may be donated as soon as this returns. A step that is already stored is left as it is. With several
+        processes one alone saves, a state that is all its own (`devices.local_copy`); `restore` then gives numpy.
+        meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
+        older than the latest one; TypeError when meta is not JSON.
+        """
+        meta = json.loads(json.dumps(dict(meta or {})))
+        leaves = {name: _to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
+        sealed = seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
+        self.wait()
+        latest = self.latest()
+        if latest == step:
+            return
+        if latest is not None and latest > step:
+            raise UserError(
+                f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that first"
+            )
+        with self._writing():
+            _check_room(self._dir, sum(leaf.nbytes for leaf in leaves.values()))
+            if self._manager is None:
+                self._manager = self._open_for_writing()
+            items = ocp.args.Composite(state=checksums.SealedSave(leaves), meta=ocp.args.JsonSave(sealed))
+            if not self._manager.save(step, args=items):
+                raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The stored (state, meta) of `step`, the latest when None.
+
+        like: pytree of arrays, jax.ShapeDtypeStruct or python numbers; gives the types of the containers, and the
+        device or sharding where a leaf has one (first device otherwise; numpy stays numpy).
+        Raises UserError when there is no such checkpoint, when it cannot be read, or when a name, shape or dtype of
+        its leaves differs from `like`: nothing is restored in part.
+        """
+        self.wait()
+        step = self._existing(step)
+        wanted = named_leaves(like)
+        targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
+        checkpoint_files.check_state(self._dir.parent, step)
+        with self._reading(step) as manager:
+            stored = manager.item_metadata(step)["state"]
+            differences = _differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
+            if not differences:
+                out = manager.restore(step, args=ocp.args.Composite(state=checksums.SealedRestore(targets)))
+        if differences:
+            more = len(differences) - SHOWN_DIFFERENCES
+            text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+            raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
+        meta, crcs = self._unsealed(step)
+        self._check_leaves(step, out["state"], crcs)
+        leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
+
+    def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """All stored leaves by name ("params/world_model/dyn/..."), on the host. Raises UserError as `restore` does."""
+        self.wait()
+        step = self._existing(step)
+        checkpoint_files.check_state(self._dir.parent, step)
+        with self._reading(step) as manager:
+            stored = manager.item_metadata(step)["state"]
+            self._check_forms(step, stored.tree)
+            forms = {name: np.empty(form.shape, form.dtype) for name, form in stored.tree.items()}
+            out = manager.restore(step, args=ocp.args.Composite(state=checksums.SealedRestore(forms)))
+        self._check_leaves(step, out["state"], self._unsealed(step)[1])
+        return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
+        self.wait()
+        return self._unsealed(self._existing(step))[0]
+
+    def latest(self) -> int | None:
+        """Number of the newest complete checkpoint, None when there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def steps(self) -> list[int]:
+        """Numbers of all complete checkpoints, oldest first. A save that is still under way is not among them."""
+        return checkpoint_files.steps(self._dir.parent)
+
+    def wait(self) -> None:
+        """Waits for the save under way. Raises UserError when it could not be written."""
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._delete_pruned()
+            _give_back_memory()
+
+    def close(self) -> None:
+        """Waits for the save under way and ends Orbax's threads. Raises as `wait`. May be called again."""
+        self.wait()
+        self._drop_manager()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if exc is None:
+                raise
+            exc.add_note(str(error))  # the first error is the one to mend
+
+    def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
+        """UserError when the arrays of a checkpoint are said to be larger than its files can hold."""
+        most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
+        sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
+        if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: its arrays are larger than its files")
+
+    def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
+        """UserError naming a leaf whose bytes are not those that were saved."""
+        if leaves.keys() != crcs.keys():
+            name = min(leaves.keys() ^ crcs.keys())
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum of {name}")
+        for name, crc in crcs.items():
+            if _crc(leaves[name]) != crc:
+                raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
+
+    def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
+        """The caller's meta and the checksums of the leaves. UserError when what was saved of them has changed."""
+        content = checkpoint_files.read_meta(self._dir.parent, step)
+        return content["meta"], content["leaf_crc32"]
+
+    def _open_for_writing(self) -> ocp.CheckpointManager:
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._delete_pruned()
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(self._keep)]
+        if self._keep_every:
+            kept.append(policies.EveryNSteps(self._keep_every, exact_interval=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            todelete_subdir=PRUNED,
+            create=False,
+            multiprocessing_options=_alone(),
+        )
+        logging.getLogger("absl").addFilter(self._quiet)
+        # For good: asyncio logs what a save left behind when its memory is collected, perhaps at the very end.
+        asyncio_logger = logging.getLogger("asyncio")
+        if not any(isinstance(known, _Quiet) for known in asyncio_logger.filters):
+            asyncio_logger.addFilter(_Quiet())
+        return ocp.CheckpointManager(self._dir, options=options)
+
+    def _delete_pruned(self) -> None:
+        """A kill in the middle leaves half a checkpoint where nobody takes it for a whole one."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._dir / PRUNED)
+
+    def _drop_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        try:
+            if manager is not None:
+                manager.close()
+        finally:
+            if not self._failed:  # else threads of the failed save still have things to say
+                logging.getLogger("absl").removeFilter(self._quiet)
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self._dir}")
+        if step is not None and step not in steps:
+            raise UserError(f"no checkpoint {step} in {self._dir}; it holds {checkpoint_files.listed(steps)}")
+        return steps[-1] if step is None else step
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax raises on a full or failing disk into a UserError, and frees the space of the half save."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            self._failed = True
+            with contextlib.suppress(OSError, ValueError):  # the same error again
+                self._drop_manager()  # it would count the half save among those that it keeps
+            for half in self._dir.glob(f"*{UNFINISHED}"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise disk_error(cause, self._dir) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
+        """A manager that changes nothing on the disk; damaged files become a UserError."""
+        handlers = {"state": checksums.SealedHandler()}
+        quiet = _Quiet()
+        logging.getLogger("absl").addFilter(quiet)
+        try:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=_alone())
+            with ocp.CheckpointManager(
+                self._dir, options=options, item_names=("state",), item_handlers=handlers
+            ) as manager:
+                yield manager
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises bare ones where tensorstore finds damage
+            cause = error.__cause__ if type(error) is Exception and error.__cause__ else error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            raise UserError(f"checkpoint {step} in {self._dir} cannot be read: {reason}") from error
+        finally:
+            logging.getLogger("absl").removeFilter(quiet)
+
+
+def _check_room(folder: Path, nbytes: int) -> None:
+    """OSError when a disk has no room for a save, before Orbax begins one.
+
+    Orbax's threads wait 300 seconds for a folder that could not be made, and print what each of them met.
+    """
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    disk = os.statvfs(place)
+    if disk.f_bavail * disk.f_frsize < nbytes or (disk.f_files and disk.f_favail < FILES_OF_A_SAVE):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _give_back_memory() -> None:
+    """Asks glibc to return what it holds free: each save's threads leave megabytes of it in heaps of their own."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax is not to wait for other processes: whoever opens a checkpoint saves or reads the whole of it."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """The OSError behind what was raised; tensorstore wraps it in a ValueError that ends in [os_error_code='28']."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
+
+
+class _Quiet(logging.Filter):
+    """Drops what Orbax logs: the traceback of each error that is raised here as one line, and remarks on options.
+
+    Of the logger "asyncio": the tracebacks of Orbax's tasks that failed beside the one whose error was raised.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        about = record.pathname if record.name != "asyncio" else record.getMessage()
+        return "orbax" not in about and "os_error_code" not in about
+
+
+# Leaves ---------------------------------------------------------------------------------------------------------------
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    if len(named) != len(paths):
+        raise ValueError("two leaves of the state have the same name")
+    return named
+
+
+def _crc(leaf: Any) -> int:
+    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_storable(name: str, leaf: Any) -> Any:
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+        return leaf
+    array = np.asarray(leaf)  # Orbax copies it before `save` returns
+    if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
+        raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array or a number")
+    return array
+
+
+def _to_target(leaf: Any) -> Any:
+    """What Orbax is asked for in place of `leaf`: its shape, dtype and place."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if jax.process_count() > 1:  # Orbax takes no array of some processes alone
+            return np.empty(leaf.shape, leaf.dtype)
+        sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.empty_like(np.asarray(leaf))
+
+
+def _from_stored(value: Any, like: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+    return value if hasattr(like, "dtype") else np.asarray(value).item()
+
+
+def _differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
+    """One phrase for each leaf that is not the same on both sides, those of both sides first."""
+    differences = []
+    for name, target in targets.items():
+        if name in stored:
+            ours, theirs = (tuple(target.shape), np.dtype(target.dtype)), (stored[name][0], np.dtype(stored[name][1]))
+            if ours != theirs:
+                differences.append(f"{name} is {_form(*theirs)} in the checkpoint, {_form(*ours)} in this config")
+    differences += [f"{name} is not in the checkpoint" for name in targets if name not in stored]
+    differences += [f"{name} is only in the checkpoint" for name in stored if name not in targets]
+    return differences
+
+
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{dtype.name}{list(shape)}"

@@ -1,0 +1,144 @@
+"""The files of checkpoints as they lie on the disk: which are there, what each says of itself, and whether it is whole.
+
+    checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
+    checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
+
+Orbax reads all leaves side by side. When one fails, the reads of the others stay behind and end one by one, each with a
+message on stderr. So damage is found first, and named by its file. Only reads; no jax.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.manifest import manifest
+from dreamer.runtime.files.run_dir import CHECKPOINTS
+from dreamer.runtime.files.safe_files import check_inside, json_value, open_regular, special
+
+STATE, META = "state", "meta/metadata"
+LIST = "crc32.json"
+LARGEST_META = 1 << 28  # bytes
+_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)  # the name of a checkpoint
+_PIECE = 1 << 22  # bytes that are read at once
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Numbers of all complete checkpoints of a run, oldest first. A save that is still under way is not among them."""
+    folder = run_dir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
+
+
+def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
+
+    Raises UserError when it is missing, or is not what was written.
+    """
+    path = run_dir / CHECKPOINTS / str(step) / META
+    check_inside(path.parent, run_dir)
+    try:
+        with open_regular(path) as file:
+            sealed = json_value(file.read(LARGEST_META))
+    except FileNotFoundError:
+        raise _damaged(run_dir, step, f"{META} is missing") from None
+    except OSError as error:
+        raise _damaged(run_dir, step, f"{META} cannot be read, {error.strerror}") from error
+    except ValueError:
+        raise _damaged(run_dir, step, f"{META} is not what was written") from None
+    content = {key: value for key, value in sealed.items() if key != "crc32"} if isinstance(sealed, dict) else {}
+    if set(content) != {"meta", "leaf_crc32"} or seal(content) != sealed:
+        raise _damaged(run_dir, step, f"the checksum of {META} differs")
+    crcs = content["leaf_crc32"]
+    if not (isinstance(crcs, dict) and all(type(crc) is int for crc in crcs.values())):
+        raise _damaged(run_dir, step, f"{META} is not what was written")
+    return {**content, "meta": manifest(content["meta"], path)}
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with the checksum of their text."""
+    return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
+
+
+def check_state(run_dir: Path, step: int) -> None:
+    """UserError naming a file of the train state of `step` that is not as it was written."""
+    folder = run_dir / CHECKPOINTS / str(step)
+    check_inside(folder, run_dir)
+    odd = next(special(folder), None)
+    found = f"{odd} is neither a file nor a folder" if odd else damage(folder / STATE)
+    if found:
+        raise _damaged(run_dir, step, found)
+
+
+def state_bytes(run_dir: Path, step: int) -> int:
+    """The bytes of the files of the train state of `step`."""
+    return sum(path.stat().st_size for path in _files(run_dir / CHECKPOINTS / str(step) / STATE).values())
+
+
+def write_list(directory: Path) -> None:
+    """Writes the checksums of all files under `directory` into its LIST."""
+    crcs = {name: _crc(path) for name, path in _files(directory).items()}
+    (directory / LIST).write_text(json.dumps({"files": crcs, "crc32": _crc_of_list(crcs)}))
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files under `directory`, as one phrase; None when they are those that were written.
+
+    A file that the list does not name is none of what is read, and Orbax adds one of its own afterwards.
+    """
+    if not directory.is_dir():
+        return f"{directory.name} is missing"
+    try:
+        with open_regular(directory / LIST) as file:
+            said = json_value(file.read(LARGEST_META))
+        crcs = said["files"]
+        if said["crc32"] != _crc_of_list(crcs):
+            return f"the checksum of {LIST} differs"
+        files = _files(directory)
+        for name, crc in crcs.items():
+            if name not in files:
+                return f"{name} is missing"
+            if _crc(files[name]) != crc:
+                return f"the checksum of {name} differs"
+    except FileNotFoundError:
+        return f"{LIST} is missing"
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{LIST} is not what was written"
+    return None
+
+
+def listed(steps: Iterable[int]) -> str:
+    """Numbers of checkpoints for a message: "100, 200"; "none"."""
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _damaged(run_dir: Path, step: int, what: str) -> UserError:
+    return UserError(f"checkpoint {step} in {run_dir / CHECKPOINTS} is damaged: {what}")
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """All files under a folder but the list itself, by their names from there."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open_regular(path) as file:
+        while piece := file.read(_PIECE):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _crc_of_list(crcs: dict[str, int]) -> int:
+    return zlib.crc32(json.dumps(crcs, sort_keys=True).encode())

@@ -1,0 +1,255 @@
+"""One process at a time trains in a run directory: a lock file with a heartbeat. No jax.
+
+The lock is the file `lock` of the run directory. A process that wants it writes its own card, a JSON object that says
+who it is, under a name of its own, and links that file to the name `lock`. A hard link either succeeds or fails, on
+local disks and on NFS alike, so two processes never both succeed. (Where a file system has no hard links, the file is
+created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
+
+A lock is stale when its process no longer runs on this machine, or when its last heartbeat is older than STALE seconds.
+Ages are differences between two times that the file system gave, so clocks of different machines need not agree.
+The next process renames a stale lock away and checks that it moved the one that it had judged; an owner that finds
+another card under `lock` at a heartbeat has lost it, and its run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import getpass
+import json
+import os
+import socket
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.run_dir import LOCK, disk_error
+
+HEARTBEAT = 10.0  # seconds
+STALE = 60.0  # seconds
+_LARGEST = 1 << 16  # bytes of a card
+_ROUNDS = 20  # in which a stale lock has to be out of the way
+
+
+class Card(NamedTuple):
+    """Who holds a lock.
+
+    token: of this one lock | host, user | machine: boot and process namespace, "" where the system does not tell
+    pid, started: of the process; its start in clock ticks since the boot, 0 if unknown | since: when, for people
+    """
+
+    token: str
+    host: str
+    user: str
+    machine: str
+    pid: int
+    started: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
+
+
+# A card that cannot be read, as a full disk or a crash leaves it: such a lock counts by its age alone.
+UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
+
+
+class Held(NamedTuple):
+    """A lock that is there.
+
+    age: seconds since its last heartbeat | gone: its process no longer runs on this machine | runs: it does
+    """
+
+    card: Card
+    age: float
+    gone: bool
+    runs: bool = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the next process may take it over."""
+        return self.gone or self.age > STALE
+
+
+class RunLock:
+    """Owns the lock of a run directory and the thread of its heartbeat. Use as a context manager, or close()."""
+
+    def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[UserError], None]):
+        """Takes the lock; the directory must exist.
+
+        tell: takes the line that says that a stale lock was taken over.
+        lost: takes the error, in another thread, when another process has taken the lock.
+        Raises UserError naming the process that holds it, or when the directory cannot be written.
+        """
+        self._path, self._lost = run_dir / LOCK, lost
+        self.card = _own_card()
+        self._closing = threading.Event()
+        mine = self._path.with_name(f"{LOCK}.{self.card.token}")
+        try:
+            mine.write_text(json.dumps(self.card._asdict()))
+            try:
+                self._take(mine, tell)
+            finally:
+                mine.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Gives the lock back, if it is still this one's. May be called again."""
+        self._closing.set()
+        self._thread.join()
+        if _card(self._path) == self.card:
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _take(self, mine: Path, tell: Callable[[str], None]) -> None:
+        for _ in range(_ROUNDS):
+            if _link(mine, self._path):
+                return
+            held = look(self._path.parent, mine.stat().st_mtime)
+            if held is None:
+                continue  # it was given back meanwhile
+            if not held.stale:
+                raise UserError(refusal(self._path.parent, held))
+            if self._move_away(held):
+                why = "that process is gone" if held.gone else f"its last heartbeat was {held.age:.0f} s ago"
+                tell(f"took over the lock of {held.card}: {why}")
+        raise UserError(f"{self._path} is there and cannot be taken over; remove it if no process trains here")
+
+    def _move_away(self, held: Held) -> bool:
+        """Whether the stale lock is out of the way. Two that judge it at once: one of them moves it."""
+        aside = self._path.with_name(f"{LOCK}.{self.card.token}.stale")
+        try:
+            os.rename(self._path, aside)
+        except FileNotFoundError:
+            return False
+        try:
+            moved = _card(aside) or UNKNOWN
+            if moved != held.card:  # a fresh lock: somebody was faster
+                _link(aside, self._path)
+            return moved == held.card
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(HEARTBEAT):
+            try:
+                found = _card(self._path)
+                if found == self.card:
+                    os.utime(self._path)
+                    continue
+            except OSError:
+                continue  # the disk is away for a moment; the run meets it where it writes
+            by = f"by {found}" if found else "and is gone"
+            self._lost(UserError(f"{self._path.parent}: the lock of this run was taken {by}; this process stops"))
+            return
+
+
+def look(run_dir: Path, now: float | None = None) -> Held | None:
+    """The lock of a run directory, None when nobody holds it; changes nothing.
+
+    now: the time on the clock of the file system, None = that of this machine. Raises UserError for what is no file.
+    """
+    path = run_dir / LOCK
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no lock file; remove it")
+    age = max(0.0, (time.time() if now is None else now) - status.st_mtime)
+    card = _card(path)
+    if card is None:
+        return Held(UNKNOWN, age, False)
+    here = card.host == socket.gethostname() and card.machine == _machine()
+    runs = here and _started(card.pid) == card.started
+    return Held(card, age, here and not runs, runs)
+
+
+def refusal(run_dir: Path, held: Held) -> str:
+    """The line for somebody who wants a lock that another process holds."""
+    return (
+        f"{run_dir} is in use by {held.card}, last heartbeat {held.age:.0f} s ago; wait for it, stop it, or give "
+        "another --run-dir"
+    )
+
+
+def _own_card() -> Card:
+    pid = os.getpid()
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no name for this uid, as in some containers
+        user = str(os.getuid())
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    return Card(uuid.uuid4().hex, socket.gethostname(), user, _machine(), pid, _started(pid), now)
+
+
+def _card(path: Path) -> Card | None:
+    """The card in a lock file, None when there is none that can be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            values = json.loads(file.read(_LARGEST))
+        kinds = {name: int if name in ("pid", "started") else str for name in Card._fields}
+        if values.keys() == kinds.keys() and all(type(values[name]) is kind for name, kind in kinds.items()):
+            return Card(**values)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Gives a file the name `target` too; False when that name is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        try:
+            with open(target, "xb") as file:
+                file.write(source.read_bytes())
+        except FileExistsError:
+            return False
+    return True
+
+
+def _machine() -> str:
+    """What tells this boot and this process namespace from others, "" where the system does not say."""
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> int:
+    """When a process of this machine began, in clock ticks since the boot; -1 when it does not run, 0 if unknown."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return -1
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return -1
+        except OSError:
+            pass
+        return 0
+    state, *fields = text.rpartition(")")[2].split()
+    return -1 if state in "ZX" else int(fields[18])

@@ -1,0 +1,189 @@
+"""What a checkpoint says of its run, checked before it is used: a checksum is no signature. No jax.
+
+The manifest is a checkpoint's `meta`; the head is that of the file with the host's state. Both are JSON of anybody.
+Every function here gives back what it was given, or raises a UserError that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.plain_state import check_generator
+from dreamer.runtime.files.sealed import Seal
+
+NAMES = {
+    "rows": re.compile(r"rows-\d{1,18}\.dreamer"),
+    "latents": re.compile(r"latents-\d{1,18}-\d{1,9}\.dreamer"),
+    "state": re.compile(r"state-\d{1,18}\.dreamer"),
+}
+_MOST = 1 << 53  # of a number that counts something
+_LARGEST_SPEC = 1 << 20  # characters
+_FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
+
+
+def manifest(meta: Any, where: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that a run can be resumed from, or of one that can be evaluated only.
+
+    where: its file, for the message. Fields that this version does not know are left alone.
+    """
+    if not isinstance(meta, dict):
+        raise _odd(where, "it")
+    known = {
+        "format": _counts, "env_steps": _counts, "updates": _counts, "run": _identity, "metrics": _position,
+        "spec": _spec,
+    }  # fmt: skip
+    _fields(meta, known, where, optional=True)
+    if "state" not in meta:
+        return meta
+    required = {
+        **{name: known[name] for name in ("format", "env_steps", "updates", "run")},
+        "rows": _seals("rows"), "latents": _seals("latents"), "state": _seal("state"), "oldest": _list_of(_counts),
+        "rows_per_env": lambda value: _counts(value) and value > 0,
+    }  # fmt: skip
+    _fields(meta, required, where)
+    return meta
+
+
+def seals(meta: Mapping[str, Any]) -> list[Seal]:
+    """The files of rows that a checked manifest names. None for a checkpoint that holds nothing to resume from."""
+    if "state" not in meta:
+        return []
+    return [Seal(*seal) for seal in (*meta["rows"], *meta["latents"], meta["state"])]
+
+
+def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The head of the host's state, apart from what depends on the replay."""
+    fields = {
+        "replay": _replay, "limiter": _limiter, "logger": _logger,
+        "loop": lambda value: isinstance(value, dict) and (value.get("eval_due") is None or _number(value["eval_due"])),
+        "envs": _list_of(lambda why: why is None or isinstance(why, str)),
+    }  # fmt: skip
+    _fields(values, fields, where)
+    _fields(values, {"macs": _list_of(lambda mac: isinstance(mac, str))}, where, optional=True)
+    return values
+
+
+def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
+    """[environment, first row, end] of the rows in a file: of each of `envs` environments one at most, none empty."""
+    if not (isinstance(values, list) and all(_counted(span, 3) for span in values)):
+        raise _odd(where, "spans")
+    numbers = [env for env, _, _ in values]
+    if len(set(numbers)) < len(numbers) or not all(env < envs and start < stop for env, start, stop in values):
+        raise _odd(where, "spans")
+    return values
+
+
+def alike(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: Path, part: str) -> None:
+    """UserError unless arrays have the names, shapes and kinds of number of those expected."""
+    if arrays.keys() != expected.keys():
+        raise _odd(where, f"{part}/{min(arrays.keys() ^ expected.keys())}")
+    for name, array in expected.items():
+        array = np.asarray(array)
+        if arrays[name].shape != array.shape or arrays[name].dtype.kind not in (array.dtype.kind, "V"):
+            raise _odd(where, f"{part}/{name}")
+
+
+def _odd(where: Path, what: str) -> UserError:
+    return UserError(f"{where} was not written by this program: {what} is not what a run saves")
+
+
+def _fields(
+    values: Mapping[str, Any], fields: Mapping[str, Callable[[Any], Any]], where: Path, optional: bool = False
+) -> None:
+    for name, right in fields.items():
+        if name not in values:
+            if not optional:
+                raise _odd(where, f"without {name!r} it")
+        elif not right(values[name]):
+            raise _odd(where, repr(name))
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MOST and math.isfinite(value)
+
+
+def _identity(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) is not None
+
+
+def _list_of(right: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(right(item) for item in value)
+
+
+def _counted(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(_counts(number) for number in value)
+
+
+def _seal(kind: str) -> Callable[[Any], bool]:
+    def right(value: Any) -> bool:
+        if not (isinstance(value, list) and len(value) == 3 and isinstance(value[0], str)):
+            return False
+        return bool(NAMES[kind].fullmatch(value[0])) and _counts(value[1]) and _crc(value[2])
+
+    return right
+
+
+def _seals(kind: str) -> Callable[[Any], bool]:
+    right = _seal(kind)
+    return lambda value: (
+        isinstance(value, list) and all(map(right, value)) and len({seal[0] for seal in value}) == len(value)
+    )
+
+
+def _crc(value: Any) -> bool:
+    return _counts(value) and value < 1 << 32
+
+
+def _position(value: Any) -> bool:
+    """Bytes of metrics, and their checksum."""
+    return isinstance(value, list) and len(value) == 2 and _counts(value[0]) and (value[1] is None or _crc(value[1]))
+
+
+def _spec(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"obs", "action", "agents"} <= value.keys():
+        return False
+    if not (isinstance(value["obs"], dict) and isinstance(value["action"], dict) and _counts(value["agents"])):
+        return False
+    return len(json.dumps(value)) < _LARGEST_SPEC
+
+
+def _replay(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"counts", "rows_per_env", "queue", "rng", "report_rng"} <= value.keys():
+        return False
+    try:
+        check_generator(value["rng"], "PCG64")
+        check_generator(value["report_rng"], "PCG64")
+    except ValueError:
+        return False
+    counts, queue = value["counts"], value["queue"]
+    if not (_list_of(_counts)(counts) and _counts(value["rows_per_env"]) and isinstance(queue, Sequence)):
+        return False
+    return all(_counted(item, 2) and item[0] < len(counts) and item[1] < counts[item[0]] for item in queue)
+
+
+def _limiter(value: Any) -> bool:
+    return value is None or isinstance(value, str) and bool(_FRACTION.fullmatch(value))
+
+
+def _logger(value: Any) -> bool:
+    if not isinstance(value, dict) or not _counts(value.get("bytes")) or not isinstance(value.get("sums"), dict):
+        return False
+    if not (value.get("crc") is None or _crc(value["crc"])) or not _number(value.get("seconds")):
+        return False
+    sums = all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, float) and _counts(pair[1]) and pair[1]
+        for pair in value["sums"].values()
+    )
+    return sums and (value.get("wandb") is None or isinstance(value["wandb"], str))

@@ -1,0 +1,193 @@
+"""Sealed files: arrays and a JSON head in one immutable file that tells when it was cut, changed or swapped. No jax.
+
+    magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array in turn
+
+The head holds what the caller says, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file appears
+under its name only when it is whole and on the disk; until then it has the suffix UNFINISHED.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.run_dir import disk_error
+from dreamer.runtime.files.safe_files import json_value, open_regular
+
+MAGIC = b"dreamer1"
+UNFINISHED = ".unfinished"
+_FIXED = struct.Struct("<8sQI")
+_LARGEST_HEAD = 1 << 30
+_MOST_AXES = 16
+
+
+class Seal(NamedTuple):
+    """What a manifest keeps of a sealed file, to know it again: its name, size in bytes and the crc32 of its head.
+
+    The head holds the crc32 of the arrays, so that this one number stands for the whole content.
+    """
+
+    name: str
+    nbytes: int
+    crc: int
+
+
+def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seal:
+    """Writes a sealed file and waits until it is on the disk.
+
+    head: JSON values. arrays {name: [..]}. Raises UserError when the disk refuses; nothing is left then.
+    """
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    crc = 0
+    for array in contiguous.values():
+        crc = zlib.crc32(_bytes(array), crc)
+    forms = [[name, array.dtype.name, list(array.shape)] for name, array in contiguous.items()]
+    text = json.dumps({"head": dict(head), "arrays": forms, "crc": crc}, allow_nan=False).encode()
+    half = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(half, "wb") as file:
+            file.write(_FIXED.pack(MAGIC, len(text), zlib.crc32(text)))
+            file.write(text)
+            for array in contiguous.values():
+                file.write(_bytes(array))
+            file.flush()
+            os.fsync(file.fileno())
+            nbytes = file.tell()
+        os.replace(half, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+    return Seal(path.name, nbytes, zlib.crc32(text))
+
+
+def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The head and the arrays of a sealed file.
+
+    seal: what a manifest says of it. Raises UserError naming the file: it is not there, is no sealed file, was cut
+    short, its bytes were changed, it is another file than the sealed one, or its head is not of a form that is written.
+    """
+    with _reading(path) as file:
+        whole, _ = _whole(path, file, seal)
+        data = np.fromfile(file, np.uint8, count=sum(form.nbytes for form in whole.forms))
+    if zlib.crc32(data.data) != whole.crc:
+        raise UserError(f"{path} is damaged: its checksum differs")
+    arrays, offset = {}, 0
+    for form in whole.forms:
+        arrays[form.name] = data[offset : offset + form.nbytes].view(form.dtype).reshape(form.shape)
+        offset += form.nbytes
+    return whole.head, arrays
+
+
+def seal_of(path: Path) -> Seal:
+    """The seal of a file that is there. Raises UserError as `read` does, for what it sees without the arrays."""
+    with _reading(path) as file:
+        return _whole(path, file, None)[1]
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Form(NamedTuple):
+    """An array of a file, as its head says."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class _Whole(NamedTuple):
+    """All that a head says. crc: of the arrays' bytes."""
+
+    head: dict[str, Any]
+    forms: list[_Form]
+    crc: int
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """The file, opened; what goes wrong while it is read becomes a UserError."""
+    try:
+        with open_regular(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} cannot be read: it does not fit into memory") from error
+
+
+def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]:
+    """What a head says, checked against the size of the file, and the file's seal; leaves it where the arrays begin."""
+    fixed, nbytes = file.read(_FIXED.size), os.fstat(file.fileno()).st_size
+    if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
+        raise UserError(f"{path} is not a file of this program, or its beginning is damaged")
+    _, length, crc = _FIXED.unpack(fixed)
+    expected, whole = seal.nbytes if seal else nbytes, None
+    if length <= min(nbytes - _FIXED.size, _LARGEST_HEAD):
+        text = file.read(length)
+        if zlib.crc32(text) != crc:
+            raise UserError(f"{path} is damaged: the checksum of its head differs")
+        whole = _parsed(text, path)
+        expected = _FIXED.size + length + sum(form.nbytes for form in whole.forms)
+    if whole is None or nbytes != expected:
+        raise UserError(f"{path} is cut short or too long: {nbytes} bytes, it was written with {expected}")
+    if seal and (seal.nbytes, seal.crc) != (nbytes, crc):
+        raise UserError(f"{path} is not the file that this run wrote under that name")
+    return whole, Seal(path.name, nbytes, crc)
+
+
+def _parsed(text: bytes, path: Path) -> _Whole:
+    """A head's text, if it is of the form that `write` writes."""
+    try:
+        values = json_value(text)
+        head, arrays, crc = values["head"], values["arrays"], values["crc"]
+        if not (isinstance(head, dict) and type(crc) is int and len(values) == 3):
+            raise ValueError("it is no head of a file")
+        forms = [_form(*array) for array in arrays]
+        if len({form.name for form in forms}) != len(forms):
+            raise ValueError("two arrays have one name")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} was not written by this program: its head is odd, {str(error)[:100]}") from error
+    return _Whole(head, forms, crc)
+
+
+def _form(name: Any, kind: Any, shape: Any) -> _Form:
+    """What a head says of one array. Raises ValueError unless it is of numbers, and TypeError."""
+    if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
+        raise ValueError("an array is described oddly")
+    if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
+        raise ValueError(f"array {name[:40]!r} has an odd shape")
+    dtype = _dtype(kind)
+    if dtype.name != kind or (dtype.kind not in "biufc" and kind != "bfloat16"):
+        raise ValueError(f"array {name[:40]!r} is of type {kind[:40]!r}")
+    return _Form(name, dtype, tuple(shape), math.prod(shape) * dtype.itemsize)
+
+
+def _dtype(name: str) -> np.dtype:
+    """The numpy dtype of a name; "bfloat16" is not among numpy's own names."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, not copied; ml_dtypes' own types have no buffer of their own."""
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")

@@ -1,0 +1,1 @@
+"""Metrics, terminal, pictures and videos of a run. No jax."""

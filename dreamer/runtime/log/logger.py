@@ -1,0 +1,212 @@
+"""Metrics of a run, gathered between two lines; the episodes of its environments. No jax.
+
+The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
+
+    {"env_steps": 4096, "updates": 128, "time": 12.5, "loss/dyn": 1.7, "loss/rep": null, "nonfinite": ["loss/rep"]}
+
+JSON has no nan and no inf: such a value is null, and its name stands in the list `nonfinite`, which is there only then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dreamer.runtime.env.own_numbers import mean_of
+from dreamer.runtime.files.run_dir import METRICS
+from dreamer.runtime.log.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
+from dreamer.steps import Step
+
+RESERVED = ("env_steps", "updates", "time", "nonfinite")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is logged, how often, and to whom."""
+
+    every: float = 10.0
+    """Seconds between two lines of metrics."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run directory."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: off, offline (no account, no network), or online (needs a login)."""
+    wandb_project: str = "dreamer"
+    """Name of the Weights & Biases project."""
+
+
+class Resumed(NamedTuple):
+    """Where a resumed run goes on; the file of lines is cut already.
+
+    position: `Logger.position()` at the checkpoint | env_steps: of the replay as restored
+    later: rows collected after the checkpoint are kept, and with them the lines that were written meanwhile
+    seconds: the `time` of the last of these lines
+    """
+
+    position: Mapping[str, Any]
+    env_steps: int
+    later: bool
+    seconds: float = 0.0
+
+
+class Logger:
+    """Gathers the metrics of one run between writes, and owns the files they are written to.
+
+    add("loss/dyn", 1.7) many times, write(env_steps, updates) now and then. Use as a context manager, or close().
+    Every write raises UserError when the disk is full; all earlier lines stay whole.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        run_config: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        resumed: Resumed | None = None,
+    ):
+        """run_config: plain values that Weights & Biases shows. Raises UserError when a sink cannot open."""
+        self._clock = clock
+        position = resumed.position if resumed else {}
+        seconds = position.get("seconds", 0.0)
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()  # of the sums: collector and learner add to them
+        if resumed:
+            seconds = max(seconds, resumed.seconds)
+            # What was summed after the checkpoint is told by the later lines.
+            self._sums = {} if resumed.later else {name: (total, n) for name, (total, n) in position["sums"].items()}
+        self._start = clock() - seconds
+        with contextlib.ExitStack() as opened:
+            self._lines = JsonLines(Path(run_dir) / METRICS)
+            opened.callback(self._lines.close)
+            self._sinks: list[Sink] = []
+            if config.tensorboard:
+                self._sinks.append(TensorBoard(Path(run_dir), resumed.env_steps + 1 if resumed else None))
+                opened.callback(self._sinks[-1].close)
+            self._wandb_id: str | None = position.get("wandb")
+            if config.wandb != "off":
+                wandb = WeightsAndBiases(Path(run_dir), config, run_config or {}, self._wandb_id)
+                self._sinks.append(wandb)
+                self._wandb_id = wandb.run_id
+                opened.callback(wandb.close)
+            self._opened = opened.pop_all()
+
+    def position(self) -> dict[str, Any]:
+        """Where the sinks stand and what is not yet written, as JSON values: for `Resumed`."""
+        seconds = self._clock() - self._start
+        sums = {name: list(value) for name, value in self._sums.items()}
+        nbytes, crc = self._lines.position()
+        return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
+
+    def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
+        """Adds scalars by name. `write` gives the mean of what was added since, or with `latest` the last one.
+
+        values: host numbers or arrays of one element; a jax array is waited for. One nan makes the mean nan.
+        """
+        for name, value in values.items():
+            if name in RESERVED:
+                raise ValueError(f"a metric cannot be named {name!r}: metrics.jsonl uses that name itself")
+            number = float(np.asarray(value).reshape(()))
+            with self._lock:
+                total, count = (0.0, 0) if latest else self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + number, count + 1)
+
+    def write(self, env_steps: int, updates: int) -> dict[str, float]:
+        """Writes what was added since the last write to every sink and returns it; writes nothing when nothing was."""
+        with self._lock:
+            values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
+            self._sums.clear()
+        if values:
+            seconds = round(self._clock() - self._start, 3)
+            self._lines.write({"env_steps": int(env_steps), "updates": int(updates), "time": seconds}, values)
+            for sink in self._sinks:
+                sink.scalars(int(env_steps), values)
+        return values
+
+    def picture(self, env_steps: int, name: str, image: np.ndarray) -> None:
+        """Shows image [H, W, 3] uint8 under `name` in the sinks that can show one."""
+        for sink in self._sinks:
+            sink.picture(int(env_steps), name, image)
+
+    def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Shows frames [T, H, W, 3] uint8 under `name` in the sinks that can show them, as a GIF."""
+        for sink in self._sinks:
+            sink.video(int(env_steps), name, frames, fps)
+
+    def close(self) -> None:
+        """Closes every sink. May be called again."""
+        self._opened.close()
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Episode(NamedTuple):
+    """A finished episode: env index | sum of rewards | number of env steps taken (the reset row is none).
+
+    metrics: the environment's own numbers of it by name, see `own_numbers`
+    """
+
+    env: int
+    episode_return: float
+    length: int
+    metrics: Mapping[str, float] = MappingProxyType({})
+
+
+class EpisodeTracker:
+    """Adds up the rewards of the running episode of each environment."""
+
+    def __init__(self, envs: int):
+        self._returns = np.zeros(envs, np.float64)
+        self._lengths = np.zeros(envs, np.int64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The running sums: returns [E] float64, lengths [E] int64."""
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes a `state` over."""
+        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest running episode."""
+        return int(self._lengths.max())
+
+    def running(self, env: int) -> Episode:
+        """The episode of an environment as far as it is."""
+        return Episode(int(env), float(self._returns[env]), int(self._lengths[env]))
+
+    def observe(
+        self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
+    ) -> list[Episode]:
+        """Takes the next row of each listed environment (None: of every one), gives the episodes that ended in it.
+
+        finished: the environments' own numbers of these episodes, as `Workers.finished` gives them.
+        """
+        envs = np.arange(len(self._returns)) if envs is None else envs
+        first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
+        self._returns[envs] = np.where(first, 0.0, self._returns[envs] + np.asarray(step.reward))
+        self._lengths[envs] = np.where(first, 0, self._lengths[envs] + 1)
+        ended = [self.running(env) for env in envs[last]]
+        return [e._replace(metrics=finished[e.env]) if e.env in finished else e for e in ended] if finished else ended
+
+
+def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
+    """Mean `episode/return`, `episode/length` and own numbers of finished episodes; empty without any."""
+    if not episodes:
+        return {}
+    return {
+        "episode/return": float(np.mean([episode.episode_return for episode in episodes])),
+        "episode/length": float(np.mean([episode.length for episode in episodes])),
+        **{f"episode/{name}": value for name, value in mean_of([episode.metrics for episode in episodes]).items()},
+    }

@@ -1,0 +1,255 @@
+"""The files and services that metrics go to: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
+
+Each can be rewound to where it stood at a checkpoint, so that a resumed run continues it without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import socket
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.run_dir import disk_error
+from dreamer.runtime.files.safe_files import json_value, open_regular
+from dreamer.runtime.log import images as pictures
+
+LONGEST_LINE = 1 << 24  # bytes of a line of metrics
+
+
+class Sink(Protocol):
+    """Where metrics go. step: env_steps | picture [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """A file of one JSON object a line. A line is written whole or not at all."""
+
+    def __init__(self, path: Path):
+        """Opens or makes the file; what it holds already counts in `position`."""
+        self._path = path
+        try:
+            self._file = open(path, "ab", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            self._crc = _crc_of(path, size) if size else 0
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def write(self, head: Mapping[str, float], values: Mapping[str, float]) -> None:
+        """Appends {**head, **values}; a value that is not finite becomes null and is named in "nonfinite"."""
+        row: dict[str, Any] = {**head, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+        nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
+        if nonfinite:
+            row["nonfinite"] = nonfinite
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(line):  # a nearly full disk takes a part first, and refuses the next call
+                written += self._file.write(line[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise disk_error(error, self._path) from error
+        self._crc = zlib.crc32(line, self._crc)
+
+    def position(self) -> tuple[int, int]:
+        """Bytes written so far, and their crc32; they are on the disk when this returns."""
+        try:
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size, self._crc
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Tail(NamedTuple):
+    """Where a file of lines is cut when a run is resumed.
+
+    keep: bytes that stay | seconds: the `time` of the last line kept after the checkpoint, else 0 | note: "" or a line
+    that says what could not be kept
+    """
+
+    keep: int
+    seconds: float
+    note: str
+
+
+def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
+    """What is wrong with the first `nbytes` bytes of a file of lines, as a phrase; "" when they are those written.
+
+    crc: of these bytes, None if it was not kept. Raises UserError when the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size < nbytes:
+            return f"is cut short: it had {nbytes} bytes at the checkpoint, it has {size}"
+        if crc is not None and _crc_of(path, nbytes) != crc:
+            return f"is damaged: the checksum of its first {nbytes} bytes differs"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return ""
+
+
+def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
+    """Where to cut a file of lines for a run that goes on; only reads.
+
+    nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
+    A line that a kill has cut, or that is damaged, goes with all after it.
+    """
+    seconds, note = 0.0, ""
+    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        file.seek(nbytes)
+        while last_step is not None and (line := file.readline(LONGEST_LINE)):
+            try:
+                values = json_value(line)
+                if not line.endswith(b"\n") or values["env_steps"] > last_step:
+                    break
+                seconds = float(values["time"])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                if line.endswith(b"\n"):
+                    note = f"{path} is damaged after byte {nbytes}: the lines from there on are set aside"
+                break
+            nbytes += len(line)
+    return Tail(nbytes, seconds, note)
+
+
+def _crc_of(path: Path, nbytes: int) -> int:
+    """crc32 of the first bytes of a file."""
+    crc = 0
+    with open_regular(path) as file:
+        while nbytes > 0 and (piece := file.read(min(nbytes, 1 << 22))):
+            crc = zlib.crc32(piece, crc)
+            nbytes -= len(piece)
+    return crc
+
+
+class TensorBoard:
+    """A TensorBoard event file, written at once in the calling thread.
+
+    tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller for ever,
+    and its add_video drops the video unless moviepy is there; hence the events are made here.
+    """
+
+    def __init__(self, directory: Path, resumed_at: int | None = None):
+        """resumed_at: the env_steps from which viewers shall forget what earlier files say; None = a new run."""
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        try:
+            self._writer = RecordWriter(str(self._path))
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+        if resumed_at is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(self._event(wall_time=time.time(), step=resumed_at, session_log=start))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One curve a name; nan is shown as a mark."""
+        self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Stored as PNG."""
+        self._write_image(step, name, image.shape, pictures.encode_png(image))
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Stored as an animated GIF, which TensorBoard plays among the images."""
+        self._write_image(step, name, frames.shape[1:], pictures.encode_gif(frames, fps))
+
+    def close(self) -> None:
+        """Closes the file. What could not be written has been told by the write that failed."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write_image(self, step: int, name: str, shape: tuple[int, ...], encoded: bytes) -> None:
+        image = self._summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=encoded)
+        self._add(step, [self._summary.Value(tag=name, image=image)])
+
+    def _add(self, step: int, values: list[Any]) -> None:
+        self._write(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        try:
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+
+
+class WeightsAndBiases:
+    """One Weights & Biases run, its files under run_dir/wandb."""
+
+    def __init__(
+        self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
+    ):
+        """config: `logger.Config`. run_id: the run to continue, None = a new one."""
+        self._wandb = wandb = wandb_ready(config.wandb)
+        mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
+        try:
+            self._run = wandb.init(
+                project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=mode,
+                config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
+                id=run_id, resume="allow" if run_id and mode == "online" else None,
+            )  # fmt: skip
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"log.wandb={config.wandb} could not start: {reason}") from error
+
+    @property
+    def run_id(self) -> str:
+        """What names the run there."""
+        return self._run.id
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One curve a name."""
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Stored as PNG."""
+        self._run.log({name: self._wandb.Image(image)}, step=step)
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Stored as GIF, encoded here: wandb itself would need moviepy."""
+        gif = io.BytesIO(pictures.encode_gif(frames, fps))
+        self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
+
+    def close(self) -> None:
+        """Finishes the run."""
+        self._run.finish()
+
+
+def wandb_ready(mode: str) -> Any:
+    """The package wandb, if a run can log there. Raises UserError when it is missing or needs an account."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"log.wandb={mode} needs the package wandb: python -m pip install wandb") from error
+    # Asked before init, which on a terminal would stop and ask for an account.
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise UserError(
+            "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
+        )
+    return wandb

@@ -1,0 +1,79 @@
+"""The columns of the rings [E, rows_per_env, ..]: memory for them, their checks, copies of sequences. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dreamer.errors import UserError, nearest
+from dreamer.runtime.replay import capacity
+from dreamer.spaces import Space
+
+# Rows of at least so many bytes are copied faster as slices than by their indices.
+WIDE = 1024
+
+
+def in_memory(spaces: Mapping[str, Space], envs: int, rows_per_env: int) -> dict[str, np.ndarray]:
+    """Zeros, not empty: the system hands out such pages when they are first written."""
+    return {
+        name: np.zeros((envs, rows_per_env, *space.shape), capacity.dtype_of(space)) for name, space in spaces.items()
+    }
+
+
+def gather(column: np.ndarray, ring: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
+    """A copy [B, length, ..] of the successive rows from `number` [B] on, at most a whole ring, of rings [B]."""
+    rows = column.shape[1]
+    first = number % rows
+    if column[0, 0].nbytes < WIDE:
+        return flat(column).take((ring * rows)[:, None] + (first[:, None] + np.arange(length)) % rows, axis=0)
+    out = np.empty((len(ring), length, *column.shape[2:]), column.dtype)
+    for sequence, source, begin in zip(out, ring.tolist(), first.tolist(), strict=True):
+        before_wrap = min(length, rows - begin)
+        sequence[:before_wrap] = column[source, begin : begin + before_wrap]
+        sequence[before_wrap:] = column[source, : length - before_wrap]
+    return out
+
+
+def scatter(column: np.ndarray, ring: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
+    """Writes value [B, L, ..] to the successive rows from `number` [B] on of rings [B], less the first `skip` [B].
+
+    Of several sequences that share a row the last one counts.
+    """
+    rows = column.shape[1]
+    if column[0, 0].nbytes < WIDE:
+        written = np.arange(value.shape[1]) >= skip[:, None]
+        row = (ring * rows)[:, None] + (number[:, None] + np.arange(value.shape[1])) % rows
+        flat(column)[row[written]] = value[written]
+        return
+    first = (number + skip) % rows
+    for sequence, target, begin, less in zip(value, ring.tolist(), first.tolist(), skip.tolist(), strict=True):
+        kept = sequence[less:]
+        before_wrap = min(len(kept), rows - begin)
+        column[target, begin : begin + before_wrap] = kept[:before_wrap]
+        column[target, : len(kept) - before_wrap] = kept[before_wrap:]
+
+
+def flat(column: np.ndarray) -> np.ndarray:
+    """A column as a view [E * rows_per_env, ..]."""
+    return column.reshape(-1, *column.shape[2:])
+
+
+def checked(
+    spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
+) -> dict[str, np.ndarray]:
+    """The given arrays, if they are exactly those of `spaces` with `leading` axes; else UserError naming the column."""
+    for name in sorted(given.keys() - spaces.keys()):
+        raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
+    values = {}
+    for name, space in spaces.items():
+        if name not in given:
+            raise UserError(f"replay.{where}: column {name!r} is missing")
+        value = np.asarray(given[name])
+        shape, dtype = (*leading, *space.shape), capacity.dtype_of(space)
+        if value.shape != shape or value.dtype != dtype:
+            raise UserError(
+                f"replay.{where}: column {name!r} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}"
+            )
+        values[name] = value
+    return values

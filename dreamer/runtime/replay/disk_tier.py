@@ -1,0 +1,99 @@
+"""Columns of the rings in memory-mapped files, so that the replay may be larger than the memory. No jax."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dreamer.runtime.files.run_dir import disk_error
+from dreamer.runtime.replay import capacity
+from dreamer.spaces import Space
+
+FOLDER = "replay-tier"  # a number follows: that of the process
+BLOCK = 8 * 2**20  # bytes of a ring for which disk space is taken at once
+
+
+class DiskTier:
+    """Owns a folder `replay-tier-...` of a run: a sparse file for each column, removed by `close`.
+
+    A write into a mapped file whose disk is full kills the process. So space is taken by `reserve` before rows are
+    written, where a full disk is an error like any other. (File systems that copy on write promise less.)
+    columns {name: [E, rows_per_env, ..]}: zeros at first, on the disk and in whatever memory the system can spare.
+    """
+
+    def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], envs: int, rows_per_env: int):
+        """Raises UserError when the files cannot be made."""
+        self.folder = Path(run_dir).expanduser() / f"{FOLDER}-{os.getpid()}-{time.time_ns()}"
+        self.columns: dict[str, np.ndarray] = {}
+        self._rows_per_env = rows_per_env
+        row_bytes = {name: math.prod(space.shape) * capacity.dtype_of(space).itemsize for name, space in spaces.items()}
+        self._row_bytes = {self._path(name): size for name, size in row_bytes.items()}
+        self._block = max(1, BLOCK // max(row_bytes.values(), default=1))
+        self._reserved = np.zeros(envs, np.int64)
+        try:
+            self.folder.mkdir(parents=True)
+            for name, space in spaces.items():
+                shape = (envs, rows_per_env, *space.shape)
+                with open(self._path(name), "xb") as file:
+                    file.truncate(envs * rows_per_env * row_bytes[name])
+                mapped = np.memmap(self._path(name), capacity.dtype_of(space), "r+", shape=shape)
+                self.columns[name] = mapped.view(np.ndarray)  # so that copies of its rows are plain arrays
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise disk_error(error, self.folder) from error
+
+    def reserve(self, ring: np.ndarray, slot: np.ndarray) -> None:
+        """Takes the disk space of slots [N] of different rings [N] and of all before them.
+
+        Raises UserError when the disk is full.
+        """
+        short = slot >= self._reserved[ring]
+        for one, last in zip(ring[short].tolist(), slot[short].tolist(), strict=True):
+            begin = int(self._reserved[one])
+            end = min(max(begin + self._block, last + 1), self._rows_per_env)
+            for path, size in self._row_bytes.items():
+                try:
+                    _take_space(path, (one * self._rows_per_env + begin) * size, (end - begin) * size)
+                except OSError as error:
+                    raise disk_error(error, path) from error
+            self._reserved[one] = end
+
+    def close(self) -> None:
+        """Removes the files. The columns must not be used any more."""
+        self.columns.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '-')}.bin"
+
+
+def remove_left_over(run_dir: Path) -> None:
+    """Removes the folders that earlier processes of this run left behind; this process has none yet, or it is in use.
+
+    Only for who holds the lock of the run.
+    """
+    for folder in run_dir.glob(f"{FOLDER}*"):
+        if not folder.name.startswith(f"{FOLDER}-{os.getpid()}-"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_space(path: str | Path) -> int:
+    """Bytes that are free on the disk of a path that need not exist yet."""
+    path = Path(path).expanduser().absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.is_dir())).free
+
+
+def _take_space(path: Path, offset: int, length: int) -> None:
+    """Gives bytes of a sparse file that were never written their place on the disk."""
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), offset, length)
+        else:  # macOS
+            file.seek(offset)
+            file.write(bytes(length))

@@ -1,0 +1,54 @@
+"""Rows go to the disk in time, whatever the main thread does: it evaluates and compiles for minutes. No jax."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from dreamer.errors import UserError
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.store import RowStore
+
+_SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two looks
+
+
+class Flushing:
+    """Owns a thread that hands new rows to the store when they are due. Use as a context manager, or close().
+
+    every: seconds between two files, 0 = by number alone. most: rows after which a file is due before its time.
+    """
+
+    def __init__(self, store: RowStore, replay: Replay, *, every: float, most: int):
+        self._store, self._replay, self._every, self._most = store, replay, every, most
+        self._turn = threading.Lock()
+        self._time, self._steps = time.monotonic(), replay.steps
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="flushing", daemon=True)
+        self._thread.start()
+
+    def tend(self) -> None:
+        """Flushes if that is due; from any thread. Raises UserError when the disk refused an earlier file."""
+        with self._turn:
+            now, steps = time.monotonic(), self._replay.steps
+            late = now - self._time >= self._every > 0
+            if late or steps - self._steps >= self._most:
+                self._time, self._steps = now, steps
+                self._store.flush(self._replay)
+
+    def close(self) -> None:
+        """Ends the thread. May be called again."""
+        self._closing.set()
+        self._thread.join()
+
+    def __enter__(self) -> Flushing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._closing.wait(min(max(self._every / 2, _SHORTEST), _LONGEST) if self._every else _LONGEST):
+            try:
+                self.tend()
+            except UserError:
+                return  # the store raises it again in the main thread

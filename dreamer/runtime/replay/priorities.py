@@ -1,0 +1,117 @@
+"""Prioritised selection: items drawn by how large the losses of their rows were. Plain numpy, no jax.
+
+A row's priority is what `write` was told last; infinite while it is new, 0 once an item with it was drawn. The weight
+of an item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn
+before all others, each of them as likely. Source: spec section 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dreamer.runtime.replay.items import Items, uniform
+from dreamer.runtime.replay.sum_tree import SumTree
+
+NEW, KNOWN = 0, 1  # planes of the tree: 1 for each item with a new row; the weights of the others
+
+
+class Priorities:
+    """Owns a priority for each row and a weight for each item of rings of equal length.
+
+    rows [E, rows_per_env] float32: priority ** exponent. tree: of the items, each at the slot of its first row.
+    """
+
+    def __init__(self, envs: int, rows_per_env: int, sequence: int, *, exponent: float, maxfrac: float):
+        self.rows = np.zeros((envs, rows_per_env), np.float32)
+        self.tree = SumTree(envs * rows_per_env, planes=2)
+        self._sequence, self._exponent, self._maxfrac = sequence, exponent, maxfrac
+
+    def added(self, ring: np.ndarray, number: np.ndarray) -> None:
+        """Rows `number` [N] were just appended to different rings [N]: new ones; the items of the oldest are gone."""
+        length = self.rows.shape[1]
+        self.rows[ring, number % length] = np.inf
+        item = number - self._sequence + 1
+        begun = item >= 0
+        leaf = np.concatenate([self._leaf(ring, number), self._leaf(ring[begun], item[begun])])
+        weight = np.zeros((len(leaf), 2))
+        weight[len(ring) :, NEW] = 1
+        self.tree.update(leaf, weight)
+
+    def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ring [size] and first row number [size] of items, whose rows then have priority 0.
+
+        Within one call an item comes once, unless no other with a weight is left: the rest is then drawn uniformly.
+        """
+        ring, number = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        while len(ring) < size:
+            wanted = size - len(ring)
+            plane = NEW if self.tree.total[NEW] else KNOWN
+            if self.tree.total[plane]:
+                leaf = np.unique(self.tree.find(rng.random(wanted), plane))
+                drawn = leaf // self.rows.shape[1]
+                slot = leaf % self.rows.shape[1]
+                start = items.first[drawn] + (slot - items.first[drawn]) % self.rows.shape[1]
+            else:
+                drawn, start = uniform(rng, items, wanted)
+            ring, number = np.concatenate([ring, drawn]), np.concatenate([number, start])
+            zeros = np.zeros((len(drawn), self._sequence), np.float32)
+            self.write(items, drawn, start[:, None] + np.arange(self._sequence), zeros)
+        return ring, number
+
+    def write(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
+        """Sets the priorities [N, L] of the successive rows [N, L] of rings [N]; of items that exist, new weights.
+
+        Rows that are no longer held are left alone. A priority that is negative or not a number counts as 0.
+        """
+        length = self.rows.shape[1]
+        held = number >= items.first[ring][:, None]
+        # Only what was never trained on may be infinite. fmax takes the number when the other is none.
+        power = np.minimum(np.fmax(priority, 0) ** self._exponent, np.finfo(np.float32).max)
+        self.rows[np.broadcast_to(ring[:, None], number.shape)[held], number[held] % length] = power[held]
+        # Every item that contains one of the rows: those that begin up to a sequence before.
+        reach = self._sequence - 1
+        item = number[:, :1] + np.arange(-reach, number.shape[1])
+        here = (item >= items.first[ring][:, None]) & (item < (items.first + items.per_ring)[ring][:, None])
+        around = number[:, :1] + np.arange(-reach, number.shape[1] + reach)
+        weight = self._weights(self.rows[ring[:, None], around % length])
+        self.tree.update(self._leaf(ring[:, None], item)[here], weight[here])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that cannot be made anew: rows [E, R] float32 and items [E * R, 2] float64. Views, not copies."""
+        return {"rows": self.rows, "items": self.tree.leaves}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on from a `state`: the same draws from the same generator."""
+        self.rows[...] = state["rows"]
+        self.tree.fill(state["items"])
+
+    def _leaf(self, ring: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return ring * self.rows.shape[1] + number % self.rows.shape[1]
+
+    def _weights(self, rows: np.ndarray) -> np.ndarray:
+        """[N, L] rows -> [N, L - sequence + 1, 2] weights of the items that begin at them."""
+        most = slide(np.maximum, rows, self._sequence)
+        new = np.isinf(most)
+        mean = slide(np.add, rows.astype(np.float64), self._sequence) / self._sequence
+        known = self._maxfrac * np.where(new, 0, most) + (1 - self._maxfrac) * np.where(new, 0, mean)
+        return np.stack([new, known], -1)
+
+
+def slide(combine: np.ufunc, values: np.ndarray, length: int) -> np.ndarray:
+    """`combine` over each window of `length` successive values: [N, L] -> [N, L - length + 1].
+
+    Windows of a power of two are made from two of half their length, any other from those.
+    """
+    count, width, covered = values.shape[1] - length + 1, 1, 0
+    result = None
+    while width <= length:
+        if length & width:
+            part = values[:, covered : covered + count]
+            result = part if result is None else combine(result, part)
+            covered += width
+        values = combine(values[:, :-width], values[:, width:])
+        width *= 2
+    assert result is not None
+    return result

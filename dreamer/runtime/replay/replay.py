@@ -1,0 +1,352 @@
+"""The replay: a ring of rows for each environment. Plain numpy, no jax.
+
+Rows of an environment are numbered from its start; row `number` lies in slot `number % rows_per_env`, and the
+last `rows_per_env` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
+rows are all held. Sequences run over episode boundaries, never over the head of a ring.
+The observations may lie in files (`disk_tier`); which items are drawn is the matter of `samplers`.
+Source: spec section 10.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dreamer.errors import UserError, check_bounds
+from dreamer.runtime.replay import capacity, disk_tier
+from dreamer.runtime.replay.capacity import Capacity
+from dreamer.runtime.replay.columns import checked, flat, gather, in_memory, scatter
+from dreamer.runtime.replay.disk_tier import DiskTier
+from dreamer.runtime.replay.items import Items, existing, uniform
+from dreamer.runtime.replay.samplers import Mixture, Sampler, bytes_per_row
+from dreamer.spaces import Space, Spec
+from dreamer.steps import Batch, Rows, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the replay holds and how batches are drawn from it."""
+
+    capacity_steps: int = 1_000_000
+    """Most rows held, all environments together."""
+    capacity_gb: float = 0
+    """Most host memory taken, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    batch_size: int = 16
+    """Sequences per update."""
+    batch_length: int = 64
+    """Trained rows per sequence."""
+    context: int = 1
+    """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
+    online: bool = True
+    """Train on each freshly collected sequence once, before drawing others."""
+    uniform: float = 1.0
+    """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
+    priority: float = 0.0
+    """Share drawn by how large the world model's losses on them were, new ones first."""
+    recency: float = 0.0
+    """Share drawn by age: weight 1 / rank, the newest has rank 1."""
+    priority_exponent: float = 0.8
+    """Power of a row's loss that is its priority."""
+    priority_maxfrac: float = 0.5
+    """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
+    recency_exponent: float = 1.0
+    """Power of the rank in the weights of recency; 0 weighs all alike."""
+    tier: Literal["memory", "disk"] = "memory"
+    """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
+    disk_gb: float = 0
+    """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    on_device: bool = False
+    """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
+    prefetch: int = 1
+    """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
+    flush: float = 5.0
+    """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"uniform": (0, 1), "priority": (0, 1), "recency": (0, 1)})
+        if abs(self.mixture.total - 1) > 1e-6:
+            raise UserError(f"uniform + replay.priority + replay.recency must be 1, not {self.mixture.total:g}")
+
+    @property
+    def mixture(self) -> Mixture:
+        """How sequences are chosen."""
+        exponents = self.priority_exponent, self.priority_maxfrac, self.recency_exponent
+        return Mixture(self.uniform, self.priority, self.recency, *exponents)
+
+
+def plan(
+    spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int, run_dir: str | Path = "."
+) -> Capacity:
+    """The size that the replay will have; takes no memory. `describe()` of it is the line to print first.
+
+    storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
+    run_dir: whose disk `tier: disk` uses.
+    Raises UserError naming the setting when it is out of range, or when no sequence fits.
+    """
+    least = {"capacity_steps": 1, "capacity_gb": 0, "batch_size": 1, "batch_length": 1, "disk_gb": 0}
+    for name, bound in least.items():
+        if not bound <= getattr(config, name) < math.inf:
+            raise UserError(f"replay.{name}: must be a number of at least {bound}, got {getattr(config, name)}")
+    if config.context not in (0, 1):
+        raise UserError(f"replay.context: must be 0 or 1, got {config.context}")
+    memory, disk = _tiers(spec, storage, config)
+    return capacity.fit(
+        capacity.row_bytes(memory) + bytes_per_row(config.mixture),
+        envs=envs,
+        sequence=config.context + config.batch_length,
+        env_steps=env_steps,
+        capacity_steps=config.capacity_steps,
+        capacity_gb=config.capacity_gb,
+        free_bytes=capacity.free_memory(),
+        disk_bytes_per_row=capacity.row_bytes(disk),
+        disk_gb=config.disk_gb,
+        free_disk=disk_tier.free_space(run_dir) if disk else None,
+    )
+
+
+class Replay:
+    """Owns the rings, in memory and in files. Threads may share it: what changes or copies rows takes turns.
+
+    Its whole state: `columns` {name: [E, rows_per_env, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
+    `queue` of (ring, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
+
+    storage: {name: Space} of the packed latents of a row; stored only where `config.context` has a use for them.
+    env_steps: rows that the run makes. size: a `plan` made before, so that what was printed is what is taken.
+    run_dir: where `tier: disk` keeps its files until `close`.
+    Raises UserError as `plan` does, and when the files cannot be made.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        storage: Mapping[str, Space],
+        config: Config,
+        *,
+        envs: int,
+        seed: int,
+        env_steps: int,
+        size: Capacity | None = None,
+        run_dir: str | Path = ".",
+    ):
+        self.config = config
+        self.size = size or plan(spec, storage, config, envs=envs, env_steps=env_steps, run_dir=run_dir)
+        self.sequence = config.context + config.batch_length
+        memory, disk = _tiers(spec, storage, config)
+        self.spaces = {**disk, **memory}
+        self._disk = DiskTier(run_dir, disk, envs, self.size.rows_per_env) if disk else None
+        self.columns = {
+            **(self._disk.columns if self._disk else {}),
+            **in_memory(memory, envs, self.size.rows_per_env),
+        }
+        self.counts = np.zeros(envs, np.int64)
+        self.queue: collections.deque[tuple[int, int]] = collections.deque(
+            maxlen=envs * (self.size.rows_per_env // self.sequence)
+        )
+        self.sampler = Sampler(
+            config.mixture, envs=envs, rows_per_env=self.size.rows_per_env, sequence=self.sequence
+        )
+        self.rng = np.random.default_rng(seed)
+        # Its own stream, so that how often a run is looked at does not change what it trains on.
+        self.report_rng = np.random.default_rng((seed, 1))
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Items that can be sampled."""
+        return int(self._items().per_ring.sum())
+
+    @property
+    def steps(self) -> int:
+        """Rows ever added, all environments together: the environment step counter."""
+        return int(self.counts.sum())
+
+    @property
+    def rows(self) -> int:
+        """Rows held."""
+        return int(np.minimum(self.counts, self.size.rows_per_env).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full rings, wherever they lie."""
+        return sum(column.nbytes for column in self.columns.values())
+
+    def ready(self, batch_size: int) -> bool:
+        """Whether training may start: as many items as a batch has trained rows, or all that the rings can hold."""
+        return len(self) >= self._wanted(batch_size)
+
+    def start(self, batch_size: int) -> int:
+        """The environment step at which training may start, environments being equally fast."""
+        envs = len(self.counts)
+        return envs * (-(-self._wanted(batch_size) // envs) + self.sequence - 1)
+
+    def add(self, step: Step, latent: Mapping[str, np.ndarray], envs: np.ndarray | None = None) -> None:
+        """Append one row to the ring of each listed environment.
+
+        step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | envs [E'] int, None = all
+        Nothing is written when anything is wrong. Raises UserError naming the column whose shape or dtype is wrong,
+        and when the disk is full.
+        """
+        envs = np.arange(len(self.counts)) if envs is None else self._ring_indices(envs)
+        given = {
+            **{f"obs/{key}": value for key, value in step.obs.items()},
+            **{name: getattr(step, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")},
+            **self._named_latents(latent),
+        }
+        values = checked(self.spaces, given, (len(envs),), "add")
+        with self.lock:
+            slots = self.counts[envs] % self.size.rows_per_env
+            if self._disk:
+                self._disk.reserve(envs, slots)
+            for name, value in values.items():
+                self.columns[name][envs, slots] = value
+            self.sampler.added(envs, self.counts[envs])
+            self.counts[envs] += 1
+            for env in envs[self.counts[envs] % self.sequence == 0]:
+                self.queue.append((int(env), int(self.counts[env]) - self.sequence))
+
+    def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
+        """Draw sequences: queued fresh ones first, the rest by the shares of uniform, priority and recency.
+
+        online: False draws uniformly and leaves queue and priorities alone, for evaluation and reports.
+        Returns a batch of context + T rows, which owns its memory, and where its T trained rows lie.
+        On the sample only, is_first of row 0 is true, and is_last of a row whose successor begins an episode.
+        Raises ValueError when no item is there.
+        """
+        with self.lock:
+            return self._sample(batch_size, online, [*self.columns])
+
+    def sample_beside(
+        self, batch_size: int, seen: np.ndarray
+    ) -> tuple[Batch, Rows, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        """As `sample`, for who has the observations of the first `seen` [E] rows: a batch without, and all later ones.
+
+        Both at one instant, so that no row of the batch has been overwritten by a later one.
+        """
+        with self.lock:
+            names = [name for name in self.columns if not name.startswith("obs/")]
+            return *self._sample(batch_size, True, names), self._rows_since(seen, None)
+
+    def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Of the rows held that came after the first `seen` [E] at most so many, the oldest of each ring first.
+
+        Returns ring [n], row number [n] and observations {k: [n, ..]}, copies.
+        """
+        with self.lock:
+            return self._rows_since(seen, most)
+
+    def _rows_since(
+        self, seen: np.ndarray, most: int | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        length = self.size.rows_per_env
+        first = np.maximum(seen, self.counts - length)
+        behind = self.counts - first
+        ring = np.repeat(np.arange(len(first)), behind)[:most]
+        number = (np.arange(len(ring)) - np.repeat(np.cumsum(behind) - behind, behind)[:most]) + first[ring]
+        row = ring * length + number % length
+        names = [name for name in self.columns if name.startswith("obs/")]
+        return ring, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
+
+    def _sample(self, batch_size: int, online: bool, names: list[str]) -> tuple[Batch, Rows]:
+        """A batch of the columns `names`; under the lock."""
+        context = self.config.context
+        env, start = self._choose(batch_size, online)
+        number = start[:, None] + np.arange(self.sequence)
+        lengths = {name: context if name.startswith("latent/") else self.sequence for name in names}
+        data = {name: gather(self.columns[name], env, start, length) for name, length in lengths.items()}
+        follows = number + 1 < self.counts[env][:, None]
+        data["is_last"] |= follows & gather(self.columns["is_first"], env, start + 1, self.sequence)
+        data["is_first"][:, 0] = True
+        batch = Batch(
+            obs={n.removeprefix("obs/"): value for n, value in data.items() if n.startswith("obs/")},
+            action=data["action"],
+            reward=data["reward"],
+            is_first=data["is_first"],
+            is_last=data["is_last"],
+            is_terminal=data["is_terminal"],
+            latent={n.removeprefix("latent/"): value for n, value in data.items() if n.startswith("latent/")},
+        )
+        return batch, Rows(env, number[:, context:])
+
+    def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
+        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample, which follow each other.
+
+        Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
+        Raises UserError naming the latent whose shape or dtype is wrong.
+        """
+        spaces = {name: self.spaces[name] for name in self._latent_names()}
+        values = checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
+        with self.lock:
+            overwritten = (self.counts - self.size.rows_per_env)[rows.env] - rows.number[:, 0]
+            skip = np.clip(overwritten, 0, rows.number.shape[1])
+            for name, value in values.items():
+                scatter(self.columns[name], rows.env, rows.number[:, 0], value, skip)
+
+    def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
+        """Write the priorities [B, T] float32 of the rows of a sample; without a use where `config.priority` is 0.
+
+        Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
+        Raises UserError when shape or dtype is wrong.
+        """
+        values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
+        with self.lock:
+            self.sampler.prioritise(self._items(), rows.env, rows.number, values["priority"])
+
+    def reserve(self, env: int, slot: int) -> None:
+        """Takes the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError when the disk is full."""
+        if self._disk:
+            self._disk.reserve(np.array([env]), np.array([slot]))
+
+    def close(self) -> None:
+        """Removes the files of `tier: disk`; the replay must not be used any more."""
+        if self._disk:
+            self._disk.close()
+
+    def _wanted(self, batch_size: int) -> int:
+        most = len(self.counts) * (self.size.rows_per_env - self.sequence + 1)
+        return min(batch_size * self.config.batch_length, most)
+
+    def _items(self) -> Items:
+        return existing(self.counts, self.size.rows_per_env, self.sequence)
+
+    def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ring [B] and first row number [B] of each sequence."""
+        items = self._items()
+        if not items.per_ring.any():
+            raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
+        if not online:
+            return uniform(self.report_rng, items, batch_size)
+        chosen: list[tuple[int, int]] = []
+        while self.config.online and self.queue and len(chosen) < batch_size:
+            env, start = self.queue.popleft()
+            if start >= self.counts[env] - self.size.rows_per_env:
+                chosen.append((env, start))
+        fresh = np.array(chosen, np.int64).reshape(-1, 2)
+        ring, number = self.sampler.draw(self.rng, items, batch_size - len(fresh))
+        return np.concatenate([fresh[:, 0], ring]), np.concatenate([fresh[:, 1], number])
+
+    def _latent_names(self) -> list[str]:
+        return [name for name in self.columns if name.startswith("latent/")]
+
+    def _named_latents(self, latent: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Latents by column name; none where they are not stored."""
+        return {f"latent/{name}": value for name, value in latent.items()} if self.config.context else {}
+
+    def _ring_indices(self, envs: np.ndarray) -> np.ndarray:
+        envs = np.asarray(envs)
+        known = np.issubdtype(envs.dtype, np.integer) and ((envs >= 0) & (envs < len(self.counts))).all()
+        if not known or envs.ndim != 1 or len(np.unique(envs)) != len(envs):
+            raise UserError(f"replay.add: envs must be different numbers below {len(self.counts)}, got {envs.tolist()}")
+        return envs
+
+
+def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
+    """The columns of a row in memory and on the disk; without a context row nobody reads stored latents."""
+    columns = capacity.columns_of(spec, storage if config.context else {})
+    on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
+    return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

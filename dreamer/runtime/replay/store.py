@@ -1,0 +1,323 @@
+"""The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
+
+A rows file holds, for every environment, the rows since the file before, latents as they were at that moment. A kill at
+any instant loses at most what was not yet flushed. A checkpoint adds the latents of all rows held, as training has
+refreshed them, so that a resumed run continues from exactly the replay that was saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.files import manifest, sealed
+from dreamer.runtime.files.run_dir import ROWS, disk_error
+from dreamer.runtime.files.safe_files import check_inside
+from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.replay import spans as replay_state
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.spans import Span
+
+LATENT_FILE_BYTES = 1 << 26
+_WAITING = 4  # flushes that may wait for the disk before collecting has to
+_NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", re.ASCII)
+
+
+class _Written(NamedTuple):
+    """A rows file: its seal, and the rows of each environment that it holds."""
+
+    seal: Seal
+    spans: list[Span]
+
+
+class RowStore:
+    """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or close().
+
+    An error of the thread is raised by the next call as UserError; what was written before it stays.
+    """
+
+    def __init__(self, folder: Path, run: str):
+        """run: the identity of the run, written into every file. Reading changes nothing on the disk."""
+        self._folder, self._run = folder, run
+        self._files: list[_Written] = []
+        self._listing = threading.Lock()  # of `_files`, which the writing thread adds to while `prune` takes away
+        self._number = 0
+        self._flushed: np.ndarray | None = None
+        self._flushing = threading.Lock()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
+        self._error: UserError | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Makes the folder and begins to write. Raises UserError when the disk refuses."""
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._folder) from error
+        self._thread = threading.Thread(target=self._work, name="row store", daemon=True)
+        self._thread.start()
+
+    def flush(self, replay: Replay) -> None:
+        """Hands all rows since the last flush to the writing thread. Returns before they are on the disk.
+
+        From any thread.
+        """
+        with self._flushing:
+            self._raise()
+            start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
+            spans, columns = replay_state.rows_since(replay, start)
+            if not spans:
+                return
+            self._flushed = start.copy()
+            for span in spans:
+                self._flushed[span.env] = span.stop
+            path = self._folder / f"rows-{self._number:09d}.dreamer"
+            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            self._number += 1
+            self._jobs.put(lambda: self._write(path, head, columns, spans))
+
+    def wait(self) -> None:
+        """Waits until everything handed over is on the disk. Raises UserError when the disk refused it."""
+        self._jobs.join()
+        self._raise()
+
+    def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
+        """The rows files on the disk, oldest first, from the first on that holds a row needed; call `wait` before.
+
+        oldest [E]: the first row of each environment that is needed, None = all. What follows that file stays in the
+        list though one environment may need none of it: rows of each environment have to follow one another.
+        """
+        first = 0
+        if oldest is not None:
+            needed = (i for i, file in enumerate(self._files) if any(s.stop > oldest[s.env] for s in file.spans))
+            first = next(needed, len(self._files))
+        return [file.seal for file in self._files[first:]]
+
+    def save_latents(self, replay: Replay, step: int) -> list[Seal]:
+        """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
+        seals: list[Seal] = []
+        for number, (spans, columns) in enumerate(replay_state.held_latents(replay, LATENT_FILE_BYTES)):
+            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            seals.append(sealed.write(self._folder / f"latents-{step:012d}-{number:04d}.dreamer", head, columns))
+        return seals
+
+    def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
+        """Writes what else the host knows at the checkpoint `step`; waits for the disk."""
+        return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
+
+    def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
+        """Writes what the host knows once a run has ended at the checkpoint `step`; waits for the disk.
+
+        state: the seal of the host's state at that checkpoint, so that no other checkpoint of that number is meant.
+        """
+        self._raise()
+        sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
+
+    def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
+        """What `save_end` wrote, None when the run did not end at that checkpoint. UserError when it is damaged."""
+        if not (self._folder / end_name(step)).exists():
+            return None
+        try:
+            head = self._read(end_name(step), None)[0]
+        except UserError as error:
+            raise UserError(f"{error}; move it away, and the run makes its last evaluation again") from error
+        return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
+
+    def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
+        return self._read(seal.name, seal)
+
+    def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
+        """Puts the rows of a manifest into an empty replay, with the latents that were saved beside them.
+
+        Raises UserError naming the file that is damaged, missing or foreign, or whose rows leave a gap.
+        """
+        for seal in rows:
+            self._load(replay, seal.name, seal, fresh=False)
+        for seal in latents:
+            head, columns = self._read(seal.name, seal)
+            spans = _spans(head, len(replay.counts), self._folder / seal.name)
+            replay_state.put_latents(replay, spans, columns)
+        self._flushed = replay.counts.copy()
+
+    def load_later(self, replay: Replay) -> int:
+        """Puts the rows that were flushed after those of the manifest; returns their number. Raises as `load_rows`."""
+        before = int(replay.counts.sum())
+        for path in reversed(self.later()):
+            try:
+                self._load(replay, path.name, None, fresh=True)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; it came after the checkpoint: move it and the rows files after it away to go on without"
+                ) from error
+        self._flushed = replay.counts.copy()
+        return int(replay.counts.sum()) - before
+
+    def later(self) -> list[Path]:
+        """The rows files that came after those loaded, newest first."""
+        return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
+
+    def path(self, name: str) -> Path:
+        """The file of that name."""
+        return self._folder / name
+
+    def beside(self, step: int) -> list[Path]:
+        """The files that belong to the checkpoint `step` alone."""
+        names = [name for kind in ("latents", "state", "end") for name in self._names(kind)]
+        return [self._folder / name for name in names if _number(name) == step]
+
+    def stop(self, error: UserError) -> None:
+        """From now on nothing more is written: every call raises `error`. From any thread."""
+        self._error = error
+
+    def check_names(self) -> None:
+        """UserError naming a file that is not of this program, or when the folder is a link out of the run."""
+        check_inside(self._folder, self._folder.parent)
+        for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
+            if not path.name.endswith(sealed.UNFINISHED) and not _NAME.fullmatch(path.name):
+                raise UserError(f"{path} is not a file of this run; move it away to resume")
+
+    def remove_unfinished(self) -> None:
+        """Removes what a kill left half written."""
+        for path in self._folder.glob(f"*{sealed.UNFINISHED}"):
+            path.unlink(missing_ok=True)
+
+    def prune(self, kept: Collection[str]) -> None:
+        """Removes the files of all kinds that no checkpoint needs, but for rows files newer than those of `kept`.
+
+        kept: names of the files that the kept checkpoints need.
+        """
+        self.wait()
+        numbers = [_number(name) for name in kept if name.startswith("rows-")]
+        newest = max(numbers, default=-1)
+        gone = {
+            name
+            for kind in ("rows", "latents", "state", "end")
+            for name in self._names(kind)
+            if name not in kept and (kind != "rows" or _number(name) <= newest)
+        }
+        for name in sorted(gone):
+            self._remove(name)
+        with self._listing:
+            self._files = [file for file in self._files if file.seal.name not in gone]
+
+    def close(self) -> None:
+        """Waits for the disk and ends the thread. Raises UserError when the disk refused. May be called again."""
+        if self._thread is not None and self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self._raise()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except UserError as second:
+            if error is None:
+                raise
+            error.add_note(str(second))  # the first error is the one to mend
+
+    def _write(self, path: Path, head: dict[str, Any], columns: dict[str, np.ndarray], spans: list[Span]) -> None:
+        seal = sealed.write(path, head, columns)
+        with self._listing:
+            self._files.append(_Written(seal, spans))
+
+    def _load(self, replay: Replay, name: str, seal: Seal | None, fresh: bool) -> None:
+        head, columns = self._read(name, seal)
+        spans = _spans(head, len(replay.counts), self._folder / name)
+        for span in spans:
+            held = int(replay.counts[span.env])
+            # A ring that went round between two flushes is whole in the second: nothing before it is held.
+            whole = span.start > held and span.stop - span.start == replay.size.rows_per_env
+            if held and span.start != held and not whole:
+                raise UserError(
+                    f"{self._folder / name} begins at row {span.start} of environment {span.env}, "
+                    f"row {held} should come next: a file before it is missing"
+                )
+        replay_state.put_rows(replay, spans, columns, fresh)
+        path = self._folder / name
+        self._files.append(_Written(seal or sealed.seal_of(path), spans))
+        self._number = _number(name) + 1
+
+    def _read(self, name: str, seal: Seal | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        path = self._folder / name
+        head, arrays = sealed.read(path, seal)
+        if head.get("run") != self._run:
+            raise UserError(f"{path} belongs to another run")
+        return head, arrays
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted(path.name for path in self._folder.glob(f"{kind}-*.dreamer") if _NAME.fullmatch(path.name))
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / name).unlink()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise UserError(str(self._error)) from self._error
+
+    def _work(self) -> None:
+        """The thread: after the first error nothing more is written, so that the files never have a gap."""
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._error is None:
+                    job()
+            except UserError as error:
+                self._error = error
+            except Exception as error:
+                self._error = UserError(f"rows could not be written to {self._folder}: {type(error).__name__}: {error}")
+                self._error.__cause__ = error
+            finally:
+                self._jobs.task_done()
+        self._jobs.task_done()
+
+
+def later_rows(run_dir: Path, meta: dict[str, Any]) -> tuple[int, list[str]]:
+    """The number of rows in files that came after those of a manifest, and what is wrong with such files. Only reads.
+    """
+    folder, count, faults = run_dir / ROWS, 0, []
+    newest = max((_number(seal[0]) for seal in meta["rows"]), default=-1)
+    for path in sorted(folder.glob("rows-*.dreamer")):
+        if not _NAME.fullmatch(path.name) or _number(path.name) <= newest:
+            continue
+        try:
+            head, _ = sealed.read(path)
+            count += sum(span.stop - span.start for span in _spans(head, len(meta["oldest"]), path))
+            if head.get("run") != meta["run"]:
+                faults.append(f"{path} belongs to another run")
+        except UserError as error:
+            faults.append(f"{error}; it came after the checkpoint: move it and the rows files after it away")
+    end = folder / end_name(meta["env_steps"])
+    if end.exists():
+        try:
+            sealed.read(end)
+        except UserError as error:
+            faults.append(str(error))
+    return count, faults
+
+
+def end_name(step: int) -> str:
+    """The file that says that a run has ended at `step`."""
+    return f"end-{step:012d}.dreamer"
+
+
+def _spans(head: dict[str, Any], envs: int, path: Path) -> list[Span]:
+    return [Span(*span) for span in manifest.spans(head.get("spans"), envs, path)]
+
+
+def _number(name: str) -> int:
+    """12 of "rows-000000012.dreamer" and of "latents-000000000012-0001.dreamer"."""
+    match = _NAME.fullmatch(name)
+    assert match, name
+    return int(match[2])

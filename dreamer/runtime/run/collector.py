@@ -1,0 +1,143 @@
+"""Acts in the environments and fills the replay: rows in, actions out; in the loop's turn or in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer.interfaces import Agent
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices.mesh import PolicyPart
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.run.learner import Snapshot
+from dreamer.runtime.workers import Ready, Workers
+from dreamer.spaces import for_device
+
+BUCKETS = 3  # sizes for which the policy is compiled: all environments, half of them, a quarter
+
+
+class Collector:
+    """Owns the acting state of all streams of rows: one latent and one previous action each.
+
+    The environments work between `collect` calls: actions are sent at the end of one, rows received in the next.
+    """
+
+    def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
+        self._policy: Callable[..., Any] = devices.jit_collect(agent, part)
+        self._workers, self._replay = workers, replay
+        self._key = jax.random.fold_in(jax.random.key(seed), 1)
+        # On the device from the start, as it comes back from the policy: one compilation instead of two.
+        self._carry = devices.first_copy(agent.initial_carry(workers.streams))
+        self._count = 0
+        self.seconds_for_envs = 0.0
+
+    def collect(self, snapshot: Snapshot, least: int | None = None, patience: float = 0.0) -> Ready:
+        """Receives rows, acts, stores them, sends the actions. Returns the rows as stored.
+
+        least, patience: as `Workers.receive` takes them; None waits for a row of every environment.
+        On last rows the policy looks too, for its latent, but the action is stored as zeros: nothing answers it.
+        """
+        start = time.monotonic()
+        envs, step = self._workers.receive(least, patience)
+        self.seconds_for_envs += time.monotonic() - start
+        rows, full = len(envs), self._bucket(len(envs))
+        obs = for_device(self._workers.spec.obs, step.obs)
+        self._carry, action, latent = self._policy(
+            snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in obs.items()},
+            _fill(step.is_first, full), _fill(envs, full, self._workers.streams),
+        )  # fmt: skip
+        self._count += 1
+        action = np.where(step.is_last[:, None], np.float32(0), np.asarray(action)[:rows])
+        step = step._replace(action=action)
+        self._replay.add(step, {name: x[:rows] for name, x in devices.to_host(latent).items()}, envs)
+        self._workers.send(envs, action)
+        return Ready(envs, step)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The acting state: the leaves of the carry by number, and how often the policy was asked."""
+        leaves = jax.tree.leaves(devices.to_host(self._carry))
+        return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes a `state` over."""
+        leaves, tree = jax.tree.flatten(self._carry)
+        saved = [state[f"carry/{i:04d}"].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+        self._carry = devices.first_copy(jax.tree.unflatten(tree, saved))
+        self._count = int(state["count"])
+
+    def _bucket(self, rows: int) -> int:
+        """The smallest size that holds so many rows, so that few programs serve all numbers of ready environments."""
+        streams = self._workers.streams
+        return min(size for size in (-(-streams // 2**i) for i in range(BUCKETS)) if size >= rows)
+
+
+class Collecting:
+    """Owns the thread in which `turn` collects again and again. Use as a context manager.
+
+    turn() -> whether there is more to collect. What it raises is raised by the next `check`.
+    """
+
+    def __init__(self, turn: Callable[[], bool]):
+        self._turn = turn
+        self._between = threading.Lock()
+        self._changed = threading.Condition()
+        self._pauses, self._closed = 0, False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def check(self) -> None:
+        """Raises what ended the thread."""
+        if self._error is not None:
+            raise self._error
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While it lasts the collector stands between two turns."""
+        with self._changed:
+            self._pauses += 1
+        try:
+            with self._between:
+                yield
+        finally:
+            with self._changed:
+                self._pauses -= 1
+                self._changed.notify_all()
+
+    def __enter__(self) -> Collecting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._may_go_on():
+                with self._between:
+                    if not self._turn():
+                        return
+        except BaseException as error:
+            self._error = error
+
+    def _may_go_on(self) -> bool:
+        """Waits while somebody wants a pause; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._pauses)
+            return not self._closed
+
+
+def _fill(array: np.ndarray, rows: int, value: Any = 0) -> np.ndarray:
+    """`array` with rows of `value` added up to so many."""
+    if len(array) == rows:
+        return array
+    rest = np.full((rows - len(array), *array.shape[1:]), value, array.dtype)
+    return np.concatenate([array, rest])

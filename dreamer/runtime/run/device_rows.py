@@ -1,0 +1,104 @@
+"""The replay's observations on the devices: each row goes there once, and batches are put together there.
+
+Without it each batch travels whole: with a replay ratio of 128 every row is sent 128 times. The rings of the host stay
+the truth that is saved and resumed; these are copies of their observations, in the dtypes that the agent sees.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Array
+from dreamer.runtime.devices import errors as device_errors
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.replay import capacity
+from dreamer.runtime.replay.replay import Replay
+from dreamer.spaces import Spec, for_device
+from dreamer.steps import Batch, Rows
+
+MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not copied whole on its way
+
+
+def describe_observations(spec: Spec, steps: int) -> str:
+    """The line that is printed before the memory for so many rows is taken."""
+    return f"observations on each device that learns: {steps:,} steps x {_row_bytes(spec):,} B = {_gb(spec, steps)}"
+
+
+def _row_bytes(spec: Spec) -> int:
+    return sum(math.prod(space.shape) * np.dtype(space.device_dtype).itemsize for space in spec.obs.values())
+
+
+def _gb(spec: Spec, steps: int) -> str:
+    return f"{_row_bytes(spec) * steps / 1e9:.3g} GB"
+
+
+class DeviceRows:
+    """Owns a copy of the observations of a replay on each device of a mesh. For one thread at a time."""
+
+    def __init__(self, mesh: Mesh, spec: Spec, replay: Replay):
+        """Takes the memory of the full rings. Raises UserError when a device does not have it."""
+        self._spaces, self._replay = spec.obs, replay
+        self._rows = replay.size.rows_per_env
+        self._seen = np.zeros_like(replay.counts)
+        self._most = 1 << (max(1, MOST_BYTES // _row_bytes(spec)).bit_length() - 1)
+        self._write = devices.jit_write_rows(mesh)
+        self._gather = devices.jit_gather_rows(mesh, {name: space.shape for name, space in spec.obs.items()})
+        steps, place = replay.size.steps, devices.replicated(mesh)
+        refused = (
+            f"replay.on_device: no device memory left for the observations of {steps:,} steps ({_gb(spec, steps)} on "
+            "each device): lower replay.capacity_steps, or leave replay.on_device off"
+        )
+        free = capacity.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
+        # A CPU is given memory that it does not have, and its program killed when it is used.
+        if free is not None and replay.size.nbytes + len(devices.own(mesh)) * steps * _row_bytes(spec) > free:
+            raise UserError(refused)
+        try:
+            # Flat rows: with the axes of pictures apart a TPU would pad them many times over.
+            self._rings: dict[str, Array] = {
+                name: jnp.zeros((steps, math.prod(space.shape)), space.device_dtype, device=place)
+                for name, space in spec.obs.items()
+            }
+            jax.block_until_ready(self._rings)
+        except jax.errors.JaxRuntimeError as error:
+            if not device_errors.full(error):
+                raise
+            raise UserError(refused) from error
+
+    def sample(self, batch_size: int) -> tuple[Batch, Rows]:
+        """As `Replay.sample`, but that the observations of the batch are on the devices."""
+        while self._behind() > self._most:
+            self._send(*self._replay.rows_since(self._seen, self._most))
+            jax.block_until_ready(self._rings)  # what is on its way takes memory of its own
+        batch, rows, fresh = self._replay.sample_beside(batch_size, self._seen)
+        self._send(*fresh)
+        context = batch.reward.shape[1] - rows.number.shape[1]
+        number = rows.number[:, :1] - context + np.arange(batch.reward.shape[1])
+        obs = self._gather(self._rings, self._index(rows.env[:, None], number))
+        return batch._replace(obs=obs), rows
+
+    def _behind(self) -> int:
+        return int(np.minimum(self._replay.counts - self._seen, self._rows).sum())
+
+    def _send(self, env: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
+        """Rows `number` [n] of rings `env` [n] to the devices; obs {k: [n, ..]}."""
+        np.maximum.at(self._seen, env, number + 1)
+        # Filled up to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
+        count, room = len(env), 1 << max(0, len(env) - 1).bit_length()
+        if not count:
+            return
+        index = np.full(room, self._replay.size.steps, np.int32)
+        index[:count] = self._index(env, number)
+        rows = {}
+        for name, x in for_device(self._spaces, obs).items():
+            rows[name] = np.zeros((room, x[0].size), x.dtype)
+            rows[name][:count] = x.reshape(count, -1)
+        self._rings = self._write(self._rings, index, rows)
+
+    def _index(self, env: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return (env * self._rows + number % self._rows).astype(np.int32)

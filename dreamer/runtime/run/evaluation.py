@@ -1,0 +1,293 @@
+"""Whole episodes in fresh environments with a policy that does not learn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Params
+from dreamer.plugins import EnvName
+from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.env.own_numbers import mean_of
+from dreamer.runtime.env.rows import empty_step
+from dreamer.runtime.log import images as pictures
+from dreamer.runtime.log.logger import Episode, EpisodeTracker
+from dreamer.runtime.workers import Config as WorkersConfig
+from dreamer.runtime.workers import Incident, Workers, make_workers
+from dreamer.spaces import for_device
+from dreamer.steps import Step
+
+MOST_ENVS = 16  # side by side
+PROGRESS = 30.0  # seconds between two lines that say how far an evaluation is
+LONGEST_FILM = 10**9  # bytes of the frames of one film
+SEED = 1_000_003  # apart from the seeds of the training environments
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Evaluation while training; the same environment seeds every time."""
+
+    every: int = 10_000
+    """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
+    episodes: int = 10
+    """Episodes of each evaluation, of several agents in an environment those of each; 0 = none."""
+    mode: Literal["sample", "mode"] = "sample"
+    """Sample actions, as the reference does in evaluation too, or take the most likely one."""
+    video: Literal["auto", "on", "off"] = "auto"
+    """Film the first episode; auto = if the environment can draw itself or shows pictures."""
+    max_steps: int = 108_000
+    """Agent steps after which an episode is cut, and counts as it is: an environment that never ends would hold the
+    run for ever. The default is the longest episode of Atari without action_repeat; 0 = no limit."""
+
+
+class Result(NamedTuple):
+    """episodes in order of environments | films: frames [H, W, 3] uint8 of the first episode of each filmed environment
+    incidents: environments that failed and were made anew | seeds: of each episode, that of its environment
+    agents: in each environment, every one a stream: Episode.env is environment * agents + agent
+    lines: what else is to be told: films that end early, episodes that were cut
+    """
+
+    episodes: list[Episode]
+    films: list[list[np.ndarray]]
+    incidents: list[Incident]
+    seeds: list[int]
+    agents: int = 1
+    lines: Sequence[str] = ()
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """The film of the first environment, empty when nothing was filmed."""
+        return self.films[0] if self.films else []
+
+    @property
+    def returns(self) -> list[float]:
+        """The return of each episode."""
+        return [episode.episode_return for episode in self.episodes]
+
+
+def evaluate(
+    agent: Agent, policy: Callable[..., Any], params: Params, config: Config, env: EnvName, options: Mapping[str, Any],
+    workers: WorkersConfig, *, action_repeat: int, seed: int, film: int = 0, folder: str = "",
+    check: Callable[[], None] = lambda: None, tell: Callable[[str], None] = lambda line: None,
+    begun: Callable[[Workers], None] = lambda workers: None,
+) -> Result:  # fmt: skip
+    """Makes environments, plays `config.episodes` episodes in them, and closes them.
+
+    policy: `devices.jit_policy(agent)`. workers: where they run and what happens when one fails, see `like_training`.
+    film, check: as `run_episodes` takes them. folder: where environments are made, "" = the current one.
+    tell: takes a line every 30 seconds that says how far it is. begun: given the environments once they are made.
+    Raises UserError when an environment cannot be made, or fails too often in a row.
+    """
+    made = make_eval_workers(
+        env, options, episodes=config.episodes, action_repeat=action_repeat, seed=seed, film=bool(film),
+        config=workers, folder=folder,
+    )  # fmt: skip
+    with contextlib.closing(made):
+        begun(made)
+        result = run_episodes(
+            agent, policy, params, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
+            check=check, max_steps=config.max_steps, progress=Progress(config.episodes, tell),
+        )  # fmt: skip
+    # What has happened while they closed too.
+    return result._replace(incidents=[*result.incidents, *made.incidents()])
+
+
+class Progress:
+    """Tells now and then how far an evaluation is."""
+
+    def __init__(self, episodes: int, tell: Callable[[str], None]):
+        self._episodes, self._tell = episodes, tell
+        self._due = time.monotonic() + PROGRESS
+
+    def __call__(self, steps: int, episodes: int) -> None:
+        """steps: of each environment so far. episodes: that count so far."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + PROGRESS
+            self._tell(f"evaluating: {steps:,} steps in each environment, {episodes} episodes have ended")
+
+
+def run_episodes(
+    agent: Agent, policy: Callable[..., Any], params: Params, workers: Workers, *, episodes: int, seed: int,
+    mode: str, film: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
+    progress: Callable[[int, int], None] = lambda steps, episodes: None,
+) -> Result:  # fmt: skip
+    """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
+
+    With several agents in an environment each of them plays as many. policy: `devices.jit_policy(agent)`. film: number
+    of environments, from the first, whose first episode is filmed; fewer when there are fewer. check: called at every
+    step, to raise what shall end it. max_steps: as in Config. progress: called at every step with the steps of each
+    environment and the episodes so far. Raises UserError as the environments do.
+    """
+    envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
+    quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
+    tracker, playing = EpisodeTracker(streams), np.zeros(streams, bool)
+    films = [_Film() for _ in range(min(int(film), envs))]
+    done: list[list[tuple[Episode, int]]] = [[] for _ in range(streams)]
+    key, count, cut = jax.random.fold_in(jax.random.key(seed), 2), 0, 0
+    carry = devices.first_copy(agent.initial_carry(streams))
+    rows = empty_step(workers.spec, streams)
+    while any(len(own) < share for own, share in zip(done, quota, strict=True)):
+        check()
+        progress(count, sum(map(len, done)))
+        ready, step = workers.receive()
+        rows = _with(rows, ready, step)
+        for env, one in enumerate(films):
+            one.shoot(workers, rows, env, ready, step)
+        for episode in tracker.observe(step, ready, workers.finished()):
+            done[episode.env].append((episode, workers.seed(episode.env // agents)))
+        playing[ready] = ~step.is_last
+        for env in _endless(tracker, playing, done, quota, agents, max_steps):
+            for stream in range(env * agents, (env + 1) * agents):
+                if playing[stream]:
+                    done[stream].append((tracker.running(stream), workers.seed(env)))
+                    cut += 1
+            if env < len(films):
+                films[env].over = True
+            workers.restart(env)
+        obs = for_device(workers.spec.obs, rows.obs)
+        carry, action, _ = policy(params, key, count, carry, obs, rows.is_first, mode)
+        workers.send(ready, np.asarray(action)[ready])
+        count += 1
+    kept = [pair for own, share in zip(done, quota, strict=True) for pair in own[:share]]
+    episodes_, seeds = [list(side) for side in zip(*kept, strict=True)]
+    lines = [one.fault for one in films if one.fault]
+    if cut:
+        lines.append(f"{cut} episodes of the evaluation were cut after {max_steps:,} steps (eval.max_steps)")
+    shot = [one.frames for one in films if one.frames]
+    return Result(episodes_, shot, workers.incidents(), seeds, agents, lines)
+
+
+def _endless(
+    tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
+    agents: int, max_steps: int,
+) -> list[int]:  # fmt: skip
+    """The environments that must play on, but whose episode is `max_steps` long."""
+    if not max_steps or tracker.longest < max_steps:
+        return []
+    open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
+    long = [stream for stream in open_ if playing[stream] and tracker.running(stream).length >= max_steps]
+    return sorted({stream // agents for stream in long})
+
+
+class _Film:
+    """The frames of the first episode of one environment. fault: one line that says why it ends before, "" else."""
+
+    def __init__(self) -> None:
+        self.frames: list[np.ndarray] = []
+        self.over = False
+        self.fault = ""
+
+    def shoot(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
+        """Adds the picture of one step, `step` of the streams `ready`. rows: of all streams."""
+        if self.over:
+            return
+        own = ready // workers.spec.agents == env
+        if step.is_first[own].all():
+            self.frames.clear()  # a new environment begins a new film
+        try:
+            picture = frame(workers, rows, env)
+            if self.frames and picture.shape != self.frames[0].shape:
+                sizes = f"{list(self.frames[0].shape)} to {list(picture.shape)}"
+                raise UserError(f"its frames change from {sizes}")
+        except UserError as error:
+            self.over = True
+            self.fault = f"the film of environment {env} ends after {len(self.frames)} frames: {error}"
+            return
+        self.frames.append(picture)
+        self.over = bool(step.is_last[own].all())
+        if not self.over and len(self.frames) * picture.nbytes >= LONGEST_FILM:
+            self.over = True
+            self.fault = f"the film of environment {env} ends after {len(self.frames)} frames, which are 1 GB"
+
+
+def metrics(result: Result) -> dict[str, float]:
+    """What a run logs of an evaluation, `eval/<name>`: the environments' own numbers too."""
+    own = mean_of([episode.metrics for episode in result.episodes])
+    return {
+        "eval/return": float(np.mean(result.returns)),
+        "eval/return_std": float(np.std(result.returns)),
+        "eval/length": float(np.mean([episode.length for episode in result.episodes])),
+        **{f"eval/{name}": value for name, value in own.items()},
+    }
+
+
+def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
+    """The rows of all streams, with those of `streams` new; an agent that is out of its game keeps its last."""
+    if len(streams) == len(rows.reward):
+        return step
+
+    def put(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        old = old.copy()
+        old[streams] = new
+        return old
+
+    obs = {key: put(array, step.obs[key]) for key, array in rows.obs.items()}
+    return Step(obs, *(put(old, new) for old, new in zip(rows[1:], step[1:], strict=True)))
+
+
+def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
+    """A picture [H, W, 3] uint8 of one environment: drawn by itself, else its (first agent's) first image observation.
+
+    step: rows of all streams. UserError when it has neither, or fails to draw.
+    """
+    drawn = workers.render(env)
+    if isinstance(drawn, str):
+        raise UserError(drawn)
+    if drawn is not None:
+        return drawn
+    images = sorted(key for key, space in workers.spec.obs.items() if space.image)
+    if not images:
+        raise UserError(f"environment {env} neither draws itself (render_mode rgb_array) nor shows pictures")
+    return pictures.rgb(pictures.to_bytes(workers.spec.obs[images[0]], step.obs[images[0]][env * workers.spec.agents]))
+
+
+INLINE = WorkersConfig(backend="inline")
+
+
+def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
+    """Where environments run for evaluation when training runs them in `backend`: there too, for ray in processes."""
+    return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
+
+
+def make_eval_workers(
+    env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, film: bool,
+    config: WorkersConfig = INLINE, folder: str = "",
+) -> Workers:  # fmt: skip
+    """Fresh environments, at most 16 side by side; seeds depend on `seed` alone. config: `like_training`."""
+    return make_workers(
+        dataclasses.replace(config, envs=min(episodes, MOST_ENVS)), env, options, action_repeat=action_repeat,
+        seed=SEED + seed, render_mode="rgb_array" if film else None, folder=folder,
+    )  # fmt: skip
+
+
+def can_film(
+    env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
+    folder: str = "",
+) -> tuple[bool, str]:  # fmt: skip
+    """Whether videos will be made, and one line that says why not, or what was wrong. With "on", UserError if not.
+
+    config, folder: as `make_eval_workers` takes them.
+    """
+    if wanted == "off":
+        return False, ""
+    try:
+        workers = make_eval_workers(
+            env, options, episodes=1, action_repeat=1, seed=0, film=True, config=config, folder=folder
+        )
+        with contextlib.closing(workers):
+            ready, step = workers.receive()
+            frame(workers, _with(empty_step(workers.spec, workers.streams), ready, step))
+        return True, "; ".join(incident.text for incident in workers.incidents())
+    except Exception as error:
+        # Whatever a renderer raises, a training that needs no pictures goes on, and says so.
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        if wanted == "on":
+            raise UserError(f"eval.video=on, but {env!r} cannot be filmed: {cause}") from error
+        return False, f"no episode videos: {cause}"

@@ -1,0 +1,380 @@
+"""A run put down and taken up again: what a checkpoint knows beyond the train state, and who gets it back.
+
+A checkpoint's `meta` is the manifest: it names every file that belongs to it by its seal. Order of writing: rows,
+latents, the host's state, then Orbax commits train state and manifest in one step. So a kill at any instant leaves the
+checkpoint before it whole, and rows that came later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreamer.config import Config, get, keys, stack
+from dreamer.errors import UserError
+from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.rows import empty_step
+from dreamer.runtime.files import checkpoint_files, manifest, safe_files
+from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.log.logger import EpisodeTracker, Logger
+from dreamer.runtime.replay import spans as replay_state
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.store import RowStore, end_name
+from dreamer.runtime.run import run_config, verifying
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.workers import Ready, Snapshot, Workers
+from dreamer.spaces import Spec
+from dreamer.steps import Step
+from dreamer.trust import seal, sealed_here
+
+FORMAT = 2
+READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
+# What may differ when a run is resumed: nothing here changes what the agent is, sees or has learned.
+SAFE = (
+    "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
+    "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
+    "replay.on_device", "devices.",
+)  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """Who remembers what, apart from the learner and the logger."""
+
+    workers: Workers
+    replay: Replay
+    store: RowStore
+    collector: Collector
+    tracker: EpisodeTracker
+    limiter: Limiter
+
+
+class Found(NamedTuple):
+    """The checkpoint that a run goes on from: its number and its manifest.
+
+    newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
+    """
+
+    step: int
+    meta: dict[str, Any]
+    newer: tuple[int, ...] = ()
+    ended: bool = False
+
+
+def safe(key: str) -> bool:
+    """Whether a field may differ at a resume."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in SAFE)
+
+
+def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
+    """The run's own config, if `config` differs from it in fields only that are safe to change.
+
+    trusted: the user vouches for the run. What `config` names the caller has named.
+    Raises UserError naming every other field that differs.
+    """
+    found = run_config.read(run_dir)
+    given = {key: get(config, key) for key in (*keys(config), *(f"env_options.{name}" for name in config.env_options))}
+    run_config.check(found, trusted=trusted, given=given)
+    saved = stack([found.layer()], note=lambda note: None)
+    if type(saved.agent.world_model) is not type(config.agent.world_model) or type(saved.agent.behavior) is not type(
+        config.agent.behavior
+    ):
+        raise UserError(f"{run_dir} was trained with another world model or behavior; it can only go on with its own")
+    changed = [key for key in keys(config) if get(config, key) != get(saved, key) and not safe(key)]
+    if changed:
+        told = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
+        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {', '.join(SAFE)}")
+    return found
+
+
+def find(run_dir: Path, step: int | None = None) -> Found | None:
+    """The checkpoint `step`, None = the newest; None when there is none yet. Only reads.
+
+    Raises UserError when it is damaged or not there, with the newest whole one to go on from.
+    """
+    safe_files.check_links(run_dir)
+    steps = checkpoint_files.steps(run_dir)
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint {step} in {run_dir}; it holds {checkpoint_files.listed(steps)}")
+    if not steps:
+        return None
+    step = steps[-1] if step is None else step
+    with advising(run_dir, step):
+        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
+        if meta.get("format") not in READABLE:
+            raise UserError(
+                f"checkpoint {step} of {run_dir} can be evaluated, but it holds nothing to resume a run from"
+            )
+        if meta.get("env_steps") != step:
+            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
+    ended = meta["format"] == 1 or verifying.end_of(run_dir, meta) is not None
+    return Found(step, meta, tuple(other for other in steps if other > step), ended)
+
+
+@contextlib.contextmanager
+def advising(run_dir: Path, step: int) -> Iterator[None]:
+    """Adds to a UserError about a damaged checkpoint `step` which whole one a run can go on from."""
+    try:
+        yield
+    except UserError as error:
+        if not verifying.checkpoint_faults(run_dir, step):
+            raise
+        others = [other for other in checkpoint_files.steps(run_dir) if other != step]
+        whole = [other for other in others if not verifying.checkpoint_faults(run_dir, other)]
+        if not whole:
+            raise UserError(f"{error}; no other checkpoint is whole, see dreamer verify {run_dir}") from error
+        raise UserError(
+            f"{error}; checkpoint {whole[-1]} is whole: --resume-from {whole[-1]} goes on from there"
+        ) from error
+
+
+def save(
+    parts: Parts, logger: Logger, step: int, run: str, more: Mapping[str, Any], *, whole: bool = True
+) -> dict[str, Any]:
+    """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
+
+    step: number of the checkpoint. run: identity of the run. more: JSON values that the loop itself remembers.
+    whole: False after a failure, when environments can no longer be asked where they are.
+    """
+    parts.store.flush(parts.replay)
+    parts.store.wait()
+    latents = parts.store.save_latents(parts.replay, step)
+    values, draws = replay_state.state(parts.replay)
+    envs = parts.workers.states() if whole else _lost(parts.workers)
+    position = logger.position()
+    head = {
+        "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(more),
+        "envs": [state if isinstance(state, str) else None for state in envs.states],
+        "macs": [_mac(state) for state in envs.states],
+    }  # fmt: skip
+    arrays = {
+        **_named("sampler", draws), **_named("collector", parts.collector.state()),
+        **_named("tracker", parts.tracker.state()), **_named("envs", _snapshot_arrays(envs)),
+    }  # fmt: skip
+    state = parts.store.save_state(step, head, arrays)
+    oldest = replay_state.oldest(parts.replay)
+    return {
+        "format": FORMAT, "run": run, "rows": [list(seal) for seal in parts.store.seals(oldest)],
+        "latents": [list(seal) for seal in latents], "state": list(state), "oldest": oldest.tolist(),
+        "rows_per_env": parts.replay.size.rows_per_env, "metrics": [position["bytes"], position["crc"]],
+        "spec": as_json(parts.workers.spec),
+    }  # fmt: skip
+
+
+def names(step: int, meta: Mapping[str, Any]) -> set[str]:
+    """The names of all files of rows that a checkpoint needs."""
+    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
+
+
+def as_json(spec: Spec) -> dict[str, Any]:
+    """A spec as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def check_spec(found: Found, spec: Spec, env: str) -> None:
+    """UserError naming what the environment shows or takes differently than when the run began."""
+    saved, now = found.meta.get("spec"), as_json(spec)
+    if saved is None or saved == now:
+        return
+    differing = [f"{what} {_told(saved[what])}, now {_told(now[what])}" for what in ("action", "agents")
+                 if saved[what] != now[what]]  # fmt: skip
+    for key in sorted({*saved["obs"], *now["obs"]}):
+        before, after = saved["obs"].get(key), now["obs"].get(key)
+        if before != after:
+            differing.append(f"observation {key!r} {_told(before)}, now {_told(after)}")
+    raise UserError(
+        f"env {env!r} is not the one that the run was trained in: {'; '.join(differing)}; resume with the environment "
+        "and the env_options that the run began with"
+    )
+
+
+def _told(form: Any) -> str:
+    """A part of a spec in a few words."""
+    if form is None:
+        return "missing"
+    if not isinstance(form, dict):
+        return str(form)
+    return " ".join(f"{name} {value}" for name, value in form.items() if value not in (None, [], 0)) or "none"
+
+
+def ring_length(found: Found, planned: int, longer: bool) -> int:
+    """Rows of each ring of the resumed replay: as before, or as `planned` for a longer run if no ring went round yet.
+
+    A ring that went round has let rows go that a longer one would still hold.
+    """
+    grows = longer and not any(found.meta["oldest"])
+    return max(planned, found.meta["rows_per_env"]) if grows else found.meta["rows_per_env"]
+
+
+class Restored(NamedTuple):
+    """What came back. head: of the saved state | arrays: likewise | later: rows kept from after the checkpoint
+    exact: nothing is missing, and every environment goes on where it was: what came later will be made again
+    where: the file of the state
+    """
+
+    head: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    later: int = 0
+    exact: bool = False
+    where: Path = Path()
+
+
+def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
+    """Fills the replay with the rows and latents of the checkpoint, and what decides its draws. Only reads.
+
+    trust: pickled states of environments are read though this user did not make them on this machine.
+    Raises UserError naming a file that is damaged, missing or foreign.
+    """
+    store.check_names()
+    where = store.path(found.meta["state"][0])
+    head, arrays = store.load_state(_seal(found.meta["state"]))
+    end = store.load_end(found.step, found.meta["state"]) or {}
+    head |= {name: end[name] for name in ("logger", "loop") if name in end}
+    manifest.head(head, where)
+    head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
+    store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
+    try:
+        replay_state.load(replay, head["replay"], _under("sampler", arrays))
+    except UserError as error:
+        raise UserError(f"{where} was not written by this run: {error}") from error
+    return Restored(head, arrays, where=where)
+
+
+def restore_envs(
+    restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
+    fresh: Callable[[], Workers],
+) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
+    """Puts environments where they were, and loads the rows that came after the checkpoint unless they come again.
+
+    In lockstep with environments that all go on exactly, those rows will be made again and are not loaded. Otherwise
+    they are kept, and if there are any, every environment begins a new episode.
+    fresh: makes new workers in place of `workers`, for environments that were set back before one refused its state.
+    Returns what came back, the workers to use, and {number: why} of the environments that begin a new episode.
+    Only reads the disk. Raises UserError naming a damaged file.
+    """
+    _check_envs(restored, workers)
+    all_known = not any(restored.head["envs"])
+    later = 0 if lockstep and all_known else store.load_later(replay)
+    lost: dict[int, str] = {}
+    if not later:
+        lost = workers.restore(*_snapshot(restored, workers.spec))
+        if not (lockstep and all_known and lost):
+            return restored._replace(exact=lockstep and all_known), workers, lost
+        later = store.load_later(replay)
+        if not later:
+            return restored, workers, lost
+        workers = fresh()
+    resets = restored.arrays["envs/resets"] + bool(lost)
+    why = "rows came after the checkpoint" if not lost else next(iter(lost.values()))
+    lost = workers.restore([why] * workers.envs, _none_ready(workers.spec), resets)
+    return restored._replace(later=later), workers, lost
+
+
+def load_rest(restored: Restored, parts: Parts) -> None:
+    """Gives collector, tracker and limiter their own back."""
+    parts.limiter.load(restored.head["limiter"])
+    replay, batch_size = parts.replay, parts.replay.config.batch_size
+    if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
+        # Training had begun after the checkpoint: its updates are owed from there on.
+        parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
+    if not restored.later:
+        for name, part in (("collector", parts.collector.state()), ("tracker", parts.tracker.state())):
+            manifest.alike(_under(name, restored.arrays), part, restored.where, name)
+        parts.collector.load(_under("collector", restored.arrays))
+        parts.tracker.load_state(_under("tracker", restored.arrays))
+
+
+def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:
+    """The lines that say what came back and what could not. lost: {number of the environment: why}."""
+    lines = [
+        "resumed: parameters, optimizer, normalisers, slow critic, keys, "
+        f"{replay.rows:,} rows of replay with their latents, order and sampler, {len(replay.queue)} fresh sequences, "
+        "limiter, counters"
+    ]
+    if restored.later:
+        lines.append(f"resumed: {restored.later:,} rows flushed after the checkpoint; training catches up with them")
+    for why in dict.fromkeys(lost.values()):
+        numbers = [number for number in lost if lost[number] == why]
+        which = "all environments" if len(numbers) == envs else f"environments {', '.join(map(str, numbers))}"
+        lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
+    return lines
+
+
+def _mac(state: bytes | str) -> str:
+    """What proves later that this user pickled a state; "" for one that is not pickled."""
+    return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
+
+
+def _check_envs(restored: Restored, workers: Workers) -> None:
+    """UserError unless the environments' states and last rows are those of as many environments."""
+    arrays, where, streams = restored.arrays, restored.where, workers.streams
+    ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
+    states = [i for i, why in enumerate(restored.head["envs"]) if not why]
+    sound = (
+        len(restored.head["envs"]) == workers.envs
+        and ready.ndim == 1 and ready.dtype == np.int64
+        and len(set(ready.tolist())) == len(ready) and all(0 <= stream < streams for stream in ready.tolist())
+        and resets.shape == (workers.envs,) and resets.dtype == np.int64
+        and all(0 <= count < 1 << 31 for count in resets.tolist())
+        and all(f"envs/state/{i:05d}" in arrays for i in states)
+        and set(states) <= set((ready // workers.spec.agents).tolist())
+    )  # fmt: skip
+    if not sound:
+        raise UserError(f"{where} was not written by this program: its environments are not those of the run")
+    rows = _under("envs/row", arrays)
+    step = empty_step(workers.spec, len(ready))
+    fields = {name: getattr(step, name) for name in step._fields if name != "obs"}
+    manifest.alike(rows, fields | {f"obs/{key}": value for key, value in step.obs.items()}, where, "envs/row")
+
+
+def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
+    """Why the state of an environment is not read, None when reading it runs nothing or the user trusts it."""
+    state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
+    macs = head.get("macs", ())
+    if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):
+        return None
+    return "their states are pickles that were not made by you on this machine (--trust reads them)"
+
+
+def _lost(workers: Workers) -> Snapshot:
+    """A Snapshot that restores nothing but fresh episodes."""
+    why = "the run failed, and they could no longer be asked"
+    return Snapshot([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
+
+
+def _none_ready(spec: Spec) -> Ready:
+    return Ready(np.zeros(0, np.int64), empty_step(spec, 0))
+
+
+def _snapshot_arrays(envs: Snapshot) -> dict[str, np.ndarray]:
+    states = {f"state/{i:05d}": np.frombuffer(s, np.uint8) for i, s in enumerate(envs.states) if isinstance(s, bytes)}
+    step = envs.ready.step
+    fields = {f"row/{name}": getattr(step, name) for name in step._fields if name != "obs"}
+    obs = {f"row/obs/{key}": value for key, value in step.obs.items()}
+    return {**states, **fields, **obs, "ready": envs.ready.envs, "resets": envs.resets}
+
+
+def _snapshot(restored: Restored, spec: Spec) -> Snapshot:
+    arrays = _under("envs", restored.arrays)
+    states = [why or arrays[f"state/{i:05d}"].tobytes() for i, why in enumerate(restored.head["envs"])]
+    fields = {name: arrays[f"row/{name}"] for name in Step._fields if name != "obs"}
+    step = Step(obs={key: arrays[f"row/obs/{key}"] for key in spec.obs}, **fields)
+    return Snapshot(states, Ready(arrays["ready"], step), arrays["resets"])
+
+
+def _named(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{part}/{name}": array for name, array in arrays.items()}
+
+
+def _under(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(f"{part}/"): a for name, a in arrays.items() if name.startswith(f"{part}/")}
+
+
+def _seal(value: Any) -> Seal:
+    return Seal(*value)

@@ -1,0 +1,126 @@
+"""The config of a run, sealed with the run, and who may use it. No jax.
+
+The first line of config.yaml is a comment that holds the identity of the run, the sha256 of all that follows, and this
+user's seal of both (`dreamer.trust`), "-" where no key could be kept:
+
+    # dreamer run 5deb623c918d42e99015cc9dee381d8b sha256 <64 hex> seal <64 hex>
+
+So the file is written in one stroke and stays a preset. A file without such a line was written by hand or by an earlier
+version: it can be read, but says nothing of who made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dreamer import plugins, trust
+from dreamer.config import PLUGINS, Config, stack, to_yaml
+from dreamer.errors import UserError
+from dreamer.layers import Layer, layer_of
+from dreamer.runtime.files import safe_files
+from dreamer.runtime.files.run_dir import CONFIG, disk_error, existing_run_dir
+
+
+class RunConfig(NamedTuple):
+    """The text of a run's config. run: identity of the run, None = not sealed | ours: this user made it here."""
+
+    text: str
+    run: str | None
+    ours: bool
+    path: Path
+
+    def layer(self) -> Layer:
+        """What it sets, a layer over the defaults. Raises UserError: not valid YAML."""
+        return layer_of(self.text, str(self.path))
+
+
+def write(run_dir: Path, config: Config, run: str) -> None:
+    """Writes the config of a run, sealed; whole or not at all. Raises UserError when the disk refuses."""
+    path = run_dir / CONFIG
+    half = path.with_name(f"{CONFIG}.unfinished")
+    try:
+        with open(half, "w", encoding="utf-8") as file:
+            file.write(trust.sealed_text(to_yaml(config), run))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def read(run_dir: Path) -> RunConfig:
+    """The config of a run as text. Raises UserError: there is none, or it was changed after it was written."""
+    path = existing_run_dir(run_dir) / CONFIG
+    try:
+        found = trust.unsealed(safe_files.read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, {error}; put it back as it was, and give changes as flags") from None
+    return RunConfig(found.text, found.run, found.ours, path)
+
+
+def check(found: RunConfig, *, trusted: bool, given: Mapping[str, Any]) -> None:
+    """UserError unless what a run's config names may be imported.
+
+    trusted: the user vouches for the run. given: what the command sets itself, by dotted key.
+    """
+    values = found.layer().values
+    trust.check(values, str(found.path), plugins.suite_names(), given=given, trust=trusted or found.ours)
+
+
+def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | None = None) -> Config:
+    """The config of a run, to make its environment and its agent; arguments and errors as `read` and `check`."""
+    found = read(run_dir)
+    check(found, trusted=trusted, given=given or {})
+    return stack([found.layer()], note=lambda note: None)
+
+
+def load_plain(run_dir: Path) -> Config:
+    """The config of a run to look at: imports nothing that the run names.
+
+    A world model or behavior that is not dreamer's stands as a plain record of what the file says.
+    """
+    layer = read(run_dir).layer()
+    values, strangers = dict(layer.values), {}
+    for path in PLUGINS:
+        outer, inner = path.split(".")
+        group = values.get(outer)
+        settings = group.get(inner) if isinstance(group, Mapping) else None
+        name = settings.get("name") if isinstance(settings, Mapping) else None
+        if isinstance(name, str) and ("." in name or ":" in name):
+            values[outer] = {key: value for key, value in group.items() if key != inner}  # type: ignore[union-attr]
+            strangers[path] = _record(settings)
+    config = stack([layer._replace(values=values)], note=lambda note: None)
+    for path, record in strangers.items():
+        outer, inner = path.split(".")
+        config = dataclasses.replace(config, **{outer: dataclasses.replace(getattr(config, outer), **{inner: record})})
+    return config
+
+
+def check_same_run(found: RunConfig, manifest: Mapping[str, Any], step: int) -> None:
+    """UserError when a config and a checkpoint are of two runs, or the checkpoint wants a sealed one."""
+    if found.run is None and manifest.get("format", 1) == 1:
+        return
+    if found.run != manifest.get("run"):
+        what = "has lost its first line, which seals it" if found.run is None else "belongs to another run"
+        raise UserError(f"{found.path} {what}: checkpoint {step} is of run {manifest.get('run')}")
+
+
+def _record(settings: Any) -> Any:
+    """Nested settings as a dataclass whose fields are what the file says."""
+    fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if _is_field(str(name))]
+    return dataclasses.make_dataclass("Foreign", fields, frozen=True)(
+        **{name: _frozen(settings[name]) for name, _, _ in fields}
+    )
+
+
+def _is_field(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

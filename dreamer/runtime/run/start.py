@@ -1,0 +1,329 @@
+"""The order in which a run starts, so that nothing on the disk changes before everything that can refuse has agreed.
+
+    look             read what is there: the config, the checkpoints, the lock            `decide`
+    decide           which run, from which checkpoint, or why not                         `decide`
+    lock             keep every other process out                                         `lock.RunLock`
+    look again       what was read before the lock may have changed                       `decide`
+    into memory      environments, agent, replay, weights: all that may still refuse      `loop.Run`
+    change           move aside what a resume cuts, write the config, open the logs       `change`
+
+A new run has no directory to lock: it is built in memory first, then `Created` makes the directory and the run locks it
+and looks again. What is moved aside lies in the folder ASIDE until the next checkpoint is on the disk.
+More in docs/run-directory.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.plugins import EnvName, one_line
+from dreamer.runtime.files import checkpoint_files, lock
+from dreamer.runtime.files.run_dir import (
+    ASIDE,
+    CHECKPOINTS,
+    CONFIG,
+    ERROR,
+    METRICS,
+    PICTURES,
+    ROWS,
+    disk_error,
+    existing_run_dir,
+    refuse_used,
+)
+from dreamer.runtime.log.logger import Resumed
+from dreamer.runtime.log.sinks import Tail, lines_damage, tail_of, wandb_ready
+from dreamer.runtime.replay import disk_tier
+from dreamer.runtime.replay.store import RowStore
+from dreamer.runtime.run import header, resume, run_config
+from dreamer.runtime.run.resume import Found, Restored
+
+# What a run makes in its directory.
+OF_A_RUN = (
+    CONFIG, f"{CONFIG}.unfinished", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
+    "events.out.tfevents.*", "wandb",
+)  # fmt: skip
+
+
+class Decision(NamedTuple):
+    """What `train` is about to do.
+
+    config: with the absolute run directory | given: as the user gave it, to be written
+    env: the environment's name or maker | resume, step: as asked for
+    used: the directory holds this run already | found: the checkpoint to go on from, None = begin
+    trust: the user vouches for what the run holds | longer: the run is to make more steps than when it began
+    """
+
+    config: Config
+    given: Config
+    env: EnvName
+    resume: str
+    step: int | None
+    used: bool
+    found: Found | None
+    trust: bool = False
+    longer: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        """The absolute run directory."""
+        return Path(self.config.run_dir)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return bool(self.found and self.found.step >= self.config.env_steps and self.found.ended)
+
+
+def decide(
+    config: Config, env: EnvName | None = None, resume_: str = "no", step: int | None = None, *, trust: bool = False,
+    own_lock: bool = False,
+) -> Decision:  # fmt: skip
+    """What to do with `config`, by what lies in its run directory. Only reads.
+
+    env: in place of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to go on from, None = newest.
+    trust: the user vouches for what the run holds. own_lock: the caller holds the lock.
+    Raises UserError for every reason not to begin or go on that the disk knows.
+    """
+    place = config.run_dir or header.default_run_dir(config)
+    run_dir = Path(os.path.abspath(os.path.expanduser(place)))
+    given, config = config, dataclasses.replace(config, run_dir=str(run_dir))
+    decision = Decision(config, given, env or config.env, resume_, step, False, None, trust)
+    if resume_ != "no" and not given.run_dir:
+        raise UserError("resume needs the run directory: --run-dir runs/NAME")
+    if resume_ == "no" or (resume_ == "auto" and not (run_dir / CONFIG).exists()):
+        if step is not None:
+            raise UserError(f"resume_from {step}: there is no run at {run_dir}")
+        if given.run_dir:
+            refuse_used(run_dir)
+            _refuse_held(run_dir, own_lock)
+        _check_place(run_dir)
+        return decision
+    existing_run_dir(run_dir)
+    _refuse_held(run_dir, own_lock)
+    own = resume.check_config(config, run_dir, trust)
+    found = resume.find(run_dir, step)
+    if found:
+        run_config.check_same_run(own, found.meta, found.step)
+    else:
+        _refuse_without_checkpoint(run_dir)
+    _check_place(run_dir)
+    longer = config.env_steps > own.layer().values.get("env_steps", config.env_steps)
+    return decision._replace(used=True, found=found, longer=longer)
+
+
+def check_sinks(config: Config) -> None:
+    """UserError when metrics cannot go where the config wants them."""
+    if config.log.wandb != "off":
+        wandb_ready(config.log.wandb)
+
+
+class Created:
+    """Owns a new run directory and its lock, from its making until the run ends.
+
+    Left before `keep` was called, it takes back what the run has made. Use as a context manager.
+    """
+
+    def __init__(
+        self, run_dir: Path, own_name: bool, tell: Callable[[str], None] = print,
+        lost: Callable[[UserError], None] = print,
+    ):  # fmt: skip
+        """own_name: the name is this program's choice, so that one that exists gets a number behind it.
+
+        tell, lost: as `RunLock` takes them. Raises UserError when the directory cannot be made, or another process was
+        faster.
+        """
+        self.path, self._kept = run_dir, False
+        self._made: list[Path] = []  # folders, the innermost first
+        try:
+            self._make(own_name)
+            self._lock = lock.RunLock(self.path, tell, lost)
+        except OSError as error:
+            self._remove_folders()
+            raise disk_error(error, self.path) from error
+        except UserError:
+            self._remove_folders()
+            raise
+        try:
+            refuse_used(self.path)  # look again: it is this run's from now on
+            self._before = {path.name for path in self.path.iterdir()}
+        except UserError:
+            self._lock.close()
+            self._remove_folders()
+            raise
+
+    def keep(self) -> None:
+        """From now on the directory stays."""
+        self._kept = True
+
+    def __enter__(self) -> Created:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._kept:
+            self._undo()
+        self._lock.close()
+        if not self._kept:
+            self._remove_folders()
+
+    def _make(self, own_name: bool) -> None:
+        first, number = self.path, 1
+        missing = [parent for parent in first.parents if not parent.exists()]
+        first.parent.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        while True:
+            try:
+                self.path.mkdir()
+            except FileExistsError:
+                if not own_name and self.path.is_dir():
+                    return
+                if not own_name:
+                    raise
+                number += 1
+                self.path = first.with_name(f"{first.name}-{number}")
+                continue
+            self._made = [self.path, *missing]
+            return
+
+    def _undo(self) -> None:
+        """Removes what a run makes in its directory, and nothing that was there or that others have put there."""
+        for pattern in OF_A_RUN:
+            for path in self.path.glob(pattern):
+                if path.name in self._before:
+                    continue
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _remove_folders(self) -> None:
+        """Removes the folders that were made, as far as nobody has put anything into them."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
+
+def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
+    """Whether the lines of metrics before the checkpoint are whole; returns lines to show.
+
+    Raises UserError when they are damaged. A file that is missing is none that would be used.
+    """
+    position = restored.head["logger"]
+    what = lines_damage(run_dir / METRICS, position["bytes"], position.get("crc"))
+    if what == "is missing":
+        return [f"{run_dir / METRICS} is missing: a new one begins after step {found.step:,}"] * bool(position["bytes"])
+    if what:
+        raise UserError(
+            f"{run_dir / METRICS} {what}; move it away to go on without the lines up to checkpoint {found.step}"
+        )
+    return []
+
+
+def change(
+    decision: Decision, run_dir: Path, restored: Restored | None, store: RowStore, *, steps: int, run: str,
+    tell: Callable[[str], None],
+) -> Resumed | None:  # fmt: skip
+    """Makes the run directory that of the run which now begins or goes on; returns where its logger goes on.
+
+    steps: rows of the replay as restored. run: the identity of the run. tell: takes lines to show.
+    Moves aside what the run will make again; what a kill in the middle leaves can be resumed: checkpoints go newest
+    first, then files of rows newest first, then lines of metrics. Raises UserError when the disk refuses.
+    """
+    found, resumed = decision.found, None
+    try:
+        disk_tier.remove_left_over(run_dir)
+        if found and restored:
+            moved = [run_dir / CHECKPOINTS / str(step) for step in reversed(found.newer)]
+            moved += [path for step in found.newer for path in store.beside(step)]
+            moved += store.later() if restored.exact else []
+            tail = _tail(restored, run_dir, steps)
+            set_aside(run_dir, moved, tail)
+            if found.newer:
+                numbers = checkpoint_files.listed(found.newer)
+                tell(f"set aside until the next checkpoint: the newer checkpoints {numbers}, in {run_dir / ASIDE}")
+            if tail.note:
+                tell(tail.note)
+            resumed = Resumed(restored.head["logger"], steps, later=not restored.exact, seconds=tail.seconds)
+    except OSError as error:
+        raise disk_error(error, run_dir) from error
+    run_config.write(run_dir, decision.given, run)
+    store.open()
+    store.remove_unfinished()
+    return resumed
+
+
+def set_aside(run_dir: Path, paths: list[Path], tail: Tail) -> None:
+    """Moves files and folders of a run, and the lines of metrics after `tail.keep` bytes, into its folder ASIDE."""
+    metrics = run_dir / METRICS
+    cut = metrics.exists() and metrics.stat().st_size > tail.keep
+    if not paths and not cut:
+        return
+    number = 1
+    while (aside := run_dir / ASIDE / str(number)).exists():
+        number += 1
+    aside.mkdir(parents=True)
+    for path in paths:
+        target = aside / path.relative_to(run_dir)
+        target.parent.mkdir(exist_ok=True)
+        os.rename(path, target)
+    if cut:
+        with open(metrics, "rb+") as file:
+            file.seek(tail.keep)
+            (aside / METRICS).write_bytes(file.read())
+            file.truncate(tail.keep)
+
+
+def remove_aside(run_dir: Path) -> None:
+    """Removes what was set aside: a newer checkpoint is on the disk."""
+    shutil.rmtree(run_dir / ASIDE, ignore_errors=True)
+
+
+def write_error(run_dir: Path, error: BaseException) -> Path:
+    """Writes an exception with its traceback and notes into the run directory; returns the file."""
+    path = run_dir / ERROR
+    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is shown all the same
+        path.write_text("".join(traceback.format_exception(error)))
+    return path
+
+
+def error_line(error: BaseException) -> str:
+    """An exception as one line."""
+    return " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)
+
+
+def _tail(restored: Restored, run_dir: Path, steps: int) -> Tail:
+    nbytes = restored.head["logger"]["bytes"]
+    metrics = run_dir / METRICS
+    if not metrics.exists():
+        return Tail(0, 0.0, "")
+    return tail_of(metrics, nbytes, None if restored.exact else steps)
+
+
+def _refuse_held(run_dir: Path, own_lock: bool) -> None:
+    held = None if own_lock else lock.look(run_dir)
+    if held and held.runs and not held.stale:  # one of another machine is judged by the clock of the file system
+        raise UserError(lock.refusal(run_dir, held))
+
+
+def _refuse_without_checkpoint(run_dir: Path) -> None:
+    """UserError when a run has made rows or metrics, but has no checkpoint to go on from."""
+    metrics = run_dir / METRICS
+    if any((run_dir / ROWS).glob("rows-*.dreamer")) or (metrics.is_file() and metrics.stat().st_size):
+        raise UserError(
+            f"{run_dir} holds rows or metrics but no checkpoint: put its {CHECKPOINTS} back, or give another --run-dir"
+        )
+
+
+def _check_place(run_dir: Path) -> None:
+    """UserError when this user cannot write where the run directory is, or would be made."""
+    place = next(place for place in (run_dir, *run_dir.parents) if place.exists() or place.is_symlink())
+    if not place.is_dir():
+        raise UserError(f"cannot write {run_dir}: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir {run_dir} is not writable by this user")
