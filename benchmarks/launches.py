@@ -79,7 +79,8 @@ def compile_for(args: argparse.Namespace, target: str = H100) -> str:
 
     from benchmarks import measure
     from dreamer import agent as agents
-    from dreamer.runtime.devices import mesh as devices
+    from dreamer.runtime.devices import mesh as meshes
+    from dreamer.runtime.devices import programs
 
     try:
         topology = topologies.get_topology_desc(
@@ -88,13 +89,13 @@ def compile_for(args: argparse.Namespace, target: str = H100) -> str:
     except Exception as error:
         raise ImportError("programs for NVIDIA GPUs need a plugin of jax: pip install 'jax[cuda13]'") from error
     agent = agents.make(measure.load(args.size, args.dtype, {}), measure.SPECS[args.obs])
-    mesh = devices.make_mesh(topology.devices[:1])
+    mesh = meshes.make_mesh(topology.devices[:1])
 
     def batch() -> Any:
         return jax.tree.map(jnp.asarray, measure.make_batch(measure.SPECS[args.obs], agent.storage, *args.batch))
 
     shapes = jax.eval_shape(agent.init, jax.random.key(0)), jax.eval_shape(batch)
-    return devices.jit_update(agent, mesh).trace(*shapes).lower(lowering_platforms=("cuda",)).compile().as_text()
+    return programs.jit_update(agent, mesh).trace(*shapes).lower(lowering_platforms=("cuda",)).compile().as_text()
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from benchmarks.peers.protocol import time_steps
 from benchmarks.rounds import summary
 from dreamer import agent as agents
 from dreamer.interfaces import Agent, Batch
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import mesh as meshes
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.actions import random_actions
 from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models.rssm import parameter_count
@@ -67,11 +68,11 @@ def load(size: str, dtype: str, overrides: Mapping[str, Any]) -> agents.Config:
 
 def build(config: agents.Config, spec: Spec, batch: tuple[int, int]) -> Subject:
     """Traces and compiles the update for one device, each on its own clock, and counts what it computes."""
-    agent, mesh = agents.make(config, spec), devices.make_mesh(jax.devices()[:1])
-    state = devices.jit_init(agent, mesh)(jax.random.key(0))
-    data = jax.device_put(make_batch(spec, agent.storage, *batch), devices.split(mesh))
+    agent, mesh = agents.make(config, spec), meshes.make_mesh(jax.devices()[:1])
+    state = programs.jit_init(agent, mesh)(jax.random.key(0))
+    data = jax.device_put(make_batch(spec, agent.storage, *batch), placement.split(mesh))
     clock = [time.perf_counter()]
-    traced = devices.jit_update(agent, mesh).trace(state, data)
+    traced = programs.jit_update(agent, mesh).trace(state, data)
     lowered = traced.lower()
     clock.append(time.perf_counter())
     update = lowered.compile()

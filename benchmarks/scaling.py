@@ -86,14 +86,15 @@ def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[
 
     from benchmarks import measure
     from dreamer import agent as agents
-    from dreamer.runtime.devices import mesh as devices
+    from dreamer.runtime.devices import mesh as meshes
+    from dreamer.runtime.devices import programs
 
     spec = measure.SPECS[kind]
     agent = agents.make(measure.load(size, "bfloat16" if tpu else "float32", {}), spec)
     chips = topologies.get_topology_desc(tpu, "tpu").devices if tpu else jax.devices()
-    mesh = devices.make_mesh(list(chips)[:count], fsdp)
+    mesh = meshes.make_mesh(list(chips)[:count], fsdp)
     form = jax.eval_shape(agent.init, jax.random.key(0))
-    compiled = devices.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent.storage, *batch)).compile()
+    compiled = programs.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent.storage, *batch)).compile()
     text = compiled.as_text()
     if path := os.environ.get("SCALING_HLO"):
         Path(path).write_text(text)

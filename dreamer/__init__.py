@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dreamer.apps.evaluate import evaluate, load
+    from dreamer.apps.evaluate import evaluate
+    from dreamer.apps.load import load
     from dreamer.config import Config
     from dreamer.config import load as load_config
     from dreamer.runtime.run.loop import train

@@ -18,7 +18,7 @@ from dreamer.behaviors import actor_critic
 from dreamer.config import Config
 from dreamer.interfaces import Agent, Replayed, TrainState
 from dreamer.ops import distributions, normalize
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import programs
 from dreamer.runtime.log import logger as metrics
 from dreamer.runtime.replay.replay import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
@@ -77,7 +77,7 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
         agent = tiny.echo_agent(workers.spec)
         config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
         replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
-        part = devices.policy_part(agent, workers.spec)
+        part = programs.policy_part(agent, workers.spec)
         collector = Collector(agent, part, workers, replay, seed=0)
         snapshot = Snapshot(0, part.take(agent.init(jax.random.key(0)).params))
         for _ in range(turns):

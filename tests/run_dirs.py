@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.runtime.log import images as pictures
+from dreamer.runtime.log import images
 
 
 def write_run(path: Path, lines: Sequence[Mapping[str, Any]] | None = None, **settings: Any) -> Path:
@@ -44,8 +44,8 @@ def climbing(seed: int, steps: int = 1000, slope: float = 0.1) -> list[dict[str,
 def add_pictures(run: Path, steps: int) -> None:
     """The pictures that an evaluation leaves."""
     frames = np.full((3, 48, 64, 3), steps % 256, np.uint8)
-    pictures.write_episode_video(run / "pictures" / f"episode_{steps:09d}.mp4", frames, 30)
-    (run / "pictures" / f"openloop_{steps:09d}.png").write_bytes(pictures.encode_png(frames[0]))
+    images.write_episode_video(run / "pictures" / f"episode_{steps:09d}.mp4", frames, 30)
+    (run / "pictures" / f"openloop_{steps:09d}.png").write_bytes(images.encode_png(frames[0]))
 
 
 def write_curves(folder: Path, task: str, suite: str, ends: float, seeds: int = 3) -> None:

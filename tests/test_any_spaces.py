@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import dreamer
 from dreamer import plugins
-from dreamer.apps.check.command import examine
+from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
 from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import programs
 from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.env.observations import restore
 from dreamer.runtime.env.rows import EnvRows
@@ -138,7 +138,7 @@ def check_then_train(obs_space: spaces.Space, action_space: spaces.Space, seed: 
     if wrong - {"space"}:
         return wrong
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "jax", QuickJax())
+        patch.setattr(programs, "jax", QuickJax())
         config = tiny_config(
             Path(folder) / "run", env_steps=32, workers__envs=1, eval__episodes=0, eval__video="off", seed=seed
         )

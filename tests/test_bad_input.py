@@ -16,7 +16,7 @@ from tiny_runs import lines, saved, tiny, trained
 from dreamer import trust
 from dreamer.apps import cli
 from dreamer.config import to_yaml
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import programs
 from dreamer.runtime.log import sinks
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows
@@ -249,8 +249,8 @@ class FailingUpdate:
 @pytest.fixture
 def failing(monkeypatch):
     def fail(text: str, compiles: bool = True) -> None:
-        jit_update = devices.jit_update
-        monkeypatch.setattr(devices, "jit_update", lambda *args: FailingUpdate(jit_update(*args), text, compiles))
+        jit_update = programs.jit_update
+        monkeypatch.setattr(programs, "jit_update", lambda *args: FailingUpdate(jit_update(*args), text, compiles))
 
     return fail
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.replay import capacity
+from dreamer.runtime.replay import capacity, memory
 
 GB = 10**9
 
@@ -83,7 +83,7 @@ MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable: 8
 
 def test_free_memory_of_a_machine_without_limits(tmp_path):
     write(tmp_path, MEMINFO)
-    assert capacity.free_memory(tmp_path) == 8000 * 1024
+    assert memory.free_memory(tmp_path) == 8000 * 1024
 
 
 def test_limit_of_an_outer_group_counts(tmp_path):
@@ -94,7 +94,7 @@ def test_limit_of_an_outer_group_counts(tmp_path):
         "sys/fs/cgroup/outer/memory.stat": "anon 1\ninactive_file 500000\n",
         "sys/fs/cgroup/outer/inner/memory.max": "max\n",
     })  # fmt: skip
-    assert capacity.free_memory(tmp_path) == 3_500_000
+    assert memory.free_memory(tmp_path) == 3_500_000
 
 
 def test_limit_of_a_version_1_group_mounted_at_the_top_counts(tmp_path):
@@ -103,7 +103,7 @@ def test_limit_of_a_version_1_group_mounted_at_the_top_counts(tmp_path):
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
     })  # fmt: skip
-    assert capacity.free_memory(tmp_path) == 2_000_000
+    assert memory.free_memory(tmp_path) == 2_000_000
 
 
 def test_limit_above_the_machine_does_not_count(tmp_path):
@@ -112,11 +112,11 @@ def test_limit_above_the_machine_does_not_count(tmp_path):
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
     })  # fmt: skip
-    assert capacity.free_memory(tmp_path) == 8000 * 1024
+    assert memory.free_memory(tmp_path) == 8000 * 1024
 
 
 def test_this_machine_tells_its_free_memory():
-    free = capacity.free_memory()
+    free = memory.free_memory()
     assert free is not None and free > 0
 
 

@@ -14,7 +14,7 @@ from faulty_check_envs import Ball, Scene
 from dreamer.apps import cli
 from dreamer.apps.check import gymnasium_checker, isolation, picture, spaces
 from dreamer.apps.check.answers import Answer
-from dreamer.apps.check.command import examine
+from dreamer.apps.check.examine import examine
 from dreamer.apps.check.isolation import verdicts_of
 from dreamer.apps.check.looks import keys_of
 from dreamer.apps.check.verdicts import Settings, Tally, Verdict, wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from self_resetting_envs import SELF_RESETTING, SOUND
 
-from dreamer.apps.check.command import examine
+from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
 from dreamer.apps.check.watch import Watch
 

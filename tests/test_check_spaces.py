@@ -13,7 +13,7 @@ from gymnasium import spaces
 from dreamer import agent as agents
 from dreamer.apps.check import channels, rewards
 from dreamer.apps.check import spaces as checks
-from dreamer.apps.check.command import examine
+from dreamer.apps.check.examine import examine
 from dreamer.apps.check.looks import keys_of
 from dreamer.apps.check.verdicts import Settings, Verdict
 from dreamer.apps.check.walk import walk

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import recording_agent
 
 from dreamer.runtime import workers
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import programs
 from dreamer.runtime.replay.replay import Config, Replay
 from dreamer.runtime.run.collector import Collecting, Collector
 from dreamer.runtime.run.learner import Learner, Snapshot
@@ -28,7 +28,7 @@ def collected(seed: int = 0, backend: str = "inline") -> Replay:
         agent = recording_agent(crew.spec)
         sizes = Config(capacity_steps=ENVS * TURNS, batch_length=4)
         replay = Replay(crew.spec, agent.storage, sizes, envs=ENVS, seed=seed, env_steps=ENVS * TURNS)
-        collector = Collector(agent, devices.policy_part(agent, crew.spec), crew, replay, seed=seed)
+        collector = Collector(agent, programs.policy_part(agent, crew.spec), crew, replay, seed=seed)
         for _ in range(TURNS):
             _, step = collector.collect(NOTHING_LEARNED)
             assert np.array_equal(step.action, replay.columns["action"][:, replay.counts[0] - 1])
@@ -141,7 +141,7 @@ def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent()
         agent, partly = recording_agent(crew.spec), Partly(crew, turns)
         sizes = Config(capacity_steps=40, batch_length=4)
         replay = Replay(crew.spec, agent.storage, sizes, envs=4, seed=0, env_steps=40)
-        collector = Collector(agent, devices.policy_part(agent, crew.spec), partly, replay, seed=0)
+        collector = Collector(agent, programs.policy_part(agent, crew.spec), partly, replay, seed=0)
         for envs in turns:
             assert collector.collect(NOTHING_LEARNED, 1, 0.0).envs.tolist() == envs
     counts = [sum(env in turn for turn in turns) for env in range(4)]
@@ -156,7 +156,7 @@ def test_the_acting_state_goes_on_where_it_was():
     with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {}, seed=0) as crew:
         agent = recording_agent(crew.spec)
         replays = [Replay(crew.spec, agent.storage, Config(batch_length=4), envs=2, seed=0, env_steps=80) for _ in "ab"]
-        part = devices.policy_part(agent, crew.spec)
+        part = programs.policy_part(agent, crew.spec)
         one, other = (Collector(agent, part, crew, replay, seed=0) for replay in replays)
         for _ in range(3):
             one.collect(NOTHING_LEARNED)

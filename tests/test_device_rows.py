@@ -11,14 +11,14 @@ from test_replay import SPEC, build, collected, fill
 from tiny_runs import saved, trained
 
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.run import device_rows
 from dreamer.runtime.run.device_rows import DeviceRows
 from dreamer.spaces import Space, for_device
 
 
 def on_devices(replay) -> DeviceRows:
-    return DeviceRows(devices.make_mesh(jax.devices()[:1]), SPEC, replay)
+    return DeviceRows(meshes.make_mesh(jax.devices()[:1]), SPEC, replay)
 
 
 def watched(monkeypatch, source) -> list[list[tuple[int, int]]]:

@@ -18,8 +18,8 @@ import tiny
 import dreamer
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime.devices import distributed
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import distributed, placement, programs
+from dreamer.runtime.devices import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
@@ -29,7 +29,7 @@ import jax, numpy as np
 import test_replay
 import tiny
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.run.device_rows import DeviceRows
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.learner import Learner
@@ -44,7 +44,7 @@ batch = tiny.make_batch(spec)
 
 
 def learner(count, fsdp):
-    config = devices.Config(count=count, fsdp=fsdp)
+    config = meshes.Config(count=count, fsdp=fsdp)
     return Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
 
 
@@ -95,7 +95,7 @@ save("report", ours.report(batch))
 # Observations that lie on the devices: each gathers its part of the batch, by itself.
 ours_rows, theirs_rows = (test_replay.build(envs=2, rows=10, length=3) for _ in range(2))
 test_replay.fill(ours_rows, 13), test_replay.fill(theirs_rows, 13)
-mesh = devices.make_mesh()
+mesh = meshes.make_mesh()
 source = DeviceRows(mesh, test_replay.SPEC, ours_rows)
 found, expected = source.sample(8)[0].obs, theirs_rows.sample(8)[0].obs
 for name, x in found.items():
@@ -106,7 +106,7 @@ assert not collectives(gathering)
 
 for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
     try:
-        devices.configured_mesh(devices.Config(count=count, fsdp=fsdp), size)
+        meshes.configured_mesh(meshes.Config(count=count, fsdp=fsdp), size)
     except UserError as error:
         print(error)
 """
@@ -181,18 +181,18 @@ def test_devices_that_cannot_share_the_work_are_a_user_error(eight):
      ((1023, 1021), 2, ()), ((), 2, ()), ((8, 64, 192), 2, (None, None, "fsdp"))],
 )  # fmt: skip
 def test_a_large_leaf_is_split_along_its_longest_axis_that_can_be(shape, parts, expected):
-    assert tuple(devices._leaf_spec(shape, parts)) == expected
+    assert tuple(placement._leaf_spec(shape, parts)) == expected
 
 
 def test_even_split_is_taken():
-    devices.check_batch_size(types.SimpleNamespace(size=4), 8)
+    meshes.check_batch_size(types.SimpleNamespace(size=4), 8)
     with pytest.raises(UserError, match="batch_size 6"):
-        devices.check_batch_size(types.SimpleNamespace(size=4), 6)
+        meshes.check_batch_size(types.SimpleNamespace(size=4), 6)
 
 
 def test_mesh_holds_all_devices():
-    mesh = devices.make_mesh()
-    assert mesh.axis_names == devices.AXES and mesh.size == jax.device_count() and mesh.shape["fsdp"] == 1
+    mesh = meshes.make_mesh()
+    assert mesh.axis_names == meshes.AXES and mesh.size == jax.device_count() and mesh.shape["fsdp"] == 1
 
 
 def toy_agent():
@@ -205,27 +205,27 @@ def toy_agent():
 
 
 def test_update_donates_its_state():
-    mesh = devices.make_mesh()
-    update = devices.jit_update(toy_agent(), mesh)
-    state = jax.device_put(jnp.zeros(3), devices.replicated(mesh))
-    batch = jax.device_put(np.ones((jax.device_count(), 3), np.float32), devices.split(mesh))
+    mesh = meshes.make_mesh()
+    update = programs.jit_update(toy_agent(), mesh)
+    state = jax.device_put(jnp.zeros(3), placement.replicated(mesh))
+    batch = jax.device_put(np.ones((jax.device_count(), 3), np.float32), placement.split(mesh))
     after, _, _ = update(state, batch)
     assert state.is_deleted() and not batch.is_deleted()
     np.testing.assert_array_equal(after, jax.device_count())
 
 
 def test_first_copy_outlives_the_donated_state():
-    mesh = devices.make_mesh()
-    state = jax.device_put(jnp.ones(3), devices.replicated(mesh))
-    copy = devices.first_copy(state)
-    devices.jit_update(toy_agent(), mesh)(state, jnp.ones((jax.device_count(), 3)))
+    mesh = meshes.make_mesh()
+    state = jax.device_put(jnp.ones(3), placement.replicated(mesh))
+    copy = placement.first_copy(state)
+    programs.jit_update(toy_agent(), mesh)(state, jnp.ones((jax.device_count(), 3)))
     np.testing.assert_array_equal(copy, 1)
     assert copy.devices() == {jax.devices()[0]}
 
 
 def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(key):
     agent, params = tiny.make_agent("vector"), tiny.state("vector").params
-    policy = devices.jit_policy(agent)
+    policy = programs.jit_policy(agent)
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=2, length=1, context=0).obs
     obs = {name: x[:, 0] for name, x in obs.items()}
 
@@ -242,7 +242,7 @@ def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(ke
 
 
 def test_to_host_gives_numpy():
-    out = devices.to_host({"a": jnp.ones(2), "b": (jnp.zeros(()),)})
+    out = placement.to_host({"a": jnp.ones(2), "b": (jnp.zeros(()),)})
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(out))
 
 
@@ -252,17 +252,17 @@ PAIR = """
 import sys
 import jax, numpy as np
 from dreamer.errors import UserError
-from dreamer.runtime.devices import distributed, mesh as devices
+from dreamer.runtime.devices import distributed, mesh as meshes
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.learner import Learner
 from dreamer.steps import Batch
 
 folder, port, count, number = sys.argv[1], *map(int, sys.argv[2:])
 if count > 1:
-    config = devices.Config(coordinator=f"localhost:{port}", processes=count, process_id=number, fsdp=2)
+    config = meshes.Config(coordinator=f"localhost:{port}", processes=count, process_id=number, fsdp=2)
     distributed.start(config)
 else:
-    config = devices.Config(count=4)
+    config = meshes.Config(count=4)
 import tiny  # which asks XLA for what it knows
 
 devices.SMALLEST_SPLIT = 64
@@ -338,11 +338,11 @@ def test_two_processes_make_the_update_of_one(tmp_path):
 )
 def test_processes_that_are_told_half_are_a_user_error(given, told):
     with pytest.raises(UserError, match=told):
-        distributed.start(devices.Config(**given))
+        distributed.start(meshes.Config(**given))
 
 
 def test_one_process_meets_nobody():
-    distributed.start(devices.Config())
+    distributed.start(meshes.Config())
     assert not jax.distributed.is_initialized()
     assert (distributed.count(), distributed.share("x", 7)) == (1, 7)
     assert distributed.gather([3, 4]).tolist() == [[3, 4]]

@@ -19,7 +19,7 @@ import dreamer
 from dreamer.apps import cli
 from dreamer.apps.statistics import summary
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.run import evaluation
 
 
@@ -39,8 +39,8 @@ def agent(run):
 def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: int = 0, mode: str = "sample"):
     workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=bool(film))
     agent = recording_agent(workers.spec)
-    params = devices.first_copy({"w": jnp.zeros(4)})
-    policy = devices.jit_policy(agent)
+    params = placement.first_copy({"w": jnp.zeros(4)})
+    policy = programs.jit_policy(agent)
     return evaluation.run_episodes(
         agent, policy, params, workers, episodes=episodes, seed=seed, mode=mode, film=film
     )
@@ -184,7 +184,7 @@ def test_the_file_holds_every_episode_and_the_summary(capsys, run, tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_played(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamer.apps.evaluate.restore", lambda *_: pytest.fail("played"))
+    monkeypatch.setattr("dreamer.apps.acting.restore", lambda *_: pytest.fail("played"))
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "scores.json"):
         assert cli.main(["eval", "anything", "--json", str(path)]) == 2

@@ -18,9 +18,9 @@ from tiny_runs import lines, plain_agent, recording_agent, tiny
 import dreamer
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.reading import spec_of
-from dreamer.runtime.log import images as pictures
+from dreamer.runtime.log import images
 from dreamer.runtime.run import evaluation
 from dreamer.runtime.workers import Config, auto, make_workers, remote
 from dreamer.runtime.workers.interface import Plan
@@ -33,7 +33,7 @@ def evaluate(env, options, config, *, episodes=2, film=0, tell=lambda line: None
     agent = recording_agent(spec_of(plugins.make_env(env, options)))
     asked = evaluation.Config(episodes=episodes, **fields)
     return evaluation.evaluate(
-        agent, devices.jit_policy(agent), devices.first_copy({"w": jnp.zeros(4)}), asked, env, options, config,
+        agent, programs.jit_policy(agent), placement.first_copy({"w": jnp.zeros(4)}), asked, env, options, config,
         action_repeat=1, seed=7, film=film, tell=tell,
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_filmed_at_the_start_is_refused_or_told():
 def test_frames_of_changing_size_are_refused_in_a_line(tmp_path):
     frames = [np.zeros((16, 16, 3), np.uint8), np.zeros((8, 16, 3), np.uint8)]
     with pytest.raises(UserError, match=r"frames change from \[16, 16, 3\] to \[8, 16, 3\]"):
-        pictures.write_episode_video(tmp_path / "x.mp4", frames, 30)
+        images.write_episode_video(tmp_path / "x.mp4", frames, 30)
 
 
 def test_a_picture_with_transparency_loses_that_alone():

@@ -130,7 +130,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "place", ["rows/rows-000000001.dreamer.unfinished", "pictures/.partial-openloop_000000048.png"]
+    "place", ["rows/rows-000000001.dreamer.unfinished", "pictures/openloop_000000048.png.unfinished"]
 )
 def test_a_resume_writes_through_no_link(tmp_path, made, place):
     run, victim = shutil.copytree(made, tmp_path / "run"), tmp_path / "victim"

@@ -10,7 +10,7 @@ import pytest
 from faulty_check_envs import Ball
 from gymnasium import spaces
 
-from dreamer.apps.check.command import examine
+from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
 from dreamer.apps.check.watch import Watch
 from dreamer.apps.team import LoadedTeam

@@ -12,7 +12,8 @@ from tiny_runs import recording_agent
 
 from dreamer.errors import UserError
 from dreamer.runtime.devices import errors as device_errors
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import mesh as meshes
+from dreamer.runtime.devices import placement
 from dreamer.runtime.run import learner as learners
 from dreamer.runtime.run.learner import Learner, Snapshot
 from dreamer.spaces import Action, Space, Spec
@@ -153,14 +154,14 @@ def test_the_seed_gives_the_state():
 
 def test_a_batch_that_cannot_be_split_evenly_is_refused():
     mesh = types.SimpleNamespace(size=3)
-    devices.check_batch_size(mesh, 6)
+    meshes.check_batch_size(mesh, 6)
     with pytest.raises(UserError, match="replay.batch_size 16 .* 3 devices"):
-        devices.check_batch_size(mesh, 16)
+        meshes.check_batch_size(mesh, 16)
 
 
 def test_a_first_copy_shares_no_memory():
     tree = {"a": jax.device_put(np.arange(4.0, dtype=np.float32)), "b": jax.random.key(0)}
-    copy = devices.first_copy(tree)
+    copy = placement.first_copy(tree)
     assert copy["a"].unsafe_buffer_pointer() != tree["a"].unsafe_buffer_pointer()
     assert np.array_equal(copy["a"], tree["a"]) and copy["b"] == tree["b"]
 

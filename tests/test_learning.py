@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from probe_runs import check_solved, fails, trained
 
-from dreamer.apps.evaluate import restore
+from dreamer.apps.acting import restore
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.heads import ScalarHead
 from dreamer.ops.distributions import twohot_bins, twohot_mean

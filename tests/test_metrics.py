@@ -13,7 +13,8 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import run_dir
-from dreamer.runtime.log.logger import Config, Episode, EpisodeTracker, Logger, Resumed, episode_metrics
+from dreamer.runtime.log.episodes import Episode, EpisodeTracker, episode_metrics
+from dreamer.runtime.log.logger import Config, Logger, Resumed
 from dreamer.runtime.log.sinks import JsonLines, TensorBoard, lines_damage, tail_of
 from dreamer.runtime.run.start import Created, set_aside
 from dreamer.steps import Step

@@ -13,7 +13,8 @@ from tiny_runs import lines, plain_agent, tiny
 import dreamer
 from dreamer.apps import cli
 from dreamer.errors import UserError
-from dreamer.runtime.env.own_numbers import Tally, mean_of, named
+from dreamer.runtime.env.own_numbers import Tally, named
+from dreamer.runtime.log.episodes import mean_of
 from dreamer.runtime.workers import Config, make_workers
 
 INLINE, PROCESSES = Config("inline", envs=2), Config("processes", envs=2, processes=1)

@@ -14,8 +14,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from dreamer.errors import UserError
-from dreamer.runtime.log import images as pictures
-from dreamer.runtime.log.images import DREAMED, OBSERVED
+from dreamer.runtime.log import images, open_loop
+from dreamer.runtime.log.open_loop import DREAMED, OBSERVED
 
 
 def frames_of(path) -> np.ndarray:
@@ -32,15 +32,15 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(5, 64, 64, 3), (5, 63, 41, 3), (5, 32, 32, 1), (5, 32, 32), (2, 500, 401, 3)])
 def test_a_video_is_large_and_even_enough_to_be_watched(tmp_path, shape):
-    video = frames_of(pictures.write_video(tmp_path / "new" / "video.mp4", noise(*shape), fps=10))
+    video = frames_of(images.write_video(tmp_path / "new" / "video.mp4", noise(*shape), fps=10))
     assert len(video) == shape[0]
-    assert min(video.shape[1:3]) >= pictures.SMALLEST_SIDE and video.shape[1] % 2 == video.shape[2] % 2 == 0
+    assert min(video.shape[1:3]) >= images.SMALLEST_SIDE and video.shape[1] % 2 == video.shape[2] % 2 == 0
 
 
 def test_a_video_shows_the_frames_that_it_was_given(tmp_path):
     frames = np.zeros((4, 64, 64, 3), np.uint8)
     frames[1], frames[2, :32], frames[3, :, :, 2] = 255, (200, 30, 30), 180
-    video = frames_of(pictures.write_video(tmp_path / "video.mp4", frames, fps=10))
+    video = frames_of(images.write_video(tmp_path / "video.mp4", frames, fps=10))
     large = frames.repeat(6, axis=1).repeat(6, axis=2)
     assert np.abs(video.astype(int) - large).mean() < 4
 
@@ -49,7 +49,7 @@ def test_a_video_shows_the_frames_that_it_was_given(tmp_path):
 def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
     frames = np.zeros(shape, dtype)
     with pytest.raises(ValueError, match="a video needs uint8 frames"):
-        pictures.write_video(tmp_path / "video.mp4", frames, fps=10)
+        images.write_video(tmp_path / "video.mp4", frames, fps=10)
 
 
 @contextlib.contextmanager
@@ -68,33 +68,33 @@ def small_files() -> Iterator[None]:
 
 def test_a_video_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
     with small_files(), pytest.raises(UserError, match=r"cannot write .*video\.mp4") as error:
-        pictures.write_video(tmp_path / "video.mp4", noise(30, 64, 64, 3), fps=10)
+        images.write_video(tmp_path / "video.mp4", noise(30, 64, 64, 3), fps=10)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
 def test_a_plot_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
     values = {"position": np.zeros((1, 8, 2))}
     with small_files(), pytest.raises(UserError, match=r"cannot write .*plot\.png"):
-        pictures.open_loop_plot(tmp_path / "plot.png", values, values, 4)
+        open_loop.open_loop_plot(tmp_path / "plot.png", values, values, 4)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_place_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        pictures.write_video(tmp_path / "file" / "video.mp4", noise(2, 8, 8, 3), fps=10)
+        images.write_video(tmp_path / "file" / "video.mp4", noise(2, 8, 8, 3), fps=10)
 
 
 def test_the_border_turns_red_where_the_dream_begins():
     truth = noise(2, 8, 64, 64, 3)
-    video = pictures.open_loop_video(truth, truth.astype(np.float32), observed=5)
+    video = open_loop.open_loop_video(truth, truth.astype(np.float32), observed=5)
     corner = video[:, 0, 12]
     assert (corner[:5] == OBSERVED).all() and (corner[5:] == DREAMED).all()
 
 
 def test_rows_are_truth_dream_and_their_difference():
     truth, dream = noise(2, 3, 32, 32, 3), np.full((2, 3, 32, 32, 3), 100.4, np.float32)
-    video = pictures.open_loop_video(truth, dream, observed=1)
+    video = open_loop.open_loop_video(truth, dream, observed=1)
     top, left, border = 2, 14, 2
     rows = [video[:, top + i * (32 + border) :, left:][:, :32, :32] for i in range(3)]
     assert (rows[0] == truth[0]).all() and (rows[1] == 100).all()
@@ -104,7 +104,7 @@ def test_rows_are_truth_dream_and_their_difference():
 def test_dreamed_values_beyond_the_range_do_not_wrap():
     truth = np.zeros((1, 1, 32, 32, 3), np.uint8)
     dream = np.where(np.arange(32) < 16, -20.0, 300.0)[:, None].repeat(3, 1)[None, None, None].repeat(32, 2)
-    video = pictures.open_loop_video(truth, dream, observed=0)
+    video = open_loop.open_loop_video(truth, dream, observed=0)
     row = video[0, 2 + 34 + 5, 14 : 14 + 32, 0]
     assert (row[:16] == 0).all() and (row[16:] == 255).all()
 
@@ -112,19 +112,19 @@ def test_dreamed_values_beyond_the_range_do_not_wrap():
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(4, 70), st.integers(4, 70), st.sampled_from([1, 3, 4]))
 def test_every_shape_of_sequences_gives_one_video(batch, steps, height, width, channels):
     truth = np.zeros((batch, steps, height, width, channels), np.uint8)
-    video = pictures.open_loop_video(truth, truth, observed=steps // 2)
+    video = open_loop.open_loop_video(truth, truth, observed=steps // 2)
     assert video.dtype == np.uint8 and video.shape[0] == steps and video.shape[3] == 3
-    assert video.shape[1] > 3 * height and video.shape[2] > min(batch, pictures.VIDEO_ROWS) * width
+    assert video.shape[1] > 3 * height and video.shape[2] > min(batch, open_loop.VIDEO_ROWS) * width
 
 
 def test_truth_and_dream_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
-        pictures.open_loop_video(noise(1, 2, 8, 8, 3), noise(1, 3, 8, 8, 3), 1)
+        open_loop.open_loop_video(noise(1, 2, 8, 8, 3), noise(1, 3, 8, 8, 3), 1)
 
 
 def test_panels_are_shared_between_keys_and_the_rest_is_counted():
-    assert pictures._share({"a": 1, "b": 20, "c": 3}, 12) == {"a": 1, "b": 8, "c": 3}
-    assert pictures._share({"a": 1, "b": 2}, 12) == {"a": 1, "b": 2}
+    assert open_loop._share({"a": 1, "b": 20, "c": 3}, 12) == {"a": 1, "b": 8, "c": 3}
+    assert open_loop._share({"a": 1, "b": 2}, 12) == {"a": 1, "b": 2}
 
 
 def drawn(monkeypatch, tmp_path, truth, dream, observed):
@@ -134,7 +134,7 @@ def drawn(monkeypatch, tmp_path, truth, dream, observed):
     caught = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (caught.append(self), save(self, *a, **k)))
-    pictures.open_loop_plot(tmp_path / "plot.png", truth, dream, observed)
+    open_loop.open_loop_plot(tmp_path / "plot.png", truth, dream, observed)
     figure = caught[0]
     return [axis for axis in figure.axes if axis.get_visible()], figure.get_suptitle()
 
@@ -156,13 +156,13 @@ def test_a_plot_draws_the_true_and_the_dreamed_line_of_each_dimension(monkeypatc
 def test_a_plot_of_many_dimensions_tells_how_many_are_left_out(monkeypatch, tmp_path):
     values = {"position": np.zeros((1, 8, 50))}
     axes, title = drawn(monkeypatch, tmp_path, values, values, 4)
-    assert len(axes) == pictures.PLOT_PANELS and "38 of 50 dimensions are not shown" in title
+    assert len(axes) == open_loop.PLOT_PANELS and "38 of 50 dimensions are not shown" in title
 
 
 def test_a_report_writes_one_video_and_one_plot_named_by_env_steps(tmp_path):
     truth = {"image": noise(2, 6, 16, 16, 3), "top": noise(2, 6, 32, 32, 1), "position": np.zeros((2, 6, 3))}
     report = {f"truth/{k}": v for k, v in truth.items()} | {f"dream/{k}": v * 1.0 for k, v in truth.items()}
-    paths = pictures.write_report(tmp_path, 12345, report)
+    paths = open_loop.write_report(tmp_path, 12345, report)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "pictures/openloop_000012345.mp4", "pictures/openloop_000012345.png",
     ]  # fmt: skip
@@ -186,27 +186,27 @@ def test_a_report_is_shown_in_the_sinks_too(tmp_path):
     truth = {"image": noise(1, 4, 16, 16, 3), "position": np.zeros((1, 4, 1))}
     report = {f"{side}/{k}": v for side in ("truth", "dream") for k, v in truth.items()}
     show = Show()
-    pictures.write_report(tmp_path, 7, report, show)
+    open_loop.write_report(tmp_path, 7, report, show)
     assert show.seen == [(7, "openloop/video", np.uint8, 4), (7, "openloop/plot", np.uint8, 3)]
 
 
 def test_a_report_with_nothing_to_show_writes_nothing(tmp_path):
-    assert pictures.write_report(tmp_path, 0, {}) == [] and list(tmp_path.iterdir()) == []
+    assert open_loop.write_report(tmp_path, 0, {}) == [] and list(tmp_path.iterdir()) == []
 
 
 def test_an_episode_video_takes_a_list_of_frames(tmp_path):
-    path = pictures.write_episode_video(tmp_path / "episode.mp4", list(noise(7, 40, 60, 3)), fps=30)
+    path = images.write_episode_video(tmp_path / "episode.mp4", list(noise(7, 40, 60, 3)), fps=30)
     assert len(frames_of(path)) == 7
     with pytest.raises(ValueError, match="at least one frame"):
-        pictures.write_episode_video(tmp_path / "none.mp4", [], fps=30)
+        images.write_episode_video(tmp_path / "none.mp4", [], fps=30)
 
 
 def test_a_gif_and_a_png_hold_the_pixels(tmp_path):
     frames = np.zeros((3, 16, 24, 3), np.uint8)
     frames[1] = 255
     frames[2, :8] = 255
-    (tmp_path / "a.gif").write_bytes(pictures.encode_gif(frames, fps=5))
-    (tmp_path / "a.png").write_bytes(pictures.encode_png(frames[2]))
+    (tmp_path / "a.gif").write_bytes(images.encode_gif(frames, fps=5))
+    (tmp_path / "a.png").write_bytes(images.encode_png(frames[2]))
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 3 and gif.info["duration"] == 200
         gif.seek(1)
@@ -223,12 +223,12 @@ def film(steps: int, level: int, height: int = 4, width: int = 6) -> list[np.nda
 
 
 def test_one_film_is_itself():
-    np.testing.assert_array_equal(pictures.tiled([film(3, 10)]), np.stack(film(3, 10)))
+    np.testing.assert_array_equal(images.tiled([film(3, 10)]), np.stack(film(3, 10)))
 
 
 def test_films_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimmed():
-    tiles = pictures.tiled([film(3, 90), film(1, 60), film(2, 30)])
-    gap = pictures.TILE_GAP
+    tiles = images.tiled([film(3, 90), film(1, 60), film(2, 30)])
+    gap = images.TILE_GAP
     assert tiles.shape == (3, 4 + gap + 4, 6 + gap + 6, 3)
     corners = [tiles[:, top, left, 0].tolist() for top in (0, 4 + gap) for left in (0, 6 + gap)]
     assert corners == [[90, 91, 92], [60, 20, 20], [30, 31, 10], [0, 0, 0]]
@@ -236,6 +236,6 @@ def test_films_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimm
 
 
 def test_a_smaller_film_has_black_beside_it():
-    tiles = pictures.tiled([film(1, 9), film(1, 9, height=2, width=3)])
-    assert tiles.shape == (1, 4, 6 + pictures.TILE_GAP + 6, 3)
-    assert tiles[0, :, 6 + pictures.TILE_GAP :, 0].sum() == 2 * 3 * 9
+    tiles = images.tiled([film(1, 9), film(1, 9, height=2, width=3)])
+    assert tiles.shape == (1, 4, 6 + images.TILE_GAP + 6, 3)
+    assert tiles[0, :, 6 + images.TILE_GAP :, 0].sum() == 2 * 3 * 9

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.replay import capacity
+from dreamer.runtime.replay import columns, memory
 from dreamer.runtime.replay.replay import Config, Replay, plan
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Step
@@ -224,7 +224,7 @@ def test_refreshed_latent_is_the_context_of_the_next_sample():
     replay = build(envs=1, rows=5, length=4)
     fill(replay, 5)
     _, rows = replay.sample(1)
-    latent = {name: np.ones((1, 4, *space.shape), capacity.dtype_of(space)) for name, space in STORAGE.items()}
+    latent = {name: np.ones((1, 4, *space.shape), columns.dtype_of(space)) for name, space in STORAGE.items()}
     replay.refresh(rows, latent)
     fill(replay, 1)
     batch, rows = replay.sample(1)
@@ -341,7 +341,7 @@ def test_wrong_refresh_is_named():
     replay = build()
     fill(replay, 10)
     _, rows = replay.sample(4)
-    latent = {name: np.zeros((4, 3, *space.shape), capacity.dtype_of(space)) for name, space in STORAGE.items()}
+    latent = {name: np.zeros((4, 3, *space.shape), columns.dtype_of(space)) for name, space in STORAGE.items()}
     with pytest.raises(UserError, match=r"replay.refresh: column 'latent/deter' must be float32 \[4, 3, 3\]"):
         replay.refresh(rows, {**latent, "deter": np.zeros((4, 4, 3), np.float32)})
 
@@ -375,7 +375,7 @@ def test_setting_out_of_range_is_named(name, value):
 
 
 def test_plan_takes_the_memory_that_is_free(monkeypatch):
-    monkeypatch.setattr(capacity, "free_memory", lambda: 91 * 2000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 91 * 2000)
     size = plan(SPEC, STORAGE, Config(), envs=10, env_steps=10**6)
     assert size.rows_per_env == 2000 * 91 // 2 // (89 * 10)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.files import sealed
+from dreamer.runtime.files import atomic, sealed
 
 HEAD = {"run": "a", "spans": [[0, 3, 9]]}
 ARRAYS = {
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(sealed.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(UserError, match="no space left"):
         sealed.write(tmp_path / "rows", HEAD, ARRAYS)
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_file_has_its_name_only_once_it_is_on_the_disk(tmp_path, monkeypatch):
     seen = []
-    synced = sealed.os.fsync
-    monkeypatch.setattr(sealed.os, "fsync", lambda fd: (seen.append([p.name for p in tmp_path.iterdir()]), synced(fd)))
+    synced = atomic.os.fsync
+    monkeypatch.setattr(atomic.os, "fsync", lambda fd: (seen.append([p.name for p in tmp_path.iterdir()]), synced(fd)))
     sealed.write(tmp_path / "rows", HEAD, ARRAYS)
     assert seen == [["rows.unfinished"], ["rows"]]

@@ -426,14 +426,14 @@ DEVICES = """
 import pickle, sys
 import jax
 import test_silent_bugs as tests
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.run.learner import Learner
 
 results = []
 for count in (1, 2):
     learner = Learner(
         tests.learning().agent, tests.tiny.SPECS[tests.KIND], seed=0, batch_size=4, lockstep=True,
-        config=devices.Config(count=count),
+        config=meshes.Config(count=count),
     )
     assert learner.mesh.size == count
     out = learner.step(tests.learning().batch, None)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamer.apps.acting import LoadedAgent, State
 from dreamer.errors import UserError
 from dreamer.runtime.env.api_errors import whole_answer
 from dreamer.runtime.env.parallel import Side
-
-if TYPE_CHECKING:
-    from dreamer.apps.evaluate import LoadedAgent, State
 
 
 class TeamState(NamedTuple):

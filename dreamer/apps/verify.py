@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import checkpoint_files, lock
-from dreamer.runtime.files.run_dir import ASIDE, CONFIG, ERROR, METRICS, disk_error, existing_run_dir
+from dreamer.runtime.files.atomic import disk_error
+from dreamer.runtime.files.run_dir import ASIDE, CONFIG, ERROR, METRICS, existing_run_dir
 from dreamer.runtime.replay.store import later_rows
 from dreamer.runtime.run import run_config, verifying
 

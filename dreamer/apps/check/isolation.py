@@ -129,7 +129,7 @@ def serve(place: int) -> None:
     watch = Watch(lambda words: os.pwrite(place, words.encode()[:PLACE].ljust(PLACE), 0))
     watch.start(settings["patience"], lambda: send(alive=True), hung)
     try:
-        from dreamer.apps.check.command import examine
+        from dreamer.apps.check.examine import examine
 
         for verdict in examine(name, Settings(**settings), watch):
             send(verdict=verdict)

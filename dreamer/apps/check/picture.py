@@ -15,7 +15,8 @@ from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
 from dreamer.runtime.env.observations import Reader, find
 from dreamer.runtime.env.rows import EnvRows, empty_step
-from dreamer.runtime.log.images import to_bytes, write_whole
+from dreamer.runtime.files.atomic import write_whole
+from dreamer.runtime.log.images import to_bytes
 from dreamer.spaces import Space
 
 ROWS = 128  # of random actions that are shown

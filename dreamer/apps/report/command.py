@@ -7,8 +7,8 @@ folder (`references`): the task "dmc:cheetah-run" is called dmc_cheetah_run ther
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
+import functools
 import os
 import re
 import sys
@@ -22,7 +22,8 @@ from dreamer.apps.report import page, plots, references, scores
 from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, panel
 from dreamer.apps.report.runs import Group, Run, Task, differences, find_runs, read_run, settings, show, tasks
 from dreamer.errors import UserError, nearest
-from dreamer.runtime.files.run_dir import PICTURES, disk_error
+from dreamer.runtime.files.atomic import write_whole
+from dreamer.runtime.files.run_dir import PICTURES
 from dreamer.runtime.files.safe_files import open_regular
 
 INDEX = "index.html"
@@ -245,15 +246,7 @@ def _write(folder: Path, report: Report, pictures: dict[Path, list[page.Picture]
     title = f"{count} run{'s' if count > 1 else ''} in {len(report.tasks)} task{'s' if len(report.tasks) > 1 else ''}"
     files[INDEX] = page.render(title, _sections(report, pictures)).encode()
     for name, content in files.items():
-        half = folder / f".partial-{name}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            half.write_bytes(content)
-            os.replace(half, folder / name)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                half.unlink()
-            raise disk_error(error, folder / name) from error
+        write_whole(folder / name, functools.partial(Path.write_bytes, data=content))
 
 
 def _sections(report: Report, pictures: dict[Path, list[page.Picture]]) -> list[page.Section]:

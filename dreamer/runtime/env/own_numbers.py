@@ -102,12 +102,6 @@ def check_keys(space: spaces.Space, env: str) -> None:
     named({f"{PREFIX}{name}/mean": 0.0 for name, _ in _logged(space, ())}, env)
 
 
-def mean_of(episodes: list[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each number over the episodes that have it."""
-    names = dict.fromkeys(name for own in episodes for name in own)
-    return {name: float(np.mean([own[name] for own in episodes if name in own])) for name in names}
-
-
 def _source(key: str) -> str:
     if key.startswith(PREFIX):
         return f"observation key {key.removesuffix('/mean').removesuffix('/max')!r}"

@@ -33,8 +33,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import checkpoint_files, checksums
+from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.checkpoint_files import seal
-from dreamer.runtime.files.run_dir import CHECKPOINTS, disk_error
+from dreamer.runtime.files.run_dir import CHECKPOINTS
 
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed

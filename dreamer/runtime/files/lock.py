@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreamer.errors import UserError
-from dreamer.runtime.files.run_dir import LOCK, disk_error
+from dreamer.runtime.files.atomic import disk_error
+from dreamer.runtime.files.run_dir import LOCK
 
 HEARTBEAT = 10.0  # seconds
 STALE = 60.0  # seconds

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from pathlib import Path
 
 from dreamer.errors import UserError
@@ -37,11 +35,3 @@ def existing_run_dir(path: str | Path) -> Path:
     return path
 
 
-def disk_error(error: OSError, path: str | Path) -> UserError:
-    """The one line for an OSError while writing `path`; a full disk is told with the bytes that are free."""
-    path = Path(path)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"cannot write {path}: {error.strerror or error}")
-    place = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path("/"))
-    free = shutil.disk_usage(place).free
-    return UserError(f"no space left on the disk of {path} ({free} bytes free); all that was written before is kept")

@@ -22,11 +22,10 @@ import ml_dtypes
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.files.run_dir import disk_error
+from dreamer.runtime.files.atomic import write_durably
 from dreamer.runtime.files.safe_files import json_value, open_regular
 
 MAGIC = b"dreamer1"
-UNFINISHED = ".unfinished"
 _FIXED = struct.Struct("<8sQI")
 _LARGEST_HEAD = 1 << 30
 _MOST_AXES = 16
@@ -54,21 +53,16 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         crc = zlib.crc32(_bytes(array), crc)
     forms = [[name, array.dtype.name, list(array.shape)] for name, array in contiguous.items()]
     text = json.dumps({"head": dict(head), "arrays": forms, "crc": crc}, allow_nan=False).encode()
-    half = path.with_name(path.name + UNFINISHED)
-    try:
+
+    def fill(half: Path) -> None:
         with open(half, "wb") as file:
             file.write(_FIXED.pack(MAGIC, len(text), zlib.crc32(text)))
             file.write(text)
             for array in contiguous.values():
                 file.write(_bytes(array))
-            file.flush()
-            os.fsync(file.fileno())
-            nbytes = file.tell()
-        os.replace(half, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
+
+    write_durably(path, fill)
+    nbytes = _FIXED.size + len(text) + sum(array.nbytes for array in contiguous.values())
     return Seal(path.name, nbytes, zlib.crc32(text))
 
 
@@ -94,15 +88,6 @@ def seal_of(path: Path) -> Seal:
     """The seal of a file that is there. Raises UserError as `read` does, for what it sees without the arrays."""
     with _reading(path) as file:
         return _whole(path, file, None)[1]
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Form(NamedTuple):

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.runtime.files.run_dir import disk_error
+from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.safe_files import json_value, open_regular
-from dreamer.runtime.log import images as pictures
+from dreamer.runtime.log import images
 
 LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
@@ -173,11 +173,11 @@ class TensorBoard:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Stored as PNG."""
-        self._write_image(step, name, image.shape, pictures.encode_png(image))
+        self._write_image(step, name, image.shape, images.encode_png(image))
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Stored as an animated GIF, which TensorBoard plays among the images."""
-        self._write_image(step, name, frames.shape[1:], pictures.encode_gif(frames, fps))
+        self._write_image(step, name, frames.shape[1:], images.encode_gif(frames, fps))
 
     def close(self) -> None:
         """Closes the file. What could not be written has been told by the write that failed."""
@@ -233,7 +233,7 @@ class WeightsAndBiases:
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Stored as GIF, encoded here: wandb itself would need moviepy."""
-        gif = io.BytesIO(pictures.encode_gif(frames, fps))
+        gif = io.BytesIO(images.encode_gif(frames, fps))
         self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
 
     def close(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from dreamer.errors import UserError, nearest
-from dreamer.runtime.replay import capacity
-from dreamer.spaces import Space
+from dreamer.runtime.replay import columns
+from dreamer.spaces import Space, Spec
 
 # Rows of at least so many bytes are copied faster as slices than by their indices.
 WIDE = 1024
@@ -17,7 +19,7 @@ WIDE = 1024
 def in_memory(spaces: Mapping[str, Space], envs: int, rows_per_env: int) -> dict[str, np.ndarray]:
     """Zeros, not empty: the system hands out such pages when they are first written."""
     return {
-        name: np.zeros((envs, rows_per_env, *space.shape), capacity.dtype_of(space)) for name, space in spaces.items()
+        name: np.zeros((envs, rows_per_env, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()
     }
 
 
@@ -70,10 +72,33 @@ def checked(
         if name not in given:
             raise UserError(f"replay.{where}: column {name!r} is missing")
         value = np.asarray(given[name])
-        shape, dtype = (*leading, *space.shape), capacity.dtype_of(space)
+        shape, dtype = (*leading, *space.shape), columns.dtype_of(space)
         if value.shape != shape or value.dtype != dtype:
             raise UserError(
                 f"replay.{where}: column {name!r} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}"
             )
         values[name] = value
     return values
+
+
+def dtype_of(space: Space) -> np.dtype:
+    """The numpy dtype of a space; "bfloat16" is not among numpy's own names."""
+    return np.dtype(ml_dtypes.bfloat16) if space.dtype == "bfloat16" else np.dtype(space.dtype)
+
+
+def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
+    """All that one row holds, by name: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
+    return {
+        **{f"obs/{key}": space for key, space in spec.obs.items()},
+        "action": Space((spec.action_width,), "float32"),
+        "reward": Space((), "float32"),
+        "is_first": Space((), "bool"),
+        "is_last": Space((), "bool"),
+        "is_terminal": Space((), "bool"),
+        **{f"latent/{name}": space for name, space in storage.items()},
+    }
+
+
+def row_bytes(columns: Mapping[str, Space]) -> int:
+    """Bytes of one row."""
+    return sum(math.prod(space.shape) * dtype_of(space).itemsize for space in columns.values())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamer.runtime.files.run_dir import disk_error
-from dreamer.runtime.replay import capacity
+from dreamer.runtime.files.atomic import disk_error
+from dreamer.runtime.replay import columns
 from dreamer.spaces import Space
 
 FOLDER = "replay-tier"  # a number follows: that of the process
@@ -32,7 +32,7 @@ class DiskTier:
         self.folder = Path(run_dir).expanduser() / f"{FOLDER}-{os.getpid()}-{time.time_ns()}"
         self.columns: dict[str, np.ndarray] = {}
         self._rows_per_env = rows_per_env
-        row_bytes = {name: math.prod(space.shape) * capacity.dtype_of(space).itemsize for name, space in spaces.items()}
+        row_bytes = {name: math.prod(space.shape) * columns.dtype_of(space).itemsize for name, space in spaces.items()}
         self._row_bytes = {self._path(name): size for name, size in row_bytes.items()}
         self._block = max(1, BLOCK // max(row_bytes.values(), default=1))
         self._reserved = np.zeros(envs, np.int64)
@@ -42,7 +42,7 @@ class DiskTier:
                 shape = (envs, rows_per_env, *space.shape)
                 with open(self._path(name), "xb") as file:
                     file.truncate(envs * rows_per_env * row_bytes[name])
-                mapped = np.memmap(self._path(name), capacity.dtype_of(space), "r+", shape=shape)
+                mapped = np.memmap(self._path(name), columns.dtype_of(space), "r+", shape=shape)
                 self.columns[name] = mapped.view(np.ndarray)  # so that copies of its rows are plain arrays
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 
 from dreamer.errors import UserError, check_bounds
-from dreamer.runtime.replay import capacity, disk_tier
+from dreamer.runtime.replay import capacity, disk_tier, memory
 from dreamer.runtime.replay.capacity import Capacity
-from dreamer.runtime.replay.columns import checked, flat, gather, in_memory, scatter
+from dreamer.runtime.replay.columns import checked, columns_of, flat, gather, in_memory, row_bytes, scatter
 from dreamer.runtime.replay.disk_tier import DiskTier
 from dreamer.runtime.replay.items import Items, existing, uniform
 from dreamer.runtime.replay.samplers import Mixture, Sampler, bytes_per_row
@@ -96,16 +96,16 @@ def plan(
             raise UserError(f"replay.{name}: must be a number of at least {bound}, got {getattr(config, name)}")
     if config.context not in (0, 1):
         raise UserError(f"replay.context: must be 0 or 1, got {config.context}")
-    memory, disk = _tiers(spec, storage, config)
+    held, disk = _tiers(spec, storage, config)
     return capacity.fit(
-        capacity.row_bytes(memory) + bytes_per_row(config.mixture),
+        row_bytes(held) + bytes_per_row(config.mixture),
         envs=envs,
         sequence=config.context + config.batch_length,
         env_steps=env_steps,
         capacity_steps=config.capacity_steps,
         capacity_gb=config.capacity_gb,
-        free_bytes=capacity.free_memory(),
-        disk_bytes_per_row=capacity.row_bytes(disk),
+        free_bytes=memory.free_memory(),
+        disk_bytes_per_row=row_bytes(disk),
         disk_gb=config.disk_gb,
         free_disk=disk_tier.free_space(run_dir) if disk else None,
     )
@@ -347,6 +347,6 @@ class Replay:
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
     """The columns of a row in memory and on the disk; without a context row nobody reads stored latents."""
-    columns = capacity.columns_of(spec, storage if config.context else {})
+    columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

@@ -19,12 +19,12 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import manifest, sealed
-from dreamer.runtime.files.run_dir import ROWS, disk_error
+from dreamer.runtime.files.atomic import UNFINISHED, disk_error
+from dreamer.runtime.files.run_dir import ROWS
 from dreamer.runtime.files.safe_files import check_inside
 from dreamer.runtime.files.sealed import Seal
-from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.replay.spans import Span
+from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since
 
 LATENT_FILE_BYTES = 1 << 26
 _WAITING = 4  # flushes that may wait for the disk before collecting has to
@@ -73,7 +73,7 @@ class RowStore:
         with self._flushing:
             self._raise()
             start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
-            spans, columns = replay_state.rows_since(replay, start)
+            spans, columns = rows_since(replay, start)
             if not spans:
                 return
             self._flushed = start.copy()
@@ -104,7 +104,7 @@ class RowStore:
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
         """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
         seals: list[Seal] = []
-        for number, (spans, columns) in enumerate(replay_state.held_latents(replay, LATENT_FILE_BYTES)):
+        for number, (spans, columns) in enumerate(held_latents(replay, LATENT_FILE_BYTES)):
             head = {"run": self._run, "spans": [list(span) for span in spans]}
             seals.append(sealed.write(self._folder / f"latents-{step:012d}-{number:04d}.dreamer", head, columns))
         return seals
@@ -145,7 +145,7 @@ class RowStore:
         for seal in latents:
             head, columns = self._read(seal.name, seal)
             spans = _spans(head, len(replay.counts), self._folder / seal.name)
-            replay_state.put_latents(replay, spans, columns)
+            put_latents(replay, spans, columns)
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
@@ -182,12 +182,12 @@ class RowStore:
         """UserError naming a file that is not of this program, or when the folder is a link out of the run."""
         check_inside(self._folder, self._folder.parent)
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
-            if not path.name.endswith(sealed.UNFINISHED) and not _NAME.fullmatch(path.name):
+            if not path.name.endswith(UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
 
     def remove_unfinished(self) -> None:
         """Removes what a kill left half written."""
-        for path in self._folder.glob(f"*{sealed.UNFINISHED}"):
+        for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
     def prune(self, kept: Collection[str]) -> None:
@@ -244,7 +244,7 @@ class RowStore:
                     f"{self._folder / name} begins at row {span.start} of environment {span.env}, "
                     f"row {held} should come next: a file before it is missing"
                 )
-        replay_state.put_rows(replay, spans, columns, fresh)
+        put_rows(replay, spans, columns, fresh)
         path = self._folder / name
         self._files.append(_Written(seal or sealed.seal_of(path), spans))
         self._number = _number(name) + 1

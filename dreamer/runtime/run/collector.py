@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dreamer.interfaces import Agent
-from dreamer.runtime.devices import mesh as devices
-from dreamer.runtime.devices.mesh import PolicyPart
+from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run.learner import Snapshot
 from dreamer.runtime.workers import Ready, Workers
@@ -29,11 +29,11 @@ class Collector:
     """
 
     def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
-        self._policy: Callable[..., Any] = devices.jit_collect(agent, part)
+        self._policy: Callable[..., Any] = programs.jit_collect(agent, part)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
         # On the device from the start, as it comes back from the policy: one compilation instead of two.
-        self._carry = devices.first_copy(agent.initial_carry(workers.streams))
+        self._carry = placement.first_copy(agent.initial_carry(workers.streams))
         self._count = 0
         self.seconds_for_envs = 0.0
 
@@ -55,20 +55,20 @@ class Collector:
         self._count += 1
         action = np.where(step.is_last[:, None], np.float32(0), np.asarray(action)[:rows])
         step = step._replace(action=action)
-        self._replay.add(step, {name: x[:rows] for name, x in devices.to_host(latent).items()}, envs)
+        self._replay.add(step, {name: x[:rows] for name, x in placement.to_host(latent).items()}, envs)
         self._workers.send(envs, action)
         return Ready(envs, step)
 
     def state(self) -> dict[str, np.ndarray]:
         """The acting state: the leaves of the carry by number, and how often the policy was asked."""
-        leaves = jax.tree.leaves(devices.to_host(self._carry))
+        leaves = jax.tree.leaves(placement.to_host(self._carry))
         return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes a `state` over."""
         leaves, tree = jax.tree.flatten(self._carry)
         saved = [state[f"carry/{i:04d}"].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
-        self._carry = devices.first_copy(jax.tree.unflatten(tree, saved))
+        self._carry = placement.first_copy(jax.tree.unflatten(tree, saved))
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from dreamer.errors import UserError
 from dreamer.interfaces import Array
 from dreamer.runtime.devices import errors as device_errors
-from dreamer.runtime.devices import mesh as devices
-from dreamer.runtime.replay import capacity
+from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.devices.mesh import own
+from dreamer.runtime.replay import memory
 from dreamer.runtime.replay.replay import Replay
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Batch, Rows
@@ -47,16 +48,16 @@ class DeviceRows:
         self._rows = replay.size.rows_per_env
         self._seen = np.zeros_like(replay.counts)
         self._most = 1 << (max(1, MOST_BYTES // _row_bytes(spec)).bit_length() - 1)
-        self._write = devices.jit_write_rows(mesh)
-        self._gather = devices.jit_gather_rows(mesh, {name: space.shape for name, space in spec.obs.items()})
-        steps, place = replay.size.steps, devices.replicated(mesh)
+        self._write = programs.jit_write_rows(mesh)
+        self._gather = programs.jit_gather_rows(mesh, {name: space.shape for name, space in spec.obs.items()})
+        steps, place = replay.size.steps, placement.replicated(mesh)
         refused = (
             f"replay.on_device: no device memory left for the observations of {steps:,} steps ({_gb(spec, steps)} on "
             "each device): lower replay.capacity_steps, or leave replay.on_device off"
         )
-        free = capacity.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
+        free = memory.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
         # A CPU is given memory that it does not have, and its program killed when it is used.
-        if free is not None and replay.size.nbytes + len(devices.own(mesh)) * steps * _row_bytes(spec) > free:
+        if free is not None and replay.size.nbytes + len(own(mesh)) * steps * _row_bytes(spec) > free:
             raise UserError(refused)
         try:
             # Flat rows: with the axes of pictures apart a TPU would pad them many times over.

@@ -14,11 +14,10 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Params
 from dreamer.plugins import EnvName
-from dreamer.runtime.devices import mesh as devices
-from dreamer.runtime.env.own_numbers import mean_of
+from dreamer.runtime.devices import placement
 from dreamer.runtime.env.rows import empty_step
-from dreamer.runtime.log import images as pictures
-from dreamer.runtime.log.logger import Episode, EpisodeTracker
+from dreamer.runtime.log import images
+from dreamer.runtime.log.episodes import Episode, EpisodeTracker, mean_of
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import Incident, Workers, make_workers
 from dreamer.spaces import for_device
@@ -80,7 +79,7 @@ def evaluate(
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
-    policy: `devices.jit_policy(agent)`. workers: where they run and what happens when one fails, see `like_training`.
+    policy: `programs.jit_policy(agent)`. workers: where they run and what happens when one fails, see `like_training`.
     film, check: as `run_episodes` takes them. folder: where environments are made, "" = the current one.
     tell: takes a line every 30 seconds that says how far it is. begun: given the environments once they are made.
     Raises UserError when an environment cannot be made, or fails too often in a row.
@@ -120,7 +119,7 @@ def run_episodes(
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
 
-    With several agents in an environment each of them plays as many. policy: `devices.jit_policy(agent)`. film: number
+    With several agents in an environment each of them plays as many. policy: `programs.jit_policy(agent)`. film: number
     of environments, from the first, whose first episode is filmed; fewer when there are fewer. check: called at every
     step, to raise what shall end it. max_steps: as in Config. progress: called at every step with the steps of each
     environment and the episodes so far. Raises UserError as the environments do.
@@ -131,7 +130,7 @@ def run_episodes(
     films = [_Film() for _ in range(min(int(film), envs))]
     done: list[list[tuple[Episode, int]]] = [[] for _ in range(streams)]
     key, count, cut = jax.random.fold_in(jax.random.key(seed), 2), 0, 0
-    carry = devices.first_copy(agent.initial_carry(streams))
+    carry = placement.first_copy(agent.initial_carry(streams))
     rows = empty_step(workers.spec, streams)
     while any(len(own) < share for own, share in zip(done, quota, strict=True)):
         check()
@@ -242,10 +241,10 @@ def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
         raise UserError(drawn)
     if drawn is not None:
         return drawn
-    images = sorted(key for key, space in workers.spec.obs.items() if space.image)
-    if not images:
+    shown = sorted(key for key, space in workers.spec.obs.items() if space.image)
+    if not shown:
         raise UserError(f"environment {env} neither draws itself (render_mode rgb_array) nor shows pictures")
-    return pictures.rgb(pictures.to_bytes(workers.spec.obs[images[0]], step.obs[images[0]][env * workers.spec.agents]))
+    return images.rgb(images.to_bytes(workers.spec.obs[shown[0]], step.obs[shown[0]][env * workers.spec.agents]))
 
 
 INLINE = WorkersConfig(backend="inline")

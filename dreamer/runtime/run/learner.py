@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
 from dreamer.runtime.devices import errors as device_errors
-from dreamer.runtime.devices import mesh as devices
-from dreamer.runtime.devices.mesh import Config
+from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.devices.mesh import Config, configured_mesh, own
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Rows
 
@@ -55,15 +55,15 @@ class Learner:
 
         Raises UserError when devices are missing, or when the batch or the state cannot be split over them.
         """
-        self.mesh = devices.configured_mesh(config or Config(), batch_size)
-        self.state: TrainState = devices.jit_init(agent, self.mesh)(jax.random.key(seed))
+        self.mesh = configured_mesh(config or Config(), batch_size)
+        self.state: TrainState = programs.jit_init(agent, self.mesh)(jax.random.key(seed))
         self.updates = 0
         self.idle = 0.0
         self._done: float | None = None  # the second at which the last update was done that was fetched
         self._obs = spec.obs
-        self.part = devices.policy_part(agent, spec)
-        self._update: Any = devices.jit_update(agent, self.mesh)
-        self._report = devices.jit_report(agent)
+        self.part = programs.policy_part(agent, spec)
+        self._update: Any = programs.jit_update(agent, self.mesh)
+        self._report = programs.jit_report(agent)
         self._batch_size, self._batch_length = batch_size, 0
         self._lockstep = lockstep
         self._snapshots = (self._copy(), self._copy())
@@ -73,7 +73,7 @@ class Learner:
 
         With several processes: the share of this one.
         """
-        return devices.place_batch(self.mesh, self._cast(batch))
+        return placement.place_batch(self.mesh, self._cast(batch))
 
     def step(self, batch: Batch, rows: Rows) -> Update:
         """One update with a batch that `place` gave. Returns before the device is done.
@@ -85,7 +85,7 @@ class Learner:
             self.state, latent, metrics = self._update(self.state, batch)
             self.updates += 1
             self._snapshots = (self._snapshots[1], self._copy())
-            devices.begin_to_host((latent, metrics))
+            placement.begin_to_host((latent, metrics))
         priority = latent.get(PRIORITY)
         return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, sent, priority)
 
@@ -102,8 +102,8 @@ class Learner:
         One update after the other, in the order in which they were made.
         """
         with self.told("an update"):
-            priority = None if update.priority is None else devices.to_host(update.priority)
-            latent, metrics = devices.to_host((update.latent, update.metrics))
+            priority = None if update.priority is None else placement.to_host(update.priority)
+            latent, metrics = placement.to_host((update.latent, update.metrics))
         if self._done is not None:
             self.idle += max(0.0, update.sent - self._done)
         self._done = time.monotonic()
@@ -133,24 +133,24 @@ class Learner:
 
     def load(self, state: TrainState, updates: int) -> None:
         """Goes on from a state that was saved after so many updates; it is donated by the next one."""
-        self.state = devices.place_state(self.mesh, state)
+        self.state = placement.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays; of a batch that this process alone has."""
         with self.told("the pictures of the world model"):
-            return devices.to_host(self._report(devices.local_copy(self.state), self._cast(batch)))
+            return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def told(self, doing: str) -> AbstractContextManager[None]:
         """Turns what a device raises meanwhile into a UserError that says what to change; for any thread."""
         return device_errors.told(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
-            program=self._update, devices=devices.own(self.mesh),
+            program=self._update, devices=own(self.mesh),
         )  # fmt: skip
 
     def _cast(self, batch: Batch) -> Batch:
         return batch._replace(obs=for_device(self._obs, batch.obs))
 
     def _copy(self) -> Snapshot:
-        return Snapshot(self.updates, devices.first_copy(self.part.take(self.state.params)))
+        return Snapshot(self.updates, placement.first_copy(self.part.take(self.state.params)))

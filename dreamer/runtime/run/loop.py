@@ -19,15 +19,16 @@ from dreamer import agent as agents
 from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
-from dreamer.runtime.devices import mesh as devices
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.distributed import refuse_several
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.files.run_dir import ERROR, ROWS
-from dreamer.runtime.log import images as pictures
-from dreamer.runtime.log.logger import EpisodeTracker, Logger, episode_metrics
+from dreamer.runtime.log import images, open_loop
+from dreamer.runtime.log.episodes import EpisodeTracker, episode_metrics
+from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.replay import capacity, disk_tier, replay
+from dreamer.runtime.replay import capacity, columns, disk_tier, replay
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
@@ -165,7 +166,7 @@ class Run:
             config=config.devices,
         )  # fmt: skip
         most = capacity.rows_bound(
-            size, capacity.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
+            size, columns.row_bytes(self.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
             keep_every=config.checkpoint.keep_every,
         )  # fmt: skip
         rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
@@ -235,7 +236,7 @@ class Run:
         )
         self.incidents = 0
         self._collecting: Collecting | None = None
-        self._eval_policy = devices.jit_policy(self.agent)
+        self._eval_policy = programs.jit_policy(self.agent)
         self._compiled = False
         self._eval_due = config.eval.every or config.env_steps
         if restored and config.eval.every:
@@ -387,7 +388,7 @@ class Run:
         if config.eval.episodes:
             with self.learner.told("evaluating"):
                 result = evaluation.evaluate(
-                    self.agent, self._eval_policy, devices.first_copy(self.learner.state.params), config.eval,
+                    self.agent, self._eval_policy, placement.first_copy(self.learner.state.params), config.eval,
                     self.env, config.env_options, evaluation.like_training(config.workers, self.workers.backend),
                     action_repeat=config.action_repeat, seed=config.seed, film=int(self.film),
                     folder=self.workers.folder, check=self.stopping.check, tell=self.display.message,
@@ -405,7 +406,7 @@ class Run:
             if result.frames:
                 path = self.run_dir / "pictures" / f"episode_{steps:09d}.mp4"
                 try:
-                    pictures.write_episode_video(path, result.frames, FPS)
+                    images.write_episode_video(path, result.frames, FPS)
                     self.display.message(f"what the agent does: {path}")
                 except UserError as error:
                     self.display.message(f"no film of this evaluation: {error}")
@@ -413,8 +414,8 @@ class Run:
             batch, _ = self.replay.sample(min(6, config.replay.batch_size), online=False)
             report = self.learner.report(batch)
             if report:
-                paths = pictures.write_report(
-                    self.run_dir, steps, pictures.in_bytes(self.workers.spec.obs, report), show=self.logger
+                paths = open_loop.write_report(
+                    self.run_dir, steps, images.in_bytes(self.workers.spec.obs, report), show=self.logger
                 )
                 self.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")
         self.log()

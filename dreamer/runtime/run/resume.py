@@ -22,7 +22,8 @@ from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
 from dreamer.runtime.files.sealed import Seal
-from dreamer.runtime.log.logger import EpisodeTracker, Logger
+from dreamer.runtime.log.episodes import EpisodeTracker
+from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore, end_name

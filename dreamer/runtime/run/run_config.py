@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ from dreamer.config import PLUGINS, Config, stack, to_yaml
 from dreamer.errors import UserError
 from dreamer.layers import Layer, layer_of
 from dreamer.runtime.files import safe_files
-from dreamer.runtime.files.run_dir import CONFIG, disk_error, existing_run_dir
+from dreamer.runtime.files.atomic import write_durably
+from dreamer.runtime.files.run_dir import CONFIG, existing_run_dir
 
 
 class RunConfig(NamedTuple):
@@ -41,16 +41,8 @@ class RunConfig(NamedTuple):
 
 def write(run_dir: Path, config: Config, run: str) -> None:
     """Writes the config of a run, sealed; whole or not at all. Raises UserError when the disk refuses."""
-    path = run_dir / CONFIG
-    half = path.with_name(f"{CONFIG}.unfinished")
-    try:
-        with open(half, "w", encoding="utf-8") as file:
-            file.write(trust.sealed_text(to_yaml(config), run))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    text = trust.sealed_text(to_yaml(config), run)
+    write_durably(run_dir / CONFIG, lambda half: half.write_text(text, encoding="utf-8"))
 
 
 def read(run_dir: Path) -> RunConfig:

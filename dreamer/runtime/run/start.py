@@ -27,6 +27,7 @@ from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, one_line
 from dreamer.runtime.files import checkpoint_files, lock
+from dreamer.runtime.files.atomic import UNFINISHED, disk_error
 from dreamer.runtime.files.run_dir import (
     ASIDE,
     CHECKPOINTS,
@@ -35,7 +36,6 @@ from dreamer.runtime.files.run_dir import (
     METRICS,
     PICTURES,
     ROWS,
-    disk_error,
     existing_run_dir,
     refuse_used,
 )
@@ -48,7 +48,7 @@ from dreamer.runtime.run.resume import Found, Restored
 
 # What a run makes in its directory.
 OF_A_RUN = (
-    CONFIG, f"{CONFIG}.unfinished", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
+    CONFIG, f"{CONFIG}{UNFINISHED}", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
     "events.out.tfevents.*", "wandb",
 )  # fmt: skip
 

@@ -1,0 +1,197 @@
+"""A trained run that acts, in the terms of its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from dreamer import agent as agents
+from dreamer import plugins
+from dreamer.coerce import show
+from dreamer.config import Config, layer, overlay
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Carry, Params
+from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.env.observations import agent_obs
+from dreamer.runtime.env.parallel import any_spec
+from dreamer.runtime.env.reading import Reading, mask_in, reading
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.run_dir import existing_run_dir
+from dreamer.runtime.run import run_config as run_configs
+from dreamer.spaces import MASK, Space, Spec
+
+
+class Trained(NamedTuple):
+    """The newest checkpoint of a run: its config, its agent, the policy's parameters, env_steps when saved."""
+
+    config: Config
+    agent: Agent
+    params: Params
+    env_steps: int
+
+
+MakeEnv = Callable[..., gymnasium.Env] | None
+
+
+def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
+    return plugins.maker(make_env) if make_env else config.env
+
+
+class State(NamedTuple):
+    """What a loaded agent remembers between calls of `act`: its carry and the number of calls so far."""
+
+    carry: Carry
+    calls: int
+
+
+def run_config(
+    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
+) -> Config:
+    """The config of a run, with `env_options` laid over its own.
+
+    trust: the run may name code that is not dreamer's although this user did not make it on this machine.
+    Raises UserError: no run, one that is not trusted, or options with which the environment shows or takes something
+    else.
+    """
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
+    options = env_options if isinstance(env_options, Mapping) else {}
+    given: dict[str, Any] = {f"env_options.{name}": value for name, value in options.items()}
+    if make_env:
+        given["env"] = make_env
+    config = run_configs.load(Path(run).expanduser(), trusted=trust, given=given)
+    if not env_options:
+        return config
+    changed = overlay(config, layer({"env_options": env_options}, "env_options"))
+    specs = []
+    for one in (config, changed):
+        with contextlib.closing(plugins.make_env(env_of(config, make_env), one.env_options)) as env:
+            specs.append(any_spec(env, config.env))
+    _check_spaces(specs[0], specs[1], f"env {config.env!r} with {show(env_options)}")
+    return changed
+
+
+def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
+    """UserError naming the first key in which two environments differ."""
+    for key in sorted({*trained.obs, *changed.obs}):
+        was, now = trained.obs.get(key), changed.obs.get(key)
+        if was != now:
+            raise UserError(f"{what}: the observation {key!r} is {_space(now)}, the run was trained with {_space(was)}")
+    if trained.action != changed.action:
+        raise UserError(f"{what}: an action is {changed.action.text}, the run was trained with {trained.action.text}")
+
+
+def _space(space: Space | None) -> str:
+    if space is None:
+        return "missing"
+    of = f" of {space.classes} classes" if space.classes else f" from {space.bounds}" if space.bounds else ""
+    return f"{space.dtype} {list(space.shape)}{of}"
+
+
+def restore(
+    run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False,
+) -> Trained:  # fmt: skip
+    """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
+
+    env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
+    env_options: laid over the run's own. trust: as `load` takes it.
+    """
+    config = run_config(run, None if env else env_options, make_env, trust)
+    run_dir = existing_run_dir(Path(run))
+    if env is None:
+        with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as made:
+            spec = any_spec(made, config.env)
+    else:
+        spec = any_spec(env, config.env)
+    agent = agents.make(config.agent, spec)
+    like = jax.eval_shape(agent.init, jax.random.key(0))
+    with Checkpoints(run_dir) as checkpoints:
+        state, meta = checkpoints.restore(like, step)
+    run_configs.check_same_run(run_configs.read(run_dir), meta, meta["env_steps"])
+    return Trained(config, agent, state.params, meta["env_steps"])
+
+
+class LoadedAgent:
+    """Acts in the environment's own terms: its observations in, its actions out.
+
+        agent = dreamer.load("runs/...")
+        obs, _ = env.reset()
+        action, state = agent.act(obs)            a new episode
+        action, state = agent.act(obs, state)     its next step
+
+    Owns the device copy of the parameters.
+    """
+
+    def __init__(
+        self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
+        known: Reading | None = None,
+    ):  # fmt: skip
+        """known: how `env` is read, if that is known."""
+        self.config, self.env_steps = trained.config, trained.env_steps
+        self.action_space, self.observation_space = env.action_space, env.observation_space
+        self._agent, self._params, self._mode = trained.agent, trained.params, mode
+        self._reading = known or reading(env, trained.config.env)
+        self._policy = programs.jit_policy(trained.agent)
+        self._key = jax.random.key(seed)
+
+    def act(
+        self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None
+    ) -> tuple[Any, State]:
+        """An action for one observation, or one each for a batch of them (a leading axis E on every array).
+
+        obs: as the environment gives it. state: from the call before, None at the start of an episode.
+        is_first [E] bool: which environments of a batch begin a new episode now; the others go on.
+        info: as the environment gives it, where it holds the action mask; for a batch a list of them, or one dict of
+        arrays [E, ..] as gymnasium's vector environments give it.
+        Returns the action as `env.step` takes it (for a batch as a vector environment does) and the next state.
+        Raises UserError when the observation does not fit the environment's space.
+        """
+        batch, single = self.rows(obs, info)
+        actions, after = self.choose(batch, state, is_first)
+        if single:
+            return actions[0], after
+        out: Any = create_empty_array(self.action_space, len(actions))
+        return concatenate(self.action_space, actions, out), after
+
+    def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
+        """Observations as `act` takes them, as the agent does: {k: [E, ..]}; and was it one alone. Raises UserError."""
+        batch, single = agent_obs(self._reading.keys, obs, self.config.env)
+        if (masks := self._reading.masks) is not None:
+            batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
+        return batch, single
+
+    def choose(
+        self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
+    ) -> tuple[list[Any], State]:
+        """The actions for `rows`, each as `env.step` takes it, and the next state. Raises UserError."""
+        envs = len(next(iter(batch.values())))
+        fresh = state is None
+        state = state or State(placement.first_copy(self._agent.initial_carry(envs)), 0)
+        if len(state.carry.prev_action) != envs:
+            raise UserError(f"act: {envs} observations, but the state is of {len(state.carry.prev_action)}")
+        first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh
+        if first.shape != (envs,):
+            raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
+        carry, action, _ = self._policy(self._params, self._key, state.calls, state.carry, batch, first, self._mode)
+        return [self._reading.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
+
+    def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:
+        """The action masks of a batch, int32 [E, n]."""
+        infos = [info] if single else info
+        try:
+            if isinstance(infos, dict):
+                infos = [{MASK: mask} for mask in infos.get(MASK, ())]
+            if infos is None or len(infos) != envs or None in infos:
+                raise ValueError("give what reset or step said last as info=, it holds the action mask")
+            return np.stack([mask_in(one, masks) for one in infos]).astype(np.int32)
+        except ValueError as error:
+            raise UserError(f"act, env {self.config.env!r}: {error}") from None

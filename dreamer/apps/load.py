@@ -1,0 +1,36 @@
+"""`dreamer.load`: the agent of a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from dreamer import plugins
+from dreamer.apps.acting import LoadedAgent, MakeEnv, env_of, restore, run_config
+from dreamer.apps.team import LoadedTeam
+from dreamer.runtime.env.parallel import agents_reading, is_parallel, sides_of
+
+
+def load(
+    run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
+    make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None, trust: bool = False,
+) -> LoadedAgent | LoadedTeam:  # fmt: skip
+    """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
+
+    Of an environment with several agents: all of them, a LoadedTeam.
+
+    make_env: the function that `train` was given, if it was given one that no module holds.
+    env_options: laid over the run's own; the environment must still show and take the same.
+    trust: import the environment and the plug-ins that the run names although this user did not make it here.
+    """
+    config = run_config(run, env_options, make_env, trust)
+    with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as env:
+        trained = restore(run, env, step, make_env, env_options, trust)
+        mode = mode or config.eval.mode
+        if not is_parallel(env):
+            return LoadedAgent(trained, env, mode=mode, seed=seed)
+        sides = sides_of(env, config.env)
+        known, _ = agents_reading(env, sides, config.env)
+        return LoadedTeam(LoadedAgent(trained, sides[0], mode=mode, seed=seed, known=known), sides)

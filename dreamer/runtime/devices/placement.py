@@ -1,0 +1,145 @@
+"""Which device holds what: the train state, batches, and copies of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from dreamer.interfaces import Array
+from dreamer.runtime.devices.mesh import AXES, make_mesh, own
+
+SMALLEST_SPLIT = 2**16  # numbers of a leaf: a smaller one costs more in messages than it frees in memory
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch, by its first axis."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def state_sharding(mesh: Mesh, form: Any) -> Any:
+    """The sharding of a train state: one for all leaves, or with fsdp a tree of them like `form` (shapes suffice).
+
+    A leaf of SMALLEST_SPLIT numbers or more is split along the longest of its axes that can be; others lie whole.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return replicated(mesh)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _leaf_spec(leaf.shape, mesh.shape["fsdp"])), form)
+
+
+def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if math.prod(shape) < SMALLEST_SPLIT or not axes:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * longest, "fsdp")
+
+
+def place_state(mesh: Mesh, state: Any) -> Any:
+    """A train state from anywhere, as `jit_update` takes it; with several processes the same in each."""
+    places = state_sharding(mesh, state)
+    if jax.process_count() == 1:
+        return jax.device_put(state, places)
+    places = places if mesh.shape["fsdp"] > 1 else jax.tree.map(lambda _: places, state)
+    return jax.tree.map(_of_all_processes, state, places)
+
+
+def _of_all_processes(x: Any, place: NamedSharding) -> Array:
+    """The global array of which every process has all values: each puts them on its own devices."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    return _joined(jax.device_put(x, _own_part(place)), place)
+
+
+def _own_part(place: Any) -> NamedSharding:
+    """The same over the devices of this process."""
+    return NamedSharding(make_mesh(own(place.mesh), place.mesh.shape["fsdp"]), place.spec)
+
+
+def _joined(x: Array, place: NamedSharding) -> Array:
+    return jax.make_array_from_single_device_arrays(x.shape, place, [shard.data for shard in x.addressable_shards])
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """The batch of this process (all of it when there is one) as part of the global one; from any thread."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, split(mesh))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
+
+
+def local_copy(tree: Any) -> Any:
+    """The same arrays, of the devices of this process alone: nothing is copied, nothing is sent.
+
+    Any process may save or read them by itself. With one process the tree as it is.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(_on_own_devices, tree)
+
+
+def _on_own_devices(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    return _joined(x, _own_part(x.sharding))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[list[Array]], list[Array]]:
+    return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))
+
+
+def whole(tree: Any) -> Any:
+    """The tree with every leaf that is split put together on each device of this process."""
+    leaves, form = jax.tree.flatten(local_copy(tree))
+    parts = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.sharding.is_fully_replicated]
+    if parts:
+        place: Any = leaves[parts[0]].sharding
+        gathered = _gather(place.mesh)([leaves[i] for i in parts])
+        for i, x in zip(parts, gathered, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(form, leaves)
+
+
+def first_copy(tree: Any) -> Any:
+    """A copy on the first device that shares no buffer with `tree`, so that `tree` may be donated."""
+    device = jax.local_devices()[0]
+    if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
+        return _copies(device)(tree)  # one call in place of one for each leaf
+    return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), whole(tree))
+
+
+@functools.cache
+def _copies(device: jax.Device) -> Callable[[Any], Any]:
+    # On the device itself, not on a mesh of it: what acts on the copies is compiled for one of the two.
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=SingleDeviceSharding(device))
+
+
+def begin_to_host(tree: Any) -> None:
+    """Lets the arrays be sent to the host as soon as they are there; `to_host` finds them. Waits for nothing."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array):
+            x.copy_to_host_async()
+
+
+def to_host(tree: Any) -> Any:
+    """Numpy arrays; waits for the computation. Of a batch that several processes share, the part of this one."""
+    begin_to_host(tree)
+    return jax.tree.map(_to_numpy, tree)
+
+
+def _to_numpy(x: Any) -> np.ndarray:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -1,0 +1,135 @@
+"""The jitted functions of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Obs, Params, TrainState
+from dreamer.runtime.devices.placement import replicated, split, state_sharding
+from dreamer.spaces import Spec
+
+
+def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
+    """`agent.init(key)`, compiled for the mesh; on a CPU plainly: it runs once, optimizing takes ten times as long."""
+    plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+    places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
+    return jax.jit(agent.init, out_shardings=places, compiler_options=plainly if on_cpu else None)
+
+
+def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
+    """`agent.update(state, batch)`, compiled for the mesh; the state is donated."""
+    parts, scalars = split(mesh), replicated(mesh)
+    sharded = mesh.shape["fsdp"] > 1
+    places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0))) if sharded else scalars
+
+    def update(state: TrainState, batch: Batch) -> Any:
+        if sharded:
+            # Put together once; XLA would gather weights where they are used, in every step of a scan.
+            params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
+            state = state._replace(params=params, extra=extra)
+        return agent.update(state, batch)
+
+    return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0)
+
+
+def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
+    """(rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings with these rows, in place, on every device.
+
+    A row whose index is N or more is dropped.
+    """
+    place = replicated(mesh)
+
+    def write(rings: dict[str, Array], index: Array, rows: dict[str, Array]) -> dict[str, Array]:
+        return {name: ring.at[index].set(rows[name], mode="drop") for name, ring in rings.items()}
+
+    return jax.jit(write, in_shardings=place, out_shardings=place, donate_argnums=0)
+
+
+def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Array]]:
+    """(rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, split over the devices as a batch is."""
+
+    def gather(rings: dict[str, Array], index: Array) -> dict[str, Array]:
+        return {name: ring[index].reshape(*index.shape, *shapes[name]) for name, ring in rings.items()}
+
+    return jax.jit(gather, in_shardings=(replicated(mesh), split(mesh)), out_shardings=split(mesh))
+
+
+def jit_report(agent: Agent) -> Callable[..., Any]:
+    """`agent.report(state, batch)`, wherever the state lies."""
+    return jax.jit(agent.report)
+
+
+def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
+    """(params, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
+
+    Acts on the first device of this process. count: a number that makes each call's random stream its own.
+    """
+
+    def policy(
+        params: Params, key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Literal["sample", "mode"]
+    ) -> tuple[Carry, Array, Any]:
+        carry, action = agent.act(params, jax.random.fold_in(key, count), carry, obs, is_first, mode)
+        return carry, action, agent.pack(carry.latent)
+
+    return jax.jit(policy, static_argnames="mode")
+
+
+class PolicyPart(NamedTuple):
+    """Which of an agent's parameters acting reads. tree, forms: of all leaves | read: one bool a leaf, in order."""
+
+    tree: Any
+    forms: list[jax.ShapeDtypeStruct]
+    read: list[bool]
+
+    def take(self, params: Params) -> list[Array]:
+        """The leaves that acting reads."""
+        return [leaf for leaf, read in zip(jax.tree.leaves(params), self.read, strict=True) if read]
+
+    def whole(self, leaves: Sequence[Array]) -> Params:
+        """Parameters in which `leaves` stand in their places; the others are zeros, which the compiler drops."""
+        given = iter(leaves)
+        places = zip(self.forms, self.read, strict=True)
+        filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
+        return jax.tree.unflatten(self.tree, filled)
+
+
+def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
+    """The part of the parameters that `agent.act` reads, found by tracing it."""
+    forms, tree = jax.tree.flatten(jax.eval_shape(agent.init, jax.random.key(0)).params)
+    obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
+
+    def act(leaves: list[Array], obs: Obs) -> Any:
+        carry = agent.initial_carry(1)
+        return agent.act(
+            jax.tree.unflatten(tree, leaves), jax.random.key(0), carry, obs, jnp.zeros(1, bool), "sample"
+        )
+
+    jaxpr = jax.make_jaxpr(act)(forms, obs).jaxpr
+    read = {id(var) for eqn in jaxpr.eqns for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
+    return PolicyPart(tree, forms, [id(var) in read for var in jaxpr.invars[: len(forms)]])
+
+
+def jit_collect(agent: Agent, part: PolicyPart) -> Callable[..., tuple[Carry, Array, Any]]:
+    """(leaves, key, count, carry [E, ..], obs [R, ..], is_first [R], envs [R]) -> carry, action [R, A], packed latent.
+
+    Acts for the environments `envs` alone; the others keep their carry. An index of E marks a row that only fills up.
+    leaves: what `part.take` gave. count: a number that makes each call's random stream its own.
+    """
+
+    def collect(
+        leaves: list[Array], key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, envs: Array
+    ) -> tuple[Carry, Array, Any]:
+        own = jax.tree.map(lambda x: x.at[envs].get(mode="clip"), carry)
+        own, action = agent.act(
+            part.whole(leaves), jax.random.fold_in(key, count), own, obs, is_first, "sample"
+        )
+        carry = jax.tree.map(lambda whole, one: whole.at[envs].set(one, mode="drop"), carry, own)
+        return carry, action, agent.pack(own.latent)
+
+    return jax.jit(collect)

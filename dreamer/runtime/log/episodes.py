@@ -1,0 +1,79 @@
+"""The episodes of a run's environments, and the metrics of those that have ended. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from dreamer.steps import Step
+
+
+class Episode(NamedTuple):
+    """A finished episode: env index | sum of rewards | number of env steps taken (the reset row is none).
+
+    metrics: the environment's own numbers of it by name, see `own_numbers`
+    """
+
+    env: int
+    episode_return: float
+    length: int
+    metrics: Mapping[str, float] = MappingProxyType({})
+
+
+class EpisodeTracker:
+    """Adds up the rewards of the running episode of each environment."""
+
+    def __init__(self, envs: int):
+        self._returns = np.zeros(envs, np.float64)
+        self._lengths = np.zeros(envs, np.int64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The running sums: returns [E] float64, lengths [E] int64."""
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes a `state` over."""
+        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest running episode."""
+        return int(self._lengths.max())
+
+    def running(self, env: int) -> Episode:
+        """The episode of an environment as far as it is."""
+        return Episode(int(env), float(self._returns[env]), int(self._lengths[env]))
+
+    def observe(
+        self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
+    ) -> list[Episode]:
+        """Takes the next row of each listed environment (None: of every one), gives the episodes that ended in it.
+
+        finished: the environments' own numbers of these episodes, as `Workers.finished` gives them.
+        """
+        envs = np.arange(len(self._returns)) if envs is None else envs
+        first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
+        self._returns[envs] = np.where(first, 0.0, self._returns[envs] + np.asarray(step.reward))
+        self._lengths[envs] = np.where(first, 0, self._lengths[envs] + 1)
+        ended = [self.running(env) for env in envs[last]]
+        return [e._replace(metrics=finished[e.env]) if e.env in finished else e for e in ended] if finished else ended
+
+
+def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
+    """Mean `episode/return`, `episode/length` and own numbers of finished episodes; empty without any."""
+    if not episodes:
+        return {}
+    return {
+        "episode/return": float(np.mean([episode.episode_return for episode in episodes])),
+        "episode/length": float(np.mean([episode.length for episode in episodes])),
+        **{f"episode/{name}": value for name, value in mean_of([episode.metrics for episode in episodes]).items()},
+    }
+
+
+def mean_of(episodes: list[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over the episodes that have it."""
+    names = dict.fromkeys(name for own in episodes for name in own)
+    return {name: float(np.mean([own[name] for own in episodes if name in own])) for name in names}
