@@ -56,8 +56,8 @@ class Subject:
 
     def start(self) -> Any:
         """One update, not waited for."""
-        self.state, latent, metrics = self.update(self.state, self.batch)
-        return self.state, latent, metrics
+        self.state, out = self.update(self.state, self.batch)
+        return self.state, out
 
 
 def load(size: str, dtype: str, overrides: Mapping[str, Any]) -> agents.Config:
@@ -119,12 +119,13 @@ def update_times(subject: Subject, steps: int, warmup: int) -> dict[str, Any]:
 def policy_times(subject: Subject, envs: int, steps: int = 50) -> dict[str, float]:
     """Milliseconds of one policy step with numpy in and out."""
     act, key = jax.jit(subject.agent.act), jax.random.key(0)
+    variables = subject.agent.variables(subject.state)
     obs = {k: v[:, 0] for k, v in make_batch(subject.spec, {}, envs, 1).obs.items()}
     carry, first = subject.agent.initial_carry(envs), np.zeros(envs, bool)
 
     def step() -> None:
         nonlocal carry
-        carry, action = act(subject.state.params, key, carry, obs, first)
+        carry, action = act(variables, key, carry, obs, first)
         np.asarray(action)
 
     time_steps(step, 10)

@@ -1,42 +1,41 @@
-"""World model + behavior + optimizer = Agent. The only file that knows both."""
+"""World model + behavior + optimizers = Agent. With losses.py the only file that knows both."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, get_type_hints
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from dreamer import contracts, plugins
-from dreamer.errors import UserError
+from dreamer.coerce import coerce
+from dreamer.errors import UserError, nearest
 from dreamer.interfaces import (
-    PRIORITY,
     Agent,
     Array,
+    Ask,
     Batch,
     Behavior,
     Carry,
-    Dream,
+    Hyper,
     Key,
-    Latent,
-    Losses,
     Metrics,
+    Mode,
     Obs,
     Params,
-    Replayed,
+    State,
     TrainState,
+    Update,
+    Variables,
     WorldModel,
 )  # fmt: skip
+from dreamer.losses import PARTS, align, check_rows, joined, make_dream, total_loss
 from dreamer.ops import optimizers, trees
 from dreamer.ops.keys import named_keys
 from dreamer.spaces import MASK, Spec
-
-sg = jax.lax.stop_gradient
 
 
 def _plugin_config(name: str, package: str) -> Any:
@@ -58,15 +57,32 @@ class Config:
     behavior: Any = dataclasses.field(default_factory=lambda: _plugin_config("actor_critic", "dreamer.behaviors"))
     "the behavior, a plug-in"
     optimizer: optimizers.Config = optimizers.Config()
-    "the one optimizer of both"
+    "the optimizer of all parameters that none of `optimizers` takes"
+    optimizers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    "other optimizers by the beginning of a parameter's name, such as behavior or world_model/dec: differences from it"
+
+    def __post_init__(self) -> None:
+        optimizer_configs(self)
 
 
-class Aux(NamedTuple):
-    """What comes with the losses: the next extra, packed posteriors {name: [B, T, ..]}, metrics {name: []}."""
-
-    extra: Any
-    latent: Mapping[str, Array]
-    metrics: Metrics
+def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
+    """The optimizers of an agent {prefix of a parameter's name: Config}, "" the rest. Raises UserError."""
+    kinds = get_type_hints(optimizers.Config)
+    found = {"": config.optimizer}
+    for prefix, differences in config.optimizers.items():
+        changes = {}
+        for name, value in differences.items():
+            if name not in kinds:
+                raise UserError(f"optimizers.{prefix}: unknown key {name!r}{nearest(name, kinds)}")
+            try:
+                changes[name] = coerce(value, kinds[name])
+            except ValueError as error:
+                raise UserError(f"optimizers.{prefix}.{name} must be {error.args[0]}, not {value!r}") from error
+        try:
+            found[prefix] = dataclasses.replace(config.optimizer, **changes)
+        except (UserError, ValueError) as error:
+            raise UserError(f"optimizers.{prefix}: {error}") from error
+    return found
 
 
 def compute_dtype(name: str) -> Any:
@@ -89,188 +105,165 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     name = config.behavior.name
     module = plugins.load(name, "dreamer.behaviors")
     behavior = contracts.make_behavior(module, name, config.behavior, spec, feat_width=width, **shared)
-    return assemble(world_model, behavior, config.optimizer, spec, priorities=priorities)
+    return assemble(world_model, behavior, optimizer_configs(config), spec, priorities=priorities)
 
 
 def assemble(
     world_model: WorldModel,
     behavior: Behavior,
-    optimizer_config: optimizers.Config,
+    optimizer: optimizers.Config | Mapping[str, optimizers.Config],
     spec: Spec,
     *,
     priorities: bool = False,
 ) -> Agent:
     """An agent from its parts.
 
-    priorities: whether updates give, beside the latents, the world model's loss on each row for a prioritised replay.
-    Errors: UserError when the two parts name a loss alike.
+    optimizer: one for all parameters, or several as `optimizer_configs` gives them.
+    priorities: whether updates tell how badly each row was predicted, for a prioritised replay.
+    Errors: UserError when the two parts name a loss alike, when the behavior needs what the world model does not
+    predict, or when no parameter's name begins with the prefix of an optimizer.
     """
-    if clash := set(world_model.scales) & set(behavior.scales):
-        raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
-    optimizer = optimizers.make(optimizer_config)
+    configs = {"": optimizer} if isinstance(optimizer, optimizers.Config) else dict(optimizer)
+    scales = check_parts(world_model, behavior)
+    params_form = jax.eval_shape(lambda: _init_parts(world_model, behavior, jax.random.key(0))[0])
+    check_prefixes(configs, params_form)
+    transformation, prefixes = optimizers.partition(configs, params_form)
     loss = total_loss(world_model, behavior, spec, priorities=priorities)
 
     def init(key: Key) -> TrainState:
-        keys = named_keys(key, "world_model", "behavior", "train")
-        parts = {"world_model": world_model.init(keys["world_model"]), "behavior": behavior.init(keys["behavior"])}
-        params = {name: part.params for name, part in parts.items()}
-        extra = {name: part.extra for name, part in parts.items()}
-        extra["optimizer"] = {"learning_rate": jnp.float32(optimizer_config.learning_rate)}
-        return TrainState(jnp.zeros((), jnp.int32), keys["train"], params, extra, optimizer.init(params))
+        keys = named_keys(key, *PARTS, "train")
+        params, extra, hyper = _init_parts(world_model, behavior, key)
+        hyper["scale"] = {name: jnp.float32(scale) for name, scale in scales.items()}
+        hyper["learning_rate"] = {prefix: jnp.float32(one.learning_rate) for prefix, one in configs.items()}
+        opt_state = transformation.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), keys["train"], params, extra, hyper, opt_state)
 
     def initial_carry(envs: int) -> Carry:
-        return Carry(world_model.initial(envs), jnp.zeros((envs, spec.action_width), jnp.float32))
+        prev_action = jnp.zeros((envs, spec.action_width), jnp.float32)
+        return Carry(world_model.initial(envs), prev_action, behavior.initial(envs))
 
     def act(
-        params: Params, key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Literal["sample", "mode"] = "sample"
-    ) -> tuple[Carry, Array]:
+        variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
+        command: Mapping[str, Array] | None = None,
+    ) -> tuple[Carry, Array]:  # fmt: skip
         check_rows(spec, obs, carry.prev_action, is_first, is_first.shape)
         keys = named_keys(key, "observe", "act")
         steps = jax.tree.map(lambda x: x[:, None], (dict(obs), carry.prev_action, is_first))
-        latent = world_model.observe(params["world_model"], keys["observe"], carry.latent, *steps)
-        latent = jax.tree.map(lambda x: x[:, 0], latent)
-        dream = make_dream(world_model, params["world_model"])
-        told = {"allowed": obs[MASK] == 1} if spec.masked else {}
-        action = behavior.act(params["behavior"], keys["act"], dream, latent, mode, **told)
-        return Carry(latent, action), action
+        state, _ = world_model.observe(variables["world_model"], keys["observe"], carry.state, *steps)
+        dream = make_dream(world_model, variables["world_model"])
+        ask = Ask(is_first, obs[MASK] == 1 if spec.masked else None, command or {})
+        action, own = behavior.act(variables["behavior"], keys["act"], dream, state, carry.behavior, ask, mode)
+        return Carry(state, action, own), action
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Mapping[str, Array], Metrics]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
         key = jax.random.fold_in(state.key, state.step)
         grad = jax.value_and_grad(loss, has_aux=True)
-        (total, (extra, latent, metrics)), grads = grad(state.params, state.extra, key, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        rate = optimizers.learning_rate(optimizer_config, extra["optimizer"]["learning_rate"], state.step)
-        updates = jax.tree.map(lambda u: -rate * u, updates)
-        params = optax.apply_updates(state.params, updates)
-        extra = {**extra, "behavior": behavior.refresh(params["behavior"], extra["behavior"])}
-        metrics = metrics | train_metrics(total, rate, grads, updates, params)
-        return TrainState(state.step + 1, state.key, params, extra, opt_state), latent, metrics
+        (total, aux), grads = grad(state.params, state.extra, state.hyper, key, batch)
+        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+        rates = {
+            prefix: optimizers.learning_rate(one, state.hyper["learning_rate"][prefix], state.step)
+            for prefix, one in configs.items()
+        }
+        updates = jax.tree.map(lambda u, prefix: -rates[prefix] * u, updates, prefixes)
+        after = state._replace(
+            step=state.step + 1, params=optax.apply_updates(state.params, updates), extra=aux.extra, opt_state=opt_state
+        )
+        refreshed = behavior.refresh(variables(after)["behavior"])
+        after = after._replace(extra={**after.extra, "behavior": refreshed})
+        metrics = joined(aux.metrics, train_metrics(total, rates, grads, updates, after.params))
+        return after, Update(aux.latent, metrics, aux.surprise)
 
     def report(state: TrainState, batch: Batch) -> dict[str, Array]:
-        return open_loop(world_model, spec, state.params["world_model"], state.key, batch)
+        return open_loop(world_model, spec, variables(state)["world_model"], state.key, batch)
 
-    return Agent(init, initial_carry, update, act, report, world_model.pack, world_model.storage)
+    def encode(variables: Mapping[str, Variables], key: Key, obs: Obs) -> Array:
+        envs = len(next(iter(obs.values())))
+        blank = (jnp.zeros((envs, spec.action_width)), jnp.ones(envs, bool))
+        steps = jax.tree.map(lambda x: x[:, None], (dict(obs), *blank))
+        state, _ = world_model.observe(variables["world_model"], key, world_model.initial(envs), *steps)
+        return world_model.feat(world_model.latent(state))
 
+    def pack(state: State) -> Mapping[str, Array]:
+        return world_model.pack(world_model.latent(state))
 
-def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Losses, Aux]]:
-    """All losses of both parts: (params, extra, key, batch) -> losses {name: [..]}, Aux."""
-
-    def losses(params: Params, extra: Any, key: Key, batch: Batch) -> tuple[Losses, Aux]:
-        keys = named_keys(key, "world_model", "behavior")
-        latent, prev_action, rows = align(world_model, spec, batch)
-        losses, out = world_model.loss(
-            params["world_model"], extra["world_model"], keys["world_model"], latent, prev_action, rows
-        )
-        chex.assert_shape(list(losses.values()), rows.reward.shape)
-        start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out.latent)
-        replayed = Replayed(world_model.feat(out.latent), rows.reward, rows.is_last, rows.is_terminal)
-        behavior_losses, (behavior_extra, metrics) = behavior.loss(
-            params["behavior"], extra["behavior"], keys["behavior"],
-            make_dream(world_model, sg(params["world_model"])), sg(start), replayed,
-        )  # fmt: skip
-        extra = {**extra, "world_model": out.extra, "behavior": behavior_extra}
-        aux = Aux(extra, world_model.pack(sg(out.latent)), {**out.metrics, **metrics})
-        return {**losses, **behavior_losses}, aux
-
-    return losses
-
-
-def total_loss(
-    world_model: WorldModel, behavior: Behavior, spec: Spec, *, priorities: bool = False
-) -> Callable[..., tuple[Array, Aux]]:
-    """The scalar to minimise: (params, extra, key, batch) -> sum of scale * mean loss, Aux with each mean loss.
-
-    priorities: the latents of Aux have PRIORITY beside them.
-    ValueError when the names of losses and scales differ, so that no term is forgotten.
-    """
-    all_losses = make_losses(world_model, behavior, spec)
-    scales = {**world_model.scales, **behavior.scales}
-
-    def total(params: Params, extra: Any, key: Key, batch: Batch) -> tuple[Array, Aux]:
-        losses, aux = all_losses(params, extra, key, batch)
-        if set(losses) != set(scales):
-            raise ValueError(f"losses and scales differ: {sorted(set(losses) ^ set(scales))}")
-        means = {name: value.astype(jnp.float32).mean() for name, value in losses.items()}
-        metrics = aux.metrics | {f"loss/{name}": mean for name, mean in means.items()}
-        total = jnp.sum(jnp.stack([scales[name] * mean for name, mean in means.items()]))
-        if priorities:
-            aux = aux._replace(latent={**aux.latent, PRIORITY: row_losses(world_model, losses)})
-        return total, aux._replace(metrics=metrics)
-
-    return total
-
-
-def row_losses(world_model: WorldModel, losses: Losses) -> Array:
-    """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient."""
-    return sg(jnp.sum(jnp.stack([s * losses[n].astype(jnp.float32) for n, s in world_model.scales.items()]), 0))
-
-
-def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[Latent, Array, Batch]:
-    """A batch as stored -> initial latent [B, ..], prev_action [B, T, A], and the T trained rows.
-
-    The one place where the action of row t becomes the previous action of row t + 1. A context row lends its latent
-    and its action and is dropped; without one, sequences start from the initial latent.
-    """
-    check_rows(spec, batch.obs, batch.action, batch.is_first, batch.reward.shape)
-    batch_size = batch.reward.shape[0]
-    prev_action = jnp.concatenate([jnp.zeros_like(batch.action[:, :1]), batch.action[:, :-1]], 1)
-    if not batch.latent:
-        return world_model.initial(batch_size), prev_action, batch
-    latent = world_model.unpack({name: x[:, 0] for name, x in batch.latent.items()})
-    rows = jax.tree.map(lambda x: x[:, 1:], batch._replace(latent={}))
-    return latent, prev_action[:, 1:], rows
-
-
-def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple[int, ...]) -> None:
-    """AssertionError unless obs, action and is_first have the leading axes `lead` and the shapes of the spec."""
-    if set(obs) != set(spec.obs):
-        raise AssertionError(f"observation keys {sorted(obs)} are not those of the spec, {sorted(spec.obs)}")
-    wanted = {f"observation {name!r}": (obs[name], space.shape) for name, space in spec.obs.items()}
-    wanted |= {"action": (action, (spec.action_width,)), "is_first": (is_first, ())}
-    for name, (array, shape) in wanted.items():
-        if array.shape != (*lead, *shape):
-            raise AssertionError(f"{name} has shape {array.shape}, not {(*lead, *shape)}")
-
-
-def make_dream(world_model: WorldModel, params: Params) -> Dream:
-    """The world model with its parameters closed over."""
-    return Dream(
-        imagine=lambda key, latent, action: world_model.imagine(params, key, latent, action),
-        feat=world_model.feat,
-        predict=lambda feat: world_model.predict(params, feat),
-        allowed=None if world_model.allowed is None else functools.partial(world_model.allowed, params),
+    return Agent(
+        init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, world_model, behavior
     )
 
 
-def train_metrics(total: Array, rate: Array, grads: Params, updates: Params, params: Params) -> Metrics:
+def variables(state: TrainState) -> dict[str, Variables]:
+    """What each part of an agent owns in a train state."""
+    return {part: Variables(state.params[part], state.extra[part], state.hyper[part]) for part in PARTS}
+
+
+def _init_parts(
+    world_model: WorldModel, behavior: Behavior, key: Key
+) -> tuple[dict[str, Params], dict[str, Any], dict[str, Hyper]]:
+    """params, extra and hyper of both parts, each {part: ..}."""
+    keys = named_keys(key, *PARTS)
+    parts = {"world_model": world_model.init(keys["world_model"]), "behavior": behavior.init(keys["behavior"])}
+    params, extra, hyper = ({part: v[kind] for part, v in parts.items()} for kind in range(3))
+    return params, extra, hyper
+
+
+def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]:
+    """The scales of all losses. Raises UserError when two parts do not go together."""
+    if clash := set(world_model.scales) & set(behavior.scales):
+        raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
+    predicted = jax.eval_shape(
+        lambda: world_model.predict(
+            world_model.init(jax.random.key(0)), world_model.feat(world_model.latent(world_model.initial(1)))
+        )
+    )
+    if lacking := sorted(behavior.needs - set(predicted)):
+        raise UserError(
+            f"the behavior needs {', '.join(lacking)}, which the world model does not predict; it predicts "
+            f"{', '.join(sorted(predicted)) or 'nothing'}"
+        )
+    return {**world_model.scales, **behavior.scales}
+
+
+def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> None:
+    """UserError naming the prefix of an optimizer with which no parameter's name begins."""
+    used = set(jax.tree.leaves(optimizers.prefixes_of(configs, params)))
+    if unknown := sorted(set(configs) - used - {""}):
+        leaves = jax.tree.leaves_with_path(params)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        choices = {"/".join(name.split("/")[:depth]) for name in names for depth in (1, 2)}
+        raise UserError(
+            f"agent.optimizers.{unknown[0]}: no parameter's name begins with {unknown[0]!r}"
+            f"{nearest(unknown[0], choices)}"
+        )
+
+
+def train_metrics(
+    total: Array, rates: Mapping[str, Array], grads: Params, updates: Params, params: Params
+) -> Metrics:
     """Sizes of loss, unclipped gradients, applied updates and the parameters after them."""
-    return {
-        "train/loss": total, "train/learning_rate": rate, "train/grad_norm": trees.norm(grads),
+    named = {f"train/learning_rate{f'/{prefix}' if prefix else ''}": rate for prefix, rate in rates.items()}
+    return named | {
+        "train/loss": total, "train/grad_norm": trees.norm(grads),
         "train/grad_rms": trees.rms(grads), "train/update_rms": trees.rms(updates),
         "train/update_max": trees.largest(updates), "train/param_rms": trees.rms(params),
     }  # fmt: skip
 
 
-def open_loop(world_model: WorldModel, spec: Spec, params: Params, key: Key, batch: Batch) -> dict[str, Array]:
-    """Observes the first half of each sequence and dreams the rest under the true actions.
-
-    Returns {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, at most 6 sequences.
-    """
-    latent, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
+def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
+    """Truth and dream of up to 6 sequences: the first half observed, the rest dreamed under the true actions."""
+    state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "report_observe", "report_imagine")
     half = rows.reward.shape[1] // 2
     seen = {name: x[:, :half] for name, x in rows.obs.items()}
-    observed = world_model.observe(
-        params, keys["report_observe"], latent, seen, prev_action[:, :half], rows.is_first[:, :half]
+    state, observed = world_model.observe(
+        v, keys["report_observe"], state, seen, prev_action[:, :half], rows.is_first[:, :half]
     )
 
-    def step(latent: Latent, inputs: tuple[Key, Array]) -> tuple[Latent, Latent]:
-        latent = world_model.imagine(params, inputs[0], latent, inputs[1])
-        return latent, latent
+    def step(state: State, inputs: tuple[Key, Array]) -> tuple[State, Any]:
+        state = world_model.imagine(v, inputs[0], state, inputs[1])
+        return state, world_model.latent(state)
 
     future = prev_action[:, half:].swapaxes(0, 1)
-    last = jax.tree.map(lambda x: x[:, -1], observed)
-    _, dreamed = jax.lax.scan(step, last, (jax.random.split(keys["report_imagine"], len(future)), future))
+    _, dreamed = jax.lax.scan(step, state, (jax.random.split(keys["report_imagine"], len(future)), future))
     latents = jax.tree.map(lambda a, b: jnp.concatenate([a, b.swapaxes(0, 1)], 1), observed, dreamed)
-    decoded = world_model.decode(params, latents)
+    decoded = world_model.decode(v, latents)
     return {f"dream/{k}": x for k, x in decoded.items()} | {f"truth/{k}": rows.obs[k] for k in decoded}

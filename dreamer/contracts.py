@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 
 from dreamer.errors import UserError
-from dreamer.interfaces import Behavior, Latent, Losses, Variables, WorldModel, WorldModelOut
+from dreamer.interfaces import Ask, Batch, Behavior, Learned, Losses, State, Variables, WorldModel
 from dreamer.plugins import one_line
 from dreamer.spaces import Spec
 
 LONGEST = 400  # characters of another library's message
-NOT_FUNCTIONS = ("scales", "storage", "allowed")
+NOT_FUNCTIONS = ("scales", "storage", "needs")
+PREDICTIONS = ("reward", "cont")  # that are one number each
 SIGNATURES = {
     WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
     Behavior: "make(config, spec, *, feat_width, dtype, horizon, contdisc) -> Behavior",
@@ -41,20 +42,19 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
     model: WorldModel = _made(plugin, module, WorldModel, (config, spec), shared)
     checks: dict[str, Callable] = {
         "init": _is_variables,
-        "imagine": lambda out, params, key, latent, action: _same(out, latent, "latent"),
-        "observe": _is_posterior,
+        "imagine": lambda out, v, key, state, action: _same(out, state, "state"),
+        "observe": lambda out, *args: _is_posterior(out, model, *args),
+        "starts": lambda out, v, latent, prev_action, is_first: _is_start(out, model.initial, is_first.size),
         "feat": _is_array,
         "predict": _is_prediction,
-        "loss": lambda out, params, extra, key, latent, prev_action, batch: _is_model_loss(
-            out, model.scales, batch.reward.shape, extra
-        ),
+        "loss": lambda out, v, key, state, prev_action, batch: _is_model_loss(out, model.scales, batch, v.extra),
         "pack": lambda out, latent: _is_packed(out, model.storage),
-        "decode": lambda out, params, latent: _is_decoded(out, spec),
+        "decode": lambda out, v, latent: _is_decoded(out, spec),
     }
     model = _guarded(plugin, model, checks)
-    shape = jax.eval_shape(lambda: model.feat(model.initial(1))).shape
+    shape = jax.eval_shape(lambda: model.feat(model.latent(model.initial(1)))).shape
     if len(shape) != 2 or shape[0] != 1:
-        raise UserError(f"{plugin.who}: feat(initial(1)) has shape {list(shape)}, not [1, F]")
+        raise UserError(f"{plugin.who}: feat(latent(initial(1))) has shape {list(shape)}, not [1, F]")
     return model, shape[-1]
 
 
@@ -64,9 +64,9 @@ def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any
     behavior: Behavior = _made(plugin, module, Behavior, (config, spec), shared)
     checks: dict[str, Callable] = {
         "init": _is_variables,
-        "act": lambda out, params, key, dream, latent, *rest, **more: _is_action(out, latent, spec),
-        "loss": lambda out, params, extra, *rest: _is_behavior_loss(out, behavior.scales, extra),
-        "refresh": lambda out, params, extra: _same(out, extra, "extra"),
+        "act": lambda out, v, key, dream, state, carry, ask, mode: _is_act(out, carry, ask, spec),
+        "loss": lambda out, v, *rest: _is_behavior_loss(out, behavior.scales, v.extra),
+        "refresh": lambda out, v: _same(out, v.extra, "extra"),
     }
     return _guarded(plugin, behavior, checks)
 
@@ -87,6 +87,8 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
         value = getattr(made, field)
         if field not in NOT_FUNCTIONS and not callable(value):
             raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a function")
+        if field == "needs" and not isinstance(value, frozenset | set):
+            raise UserError(f"{plugin.who}: needs is a {type(value).__name__}, not a set of names")
         if field in ("scales", "storage") and not isinstance(value, Mapping):
             raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a mapping by name")
     for loss, scale in made.scales.items():
@@ -131,7 +133,7 @@ def _called(plugin: Plugin, name: str, function: Callable, args: tuple, kwargs: 
 
 def _is_variables(out: Any, *args: Any) -> None:
     if not isinstance(out, Variables):
-        raise Fault(f"a {type(out).__name__}, not Variables(params, extra)")
+        raise Fault(f"a {type(out).__name__}, not Variables(params, extra, hyper)")
 
 
 def _is_array(out: Any, *args: Any) -> None:
@@ -139,30 +141,46 @@ def _is_array(out: Any, *args: Any) -> None:
         raise Fault(f"a {type(out).__name__}, not an array")
 
 
-def _is_posterior(out: Any, params: Any, key: Any, latent: Latent, obs: Any, action: Any, is_first: Any) -> None:
-    steps = is_first.shape[1]
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[1:]), x.dtype), latent)
-    _same(out, wanted, "latent")
-
-
-def _is_prediction(out: Any, params: Any, feat: Any) -> None:
+def _is_posterior(
+    out: Any, model: WorldModel, v: Any, key: Any, state: State, obs: Any, action: Any, is_first: Any
+) -> None:
     if not isinstance(out, tuple) or len(out) != 2:
-        raise Fault(f"a {type(out).__name__}, not a pair (reward, cont)")
-    for name, value in zip(("reward", "cont"), out, strict=True):
-        if getattr(value, "shape", None) != feat.shape[:-1]:
-            raise Fault(f"{name} of shape {_shape(value)}, not {list(feat.shape[:-1])}")
+        raise Fault(f"a {type(out).__name__}, not a pair (state, latent)")
+    _same(out[0], state, "state")
+    steps = is_first.shape[1]
+    latent = jax.eval_shape(model.latent, state)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[1:]), x.dtype), latent)
+    _same(out[1], wanted, "latent")
 
 
-def _is_model_loss(out: Any, scales: Mapping, shape: tuple[int, ...], extra: Any) -> None:
-    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], WorldModelOut):
-        raise Fault(f"a {type(out).__name__}, not a pair (losses, WorldModelOut)")
+def _is_start(out: Any, initial: Callable[[int], State], count: int) -> None:
+    _same(out, jax.eval_shape(lambda: initial(count)), "state")
+
+
+def _is_prediction(out: Any, v: Any, feat: Any) -> None:
+    if not isinstance(out, Mapping):
+        raise Fault(f"a {type(out).__name__}, not a mapping by name, such as {{'reward', 'cont'}}")
+    for name, value in out.items():
+        shape = getattr(value, "shape", None)
+        whole = feat.shape[:-1]
+        if shape is None or shape[: len(whole)] != whole or (name in PREDICTIONS and shape != whole):
+            raise Fault(f"{name} of shape {_shape(value)}, not {list(whole)}")
+
+
+def _is_model_loss(out: Any, scales: Mapping, batch: Batch, extra: Any) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], Learned):
+        raise Fault(f"a {type(out).__name__}, not a pair (losses, Learned)")
     losses, more = out
     _is_losses(losses, scales)
+    rows, steps = batch.reward.shape
     for name, value in losses.items():
-        if value.shape != shape:
-            raise Fault(f"loss {name!r} of shape {_shape(value)}, not {list(shape)}, a number for each row [B, T]")
+        if value.ndim != 2 or value.shape[0] != rows or value.shape[1] > steps:
+            raise Fault(f"loss {name!r} of shape {_shape(value)}, not [{rows}, {steps}] or shorter in time, a number "
+                        "for each row [B, T]")  # fmt: skip
     _same(more.extra, extra, "extra")
     _is_metrics(more.metrics)
+    if more.surprise is not None and more.surprise.shape != (rows, steps):
+        raise Fault(f"a surprise of shape {_shape(more.surprise)}, not [{rows}, {steps}], a number for each row [B, T]")
 
 
 def _is_behavior_loss(out: Any, scales: Mapping, extra: Any) -> None:
@@ -205,10 +223,13 @@ def _is_decoded(out: Any, spec: Spec) -> None:
         raise Fault(f"{unknown[0]!r}, which is no observation; there are {sorted(spec.obs)}")
 
 
-def _is_action(out: Any, latent: Latent, spec: Spec) -> None:
-    wanted = (jax.tree.leaves(latent)[0].shape[0], spec.action_width)
-    if getattr(out, "shape", None) != wanted:
-        raise Fault(f"an action of shape {_shape(out)}, not {list(wanted)} [E, A]")
+def _is_act(out: Any, carry: Any, ask: Ask, spec: Spec) -> None:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise Fault(f"a {type(out).__name__}, not a pair (action, carry)")
+    wanted = (ask.is_first.shape[0], spec.action_width)
+    if getattr(out[0], "shape", None) != wanted:
+        raise Fault(f"an action of shape {_shape(out[0])}, not {list(wanted)} [E, A]")
+    _same(out[1], carry, "carry")
 
 
 def _same(out: Any, wanted: Any, what: str) -> None:

@@ -1,17 +1,20 @@
 """The contracts of the framework. Read this first.
 
 Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch
-groups, C classes, F = D + S*C feat, A action width, K two-hot bins. Batch-major everywhere; time comes
+groups, C classes, F feat, A action width, K two-hot bins. Batch-major everywhere; time comes
 to the front inside `ops/scan.py` only.
 
 A component is a record of pure functions: `vmap` over seeds, `scan` over updates, sharding, donation and
 testing one function alone follow from that. Configs stop at the `make` that builds the record.
+
+A latent is what a world model knows of one row. A state is what it needs to go on from a row: for an RSSM the two are
+one, for a transformer the state is a cache of many rows. Replay stores packed latents, dreams and acting carry states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -21,17 +24,19 @@ from dreamer.steps import Batch
 Array = jax.Array
 Key = jax.Array
 Params = Any  # pytree of float32 arrays, changed by gradients
-Extra = Any  # pytree of arrays, changed by rules: normalisers, slow copies, traced hyperparameters
+Extra = Any  # pytree of arrays, changed by rules: normalisers, slow copies, a search distribution, counters
+Hyper = Any  # {name: []} float32, changed by nothing in an update: a population may vary them without compiling again
 Latent = Any  # pytree of arrays [.., ...] that one world model understands
+State = Any  # pytree of arrays [B, ...], likewise
 Obs = Mapping[str, Array]
 Losses = dict[str, Array]
 Metrics = dict[str, Array]
-
-PRIORITY = "replay/priority"  # beside the latents that an update gives: how badly each row was predicted
+Mode = Literal["collect", "sample", "mode"]
 
 __all__ = [
-    "PRIORITY", "Agent", "Array", "Batch", "Behavior", "Carry", "Dream", "Extra", "Key", "Latent", "Losses", "Metrics",
-    "Network", "Obs", "Params", "Replayed", "Space", "Spec", "TrainState", "Variables", "WorldModel", "WorldModelOut",
+    "Agent", "Array", "Ask", "Batch", "Behavior", "Carry", "Dream", "Extra", "Hyper", "Key", "Latent", "Learned",
+    "Losses", "Metrics", "Mode", "Network", "Obs", "Params", "Replayed", "Space", "Spec", "State", "TrainState",
+    "Update", "Variables", "WorldModel",
 ]  # fmt: skip
 
 
@@ -46,139 +51,184 @@ class Network(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What a component owns: `params` move by gradients, `extra` by rules."""
+    """What a component owns.
+
+    params: changed by gradients | extra: changed by rules | hyper {name: []}: numbers that only a launcher changes
+    """
 
     params: Params
-    extra: Extra
+    extra: Extra = ()
+    hyper: Hyper = ()
 
 
-class WorldModelOut(NamedTuple):
+class Learned(NamedTuple):
     """What `WorldModel.loss` gives besides its losses.
 
     latent: posterior latents [B, T, ..], gradients flow through them | extra: the next one | metrics {name: []}
+    surprise [B, T]: how badly each row was predicted, for a prioritised replay; None: the sum of the scaled losses
     """
 
     latent: Latent
     extra: Extra
     metrics: Metrics
+    surprise: Array | None = None
 
 
 class WorldModel(NamedTuple):
-    """A model of the environment in latent space.
+    """A model of the environment in latent space. `v` are its Variables.
 
     init(key) -> Variables
-    initial(batch_size) -> latent [batch_size, ..], the state before an episode's first row
-    observe(params, key, latent [B, ..], obs [B, T, ..], prev_action [B, T, A], is_first [B, T]) -> latent [B, T, ..]
-        posterior latents; where is_first, the incoming latent and prev_action are dropped
-    imagine(params, key, latent [N, ..], action [N, A]) -> latent [N, ..], one prior step
+    initial(batch_size) -> state [batch_size, ..], before an episode's first row
+    observe(v, key, state [B, ..], obs [B, T, ..], prev_action [B, T, A], is_first [B, T])
+        -> state [B, ..] after the last row, posterior latents [B, T, ..]
+        where is_first, the incoming state and prev_action are dropped
+    starts(v, latent [B, T, ..], prev_action [B, T, A], is_first [B, T]) -> state [B * T, ..], row-major
+        where dreams begin; a window over several rows never crosses the border of an episode
+    imagine(v, key, state [N, ..], action [N, A]) -> state [N, ..], one prior step
+    latent(state [N, ..]) -> latent [N, ..]
     feat(latent) -> [.., F]
-    predict(params, feat [.., F]) -> reward [..], cont [..] float32, expectations
-    loss(params, extra, key, latent [B, ..], prev_action [B, T, A], batch [B, T])
-        -> losses {name: [B, T]}, WorldModelOut
-    decode(params, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
-    pack(latent) -> {name: array}, unpack({name: array}) -> latent: the lossless form in which replay stores latents
+    predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, those that it has learned;
+        reward and cont are expectations, allowed tells which entries of an action's one-hots may be chosen
+    loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T]) -> losses {name: [B, T']}, T' <= T, Learned
+    decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
+    pack(latent) -> {name: array}, the lossless form in which replay stores latents; {} to store none
+    unpack({name: array [B, ..]}) -> state [B, ..]
     storage: {name: Space} of `pack`
     scales: {loss name: weight in the total}
-    allowed(params, feat [.., F]) -> [.., n] bool, which entries of an action's one-hots are allowed as far as the model
-        can tell; None in an environment without action masks
     """
 
     init: Callable[[Key], Variables]
-    initial: Callable[[int], Latent]
-    observe: Callable[..., Latent]
-    imagine: Callable[..., Latent]
+    initial: Callable[[int], State]
+    observe: Callable[..., tuple[State, Latent]]
+    starts: Callable[[Variables, Latent, Array, Array], State]
+    imagine: Callable[[Variables, Key, State, Array], State]
+    latent: Callable[[State], Latent]
     feat: Callable[[Latent], Array]
-    predict: Callable[[Params, Array], tuple[Array, Array]]
-    loss: Callable[..., tuple[Losses, WorldModelOut]]
-    decode: Callable[[Params, Latent], Mapping[str, Array]]
+    predict: Callable[[Variables, Array], Mapping[str, Array]]
+    loss: Callable[..., tuple[Losses, Learned]]
+    decode: Callable[[Variables, Latent], Mapping[str, Array]]
     pack: Callable[[Latent], Mapping[str, Array]]
-    unpack: Callable[[Mapping[str, Array]], Latent]
+    unpack: Callable[[Mapping[str, Array]], State]
     storage: Mapping[str, Space]
     scales: Mapping[str, float]
-    allowed: Callable[[Params, Array], Array] | None = None
 
 
 class Dream(NamedTuple):
-    """A world model with its parameters closed over: all that a behavior may see.
+    """A world model with its variables closed over: all that a behavior may see.
 
-    imagine(key, latent [N, ..], action [N, A]) -> latent | feat(latent) -> [.., F] | predict(feat) -> reward, cont
-    allowed(feat) -> [.., n] bool, None in an environment without action masks
+    imagine(key, state [N, ..], action [N, A]) -> state | feat(state) -> [N, F]
+    predict(feat [.., F]) -> {"reward", ..}, see `WorldModel.predict` | decode(state) -> {k: [N, ..]}
     """
 
-    imagine: Callable[[Key, Latent, Array], Latent]
-    feat: Callable[[Latent], Array]
-    predict: Callable[[Array], tuple[Array, Array]]
-    allowed: Callable[[Array], Array] | None = None
+    imagine: Callable[[Key, State, Array], State]
+    feat: Callable[[State], Array]
+    predict: Callable[[Array], Mapping[str, Array]]
+    decode: Callable[[State], Mapping[str, Array]]
 
 
 class Replayed(NamedTuple):
     """The real sequences behind the dream's starts: N = B * T, row-major.
 
-    feat [B, T, F] with its gradient | reward, is_last, is_terminal [B, T]
+    rows [B, T]: the trained rows with their actions, no latents | feat [B, T, F] with its gradient
     """
 
+    rows: Batch
     feat: Array
-    reward: Array
-    is_last: Array
-    is_terminal: Array
+
+
+class Ask(NamedTuple):
+    """What comes with an observation when a behavior is asked for an action.
+
+    is_first [E] bool | allowed [E, n] bool, None in an environment without action masks
+    command {name: [E, ..]}: what the behavior is to do, such as a goal, the feat [E, F] to reach
+    """
+
+    is_first: Array
+    allowed: Array | None = None
+    command: Mapping[str, Array] = {}
 
 
 class Behavior(NamedTuple):
-    """What chooses actions and learns from dreams.
+    """What chooses actions and learns from dreams. `v` are its Variables.
 
     init(key) -> Variables
-    act(params, key, dream, latent [E, ..], mode "sample" | "mode") -> action [E, A]
-        also allowed [E, n] bool, by name, in an environment with action masks
-    loss(params, extra, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics)
-    refresh(params, extra) -> extra, applied after each optimizer step (the slow critic)
+    initial(envs) -> carry [E, ..] from row to row, () for most
+    act(v, key, dream, state [E, ..], carry [E, ..], ask, mode) -> action [E, A], carry
+        mode "collect": for training, exploration included | "sample": to be judged | "mode": the most likely action
+    loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics); {} for what has no gradient
+    refresh(v) -> extra, after each optimizer step (the slow critic)
     scales: {loss name: weight in the total}
+    needs: the predictions of the world model that it uses
     """
 
     init: Callable[[Key], Variables]
-    act: Callable[..., Array]
+    initial: Callable[[int], Any]
+    act: Callable[..., tuple[Array, Any]]
     loss: Callable[..., tuple[Losses, tuple[Extra, Metrics]]]
-    refresh: Callable[[Params, Extra], Extra]
+    refresh: Callable[[Variables], Extra]
     scales: Mapping[str, float]
+    needs: frozenset[str] = frozenset({"reward", "cont"})
 
 
 class TrainState(NamedTuple):
     """All that training changes, one pytree.
 
-    step [] int32, updates done | key | params and extra {"world_model", "behavior"} | opt_state
-    extra["optimizer"]["learning_rate"] and each component's extra["hyper"] are traced, so that settings
-    that differ only there share one compiled program.
+    step [] int32, updates done | key | params, extra {"world_model", "behavior"} | opt_state
+    hyper {"world_model", "behavior", "scale": {loss name: []}, "learning_rate": {prefix: []}}: traced, so that settings
+    that differ only there share one compiled program
     """
 
     step: Array
     key: Key
     params: dict[str, Params]
     extra: dict[str, Extra]
+    hyper: dict[str, Hyper]
     opt_state: Any
 
 
-class Carry(NamedTuple):
-    """What acting remembers from row to row: latent [E, ..] | prev_action [E, A]."""
+class Update(NamedTuple):
+    """What an update gives besides the next state: arrays on the device, or numpy arrays once they are on the host.
 
-    latent: Latent
+    latent {name: [B, T, ..]}: packed posteriors to store back | metrics {name: []}
+    surprise [B, T] float32: how badly each row was predicted, None unless the agent was made with `priorities`
+    """
+
+    latent: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    surprise: Any = None
+
+
+class Carry(NamedTuple):
+    """What acting remembers from row to row: state [E, ..] | prev_action [E, A] | behavior [E, ..], its own carry."""
+
+    state: State
     prev_action: Array
+    behavior: Any = ()
 
 
 class Agent(NamedTuple):
-    """World model + behavior + optimizer, pure.
+    """World model + behavior + optimizers, pure. `variables` are {"world_model", "behavior"}: Variables.
 
     init(key) -> TrainState
+    variables(state) -> {part: Variables}
     initial_carry(envs) -> Carry
-    update(state, batch) -> state, latent {name: [B, T, ..]} packed posteriors to store back, metrics {name: []};
-        an agent made with `priorities` puts PRIORITY [B, T] float32 beside the latents
-    act(params, key, carry, obs {k: [E, ..]}, is_first [E], mode) -> carry, action [E, A]
+    update(state, batch) -> state, Update
+    act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}, the first half observed, the rest dreamed open-loop
-    pack(latent) -> {name: array}, the lossless form in which replay stores latents | storage: {name: Space} of it
+    encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations without a past, such as goals
+    pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
+    storage: {name: Space} of it
+    world_model, behavior: the parts, open to dreaming, play, export and diagnosis
     """
 
     init: Callable[[Key], TrainState]
+    variables: Callable[[TrainState], dict[str, Variables]]
     initial_carry: Callable[[int], Carry]
-    update: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Array], Metrics]]
+    update: Callable[[TrainState, Batch], tuple[TrainState, Update]]
     act: Callable[..., tuple[Carry, Array]]
     report: Callable[[TrainState, Batch], dict[str, Array]]
-    pack: Callable[[Latent], Mapping[str, Array]]
+    encode: Callable[..., Array]
+    pack: Callable[[State], Mapping[str, Array]]
     storage: Mapping[str, Space]
+    world_model: WorldModel
+    behavior: Behavior

@@ -16,7 +16,9 @@ import tiny
 from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
 from dreamer.config import Config
-from dreamer.interfaces import Agent, Replayed, TrainState
+from dreamer.dreaming import actor_critic as ac
+from dreamer.interfaces import Agent, TrainState
+from dreamer.losses import align
 from dreamer.ops import distributions, normalize
 from dreamer.runtime.devices import programs
 from dreamer.runtime.log import logger as metrics
@@ -66,8 +68,8 @@ def learned() -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after three updates, and the metrics of the last."""
     state = learning().state()
     for _ in range(3):
-        state, _, out = learning().update(state, learning().batch)
-    return state, out
+        state, out = learning().update(state, learning().batch)
+    return state, out.metrics
 
 
 @functools.cache
@@ -79,7 +81,7 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
         replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
         part = programs.policy_part(agent, workers.spec)
         collector = Collector(agent, part, workers, replay, seed=0)
-        snapshot = Snapshot(0, part.take(agent.init(jax.random.key(0)).params))
+        snapshot = Snapshot(0, part.take(agent.variables(agent.init(jax.random.key(0)))))
         for _ in range(turns):
             collector.collect(snapshot)
     return workers.spec, replay
@@ -119,12 +121,10 @@ def posterior():
 
     @tiny.jit
     def run(batch, free_nats=1.0):
-        extra = state.extra["world_model"]
-        extra = {**extra, "hyper": {**extra["hyper"], "free_nats": free_nats}}
-        latent, prev_action, rows = agents.align(world_model, SPEC, batch)
-        losses, out = world_model.loss(
-            state.params["world_model"], extra, jax.random.key(0), latent, prev_action, rows
-        )
+        v = agents.variables(state)["world_model"]
+        v = v._replace(hyper={**v.hyper, "free_nats": free_nats})
+        latent, prev_action, rows = align(world_model, SPEC, batch)
+        losses, out = world_model.loss(v, jax.random.key(0), latent, prev_action, rows)
         return losses, out.latent
 
     return run
@@ -163,7 +163,7 @@ def same_latents(before: Batch, after: Batch) -> np.ndarray:
 # --- hand-made dreams -------------------------------------------------------------------------------
 
 COUNT, STATES = 2, 4  # every hand-made dream is [COUNT, STATES]
-NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
+NORMS = ac.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
 
 
 def rows_of(*values: float) -> np.ndarray:
@@ -174,7 +174,7 @@ def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, 
     """A dream whose critic says exactly `value`."""
     reward, cont, value, log_prob, entropy = map(lambda x: rows_of(*x), (reward, cont, value, log_prob, entropy))
     logits = jnp.log(distributions.twohot_encode(value, BINS) + 1e-30)
-    return actor_critic.Imagined(reward, cont, logits, value, log_prob, entropy)
+    return ac.Imagined(reward, cont, logits, value, log_prob, entropy)
 
 
 @functools.cache
@@ -183,9 +183,9 @@ def imagined():
 
     @tiny.jit
     def run(dream, lam=0.95, entropy=0.0, lo=0.0, hi=0.0):
-        settings = actor_critic.Settings(BINS, lam, entropy, 1.0, False, 1.0)
-        states = actor_critic.Norms(normalize.Percentiles(jnp.float32(lo), jnp.float32(hi)), (), ())
-        losses, returns, states, out = actor_critic.imagined_losses(settings, NORMS, states, dream)
+        settings = ac.Settings(BINS, lam, entropy, 1.0, False, 1.0)
+        states = ac.Norms(normalize.Percentiles(jnp.float32(lo), jnp.float32(hi)), (), ())
+        losses, returns, states, out = ac.imagined_losses(settings, NORMS, states, dream)
         return losses, returns, states.ret, out
 
     return run
@@ -197,10 +197,10 @@ def replayed():
 
     @tiny.jit
     def run(reward, is_last, is_terminal, boot, lam):
-        settings = actor_critic.Settings(BINS, lam, 0.0, 1.0, False, 1.0)
-        rows = Replayed(jnp.zeros((*reward.shape, 1)), reward, is_last, is_terminal)
+        settings = ac.Settings(BINS, lam, 0.0, 1.0, False, 1.0)
+        rows = Batch({}, None, reward, None, is_last, is_terminal, {})
         logits = jnp.zeros((*reward.shape, len(BINS)))
-        return actor_critic.replayed_loss(settings, 0.5, rows, boot, logits, jnp.zeros(reward.shape))
+        return ac.replayed_loss(settings, 0.5, rows, boot, logits, jnp.zeros(reward.shape))
 
     return run
 

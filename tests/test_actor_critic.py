@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from dreamer.behaviors import actor_critic
-from dreamer.interfaces import Dream, Replayed
+from dreamer.agent import variables
+from dreamer.dreaming import actor_critic as ac
+from dreamer.interfaces import Ask, Batch, Dream
 from dreamer.ops import normalize
 
 BINS = np.float32([-4, 0, 4])
-SETTINGS = actor_critic.Settings(BINS, lam=0.5, entropy=0.1, slow_scale=1.0, slow_target=False, discount=1.0)
-PLAIN = actor_critic.Norms(*(normalize.identity() for _ in range(3)))
+SETTINGS = ac.Settings(BINS, lam=0.5, entropy=0.1, slow_scale=1.0, slow_target=False, discount=1.0)
+PLAIN = ac.Norms(*(normalize.identity() for _ in range(3)))
 LN3 = np.log(3)
 
 
@@ -29,13 +30,13 @@ def dreamed(reward, cont=(1, 1, 1), value=None, log_prob=(-1, -2, -9), entropy=(
     """One dream of two steps. Without `value`, the critic is undecided between its three bins: mean 0."""
     row = lambda x: jnp.float32(x)[None]  # noqa: E731
     logits = np.zeros((3, 3), np.float32) if value is None else logits_of(value)
-    return actor_critic.Imagined(row(reward), row(cont), row(logits), row(slow), row(log_prob), row(entropy))
+    return ac.Imagined(row(reward), row(cont), row(logits), row(slow), row(log_prob), row(entropy))
 
 
 def losses_of(dream, discount=1.0, slow_target=False):
     """Losses {name: [1, 2]} and returns [1, 2] without normalisers."""
     settings = SETTINGS._replace(discount=discount, slow_target=slow_target)
-    return actor_critic.imagined_losses(settings, PLAIN, actor_critic.Norms((), (), ()), dream)[:2]
+    return ac.imagined_losses(settings, PLAIN, ac.Norms((), (), ()), dream)[:2]
 
 
 plain_losses = tiny.jit(losses_of, static_argnames="slow_target")
@@ -105,8 +106,8 @@ def test_policy_gradient_is_the_weighted_advantage_and_the_critics_is_none_of_it
 
 def test_large_returns_are_scaled_down_and_small_ones_are_left():
     norms = PLAIN._replace(ret=normalize.percentiles(rate=1.0))
-    states = actor_critic.Norms(norms.ret.init(), (), ())
-    run = tiny.jit(lambda dream: actor_critic.imagined_losses(SETTINGS, norms, states, dream))
+    states = ac.Norms(norms.ret.init(), (), ())
+    run = tiny.jit(lambda dream: ac.imagined_losses(SETTINGS, norms, states, dream))
     for size, scale in ((0.01, 1.0), (1000.0, None)):
         dream = dreamed(reward=(0, size, -size), entropy=(0, 0, 0))
         out, returns, after, metrics = run(dream)
@@ -123,15 +124,16 @@ def test_large_returns_are_scaled_down_and_small_ones_are_left():
 def replayed(last, terminal):
     """Loss and returns [3] of rewards (9, 1, 2, 3), boot (0, 10, 20, 30), lambda and discount 0.5."""
     row = lambda x: jnp.asarray(x)[None]  # noqa: E731
-    rows = Replayed(None, row(np.float32([9, 1, 2, 3])), row(np.array(last) > 0), row(np.array(terminal) > 0))
+    reward, last, terminal = (row(x) for x in (np.float32([9, 1, 2, 3]), np.array(last) > 0, np.array(terminal) > 0))
+    rows = Batch({}, None, reward, None, last, terminal, {})
     boot = row(np.float32([0, 10, 20, 30]))
-    loss, returns = run_replayed(rows._replace(feat=()), boot)
+    loss, returns = run_replayed(rows, boot)
     return np.asarray(loss[0]), np.asarray(returns[0])
 
 
 @tiny.jit
 def run_replayed(rows, boot):
-    return actor_critic.replayed_loss(SETTINGS, 0.5, rows, boot, jnp.zeros((1, 4, 3)), jnp.zeros((1, 4)))
+    return ac.replayed_loss(SETTINGS, 0.5, rows, boot, jnp.zeros((1, 4, 3)), jnp.zeros((1, 4)))
 
 
 def test_replayed_returns_by_hand():
@@ -162,9 +164,9 @@ def fresh(kind: str, mode: str, count: int = 4096):
     """Actions [count, A] of a fresh actor on random features."""
     _, behavior = tiny.parts(kind)
     feat = jax.random.normal(jax.random.key(1), (count, tiny.FEAT))
-    dream = Dream(imagine=None, feat=lambda latent: latent, predict=None)
-    run = tiny.jit(lambda params: behavior.act(params, jax.random.key(0), dream, feat, mode))
-    return np.asarray(run(tiny.state(kind).params["behavior"]))
+    dream, ask = Dream(None, feat=lambda state: state, predict=None, decode=None), Ask(np.zeros(count, bool))
+    run = tiny.jit(lambda v: behavior.act(v, jax.random.key(0), dream, feat, (), ask, mode)[0])
+    return np.asarray(run(variables(tiny.state(kind))["behavior"]))
 
 
 def test_fresh_continuous_actor_is_wide_and_centred():
@@ -190,6 +192,7 @@ def test_slow_critic_starts_as_a_copy_and_moves_by_its_rate():
     state = tiny.state("vector")
     slow, fast = state.extra["behavior"]["slow"], state.params["behavior"]["val"]
     jax.tree.map(np.testing.assert_array_equal, slow, fast)
-    moved = {**state.params["behavior"], "val": jax.tree.map(lambda x: x + 1, fast)}
-    after = behavior.refresh(moved, state.extra["behavior"])["slow"]
+    v = variables(state)["behavior"]
+    moved = v._replace(params={**v.params, "val": jax.tree.map(lambda x: x + 1, fast)})
+    after = behavior.refresh(moved)["slow"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + tiny.BEHAVIOR.slow_rate, atol=1e-6), after, slow)

@@ -13,7 +13,8 @@ import tiny
 
 from dreamer import agent as agents
 from dreamer.errors import UserError
-from dreamer.interfaces import Carry, WorldModelOut
+from dreamer.interfaces import Ask, Carry, Learned
+from dreamer.losses import align, make_dream, make_losses, total_loss
 from dreamer.ops import optimizers
 
 UPDATES = 3
@@ -60,8 +61,8 @@ def test_update_of_the_same_inputs_gives_the_same_bits_and_leaves_its_inputs_alo
 
 def test_a_batch_of_another_seed_gives_another_update():
     state, spec = tiny.state("vector"), tiny.SPECS["vector"]
-    losses = {float(tiny.update("vector")(state, tiny.make_batch(spec, seed=s))[2]["train/loss"]) for s in (0, 1)}
-    assert len(losses) == 2
+    one, two = (tiny.update("vector")(state, tiny.make_batch(spec, seed=s))[1].metrics["train/loss"] for s in (0, 1))
+    assert float(one) != float(two)
 
 
 def test_update_is_not_traced_again_for_the_states_that_it_gives():
@@ -104,8 +105,7 @@ def two_seeds():
 
     def run(state, batch):
         def step(state, _):
-            state, latent, metrics = update(state, batch)
-            return state, (latent, metrics)
+            return update(state, batch)
 
         return jax.lax.scan(step, state, length=UPDATES)
 
@@ -117,8 +117,8 @@ def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each(se
     states, batches, together = two_seeds()
     state, outs = states[seed], []
     for _ in range(UPDATES):
-        state, *out = tiny.update("vector")(state, batches[seed])
-        outs.append(tuple(out))
+        state, out = tiny.update("vector")(state, batches[seed])
+        outs.append(out)
     assert_near(jax.tree.map(lambda x: x[seed], together), (state, stacked(*outs)))
 
 
@@ -180,9 +180,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
     floats = [x for x in jax.tree.leaves((state.params, state.extra, state.opt_state, metrics)) if x.dtype != np.int32]
     assert {x.dtype.name for x in floats} == {"float32"}
     carry = agent.initial_carry(2)
-    assert carry.latent.deter.dtype == latent["deter"].dtype == jnp.bfloat16
+    assert carry.state.deter.dtype == latent["deter"].dtype == jnp.bfloat16
     assert agent.storage["deter"].dtype == "bfloat16"
-    assert carry.latent.stoch.dtype == carry.prev_action.dtype == np.float32
+    assert carry.state.stoch.dtype == carry.prev_action.dtype == np.float32
 
 
 def test_bfloat16_losses_are_near_those_of_float32():
@@ -197,9 +197,9 @@ def test_bfloat16_losses_are_near_those_of_float32():
 
 def test_bfloat16_types_with_images():
     agent, batch = tiny.make_agent("mixed", "bfloat16"), tiny.make_batch(tiny.SPECS["mixed"], dtype="bfloat16")
-    after, latent, _ = jax.eval_shape(agent.update, tiny.state("mixed"), batch)
+    after, out = jax.eval_shape(agent.update, tiny.state("mixed"), batch)
     assert {x.dtype.name for x in jax.tree.leaves(after.params)} == {"float32"}
-    assert latent["deter"].dtype == jnp.bfloat16
+    assert out.latent["deter"].dtype == jnp.bfloat16
 
 
 def test_auto_is_float32_on_cpu_only():
@@ -212,13 +212,13 @@ def test_auto_is_float32_on_cpu_only():
 
 def test_batch_without_context_trains_all_its_rows():
     batch = tiny.make_batch(tiny.SPECS["mixed"], context=0)
-    _, latent, _ = shapes_of_update(batch, "mixed")
+    latent = shapes_of_update(batch, "mixed")[1].latent
     assert batch.latent == {} and latent["deter"].shape[:2] == batch.reward.shape == (tiny.BATCH, tiny.LENGTH)
 
 
 def test_sequences_without_context_start_from_nothing():
     batch, spec = tiny.make_batch(tiny.SPECS["vector"], context=0), tiny.SPECS["vector"]
-    latent, prev_action, rows = agents.align(tiny.parts("vector")[0], spec, batch)
+    latent, prev_action, rows = align(tiny.parts("vector")[0], spec, batch)
     assert not np.any(latent.deter) and not np.any(latent.stoch) and rows is batch
     np.testing.assert_array_equal(prev_action[:, 0], 0)
     np.testing.assert_array_equal(prev_action[:, 1:], batch.action[:, :-1])
@@ -226,7 +226,7 @@ def test_sequences_without_context_start_from_nothing():
 
 def test_context_row_lends_its_latent_and_its_action():
     batch, spec = tiny.make_batch(tiny.SPECS["vector"]), tiny.SPECS["vector"]
-    latent, prev_action, rows = agents.align(tiny.parts("vector")[0], spec, batch)
+    latent, prev_action, rows = align(tiny.parts("vector")[0], spec, batch)
     np.testing.assert_array_equal(latent.deter, batch.latent["deter"][:, 0])
     np.testing.assert_array_equal(np.argmax(latent.stoch, -1), batch.latent["stoch"][:, 0])
     np.testing.assert_array_equal(prev_action, batch.action[:, :-1])
@@ -262,8 +262,8 @@ def test_action_of_a_wrong_width_is_refused():
 def shapes_with(world_model, behavior) -> None:
     """Traces the total loss."""
     state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
-    total = agents.total_loss(world_model, behavior, tiny.SPECS["vector"])
-    jax.eval_shape(total, state.params, state.extra, state.key, batch)
+    total = total_loss(world_model, behavior, tiny.SPECS["vector"])
+    jax.eval_shape(total, state.params, state.extra, state.hyper, state.key, batch)
 
 
 def test_loss_without_a_scale_is_refused():
@@ -289,7 +289,7 @@ def test_loss_of_both_parts_is_refused():
 def test_world_model_losses_are_one_number_per_row():
     world_model, behavior = tiny.parts("vector")
 
-    def loss(*inputs) -> tuple[dict[str, jax.Array], WorldModelOut]:
+    def loss(*inputs) -> tuple[dict[str, jax.Array], Learned]:
         losses, out = world_model.loss(*inputs)
         return {**losses, "dyn": losses["dyn"].mean()}, out
 
@@ -300,10 +300,10 @@ def test_world_model_losses_are_one_number_per_row():
 @functools.cache
 def gradients_of_the_behavior():
     """Gradients of the dreamed losses and of repval with respect to all parameters."""
-    losses, state = agents.make_losses(*tiny.parts("vector"), tiny.SPECS["vector"]), tiny.trained("vector")[0]
+    losses, state = make_losses(*tiny.parts("vector"), tiny.SPECS["vector"]), tiny.trained("vector")[0]
 
     def split(params, batch):
-        losses_, _ = losses(params, state.extra, state.key, batch)
+        losses_, _ = losses(params, state.extra, state.hyper, state.key, batch)
         return losses_["policy"].mean() + losses_["value"].mean(), losses_["repval"].mean()
 
     return tiny.jit(jax.jacrev(split))(state.params, tiny.make_batch(tiny.SPECS["vector"]))
@@ -324,19 +324,19 @@ def test_no_behavior_can_change_the_world_model_through_its_dream():
     world_model, behavior = tiny.parts("vector")
     state, batch = tiny.trained("vector")[0], tiny.make_batch(tiny.SPECS["vector"])
 
-    def loss(params, extra, key, dream, start, replayed):
-        latent = dream.imagine(key, start, jnp.ones((start.deter.shape[0], 2)))
-        dreamed = sum(x.sum() for x in (*dream.predict(dream.feat(latent)), dream.feat(start)))
-        return {"dreamed": dreamed, "replayed": replayed.feat.sum()}, (extra, {})
+    def loss(v, key, dream, start, replayed):
+        state = dream.imagine(key, start, jnp.ones((start.deter.shape[0], 2)))
+        dreamed = sum(x.sum() for x in (*dream.predict(dream.feat(state)).values(), dream.feat(start)))
+        shown = sum(x.sum() for x in dream.decode(state).values())
+        return {"dreamed": dreamed + shown, "replayed": replayed.feat.sum()}, (v.extra, {})
 
-    losses = agents.make_losses(world_model, behavior._replace(loss=loss), tiny.SPECS["vector"])
+    losses = make_losses(world_model, behavior._replace(loss=loss), tiny.SPECS["vector"])
 
-    @tiny.jit
-    def gradients(params):
-        return jax.jacrev(lambda p: [losses(p, state.extra, state.key, batch)[0][k] for k in ("dreamed", "replayed")])(
-            params
-        )
+    def both(params):
+        found, _ = losses(params, state.extra, state.hyper, state.key, batch)
+        return found["dreamed"], found["replayed"]
 
+    gradients = tiny.jit(jax.jacrev(both))
     dreamed, replayed = gradients(state.params)
     assert set(largest(dreamed["world_model"]).values()) == {0.0}
     assert largest(replayed["world_model"])["dyn"] > 0
@@ -360,31 +360,32 @@ def argmax_agent():
 def test_acting_sees_the_latents_of_training():
     """Step by step with its own actions, resets included, and then the same rows as one sequence."""
     agent, world_model = argmax_agent(), tiny.parts("vector")[0]
-    params, spec = tiny.trained("vector")[0].params, tiny.SPECS["vector"]
+    variables, spec = tiny.variables("vector"), tiny.SPECS["vector"]
     batch = tiny.make_batch(spec, batch_size=3, length=8, context=0, seed=2)
     assert 0 < batch.is_first[:, 1:].sum() < batch.is_first[:, 1:].size
     act = tiny.jit(agent.act, static_argnames="mode")
     carry, actions, latents = agent.initial_carry(3), [], []
     for t in range(8):
         rows = jax.tree.map(lambda x, t=t: x[:, t], (batch.obs, batch.is_first))
-        carry, action = act(params, jax.random.key(t), carry, *rows, mode="sample")
+        carry, action = act(variables, jax.random.key(t), carry, *rows, mode="sample")
         actions.append(action)
-        latents.append(carry.latent)
+        latents.append(carry.state)
     stored = batch._replace(action=np.stack(actions, 1))
-    latent, prev_action, rows = agents.align(world_model, spec, stored)
-    observed = tiny.jit(world_model.observe)(
-        params["world_model"], jax.random.key(0), latent, rows.obs, prev_action, rows.is_first
+    latent, prev_action, rows = align(world_model, spec, stored)
+    last, observed = tiny.jit(world_model.observe)(
+        variables["world_model"], jax.random.key(0), latent, rows.obs, prev_action, rows.is_first
     )
     assert_near(jax.tree.map(lambda *x: jnp.stack(x, 1), *latents), observed)
+    assert_near(last, latents[-1])
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_behavior_is_deterministic_in_mode_and_random_in_sample(kind, key):
-    (world_model, behavior), params = tiny.parts(kind), tiny.trained(kind)[0].params
-    latent = world_model.initial(64)
-    dream = agents.make_dream(world_model, params["world_model"])
+    (world_model, behavior), variables = tiny.parts(kind), tiny.variables(kind)
+    state, ask = world_model.initial(64), Ask(np.zeros(64, bool))
+    dream = make_dream(world_model, variables["world_model"])
     act = tiny.jit(
-        lambda key, mode: behavior.act(params["behavior"], key, dream, latent, mode), static_argnums=1
+        lambda key, mode: behavior.act(variables["behavior"], key, dream, state, (), ask, mode)[0], static_argnums=1
     )
     keys = jax.random.split(key)
     modes, samples = ([np.asarray(act(k, mode)) for k in keys] for mode in ("mode", "sample"))
@@ -399,12 +400,12 @@ def test_behavior_is_deterministic_in_mode_and_random_in_sample(kind, key):
 
 def test_environments_are_acted_in_apart_from_each_other():
     """What one environment shows changes the latent of no other."""
-    agent, params = argmax_agent(), tiny.trained("vector")[0].params
+    agent, variables = argmax_agent(), tiny.variables("vector")
     act = tiny.jit(agent.act, static_argnames="mode")
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=3, length=1, context=0).obs["vector"][:, 0]
     first, changed = np.zeros(3, bool), obs + np.float32([[0], [5], [0]])
     one, two = (
-        act(params, jax.random.key(0), agent.initial_carry(3), {"vector": x}, first, mode="mode")
+        act(variables, jax.random.key(0), agent.initial_carry(3), {"vector": x}, first, mode="mode")
         for x in (obs, changed)
     )
     same = [np.array_equal(one[1][i], two[1][i]) for i in range(3)]

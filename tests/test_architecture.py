@@ -46,7 +46,8 @@ TABLE: dict[str, set[str]] = {
     "dreaming": {"nets", "ops", "interfaces"} | NOUNS,
     "world_models": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,
     "behaviors": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,
-    "agent": {"ops", "dreaming", "interfaces", "contracts"} | NOUNS,
+    "losses": {"ops", "interfaces"} | NOUNS,
+    "agent": {"ops", "losses", "interfaces", "contracts", "coerce"} | NOUNS,
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
     "runtime": set(),
     "runtime/files": NOUNS,

@@ -54,7 +54,8 @@ def train_state(seed: int = 0) -> TrainState:
         "optimizer": {"learning_rate": jnp.float32(4e-5)},
     }
     opt_state = (Nothing(), (Moments(jnp.int32(seed + 7), arrays(seed + 4), arrays(seed + 5)), None), ())
-    return TrainState(jnp.int32(seed + 3), jax.random.key(seed), params, extra, opt_state)
+    hyper = {"behavior": {"entropy": jnp.float32(seed)}}
+    return TrainState(jnp.int32(seed + 3), jax.random.key(seed), params, extra, hyper, opt_state)
 
 
 def raw(leaf: Any) -> np.ndarray:

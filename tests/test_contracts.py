@@ -12,7 +12,7 @@ from tiny import echo_world, random_behavior
 from dreamer import agent as agents
 from dreamer import contracts
 from dreamer.errors import UserError
-from dreamer.interfaces import Batch, Dream
+from dreamer.interfaces import Ask, Batch, Dream, Variables
 from dreamer.spaces import Action, Space, Spec
 
 SPEC = Spec({"vector": Space((3,), "float32")}, Action((2,)))
@@ -27,7 +27,7 @@ def model(**changes):
 
 def behavior(**changes):
     base = random_behavior(SPEC)
-    quiet = base._replace(loss=lambda params, extra, *rest: ({"given": jnp.zeros(())}, (extra, {})))
+    quiet = base._replace(loss=lambda v, *rest: ({"given": jnp.zeros(())}, (v.extra, {})))
     module = types.SimpleNamespace(make=lambda config, spec, **shared: quiet._replace(**changes))
     return contracts.make_behavior(module, "lab.mind", None, SPEC, feat_width=2)
 
@@ -39,36 +39,44 @@ def batch() -> Batch:
     return Batch(**{name: value for name, value in fields.items() if name in Batch._fields})
 
 
-def model_loss(world, params=None):
-    latent = world.initial(2)
-    return world.loss(params or {"w": jnp.zeros((1, 1))}, {}, KEY, latent, jnp.zeros((2, 4, 2)), batch())
+V = Variables({"w": jnp.zeros((1, 1))}, {}, {})
+
+
+def model_loss(world):
+    return world.loss(V, KEY, world.initial(2), jnp.zeros((2, 4, 2)), batch())
 
 
 def changed_loss(change):
-    def loss(params, extra, key, latent, prev_action, rows):
-        return change(*echo_world(SPEC).loss(params, extra, key, latent, prev_action, rows))
+    def loss(*args):
+        return change(*echo_world(SPEC).loss(*args))
 
     return loss
 
 
 def observed(world):
-    return world.observe({}, KEY, world.initial(2), batch().obs, jnp.zeros((2, 4, 2)), jnp.zeros((2, 4), bool))
+    return world.observe(V, KEY, world.initial(2), batch().obs, jnp.zeros((2, 4, 2)), jnp.zeros((2, 4), bool))
 
 
 def mind_loss(mind):
-    return mind.loss({}, {"slow": jnp.zeros(3)}, KEY, None, {}, None)
+    return mind.loss(V._replace(extra={"slow": jnp.zeros(3)}), KEY, None, {}, None)
 
 
 def acted(mind):
-    dream = Dream(None, lambda latent: latent["prev"], None)
-    return mind.act({}, KEY, dream, {"prev": jnp.zeros((5, 2))}, "sample")
+    dream = Dream(None, lambda state: state["prev"], None, None)
+    return mind.act(V, KEY, dream, {"prev": jnp.zeros((5, 2))}, (), Ask(jnp.zeros(5, bool)), "sample")
+
+
+def started(world):
+    return world.starts(V, {"prev": jnp.zeros((2, 4, 2))}, jnp.zeros((2, 4, 2)), jnp.zeros((2, 4), bool))
 
 
 def test_the_contracts_hold_for_a_sound_pair():
     losses, _ = model_loss(model())
     assert losses["echo"].shape == (2, 4)
-    assert observed(model())["prev"].shape == (2, 4, 2)
-    assert mind_loss(behavior())[0]["given"].shape == () and acted(behavior()).shape == (5, 2)
+    state, latent = observed(model())
+    assert state["prev"].shape == (2, 2) and latent["prev"].shape == (2, 4, 2)
+    assert started(model())["prev"].shape == (8, 2)
+    assert mind_loss(behavior())[0]["given"].shape == () and acted(behavior())[0].shape == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,10 @@ def test_the_contracts_hold_for_a_sound_pair():
         (
             {"loss": changed_loss(lambda losses, out: ({"echo": losses["echo"].mean(1)}, out))}, model_loss,
             ["loss gives loss 'echo' of shape [2], not [2, 4]"],
+        ),
+        (
+            {"loss": changed_loss(lambda losses, out: (losses, out._replace(surprise=losses["echo"][:, 1:])))},
+            model_loss, ["loss gives a surprise of shape [2, 3], not [2, 4]"],
         ),
         (
             {"loss": changed_loss(lambda losses, out: ({**losses, "more": losses["echo"]}, out))}, model_loss,
@@ -93,27 +105,36 @@ def test_the_contracts_hold_for_a_sound_pair():
             ["extra with ['n'], which it was not given"],
         ),
         ({"feat": lambda latent: latent["stohc"]}, None, ["feat failed: KeyError: 'stohc'", "test_contracts.py, line"]),
-        ({"feat": lambda latent: latent["prev"][0]}, None, ["feat(initial(1)) has shape [2], not [1, F]"]),
+        ({"feat": lambda latent: latent["prev"][0]}, None, ["feat(latent(initial(1))) has shape [2], not [1, F]"]),
         (
-            {"predict": lambda params, feat: (feat, feat)}, lambda world: world.predict({}, jnp.zeros((4, 2))),
+            {"predict": lambda v, feat: {"reward": feat}}, lambda world: world.predict(V, jnp.zeros((4, 2))),
             ["predict gives reward of shape [4, 2], not [4]"],
         ),
         (
-            {"imagine": lambda params, key, latent, action: {"prev": action[:, :1]}},
-            lambda world: world.imagine({}, KEY, world.initial(4), jnp.zeros((4, 2))),
-            ["imagine gives latent['prev'] of shape [4, 1], not [4, 2]"],
+            {"predict": lambda v, feat: (feat, feat)}, lambda world: world.predict(V, jnp.zeros((4, 2))),
+            ["predict gives a tuple, not a mapping by name"],
         ),
         (
-            {"observe": lambda params, key, latent, *rest: {"post": latent["prev"]}}, observed,
+            {"imagine": lambda v, key, state, action: {"prev": action[:, :1]}},
+            lambda world: world.imagine(V, KEY, world.initial(4), jnp.zeros((4, 2))),
+            ["imagine gives state['prev'] of shape [4, 1], not [4, 2]"],
+        ),
+        (
+            {"starts": lambda v, latent, *rest: latent}, started,
+            ["starts gives state['prev'] of shape [2, 4, 2], not [8, 2]"],
+        ),
+        (
+            {"observe": lambda v, key, state, *rest: (state, {"post": state["prev"]})}, observed,
             ["observe gives latent with ['post'], which it was not given"],
         ),
+        ({"observe": lambda v, key, state, *rest: state}, observed, ["observe gives a dict, not a pair"]),
         (
             {"pack": lambda latent: {"other": latent["prev"]}}, lambda world: world.pack(world.initial(1)),
             ["pack gives ['other'], but storage describes ['prev']"],
         ),
         (
-            {"decode": lambda params, latent: {"image": latent["prev"]}},
-            lambda world: world.decode({}, world.initial(1)),
+            {"decode": lambda v, latent: {"image": latent["prev"]}},
+            lambda world: world.decode(V, world.initial(1)),
             ["decode gives 'image', which is no observation; there are ['vector']"],
         ),
         ({"init": lambda key: {}}, lambda world: world.init(KEY), ["init gives a dict, not Variables"]),
@@ -134,13 +155,16 @@ def test_a_world_model_that_breaks_its_contract_is_named(fields, call, parts):
 @pytest.mark.parametrize(
     ("fields", "call", "part"),
     [
-        ({"act": lambda *rest: jnp.zeros((5, 3))}, acted, "act gives an action of shape [5, 3], not [5, 2]"),
+        ({"act": lambda *rest: (jnp.zeros((5, 3)), ())}, acted, "act gives an action of shape [5, 3], not [5, 2]"),
+        ({"act": lambda *rest: jnp.zeros((5, 2))}, acted, "not a pair (action, carry)"),
+        ({"act": lambda *rest: (jnp.zeros((5, 2)), {"n": 1})}, acted, "carry with ['n'], which it was not given"),
+        ({"needs": "reward"}, acted, "needs is a str, not a set of names"),
         ({"loss": lambda *rest: {}}, mind_loss, "loss gives a dict, not losses, (extra, metrics)"),
         ({"scales": {}}, mind_loss, "'given' has no scale"),
-        ({"loss": lambda params, extra, *rest: ({"given": 1}, (extra, {}))}, mind_loss, "loss 'given' as int, not an"),
+        ({"loss": lambda v, *rest: ({"given": 1}, (v.extra, {}))}, mind_loss, "loss 'given' as int, not an"),
         (
-            {"refresh": lambda params, extra: {"slow": extra["slow"][:1]}},
-            lambda mind: mind.refresh({}, {"slow": jnp.zeros(3)}), "extra['slow'] of shape [1], not [3]",
+            {"refresh": lambda v: {"slow": v.extra["slow"][:1]}},
+            lambda mind: mind.refresh(V._replace(extra={"slow": jnp.zeros(3)})), "extra['slow'] of shape [1], not [3]",
         ),
         ({"loss": lambda *rest: jnp.zeros(2) @ jnp.zeros(3)}, mind_loss, "loss failed: TypeError: dot_general"),
     ],

@@ -18,6 +18,7 @@ import tiny
 import dreamer
 from dreamer.config import load
 from dreamer.errors import UserError
+from dreamer.interfaces import Update
 from dreamer.runtime.devices import distributed, placement, programs
 from dreamer.runtime.devices import mesh as meshes
 
@@ -29,7 +30,7 @@ import jax, numpy as np
 import test_replay
 import tiny
 from dreamer.errors import UserError
-from dreamer.runtime.devices import mesh as meshes
+from dreamer.runtime.devices import mesh as meshes, placement
 from dreamer.runtime.run.device_rows import DeviceRows
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.learner import Learner
@@ -37,7 +38,7 @@ from benchmarks.scaling import collectives
 from test_devices import LAYOUTS
 
 assert jax.device_count() == 8
-devices.SMALLEST_SPLIT = 64  # the tiny agent has no large leaf
+placement.SMALLEST_SPLIT = 64  # the tiny agent has no large leaf
 folder = sys.argv[1]
 agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
 batch = tiny.make_batch(spec)
@@ -70,13 +71,13 @@ for count, fsdp in LAYOUTS:
     for part in (state.params, state.opt_state, state.extra["behavior"]["slow"]):
         assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part)) == (fsdp > 1)
     assert all(len(x.sharding.device_set) == count for x in jax.tree.leaves(state.params))
-    assert out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
-    save(f"{count}-{fsdp}", (state.params, state.extra, out.latent, out.metrics))
+    assert out.out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
+    save(f"{count}-{fsdp}", (state.params, state.extra, out.out.latent, out.out.metrics))
 
 # What acts, what is shown and what is saved of a state that is split is what it would be whole.
 acting = ours.snapshot().leaves
 assert all(leaf.devices() == {jax.devices()[0]} for leaf in acting)
-for leaf, source in zip(acting, ours.part.take(state.params), strict=True):
+for leaf, source in zip(acting, ours.part.take(agent.variables(state)), strict=True):
     np.testing.assert_array_equal(leaf, source)
 with Checkpoints(folder) as checkpoints:
     checkpoints.save(1, state)
@@ -100,7 +101,7 @@ source = DeviceRows(mesh, test_replay.SPEC, ours_rows)
 found, expected = source.sample(8)[0].obs, theirs_rows.sample(8)[0].obs
 for name, x in found.items():
     np.testing.assert_array_equal(x, expected[name])
-    assert x.sharding.is_equivalent_to(devices.split(mesh), x.ndim)
+    assert x.sharding.is_equivalent_to(placement.split(mesh), x.ndim)
 gathering = source._gather.lower(source._rings, np.zeros((8, 3), np.int32)).compile().as_text()
 assert not collectives(gathering)
 
@@ -199,7 +200,7 @@ def toy_agent():
     """An agent whose state is a sum of batches."""
 
     def update(state, batch):
-        return state + batch.sum(0), {"deter": batch}, {"mean": batch.mean()}
+        return state + batch.sum(0), Update({"deter": batch}, {"mean": batch.mean()})
 
     return tiny.make_agent("vector")._replace(update=update)
 
@@ -209,7 +210,7 @@ def test_update_donates_its_state():
     update = programs.jit_update(toy_agent(), mesh)
     state = jax.device_put(jnp.zeros(3), placement.replicated(mesh))
     batch = jax.device_put(np.ones((jax.device_count(), 3), np.float32), placement.split(mesh))
-    after, _, _ = update(state, batch)
+    after, _ = update(state, batch)
     assert state.is_deleted() and not batch.is_deleted()
     np.testing.assert_array_equal(after, jax.device_count())
 
@@ -224,13 +225,14 @@ def test_first_copy_outlives_the_donated_state():
 
 
 def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(key):
-    agent, params = tiny.make_agent("vector"), tiny.state("vector").params
+    agent = tiny.make_agent("vector")
+    variables = agent.variables(tiny.state("vector"))
     policy = programs.jit_policy(agent)
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=2, length=1, context=0).obs
     obs = {name: x[:, 0] for name, x in obs.items()}
 
     def act(count):
-        return policy(params, key, count, agent.initial_carry(2), obs, np.ones(2, bool), mode="sample")
+        return policy(variables, key, count, agent.initial_carry(2), obs, np.ones(2, bool), mode="sample")
 
     (carry, action, latent), (_, same, _), (_, other, _) = act(0), act(0), act(1)
     np.testing.assert_array_equal(action, same)
@@ -252,7 +254,7 @@ PAIR = """
 import sys
 import jax, numpy as np
 from dreamer.errors import UserError
-from dreamer.runtime.devices import distributed, mesh as meshes
+from dreamer.runtime.devices import distributed, mesh as meshes, placement
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.learner import Learner
 from dreamer.steps import Batch
@@ -265,7 +267,7 @@ else:
     config = meshes.Config(count=4)
 import tiny  # which asks XLA for what it knows
 
-devices.SMALLEST_SPLIT = 64
+placement.SMALLEST_SPLIT = 64
 assert jax.process_count() == distributed.count() == count and jax.device_count() == 4
 agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]
 ours = Learner(agent, spec, seed=0, batch_size=tiny.BATCH, lockstep=True, config=config)
@@ -273,7 +275,7 @@ each = distributed.share("replay.batch_size", tiny.BATCH)
 mine = jax.tree.map(lambda x: x[number * each : (number + 1) * each], tiny.make_batch(spec))
 for _ in range(2):
     out = ours.step(ours.place(mine), None)
-state, latent, metrics = devices.local_copy(ours.state), devices.to_host(out.latent), devices.to_host(out.metrics)
+state, (latent, metrics, _) = placement.local_copy(ours.state), placement.to_host(out.out)
 assert latent["deter"].shape[0] == each
 flat = jax.tree_util.tree_leaves_with_path((state.params, state.extra, latent, metrics, ours.snapshot().leaves))
 np.savez(f"{folder}/{count}-{number}.npz", **{jax.tree_util.keystr(path): np.asarray(x) for path, x in flat})
@@ -284,7 +286,7 @@ with Checkpoints(f"{folder}/{count}") as checkpoints:
         checkpoints.save(1, state)
         checkpoints.wait()
     distributed.gather([0])  # it is written
-    ours.load(checkpoints.restore(devices.local_copy(ours.state))[0], 2)
+    ours.load(checkpoints.restore(placement.local_copy(ours.state))[0], 2)
 ours.step(ours.place(mine), None)
 said = distributed.gather([number, 2**40 + number])
 assert said.tolist() == [[i, 2**40 + i] for i in range(count)]

@@ -9,35 +9,40 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from dreamer.dreaming import rollout
+from dreamer.dreaming.rollout import rollout
 from dreamer.interfaces import Dream
 
 
 def adding_dream(noise: float = 0.0) -> Dream:
-    """latent [N, 1]; feat is the latent, reward the latent, cont 1."""
+    """state [N, 1]; feat is the state."""
 
-    def imagine(key, latent, action):
-        return latent + action + noise * jax.random.normal(key, latent.shape)
+    def imagine(key, state, action):
+        return state + action + noise * jax.random.normal(key, state.shape)
 
-    return Dream(imagine, feat=lambda latent: latent, predict=lambda feat: (feat[..., 0], jnp.ones(feat.shape[:-1])))
-
-
-def one_more(key, feat):
-    return feat + 1
+    return Dream(imagine, feat=lambda state: state, predict=lambda feat: {}, decode=lambda state: {})
 
 
-def random(key, feat):
-    return jax.random.normal(key, feat.shape)
+def one_more(carry, key, feat):
+    return carry, feat + 1
+
+
+def random(carry, key, feat):
+    return carry, jax.random.normal(key, feat.shape)
+
+
+def counting(carry, key, feat):
+    """Acts by the number of steps before."""
+    return carry + 1, carry[:, None]
 
 
 @functools.cache
 def compiled(policy, noise, horizon):
-    return tiny.jit(lambda key, start: rollout(adding_dream(noise), policy, key, start, horizon))
+    return tiny.jit(lambda key, start: rollout(adding_dream(noise), policy, jnp.zeros(2), key, start, horizon))
 
 
 def run(policy, start, horizon: int = 3, noise: float = 0.0, seed: int = 0):
     """feat and action [2, H+1] from two starts."""
-    feat, action = compiled(policy, noise, horizon)(jax.random.key(seed), np.float32(start)[:, None])
+    feat, action, _ = compiled(policy, noise, horizon)(jax.random.key(seed), np.float32(start)[:, None])
     assert feat.shape == action.shape == (2, horizon + 1, 1)
     return np.asarray(feat[..., 0]), np.asarray(action[..., 0])
 
@@ -74,3 +79,10 @@ def test_a_horizon_of_one_step_has_two_states():
     feat, action = run(one_more, [4, 0], horizon=1)
     np.testing.assert_array_equal(feat, [[4, 9], [0, 1]])
     np.testing.assert_array_equal(action, [[5, 10], [1, 2]])
+
+
+def test_what_the_policy_remembers_goes_from_step_to_step():
+    _, action = run(counting, [0, 0])
+    np.testing.assert_array_equal(action, [[0, 1, 2, 3], [0, 1, 2, 3]])
+    _, _, carry = compiled(counting, 0.0, 3)(jax.random.key(0), np.zeros((2, 1), np.float32))
+    np.testing.assert_array_equal(carry, [4, 4])

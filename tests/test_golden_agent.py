@@ -12,7 +12,9 @@ import pytest
 
 from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
+from dreamer.dreaming.actor_critic import Norms
 from dreamer.interfaces import Agent, Batch, Behavior, TrainState, WorldModel
+from dreamer.losses import make_losses, total_loss
 from dreamer.ops import distributions as dist
 from dreamer.ops import optimizers
 from dreamer.ops.normalize import Percentiles
@@ -82,7 +84,7 @@ def part(prefix: str) -> dict[str, np.ndarray]:
 def first_state(agent: Agent) -> TrainState:
     state, init = agent.init(jax.random.key(0)), part("init/")
     slow = jax.tree.map(jnp.asarray, golden.nest(init)["slowval"])
-    norms = actor_critic.Norms(
+    norms = Norms(
         Percentiles(jnp.asarray(init["retnorm/lo/value"]), jnp.asarray(init["retnorm/hi/value"])), (), ()
     )
     extra = {**state.extra, "behavior": {**state.extra["behavior"], "slow": slow, "norms": norms}}
@@ -105,8 +107,8 @@ def run() -> tuple[TrainState, tuple]:
     state, outs = first_state(agent), []
     update = jax.jit(agent.update)
     for _ in range(4):
-        state, latent, metrics = update(state, batch())
-        outs.append((state, latent, metrics))
+        state, out = update(state, batch())
+        outs.append((state, out.latent, out.metrics))
     return state, tuple(outs)
 
 
@@ -117,7 +119,7 @@ def check(group: str, actual: dict, expected: dict[str, np.ndarray]) -> None:
 
 
 def losses_of(params: dict, state: TrainState) -> dict[str, jax.Array]:
-    return agents.make_losses(*parts(), SPEC)(params, state.extra, state.key, batch())[0]
+    return make_losses(*parts(), SPEC)(params, state.extra, state.hyper, state.key, batch())[0]
 
 
 def test_losses_of_step_0_match_per_element():
@@ -152,8 +154,8 @@ def test_return_normaliser_matches(n: int):
 
 
 def test_gradient_of_every_parameter_matches():
-    state, loss = first_state(make_agent()), agents.total_loss(*parts(), SPEC)
-    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(state.params, state.extra, state.key, batch())
+    state, loss = first_state(make_agent()), total_loss(*parts(), SPEC)
+    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(state.params, state.extra, state.hyper, state.key, batch())
     check("grad", from_params(grads), part("grad/"))
 
 

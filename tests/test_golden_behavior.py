@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dreamer.behaviors import actor_critic
-from dreamer.interfaces import Replayed
+from dreamer.dreaming import actor_critic as ac
+from dreamer.interfaces import Batch, Variables
 from dreamer.ops import distributions, normalize
 from dreamer.ops.returns import lambda_returns
 from dreamer.spaces import Action, Space, Spec
@@ -17,8 +18,8 @@ from dreamer.spaces import Action, Space, Spec
 BINS = distributions.twohot_bins(255)
 DISCOUNT = 1 - 1 / 333
 CLASSES = 5
-DEFAULTS = actor_critic.Settings(BINS, lam=0.95, entropy=3e-4, slow_scale=1.0, slow_target=False, discount=1.0)
-NORMS = actor_critic.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
+DEFAULTS = ac.Settings(BINS, lam=0.95, entropy=3e-4, slow_scale=1.0, slow_target=False, discount=1.0)
+NORMS = ac.Norms(normalize.percentiles(), normalize.identity(), normalize.identity())
 METRICS = {
     "adv": "adv", "adv_std": "adv_std", "adv_mag": "adv_mag", "rew": "reward", "con": "cont", "ret": "return_normed",
     "ret_min": "return_normed_min", "ret_max": "return_normed_max", "ret_rate": "return_rate", "val": "value",
@@ -36,16 +37,16 @@ def policy(inputs):
     return distributions.normal_log_prob(mean, std, inputs["action"]), distributions.normal_entropy(std)
 
 
-def imagined(settings: actor_critic.Settings):
+def imagined(settings: ac.Settings):
     def forward(params, inputs):
         log_prob, entropy = policy(inputs)
         slow = distributions.twohot_mean(inputs["slow_logits"], BINS)
-        dreamed = actor_critic.Imagined(
+        dreamed = ac.Imagined(
             jnp.asarray(inputs["rew"]), jnp.asarray(inputs["con"]), inputs["value_logits"], slow, log_prob, entropy
         )
         before = normalize.Percentiles(*(params["retnorm"][name]["value"] for name in ("lo", "hi")))
-        states = actor_critic.Norms(before, (), ())
-        losses, returns, after, metrics = actor_critic.imagined_losses(settings, NORMS, states, dreamed)
+        states = ac.Norms(before, (), ())
+        losses, returns, after, metrics = ac.imagined_losses(settings, NORMS, states, dreamed)
         shown = {name: metrics[f"dream/{ours}"] for name, ours in METRICS.items()}
         shown["ent"] = {"action": metrics["dream/action_entropy"]}
         if "policy_logits" in inputs:
@@ -81,13 +82,13 @@ def weights(settings, cont):
     """The weights that the losses carry, seen through a policy whose loss is -1 everywhere."""
     count, length = cont.shape
     zeros, ones = jnp.zeros((count, length)), jnp.ones((count, length))
-    dreamed = actor_critic.Imagined(zeros, jnp.asarray(cont), jnp.zeros((count, length, 255)), zeros, zeros, ones)
-    states = actor_critic.Norms(NORMS.ret.init(), (), ())
-    losses, *_ = actor_critic.imagined_losses(settings._replace(entropy=1.0), NORMS, states, dreamed)
+    dreamed = ac.Imagined(zeros, jnp.asarray(cont), jnp.zeros((count, length, 255)), zeros, zeros, ones)
+    states = ac.Norms(NORMS.ret.init(), (), ())
+    losses, *_ = ac.imagined_losses(settings._replace(entropy=1.0), NORMS, states, dreamed)
     return jnp.pad(-losses["policy"], ((0, 0), (0, 1)))
 
 
-def check_imagined(file: str, settings: actor_critic.Settings) -> None:
+def check_imagined(file: str, settings: ac.Settings) -> None:
     """`golden.check`; the means in the metrics cancel, so that their last digits are those of the terms."""
     out = golden.load(file).out
     value, slow, returns = (float(np.abs(out[name]).mean()) for name in ("aux_value", "aux_slow", "ret"))
@@ -115,11 +116,9 @@ def test_the_files_cover_every_size_of_the_return_scale():
 def test_replayed_loss():
     def forward(params, inputs):
         slow = distributions.twohot_mean(inputs["slow_logits"], BINS)
-        replayed = Replayed(
-            feat=None, reward=jnp.asarray(inputs["rew"]), is_last=inputs["last"], is_terminal=inputs["term"]
-        )
-        loss, returns = actor_critic.replayed_loss(
-            DEFAULTS, DISCOUNT, replayed, jnp.asarray(inputs["boot"]), inputs["value_logits"], slow
+        rows = Batch({}, None, jnp.asarray(inputs["rew"]), None, inputs["last"], inputs["term"], {})
+        loss, returns = ac.replayed_loss(
+            DEFAULTS, DISCOUNT, rows, jnp.asarray(inputs["boot"]), inputs["value_logits"], slow
         )
         value = distributions.twohot_mean(inputs["value_logits"], BINS)
         return {"repval": loss, "aux_ret": returns, "aux_slow": slow, "aux_value": value}
@@ -134,6 +133,6 @@ def test_slow_critic():
     fast, extra, out = data.params["val"], {"slow": data.params["slowval"]}, {}
     for t, delta in enumerate(data.inputs["delta"]):
         fast = jax.tree.map(lambda x, delta=delta: x + delta, fast)
-        extra = behavior.refresh({"val": fast}, extra)
+        extra = behavior.refresh(Variables({"val": fast}, extra, {"slow_rate": jnp.float32(0.02)}))
         out[f"slow_after_{t}"] = extra["slow"]
     golden.assert_tree_close("slow_critic", "out", out, data.out)

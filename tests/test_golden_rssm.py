@@ -97,7 +97,7 @@ def test_filtering_with_argmax_samples():
 
     def forward(params, inputs):
         rows = (inputs[name] for name in ("tokens", "prev_action", "is_first"))
-        latent, mixed = rssm.observe_sequence(nets, params, jax.random.key(0), start(inputs), *rows)
+        _, latent, mixed = rssm.observe_sequence(nets, params, jax.random.key(0), start(inputs), *rows)
         return sequence_outputs(nets, params, inputs["tokens"], latent, mixed)
 
     golden.check("rssm_observe_argmax", forward)
@@ -108,7 +108,7 @@ def test_filtering_with_discrete_actions():
 
     def forward(params, inputs):
         action = np.eye(5, dtype=np.float32)[inputs["prev_action"]]
-        latent, _ = rssm.observe_sequence(
+        _, latent, _ = rssm.observe_sequence(
             nets, params, jax.random.key(0), start(inputs), inputs["tokens"], action, inputs["is_first"]
         )
         post = nets.posterior.apply(params["dyn"], latent.deter, inputs["tokens"])
@@ -121,7 +121,7 @@ def test_returned_posterior_logits_are_the_mixed_ones():
     data = golden.load("rssm_observe_argmax")
     nets = make_nets(CONTINUOUS)
     rows = (data.inputs[name] for name in ("tokens", "prev_action", "is_first"))
-    _, mixed = rssm.observe_sequence(nets, data.params, jax.random.key(0), start(data.inputs), *rows)
+    _, _, mixed = rssm.observe_sequence(nets, data.params, jax.random.key(0), start(data.inputs), *rows)
     expected = distributions.mix_uniform(jnp.asarray(data.out["post_logit"]), UNIMIX)
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_rows_before_a_reset_change_nothing_after_it():
 
     def run(inputs):
         rows = (inputs[name] for name in ("tokens", "prev_action", "is_first"))
-        return rssm.observe_sequence(nets, data.params, jax.random.key(0), start(inputs), *rows)[0]
+        return rssm.observe_sequence(nets, data.params, jax.random.key(0), start(inputs), *rows)[1]
 
     other = {name: value.copy() for name, value in data.inputs.items()}
     for name in ("tokens", "prev_action"):

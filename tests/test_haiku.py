@@ -62,8 +62,8 @@ def run(updates: int = 15):
     state, update, batch = tiny.jit(agent.init)(jax.random.key(0)), tiny.jit(agent.update), tiny.make_batch(SPEC)
     first, history = state.params["world_model"], []
     for _ in range(updates):
-        state, _, metrics = update(state, batch)
-        history.append({name: float(value) for name, value in metrics.items()})
+        state, out = update(state, batch)
+        history.append({name: float(value) for name, value in out.metrics.items()})
     return first, state.params["world_model"], history
 
 
@@ -106,11 +106,10 @@ def test_haiku_core_filters_and_learns(key):
         seen = jnp.broadcast_to(batch.obs["vector"].sum(-1, keepdims=True), (*batch.reward.shape, config.units))
 
         def objective(dyn):
-            latents, _ = rssm.observe_sequence(
+            last, _, _ = rssm.observe_sequence(
                 nets, {"dyn": dyn}, key, start, seen, batch.action, batch.is_first
             )
-            return jnp.square(rssm.imagine_step(nets, {"dyn": dyn}, key, jax.tree.map(
-                lambda x: x[:, -1], latents), batch.action[:, -1]).deter - 1).mean()
+            return jnp.square(rssm.imagine_step(nets, {"dyn": dyn}, key, last, batch.action[:, -1]).deter - 1).mean()
 
         return jax.value_and_grad(objective)(dyn)
 

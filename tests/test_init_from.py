@@ -16,11 +16,9 @@ from dreamer.runtime.run.init_from import begin_with
 
 def state(seed: int) -> TrainState:
     params = {"world_model": arrays(seed), "behavior": {"actor": arrays(seed + 1)}}
-    extra = {
-        "world_model": {}, "optimizer": {"learning_rate": jnp.float32(seed)},
-        "behavior": {"slow": arrays(seed + 3), "hyper": {"entropy": jnp.float32(seed)}},
-    }  # fmt: skip
-    return TrainState(jnp.int32(seed), jax.random.key(seed), params, extra, arrays(seed + 9))
+    extra = {"world_model": {}, "behavior": {"slow": arrays(seed + 3)}}
+    hyper = {"behavior": {"entropy": jnp.float32(seed)}, "learning_rate": {"": jnp.float32(seed)}}
+    return TrainState(jnp.int32(seed), jax.random.key(seed), params, extra, hyper, arrays(seed + 9))
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_only_the_parts_asked_for_are_taken(run, parts, expected):
     ours = state(0)
     taken, lines = begin_with(ours, run, parts)
     assert changed(ours, taken) == expected
-    assert taken.extra["behavior"]["hyper"]["entropy"] == 0 and taken.step == 0
+    assert taken.hyper["behavior"]["entropy"] == 0 and taken.step == 0
     assert f"of {parts}" in lines[0]
 
 

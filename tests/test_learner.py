@@ -125,8 +125,8 @@ def test_the_state_is_donated_and_the_acting_copy_is_not(lockstep):
 def test_an_update_gives_its_own_latents_metrics_and_rows():
     update = learner(lockstep=True).step(batch(reward=2.5), ROWS)
     assert update.rows is ROWS
-    assert np.array_equal(update.latent["reward"], np.full((2, 5), 2.5))
-    assert float(update.metrics["loss/reward"]) == 2.5
+    assert np.array_equal(update.out.latent["reward"], np.full((2, 5), 2.5))
+    assert float(update.out.metrics["loss/reward"]) == 2.5
 
 
 def test_compiling_makes_no_update():

@@ -27,7 +27,7 @@ def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tu
 
     Medians over samples of the latent: its uniform mixture makes one group of eight random in 8 % of them.
     """
-    config, _, params, _ = restore(trained(name))
+    config, _, variables, _ = restore(trained(name))
     spec = spec_of(make(name))
     world_model = rssm.make(config.agent.world_model, spec)
     behavior = config.agent.behavior
@@ -35,12 +35,12 @@ def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tu
     obs = {"vector": jnp.full((samples, 2, 1), cue, jnp.float32)}
     action = jnp.zeros((samples, 2, spec.action_width)).at[:, 1, chosen].set(1.0)
     is_first = jnp.tile(jnp.array([[True, False]]), (samples, 1))
-    latent = world_model.observe(
-        params["world_model"], jax.random.key(0), world_model.initial(samples), obs, action, is_first
+    _, latent = world_model.observe(
+        variables["world_model"], jax.random.key(0), world_model.initial(samples), obs, action, is_first
     )
     feat = world_model.feat(latent)
-    value = twohot_mean(critic.apply(params["behavior"]["val"], feat[:, 0]), twohot_bins(behavior.bins))
-    reward, _ = world_model.predict(params["world_model"], feat)
+    value = twohot_mean(critic.apply(variables["behavior"].params["val"], feat[:, 0]), twohot_bins(behavior.bins))
+    reward = world_model.predict(variables["world_model"], feat)["reward"]
     return float(jnp.median(value)), float(jnp.median(reward[:, 1]))
 
 

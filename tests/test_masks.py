@@ -10,9 +10,10 @@ import pytest
 import dreamer
 from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
-from dreamer.dreaming import rollout
+from dreamer.dreaming.rollout import rollout
 from dreamer.errors import UserError
-from dreamer.interfaces import Dream
+from dreamer.interfaces import Ask, Dream
+from dreamer.losses import make_losses
 from dreamer.runtime.env.reading import spec_of
 from dreamer.spaces import MASK, Action, Space, Spec
 from tests import masked_envs, tiny
@@ -86,7 +87,9 @@ def test_a_batch_of_actions_is_as_a_vector_environment_takes_it(run):
 def test_forbidden_actions_are_never_drawn(masked):
     agent, state, batch = masked
     obs = {key: value[:, 0] for key, value in batch.obs.items()}
-    act = tiny.jit(lambda key: agent.act(state.params, key, agent.initial_carry(8), obs, np.ones(8, bool))[1])
+    act = tiny.jit(
+        lambda key: agent.act(agent.variables(state), key, agent.initial_carry(8), obs, np.ones(8, bool))[1]
+    )
     for seed in range(5):
         chosen = np.asarray(act(jax.random.key(seed)))
         for part in (slice(0, 3), slice(3, 5)):
@@ -96,17 +99,20 @@ def test_forbidden_actions_are_never_drawn(masked):
 
 def test_dreams_honour_the_mask_that_the_model_predicts():
     behavior = actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=tiny.FEAT)
-    params = behavior.init(jax.random.key(0)).params
+    v = behavior.init(jax.random.key(0))
     allowed = jnp.array([False, True, False, True, False])
     dream = Dream(
-        imagine=lambda key, latent, action: latent, feat=lambda latent: latent, predict=None,
-        allowed=lambda feat: jnp.broadcast_to(allowed, (*feat.shape[:-1], 5)),
+        imagine=lambda key, state, action: state, feat=lambda state: state, decode=None,
+        predict=lambda feat: {"allowed": jnp.broadcast_to(allowed, (*feat.shape[:-1], 5))},
     )  # fmt: skip
 
-    def policy(key, feat):
-        return behavior.act(params, key, dream, feat, "sample", allowed=dream.allowed(feat))
+    def policy(carry, key, feat):
+        ask = Ask(jnp.zeros(len(feat), bool), dream.predict(feat)["allowed"])
+        action, carry = behavior.act(v, key, dream, feat, carry, ask, "sample")
+        return carry, action
 
-    _, action = rollout(dream, policy, jax.random.key(1), jax.random.normal(jax.random.key(2), (16, tiny.FEAT)), 3)
+    start = jax.random.normal(jax.random.key(2), (16, tiny.FEAT))
+    _, action, _ = rollout(dream, policy, (), jax.random.key(1), start, 3)
     np.testing.assert_array_equal(action[..., :5], np.broadcast_to([0, 1, 0, 1, 0], (16, 4, 5)))
 
 
@@ -117,13 +123,16 @@ def test_losses_do_not_push_towards_what_the_dream_forbids(masked):
         tiny.rssm.make(tiny.WORLD_MODEL, SPEC), actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=tiny.FEAT)
     )  # fmt: skip
     only = jnp.array([True, False, False, False, True])
-    world_model = world_model._replace(allowed=lambda params, feat: jnp.broadcast_to(only, (*feat.shape[:-1], 5)))
-    losses = agents.make_losses(world_model, behavior, SPEC)
+    learned = world_model.predict
+    world_model = world_model._replace(
+        predict=lambda v, feat: learned(v, feat) | {"allowed": jnp.broadcast_to(only, (*feat.shape[:-1], 5))}
+    )
+    losses = make_losses(world_model, behavior, SPEC)
     # The outputs of fresh critics are 0: no action would be better than another.
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), state.params)
 
     def policy_loss(params):
-        return losses(params, state.extra, jax.random.key(0), batch)[0]["policy"].mean()
+        return losses(params, state.extra, state.hyper, jax.random.key(0), batch)[0]["policy"].mean()
 
     head = tiny.jit(jax.grad(policy_loss))(params)["behavior"]["pol"]["head"]["action"]
     assert np.abs(np.asarray(head["logits"]["kernel"])).max() == 0 < np.abs(np.asarray(head["mean"]["kernel"])).max()
@@ -135,6 +144,6 @@ def test_the_predicted_mask_is_learned(masked):
     batch = batch._replace(obs=batch.obs | {MASK: batch.obs[MASK].astype(np.int32)})
     update, losses = tiny.jit(agent.update), []
     for _ in range(60):
-        state, _, metrics = update(state, batch)
-        losses.append(float(metrics["loss/mask"]))
+        state, out = update(state, batch)
+        losses.append(float(out.metrics["loss/mask"]))
     assert losses[-1] < 0.8 * losses[0]

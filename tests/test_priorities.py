@@ -17,7 +17,8 @@ from tiny_runs import recording_agent
 
 from dreamer import agent as agents
 from dreamer import train
-from dreamer.interfaces import PRIORITY
+from dreamer.interfaces import Update
+from dreamer.losses import row_losses
 from dreamer.runtime.run import loop, start
 from dreamer.runtime.run.learner import Learner
 
@@ -27,39 +28,37 @@ def rating_agent(spec, *, priorities=True):
     agent = recording_agent(spec)
 
     def update(state, batch):
-        after, latent, metrics = agent.update(state, batch)
+        after, out = agent.update(state, batch)
         latent = {name: jnp.zeros((*batch.reward[:, 1:].shape, *s.shape)) for name, s in agent.storage.items()}
-        if priorities:
-            latent[PRIORITY] = jnp.full(batch.reward[:, 1:].shape, state.step, jnp.float32)
-        return after, latent, metrics
+        surprise = jnp.full(batch.reward[:, 1:].shape, state.step, jnp.float32) if priorities else None
+        return after, Update(latent, out.metrics, surprise)
 
     return agent._replace(update=update)
 
 
 @pytest.fixture(scope="module")
 def updated():
-    """(state, latent, metrics) of one update on the same batch, without priorities and with them."""
+    """(state, Update) of one update on the same batch, without priorities and with them."""
     agent = agents.make(tiny.CONFIG, tiny.SPECS["vector"], priorities=True)
     state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
     return tiny.update("vector")(state, batch), tiny.jit(agent.update)(state, batch)
 
 
 def test_the_priority_of_a_row_is_the_world_models_loss_on_it(updated):
-    _, (_, latent, metrics) = updated
+    _, (_, out) = updated
     scales = tiny.parts("vector")[0].scales
-    priority = latent[PRIORITY]
-    assert priority.shape == (tiny.BATCH, tiny.LENGTH) and priority.dtype == np.float32
-    total = sum(scale * metrics[f"loss/{name}"] for name, scale in scales.items())
-    np.testing.assert_allclose(priority.mean(), total, rtol=1e-5)
-    assert np.ptp(priority) > 0
+    assert out.surprise.shape == (tiny.BATCH, tiny.LENGTH) and out.surprise.dtype == np.float32
+    total = sum(scale * out.metrics[f"loss/{name}"] for name, scale in scales.items())
+    np.testing.assert_allclose(out.surprise.mean(), total, rtol=1e-5)
+    assert np.ptp(out.surprise) > 0
 
 
 def test_priorities_change_nothing_else_of_an_update(updated):
-    (state, latent, metrics), (other, with_priority, same) = updated
-    assert set(with_priority) - set(latent) == {PRIORITY}
+    (state, out), (other, same) = updated
+    assert out.surprise is None
     for ours, theirs in zip(
-        jax.tree.leaves((state.params, latent, metrics)),
-        jax.tree.leaves((other.params, {name: with_priority[name] for name in latent}, same)),
+        jax.tree.leaves((state.params, out.latent, out.metrics)),
+        jax.tree.leaves((other.params, same.latent, same.metrics)),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
@@ -68,7 +67,7 @@ def test_priorities_change_nothing_else_of_an_update(updated):
 def test_every_loss_counts_by_its_scale_row_by_row():
     world_model = tiny.echo_world(tiny.SPECS["vector"])._replace(scales={"a": 2.0, "b": 0.5})
     losses = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[4.0, 0.0]]), "of the behavior": jnp.array([[9.0, 9.0]])}
-    np.testing.assert_array_equal(agents.row_losses(world_model, losses), [[4, 4]])
+    np.testing.assert_array_equal(row_losses(world_model, world_model.scales, losses), [[4, 4]])
 
 
 @pytest.mark.parametrize("priorities", [False, True])
@@ -76,18 +75,18 @@ def test_the_learner_hands_priorities_out_apart_from_the_latents(priorities):
     learner = Learner(rating_agent(SPEC, priorities=priorities), SPEC, seed=0, batch_size=2, lockstep=True)
     for _ in range(2):
         update = learner.step(learner.place(batch()), ROWS)
-    assert set(update.latent) == {"count", "previous", "seen"}
+    assert set(update.out.latent) == {"count", "previous", "seen"}
     if priorities:
-        np.testing.assert_array_equal(update.priority, np.ones((2, 4)))
+        np.testing.assert_array_equal(update.out.surprise, np.ones((2, 4)))
     else:
-        assert update.priority is None
+        assert update.out.surprise is None
 
 
 def test_a_placed_batch_is_on_the_devices_and_trains_as_it_did():
     learner = Learner(recording_agent(SPEC), SPEC, seed=0, batch_size=2, lockstep=True)
     placed = learner.place(batch(reward=2.5))
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(placed))
-    assert float(learner.step(placed, ROWS).metrics["loss/reward"]) == 2.5
+    assert float(learner.step(placed, ROWS).out.metrics["loss/reward"]) == 2.5
 
 
 def make_run(stack, folder, monkeypatch, **overrides):
@@ -112,7 +111,7 @@ def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):
 def test_without_a_use_no_priorities_are_asked_for(tmp_path, monkeypatch):
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch)
-        assert PRIORITY not in jax.eval_shape(run.agent.update, run.learner.state, batch_like(run))[1]
+        assert jax.eval_shape(run.agent.update, run.learner.state, batch_like(run))[1].surprise is None
 
 
 def batch_like(run):

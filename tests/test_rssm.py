@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tiny
 
+from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.nets.block_gru import Core
+from dreamer.ops import latent_dist
 from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models import rssm
 
@@ -24,13 +26,13 @@ def world_model():
 
 
 @functools.cache
-def params():
-    return tiny.trained("vector")[0].params["world_model"]
+def variables():
+    return tiny.variables("vector")["world_model"]
 
 
 @functools.cache
 def observe():
-    return tiny.jit(world_model().observe)
+    return tiny.jit(lambda *args: world_model().observe(*args)[1])
 
 
 def sequence(length: int = 6, seed: int = 0):
@@ -82,18 +84,17 @@ def test_packing_survives_the_replays_host_memory():
 
 def test_posteriors_are_exactly_one_hot_and_pack_without_loss():
     model, (obs, action, first) = world_model(), sequence()
-    latent = observe()(params(), jax.random.key(0), model.initial(3), obs, action, first)
+    latent = observe()(variables(), jax.random.key(0), model.initial(3), obs, action, first)
     assert set(np.unique(latent.stoch)) == {0, 1} and (np.asarray(latent.stoch).sum(-1) == 1).all()
     assert_same_bits(model.unpack(model.pack(latent)), latent)
 
 
 def test_as_many_classes_as_a_byte_can_name_leave_a_value_for_the_empty_state():
     for classes, dtype in ((255, "uint8"), (256, "uint16")):
-        pack, unpack, storage = rssm._packing(dataclasses.replace(tiny.WORLD_MODEL, classes=classes), jnp.float32)
+        drawn = latent_dist.categorical(1, classes)
         stoch = jnp.stack([jnp.zeros((1, classes)), jax.nn.one_hot(jnp.array([classes - 1]), classes)])
-        latent = rssm.Latent(jnp.zeros((2, 1)), stoch)
-        assert storage["stoch"].dtype == dtype
-        assert_same_bits(unpack(pack(latent)), latent)
+        assert drawn.packed == ((1,), dtype) and drawn.pack(stoch).dtype == dtype
+        assert_same_bits(drawn.unpack(drawn.pack(stoch)), stoch)
 
 
 # --- filtering --------------------------------------------------------------------------------------
@@ -107,8 +108,8 @@ def test_nothing_before_a_first_row_matters_after_it():
     mixed_action = np.concatenate([other_action[:, :4], action[:, 4:]], 1)
     start = world_model().unpack(tiny.make_batch(tiny.SPECS["vector"], batch_size=3).latent)
     start = jax.tree.map(lambda x: x[:, 0], start)
-    one = observe()(params(), jax.random.key(0), world_model().initial(3), obs, action, first)
-    two = observe()(params(), jax.random.key(0), start, mixed_obs, mixed_action, first)
+    one = observe()(variables(), jax.random.key(0), world_model().initial(3), obs, action, first)
+    two = observe()(variables(), jax.random.key(0), start, mixed_obs, mixed_action, first)
     assert_same_bits(*(jax.tree.map(lambda x: x[:, 3:], latent) for latent in (one, two)))
     assert not np.array_equal(one.deter[:, :3], two.deter[:, :3])
 
@@ -116,18 +117,17 @@ def test_nothing_before_a_first_row_matters_after_it():
 def test_a_first_row_is_that_of_a_fresh_episode():
     obs, action, first = sequence()
     first[:, 3] = True
-    again = observe()(params(), jax.random.key(0), world_model().initial(3), obs, action, first)
+    again = observe()(variables(), jax.random.key(0), world_model().initial(3), obs, action, first)
     rest = jax.tree.map(lambda x: np.roll(x, -3, 1), (obs, action, first))
-    fresh = observe()(params(), jax.random.key(0), world_model().initial(3), *rest)
+    fresh = observe()(variables(), jax.random.key(0), world_model().initial(3), *rest)
     np.testing.assert_allclose(again.deter[:, 3], fresh.deter[:, 0], atol=1e-6)
 
 
 def test_sequences_do_not_see_each_other():
     obs, action, first = sequence()
     other = {"vector": obs["vector"] + np.float32([[[0]], [[9]], [[0]]])}
-    one, two = (
-        observe()(params(), jax.random.key(0), world_model().initial(3), x, action, first).deter for x in (obs, other)
-    )
+    start = world_model().initial(3)
+    one, two = (observe()(variables(), jax.random.key(0), start, x, action, first).deter for x in (obs, other))
     changed = (np.asarray(one) != np.asarray(two)).any((1, 2))
     assert changed.tolist() == [False, True, False]
 
@@ -137,8 +137,8 @@ def test_rows_do_not_see_later_rows():
     other_obs, other_action = {"vector": obs["vector"].copy()}, action.copy()
     other_obs["vector"][:, 4] += 9
     other_action[:, 5] += 0.5
-    one = observe()(params(), jax.random.key(0), world_model().initial(3), obs, action, first)
-    two = observe()(params(), jax.random.key(0), world_model().initial(3), other_obs, other_action, first)
+    one = observe()(variables(), jax.random.key(0), world_model().initial(3), obs, action, first)
+    two = observe()(variables(), jax.random.key(0), world_model().initial(3), other_obs, other_action, first)
     assert_same_bits(*(jax.tree.map(lambda x: x[:, :4], latent) for latent in (one, two)))
     assert (np.asarray(one.deter[:, 5]) != np.asarray(two.deter[:, 5])).any()
 
@@ -146,7 +146,7 @@ def test_rows_do_not_see_later_rows():
 def test_sampled_latents_depend_on_the_key(key):
     spec = tiny.SPECS["vector"]
     model, (obs, action, first) = rssm.make(tiny.WORLD_MODEL, spec, horizon=tiny.HORIZON), sequence()
-    run = tiny.jit(lambda k: model.observe(params(), k, model.initial(3), obs, action, first).stoch)
+    run = tiny.jit(lambda k: model.observe(variables(), k, model.initial(3), obs, action, first)[1].stoch)
     one, same, two = (np.asarray(run(k)) for k in (key, key, jax.random.fold_in(key, 1)))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, two)
@@ -166,7 +166,7 @@ def test_core_with_zero_weights_keeps_most_of_its_state(key):
 def test_core_divides_large_actions_by_their_size_only():
     nets = rssm.make_nets(tiny.WORLD_MODEL, tiny.SPECS["vector"], jnp.float32, tiny.argmax_onehot)
     latent = random_latent("float32", count=2)
-    run = tiny.jit(lambda action: nets.core.apply(params()["dyn"], *latent, action))
+    run = tiny.jit(lambda action: nets.core.apply(variables().params["dyn"], *latent, action))
     at = lambda *action: np.asarray(run(jnp.float32([action, action])))  # noqa: E731
     np.testing.assert_allclose(at(5, 0.5), at(1, 0.5), rtol=1e-6)
     assert not np.allclose(at(0.9, 0.5), at(1, 0.5))
@@ -175,7 +175,10 @@ def test_core_divides_large_actions_by_their_size_only():
 def test_prediction_is_a_reward_of_exactly_0_before_training():
     """Specification 15.9."""
     feat = jax.random.normal(jax.random.key(1), (7, tiny.FEAT))
-    reward, cont = tiny.jit(world_model().predict)(tiny.state("vector").params["world_model"], feat)
+    fresh = agents.variables(tiny.state("vector"))["world_model"]
+    predicted = tiny.jit(world_model().predict)(fresh, feat)
+    reward, cont = predicted["reward"], predicted["cont"]
+    assert set(predicted) == {"reward", "cont"}
     assert not np.any(reward) and reward.shape == cont.shape == (7,)
     assert reward.dtype == cont.dtype == np.float32 and ((cont > 0) & (cont < 1)).all()
 
@@ -184,27 +187,28 @@ def test_prediction_is_a_reward_of_exactly_0_before_training():
 def test_continue_label_of_a_live_row(contdisc, label, key):
     """Specification 15.10."""
     model = rssm.make(tiny.WORLD_MODEL, tiny.SPECS["vector"], horizon=333.0, contdisc=contdisc)
-    assert jax.jit(lambda k: model.init(k).extra)(key)["hyper"]["live_label"] == pytest.approx(label, rel=1e-6)
+    assert jax.jit(lambda k: model.init(k).hyper)(key)["live_label"] == pytest.approx(label, rel=1e-6)
 
 
 @functools.cache
 def losses():
     """Per-row losses and predictions of a batch without context."""
-    model, extra = world_model(), tiny.state("vector").extra["world_model"]
+    model = world_model()
 
     @tiny.jit
     def run(batch):
         prev_action = jnp.concatenate([jnp.zeros_like(batch.action[:, :1]), batch.action[:, :-1]], 1)
         start = model.initial(batch.reward.shape[0])
-        out, aux = model.loss(params(), extra, jax.random.key(0), start, prev_action, batch)
-        return out, model.predict(params(), model.feat(aux.latent)), model.decode(params(), aux.latent)
+        out, aux = model.loss(variables(), jax.random.key(0), start, prev_action, batch)
+        return out, model.predict(variables(), model.feat(aux.latent)), model.decode(variables(), aux.latent)
 
     return run
 
 
 def test_continue_loss_is_the_cross_entropy_of_predict_with_the_label():
     batch = tiny.make_batch(tiny.SPECS["vector"], context=0)
-    out, (_, cont), _ = losses()(batch)
+    out, predicted, _ = losses()(batch)
+    cont = predicted["cont"]
     label = np.where(batch.is_terminal, 0, 0.996997)
     expected = -label * np.log(cont) - (1 - label) * np.log1p(-np.asarray(cont))
     np.testing.assert_allclose(out["con"], expected, rtol=1e-4, atol=1e-6)
@@ -246,8 +250,8 @@ def picture(height: int, width: int) -> Space:
 @pytest.mark.parametrize("height, width", [(48, 48), (12, 64), (7, 7), (1, 1), (2, 9), (210, 160), (67, 131)])
 def test_pictures_of_any_size_are_taken(height, width):
     model = rssm.make(tiny.WORLD_MODEL, Spec({"camera": picture(height, width)}, ACTION))
-    params = jax.eval_shape(model.init, jax.random.key(0)).params
-    shown = jax.eval_shape(model.decode, params, model.initial(2))
+    fresh = jax.eval_shape(model.init, jax.random.key(0))
+    shown = jax.eval_shape(model.decode, fresh, model.initial(2))
     assert shown["camera"].shape == (2, height, width, 3) and shown["camera"].dtype == np.uint8
 
 

@@ -63,10 +63,11 @@ from rigs import (
 )
 
 from dreamer import agent as agents
-from dreamer import dreaming
 from dreamer.behaviors import actor_critic
+from dreamer.dreaming.rollout import rollout
 from dreamer.errors import UserError
-from dreamer.interfaces import Dream, Replayed
+from dreamer.interfaces import Batch, Dream, Replayed
+from dreamer.losses import align, make_losses, total_loss
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core
 from dreamer.nets.heads import ScalarHead
@@ -109,7 +110,7 @@ def test_bootstrap_of_replayed_returns_is_that_of_the_next_row():
 def test_action_of_the_row_before_is_the_previous_action():
     """Bug 2: from the environment to the model, the reward of each row is the number of its previous action."""
     spec, replay = collected("Diary")
-    latent, prev_action, rows = agents.align(tiny.echo_world(spec), spec, replay.sample(64)[0])
+    latent, prev_action, rows = align(tiny.echo_world(spec), spec, replay.sample(64)[0])
     later = ~rows.is_first
     assert set(np.unique(rows.reward[later])) == {0, 1, 2, 3}
     np.testing.assert_array_equal(rows.reward[later], np.argmax(prev_action, -1)[later])
@@ -122,7 +123,7 @@ def test_previous_action_is_the_same_while_acting_and_training():
     shown, action, first = (column(replay, name) for name in ("latent/prev", "action", "is_first"))
     np.testing.assert_array_equal(shown[:, 1:], np.where(first[:, 1:, None], 0, action[:, :-1]))
     agent, batch = tiny.echo_agent(spec), replay.sample(4)[0]
-    _, prev_action, rows = agents.align(tiny.echo_world(spec), spec, batch)
+    _, prev_action, rows = align(tiny.echo_world(spec), spec, batch)
     report = agent.report(agent.init(jax.random.key(0)), batch)
     kept = ~(rows.is_first & (np.arange(5) < 2))  # the observed half drops it on first rows, the dreamed half cannot
     np.testing.assert_array_equal(report["dream/vector"][kept], prev_action[kept])
@@ -147,13 +148,14 @@ def test_reset_keeps_an_episode_from_leaking_into_the_next():
 
 def test_first_row_is_acted_on_as_by_a_fresh_agent():
     """Bug 3: on a first row the policy has forgotten its latent and its last action."""
-    agent, params = tiny.make_agent(KIND), tiny.state(KIND).params
+    agent = tiny.make_agent(KIND)
+    variables = agent.variables(tiny.state(KIND))
     act = tiny.jit(agent.act)
     fresh = agent.initial_carry(2)
     used = jax.tree.map(lambda x: x + 0.5, fresh)
     obs = {"vector": np.ones((2, 3), np.float32)}
     first = np.array([True, False])
-    outs = [act(params, jax.random.key(1), carry, obs, first)[0].latent.deter for carry in (fresh, used)]
+    outs = [act(variables, jax.random.key(1), carry, obs, first)[0].state.deter for carry in (fresh, used)]
     assert (outs[0][0] == outs[1][0]).all() and (outs[0][1] != outs[1][1]).any()
 
 
@@ -170,9 +172,11 @@ def test_actor_is_scored_where_it_chose():
 
 def test_rollout_pairs_each_state_with_the_action_chosen_there():
     """Bug 4: action i is the policy's at feat i, and feat i + 1 is where it led."""
-    dream = Dream(lambda key, latent, action: 10 * latent + action, lambda latent: latent, lambda feat: (feat, feat))
+    dream = Dream(lambda key, state, action: 10 * state + action, lambda state: state, predict=None, decode=None)
     start = jnp.array([[1.0], [2.0]])
-    feat, action = dreaming.rollout(dream, lambda key, feat: feat % 7, jax.random.key(0), start, 3)
+    policy = lambda seen, key, feat: (seen + 1, feat % 7)  # noqa: E731
+    feat, action, seen = rollout(dream, policy, 0, jax.random.key(0), start, 3)
+    assert seen == 4
     np.testing.assert_array_equal(feat[:, 0], start)
     np.testing.assert_array_equal(action, feat % 7)
     np.testing.assert_array_equal(feat[:, 1:], 10 * feat[:, :-1] + action[:, :-1])
@@ -190,17 +194,19 @@ def bandit_gradient() -> np.ndarray:
     dream = Dream(
         imagine=lambda key, latent, action: jnp.concatenate([jnp.zeros((len(action), 1)), action], -1),
         feat=lambda latent: latent,
-        predict=lambda feat: (feat[..., 3], jnp.ones(feat.shape[:-1])),
+        predict=lambda feat: {"reward": feat[..., 3], "cont": jnp.ones(feat.shape[:-1])},
+        decode=None,
     )
     starts = jnp.tile(jnp.array([[1.0, 0, 0, 0]]), (64, 1))
     flags = jnp.zeros((4, 16), bool)
-    rows = Replayed(starts.reshape(4, 16, 4), jnp.zeros((4, 16)), flags, flags)
+    rows = Batch({}, None, jnp.zeros((4, 16)), None, flags, flags, {})
+    replayed = Replayed(rows, starts.reshape(4, 16, 4))
     variables = behavior.init(jax.random.key(0))
 
     @tiny.jit
     @jax.grad
     def gradient(params):
-        losses, _ = behavior.loss(params, variables.extra, jax.random.key(1), dream, starts, rows)
+        losses, _ = behavior.loss(variables._replace(params=params), jax.random.key(1), dream, starts, replayed)
         return losses["policy"].mean()
 
     return np.asarray(gradient(variables.params)["pol"]["head"]["action"]["logits"]["kernel"])
@@ -251,7 +257,7 @@ def test_ending_is_never_masked_in_training():
     spec, replay = collected("Diary")
     batch, _ = replay.sample(64)
     assert batch.is_first[:, 0].all()
-    _, _, rows = agents.align(tiny.echo_world(spec), spec, batch)
+    _, _, rows = align(tiny.echo_world(spec), spec, batch)
     episode, time = np.moveaxis(rows.obs["vector"], -1, 0)
     np.testing.assert_array_equal(rows.is_first, time == 0)
     np.testing.assert_array_equal(rows.is_terminal, (time == 3) & (episode % 2 == 0))
@@ -289,18 +295,18 @@ def test_flags_and_starts_reach_the_behavior_as_they_were_stored():
     """Bug 8: last and terminal are not exchanged on the way, and start n is row n of the sequences."""
     spec, replay = collected("Diary")
     world_model, batch = tiny.echo_world(spec), replay.sample(8)[0]
-    run = agents.make_losses(world_model, tiny.random_behavior(spec), spec)
+    run = make_losses(world_model, tiny.random_behavior(spec), spec)
     state = tiny.echo_agent(spec).init(jax.random.key(0))
-    given = run(state.params, state.extra, jax.random.key(0), batch)[1].extra["behavior"]
+    given = run(state.params, state.extra, state.hyper, jax.random.key(0), batch)[1].extra["behavior"]
     for name in ("reward", "is_last", "is_terminal"):
-        np.testing.assert_array_equal(getattr(given["replayed"], name), getattr(batch, name)[:, 1:])
+        np.testing.assert_array_equal(getattr(given["replayed"].rows, name), getattr(batch, name)[:, 1:])
     np.testing.assert_array_equal(given["start"]["prev"].reshape(8, 5, -1), given["replayed"].feat)
 
 
 def test_every_loss_has_its_metric():
     """Bug 10: all losses of the real agent are among the metrics of an update, beside all other metrics."""
     world_model, behavior = tiny.parts(KIND)
-    names = jax.eval_shape(tiny.make_agent(KIND).update, tiny.state(KIND), tiny.make_batch(SPEC))[2]
+    names = jax.eval_shape(tiny.make_agent(KIND).update, tiny.state(KIND), tiny.make_batch(SPEC))[1].metrics
     assert {n for n in names if n.startswith("loss/")} == {f"loss/{n}" for n in (world_model.scales | behavior.scales)}
     assert {"train/loss", "train/grad_norm", "dream/return", "latent/kl"} < set(names)
 
@@ -323,9 +329,9 @@ def test_forgotten_loss_is_an_error():
     world_model, behavior = tiny.parts(KIND)
     state, batch = tiny.state(KIND), tiny.make_batch(SPEC)
     for scales in ({"policy": 1.0, "value": 1.0}, {**behavior.scales, "more": 1.0}):
-        total = agents.total_loss(world_model, behavior._replace(scales=scales), SPEC)
+        total = total_loss(world_model, behavior._replace(scales=scales), SPEC)
         with pytest.raises(ValueError, match="losses and scales differ"):
-            jax.eval_shape(total, state.params, state.extra, state.key, batch)
+            jax.eval_shape(total, state.params, state.extra, state.hyper, state.key, batch)
 
 
 def test_two_losses_of_one_name_are_refused():
@@ -438,7 +444,7 @@ for count in (1, 2):
     assert learner.mesh.size == count
     out = learner.step(tests.learning().batch, None)
     norm, (_, squares, _) = learner.state.extra["behavior"]["norms"].ret, learner.state.opt_state
-    results.append(jax.device_get((out.metrics, out.latent, (norm.lo, norm.hi), jax.tree.leaves(squares.nu))))
+    results.append(jax.device_get((out.out.metrics, out.out.latent, (norm.lo, norm.hi), jax.tree.leaves(squares.nu))))
 sys.stdout.buffer.write(pickle.dumps(results))
 """
 
@@ -549,6 +555,6 @@ def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch
         pairs = [jax.tree.leaves(part(state)) for state in (saved, restored, other)]
         assert all(np.array_equal(a, b) for a, b, _ in zip(*pairs, strict=True))
         assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states cannot be told apart"
-    (ours, _, before), (theirs, _, after) = (update(state, learning().batch) for state in (saved, restored))
+    (ours, before), (theirs, after) = (update(state, learning().batch) for state in (saved, restored))
     for a, b in zip(jax.tree.leaves((ours.params, before)), jax.tree.leaves((theirs.params, after)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dreamer import agent as agents
 from dreamer.behaviors import actor_critic
-from dreamer.interfaces import Agent, Behavior, TrainState, Variables, WorldModel, WorldModelOut
+from dreamer.interfaces import Agent, Behavior, Learned, TrainState, Update, Variables, WorldModel
 from dreamer.ops import optimizers
 from dreamer.runtime.env.actions import random_actions
 from dreamer.spaces import Action, Space, Spec
@@ -170,8 +170,13 @@ def trained(kind: str, dtype: str = "float32", updates: int = 3) -> tuple[TrainS
     """(state, latent, metrics) after some updates on one batch, so that heads which start at 0 do not stay there."""
     current, batch = state(kind), make_batch(SPECS[kind], dtype=dtype)
     for _ in range(updates):
-        current, latent, metrics = update(kind, dtype)(current, batch)
-    return current, latent, metrics
+        current, out = update(kind, dtype)(current, batch)
+    return current, out.latent, out.metrics
+
+
+def variables(kind: str, updates: int = 3) -> dict[str, Variables]:
+    """Of both parts of a trained agent."""
+    return agents.variables(trained(kind, updates=updates)[0])
 
 
 # --- environments whose rows tell where they come from ----------------------------------------------
@@ -218,22 +223,25 @@ def echo_world(spec: Spec) -> WorldModel:
     """Its latent is the previous action that it was shown, zero on first rows. Pays for the action's first element."""
     width = spec.action_width
 
-    def observe(params, key, latent, obs, prev_action, is_first):
-        return {"prev": jnp.where(is_first[..., None], 0.0, prev_action)}
+    def observe(v, key, state, obs, prev_action, is_first):
+        latent = {"prev": jnp.where(is_first[..., None], 0.0, prev_action)}
+        return {"prev": latent["prev"][:, -1]}, latent
 
-    def loss(params, extra, key, latent, prev_action, batch):
-        seen = observe(params, key, latent, batch.obs, prev_action, batch.is_first)
-        return {"echo": jnp.square(params["w"] - batch.reward)}, WorldModelOut(seen, extra, {})
+    def loss(v, key, state, prev_action, batch):
+        _, seen = observe(v, key, state, batch.obs, prev_action, batch.is_first)
+        return {"echo": jnp.square(v.params["w"] - batch.reward)}, Learned(seen, v.extra, {})
 
     return WorldModel(
-        init=lambda key: Variables({"w": jnp.zeros((1, 1))}, {}),
+        init=lambda key: Variables({"w": jnp.zeros((1, 1))}, {}, {}),
         initial=lambda count: {"prev": jnp.zeros((count, width))},
         observe=observe,
-        imagine=lambda params, key, latent, action: {"prev": action},
+        starts=lambda v, latent, prev_action, is_first: {"prev": latent["prev"].reshape(-1, width)},
+        imagine=lambda v, key, state, action: {"prev": action},
+        latent=lambda state: state,
         feat=lambda latent: latent["prev"],
-        predict=lambda params, feat: (5 * feat[..., 0], jnp.full(feat.shape[:-1], 0.99)),
+        predict=lambda v, feat: {"reward": 5 * feat[..., 0], "cont": jnp.full(feat.shape[:-1], 0.99)},
         loss=loss,
-        decode=lambda params, latent: {"vector": latent["prev"]},
+        decode=lambda v, latent: {"vector": latent["prev"]},
         pack=lambda latent: latent,
         unpack=lambda packed: packed,
         storage={"prev": Space((width,), "float32")},
@@ -244,17 +252,18 @@ def echo_world(spec: Spec) -> WorldModel:
 def random_behavior(spec: Spec) -> Behavior:
     """Acts at random; its loss is 0 and its next extra is what it was given to learn from."""
 
-    def act(params, key, dream, latent, mode):
-        noise = jax.random.normal(key, (*dream.feat(latent).shape[:-1], spec.action_width))
-        return jax.nn.one_hot(jnp.argmax(noise, -1), spec.action_width) if spec.action.discrete else noise
+    def act(v, key, dream, state, carry, ask, mode):
+        noise = jax.random.normal(key, (*dream.feat(state).shape[:-1], spec.action_width))
+        action = jax.nn.one_hot(jnp.argmax(noise, -1), spec.action_width) if spec.action.discrete else noise
+        return action, carry
 
-    def loss(params, extra, key, dream, start, replayed):
+    def loss(v, key, dream, start, replayed):
         return {"given": jnp.zeros(())}, ({"start": start, "replayed": replayed}, {})
 
     def init(key):
-        return Variables({"w": jnp.zeros((1, 1))}, {})
+        return Variables({"w": jnp.zeros((1, 1))}, {}, {})
 
-    return Behavior(init, act, loss, lambda params, extra: extra, {"given": 1.0})
+    return Behavior(init, lambda envs: (), act, loss, lambda v: v.extra, {"given": 1.0}, frozenset())
 
 
 def echo_agent(spec: Spec) -> Agent:
@@ -263,12 +272,12 @@ def echo_agent(spec: Spec) -> Agent:
     def update(state: TrainState, batch: Batch):
         params = jax.tree.map(lambda x: x + 1, state.params)
         latent = {"prev": jnp.zeros_like(batch.action[:, 1:])}
-        return state._replace(step=state.step + 1, params=params), latent, {}
+        return state._replace(step=state.step + 1, params=params), Update(latent, {})
 
     agent = agents.assemble(echo_world(spec), random_behavior(spec), optimizers.Config(), spec)
 
-    def act(params, key, carry, obs, is_first, mode="sample"):
-        carry, action = agent.act(params, key, carry, obs, is_first, mode)
-        return carry, action + 0 * params["behavior"]["w"][0, 0]
+    def act(variables, key, carry, obs, is_first, mode="sample"):
+        carry, action = agent.act(variables, key, carry, obs, is_first, mode)
+        return carry, action + 0 * variables["behavior"].params["w"][0, 0]
 
     return agent._replace(act=act, update=update)

@@ -16,7 +16,7 @@ import dreamer
 from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import Config, load
-from dreamer.interfaces import Agent, Carry, TrainState
+from dreamer.interfaces import Agent, Carry, TrainState, Update, Variables
 from dreamer.runtime.env.reading import spec_of
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.spaces import Space, Spec
@@ -104,31 +104,37 @@ def recording_agent(spec: Spec) -> Agent:
     storage = {"count": (1,), "previous": (width,), "seen": seen}
 
     def init(key):
-        return TrainState(jnp.int32(0), key, {"w": jnp.zeros(4)}, {"slow": jnp.ones(2)}, ())
+        return TrainState(jnp.int32(0), key, {"w": jnp.zeros(4)}, {"slow": jnp.ones(2)}, {}, ())
+
+    def variables(state):
+        return {"world_model": Variables({}), "behavior": Variables(state.params)}
 
     def initial_carry(envs):
         return Carry({name: jnp.zeros((envs, *shape)) for name, shape in storage.items()}, jnp.zeros((envs, width)))
 
-    def act(params, key, carry, obs, is_first, mode):
+    def act(variables, key, carry, obs, is_first, mode):
         fresh = is_first[:, None]
         latent = {
-            "count": jnp.where(fresh, 0, carry.latent["count"]) + 1,
+            "count": jnp.where(fresh, 0, carry.state["count"]) + 1,
             "previous": jnp.where(fresh, 0, carry.prev_action),
-            "seen": obs["vector"] + params["w"][0],
+            "seen": obs["vector"] + variables["behavior"].params["w"][0],
         }
         choice = jax.random.randint(key, is_first.shape, 0, width)
-        action = jax.nn.one_hot(choice if mode == "sample" else jnp.zeros_like(choice), width)
+        action = jax.nn.one_hot(choice if mode != "mode" else jnp.zeros_like(choice), width)
         return Carry(latent, action), action
 
     def update(state, batch):
         moved = state._replace(step=state.step + 1, params={"w": state.params["w"] + 1})
-        return moved, {"reward": batch.reward}, {"loss/reward": batch.reward.mean()}
+        return moved, Update({"reward": batch.reward}, {"loss/reward": batch.reward.mean()})
 
     def report(state, batch):
         return {"truth/vector": batch.obs["vector"], "dream/vector": batch.obs["vector"] + state.params["w"][0]}
 
     spaces = {name: Space(shape, "float32") for name, shape in storage.items()}
-    return Agent(init, initial_carry, update, act, report, lambda latent: latent, spaces)
+    return Agent(
+        init, variables, initial_carry, update, act, report, encode=None, pack=lambda state: state, storage=spaces,
+        world_model=None, behavior=None,
+    )  # fmt: skip
 
 
 def plain_agent(spec: Spec) -> Agent:
@@ -139,10 +145,11 @@ def plain_agent(spec: Spec) -> Agent:
     base = recording_agent(spec)
     storage = {name: space.shape for name, space in base.storage.items()}
 
-    def act(params, key, carry, obs, is_first, mode):
-        carry, action = base.act(params, key, carry, obs, is_first, mode)
-        bent = jnp.roll(action, jnp.int32(jnp.abs(params["w"].sum()) * 7) % action.shape[-1], -1)
-        return Carry({**carry.latent, "seen": carry.latent["seen"] * 0.5}, bent), bent
+    def act(variables, key, carry, obs, is_first, mode):
+        carry, action = base.act(variables, key, carry, obs, is_first, mode)
+        turns = jnp.int32(jnp.abs(variables["behavior"].params["w"].sum()) * 7) % action.shape[-1]
+        bent = jnp.roll(action, turns, -1)
+        return Carry({**carry.state, "seen": carry.state["seen"] * 0.5}, bent), bent
 
     def update(state, batch):
         noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4,))
@@ -150,6 +157,6 @@ def plain_agent(spec: Spec) -> Agent:
         params = {"w": jnp.tanh(0.9 * state.params["w"] + gathered)}
         lead = batch.reward[:, 1:].shape
         latent = {name: jnp.ones((*lead, *shape)) * params["w"][0] for name, shape in storage.items()}
-        return state._replace(step=state.step + 1, params=params), latent, {"loss/w": params["w"].mean()}
+        return state._replace(step=state.step + 1, params=params), Update(latent, {"loss/w": params["w"].mean()})
 
     return base._replace(act=act, update=update)

@@ -18,7 +18,7 @@ from dreamer import plugins
 from dreamer.coerce import show
 from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Carry, Params
+from dreamer.interfaces import Agent, Carry, Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.observations import agent_obs
 from dreamer.runtime.env.parallel import any_spec
@@ -30,11 +30,11 @@ from dreamer.spaces import MASK, Space, Spec
 
 
 class Trained(NamedTuple):
-    """The newest checkpoint of a run: its config, its agent, the policy's parameters, env_steps when saved."""
+    """The newest checkpoint of a run: its config, its agent, the variables of its parts, env_steps when saved."""
 
     config: Config
     agent: Agent
-    params: Params
+    variables: dict[str, Variables]
     env_steps: int
 
 
@@ -117,7 +117,7 @@ def restore(
     with Checkpoints(run_dir) as checkpoints:
         state, meta = checkpoints.restore(like, step)
     run_configs.check_same_run(run_configs.read(run_dir), meta, meta["env_steps"])
-    return Trained(config, agent, state.params, meta["env_steps"])
+    return Trained(config, agent, agent.variables(state), meta["env_steps"])
 
 
 class LoadedAgent:
@@ -138,7 +138,7 @@ class LoadedAgent:
         """known: how `env` is read, if that is known."""
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
-        self._agent, self._params, self._mode = trained.agent, trained.params, mode
+        self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
         self._reading = known or reading(env, trained.config.env)
         self._policy = programs.jit_policy(trained.agent)
         self._key = jax.random.key(seed)
@@ -181,7 +181,7 @@ class LoadedAgent:
         first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
-        carry, action, _ = self._policy(self._params, self._key, state.calls, state.carry, batch, first, self._mode)
+        carry, action, _ = self._policy(self._variables, self._key, state.calls, state.carry, batch, first, self._mode)
         return [self._reading.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
 
     def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:

@@ -86,7 +86,7 @@ def _play(
         evaluation.can_film(env, config.env_options, "on", workers)
     asked = dataclasses.replace(config.eval, episodes=episodes, mode=mode or config.eval.mode)
     result = evaluation.evaluate(
-        trained.agent, programs.jit_policy(trained.agent), trained.params, asked, env, config.env_options, workers,
+        trained.agent, programs.jit_policy(trained.agent), trained.variables, asked, env, config.env_options, workers,
         action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, tell=print,
     )  # fmt: skip
     if video and result.films:

@@ -70,7 +70,7 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
     return ActionDist(sample, mode, log_prob, entropy)
 
 
-def continuous_actions(minstd: float = 0.1, maxstd: float = 1.0) -> ActionDist:
+def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0) -> ActionDist:
     """Normals with bounded mean and deviation from outs["mean"], outs["stddev"] [.., A]; samples are not clipped."""
 
     def stats(outs: Outs) -> tuple[Array, Array]:
@@ -109,7 +109,8 @@ def hybrid_actions(discrete: ActionDist, continuous: ActionDist, onehots: int) -
 
 
 def make(
-    classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: float = 0.1, maxstd: float = 1.0
+    classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: Array | float = 0.1,
+    maxstd: Array | float = 1.0,
 ) -> ActionDist:
     """The distribution of actions of one-hots of `classes` and so many continuous numbers."""
     numbers = continuous_actions(minstd, maxstd)

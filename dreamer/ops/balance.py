@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,21 @@ Array = jax.Array
 sg = jax.lax.stop_gradient
 
 
-def kl_balance(post: Array, prior: Array, free_nats: Array | float) -> tuple[Array, Array, Array]:
-    """The dynamics and the representation loss from mixed logits [.., S, C].
+def summed_kl(q: Array, p: Array) -> Array:
+    """KL(q || p) of mixed logits [.., S, C], summed over the groups -> [..]."""
+    return jnp.sum(categorical_kl(q, p), -1)
+
+
+def kl_balance(
+    post: Any, prior: Any, free_nats: Array | float, kl: Callable[[Any, Any], Array] = summed_kl
+) -> tuple[Array, Array, Array]:
+    """The dynamics and the representation loss from the statistics of posterior and prior, mixed logits [.., S, C].
 
     dyn = max(free_nats, KL(sg(post) || prior)), rep = max(free_nats, KL(post || sg(prior))): clipped per element,
     after the sum over S and before any mean, so that a clipped element has no gradient.
-    Returns dyn, rep and the unclipped KL, each [..]. Source: DreamerV3, eq. 3 and 5.
+    kl: of other statistics than logits, see `LatentDist`. Returns dyn, rep and the unclipped KL, each [..].
+    Source: DreamerV3, eq. 3 and 5.
     """
-    chex.assert_equal_shape([post, prior])
-    dyn = jnp.sum(categorical_kl(sg(post), prior), -1)
-    rep = jnp.sum(categorical_kl(post, sg(prior)), -1)
+    chex.assert_trees_all_equal_shapes(post, prior)
+    dyn, rep = kl(sg(post), prior), kl(post, sg(prior))
     return jnp.maximum(dyn, free_nats), jnp.maximum(rep, free_nats), sg(dyn)

@@ -150,7 +150,9 @@ def categorical_log_prob(logits: Array, onehot: Array) -> Array:
 # --- bounded normal and Bernoulli -------------------------------------------------------------------
 
 
-def bounded_normal(raw_mean: Array, raw_std: Array, minstd: float, maxstd: float) -> tuple[Array, Array]:
+def bounded_normal(
+    raw_mean: Array, raw_std: Array, minstd: Array | float, maxstd: Array | float
+) -> tuple[Array, Array]:
     """Network outputs [.., A] -> mean = tanh, std in [minstd, maxstd] with an offset of 2 before the sigmoid."""
     mean = jnp.tanh(raw_mean.astype(jnp.float32))
     std = (maxstd - minstd) * jax.nn.sigmoid(raw_std.astype(jnp.float32) + 2.0) + minstd

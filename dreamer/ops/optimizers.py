@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ FLOOR = 0.1  # of the peak, at the end of a falling schedule
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The one optimizer of world model and behavior together."""
+    """An optimizer: LaProp with clipping, its schedule, and the updates between which it moves anything."""
 
     learning_rate: float = 4e-5
     "step size after the warm-up"
@@ -38,10 +39,17 @@ class Config:
     "added to the root of the second moment"
     weight_decay: float = 0.0
     "decoupled decay of kernels, before the learning rate"
+    start: int = 0
+    "update at which it begins; until then its parameters stay, and the warm-up counts from there"
+    stop: int = 0
+    "update from which its parameters stay; 0 = never"
 
     def __post_init__(self) -> None:
-        if self.schedule != "const" and self.anneal <= self.warmup:
-            raise ValueError(f"anneal must be above warmup, {self.warmup}, when schedule is {self.schedule}")
+        if self.stop and self.stop <= self.start:
+            raise ValueError(f"stop must be above start, {self.start}, or 0")
+        if self.schedule != "const" and self.anneal <= self.start + self.warmup:
+            begin = f"start + warmup, {self.start + self.warmup}" if self.start else f"warmup, {self.warmup}"
+            raise ValueError(f"anneal must be above {begin}, when schedule is {self.schedule}")
 
 
 class RmsState(NamedTuple):
@@ -110,6 +118,29 @@ def kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
+class PhaseState(NamedTuple):
+    """updates [] int32, all that were made; inner: the state of the optimizer, which rests outside its phase."""
+
+    updates: Array
+    inner: Any
+
+
+def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.GradientTransformation:
+    """`inner` from update `start` on and before update `stop` (0 = for ever); outside, updates are 0 and it rests."""
+
+    def init(params: Any) -> PhaseState:
+        return PhaseState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(grads: Any, state: PhaseState, params: Any = None) -> tuple[Any, PhaseState]:
+        updates, moved = inner.update(grads, state.inner, params)
+        active = (state.updates >= start) & ((state.updates < stop) if stop else True)
+        updates = jax.tree.map(lambda u: jnp.where(active, u, 0.0), updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state.inner)
+        return updates, PhaseState(optax.safe_increment(state.updates), kept)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make(config: Config) -> optax.GradientTransformation:
     """Everything up to the learning rate, which `learning_rate` gives: p <- p - learning_rate * update.
 
@@ -120,17 +151,41 @@ def make(config: Config) -> optax.GradientTransformation:
         parts.insert(0, clip_by_agc(config.agc))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, kernels))
-    return optax.chain(*parts)
+    chain = optax.chain(*parts)
+    return within(chain, config.start, config.stop) if config.start or config.stop else chain
+
+
+def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
+    """Several optimizers {prefix of a parameter's name: Config}, "" the rest; and the prefix of each parameter.
+
+    params: a tree of the parameters, shapes suffice. The longest prefix wins. With one Config its own transformation.
+    """
+    prefixes = prefixes_of(configs, params)
+    if len(configs) == 1:
+        return make(configs[""]), prefixes
+    return optax.partition({prefix: make(config) for prefix, config in configs.items()}, prefixes), prefixes
+
+
+def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
+    """A tree like `params`: of each parameter, the longest of the `configs` with which its name begins."""
+
+    def longest(path: tuple[Any, ...], _: Any) -> str:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return max((p for p in configs if f"{name}/".startswith(f"{p}/" if p else "")), key=len)
+
+    return jax.tree_util.tree_map_with_path(longest, params)
 
 
 def learning_rate(config: Config, peak: Array, step: Array) -> Array:
-    """Linear from 0 at step 0 to `peak` at step `warmup`, then as `schedule` says. The first update moves nothing.
+    """Linear from 0 at step `start` to `peak` `warmup` steps later, then as `schedule` says. The first update moves
+    nothing, unless there is no warm-up.
 
     linear and cosine reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.
     """
-    rise = jnp.minimum(1.0, step / config.warmup) if config.warmup else 1.0
+    begun = jnp.maximum(0, step - config.start) if config.start else step
+    rise = jnp.minimum(1.0, begun / config.warmup) if config.warmup else 1.0
     if config.schedule == "const":
         return peak * rise
-    done = jnp.clip((step - config.warmup) / (config.anneal - config.warmup), 0.0, 1.0)
+    done = jnp.clip((begun - config.warmup) / (config.anneal - config.start - config.warmup), 0.0, 1.0)
     left = 1 - done if config.schedule == "linear" else (1 + jnp.cos(jnp.pi * done)) / 2
     return peak * rise * (FLOOR + (1 - FLOOR) * left)

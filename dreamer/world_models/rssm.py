@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -13,19 +13,22 @@ import jax.numpy as jnp
 
 from dreamer import plugins
 from dreamer.errors import UserError, check_bounds
-from dreamer.interfaces import Array, Batch, Extra, Key, Network, Obs, Params, Variables, WorldModel, WorldModelOut
+from dreamer.interfaces import Array, Batch, Key, Learned, Network, Obs, Params, Variables, WorldModel
+from dreamer.nets import predictors
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.block_gru import Core, Logits
 from dreamer.nets.decoder import reconstruction_loss, to_observation
-from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
+from dreamer.nets.predictors import Predictor
 from dreamer.ops import distributions as dist
+from dreamer.ops import latent_dist
 from dreamer.ops.balance import kl_balance
 from dreamer.ops.keys import named_keys
+from dreamer.ops.latent_dist import LatentDist, Stats
 from dreamer.ops.scan import scan_time
 from dreamer.spaces import MASK, Space, Spec
 
-sg = jax.lax.stop_gradient
 MOST_CLASSES = 65_536  # of one observation
+NAMES = {"rew": "reward", "con": "cont", "mask": "allowed"}  # of a head's parameters and loss -> of its prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +41,14 @@ class Config:
     "D, width of the recurrent state"
     hidden: int = 64
     "width of the hidden layers of core, prior and posterior"
+    latent: Literal["categorical", "gaussian"] = "categorical"
+    "what the stochastic state is drawn from: one-hot classes, or normals as in DreamerV1"
     stoch: int = 32
     "S, groups of the stochastic state"
     classes: int = 4
-    "C, classes in each group"
+    "C, classes in each group; a Gaussian group is one number"
+    minstd: float = 0.1
+    "smallest standard deviation of a Gaussian state"
     blocks: int = 8
     "blocks of the recurrent core and of the image decoder's first layer"
     units: int = 64
@@ -94,6 +101,7 @@ class Config:
         layers = ("encoder_layers", "core_layers", "prior_layers", "posterior_layers", "reward_layers", "cont_layers")
         scales = ("free_nats", "rec_scale", "reward_scale", "cont_scale", "mask_scale", "dyn_scale", "rep_scale")
         check_bounds(self, dict.fromkeys(sizes, (1, math.inf)) | dict.fromkeys((*layers, *scales), (0, math.inf)))
+        check_bounds(self, {"minstd": (0, math.inf)})
         check_bounds(self, {"unimix": (0, 1), "bins": (3, math.inf)})
         if self.deter % self.blocks:
             raise UserError(f"deter must be a multiple of blocks ({self.blocks}), not {self.deter}")
@@ -104,58 +112,54 @@ class Config:
 
 
 class Latent(NamedTuple):
-    """deter [.., D] in the compute dtype, stoch [.., S, C] one-hot float32."""
+    """deter [.., D] in the compute dtype, stoch [.., S, C] float32: one-hots of C classes, or Gaussians with C = 1."""
 
     deter: Array
     stoch: Array
 
 
 class Nets(NamedTuple):
-    """The networks, and how their outputs are read: two-hot bins of the reward, mixing and sampling of logits.
-
-    mask: None in an environment without action masks
-    """
+    """The networks, what their outputs mean, and the heads by name: rew, con, mask where there are action masks."""
 
     enc: Network
     dec: Network
     core: Network
     prior: Network
     posterior: Network
-    rew: Network
-    con: Network
-    mask: Network | None
-    bins: Any
-    unimix: float
-    sample: Callable[[Key, Array], Array]
+    dist: LatentDist
+    heads: Mapping[str, Predictor]
+
+
+def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
+    """The distribution of the stochastic state; `sample(key, mixed logits) -> one-hot` draws categorical ones."""
+    if config.latent == "gaussian":
+        return latent_dist.gaussian(config.stoch, config.minstd)
+    return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
     """All networks of the world model; encoder and decoder by name."""
-    if not (decoded := to_reconstruct(spec)):
-        raise UserError("the environment shows no observation that the agent can see")
-    for key, space in decoded.items():
-        if space.discrete and space.width > MOST_CLASSES:
-            raise UserError(
-                f"observation {key!r} has {space.width:,} classes, an input and an output of the networks for each; at "
-                f"most {MOST_CLASSES:,}: give it as a Box"
-            )
+    decoded = to_reconstruct(spec)
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
         kernel=config.kernel, dtype=dtype,
     )  # fmt: skip
-    logits = dict(hidden=config.hidden, stoch=config.stoch, classes=config.classes, dtype=dtype)
+    drawn = make_dist(config, sample)
+    outputs = dict(hidden=config.hidden, stoch=drawn.outputs[0], classes=drawn.outputs[1], dtype=dtype)
+    heads = {
+        "rew": predictors.scalar(config.reward_layers, config.units, config.bins, dtype),
+        "con": predictors.chance(config.cont_layers, config.units, dtype),
+    }
+    if spec.masked:
+        heads["mask"] = predictors.bits(config.cont_layers, config.units, spec.action.onehots, dtype)
     return Nets(
         enc=_maker(config.encoder)(dict(spec.obs), symlog=config.symlog, **shared),
         dec=_maker(config.decoder)(decoded, blocks=config.blocks, **shared),
         core=from_flax(Core(config.hidden, config.blocks, config.core_layers, dtype)),
-        prior=from_flax(Logits("prior", config.prior_layers, **logits)),
-        posterior=from_flax(Logits("obs", config.posterior_layers, **logits)),
-        rew=from_flax(ScalarHead(config.reward_layers, config.units, config.bins, dtype=dtype)),
-        con=from_flax(BinaryHead(config.cont_layers, config.units, dtype)),
-        mask=from_flax(BitsHead(config.cont_layers, config.units, spec.action.onehots, dtype)) if spec.masked else None,
-        bins=dist.twohot_bins(config.bins),
-        unimix=config.unimix,
-        sample=sample,
+        prior=from_flax(Logits("prior", config.prior_layers, **outputs)),
+        posterior=from_flax(Logits("obs", config.posterior_layers, **outputs)),
+        dist=drawn,
+        heads=heads,
     )
 
 
@@ -165,8 +169,20 @@ def _maker(name: str) -> Callable[..., Network]:
 
 
 def to_reconstruct(spec: Spec) -> dict[str, Space]:
-    """The observations that the decoder is to give: all but the action mask, which has a head of its own."""
-    return {name: space for name, space in spec.obs.items() if not (spec.masked and name == MASK)}
+    """The observations that the decoder is to give: all but the action mask, which has a head of its own.
+
+    Errors: UserError when there is none, or one has too many classes.
+    """
+    decoded = {name: space for name, space in spec.obs.items() if not (spec.masked and name == MASK)}
+    if not decoded:
+        raise UserError("the environment shows no observation that the agent can see")
+    for key, space in decoded.items():
+        if space.discrete and space.width > MOST_CLASSES:
+            raise UserError(
+                f"observation {key!r} has {space.width:,} classes, an input and an output of the networks for each; at "
+                f"most {MOST_CLASSES:,}: give it as a Box"
+            )
+    return decoded
 
 
 # --- single steps -----------------------------------------------------------------------------------
@@ -174,23 +190,22 @@ def to_reconstruct(spec: Spec) -> dict[str, Space]:
 
 def observe_step(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
-) -> tuple[Latent, Array]:
-    """One filtering step: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent, mixed logits [B, S, C].
+) -> tuple[Latent, Stats]:
+    """One filtering step: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent and its statistics.
 
     Where is_first, the incoming latent and the previous action are dropped and the core runs on zeros.
     """
     deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
     deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
-    logits = dist.mix_uniform(nets.posterior.apply(params["dyn"], deter, tokens), nets.unimix)
-    sample = nets.sample(key, sg(logits))
-    return Latent(deter, dist.straight_through(sample, logits)), logits
+    post = nets.dist.stats(nets.posterior.apply(params["dyn"], deter, tokens))
+    return Latent(deter, nets.dist.sample(key, post)), post
 
 
 def imagine_step(nets: Nets, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
     """One prior step: latent [N, ..], action [N, A] -> latent [N, ..]."""
     deter = nets.core.apply(params["dyn"], latent.deter, latent.stoch, action)
-    logits = dist.mix_uniform(nets.prior.apply(params["dyn"], deter), nets.unimix)
-    return Latent(deter, dist.straight_through(nets.sample(key, logits), logits))
+    prior = nets.dist.stats(nets.prior.apply(params["dyn"], deter))
+    return Latent(deter, nets.dist.sample(key, prior))
 
 
 def _keep(mask: Array, x: Array) -> Array:
@@ -199,15 +214,15 @@ def _keep(mask: Array, x: Array) -> Array:
 
 def observe_sequence(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
-) -> tuple[Latent, Array]:
-    """Filtering over time: tokens [B, T, E] .. -> posterior latents [B, T, ..], mixed logits [B, T, S, C]."""
-    def step(carry: Latent, inputs: tuple[Array, ...], key: Key) -> tuple[Latent, tuple[Latent, Array]]:
-        latent, logits = observe_step(nets, params, key, carry, *inputs)
-        return latent, (latent, logits)
+) -> tuple[Latent, Latent, Stats]:
+    """Filtering over time: tokens [B, T, E] .. -> the last latent [B, ..], posterior latents [B, T, ..], statistics."""
+    def step(carry: Latent, inputs: tuple[Array, ...], key: Key) -> tuple[Latent, tuple[Latent, Stats]]:
+        latent, post = observe_step(nets, params, key, carry, *inputs)
+        return latent, (latent, post)
 
     keys = jax.random.split(key, is_first.shape[1])
-    _, outs = scan_time(step, latent, (tokens, prev_action, is_first), keys)
-    return outs
+    last, (latents, post) = scan_time(step, latent, (tokens, prev_action, is_first), keys)
+    return last, latents, post
 
 
 # --- the record -------------------------------------------------------------------------------------
@@ -222,65 +237,66 @@ def make(
     With contdisc, the discount 1 - 1 / horizon is folded into the continue target and so into `predict`'s cont.
     Errors: UserError when an observation does not suit the encoder.
     """
-    nets = make_nets(config, spec, dtype, sample)
     decoded = to_reconstruct(spec)
+    nets = make_nets(config, spec, dtype, sample)
 
     def initial(batch_size: int) -> Latent:
         deter = jnp.zeros((batch_size, config.deter), dtype)
-        return Latent(deter, jnp.zeros((batch_size, config.stoch, config.classes), jnp.float32))
+        return Latent(deter, jnp.zeros((batch_size, *nets.dist.shape), jnp.float32))
 
     def feat(latent: Latent) -> Array:
         stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
         return jnp.concatenate([latent.deter.astype(dtype), stoch.astype(dtype)], -1)
 
     def init(key: Key) -> Variables:
-        params = _init_params(nets, spec, key, initial(1), feat)
         label = 1 - 1 / horizon if contdisc else 1.0
         hyper = {"free_nats": jnp.float32(config.free_nats), "live_label": jnp.float32(label)}
-        return Variables(params, {"hyper": hyper})
+        return Variables(_init_params(nets, spec, key, initial(1), feat), (), hyper)
 
     def observe(
-        params: Params, key: Key, latent: Latent, obs: Obs, prev_action: Array, is_first: Array
-    ) -> Latent:
-        tokens = nets.enc.apply(params["enc"], obs)
-        return observe_sequence(nets, params, key, latent, tokens, prev_action, is_first)[0]
+        v: Variables, key: Key, state: Latent, obs: Obs, prev_action: Array, is_first: Array
+    ) -> tuple[Latent, Latent]:
+        tokens = nets.enc.apply(v.params["enc"], obs)
+        last, latents, _ = observe_sequence(nets, v.params, key, state, tokens, prev_action, is_first)
+        return last, latents
 
-    def imagine(params: Params, key: Key, latent: Latent, action: Array) -> Latent:
-        return imagine_step(nets, params, key, latent, action)
+    def imagine(v: Variables, key: Key, state: Latent, action: Array) -> Latent:
+        return imagine_step(nets, v.params, key, state, action)
 
-    def predict(params: Params, feat: Array) -> tuple[Array, Array]:
-        reward = dist.twohot_mean(nets.rew.apply(params["rew"], feat), nets.bins)
-        return reward, jax.nn.sigmoid(nets.con.apply(params["con"], feat))
-
-    def allowed(params: Params, feat: Array) -> Array:
-        assert nets.mask is not None
-        return nets.mask.apply(params["mask"], feat) > 0
+    def predict(v: Variables, feat: Array) -> dict[str, Array]:
+        return {NAMES[name]: head.predict(v.params[name], feat) for name, head in nets.heads.items()}
 
     def loss(
-        params: Params, extra: Extra, key: Key, latent: Latent, prev_action: Array, batch: Batch
-    ) -> tuple[dict[str, Array], WorldModelOut]:
+        v: Variables, key: Key, state: Latent, prev_action: Array, batch: Batch
+    ) -> tuple[dict[str, Array], Learned]:
         chex.assert_shape(prev_action, (*batch.reward.shape, spec.action_width))
-        latents, losses, metrics = _dynamics_losses(nets, params, extra["hyper"], key, latent, prev_action, batch)
-        losses |= _head_losses(nets, params, extra["hyper"], feat(latents), batch)
-        outs = nets.dec.apply(params["dec"], *latents)
+        latents, losses, metrics = _dynamics_losses(nets, v, key, state, prev_action, batch)
+        losses |= _head_losses(nets, v, feat(latents), batch)
+        outs = nets.dec.apply(v.params["dec"], *latents)
         for name, space in decoded.items():
             losses[f"rec/{name}"] = reconstruction_loss(space, outs[name], batch.obs[name])
-        return losses, WorldModelOut(latents, extra, metrics)
+        return losses, Learned(latents, v.extra, metrics)
 
-    def decode(params: Params, latent: Latent) -> Mapping[str, Array]:
-        outs = nets.dec.apply(params["dec"], *latent)
+    def decode(v: Variables, latent: Latent) -> Mapping[str, Array]:
+        outs = nets.dec.apply(v.params["dec"], *latent)
         return {name: to_observation(space, outs[name]) for name, space in decoded.items()}
 
-    scales = dict(
-        rew=config.reward_scale, con=config.cont_scale, dyn=config.dyn_scale, rep=config.rep_scale
-    ) | {f"rec/{name}": config.rec_scale for name in decoded}
-    if spec.masked:
-        scales["mask"] = config.mask_scale
-    pack, unpack, storage = _packing(config, dtype)
+    pack, unpack, storage = _packing(nets.dist, config.deter, dtype)
     return WorldModel(
-        init, initial, observe, imagine, feat, predict, loss, decode, pack, unpack, storage, scales,
-        allowed if spec.masked else None,
+        init, initial, observe, starts, imagine, lambda state: state, feat, predict, loss, decode, pack, unpack,
+        storage, _scales(config, spec, decoded),
     )  # fmt: skip
+
+
+def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) -> Latent:
+    """Dreams begin from each row's latent: [B, T, ..] -> [B * T, ..]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
+
+
+def _scales(config: Config, spec: Spec, decoded: Mapping[str, Space]) -> dict[str, float]:
+    scales = dict(rew=config.reward_scale, con=config.cont_scale, dyn=config.dyn_scale, rep=config.rep_scale)
+    masks = {"mask": config.mask_scale} if spec.masked else {}
+    return scales | {f"rec/{name}": config.rec_scale for name in decoded} | masks
 
 
 def _init_params(
@@ -295,64 +311,52 @@ def _init_params(
         | nets.prior.init(keys["prior"], latent.deter)
         | nets.posterior.init(keys["posterior"], latent.deter, tokens)
     )
-    heads = {"rew": nets.rew, "con": nets.con} | ({"mask": nets.mask} if nets.mask else {})
     return {
         "enc": enc,
         "dyn": dyn,
         "dec": nets.dec.init(keys["dec"], *latent),
-        **{name: head.init(keys[name], feat(latent)) for name, head in heads.items()},
+        **{name: head.init(keys[name], feat(latent)) for name, head in nets.heads.items()},
     }
 
 
 def _dynamics_losses(
-    nets: Nets, params: Params, hyper: Mapping[str, Array], key: Key, latent: Latent, prev_action: Array, batch: Batch
+    nets: Nets, v: Variables, key: Key, state: Latent, prev_action: Array, batch: Batch
 ) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
     """Posterior latents of a batch, the KL losses between posterior and prior [B, T], metrics []."""
-    tokens = nets.enc.apply(params["enc"], batch.obs)
+    tokens = nets.enc.apply(v.params["enc"], batch.obs)
     key = named_keys(key, "observe")["observe"]
-    latents, post = observe_sequence(nets, params, key, latent, tokens, prev_action, batch.is_first)
-    prior = dist.mix_uniform(nets.prior.apply(params["dyn"], latents.deter), nets.unimix)
-    dyn, rep, raw = kl_balance(post, prior, hyper["free_nats"])
+    _, latents, post = observe_sequence(nets, v.params, key, state, tokens, prev_action, batch.is_first)
+    prior = nets.dist.stats(nets.prior.apply(v.params["dyn"], latents.deter))
+    dyn, rep, raw = kl_balance(post, prior, v.hyper["free_nats"], nets.dist.kl)
     metrics = {
-        "latent/prior_entropy": dist.categorical_entropy(prior).sum(-1).mean(),
-        "latent/post_entropy": dist.categorical_entropy(post).sum(-1).mean(),
+        "latent/prior_entropy": nets.dist.entropy(prior).mean(),
+        "latent/post_entropy": nets.dist.entropy(post).mean(),
         "latent/kl": raw.mean(),
     }
     return latents, {"dyn": dyn, "rep": rep}, metrics
 
 
-def _head_losses(
-    nets: Nets, params: Params, hyper: Mapping[str, Array], feats: Array, batch: Batch
-) -> dict[str, Array]:
-    label = (1.0 - batch.is_terminal.astype(jnp.float32)) * hyper["live_label"]
-    losses = {
-        "rew": dist.twohot_loss(nets.rew.apply(params["rew"], feats), batch.reward, nets.bins),
-        "con": dist.bernoulli_loss(nets.con.apply(params["con"], feats), label),
+def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[str, Array]:
+    targets = {
+        "rew": batch.reward,
+        "con": (1.0 - batch.is_terminal.astype(jnp.float32)) * v.hyper["live_label"],
     }
-    if nets.mask:
-        allowed = batch.obs[MASK].astype(jnp.float32)
-        losses["mask"] = dist.bernoulli_loss(nets.mask.apply(params["mask"], feats), allowed).sum(-1)
-    return losses
+    if "mask" in nets.heads:
+        targets["mask"] = batch.obs[MASK].astype(jnp.float32)
+    return {name: nets.heads[name].loss(v.params[name], feats, target) for name, target in targets.items()}
 
 
-def _packing(config: Config, dtype: Any) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
-    """Replay keeps the class of each group instead of its one-hot: the same bits back, a fraction of the bytes."""
-    index = "uint8" if config.classes < 256 else "uint16"
-    # One more value stands for the all-zero state before the first step.
-    empty = config.classes
-
+def _packing(
+    drawn: LatentDist, deter: int, dtype: Any
+) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
+    """Replay keeps deter in the compute dtype and the stochastic state as its distribution packs it."""
     def pack(latent: Latent) -> Mapping[str, Array]:
-        classes = jnp.where(latent.stoch.sum(-1) > 0.5, jnp.argmax(latent.stoch, -1), empty)
-        return {"deter": latent.deter.astype(dtype), "stoch": classes.astype(index)}
+        return {"deter": latent.deter.astype(dtype), "stoch": drawn.pack(latent.stoch)}
 
     def unpack(packed: Mapping[str, Array]) -> Latent:
-        return Latent(packed["deter"].astype(dtype), jax.nn.one_hot(packed["stoch"], config.classes))
+        return Latent(packed["deter"].astype(dtype), drawn.unpack(packed["stoch"]))
 
-    storage = {
-        "deter": Space((config.deter,), jnp.dtype(dtype).name),
-        "stoch": Space((config.stoch,), index),
-    }
-    return pack, unpack, storage
+    return pack, unpack, {"deter": Space((deter,), jnp.dtype(dtype).name), "stoch": Space(*drawn.packed)}
 
 
 def parameter_count(params: Params) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Obs, Params, TrainState
+from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Mode, Obs, TrainState, Update, Variables
 from dreamer.runtime.devices.placement import replicated, split, state_sharding
 from dreamer.spaces import Spec
 
@@ -35,7 +35,8 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
             state = state._replace(params=params, extra=extra)
         return agent.update(state, batch)
 
-    return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, parts, scalars), donate_argnums=0)
+    out: Any = Update._make((parts, scalars, parts))
+    return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, out), donate_argnums=0)
 
 
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
@@ -66,33 +67,33 @@ def jit_report(agent: Agent) -> Callable[..., Any]:
 
 
 def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
-    """(params, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
+    """(variables, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
 
     Acts on the first device of this process. count: a number that makes each call's random stream its own.
     """
 
     def policy(
-        params: Params, key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Literal["sample", "mode"]
+        variables: Mapping[str, Variables], key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Mode
     ) -> tuple[Carry, Array, Any]:
-        carry, action = agent.act(params, jax.random.fold_in(key, count), carry, obs, is_first, mode)
-        return carry, action, agent.pack(carry.latent)
+        carry, action = agent.act(variables, jax.random.fold_in(key, count), carry, obs, is_first, mode)
+        return carry, action, agent.pack(carry.state)
 
     return jax.jit(policy, static_argnames="mode")
 
 
 class PolicyPart(NamedTuple):
-    """Which of an agent's parameters acting reads. tree, forms: of all leaves | read: one bool a leaf, in order."""
+    """Which of an agent's variables acting reads. tree, forms: of all leaves | read: one bool a leaf, in order."""
 
     tree: Any
     forms: list[jax.ShapeDtypeStruct]
     read: list[bool]
 
-    def take(self, params: Params) -> list[Array]:
+    def take(self, variables: Mapping[str, Variables]) -> list[Array]:
         """The leaves that acting reads."""
-        return [leaf for leaf, read in zip(jax.tree.leaves(params), self.read, strict=True) if read]
+        return [leaf for leaf, read in zip(jax.tree.leaves(variables), self.read, strict=True) if read]
 
-    def whole(self, leaves: Sequence[Array]) -> Params:
-        """Parameters in which `leaves` stand in their places; the others are zeros, which the compiler drops."""
+    def whole(self, leaves: Sequence[Array]) -> dict[str, Variables]:
+        """Variables in which `leaves` stand in their places; the others are zeros, which the compiler drops."""
         given = iter(leaves)
         places = zip(self.forms, self.read, strict=True)
         filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
@@ -100,15 +101,13 @@ class PolicyPart(NamedTuple):
 
 
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
-    """The part of the parameters that `agent.act` reads, found by tracing it."""
-    forms, tree = jax.tree.flatten(jax.eval_shape(agent.init, jax.random.key(0)).params)
+    """The part of the variables that `agent.act` reads to collect, found by tracing it."""
+    forms, tree = jax.tree.flatten(jax.eval_shape(lambda: agent.variables(agent.init(jax.random.key(0)))))
     obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 
     def act(leaves: list[Array], obs: Obs) -> Any:
-        carry = agent.initial_carry(1)
-        return agent.act(
-            jax.tree.unflatten(tree, leaves), jax.random.key(0), carry, obs, jnp.zeros(1, bool), "sample"
-        )
+        variables, carry = jax.tree.unflatten(tree, leaves), agent.initial_carry(1)
+        return agent.act(variables, jax.random.key(0), carry, obs, jnp.zeros(1, bool), "collect")
 
     jaxpr = jax.make_jaxpr(act)(forms, obs).jaxpr
     read = {id(var) for eqn in jaxpr.eqns for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
@@ -127,9 +126,9 @@ def jit_collect(agent: Agent, part: PolicyPart) -> Callable[..., tuple[Carry, Ar
     ) -> tuple[Carry, Array, Any]:
         own = jax.tree.map(lambda x: x.at[envs].get(mode="clip"), carry)
         own, action = agent.act(
-            part.whole(leaves), jax.random.fold_in(key, count), own, obs, is_first, "sample"
+            part.whole(leaves), jax.random.fold_in(key, count), own, obs, is_first, "collect"
         )
         carry = jax.tree.map(lambda whole, one: whole.at[envs].set(one, mode="drop"), carry, own)
-        return carry, action, agent.pack(own.latent)
+        return carry, action, agent.pack(own.state)
 
     return jax.jit(collect)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Params
+from dreamer.interfaces import Agent, Variables
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import placement
 from dreamer.runtime.env.rows import empty_step
@@ -72,9 +72,9 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    agent: Agent, policy: Callable[..., Any], params: Params, config: Config, env: EnvName, options: Mapping[str, Any],
-    workers: WorkersConfig, *, action_repeat: int, seed: int, film: int = 0, folder: str = "",
-    check: Callable[[], None] = lambda: None, tell: Callable[[str], None] = lambda line: None,
+    agent: Agent, policy: Callable[..., Any], variables: Mapping[str, Variables], config: Config, env: EnvName,
+    options: Mapping[str, Any], workers: WorkersConfig, *, action_repeat: int, seed: int, film: int = 0,
+    folder: str = "", check: Callable[[], None] = lambda: None, tell: Callable[[str], None] = lambda line: None,
     begun: Callable[[Workers], None] = lambda workers: None,
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
@@ -91,7 +91,7 @@ def evaluate(
     with contextlib.closing(made):
         begun(made)
         result = run_episodes(
-            agent, policy, params, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
+            agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
             check=check, max_steps=config.max_steps, progress=Progress(config.episodes, tell),
         )  # fmt: skip
     # What has happened while they closed too.
@@ -113,8 +113,8 @@ class Progress:
 
 
 def run_episodes(
-    agent: Agent, policy: Callable[..., Any], params: Params, workers: Workers, *, episodes: int, seed: int,
-    mode: str, film: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
+    agent: Agent, policy: Callable[..., Any], variables: Mapping[str, Variables], workers: Workers, *, episodes: int,
+    seed: int, mode: str, film: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
     progress: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
@@ -151,7 +151,7 @@ def run_episodes(
                 films[env].over = True
             workers.restart(env)
         obs = for_device(workers.spec.obs, rows.obs)
-        carry, action, _ = policy(params, key, count, carry, obs, rows.is_first, mode)
+        carry, action, _ = policy(variables, key, count, carry, obs, rows.is_first, mode)
         workers.send(ready, np.asarray(action)[ready])
         count += 1
     kept = [pair for own, share in zip(done, quota, strict=True) for pair in own[:share]]

@@ -80,8 +80,8 @@ def _check_share(run: str, told: list[str], fits: int, missing: float) -> None:
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
     """Whether a leaf is learned and of one of the parts; hyperparameters are the config's."""
-    kind, part, *rest = [*name.split("/"), ""]
-    return kind in ("params", "extra") and part in parts and rest[:1] != ["hyper"]
+    kind, part, *_ = [*name.split("/"), ""]
+    return kind in ("params", "extra") and part in parts
 
 
 def _why(theirs: dict[str, np.ndarray], ours: dict, name: str) -> str:

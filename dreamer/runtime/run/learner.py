@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dreamer.interfaces import PRIORITY, Agent, Array, Batch, TrainState
+from dreamer.interfaces import Agent, Array, Batch, TrainState, Update, Variables
 from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.mesh import Config, configured_mesh, own
@@ -17,23 +17,20 @@ from dreamer.spaces import Spec, for_device
 from dreamer.steps import Rows
 
 
-class Update(NamedTuple):
+class Pending(NamedTuple):
     """What one update gives, still on its way from the device.
 
-    rows: where the latents belong | latent {name: [B, T, ..]} | metrics {name: []}
+    rows: where the latents belong | out: the update's, see `interfaces.Update`
     sent: the monotonic second at which its sending began
-    priority [B, T] float32: of these rows, None unless the agent gives priorities
     """
 
     rows: Rows
-    latent: Any
-    metrics: Any
+    out: Update
     sent: float
-    priority: Any = None
 
 
 class Snapshot(NamedTuple):
-    """The parameters that acting reads, as they were after `updates` updates; never a buffer that is donated."""
+    """The variables that acting reads, as they were after `updates` updates; never a buffer that is donated."""
 
     updates: int
     leaves: list[Array]
@@ -57,6 +54,7 @@ class Learner:
         """
         self.mesh = configured_mesh(config or Config(), batch_size)
         self.state: TrainState = programs.jit_init(agent, self.mesh)(jax.random.key(seed))
+        self._agent = agent
         self.updates = 0
         self.idle = 0.0
         self._done: float | None = None  # the second at which the last update was done that was fetched
@@ -75,19 +73,18 @@ class Learner:
         """
         return placement.place_batch(self.mesh, self._cast(batch))
 
-    def step(self, batch: Batch, rows: Rows) -> Update:
+    def step(self, batch: Batch, rows: Rows) -> Pending:
         """One update with a batch that `place` gave. Returns before the device is done.
 
         Raises UserError when the device has no memory left or fails, as do the methods below.
         """
         sent = time.monotonic()
         with self.told("an update"):
-            self.state, latent, metrics = self._update(self.state, batch)
+            self.state, out = self._update(self.state, batch)
             self.updates += 1
             self._snapshots = (self._snapshots[1], self._copy())
-            placement.begin_to_host((latent, metrics))
-        priority = latent.get(PRIORITY)
-        return Update(rows, {name: x for name, x in latent.items() if name != PRIORITY}, metrics, sent, priority)
+            placement.begin_to_host(out)
+        return Pending(rows, out, sent)
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without making one."""
@@ -96,18 +93,21 @@ class Learner:
         with self.told("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
 
-    def fetch(self, update: Update) -> tuple[Any, Any, Any]:
-        """Latents, metrics and priorities of an update as numpy arrays, of this process; waits for the device.
+    def fetch(self, update: Pending) -> Update:
+        """What an update gives as numpy arrays, of this process; waits for the device.
 
         One update after the other, in the order in which they were made.
         """
         with self.told("an update"):
-            priority = None if update.priority is None else placement.to_host(update.priority)
-            latent, metrics = placement.to_host((update.latent, update.metrics))
+            out = placement.to_host(update.out)
         if self._done is not None:
             self.idle += max(0.0, update.sent - self._done)
         self._done = time.monotonic()
-        return latent, metrics, priority
+        return out
+
+    def variables(self) -> dict[str, Variables]:
+        """What acting and dreaming take, on the first device: a copy of the newest."""
+        return placement.first_copy(self._agent.variables(self.state))
 
     def snapshot(self) -> Snapshot:
         """The parameters that act now; from any thread."""
@@ -153,4 +153,4 @@ class Learner:
         return batch._replace(obs=for_device(self._obs, batch.obs))
 
     def _copy(self) -> Snapshot:
-        return Snapshot(self.updates, placement.first_copy(self.part.take(self.state.params)))
+        return Snapshot(self.updates, placement.first_copy(self.part.take(self._agent.variables(self.state))))

@@ -19,7 +19,7 @@ from dreamer import agent as agents
 from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
-from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.devices import programs
 from dreamer.runtime.devices.distributed import refuse_several
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
@@ -36,7 +36,7 @@ from dreamer.runtime.run import evaluation, header, ratio, resume, start
 from dreamer.runtime.run.collector import Collecting, Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.init_from import begin_with
-from dreamer.runtime.run.learner import Learner, Update
+from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.resume import Parts, Restored
@@ -388,7 +388,7 @@ class Run:
         if config.eval.episodes:
             with self.learner.told("evaluating"):
                 result = evaluation.evaluate(
-                    self.agent, self._eval_policy, placement.first_copy(self.learner.state.params), config.eval,
+                    self.agent, self._eval_policy, self.learner.variables(), config.eval,
                     self.env, config.env_options, evaluation.like_training(config.workers, self.workers.backend),
                     action_repeat=config.action_repeat, seed=config.seed, film=int(self.film),
                     folder=self.workers.folder, check=self.stopping.check, tell=self.display.message,
@@ -555,9 +555,9 @@ class Run:
         self._compiled = True
         self.display.phase("training")
 
-    def _take(self, update: Update) -> None:
-        latent, metrics, priority = self.learner.fetch(update)
-        self.replay.refresh(update.rows, latent)
-        if priority is not None:
-            self.replay.prioritise(update.rows, priority)
-        self.logger.add(metrics)
+    def _take(self, update: Pending) -> None:
+        out = self.learner.fetch(update)
+        self.replay.refresh(update.rows, out.latent)
+        if out.surprise is not None:
+            self.replay.prioritise(update.rows, out.surprise)
+        self.logger.add(out.metrics)

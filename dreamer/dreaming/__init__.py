@@ -1,0 +1,1 @@
+"""What behaviors share: rolling a policy out in a dream, and the losses of actor and critic."""

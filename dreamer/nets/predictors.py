@@ -1,0 +1,56 @@
+"""Heads with their losses: what a world model predicts from features [.., F] beside observations and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamer.interfaces import Array, Key, Params
+from dreamer.nets.adapters import from_flax
+from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
+from dreamer.ops import distributions as dist
+
+
+class Predictor(NamedTuple):
+    """A head on features.
+
+    init(key, feat [1, F]) -> params | predict(params, feat [.., F]) -> prediction [..] or [.., n]
+    loss(params, feat [.., F], target) -> [..], target of the prediction's shape
+    """
+
+    init: Callable[[Key, Array], Params]
+    predict: Callable[[Params, Array], Array]
+    loss: Callable[[Params, Array, Array], Array]
+
+
+def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -> Predictor:
+    """A number [..] float32, such as a reward: its expectation under two-hot logits. Source: DreamerV3, eq. 10."""
+    head, values = from_flax(ScalarHead(layers, units, bins, dtype=dtype)), dist.twohot_bins(bins)
+    return Predictor(
+        init=head.init,
+        predict=lambda params, feat: dist.twohot_mean(head.apply(params, feat), values),
+        loss=lambda params, feat, target: dist.twohot_loss(head.apply(params, feat), target, values),
+    )
+
+
+def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
+    """A probability [..] float32, such as that an episode goes on. target: 0 to 1, [..]."""
+    head = from_flax(BinaryHead(layers, units, dtype))
+    return Predictor(
+        init=head.init,
+        predict=lambda params, feat: jax.nn.sigmoid(head.apply(params, feat)),
+        loss=lambda params, feat, target: dist.bernoulli_loss(head.apply(params, feat), target),
+    )
+
+
+def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
+    """[.., count] bool, such as an action mask: whether each is more likely than not. The loss is summed over them."""
+    head = from_flax(BitsHead(layers, units, count, dtype))
+    return Predictor(
+        init=head.init,
+        predict=lambda params, feat: head.apply(params, feat) > 0,
+        loss=lambda params, feat, target: dist.bernoulli_loss(head.apply(params, feat), target).sum(-1),
+    )
