@@ -165,7 +165,10 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
     for path, text in _texts(values.get("env_options"), "env_options"):
         if not safe_text(text):
             yield path, text
-    for path, text in _texts(values.get("agent"), "agent"):
+    agent = values.get("agent")
+    if isinstance(agent, Mapping):  # beginnings of parameters' names, with numbers: never code
+        agent = {name: value for name, value in agent.items() if name != "optimizers"}
+    for path, text in _texts(agent, "agent"):
         if any(mark in text for mark in ".:/") and not _OURS.fullmatch(text):
             yield path, text
     for key, known in ADDRESSES.items():

@@ -57,7 +57,7 @@ TABLE: dict[str, set[str]] = {
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
     "runtime/run": RUNTIME | {"agent", "interfaces", "config", "layers", "trust"} | NOUNS,
-    "apps": RUNTIME | {"apps/check", "apps/report", "agent", "interfaces"} | LOOSE | NOUNS,
+    "apps": RUNTIME | {"apps/check", "apps/report", "agent", "losses", "interfaces"} | LOOSE | NOUNS,
     "apps/check": {"runtime/env", "runtime/workers", "runtime/files", "runtime/log"} | NOUNS,
     "apps/report": {"apps", "runtime/files", "runtime/log", "runtime/run", "config", "coerce", "shipped"} | NOUNS,
     "dreamer": {"config", "runtime/run", "apps"},

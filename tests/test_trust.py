@@ -153,6 +153,12 @@ def test_a_preset_of_a_stranger_names_no_code_without_a_word(lab, marker, capsys
     assert not marker.exists()
 
 
+def test_an_optimizer_of_a_preset_needs_no_word(tmp_path):
+    file = tmp_path / "decoder.yaml"
+    file.write_text("agent: {optimizers: {world_model/dec: {learning_rate: 1e-4}}}")
+    assert load(file).agent.optimizers == {"world_model/dec": {"learning_rate": 1e-4}}
+
+
 def test_a_plug_in_of_a_preset_is_not_imported_although_the_command_names_another(lab, marker):
     preset = lab / "stranger.yaml"
     preset.write_text("agent: {world_model: {name: 'my_lab:plug'}}\n")

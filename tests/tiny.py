@@ -147,9 +147,13 @@ def init(kind: str) -> Callable[[jax.Array], TrainState]:
     return jit(make_agent(kind).init)
 
 
-@functools.cache
 def update(kind: str, dtype: str = "float32") -> Callable[..., Any]:
     """`Agent.update`, compiled; nothing is donated. `TRACES` counts how often it was traced."""
+    return _update(kind, dtype)
+
+
+@functools.cache
+def _update(kind: str, dtype: str) -> Callable[..., Any]:
     agent = make_agent(kind, dtype)
 
     def counted(state: TrainState, batch: Batch) -> Any:
@@ -165,9 +169,13 @@ def state(kind: str, seed: int = 0) -> TrainState:
     return init(kind)(jax.random.key(seed))
 
 
-@functools.cache
 def trained(kind: str, dtype: str = "float32", updates: int = 3) -> tuple[TrainState, Any, Any]:
     """(state, latent, metrics) after some updates on one batch, so that heads which start at 0 do not stay there."""
+    return _trained(kind, dtype, updates)
+
+
+@functools.cache
+def _trained(kind: str, dtype: str, updates: int) -> tuple[TrainState, Any, Any]:
     current, batch = state(kind), make_batch(SPECS[kind], dtype=dtype)
     for _ in range(updates):
         current, out = update(kind, dtype)(current, batch)

@@ -15,18 +15,21 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from dreamer import agent as agents
 from dreamer import plugins
+from dreamer.apps.dreams import LoadedWorldModel
 from dreamer.coerce import show
 from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Carry, Variables
+from dreamer.interfaces import Agent, Batch, Carry, Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.observations import agent_obs
 from dreamer.runtime.env.parallel import any_spec
 from dreamer.runtime.env.reading import Reading, mask_in, reading
+from dreamer.runtime.env.rows import EnvRows, empty_step
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import existing_run_dir
 from dreamer.runtime.run import run_config as run_configs
-from dreamer.spaces import MASK, Space, Spec
+from dreamer.spaces import MASK, Space, Spec, for_device
+from dreamer.steps import Step
 
 
 class Trained(NamedTuple):
@@ -128,20 +131,45 @@ class LoadedAgent:
         action, state = agent.act(obs)            a new episode
         action, state = agent.act(obs, state)     its next step
 
-    Owns the device copy of the parameters.
+    Owns the device copy of the variables. `world_model` dreams, see `LoadedWorldModel`.
     """
 
     def __init__(
         self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
-        known: Reading | None = None,
+        known: Reading | None = None, make_env: MakeEnv = None,
     ):  # fmt: skip
-        """known: how `env` is read, if that is known."""
+        """known: how `env` is read, if that is known. make_env: makes environments for `play`, None = the run's own."""
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
         self._reading = known or reading(env, trained.config.env)
         self._policy = programs.jit_policy(trained.agent)
-        self._key = jax.random.key(seed)
+        self._key, self._make_env = jax.random.key(seed), make_env
+        self.world_model = LoadedWorldModel(trained.agent, trained.variables, self._reading.spec)
+
+    def play(self, env: gymnasium.Env | None = None, *, seed: int = 0, max_steps: int = 108_000) -> Batch:
+        """Plays one episode and returns its rows [1, T], as replay would store them.
+
+        env: one of the run's environments; None makes one and closes it. seed: of its reset. max_steps: rows after
+        which the episode is cut. Raises UserError when the environment breaks its own spaces.
+        """
+        if env is None:
+            name, options = env_of(self.config, self._make_env), self.config.env_options
+            with contextlib.closing(plugins.make_env(name, options)) as made:
+                return self.play(made, seed=seed, max_steps=max_steps)
+        rows = EnvRows(env, name=self.config.env, seed=seed, action_repeat=self.config.action_repeat)
+        carry, step = placement.first_copy(self._agent.initial_carry(1)), empty_step(rows.spec, 1)
+        seen: list[Step] = []
+        while not step.is_last[0] and len(seen) < max_steps:
+            rows.turn(step, 0)
+            obs = for_device(rows.spec.obs, step.obs)
+            carry, action, _ = self._policy(
+                self._variables, self._key, len(seen), carry, obs, step.is_first, self._mode
+            )
+            step.action[:] = np.where(step.is_last[:, None], np.float32(0), action)
+            seen.append(jax.tree.map(np.copy, step))
+        whole = jax.tree.map(lambda *rows: np.stack(rows, 1), *seen)
+        return Batch(**whole._asdict(), latent={})
 
     def act(
         self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None

@@ -30,7 +30,7 @@ def load(
         trained = restore(run, env, step, make_env, env_options, trust)
         mode = mode or config.eval.mode
         if not is_parallel(env):
-            return LoadedAgent(trained, env, mode=mode, seed=seed)
+            return LoadedAgent(trained, env, mode=mode, seed=seed, make_env=make_env)
         sides = sides_of(env, config.env)
         known, _ = agents_reading(env, sides, config.env)
         return LoadedTeam(LoadedAgent(trained, sides[0], mode=mode, seed=seed, known=known), sides)

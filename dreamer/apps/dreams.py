@@ -1,0 +1,140 @@
+"""The world model of a trained run, from Python: encode an episode, dream from any row of it, read what it predicts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Array, Ask, Batch, Key, Latent, Mode, State, Variables
+from dreamer.losses import align, make_dream
+from dreamer.spaces import Spec, for_device
+
+
+class Dreamed(NamedTuple):
+    """N dreams of H steps: H + 1 rows each, the start first. Numpy arrays.
+
+    obs {k: [N, H + 1, ..]}: decoded, in the units of the observation | action [N, H + 1, A]: chosen at each row; the
+    last one is not carried out | predicted {"reward", "cont": [N, H + 1]}, those that the model has learned
+    feat [N, H + 1, F]
+    """
+
+    obs: Mapping[str, np.ndarray]
+    action: np.ndarray
+    predicted: Mapping[str, np.ndarray]
+    feat: np.ndarray
+
+
+class LoadedWorldModel:
+    """Owns the device copy of the variables of a trained agent, and shows its world model.
+
+        agent = dreamer.load("runs/...")
+        episode = agent.play(seed=0)
+        dream = agent.world_model.dream(episode, row=10, steps=50)
+
+    An episode is a `Batch` [B, T] without latents, as `LoadedAgent.play` gives it.
+    """
+
+    def __init__(self, agent: Agent, variables: Mapping[str, Variables], spec: Spec):
+        self._agent, self._variables, self.spec = agent, variables, spec
+        self._states = jax.jit(functools.partial(states_of, agent, spec))
+        self._dream = jax.jit(functools.partial(dream_from, agent), static_argnames=("steps", "mode"))
+        self._decode = jax.jit(lambda v, latent: agent.world_model.decode(v, latent))
+        self._predict = jax.jit(lambda v, latent: agent.world_model.predict(v, agent.world_model.feat(latent)))
+
+    def encode(self, episode: Batch, seed: int = 0) -> Latent:
+        """The posterior latents of an episode [B, T, ..], a pytree of the world model's own. Raises UserError."""
+        return self._observed(episode, seed)[0]
+
+    def decode(self, latent: Latent) -> dict[str, np.ndarray]:
+        """Latents [.., ..] as observations {k: [.., ..]} in their units."""
+        return _to_numpy(self._decode(self._variables["world_model"], latent))
+
+    def predict(self, latent: Latent) -> dict[str, np.ndarray]:
+        """Reward and continue chance of latents [.., ..]: {"reward", "cont": [..]}."""
+        return _to_numpy(self._predict(self._variables["world_model"], latent))
+
+    def dream(
+        self, episode: Batch, row: int | Sequence[int] = -1, steps: int = 15, *, actions: Any = None,
+        mode: Mode = "sample", seed: int = 0,
+    ) -> Dreamed:  # fmt: skip
+        """Dreams `steps` steps from rows of an episode.
+
+        row: one or several of the B * T rows, counted through all sequences; -1 the last.
+        actions: vectors [steps, A] or [N, steps, A] to take; None: the policy chooses, as `mode` says.
+        Raises UserError when there is no such row, or actions have another shape.
+        """
+        rows = np.atleast_1d(np.asarray(row))
+        count = episode.reward.size
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not ((rows >= -count) & (rows < count)).all():
+            raise UserError(f"dream: row {row!r} is not among the {count} rows of the episode")
+        _, states = self._observed(episode, seed)
+        start = jax.tree.map(lambda x: x[rows % count], states)
+        given = None if actions is None else self._given(actions, len(rows), steps)
+        out = self._dream(self._variables, jax.random.fold_in(jax.random.key(seed), 1), start, given, steps, mode)
+        return Dreamed(*_to_numpy(out))
+
+    def _observed(self, episode: Batch, seed: int) -> tuple[Latent, State]:
+        missing = sorted(set(self.spec.obs) ^ set(episode.obs))
+        if missing:
+            raise UserError(f"the episode has the observations {sorted(episode.obs)}, the run {sorted(self.spec.obs)}")
+        rows = episode._replace(obs=for_device(self.spec.obs, episode.obs), latent={})
+        return self._states(self._variables, jax.random.key(seed), rows)
+
+    def _given(self, actions: Any, dreams: int, steps: int) -> np.ndarray:
+        """[N, steps, A] float32."""
+        given = np.asarray(actions, np.float32)
+        given = np.broadcast_to(given, (dreams, *given.shape)) if given.ndim == 2 else given
+        wanted = (dreams, steps, self.spec.action_width)
+        if given.shape != wanted:
+            raise UserError(f"dream: actions have shape {list(given.shape)}, not {list(wanted)} [N, steps, A]")
+        return given
+
+
+def states_of(
+    agent: Agent, spec: Spec, variables: Mapping[str, Variables], key: Key, batch: Batch
+) -> tuple[Latent, State]:
+    """Posterior latents [B, T, ..] of a batch, and the states [B * T, ..] in which dreams begin."""
+    v = variables["world_model"]
+    state, prev_action, rows = align(agent.world_model, spec, batch)
+    _, latent = agent.world_model.observe(v, key, state, rows.obs, prev_action, rows.is_first)
+    return latent, agent.world_model.starts(v, latent, prev_action, rows.is_first)
+
+
+def dream_from(
+    agent: Agent, variables: Mapping[str, Variables], key: Key, start: State, actions: Array | None, steps: int,
+    mode: Mode,
+) -> tuple[dict[str, Array], Array, dict[str, Array], Array]:  # fmt: skip
+    """Dreams from start [N, ..] under actions [N, steps, A], or under the policy: the fields of `Dreamed`."""
+    model, behavior = agent.world_model, agent.behavior
+    dream = make_dream(model, variables["world_model"])
+    count = jax.tree.leaves(start)[0].shape[0]
+
+    def choose(key: Key, state: State, own: Any) -> tuple[Array, Any]:
+        allowed = dream.predict(dream.feat(state)).get("allowed")
+        ask = Ask(jnp.zeros(count, bool), allowed)
+        return behavior.act(variables["behavior"], key, dream, state, own, ask, mode)
+
+    def step(before: tuple[State, Any], inputs: tuple[Key, Array | None]) -> tuple[tuple[State, Any], Any]:
+        (state, own), (key, given) = before, inputs
+        act_key, imagine_key = jax.random.split(key)
+        action, own = choose(act_key, state, own) if given is None else (given, own)
+        return (dream.imagine(imagine_key, state, action), own), (model.latent(state), action)
+
+    keys = jax.random.split(key, steps + 1)
+    given = None if actions is None else actions.swapaxes(0, 1)
+    (state, own), (latents, taken) = jax.lax.scan(step, (start, behavior.initial(count)), (keys[:-1], given))
+    last, _ = choose(keys[-1], state, own)
+    latents = jax.tree.map(lambda x, end: jnp.concatenate([x, end[None]]).swapaxes(0, 1), latents, model.latent(state))
+    taken = jnp.concatenate([taken, last[None]]).swapaxes(0, 1)
+    feat = model.feat(latents)
+    return dict(model.decode(variables["world_model"], latents)), taken, dict(dream.predict(feat)), feat
+
+
+def _to_numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
