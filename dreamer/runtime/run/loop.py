@@ -32,7 +32,7 @@ from dreamer.runtime.replay import capacity, columns, disk_tier, replay
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, ratio, resume, start
+from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start
 from dreamer.runtime.run.collector import Collecting, Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.init_from import begin_with
@@ -40,6 +40,7 @@ from dreamer.runtime.run.learner import Learner, Update
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.resume import Parts, Restored
+from dreamer.runtime.run.schedule import NEVER, Mark, Saved
 from dreamer.runtime.run.start import Decision
 from dreamer.runtime.run.stopping import Stopped, Stopping
 from dreamer.runtime.run.writeback import Following
@@ -238,15 +239,13 @@ class Run:
         self._collecting: Collecting | None = None
         self._eval_policy = programs.jit_policy(self.agent)
         self._compiled = False
-        self._eval_due = config.eval.every or config.env_steps
+        self._eval_due = schedule.first_evaluation(config.eval.every, config.env_steps)
         if restored and config.eval.every:
             self._eval_due = restored.head["loop"]["eval_due"]
-        self._logged = self._saved = time.monotonic()
-        self._saved_at = found.step if found else -1  # environment steps, -1 = never
+        self._logged = self._mark()
+        self._saved = Saved(self._logged.time, found.step if found else NEVER)
         self._needed = {step: self._names(step) for step in self.checkpoints.steps()}
         self._set_aside, self._resumed_at = found is not None, found.step if found else -1
-        self._idle = 0.0  # of the learner, at the last line of metrics
-        self._logged_at = (self.replay.steps, self.learner.updates)
         self.display.phase("collecting")
 
     def start(self) -> None:
@@ -353,17 +352,17 @@ class Run:
         steps, now = self.replay.steps, time.monotonic()
         self.display.update(steps, self.learner.updates)
         self.evaluate_if_due()
-        if now - self._logged >= self.config.log.every:
+        if schedule.log_due(self._logged, now, every=self.config.log.every):
             self.log()
         self.flushing.tend()
-        many = steps - max(self._saved_at, 0) >= capacity.rows_between_checkpoints(self.replay.size)
-        if many or now - self._saved >= self.config.checkpoint.every:
+        rows = capacity.rows_between_checkpoints(self.replay.size)
+        if schedule.save_due(self._saved, now, steps, every=self.config.checkpoint.every, rows=rows):
             self.save()
         self.stopping.check()
 
     def evaluate_if_due(self) -> None:
         """An evaluation before the last one, when it is due."""
-        if self._eval_due <= self.replay.steps < self.config.env_steps:
+        if schedule.evaluation_due(self._eval_due, self.replay.steps, last=self.config.env_steps):
             self.evaluate()
             self._eval_due += self.config.eval.every
 
@@ -374,8 +373,8 @@ class Run:
         self.checkpoints.wait()
         self._forget_aside()
         self.stopping.check_failed()
-        state = self.checkpoints.meta(self._saved_at)["state"]
-        self.store.save_end(self._saved_at, state, {"logger": self.logger.position(), "loop": self._remembered()})
+        state = self.checkpoints.meta(self._saved.step)["state"]
+        self.store.save_end(self._saved.step, state, {"logger": self.logger.position(), "loop": self._remembered()})
         (self.run_dir / ERROR).unlink(missing_ok=True)
         self.display.message(f"done: {self.run_dir}")
 
@@ -427,31 +426,30 @@ class Run:
 
     def log(self) -> None:
         """One line of metrics; rates and shares are those since the line before."""
-        now, steps, updates = time.monotonic(), self.replay.steps, self.learner.updates
-        seconds = max(now - self._logged, 1e-9)
+        before, self._logged = self._logged, self._mark()
+        steps, updates = self._logged.env_steps, self._logged.updates
         for_envs, self.collector.seconds_for_envs = self.collector.seconds_for_envs, 0.0
-        before, self._idle = self._idle, self.learner.idle
-        waited = {"collector_for_envs": for_envs, "device_for_learner": self._idle - before, **self.limiter.drain()}
+        waited = {"collector_for_envs": for_envs, **self.limiter.drain()}
         self.logger.add(
             {
-                "speed/env_steps_per_s": (steps - self._logged_at[0]) / seconds,
-                "speed/updates_per_s": (updates - self._logged_at[1]) / seconds,
+                **schedule.rates(before, self._logged, waited),
                 "speed/env_frames": steps * self.config.action_repeat,
                 "replay/rows": self.replay.rows,
                 "collect/incidents": self.incidents,
-                **{f"wait/{name}": share / seconds for name, share in waited.items()},
             },
             latest=True,
         )
-        self._logged, self._logged_at = now, (steps, updates)
         self.display.update(steps, updates, self.logger.write(steps, updates))
+
+    def _mark(self) -> Mark:
+        return Mark(time.monotonic(), self.replay.steps, self.learner.updates, self.learner.idle)
 
     def save(self, whole: bool = True) -> None:
         """A checkpoint of everything at this step. whole: False when the environments can no longer be asked."""
         self.settle()
         with self._collecting.paused() if self._collecting else contextlib.nullcontext():
             step = self.replay.steps
-            if self._saved_at == step:
+            if self._saved.step == step:
                 return
             self.stopping.check_failed()
             self._forget_aside()
@@ -459,7 +457,7 @@ class Run:
             numbers = {"env_steps": step, "updates": self.learner.updates}
             self.checkpoints.save(step, self.learner.state, {**numbers, **meta})
             self._needed[step] = resume.names(step, meta)
-            self._saved, self._saved_at = time.monotonic(), step
+            self._saved = Saved(time.monotonic(), step)
         kept = {*self.checkpoints.steps(), step}
         self._needed = {one: names for one, names in self._needed.items() if one in kept}
         self.store.prune(set().union(*self._needed.values()))
@@ -492,19 +490,16 @@ class Run:
             self.checkpoints.wait()
         except UserError as second:  # the save under way has failed: the one before it is the newest
             error.add_note(str(second))
-        self._saved_at = self.checkpoints.latest() or 0
+        self._saved = self._saved._replace(step=self.checkpoints.latest() or 0)
         lost, diverged = self.learner.lost(), False
+        kept = f"checkpoint {self._saved.step:,} and all rows are kept"
         if lost:
             self.following.close()
-            self.display.message(
-                f"the train state went down with the device; checkpoint {self._saved_at:,} and all rows are kept"
-            )
+            self.display.message(f"the train state went down with the device; {kept}")
         else:
             diverged = self.learner.diverged()
         if diverged:
-            self.display.message(
-                f"parameters are not finite any more and not saved; checkpoint {self._saved_at:,} and all rows are kept"
-            )
+            self.display.message(f"parameters are not finite any more and not saved; {kept}")
         whole = isinstance(error, Stopped)
         save = self._save_rows if lost or diverged else functools.partial(self.save, whole)
         for keep in (save, self.checkpoints.wait, self._hear, self.log):
