@@ -25,7 +25,7 @@ _HOMES = {
     "load_config": ("dreamer.config", "load"),
     "train": ("dreamer.runtime.run.train", "train"),
     "evaluate": ("dreamer.apps.evaluate", "evaluate"),
-    "load": ("dreamer.apps.evaluate", "load"),
+    "load": ("dreamer.apps.load", "load"),
 }
 
 
