@@ -27,6 +27,7 @@ from dreamer.runtime.run import build, ending, evaluation, resume, start
 from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.init_from import Taken
 from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.stopping import Stopping
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
 # Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.
@@ -406,6 +407,16 @@ def test_a_run_that_lost_its_lock_stops_and_writes_no_more(tmp_path, monkeypatch
     with pytest.raises(UserError, match="was taken"):
         dreamer.train(tiny(tmp_path / "run", **ENV))
     assert newest(tmp_path / "run") == 0
+
+
+def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
+    stopping, error, reached = Stopping(print), UserError("the lock of this run was taken"), []
+    stopping.on_failure(reached.append)
+    assert stopping.failure is None
+    stopping.fail(error)
+    assert reached == [error] and stopping.failure is error
+    with pytest.raises(UserError, match="was taken"):
+        stopping.check()
 
 
 def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):

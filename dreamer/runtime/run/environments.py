@@ -11,7 +11,7 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 
 
 class Environments:
-    """Owns the environments that a run trains in, and reaches those of its evaluation for a signal.
+    """Owns the environments that a run trains in, and shortens the timeouts of those of its evaluation too.
 
     workers: the set to train in | incidents: reported so far by `report_incidents`
     """

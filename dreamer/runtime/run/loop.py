@@ -45,9 +45,9 @@ class Run:
             opened.created.keep()
 
     def take_turns(self) -> None:
-        """Lockstep: a row of every environment, all updates that are due, and again."""
+        """Lockstep: collects a row of every environment, makes all updates that are due, and begins again."""
         parts = self.parts
-        self.evaluate_if_due()  # the run that is resumed may have been killed in one
+        self.evaluate_if_due()  # a resumed run may have been killed in one
         while parts.replay.steps < parts.config.env_steps:
             self.collect()
             while parts.limiter.due():
@@ -69,9 +69,10 @@ class Run:
                 self.tend()
 
     def collect(self, min_ready: int | None = None, max_wait: float = 0.0) -> None:
-        """Rows of the environments that are ready into the replay.
+        """Adds rows of the environments that are ready to the replay.
 
-        min_ready: as many are waited for, None = all. max_wait: seconds after which fewer will do, but never none.
+        min_ready: waits for so many rows, None = one of every environment. max_wait: seconds after which fewer, but at
+        least one, will do.
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
@@ -84,7 +85,7 @@ class Run:
         self._update_limiter()
 
     def learn(self) -> None:
-        """One update."""
+        """Makes one update."""
         parts = self.parts
         batch, rows = parts.batches.next()
         if not self._compiled:
@@ -94,7 +95,7 @@ class Run:
         parts.following.put(update)
 
     def tend(self) -> None:
-        """Whatever is due of showing, evaluating, logging, saving and stopping."""
+        """Evaluates, logs, flushes and saves what is due. Raises Stopped when a signal has come."""
         parts, config = self.parts, self.parts.config
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
@@ -108,14 +109,14 @@ class Run:
         parts.stopping.check()
 
     def evaluate_if_due(self) -> None:
-        """An evaluation before the last one, when it is due."""
+        """Evaluates if that is due; `finish` makes the last evaluation."""
         config = self.parts.config
         if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
             self.evaluate()
             self._eval_due += config.eval.every
 
     def finish(self) -> None:
-        """The last checkpoint, the last evaluation with its line of metrics, and the file that says that it ended."""
+        """Saves and evaluates for the last time, and marks the run as ended."""
         parts = self.parts
         self.save()
         self.evaluate()
@@ -129,9 +130,9 @@ class Run:
         parts.display.message(f"done: {parts.run_dir}")
 
     def evaluate(self) -> None:
-        """An evaluation with the newest parameters, and a line of metrics."""
+        """Evaluates the newest parameters, and writes a line of metrics."""
         parts, env_steps = self.parts, self.parts.replay.steps
-        self.save()  # whatever happens in there, nothing that was learned is lost
+        self.save()  # an evaluation that fails must not cost what was learned
         parts.learner.sync()
         parts.display.phase("evaluating")
         periodic_evaluation.evaluate(parts, env_steps)
@@ -139,7 +140,7 @@ class Run:
         parts.display.phase("training" if self._compiled else "collecting")
 
     def log(self) -> None:
-        """One line of metrics; rates and shares are those since the line before."""
+        """Writes a line of metrics; rates and shares are those since the line before."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -157,7 +158,7 @@ class Run:
         parts.display.update(steps, updates, parts.logger.write(steps, updates))
 
     def save(self, whole: bool = True) -> None:
-        """A checkpoint of everything at this step. whole: False when the environments can no longer be asked."""
+        """Saves everything at this step. whole: False when environments can no longer be asked for their states."""
         parts = self.parts
         self.settle()
         with self.paused():
@@ -181,7 +182,7 @@ class Run:
         return self._collecting.paused()
 
     def _collect_turn(self) -> bool:
-        """What the collecting thread does again and again; whether there is more to collect."""
+        """One turn of the collecting thread; returns whether there is more to collect."""
         parts, workers = self.parts, self.parts.config.workers
         if parts.limiter.wait_for_learner():
             half = -(-workers.envs // 2)
@@ -195,7 +196,7 @@ class Run:
         self.parts.display.phase("training")
 
     def _update_limiter(self) -> None:
-        """Lets the limiter know how many rows there are, and whether training may start."""
+        """Gives the limiter the number of rows, and whether training may start."""
         replay = self.parts.replay
         self.parts.limiter.collected(replay.steps, replay.ready(self.parts.config.replay.batch_size))
 
@@ -205,5 +206,5 @@ class Run:
         return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
 
     def _remembered(self) -> dict[str, Any]:
-        """What the loop itself knows of a checkpoint, as JSON values."""
+        """What a checkpoint holds of the loop itself, as JSON values."""
         return {"eval_due": self._eval_due}

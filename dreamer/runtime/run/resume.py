@@ -165,19 +165,19 @@ def check_spec(found: Found, spec: Spec, env: str) -> None:
     saved, now = found.meta.get("spec"), as_json(spec)
     if saved is None or saved == now:
         return
-    differing = [f"{what} {_told(saved[what])}, now {_told(now[what])}" for what in ("action", "agents")
+    differing = [f"{what} {_in_words(saved[what])}, now {_in_words(now[what])}" for what in ("action", "agents")
                  if saved[what] != now[what]]  # fmt: skip
     for key in sorted({*saved["obs"], *now["obs"]}):
         before, after = saved["obs"].get(key), now["obs"].get(key)
         if before != after:
-            differing.append(f"observation {key!r} {_told(before)}, now {_told(after)}")
+            differing.append(f"observation {key!r} {_in_words(before)}, now {_in_words(after)}")
     raise UserError(
         f"env {env!r} is not the one that the run was trained in: {'; '.join(differing)}; resume with the environment "
         "and the env_options that the run began with"
     )
 
 
-def _told(form: Any) -> str:
+def _in_words(form: Any) -> str:
     """A part of a spec in a few words."""
     if form is None:
         return "missing"
