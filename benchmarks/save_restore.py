@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import dreamer.config
+from dreamer.runtime.run.build import open_run
 from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.parts import Parts
 from dreamer.runtime.run.start import decide
 from dreamer.steps import Step
 
@@ -49,35 +51,37 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
         }
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        run = Run(decide(config), stack)
+        run = Run(open_run(decide(config), stack))
         run.start()
-        fill(run)
+        parts = run.parts
+        fill(parts)
         start = time.perf_counter()
-        run.store.flush(run.replay)
-        run.store.wait()
+        parts.store.flush(parts.replay)
+        parts.store.wait()
         flushed = time.perf_counter()
         run.save()
         saved = time.perf_counter()
-        run.checkpoints.wait()
+        parts.checkpoints.wait()
         safe = time.perf_counter()
-        held, rows = run.replay.nbytes / 1e9, run.replay.rows
+        held, rows = parts.replay.nbytes / 1e9, parts.replay.rows
     with contextlib.ExitStack() as stack:
         begin = time.perf_counter()
-        run = Run(decide(config, resume_="yes"), stack)
+        run = Run(open_run(decide(config, resume_="yes"), stack))
         run.start()
-        assert run.replay.rows == rows
+        parts = run.parts
+        assert parts.replay.rows == rows
         return [held, flushed - start, saved - flushed, safe - flushed, time.perf_counter() - begin]
 
 
-def fill(run: Run) -> None:
+def fill(parts: Parts) -> None:
     """Random rows until the rings are full."""
     rng = np.random.default_rng(0)
-    ((key, space),) = run.workers.spec.obs.items()
-    latent = {n: rng.integers(0, 4, (ENVS, *s.shape)).astype(s.dtype) for n, s in run.agent.storage.items()}
-    flags, action = np.zeros((3, ENVS), bool), np.zeros((ENVS, run.workers.spec.action_width), np.float32)
-    for _ in range(run.replay.size.rows_per_env):
+    ((key, space),) = parts.workers.spec.obs.items()
+    latent = {n: rng.integers(0, 4, (ENVS, *s.shape)).astype(s.dtype) for n, s in parts.agent.storage.items()}
+    flags, action = np.zeros((3, ENVS), bool), np.zeros((ENVS, parts.workers.spec.action_width), np.float32)
+    for _ in range(parts.replay.size.rows_per_env):
         obs = {key: rng.integers(0, 256, (ENVS, *space.shape), np.uint8)}
-        run.replay.add(Step(obs, action, np.zeros(ENVS, np.float32), *flags), latent)
+        parts.replay.add(Step(obs, action, np.zeros(ENVS, np.float32), *flags), latent)
 
 
 if __name__ == "__main__":

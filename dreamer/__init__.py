@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dreamer.apps.load import load
     from dreamer.config import Config
     from dreamer.config import load as load_config
-    from dreamer.runtime.run.loop import train
+    from dreamer.runtime.run.train import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
@@ -23,9 +23,9 @@ __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
 _HOMES = {
     "Config": ("dreamer.config", "Config"),
     "load_config": ("dreamer.config", "load"),
-    "train": ("dreamer.runtime.run.loop", "train"),
+    "train": ("dreamer.runtime.run.train", "train"),
     "evaluate": ("dreamer.apps.evaluate", "evaluate"),
-    "load": ("dreamer.apps.evaluate", "load"),
+    "load": ("dreamer.apps.load", "load"),
 }
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import tiny_runs
 
 import dreamer
-from dreamer.runtime.run import loop
+from dreamer import agent as agents
+from dreamer.runtime.run.loop import Run
 
 SCRIPT = pathlib.Path(__file__)
 FILES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "os.listdir"}
@@ -37,14 +38,14 @@ def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
             if events == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.agents.make = lambda config, spec, **_: tiny_runs.plain_agent(spec)
-    tend = loop.Run.tend
+    agents.make = lambda config, spec, **_: tiny_runs.plain_agent(spec)
+    tend = Run.tend
 
-    def tending(run: loop.Run) -> None:
+    def tending(run: Run) -> None:
         happened("turn")
         tend(run)
 
-    loop.Run.tend = tending
+    Run.tend = tending
     sys.addaudithook(happened)
     dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **{**SETTINGS, **settings}), resume="auto")
     print(f"events {events}", flush=True)

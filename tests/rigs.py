@@ -24,9 +24,11 @@ from dreamer.runtime.devices import programs
 from dreamer.runtime.log import logger as metrics
 from dreamer.runtime.replay.replay import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run import evaluation, loop, start
+from dreamer.runtime.run import evaluation, start
+from dreamer.runtime.run.build import open_run
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.learner import Snapshot
+from dreamer.runtime.run.loop import Run
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
 from dreamer.spaces import Spec
@@ -92,21 +94,21 @@ def column(replay: Replay, name: str) -> np.ndarray:
     return replay.columns[name][:, : replay.counts[0]]
 
 
-def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> loop.Run:
+def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> Run:
     """The real loop around `tiny.echo_agent` and two diaries."""
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
     config = Config(
         env="tiny:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
         workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
         log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
     )  # fmt: skip
-    return loop.Run(start.decide(config), stack)
+    return Run(open_run(start.decide(config), stack))
 
 
-def turn(run: loop.Run) -> None:
+def turn(run: Run) -> None:
     """One turn of the lockstep loop, without what is tended to beside."""
     run.collect()
-    while run.limiter.due():
+    while run.parts.limiter.due():
         run.learn()
 
 

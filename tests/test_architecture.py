@@ -79,7 +79,10 @@ NO_JAX = (
     ),
     *(
         f"dreamer.runtime.run.{name}"
-        for name in ("ratio", "limiter", "prefetch", "writeback", "run_config", "stopping", "verifying")
+        for name in (
+            "environments", "limiter", "prefetch", "ratio", "run_config", "schedule", "stopping", "verifying",
+            "writeback",
+        )
     ),
     *(f"dreamer.apps.{name}" for name in ("cli", "flags", "start", "statistics", "verify")),
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),

@@ -34,11 +34,11 @@ def preset(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The configs that reach the training loop."""
+    """The configs that reach `train`."""
     configs: list[Config] = []
-    loop = types.ModuleType("dreamer.runtime.run.loop")
-    loop.train = lambda config, **_: configs.append(config)
-    monkeypatch.setitem(sys.modules, "dreamer.runtime.run.loop", loop)
+    module = types.ModuleType("dreamer.runtime.run.train")
+    module.train = lambda config, **_: configs.append(config)
+    monkeypatch.setitem(sys.modules, "dreamer.runtime.run.train", module)
     return configs
 
 
@@ -231,8 +231,8 @@ def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, pres
 
 def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
     seen = []
-    loop = sys.modules["dreamer.runtime.run.loop"]
-    monkeypatch.setattr(loop, "train", lambda config, resume, **_: seen.append(resume))
+    module = sys.modules["dreamer.runtime.run.train"]
+    monkeypatch.setattr(module, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
     assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
     assert seen == ["yes", "auto"]
@@ -277,7 +277,7 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
     def fail(config, **_):
         raise UserError("env 'x' is\n not there")
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", fail)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", fail)
     assert error_line(capsys, "train") == "dreamer: error: env 'x' is not there\n"
 
 
@@ -288,7 +288,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
     def interrupt(config, **_):
         raise stop
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", interrupt)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", interrupt)
     assert cli.main(["train"]) == code
 
 
@@ -297,8 +297,8 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
 )
 def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
     seen = []
-    loop = sys.modules["dreamer.runtime.run.loop"]
-    monkeypatch.setattr(loop, "train", lambda config, resume, **_: seen.append(resume))
+    module = sys.modules["dreamer.runtime.run.train"]
+    monkeypatch.setattr(module, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [expected]
 
@@ -313,7 +313,7 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
     def bug(config, **_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.loop"], "train", bug)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
 

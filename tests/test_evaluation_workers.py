@@ -29,12 +29,12 @@ INLINE, PROCESSES = Config("inline"), Config("processes", processes=1, timeout=0
 everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline", "processes"])
 
 
-def evaluate(env, options, config, *, episodes=2, film=0, tell=lambda line: None, **fields):
+def evaluate(env, options, config, *, episodes=2, film=0, report=lambda line: None, **fields):
     agent = recording_agent(spec_of(plugins.make_env(env, options)))
     asked = evaluation.Config(episodes=episodes, **fields)
     return evaluation.evaluate(
         agent, programs.jit_policy(agent), placement.first_copy({"w": jnp.zeros(4)}), asked, env, options, config,
-        action_repeat=1, seed=7, film=film, tell=tell,
+        action_repeat=1, seed=7, film=film, report=report,
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_an_episode_that_ends_at_the_limit_is_not_cut():
 def test_an_evaluation_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr(evaluation, "PROGRESS", 0.0)
     told: list[str] = []
-    evaluate("broken_envs:sound", {}, INLINE, tell=told.append)
+    evaluate("broken_envs:sound", {}, INLINE, report=told.append)
     assert told[5] == "evaluating: 5 steps in each environment, 0 episodes have ended"
 
 

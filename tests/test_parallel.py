@@ -11,6 +11,7 @@ from test_resume import rows_by_place, stopped
 from tiny_runs import lines, plain_agent, recording_agent, tiny
 
 import dreamer
+from dreamer import agent as agents
 from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
 from dreamer.apps.check.watch import Watch
@@ -18,7 +19,8 @@ from dreamer.errors import UserError
 from dreamer.runtime.devices import programs
 from dreamer.runtime.env.parallel import ParallelRows, is_parallel, seed_of
 from dreamer.runtime.env.rows import empty_step
-from dreamer.runtime.run import evaluation, loop
+from dreamer.runtime.run import evaluation
+from dreamer.runtime.run.loop import Run
 from dreamer.runtime.workers import Config, make_workers
 
 BACKENDS = [
@@ -301,8 +303,13 @@ def test_the_check_names_what_is_wrong_with_the_agents():
 def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch):
     """The replay of a run: per stream whole games of one agent, its number in every row."""
     held = {}
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
-    monkeypatch.setattr(loop.Run, "finish", lambda run: held.update(run.replay.columns, counts=run.replay.counts))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
+
+    def finish(run):
+        replay = run.parts.replay
+        held.update(replay.columns, counts=replay.counts)
+
+    monkeypatch.setattr(Run, "finish", finish)
     dreamer.train(tiny(tmp_path / "run", env_steps=120, eval__episodes=0), make_env=lambda: Team())
     for stream, count in enumerate(held["counts"].tolist()):
         agent = stream % 3
@@ -320,7 +327,7 @@ def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch
 @pytest.fixture
 def quick(monkeypatch):
     """Runs train an agent that compiles at once."""
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
 
 KEPT = {"env": "teams:kept", "eval__episodes": 0}

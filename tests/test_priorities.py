@@ -19,8 +19,10 @@ from dreamer import agent as agents
 from dreamer import train
 from dreamer.interfaces import Update
 from dreamer.losses import row_losses
-from dreamer.runtime.run import loop, start
+from dreamer.runtime.run import start
+from dreamer.runtime.run.build import open_run
 from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.run.loop import Run
 
 
 def rating_agent(spec, *, priorities=True):
@@ -90,34 +92,35 @@ def test_a_placed_batch_is_on_the_devices_and_trains_as_it_did():
 
 
 def make_run(stack, folder, monkeypatch, **overrides):
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, priorities: rating_agent(spec, priorities=priorities))
+    monkeypatch.setattr(agents, "make", lambda config, spec, priorities: rating_agent(spec, priorities=priorities))
     settings = {"eval__episodes": 0, "eval__video": "off", "log__every": 1000, "replay__online": False}
-    return loop.Run(start.decide(tiny_runs.tiny(folder / "run", **settings, **overrides)), stack)
+    return Run(open_run(start.decide(tiny_runs.tiny(folder / "run", **settings, **overrides)), stack))
 
 
 def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, replay__uniform=0, replay__priority=1)
         seen = []
-        sample = run.replay.sample
-        monkeypatch.setattr(run.replay, "sample", lambda *args, **kw: seen.append(sample(*args, **kw)) or seen[-1])
-        while run.learner.updates < 3:
+        replay, sample = run.parts.replay, run.parts.replay.sample
+        monkeypatch.setattr(replay, "sample", lambda *args, **kw: seen.append(sample(*args, **kw)) or seen[-1])
+        while run.parts.learner.updates < 3:
             turn(run)
         _, rows = seen[-1]
-        priority = run.replay.sampler.priorities.rows[rows.env[:, None], rows.number]
+        priority = replay.sampler.priorities.rows[rows.env[:, None], rows.number]
         np.testing.assert_allclose(priority, np.full(rows.number.shape, 2**0.8), rtol=1e-6)
 
 
 def test_without_a_use_no_priorities_are_asked_for(tmp_path, monkeypatch):
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch)
-        assert jax.eval_shape(run.agent.update, run.learner.state, batch_like(run))[1].surprise is None
+        shapes = jax.eval_shape(run.parts.agent.update, run.parts.learner.state, batch_like(run))
+        assert shapes[1].surprise is None
 
 
 def batch_like(run):
-    while not run.replay.ready(2):
+    while not run.parts.replay.ready(2):
         run.collect()
-    return run.replay.sample(2, online=False)[0]
+    return run.parts.replay.sample(2, online=False)[0]
 
 
 @pytest.mark.parametrize(("settings", "ahead"), [({"lockstep": True}, 0), ({"lockstep": False}, 1)])
@@ -125,17 +128,17 @@ def test_batches_drawn_are_the_updates_and_those_ahead(tmp_path, monkeypatch, se
     drawn = []
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, **settings)
-        sample = run.replay.sample
+        sample = run.parts.replay.sample
         monkeypatch.setattr(
-            run.replay, "sample", lambda *args: drawn.append(threading.current_thread().name) or sample(*args)
+            run.parts.replay, "sample", lambda *args: drawn.append(threading.current_thread().name) or sample(*args)
         )
-        while not run.replay.ready(2):
+        while not run.parts.replay.ready(2):
             assert not drawn
             turn(run)
-        while run.learner.updates < 5:
+        while run.parts.learner.updates < 5:
             turn(run)
         run.settle()
-    assert run.learner.updates <= len(drawn) <= run.learner.updates + ahead
+    assert run.parts.learner.updates <= len(drawn) <= run.parts.learner.updates + ahead
     assert set(drawn) == {"prefetch" if ahead else threading.main_thread().name}
 
 
@@ -145,7 +148,7 @@ def test_what_drawing_raises_reaches_the_loop(tmp_path, monkeypatch):
 
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, lockstep=False)
-        monkeypatch.setattr(run.replay, "sample", fail)
+        monkeypatch.setattr(run.parts.replay, "sample", fail)
         with pytest.raises(ValueError, match="no batch"):
             while True:
                 turn(run)
@@ -163,9 +166,9 @@ def test_in_lockstep_a_prioritised_run_draws_the_same_again(tmp_path, monkeypatc
     def collected(name):
         with contextlib.ExitStack() as stack:
             run = make_run(stack, tmp_path / name, monkeypatch, replay__uniform=0.5, replay__priority=0.5)
-            while run.learner.updates < 5:
+            while run.parts.learner.updates < 5:
                 turn(run)
-            return run.replay.sampler.state(), run.replay.rng.bit_generator.state
+            return run.parts.replay.sampler.state(), run.parts.replay.rng.bit_generator.state
 
     (first, numbers), (second, again) = collected("one"), collected("two")
     assert numbers == again

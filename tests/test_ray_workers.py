@@ -21,8 +21,8 @@ from test_parallel import equal, played
 from tiny_runs import plain_agent, tiny
 
 import dreamer
+from dreamer import agent as agents
 from dreamer.errors import UserError
-from dreamer.runtime.run import loop
 from dreamer.runtime.workers import Config, make_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules
@@ -189,7 +189,7 @@ def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(
 
 
 def test_a_run_goes_on_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
     options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
     metrics = tmp_path / "run" / "metrics.jsonl"
 

@@ -16,13 +16,13 @@ from test_loop import timeless
 from tiny_runs import bits, lines, plain_agent, tiny
 
 import dreamer
+from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime.env.reading import spec_of
 from dreamer.runtime.files import sealed
 from dreamer.runtime.files.checkpoint import Checkpoints
-from dreamer.runtime.run import loop
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 
@@ -33,7 +33,7 @@ ENV = {"env": "probes:both", "eval__episodes": 0}
 def quick():
     """Runs of these tests train an agent that compiles at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
+        patch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
         yield
 
 

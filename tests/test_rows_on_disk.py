@@ -9,10 +9,11 @@ import pytest
 from tiny_runs import plain_agent, tiny
 
 import dreamer
+from dreamer import agent as agents
 from dreamer.runtime.files import sealed
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.replay import capacity
-from dreamer.runtime.run import loop
+from dreamer.runtime.run.loop import Run
 
 # Rings of 32 rows, saved by rows alone: every 16 of them.
 SETTINGS = {
@@ -23,21 +24,21 @@ SETTINGS = {
 
 @pytest.fixture
 def plain(monkeypatch):
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: plain_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
 
 @pytest.mark.parametrize("least", [0, 10**9])
 def test_rows_in_files_stay_within_the_bound_however_late_a_checkpoint_is_due(tmp_path, plain, monkeypatch, least):
     monkeypatch.setattr(capacity, "LEAST_BETWEEN", least)
     held: list[int] = []
-    tend = loop.Run.tend
+    tend = Run.tend
 
-    def tending(run: loop.Run) -> None:
+    def tending(run: Run) -> None:
         tend(run)
-        run.store.wait()
-        held.append(rows_in_files(run.run_dir))
+        run.parts.store.wait()
+        held.append(rows_in_files(run.parts.run_dir))
 
-    monkeypatch.setattr(loop.Run, "tend", tending)
+    monkeypatch.setattr(Run, "tend", tending)
     run_dir = dreamer.train(tiny(tmp_path / "run", **SETTINGS))
     within = max(held) <= 64 + 3 * 16 + 2 * 2  # the first and the last file hold a row of each environment
     assert within == (least == 0)  # without early checkpoints this test would see it
@@ -55,14 +56,14 @@ def test_the_bound_counts_rows_between_checkpoints_and_the_latents_of_each():
 def test_a_file_of_rows_is_written_before_its_time_when_rows_come_fast(tmp_path, plain, monkeypatch):
     """Rows that would wait for an hour are in files after a sixteenth of those between two checkpoints."""
     files: set[str] = set()
-    tend = loop.Run.tend
+    tend = Run.tend
 
-    def tending(run: loop.Run) -> None:
+    def tending(run: Run) -> None:
         tend(run)
-        run.store.wait()
-        files.update(path.name for path in (run.run_dir / "rows").glob("rows-*.dreamer"))
+        run.parts.store.wait()
+        files.update(path.name for path in (run.parts.run_dir / "rows").glob("rows-*.dreamer"))
 
-    monkeypatch.setattr(loop.Run, "tend", tending)
+    monkeypatch.setattr(Run, "tend", tending)
     monkeypatch.setattr(capacity, "LEAST_BETWEEN", 10**9)
     monkeypatch.setattr(capacity, "rows_between_flushes", lambda size: 20)
     dreamer.train(tiny(tmp_path / "run", **SETTINGS | {"replay__flush": 3600.0}))

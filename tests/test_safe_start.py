@@ -15,6 +15,7 @@ from test_resume import quick, rows_by_place, state_of, stopped  # noqa: F401  t
 from tiny_runs import flat, lines, tiny
 
 import dreamer
+from dreamer import agent as agents
 from dreamer import trust
 from dreamer.config import load
 from dreamer.errors import UserError
@@ -22,9 +23,11 @@ from dreamer.runtime.files import lock
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import existing_run_dir
 from dreamer.runtime.replay import capacity
-from dreamer.runtime.run import loop, resume, start
+from dreamer.runtime.run import build, ending, evaluation, resume, start
+from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.init_from import Taken
-from dreamer.runtime.run.loop import Run, RunFailed
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.stopping import Stopping
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
 # Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.
@@ -241,7 +244,7 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
 
 def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
     taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
-    monkeypatch.setattr(loop, "begin_with", taken)
+    monkeypatch.setattr(build, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamer.train(config, resume="auto")
@@ -304,7 +307,7 @@ def test_what_lockstep_makes_again_is_set_aside_until_the_next_checkpoint(tmp_pa
         first = checkpoints.steps()[0]
     before = tree(run_dir)
     seen: list[dict[str, str]] = []
-    monkeypatch.setattr(Run, "take_turns", lambda run: seen.append(tree(run.run_dir / "aside" / "1")))
+    monkeypatch.setattr(Run, "take_turns", lambda run: seen.append(tree(run.parts.run_dir / "aside" / "1")))
     monkeypatch.setattr(Run, "finish", lambda run: None)
     dreamer.train(tiny(run_dir, **ENV), resume_from=first)
     (aside,) = seen
@@ -323,18 +326,19 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
         tend(run)
         if next(turns) == 20:
             run.save()
-        if len(run.replay.counts) and run.replay.steps >= 60:
-            run.store.flush(run.replay)
-            run.store.wait()
+        replay, store = run.parts.replay, run.parts.store
+        if len(replay.counts) and replay.steps >= 60:
+            store.flush(replay)
+            store.wait()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "tend", dies)
-    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
     with pytest.raises(KeyboardInterrupt):
         dreamer.train(tiny(run_dir, **env))
     monkeypatch.undo()
     kept, told = rows_by_place(run_dir), lines(run_dir)
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
     dreamer.train(tiny(run_dir, **env), resume="yes")
     rows = rows_by_place(run_dir)
     for place, row in kept.items():
@@ -395,14 +399,24 @@ def test_a_run_that_lost_its_lock_stops_and_writes_no_more(tmp_path, monkeypatch
     tend = Run.tend
 
     def taken(run):
-        if run.replay.steps == 40:
-            run._lost_lock(UserError("the lock of this run was taken"))
+        if run.parts.replay.steps == 40:
+            run.parts.stopping.fail(UserError("the lock of this run was taken"))
         tend(run)
 
     monkeypatch.setattr(Run, "tend", taken)
     with pytest.raises(UserError, match="was taken"):
         dreamer.train(tiny(tmp_path / "run", **ENV))
     assert newest(tmp_path / "run") == 0
+
+
+def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
+    stopping, error, reached = Stopping(print), UserError("the lock of this run was taken"), []
+    stopping.on_failure(reached.append)
+    assert stopping.failure is None
+    stopping.fail(error)
+    assert reached == [error] and stopping.failure is error
+    with pytest.raises(UserError, match="was taken"):
+        stopping.check()
 
 
 def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):
@@ -496,12 +510,12 @@ def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, mo
 
     def dies(run):
         run.save()
-        run.checkpoints.wait()
+        run.parts.checkpoints.wait()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "evaluate", dies)
-        patch.setattr(Run, "rescue", lambda run, error: None)
+        patch.setattr(ending, "rescue", lambda run, error: None)
         dreamer.train(tiny(run_dir, **settings), resume_from=older)
     dreamer.train(tiny(run_dir, **settings), resume="yes")
     assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [96]
@@ -525,7 +539,8 @@ def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkey
     log = Run.log
 
     def odd(run):
-        if 40 <= run.replay.steps and run.learner.updates and not isinstance(getattr(run, "once", None), Odd):
+        begun = run.parts.replay.steps >= 40 and run.parts.learner.updates
+        if begun and not isinstance(getattr(run, "once", None), Odd):
             run.once = Odd("out of the blue")
             raise run.once
         log(run)
@@ -539,18 +554,18 @@ def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkey
     assert newest(run_dir) >= 40 and not (run_dir / "lock").exists()
     assert f"checkpoint {newest(run_dir)} and all rows are saved" in str(failed.value)
     monkeypatch.undo()
-    monkeypatch.setattr(loop.agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
+    monkeypatch.setattr(agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
     dreamer.train(tiny(run_dir, **ENV, lockstep=lockstep), resume="yes")
     assert newest(run_dir) == 96
 
 
 def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, monkeypatch, capsys):
     def diverges(run):
-        if run.replay.steps >= 40:
+        if run.parts.replay.steps >= 40:
             import jax
 
-            state = run.learner.state
-            run.learner.state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            state = run.parts.learner.state
+            run.parts.learner.state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
             raise UserError("the agent's action is not finite")
 
     monkeypatch.setattr(Run, "log", diverges)
@@ -564,8 +579,8 @@ def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, mo
 
 
 def test_a_run_is_saved_before_it_evaluates(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.evaluation, "make_eval_workers", lambda *args, **kw: (_ for _ in ()).throw(Odd("died")))
-    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    monkeypatch.setattr(evaluation, "make_eval_workers", lambda *args, **kw: (_ for _ in ()).throw(Odd("died")))
+    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
     with pytest.raises(RunFailed, match="Odd: died"):
         dreamer.train(tiny(tmp_path / "run", **{**ENV, "eval__episodes": 1, "eval__every": 50, "eval__video": "off"}))
     assert newest(tmp_path / "run") == 50
@@ -579,7 +594,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "evaluate", dies)
-    monkeypatch.setattr(Run, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
     run_dir = tmp_path / "run"
     settings = {**ENV, "eval__episodes": 1, "eval__video": "off"}
     with pytest.raises(KeyboardInterrupt):
@@ -602,7 +617,7 @@ def test_a_run_that_was_killed_in_an_evaluation_makes_it_at_the_same_step_when_r
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "evaluate", dies)
-        patch.setattr(Run, "rescue", lambda run, error: None)
+        patch.setattr(ending, "rescue", lambda run, error: None)
         dreamer.train(tiny(run_dir, **settings))
     dreamer.train(tiny(run_dir, **settings), resume="yes")
     assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [40, 80, 96]
@@ -612,8 +627,8 @@ def test_rows_are_flushed_while_the_main_thread_is_busy(tmp_path, monkeypatch):
     compile_ = Run._compile
 
     def slow(run, batch):
-        steps = run.replay.steps
-        while len(rows_by_place(run.run_dir)) < steps:
+        steps = run.parts.replay.steps
+        while len(rows_by_place(run.parts.run_dir)) < steps:
             pass  # nothing but the flushing thread can end this
         compile_(run, batch)
 

@@ -422,10 +422,10 @@ def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, 
         first = None
         for number in range(1, 31):
             turn(run)
-            assert run.replay.steps == 2 * number
-            if first is None and run.learner.updates:
-                first = run.replay.steps
-        assert run.learner.updates == 1 + (run.replay.steps - first) * 6 // (2 * 4)
+            assert run.parts.replay.steps == 2 * number
+            if first is None and run.parts.learner.updates:
+                first = run.parts.replay.steps
+        assert run.parts.learner.updates == 1 + (run.parts.replay.steps - first) * 6 // (2 * 4)
 
 
 DEVICES = """
@@ -504,14 +504,14 @@ def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
     """Bug 18: each turn of the loop takes the learner's acting parameters anew."""
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, lockstep=True, replay_ratio=8)
-        collect, used, updates = run.collector.collect, [], []
+        collect, used, updates = run.parts.collector.collect, [], []
 
         def spy(snapshot, *args):
             used.append(float(snapshot.leaves[0][0, 0]))
-            updates.append(run.learner.updates)
+            updates.append(run.parts.learner.updates)
             return collect(snapshot, *args)
 
-        run.collector.collect = spy
+        run.parts.collector.collect = spy
         for _ in range(12):
             turn(run)
     assert used == updates and updates[-1] > 3
@@ -548,9 +548,9 @@ def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch
     update, saved, other = learning().update, learned()[0], learning().state(seed=1)
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch)
-        run.learner.state = saved
+        run.parts.learner.state = saved
         run.save()
-        restored, _ = run.checkpoints.restore(other)
+        restored, _ = run.parts.checkpoints.restore(other)
     for part in (lambda s: s.extra["behavior"]["norms"], lambda s: s.extra["behavior"]["slow"], lambda s: s.opt_state):
         pairs = [jax.tree.leaves(part(state)) for state in (saved, restored, other)]
         assert all(np.array_equal(a, b) for a, b, _ in zip(*pairs, strict=True))

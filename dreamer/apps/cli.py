@@ -196,7 +196,7 @@ def train_command(args: list[str]) -> int:
     if config.print_config:
         print(to_yaml(resolved), end="")
         return 0
-    from dreamer.runtime.run.loop import train
+    from dreamer.runtime.run.train import train
 
     train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0

@@ -87,7 +87,7 @@ def _play(
     asked = dataclasses.replace(config.eval, episodes=episodes, mode=mode or config.eval.mode)
     result = evaluation.evaluate(
         trained.agent, programs.jit_policy(trained.agent), trained.variables, asked, env, config.env_options, workers,
-        action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, tell=print,
+        action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, report=print,
     )  # fmt: skip
     if video and result.films:
         images.write_video(video, images.tiled(result.films), FPS)

@@ -50,7 +50,7 @@ class Result(NamedTuple):
     """episodes in order of environments | films: frames [H, W, 3] uint8 of the first episode of each filmed environment
     incidents: environments that failed and were made anew | seeds: of each episode, that of its environment
     agents: in each environment, every one a stream: Episode.env is environment * agents + agent
-    lines: what else is to be told: films that end early, episodes that were cut
+    lines: to print: films that end early, episodes that were cut
     """
 
     episodes: list[Episode]
@@ -74,14 +74,14 @@ class Result(NamedTuple):
 def evaluate(
     agent: Agent, policy: Callable[..., Any], variables: Mapping[str, Variables], config: Config, env: EnvName,
     options: Mapping[str, Any], workers: WorkersConfig, *, action_repeat: int, seed: int, film: int = 0,
-    folder: str = "", check: Callable[[], None] = lambda: None, tell: Callable[[str], None] = lambda line: None,
+    folder: str = "", check: Callable[[], None] = lambda: None, report: Callable[[str], None] = lambda line: None,
     begun: Callable[[Workers], None] = lambda workers: None,
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
     policy: `programs.jit_policy(agent)`. workers: where they run and what happens when one fails, see `like_training`.
     film, check: as `run_episodes` takes them. folder: where environments are made, "" = the current one.
-    tell: takes a line every 30 seconds that says how far it is. begun: given the environments once they are made.
+    report: takes a line every 30 seconds that says how far it is. begun: given the environments once they are made.
     Raises UserError when an environment cannot be made, or fails too often in a row.
     """
     made = make_eval_workers(
@@ -92,24 +92,24 @@ def evaluate(
         begun(made)
         result = run_episodes(
             agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
-            check=check, max_steps=config.max_steps, progress=Progress(config.episodes, tell),
+            check=check, max_steps=config.max_steps, progress=Progress(report),
         )  # fmt: skip
     # What has happened while they closed too.
     return result._replace(incidents=[*result.incidents, *made.incidents()])
 
 
 class Progress:
-    """Tells now and then how far an evaluation is."""
+    """Reports now and then how far an evaluation is."""
 
-    def __init__(self, episodes: int, tell: Callable[[str], None]):
-        self._episodes, self._tell = episodes, tell
+    def __init__(self, report: Callable[[str], None]):
+        self._report = report
         self._due = time.monotonic() + PROGRESS
 
     def __call__(self, steps: int, episodes: int) -> None:
         """steps: of each environment so far. episodes: that count so far."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS
-            self._tell(f"evaluating: {steps:,} steps in each environment, {episodes} episodes have ended")
+            self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes have ended")
 
 
 def run_episodes(

@@ -1,4 +1,4 @@
-"""What a run says of itself before it begins, and the name it gets when it was given none."""
+"""The lines that a run prints before it begins, and the name of its directory when none was given."""
 
 from __future__ import annotations
 

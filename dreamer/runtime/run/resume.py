@@ -23,13 +23,13 @@ from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
 from dreamer.runtime.files.sealed import Seal
 from dreamer.runtime.log.episodes import EpisodeTracker
-from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.replay.store import RowStore, end_name
+from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import run_config, verifying
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.run.parts import Parts
 from dreamer.runtime.workers import Ready, Snapshot, Workers
 from dreamer.spaces import Spec
 from dreamer.steps import Step
@@ -43,17 +43,6 @@ SAFE = (
     "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
     "replay.on_device", "devices.",
 )  # fmt: skip
-
-
-class Parts(NamedTuple):
-    """Who remembers what, apart from the learner and the logger."""
-
-    workers: Workers
-    replay: Replay
-    store: RowStore
-    collector: Collector
-    tracker: EpisodeTracker
-    limiter: Limiter
 
 
 class Found(NamedTuple):
@@ -135,12 +124,10 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def save(
-    parts: Parts, logger: Logger, step: int, run: str, more: Mapping[str, Any], *, whole: bool = True
-) -> dict[str, Any]:
+def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
     """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
 
-    step: number of the checkpoint. run: identity of the run. more: JSON values that the loop itself remembers.
+    step: number of the checkpoint. loop: JSON values that the loop itself remembers.
     whole: False after a failure, when environments can no longer be asked where they are.
     """
     parts.store.flush(parts.replay)
@@ -148,9 +135,9 @@ def save(
     latents = parts.store.save_latents(parts.replay, step)
     values, draws = replay_state.state(parts.replay)
     envs = parts.workers.states() if whole else _lost(parts.workers)
-    position = logger.position()
+    position = parts.logger.position()
     head = {
-        "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(more),
+        "replay": values, "limiter": parts.limiter.state(), "logger": position, "loop": dict(loop),
         "envs": [state if isinstance(state, str) else None for state in envs.states],
         "macs": [_mac(state) for state in envs.states],
     }  # fmt: skip
@@ -161,16 +148,11 @@ def save(
     state = parts.store.save_state(step, head, arrays)
     oldest = replay_state.oldest(parts.replay)
     return {
-        "format": FORMAT, "run": run, "rows": [list(seal) for seal in parts.store.seals(oldest)],
+        "format": FORMAT, "run": parts.identity, "rows": [list(seal) for seal in parts.store.seals(oldest)],
         "latents": [list(seal) for seal in latents], "state": list(state), "oldest": oldest.tolist(),
         "rows_per_env": parts.replay.size.rows_per_env, "metrics": [position["bytes"], position["crc"]],
         "spec": as_json(parts.workers.spec),
     }  # fmt: skip
-
-
-def names(step: int, meta: Mapping[str, Any]) -> set[str]:
-    """The names of all files of rows that a checkpoint needs."""
-    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
 
 
 def as_json(spec: Spec) -> dict[str, Any]:
@@ -183,19 +165,19 @@ def check_spec(found: Found, spec: Spec, env: str) -> None:
     saved, now = found.meta.get("spec"), as_json(spec)
     if saved is None or saved == now:
         return
-    differing = [f"{what} {_told(saved[what])}, now {_told(now[what])}" for what in ("action", "agents")
+    differing = [f"{what} {_in_words(saved[what])}, now {_in_words(now[what])}" for what in ("action", "agents")
                  if saved[what] != now[what]]  # fmt: skip
     for key in sorted({*saved["obs"], *now["obs"]}):
         before, after = saved["obs"].get(key), now["obs"].get(key)
         if before != after:
-            differing.append(f"observation {key!r} {_told(before)}, now {_told(after)}")
+            differing.append(f"observation {key!r} {_in_words(before)}, now {_in_words(after)}")
     raise UserError(
         f"env {env!r} is not the one that the run was trained in: {'; '.join(differing)}; resume with the environment "
         "and the env_options that the run began with"
     )
 
 
-def _told(form: Any) -> str:
+def _in_words(form: Any) -> str:
     """A part of a spec in a few words."""
     if form is None:
         return "missing"
@@ -277,18 +259,20 @@ def restore_envs(
     return restored._replace(later=later), workers, lost
 
 
-def load_rest(restored: Restored, parts: Parts) -> None:
-    """Gives collector, tracker and limiter their own back."""
-    parts.limiter.load(restored.head["limiter"])
-    replay, batch_size = parts.replay, parts.replay.config.batch_size
+def load_rest(
+    restored: Restored, replay: Replay, collector: Collector, tracker: EpisodeTracker, limiter: Limiter
+) -> None:
+    """Gives collector, tracker and limiter their own back. replay: filled already."""
+    limiter.load(restored.head["limiter"])
+    batch_size = replay.config.batch_size
     if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
         # Training had begun after the checkpoint: its updates are owed from there on.
-        parts.limiter.collected(min(replay.start(batch_size), replay.steps), True)
+        limiter.collected(min(replay.start(batch_size), replay.steps), True)
     if not restored.later:
-        for name, part in (("collector", parts.collector.state()), ("tracker", parts.tracker.state())):
+        for name, part in (("collector", collector.state()), ("tracker", tracker.state())):
             manifest.alike(_under(name, restored.arrays), part, restored.where, name)
-        parts.collector.load(_under("collector", restored.arrays))
-        parts.tracker.load_state(_under("tracker", restored.arrays))
+        collector.load(_under("collector", restored.arrays))
+        tracker.load_state(_under("tracker", restored.arrays))
 
 
 def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:

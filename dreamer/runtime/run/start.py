@@ -4,12 +4,12 @@
     decide           which run, from which checkpoint, or why not                         `decide`
     lock             keep every other process out                                         `lock.RunLock`
     look again       what was read before the lock may have changed                       `decide`
-    into memory      environments, agent, replay, weights: all that may still refuse      `loop.Run`
+    into memory      environments, agent, replay, weights: all that may still refuse      `build.open_run`
     change           move aside what a resume cuts, write the config, open the logs       `change`
 
-A new run has no directory to lock: it is built in memory first, then `Created` makes the directory and the run locks it
-and looks again. What is moved aside lies in the folder ASIDE until the next checkpoint is on the disk.
-More in docs/run-directory.md.
+`build.open_run` goes through these steps. A new run has no directory to lock: it is built in memory first, then
+`Created` makes the directory, locks it and looks again. What is moved aside lies in the folder ASIDE until the next
+checkpoint is on the disk. More in docs/run-directory.md.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.plugins import EnvName, one_line
+from dreamer.plugins import EnvName
 from dreamer.runtime.files import checkpoint_files, lock
 from dreamer.runtime.files.atomic import UNFINISHED, disk_error
 from dreamer.runtime.files.run_dir import (
@@ -45,6 +44,7 @@ from dreamer.runtime.replay import disk_tier
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import header, resume, run_config
 from dreamer.runtime.run.resume import Found, Restored
+from dreamer.runtime.run.schedule import NEVER
 
 # What a run makes in its directory.
 OF_A_RUN = (
@@ -76,6 +76,11 @@ class Decision(NamedTuple):
     def run_dir(self) -> Path:
         """The absolute run directory."""
         return Path(self.config.run_dir)
+
+    @property
+    def resumed_at(self) -> int:
+        """The step of the checkpoint to go on from, NEVER when the run begins."""
+        return self.found.step if self.found else NEVER
 
     @property
     def done(self) -> bool:
@@ -133,19 +138,19 @@ class Created:
     """
 
     def __init__(
-        self, run_dir: Path, own_name: bool, tell: Callable[[str], None] = print,
+        self, run_dir: Path, own_name: bool, report: Callable[[str], None] = print,
         lost: Callable[[UserError], None] = print,
     ):  # fmt: skip
         """own_name: the name is this program's choice, so that one that exists gets a number behind it.
 
-        tell, lost: as `RunLock` takes them. Raises UserError when the directory cannot be made, or another process was
-        faster.
+        report, lost: as `RunLock` takes tell and lost. Raises UserError when the directory cannot be made, or another
+        process was faster.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # folders, the innermost first
         try:
             self._make(own_name)
-            self._lock = lock.RunLock(self.path, tell, lost)
+            self._lock = lock.RunLock(self.path, report, lost)
         except OSError as error:
             self._remove_folders()
             raise disk_error(error, self.path) from error
@@ -226,16 +231,16 @@ def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
 
 
 def change(
-    decision: Decision, run_dir: Path, restored: Restored | None, store: RowStore, *, steps: int, run: str,
-    tell: Callable[[str], None],
+    decision: Decision, restored: Restored | None, store: RowStore, *, steps: int, run: str,
+    report: Callable[[str], None],
 ) -> Resumed | None:  # fmt: skip
     """Makes the run directory that of the run which now begins or goes on; returns where its logger goes on.
 
-    steps: rows of the replay as restored. run: the identity of the run. tell: takes lines to show.
+    steps: rows of the replay as restored. run: the identity of the run. report: takes lines to print.
     Moves aside what the run will make again; what a kill in the middle leaves can be resumed: checkpoints go newest
     first, then files of rows newest first, then lines of metrics. Raises UserError when the disk refuses.
     """
-    found, resumed = decision.found, None
+    found, run_dir, resumed = decision.found, decision.run_dir, None
     try:
         disk_tier.remove_left_over(run_dir)
         if found and restored:
@@ -246,9 +251,9 @@ def change(
             set_aside(run_dir, moved, tail)
             if found.newer:
                 numbers = checkpoint_files.listed(found.newer)
-                tell(f"set aside until the next checkpoint: the newer checkpoints {numbers}, in {run_dir / ASIDE}")
+                report(f"set aside until the next checkpoint: the newer checkpoints {numbers}, in {run_dir / ASIDE}")
             if tail.note:
-                tell(tail.note)
+                report(tail.note)
             resumed = Resumed(restored.head["logger"], steps, later=not restored.exact, seconds=tail.seconds)
     except OSError as error:
         raise disk_error(error, run_dir) from error
@@ -277,24 +282,6 @@ def set_aside(run_dir: Path, paths: list[Path], tail: Tail) -> None:
             file.seek(tail.keep)
             (aside / METRICS).write_bytes(file.read())
             file.truncate(tail.keep)
-
-
-def remove_aside(run_dir: Path) -> None:
-    """Removes what was set aside: a newer checkpoint is on the disk."""
-    shutil.rmtree(run_dir / ASIDE, ignore_errors=True)
-
-
-def write_error(run_dir: Path, error: BaseException) -> Path:
-    """Writes an exception with its traceback and notes into the run directory; returns the file."""
-    path = run_dir / ERROR
-    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is shown all the same
-        path.write_text("".join(traceback.format_exception(error)))
-    return path
-
-
-def error_line(error: BaseException) -> str:
-    """An exception as one line."""
-    return " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)
 
 
 def _tail(restored: Restored, run_dir: Path, steps: int) -> Tail:

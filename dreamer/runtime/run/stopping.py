@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from dreamer.errors import UserError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,24 +27,30 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Owns the handlers of both signals, and a thread that hears them, while a run is under way; a context manager.
+    """Owns the handlers of both signals, and a thread that answers them, while a run is under way; a context manager.
 
     Python runs handlers between two steps of the main thread only, which compiles for minutes at times: the thread
     answers meanwhile. Outside of the main thread no handler can be set, and signals keep their meaning.
+    failure: what `fail` was given, None before.
     """
 
-    def __init__(self, tell: Callable[[str], None]):
-        """tell: takes the line that answers the first signal."""
-        self._answers: list[Callable[[str], object]] = [tell]
+    def __init__(self, report: Callable[[str], None]):
+        """report: takes the line that answers the first signal."""
+        self._answers: list[Callable[[str], object]] = [report]
+        self._answers_to_failure: list[Callable[[UserError], object]] = []
         self._signal: int | None = None
-        self._failure: Exception | None = None
+        self.failure: UserError | None = None
         self._waits = False
         self._before: dict[int, Any] = {}
         self._before_fd = -1
 
-    def then(self, answer: Callable[[], object]) -> None:
-        """Have `answer` called too when the first signal comes, from another thread."""
+    def on_signal(self, answer: Callable[[], object]) -> None:
+        """Have `answer` called when the first signal comes, from another thread."""
         self._answers.append(lambda _: answer())
+
+    def on_failure(self, answer: Callable[[UserError], object]) -> None:
+        """Have `answer` called with what `fail` is given, from the thread that calls it."""
+        self._answers_to_failure.append(answer)
 
     def begun(self) -> None:
         """From now on there is something to save: the first signal waits for `check`."""
@@ -51,7 +59,7 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
-            self._heard, self._wake = socket.socketpair()
+            self._woken, self._wake = socket.socketpair()
             self._wake.setblocking(False)
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
             self._before_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
@@ -66,17 +74,19 @@ class Stopping:
                 signal.signal(number, handler)
             self._wake.close()
             self._thread.join()
-            self._heard.close()
+            self._woken.close()
             self._before = {}
 
-    def fail(self, error: Exception) -> None:
-        """Have the next `check` raise `error`. From any thread."""
-        self._failure = error
+    def fail(self, error: UserError) -> None:
+        """Another process has taken the run: it must end with `error` and write nothing more. From any thread."""
+        self.failure = error
+        for answer in self._answers_to_failure:
+            answer(error)
 
     def check_failed(self) -> None:
         """Raises what `fail` was given."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def check(self) -> None:
         """Raises what `fail` was given; Stopped when a signal has come."""
@@ -91,7 +101,7 @@ class Stopping:
 
     def _listen(self) -> None:
         first = True
-        while numbers := self._heard.recv(16):
+        while numbers := self._woken.recv(16):
             for number in filter(SIGNALS.__contains__, numbers):
                 if not first:
                     os._exit(128 + number)  # workers end by themselves when their pipe closes

@@ -1,0 +1,295 @@
+"""How a run is put together, in the order that runtime/run/start.py gives. Whatever is opened closes with the stack."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import uuid
+from typing import NamedTuple
+
+from dreamer import agent as agents
+from dreamer.config import Config
+from dreamer.interfaces import Agent
+from dreamer.runtime.devices import programs
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.lock import RunLock
+from dreamer.runtime.files.run_dir import ROWS
+from dreamer.runtime.log.episodes import EpisodeTracker
+from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.log.terminal import Display
+from dreamer.runtime.replay import capacity, columns, disk_tier, replay
+from dreamer.runtime.replay.capacity import Capacity
+from dreamer.runtime.replay.flushing import Flushing
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.store import RowStore
+from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start, updates
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
+from dreamer.runtime.run.environments import Environments
+from dreamer.runtime.run.init_from import begin_with
+from dreamer.runtime.run.learner import Learner, Pending
+from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.run.parts import Parts
+from dreamer.runtime.run.prefetch import Prefetch
+from dreamer.runtime.run.resume import Found, Restored
+from dreamer.runtime.run.retention import Retention
+from dreamer.runtime.run.start import Created, Decision
+from dreamer.runtime.run.stopping import Stopping
+from dreamer.runtime.run.writeback import Following
+
+
+class Session(NamedTuple):
+    """What a run has from its first moment on. stack: whatever is opened closes with it, the last first."""
+
+    stack: contextlib.ExitStack
+    display: Display
+    stopping: Stopping
+
+
+class Built(NamedTuple):
+    """What is made before the run directory is read or made. film: whether evaluations are filmed."""
+
+    environments: Environments
+    agent: Agent
+    learner: Learner
+    size: Capacity
+    limiter: Limiter
+    film: bool
+
+
+class Storage(NamedTuple):
+    """Where a run keeps what it collects and learns. identity: of the run"""
+
+    identity: str
+    checkpoints: Checkpoints
+    replay: Replay
+    store: RowStore
+
+
+class Loaded(NamedTuple):
+    """A checkpoint in memory. lost: {number of the environment: why it begins a new episode} | lines: to print"""
+
+    restored: Restored
+    lost: dict[int, str]
+    lines: list[str]
+
+
+class Memory(NamedTuple):
+    """A run in memory, as it was at its checkpoint; no byte on the disk has changed.
+
+    restored: from the checkpoint, None when the run begins | lines: what came back and what did not
+    """
+
+    storage: Storage
+    collector: Collector
+    tracker: EpisodeTracker
+    restored: Restored | None
+    lines: tuple[str, ...]
+
+
+class Opened(NamedTuple):
+    """A run that is open, but has not begun.
+
+    created: its new directory, None when it was there before | resumed_at: step of the checkpoint that it goes on
+    from, NEVER when it begins | eval_due: step of its next evaluation | lines: what came back and what did not
+    """
+
+    parts: Parts
+    created: Created | None
+    resumed_at: int
+    eval_due: int
+    lines: tuple[str, ...]
+
+
+def open_run(decision: Decision, stack: contextlib.ExitStack) -> Opened:
+    """Locks, restores into memory and changes the disk, as runtime/run/start.py says, and opens everything on `stack`.
+
+    Raises UserError for every reason not to begin or go on; the disk is as it was then.
+    """
+    config = decision.config
+    display = stack.enter_context(Display(config.env_steps, every=config.log.every))
+    session = Session(stack, display, stack.enter_context(Stopping(display.message)))
+    if decision.used:
+        decision = _lock(decision, session)
+    built = _build(decision, session)
+    created = None if decision.used else _create(decision, session)
+    if created:
+        decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
+    elif not decision.found:
+        display.message("no checkpoint yet: the run begins from its start")
+    display.message(f"run: {decision.run_dir}")
+    memory = _restore(decision, built, session)
+    session.stopping.begun()
+    parts = _change(decision, built, memory, session)
+    display.phase("collecting")
+    return Opened(parts, created, decision.resumed_at, _eval_due(decision.config, memory.restored), memory.lines)
+
+
+def _lock(decision: Decision, session: Session) -> Decision:
+    """Takes the lock of a directory that holds the run, and looks again."""
+    session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
+    return start.decide(
+        decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
+    )
+
+
+def _create(decision: Decision, session: Session) -> Created:
+    """Makes the directory of a new run, locks it and looks again."""
+    own_name = not decision.given.run_dir
+    return session.stack.enter_context(
+        Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
+    )
+
+
+# Into memory ----------------------------------------------------------------------------------------------------------
+
+
+def _build(decision: Decision, session: Session) -> Built:
+    """Environments, agent, weights, and the sizes of all; nothing on the disk."""
+    config, found = decision.config, decision.found
+    start.check_sinks(config)
+    rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
+    environments = _make_environments(decision, session)
+    workers = environments.workers
+    if found:
+        resume.check_spec(found, workers.spec, str(decision.env))
+    film, why_not = evaluation.can_film(
+        decision.env, config.env_options, config.eval.video,
+        evaluation.like_training(config.workers, workers.backend), workers.folder,
+    )  # fmt: skip
+    agent = agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
+    size = _plan_replay(decision, environments, agent)
+    learner = Learner(
+        agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
+        config=config.devices,
+    )  # fmt: skip
+    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), film)
+    session.display.header([*_introduction(config, built), *filter(None, [why_not])])
+    if not found and config.init_from:
+        taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
+        learner.load(taken.state, 0)
+        session.display.header(taken.lines)
+    return built
+
+
+def _make_environments(decision: Decision, session: Session) -> Environments:
+    environments = Environments(decision.config, decision.env, session.display.message)
+    session.stack.callback(environments.close)
+    # An environment in this process may have left the folder, and plug-ins are found from it.
+    os.chdir(environments.workers.folder)
+    session.stopping.on_signal(environments.shorten_timeouts)
+    return environments
+
+
+def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -> Capacity:
+    """The size of the replay; that of the run that is resumed, if any."""
+    config, workers = decision.config, environments.workers
+    # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
+    size = replay.plan(
+        workers.spec, agent.storage, config.replay, envs=workers.streams,
+        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
+    )  # fmt: skip
+    if not decision.found:
+        return size
+    length = resume.ring_length(decision.found, size.rows_per_env, decision.longer)
+    return dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
+
+
+def _introduction(config: Config, built: Built) -> list[str]:
+    """The lines that are printed before the memory for the replay is taken."""
+    workers, size = built.environments.workers, built.size
+    most = capacity.rows_bound(
+        size, columns.row_bytes(built.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
+        keep_every=config.checkpoint.keep_every,
+    )  # fmt: skip
+    rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
+    lines = [*header.describe(config, workers.spec, built.learner), workers.describe(), size.describe(), rows]
+    if config.replay.on_device:
+        lines.append(describe_observations(workers.spec, size.steps))
+    return lines
+
+
+def _restore(decision: Decision, built: Built, session: Session) -> Memory:
+    """The replay, and what a checkpoint holds, into memory; the disk is read only."""
+    storage = _open_storage(decision, built, session)
+    loaded = _load_checkpoint(decision, decision.found, built, storage) if decision.found else None
+    workers = built.environments.workers  # loading may have replaced them
+    collector = Collector(built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed)
+    tracker = EpisodeTracker(workers.streams)
+    if not loaded:
+        return Memory(storage, collector, tracker, None, ())
+    resume.load_rest(loaded.restored, storage.replay, collector, tracker, built.limiter)
+    lines = resume.describe(loaded.restored, storage.replay, loaded.lost, workers.envs)
+    return Memory(storage, collector, tracker, loaded.restored, (*loaded.lines, *lines))
+
+
+def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
+    """An empty replay, and the files of the run opened for reading."""
+    config, stack, workers = decision.config, session.stack, built.environments.workers
+    identity = decision.found.meta["run"] if decision.found else uuid.uuid4().hex
+    checkpoints = stack.enter_context(
+        Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
+    )
+    rings = Replay(
+        workers.spec, built.agent.storage, config.replay, envs=workers.streams, seed=config.seed,
+        env_steps=config.env_steps, size=built.size, run_dir=decision.run_dir,
+    )  # fmt: skip
+    stack.callback(rings.close)
+    store = stack.enter_context(RowStore(decision.run_dir / ROWS, identity))
+    session.stopping.on_failure(store.stop)
+    return Storage(identity, checkpoints, rings, store)
+
+
+def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage) -> Loaded:
+    """Rows, train state and environments as they were at the checkpoint."""
+    learner, environments = built.learner, built.environments
+    with resume.advising(decision.run_dir, found.step):
+        restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
+        lines = start.check_lines(found, restored, decision.run_dir)
+        state, _ = storage.checkpoints.restore(learner.state, found.step)
+        restored, _, lost = resume.restore_envs(
+            restored, storage.store, storage.replay, environments.workers, decision.config.lockstep,
+            environments.replace,
+        )  # fmt: skip
+    learner.load(state, int(found.meta["updates"]))
+    return Loaded(restored, lost, lines)
+
+
+# Change ---------------------------------------------------------------------------------------------------------------
+
+
+def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
+    """The run directory becomes that of this run; what needs threads begins."""
+    config, stack, report = decision.config, session.stack, session.display.message
+    learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
+    going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
+    source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
+    logger = stack.enter_context(
+        Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on)
+    )
+    # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
+    draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
+    batches = Prefetch(draw, depth=0 if config.lockstep else config.replay.prefetch)
+    stack.callback(batches.close)
+    write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
+    following = Following[Pending](write_back, threaded=not config.lockstep)
+    stack.callback(following.close)
+    flushing = stack.enter_context(
+        Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))
+    )
+    return Parts(
+        config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
+        environments=built.environments, agent=built.agent, policy=programs.jit_policy(built.agent), film=built.film,
+        learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
+        batches=batches, following=following, store=store, flushing=flushing, checkpoints=checkpoints,
+        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
+    )  # fmt: skip
+
+
+def _eval_due(config: Config, restored: Restored | None) -> int:
+    """The step of the next evaluation before the last."""
+    if restored and config.eval.every:
+        return restored.head["loop"]["eval_due"]
+    return schedule.first_evaluation(config.eval.every, config.env_steps)

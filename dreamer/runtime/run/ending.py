@@ -1,0 +1,85 @@
+"""A run that does not reach its last step: saves what can be saved, and says where."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from pathlib import Path
+
+from dreamer.errors import UserError
+from dreamer.plugins import one_line
+from dreamer.runtime.files.run_dir import ERROR
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.stopping import Stopped
+
+
+class RunFailed(UserError):
+    """A run that had begun has ended with an error. It has saved what it could; the line says where."""
+
+
+def failed(run: Run, error: BaseException) -> BaseException:
+    """Saves what can be saved, writes error.txt, and returns the error to raise: one line that says where."""
+    parts = run.parts
+    if parts.stopping.failure:
+        return parts.stopping.failure
+    rescue(run, error)
+    path = write_error(parts.run_dir, error)
+    notes = "; ".join(" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note)
+    saved = f"checkpoint {parts.checkpoints.latest()} and all rows are saved in {parts.run_dir}"
+    return RunFailed(f"{error_line(error)}; {notes or saved}; go on with --resume; details: {path}")
+
+
+def rescue(run: Run, error: BaseException) -> None:
+    """Saves what there is. If that fails too, `error` gets a note, and stays the one that is shown."""
+    parts = run.parts
+    if parts.stopping.failure:
+        return
+    try:
+        parts.checkpoints.wait()
+    except UserError as second:  # the save under way has failed: the one before it is the newest
+        error.add_note(str(second))
+    run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
+    if _worth_saving(run):
+        save = functools.partial(run.save, whole=isinstance(error, Stopped))
+    else:
+        save = functools.partial(save_rows, run)
+    for keep in (save, parts.checkpoints.wait, parts.environments.report_incidents, run.log):
+        try:
+            keep()
+        except Exception as second:
+            error.add_note(error_line(second))
+
+
+def save_rows(run: Run) -> None:
+    """Saves the rows alone: with them a run that is resumed from its last checkpoint catches up."""
+    with run.paused():
+        run.parts.store.flush(run.parts.replay)
+        run.parts.store.wait()
+
+
+def write_error(run_dir: Path, error: BaseException) -> Path:
+    """Writes an exception with its traceback and notes into the run directory; returns the file."""
+    path = run_dir / ERROR
+    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is shown all the same
+        path.write_text("".join(traceback.format_exception(error)))
+    return path
+
+
+def error_line(error: BaseException) -> str:
+    """An exception as one line."""
+    return " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)
+
+
+def _worth_saving(run: Run) -> bool:
+    """Whether the train state is there and finite; prints a line if it is not."""
+    parts = run.parts
+    kept = f"checkpoint {run.saved.step:,} and all rows are kept"
+    if parts.learner.lost():
+        parts.following.close()  # drops what it raised: the same device has failed
+        parts.display.message(f"the train state went down with the device; {kept}")
+        return False
+    if parts.learner.diverged():
+        parts.display.message(f"parameters are not finite any more and not saved; {kept}")
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""All that a run consists of, in one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreamer.config import Config
+from dreamer.interfaces import Agent
+from dreamer.plugins import EnvName
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.log.episodes import EpisodeTracker
+from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.log.terminal import Display
+from dreamer.runtime.replay.flushing import Flushing
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.store import RowStore
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.environments import Environments
+from dreamer.runtime.run.learner import Learner, Pending
+from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.run.prefetch import Prefetch
+from dreamer.runtime.run.retention import Retention
+from dreamer.runtime.run.stopping import Stopping
+from dreamer.runtime.run.writeback import Following
+from dreamer.runtime.workers import Workers
+from dreamer.steps import Batch, Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """All that a run consists of, opened and closed by runtime/run/build.py.
+
+    config: with the absolute run directory | env: the environment's name or maker | identity: of the run
+    policy: `programs.jit_policy(agent)`, for evaluations | film: whether they are filmed
+    batches: drawn for the learner | following: takes what updates give
+    """
+
+    config: Config
+    env: EnvName
+    identity: str
+    display: Display
+    stopping: Stopping
+    environments: Environments
+    agent: Agent
+    policy: Callable[..., Any]
+    film: bool
+    learner: Learner
+    replay: Replay
+    collector: Collector
+    tracker: EpisodeTracker
+    limiter: Limiter
+    batches: Prefetch[tuple[Batch, Rows]]
+    following: Following[Pending]
+    store: RowStore
+    flushing: Flushing
+    checkpoints: Checkpoints
+    retention: Retention
+    logger: Logger
+
+    @property
+    def run_dir(self) -> Path:
+        """The absolute run directory."""
+        return Path(self.config.run_dir)
+
+    @property
+    def workers(self) -> Workers:
+        """The environments to train in."""
+        return self.environments.workers

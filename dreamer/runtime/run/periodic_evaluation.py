@@ -1,0 +1,75 @@
+"""The evaluations of a run under way: episodes, their film, open-loop pictures of the world model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.runtime.log import images, open_loop
+from dreamer.runtime.run import evaluation
+from dreamer.runtime.run.evaluation import Result
+from dreamer.runtime.run.parts import Parts
+
+FPS = 30
+MOST_DREAMS = 6  # sequences in open-loop pictures
+
+
+def evaluate(parts: Parts, env_steps: int) -> None:
+    """Plays episodes and draws open-loop pictures with the newest parameters; prints, logs and writes what they give.
+
+    env_steps: at which it is; another thread may collect more meanwhile. Nobody may train meanwhile.
+    Raises UserError as environments and devices do.
+    """
+    if parts.config.eval.episodes:
+        result = play(parts)
+        report(parts, env_steps, result)
+        if result.frames:
+            write_film(parts, env_steps, result)
+    if len(parts.replay):
+        draw_open_loop(parts, env_steps)
+
+
+def play(parts: Parts) -> Result:
+    """Plays the episodes in fresh environments, which a signal reaches too."""
+    config, workers = parts.config, parts.workers
+    with parts.learner.told("evaluating"):
+        return evaluation.evaluate(
+            parts.agent, parts.policy, parts.learner.variables(), config.eval, parts.env,
+            config.env_options, evaluation.like_training(config.workers, workers.backend),
+            action_repeat=config.action_repeat, seed=config.seed, film=int(parts.film), folder=workers.folder,
+            check=parts.stopping.check, report=parts.display.message, begun=parts.environments.evaluating,
+        )  # fmt: skip
+
+
+def report(parts: Parts, env_steps: int, result: Result) -> None:
+    """Prints and logs the returns and whatever happened to the environments."""
+    parts.environments.report(result.incidents)
+    for line in result.lines:
+        parts.display.message(line)
+    parts.logger.add(evaluation.metrics(result), latest=True)
+    returns = result.returns
+    parts.display.message(
+        f"evaluation at {env_steps:,} steps: return {np.mean(returns):.1f} +- {np.std(returns):.1f} "
+        f"over {len(returns)} episodes"
+    )
+
+
+def write_film(parts: Parts, env_steps: int, result: Result) -> None:
+    """Writes the first episode into run_dir/pictures, or prints why it cannot."""
+    path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
+    try:
+        images.write_episode_video(path, result.frames, FPS)
+        parts.display.message(f"what the agent does: {path}")
+    except UserError as error:
+        parts.display.message(f"no film of this evaluation: {error}")
+
+
+def draw_open_loop(parts: Parts, env_steps: int) -> None:
+    """Writes what the world model dreams beside what came, for a batch of the replay."""
+    batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
+    pictures = parts.learner.report(batch)
+    if pictures:
+        paths = open_loop.write_report(
+            parts.run_dir, env_steps, images.in_bytes(parts.workers.spec.obs, pictures), show=parts.logger
+        )
+        parts.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")

@@ -1,0 +1,57 @@
+"""What goes from a run directory, and when: files of rows that no checkpoint needs, and what a resume set aside."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dreamer.errors import UserError
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.run_dir import ASIDE, ROWS
+from dreamer.runtime.replay.store import RowStore, end_name
+
+
+def row_files(step: int, meta: Mapping[str, Any]) -> set[str]:
+    """The names of all files of rows that checkpoint `step` with the manifest `meta` needs."""
+    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
+
+
+class Retention:
+    """Owns the files of a run directory that may go, and knows which checkpoint needs which of them."""
+
+    def __init__(
+        self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
+    ):
+        """resumed_at: step of the checkpoint that the run goes on from, negative when it begins.
+
+        report: takes the line about a checkpoint that is too damaged to use.
+        """
+        self._run_dir, self._checkpoints, self._store, self._report = run_dir, checkpoints, store, report
+        self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
+        self._aside, self._resumed_at = resumed_at >= 0, resumed_at
+
+    def saved(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Removes the files of rows that neither checkpoint `step`, which is on its way to the disk, nor others need.
+
+        meta: its manifest.
+        """
+        self._needed[step] = row_files(step, meta)
+        kept = {*self._checkpoints.steps(), step}
+        self._needed = {one: names for one, names in self._needed.items() if one in kept}
+        self._store.prune(set().union(*self._needed.values()))
+
+    def remove_aside(self) -> None:
+        """Removes what a resume has set aside, once a newer checkpoint than the one it went on from is on the disk."""
+        if self._aside and (self._checkpoints.latest() or 0) > self._resumed_at:
+            shutil.rmtree(self._run_dir / ASIDE, ignore_errors=True)
+            self._aside = False
+
+    def _row_files_on_disk(self, step: int) -> set[str]:
+        """The files of rows that a checkpoint on the disk needs; all there are if it is too damaged to name them."""
+        try:
+            return row_files(step, self._checkpoints.meta(step))
+        except (UserError, KeyError) as error:
+            self._report(f"not used, and kept as it is: {error}")
+            return {path.name for path in (self._run_dir / ROWS).iterdir()}

@@ -1,0 +1,64 @@
+"""What a run does when: pure functions of where it stood when it last logged and saved. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+NEVER = -1  # step of the newest checkpoint while there is none
+
+
+class Mark(NamedTuple):
+    """Where a run stood at a line of metrics.
+
+    time: monotonic seconds | env_steps, updates: made so far | idle: seconds the devices had no update so far
+    """
+
+    time: float
+    env_steps: int
+    updates: int
+    idle: float
+
+
+class Saved(NamedTuple):
+    """The newest checkpoint. time: monotonic seconds at its saving | step: its env_steps, or NEVER."""
+
+    time: float
+    step: int
+
+
+def log_due(logged: Mark, now: float, *, every: float) -> bool:
+    """Whether a line of metrics is due. logged: the last one. now: monotonic seconds. every: seconds between two."""
+    return now - logged.time >= every
+
+
+def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: int) -> bool:
+    """Whether a checkpoint is due, by time or by rows. now: monotonic seconds.
+
+    env_steps: made so far. every: seconds between two checkpoints. rows: the most environment steps between two.
+    """
+    return env_steps - max(saved.step, 0) >= rows or now - saved.time >= every
+
+
+def first_evaluation(every: int, last: int) -> int:
+    """The step of a run's first evaluation. every: steps between two, 0 = at the end only. last: of the run."""
+    return every or last
+
+
+def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
+    """Whether the evaluation of step `due` is due. The one at the `last` step is the end's own."""
+    return due <= env_steps < last
+
+
+def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the time between two lines: speeds a second, and the share of it spent waiting.
+
+    waited {name: seconds} since `before`: who waited for whom. Returns speed/<name> and wait/<name>.
+    """
+    seconds = max(now.time - before.time, 1e-9)
+    waited = {**waited, "device_for_learner": now.idle - before.idle}
+    return {
+        "speed/env_steps_per_s": (now.env_steps - before.env_steps) / seconds,
+        "speed/updates_per_s": (now.updates - before.updates) / seconds,
+        **{f"wait/{name}": share / seconds for name, share in waited.items()},
+    }

@@ -1,0 +1,64 @@
+"""`dreamer.train`: one run from its start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import gymnasium
+
+from dreamer.config import Config, expect_config
+from dreamer.errors import UserError
+from dreamer.plugins import EnvName, maker
+from dreamer.runtime.devices.distributed import refuse_several
+from dreamer.runtime.run import ending, start
+from dreamer.runtime.run.build import open_run
+from dreamer.runtime.run.loop import Run
+
+Resume = Literal["no", "yes", "auto"]
+
+
+def train(
+    config: Config, *, resume: Resume = "no", resume_from: int | None = None,
+    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False,
+) -> Path:  # fmt: skip
+    """Trains one agent in a run directory and returns that directory.
+
+    resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
+    resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
+    make_env: makes the environment, called with config.env_options, in place of config.env.
+    trust: read pickled states of environments that were not made by this user on this machine.
+    Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
+    other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
+    raises RunFailed. A start that is refused changes nothing on the disk.
+    """
+    expect_config(config, "dreamer.train")
+    if resume not in get_args(Resume):
+        raise UserError(f"resume must be one of {', '.join(get_args(Resume))}, not {resume!r}")
+    refuse_several(config.devices)
+    env: EnvName = config.env if make_env is None else maker(make_env)
+    config = dataclasses.replace(config, env=str(env))
+    if resume_from is not None and resume == "no":
+        resume = "yes"
+    decision = start.decide(config, env, resume, resume_from, trust=trust)
+    if decision.done and decision.found:
+        print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
+        return decision.run_dir
+    with contextlib.ExitStack() as stack:
+        run = Run(open_run(decision, stack))
+        run.start()
+        try:
+            if config.lockstep:
+                run.take_turns()
+            else:
+                run.side_by_side()
+            run.finish()
+        except KeyboardInterrupt as stop:
+            ending.rescue(run, stop)
+            raise
+        except BaseException as error:
+            raise ending.failed(run, error) from error
+    return run.parts.run_dir

@@ -1,0 +1,80 @@
+"""What goes from a run directory: files of rows that no checkpoint needs, and what a resume has set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamer.errors import UserError
+from dreamer.runtime.run.retention import Retention
+from dreamer.runtime.run.schedule import NEVER
+
+
+def manifest(*rows: str) -> dict[str, Any]:
+    return {"rows": [[name, 1, 2] for name in rows], "latents": [["latents-1", 1, 2]], "state": ["state-1", 1, 2]}
+
+
+class Saved:
+    """The checkpoints on a disk {step: manifest}, None for one that is damaged, in place of `Checkpoints`."""
+
+    def __init__(self, held: dict[int, dict[str, Any] | None]):
+        self.held = held
+
+    def steps(self) -> list[int]:
+        return sorted(self.held)
+
+    def latest(self) -> int | None:
+        return max(self.held, default=None)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        meta = self.held[step]
+        if meta is None:
+            raise UserError(f"checkpoint {step} is damaged")
+        return meta
+
+
+class Store:
+    """Holds what `RowStore.prune` was called with last."""
+
+    kept: Collection[str] = ()
+
+    def prune(self, kept: Collection[str]) -> None:
+        self.kept = kept
+
+
+def retention(run_dir: Path, saved: Any, store: Any, resumed_at: int = NEVER, report: Any = print) -> Retention:
+    return Retention(run_dir, saved, store, resumed_at, report)
+
+
+def rows(store: Store) -> set[str]:
+    return {name for name in store.kept if name.startswith("rows")}
+
+
+def test_rows_stay_as_long_as_a_checkpoint_on_the_disk_needs_them(tmp_path):
+    saved, store = Saved({1: manifest("rows-1"), 2: manifest("rows-1", "rows-2")}), Store()
+    kept = retention(tmp_path, saved, store)
+    del saved.held[1]
+    kept.saved(3, manifest("rows-2", "rows-3"))
+    assert rows(store) == {"rows-1", "rows-2", "rows-3"}
+    del saved.held[2]
+    kept.saved(4, manifest("rows-3", "rows-4"))
+    assert rows(store) == {"rows-3", "rows-4"}
+
+
+def test_a_damaged_checkpoint_keeps_all_rows_that_are_there_and_is_named(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows-7").touch()
+    store, lines = Store(), []
+    retention(tmp_path, Saved({1: None}), store, report=lines.append).saved(2, manifest("rows-8"))
+    assert rows(store) == {"rows-7", "rows-8"}
+    assert lines == ["not used, and kept as it is: checkpoint 1 is damaged"]
+
+
+@pytest.mark.parametrize(("newest", "goes"), [(40, False), (41, True)])
+def test_what_was_set_aside_goes_once_a_newer_checkpoint_is_on_the_disk(tmp_path, newest, goes):
+    (tmp_path / "aside").mkdir()
+    retention(tmp_path, Saved({newest: manifest("rows-1")}), Store(), resumed_at=40).remove_aside()
+    assert (tmp_path / "aside").exists() is not goes
