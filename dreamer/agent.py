@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -14,6 +14,7 @@ import optax
 
 from dreamer import contracts, plugins
 from dreamer.errors import UserError
+from dreamer.fields import at_least
 from dreamer.interfaces import (
     PRIORITY,
     Agent,
@@ -49,7 +50,7 @@ class Config:
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "precision of the networks; auto = float32 on CPU, bfloat16 on accelerators. Parameters are always float32"
-    horizon: float = 333.0
+    horizon: Annotated[float, at_least(1)] = 333.0
     "discount horizon: future rewards are weighted by 1 - 1 / horizon per step"
     contdisc: bool = True
     "fold the discount into the world model's continue prediction"

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from dreamer.errors import UserError, check_bounds
+from dreamer.errors import UserError
+from dreamer.fields import MAY_CHANGE, SAME_GROUP, at_least, between, check_field
 from dreamer.runtime.replay import capacity, disk_tier, memory
 from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.columns import checked, columns_of, flat, gather, in_memory, row_bytes, scatter
@@ -34,43 +34,44 @@ from dreamer.steps import Batch, Rows, Step
 class Config:
     """What the replay holds and how batches are drawn from it."""
 
-    capacity_steps: int = 1_000_000
+    capacity_steps: Annotated[int, at_least(1)] = 1_000_000
     """Most rows held, all environments together."""
-    capacity_gb: float = 0
+    capacity_gb: Annotated[float, at_least(0)] = 0
     """Most host memory taken, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    batch_size: int = 16
+    batch_size: Annotated[int, at_least(1)] = 16
     """Sequences per update."""
-    batch_length: int = 64
+    batch_length: Annotated[int, at_least(2)] = 64
     """Trained rows per sequence."""
-    context: int = 1
+    context: Annotated[int, between(0, 1)] = 1
     """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
     online: bool = True
     """Train on each freshly collected sequence once, before drawing others."""
-    uniform: float = 1.0
+    uniform: Annotated[float, between(0, 1)] = 1.0
     """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
-    priority: float = 0.0
+    priority: Annotated[float, between(0, 1)] = 0.0
     """Share drawn by how large the world model's losses on them were, new ones first."""
-    recency: float = 0.0
+    recency: Annotated[float, between(0, 1)] = 0.0
     """Share drawn by age: weight 1 / rank, the newest has rank 1."""
-    priority_exponent: float = 0.8
+    priority_exponent: Annotated[float, between(0, 1)] = 0.8
     """Power of a row's loss that is its priority."""
-    priority_maxfrac: float = 0.5
+    priority_maxfrac: Annotated[float, between(0, 1)] = 0.5
     """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
-    recency_exponent: float = 1.0
+    recency_exponent: Annotated[float, at_least(0)] = 1.0
     """Power of the rank in the weights of recency; 0 weighs all alike."""
     tier: Literal["memory", "disk"] = "memory"
     """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
-    disk_gb: float = 0
+    disk_gb: Annotated[float, at_least(0)] = 0
     """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    on_device: bool = False
+    on_device: Annotated[bool, MAY_CHANGE] = False
     """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
-    prefetch: int = 1
+    prefetch: Annotated[int, at_least(0), MAY_CHANGE] = 1
     """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
-    flush: float = 5.0
+    flush: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 5.0
     """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"uniform": (0, 1), "priority": (0, 1), "recency": (0, 1)})
+        for name in ("uniform", "priority", "recency"):
+            check_field(self, name, getattr(self, name), name)
         if abs(self.mixture.total - 1) > 1e-6:
             raise UserError(f"uniform + replay.priority + replay.recency must be 1, not {self.mixture.total:g}")
 
@@ -88,14 +89,8 @@ def plan(
 
     storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
     run_dir: whose disk `tier: disk` uses.
-    Raises UserError naming the setting when it is out of range, or when no sequence fits.
+    Raises UserError when no sequence fits.
     """
-    least = {"capacity_steps": 1, "capacity_gb": 0, "batch_size": 1, "batch_length": 1, "disk_gb": 0}
-    for name, bound in least.items():
-        if not bound <= getattr(config, name) < math.inf:
-            raise UserError(f"replay.{name}: must be a number of at least {bound}, got {getattr(config, name)}")
-    if config.context not in (0, 1):
-        raise UserError(f"replay.context: must be 0 or 1, got {config.context}")
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
         row_bytes(held) + bytes_per_row(config.mixture),

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.config import Config, get, keys, stack
+from dreamer.config import Config, stack
 from dreamer.errors import UserError
+from dreamer.fields import MAY_CHANGE, get, has_mark, keys, marked
 from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
@@ -37,12 +38,6 @@ from dreamer.trust import seal, sealed_here
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
-# What may differ when a run is resumed: nothing here changes what the agent is, sees or has learned.
-SAFE = (
-    "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
-    "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
-    "replay.on_device", "devices.",
-)  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -68,13 +63,8 @@ class Found(NamedTuple):
     ended: bool = False
 
 
-def safe(key: str) -> bool:
-    """Whether a field may differ at a resume."""
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in SAFE)
-
-
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
-    """The run's own config, if `config` differs from it in fields only that are safe to change.
+    """The run's own config, if `config` differs from it only in fields that may change.
 
     trusted: the user vouches for the run. What `config` names the caller has named.
     Raises UserError naming every other field that differs.
@@ -87,10 +77,13 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
         config.agent.behavior
     ):
         raise UserError(f"{run_dir} was trained with another world model or behavior; it can only go on with its own")
-    changed = [key for key in keys(config) if get(config, key) != get(saved, key) and not safe(key)]
+    changed = [
+        key for key in keys(config) if get(config, key) != get(saved, key) and not has_mark(config, key, MAY_CHANGE)
+    ]
     if changed:
         told = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
-        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {', '.join(SAFE)}")
+        free = ", ".join(marked(config, MAY_CHANGE))
+        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {free}")
     return found
 
 
