@@ -32,7 +32,7 @@ from dreamer.fields import (
 )
 from dreamer.layers import Layer, dotted, layer, read_preset
 from dreamer.runtime.log.logger import Config as LogConfig
-from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}

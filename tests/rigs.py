@@ -20,7 +20,7 @@ from dreamer.interfaces import Agent, Replayed, TrainState
 from dreamer.ops import distributions, normalize
 from dreamer.runtime.devices import programs
 from dreamer.runtime.log import logger as metrics
-from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import evaluation, loop, start
 from dreamer.runtime.run.collector import Collector

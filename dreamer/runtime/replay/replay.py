@@ -10,76 +10,22 @@ Source: spec section 10.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.fields import MAY_CHANGE, SAME_GROUP, at_least, between, check_field
 from dreamer.runtime.replay import capacity, disk_tier, memory
 from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.columns import checked, columns_of, flat, gather, in_memory, row_bytes, scatter
+from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.disk_tier import DiskTier
 from dreamer.runtime.replay.items import Items, existing, uniform
-from dreamer.runtime.replay.samplers import Mixture, Sampler, bytes_per_row
+from dreamer.runtime.replay.samplers import Rings, bytes_per_row, make_sampler
 from dreamer.spaces import Space, Spec
 from dreamer.steps import Batch, Rows, Step
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What the replay holds and how batches are drawn from it."""
-
-    capacity_steps: Annotated[int, at_least(1)] = 1_000_000
-    """Most rows held, all environments together."""
-    capacity_gb: Annotated[float, at_least(0)] = 0
-    """Most host memory taken, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    batch_size: Annotated[int, at_least(1)] = 16
-    """Sequences per update."""
-    batch_length: Annotated[int, at_least(2)] = 64
-    """Trained rows per sequence."""
-    context: Annotated[int, between(0, 1)] = 1
-    """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
-    online: bool = True
-    """Train on each freshly collected sequence once, before drawing others."""
-    uniform: Annotated[float, between(0, 1)] = 1.0
-    """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
-    priority: Annotated[float, between(0, 1)] = 0.0
-    """Share drawn by how large the world model's losses on them were, new ones first."""
-    recency: Annotated[float, between(0, 1)] = 0.0
-    """Share drawn by age: weight 1 / rank, the newest has rank 1."""
-    priority_exponent: Annotated[float, between(0, 1)] = 0.8
-    """Power of a row's loss that is its priority."""
-    priority_maxfrac: Annotated[float, between(0, 1)] = 0.5
-    """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
-    recency_exponent: Annotated[float, at_least(0)] = 1.0
-    """Power of the rank in the weights of recency; 0 weighs all alike."""
-    tier: Literal["memory", "disk"] = "memory"
-    """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
-    disk_gb: Annotated[float, at_least(0)] = 0
-    """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    on_device: Annotated[bool, MAY_CHANGE] = False
-    """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
-    prefetch: Annotated[int, at_least(0), MAY_CHANGE] = 1
-    """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
-    flush: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 5.0
-    """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
-
-    def __post_init__(self) -> None:
-        for name in ("uniform", "priority", "recency"):
-            check_field(self, name, getattr(self, name), name)
-        if abs(self.mixture.total - 1) > 1e-6:
-            raise UserError(f"uniform + replay.priority + replay.recency must be 1, not {self.mixture.total:g}")
-
-    @property
-    def mixture(self) -> Mixture:
-        """How sequences are chosen."""
-        exponents = self.priority_exponent, self.priority_maxfrac, self.recency_exponent
-        return Mixture(self.uniform, self.priority, self.recency, *exponents)
 
 
 def plan(
@@ -93,7 +39,7 @@ def plan(
     """
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
-        row_bytes(held) + bytes_per_row(config.mixture),
+        row_bytes(held) + bytes_per_row(config),
         envs=envs,
         sequence=config.context + config.batch_length,
         env_steps=env_steps,
@@ -144,9 +90,7 @@ class Replay:
         self.queue: collections.deque[tuple[int, int]] = collections.deque(
             maxlen=envs * (self.size.rows_per_env // self.sequence)
         )
-        self.sampler = Sampler(
-            config.mixture, envs=envs, rows_per_env=self.size.rows_per_env, sequence=self.sequence
-        )
+        self.sampler = make_sampler(config, Rings(envs, self.size.rows_per_env, self.sequence))
         self.rng = np.random.default_rng(seed)
         # Its own stream, so that how often a run is looked at does not change what it trains on.
         self.report_rng = np.random.default_rng((seed, 1))
