@@ -36,6 +36,7 @@ from dreamer.fields import at_least
 from dreamer.runtime.files import checkpoint_files, checksums
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.checkpoint_files import seal
+from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import CHECKPOINTS
 
 SHOWN_DIFFERENCES = 3
@@ -142,10 +143,10 @@ class Checkpoints:
         self._check_leaves(step, out["state"], self._unsealed(step)[1])
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
+    def manifest(self, step: int | None = None) -> Manifest:
+        """The manifest of `step`, the latest when None. Raises UserError when it cannot be read or no run writes it."""
         self.wait()
-        return self._unsealed(self._existing(step))[0]
+        return checkpoint_files.read_manifest(self._dir.parent, self._existing(step))
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None when there is none."""

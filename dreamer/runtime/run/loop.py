@@ -182,7 +182,7 @@ class Run:
     def _restore(self, decision: Decision) -> None:
         """The replay, and what a checkpoint holds, into memory; the disk is read only."""
         config, found, spec = self.config, decision.found, self.workers.spec
-        self.identity = found.meta["run"] if found else uuid.uuid4().hex
+        self.identity = found.files.run if found else uuid.uuid4().hex
         self.checkpoints = self._stack.enter_context(
             Checkpoints(self.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
         )
@@ -206,7 +206,7 @@ class Run:
             restored, self.workers, lost = resume.restore_envs(
                 restored, self.store, self.replay, self.workers, config.lockstep, self._new_workers
             )
-        self.learner.load(state, int(found.meta["updates"]))
+        self.learner.load(state, found.manifest.updates)
         self.collector = self._make_collector()
         self._restored = restored
         resume.load_rest(restored, self.parts)
@@ -265,8 +265,8 @@ class Run:
     def _names(self, step: int) -> set[str]:
         """The files of rows that a checkpoint on the disk needs; all there are, if it is too damaged to say."""
         try:
-            return resume.names(step, self.checkpoints.meta(step))
-        except (UserError, KeyError) as error:
+            return resume.names(step, self.checkpoints.manifest(step))
+        except UserError as error:
             self.display.message(f"not used, and kept as it is: {error}")
             return {path.name for path in (self.run_dir / ROWS).iterdir()}
 
@@ -374,7 +374,7 @@ class Run:
         self.checkpoints.wait()
         self._forget_aside()
         self.stopping.check_failed()
-        state = self.checkpoints.meta(self._saved_at)["state"]
+        state = resume.files_of(self.checkpoints.manifest(self._saved_at), f"checkpoint {self._saved_at}").state
         self.store.save_end(self._saved_at, state, {"logger": self.logger.position(), "loop": self._remembered()})
         (self.run_dir / ERROR).unlink(missing_ok=True)
         self.display.message(f"done: {self.run_dir}")
@@ -455,10 +455,10 @@ class Run:
                 return
             self.stopping.check_failed()
             self._forget_aside()
-            meta = resume.save(self.parts, self.logger, step, self.identity, self._remembered(), whole=whole)
-            numbers = {"env_steps": step, "updates": self.learner.updates}
-            self.checkpoints.save(step, self.learner.state, {**numbers, **meta})
-            self._needed[step] = resume.names(step, meta)
+            updates, more = self.learner.updates, self._remembered()
+            manifest = resume.save(self.parts, self.logger, step, updates, self.identity, more, whole=whole)
+            self.checkpoints.save(step, self.learner.state, manifest.to_json())
+            self._needed[step] = resume.names(step, manifest)
             self._saved, self._saved_at = time.monotonic(), step
         kept = {*self.checkpoints.steps(), step}
         self._needed = {one: names for one, names in self._needed.items() if one in kept}

@@ -22,7 +22,7 @@ from dreamer.fields import MAY_CHANGE, get, has_mark, keys, marked
 from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
-from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.files.manifest import Files, Manifest
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay import spans as replay_state
@@ -52,13 +52,15 @@ class Parts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The checkpoint that a run goes on from: its number and its manifest.
+    """The checkpoint that a run goes on from.
 
+    step: its number | files: those of `manifest`
     newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
     """
 
     step: int
-    meta: dict[str, Any]
+    manifest: Manifest
+    files: Files
     newer: tuple[int, ...] = ()
     ended: bool = False
 
@@ -100,15 +102,19 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
         return None
     step = steps[-1] if step is None else step
     with advising(run_dir, step):
-        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
-        if meta.get("format") not in READABLE:
-            raise UserError(
-                f"checkpoint {step} of {run_dir} can be evaluated, but it holds nothing to resume a run from"
-            )
-        if meta.get("env_steps") != step:
-            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
-    ended = meta["format"] == 1 or verifying.end_of(run_dir, meta) is not None
-    return Found(step, meta, tuple(other for other in steps if other > step), ended)
+        saved = checkpoint_files.read_manifest(run_dir, step)
+        files = files_of(saved, f"checkpoint {step} of {run_dir}")
+        if saved.env_steps != step:
+            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {saved.env_steps}")
+    ended = saved.format == 1 or verifying.end_of(run_dir, saved) is not None
+    return Found(step, saved, files, tuple(other for other in steps if other > step), ended)
+
+
+def files_of(saved: Manifest, what: str) -> Files:
+    """What a run can go on from. what: "checkpoint 100", for the message. Raises UserError when there is nothing."""
+    if saved.format not in READABLE or saved.files is None:
+        raise UserError(f"{what} can be evaluated, but it holds nothing to resume a run from")
+    return saved.files
 
 
 @contextlib.contextmanager
@@ -129,11 +135,12 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
 
 
 def save(
-    parts: Parts, logger: Logger, step: int, run: str, more: Mapping[str, Any], *, whole: bool = True
-) -> dict[str, Any]:
+    parts: Parts, logger: Logger, step: int, updates: int, run: str, more: Mapping[str, Any], *, whole: bool = True
+) -> Manifest:
     """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
 
-    step: number of the checkpoint. run: identity of the run. more: JSON values that the loop itself remembers.
+    step: number of the checkpoint. updates: done so far. run: identity of the run.
+    more: JSON values that the loop itself remembers.
     whole: False after a failure, when environments can no longer be asked where they are.
     """
     parts.store.flush(parts.replay)
@@ -153,17 +160,15 @@ def save(
     }  # fmt: skip
     state = parts.store.save_state(step, head, arrays)
     oldest = replay_state.oldest(parts.replay)
-    return {
-        "format": FORMAT, "run": run, "rows": [list(seal) for seal in parts.store.seals(oldest)],
-        "latents": [list(seal) for seal in latents], "state": list(state), "oldest": oldest.tolist(),
-        "rows_per_env": parts.replay.size.rows_per_env, "metrics": [position["bytes"], position["crc"]],
-        "spec": as_json(parts.workers.spec),
-    }  # fmt: skip
+    rows, rows_per_env = tuple(parts.store.seals(oldest)), parts.replay.size.rows_per_env
+    files = Files(run, rows, tuple(latents), state, tuple(oldest.tolist()), rows_per_env)
+    metrics = (position["bytes"], position["crc"])
+    return Manifest(step, updates, FORMAT, files, metrics, as_json(parts.workers.spec))
 
 
-def names(step: int, meta: Mapping[str, Any]) -> set[str]:
-    """The names of all files of rows that a checkpoint needs."""
-    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
+def names(step: int, saved: Manifest) -> set[str]:
+    """The names of all files of rows that a checkpoint needs. Raises UserError when it names none."""
+    return {seal.name for seal in files_of(saved, f"checkpoint {step}").seals} | {end_name(step)}
 
 
 def as_json(spec: Spec) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def as_json(spec: Spec) -> dict[str, Any]:
 
 def check_spec(found: Found, spec: Spec, env: str) -> None:
     """UserError naming what the environment shows or takes differently than when the run began."""
-    saved, now = found.meta.get("spec"), as_json(spec)
+    saved, now = found.manifest.spec, as_json(spec)
     if saved is None or saved == now:
         return
     differing = [f"{what} {_told(saved[what])}, now {_told(now[what])}" for what in ("action", "agents")
@@ -202,8 +207,8 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 
     A ring that went round has let rows go that a longer one would still hold.
     """
-    grows = longer and not any(found.meta["oldest"])
-    return max(planned, found.meta["rows_per_env"]) if grows else found.meta["rows_per_env"]
+    grows = longer and not any(found.files.oldest)
+    return max(planned, found.files.rows_per_env) if grows else found.files.rows_per_env
 
 
 class Restored(NamedTuple):
@@ -226,13 +231,14 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
-    where = store.path(found.meta["state"][0])
-    head, arrays = store.load_state(_seal(found.meta["state"]))
-    end = store.load_end(found.step, found.meta["state"]) or {}
+    files = found.files
+    where = store.path(files.state.name)
+    head, arrays = store.load_state(files.state)
+    end = store.load_end(found.step, files.state) or {}
     head |= {name: end[name] for name in ("logger", "loop") if name in end}
     manifest.head(head, where)
     head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
-    store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
+    store.load_rows(replay, files.rows, files.latents)
     try:
         replay_state.load(replay, head["replay"], _under("sampler", arrays))
     except UserError as error:
@@ -368,7 +374,3 @@ def _named(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def _under(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{part}/"): a for name, a in arrays.items() if name.startswith(f"{part}/")}
-
-
-def _seal(value: Any) -> Seal:
-    return Seal(*value)
