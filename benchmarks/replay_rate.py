@@ -82,7 +82,7 @@ def measure(config: Config, latents: dict[str, Space], folder: str, calls: int) 
     priority = rng.random((BATCH, LENGTH)).astype(np.float32)
     for _ in range(replay.size.rows_per_env if config.priority else 0):
         replay.prioritise(replay.sample(BATCH)[1], priority)  # until few rows are new
-        if np.isfinite(replay.sampler.priorities.rows).all():
+        if np.isfinite(replay.sampler.state()["priority/rows"]).all():
             break
     draws, backs, priorities = [], [], []
     for _ in range(calls + 5):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from dreamer import contracts, plugins
 from dreamer.coerce import coerce
 from dreamer.errors import UserError, nearest
+from dreamer.fields import at_least
 from dreamer.interfaces import (
     Agent,
     Array,
@@ -48,7 +49,7 @@ class Config:
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "precision of the networks; auto = float32 on CPU, bfloat16 on accelerators. Parameters are always float32"
-    horizon: float = 333.0
+    horizon: Annotated[float, at_least(1)] = 333.0
     "discount horizon: future rewards are weighted by 1 - 1 / horizon per step"
     contdisc: bool = True
     "fold the discount into the world model's continue prediction"

@@ -7,74 +7,35 @@ of differences; layers are laid over the defaults left to right. A resolved conf
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from dreamer import hints, plugins
 from dreamer import trust as trusting
 from dreamer.coerce import Dumper, NotPlain, coerce, plain, show
-from dreamer.errors import UserError, check_bound
-from dreamer.fields import declared, get, keys, type_of
+from dreamer.errors import UserError
+from dreamer.fields import (
+    MAY_CHANGE,
+    SAME_GROUP,
+    at_least,
+    between,
+    check_bounds,
+    check_field,
+    declared,
+    keys,
+    type_of,
+)
 from dreamer.layers import Layer, dotted, layer, read_preset
 from dreamer.runtime.log.logger import Config as LogConfig
-from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
-
-# Inclusive ranges of the values that must not be nonsense. Plug-ins check their own.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**31 - 1),
-    "action_repeat": (1, math.inf),
-    "env_steps": (1, math.inf),
-    "replay_ratio": (0, math.inf),
-    "init_missing": (0, 1),
-    "workers.envs": (1, math.inf),
-    "workers.processes": (0, math.inf),
-    "workers.least": (0, math.inf),
-    "workers.patience": (0, math.inf),
-    "workers.timeout": (0, math.inf),
-    "workers.restarts": (0, math.inf),
-    "replay.capacity_steps": (1, math.inf),
-    "replay.capacity_gb": (0, math.inf),
-    "replay.batch_size": (1, math.inf),
-    "replay.batch_length": (2, math.inf),
-    "replay.context": (0, 1),
-    "replay.uniform": (0, 1),
-    "replay.priority": (0, 1),
-    "replay.recency": (0, 1),
-    "replay.priority_exponent": (0, 1),
-    "replay.priority_maxfrac": (0, 1),
-    "replay.recency_exponent": (0, math.inf),
-    "replay.disk_gb": (0, math.inf),
-    "replay.prefetch": (0, math.inf),
-    "log.every": (0, math.inf),
-    "eval.every": (0, math.inf),
-    "eval.episodes": (0, math.inf),
-    "checkpoint.every": (0, math.inf),
-    "checkpoint.keep": (1, math.inf),
-    "checkpoint.keep_every": (0, math.inf),
-    "replay.flush": (0, math.inf),
-    "devices.count": (0, math.inf),
-    "devices.fsdp": (1, math.inf),
-    "devices.processes": (0, math.inf),
-    "devices.process_id": (-1, math.inf),
-    "agent.horizon": (1, math.inf),
-    "agent.optimizer.learning_rate": (0, math.inf),
-    "agent.optimizer.warmup": (0, math.inf),
-    "agent.optimizer.anneal": (0, math.inf),
-    "agent.optimizer.agc": (0, math.inf),
-    "agent.optimizer.beta1": (0, 1),
-    "agent.optimizer.beta2": (0, 1),
-    "agent.optimizer.eps": (0, math.inf),
-    "agent.optimizer.weight_decay": (0, math.inf),
-}
 
 
 def _default(module: str) -> Any:
@@ -86,25 +47,25 @@ def _default(module: str) -> Any:
 class Config:
     """Everything that a run can be told."""
 
-    seed: int = 0
+    seed: Annotated[int, between(0, 2**31 - 1), SAME_GROUP] = 0
     """Seed of networks, replay and environments."""
     env: str = "CartPole-v1"
     """Environment: a gymnasium id, suite:task (envs/suite.py) or package.module:factory."""
     env_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
-    action_repeat: int = 1
+    action_repeat: Annotated[int, at_least(1)] = 1
     """Environment frames for which each action is held."""
-    env_steps: int = 1_000_000
+    env_steps: Annotated[int, at_least(1), MAY_CHANGE] = 1_000_000
     """Length of the run in agent steps (rows stored, reset rows included), all environments together."""
-    replay_ratio: float = 32
+    replay_ratio: Annotated[float, at_least(0)] = 32
     """Trained time steps per collected agent step; updates = env_steps * replay_ratio / (batch_size * batch_length)."""
-    run_dir: str = ""
+    run_dir: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
     """Folder of the run; empty: runs/<time>-<env>-seed<seed>."""
     init_from: str = ""
     """Run directory whose newest weights a new run begins with; empty: from scratch."""
     init_parts: Literal["all", "world_model", "behavior"] = "all"
     """What is taken from it."""
-    init_missing: float = 0.0
+    init_missing: Annotated[float, between(0, 1)] = 0.0
     """Share of the arrays of these parts that may be missing or of another shape; they begin anew."""
     lockstep: bool = False
     """Collect and train in turns: the same seed gives the same run to the last bit."""
@@ -114,13 +75,13 @@ class Config:
     """Environments and the processes that run them."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     """What is kept and how batches are drawn."""
-    log: LogConfig = field(default_factory=LogConfig)
+    log: Annotated[LogConfig, MAY_CHANGE, SAME_GROUP] = field(default_factory=LogConfig)
     """Where metrics go."""
-    eval: Any = _default("runtime.run.evaluation")
+    eval: Annotated[Any, MAY_CHANGE] = _default("runtime.run.evaluation")
     """Evaluation during training."""
-    checkpoint: Any = _default("runtime.files.checkpoint")
+    checkpoint: Annotated[Any, MAY_CHANGE, SAME_GROUP] = _default("runtime.files.checkpoint")
     """When the train state is saved."""
-    devices: Any = _default("runtime.devices.mesh")
+    devices: Annotated[Any, MAY_CHANGE] = _default("runtime.devices.mesh")
     """Devices and hosts that learn together."""
 
     def __post_init__(self) -> None:
@@ -128,8 +89,7 @@ class Config:
             if kind is Any and not dataclasses.is_dataclass(getattr(self, name)):
                 raise UserError(f"{name} must be a Config, such as Config().{name}, not {show(getattr(self, name))}")
             object.__setattr__(self, name, _exact(name, getattr(self, name), kind))
-        for key, bounds in BOUNDS.items():
-            check_bound(key, get(self, key), *bounds)
+        check_bounds(self)
         if not self.env:
             raise UserError("env must name an environment, not be empty")
 
@@ -200,7 +160,7 @@ def overlay(
             raise UserError(f"unknown key {key!r} (from {where}){_nearest_key(config, key, str(name))}")
         current = getattr(config, name)
         if not dataclasses.is_dataclass(current):
-            changes[name] = _leaf(key, value, fields[name], current, where)
+            changes[name] = _leaf(config, name, value, key, where)
         elif isinstance(value, Mapping):
             changes[name] = overlay(current, layer, key, before=before, note=note)
         else:
@@ -236,19 +196,20 @@ def expect_config(value: Any, call: str) -> None:
     raise UserError(f"{call} takes a Config, as dreamer.load_config gives it, not {show(value)}")
 
 
-def _leaf(key: str, value: Any, kind: Any, current: Any, where: str) -> Any:
+def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
+    """`value`, given as `key` at `where`, as the field `name` of `config` holds it. Raises UserError."""
     try:
-        value = coerce(value, kind)
+        value = coerce(value, declared(config)[name])
     except NotPlain as error:
         raise UserError(f"{key}{error.inside} {error.reason} (from {where})") from None
     except ValueError as error:
         expected, *hint = error.args
         raise UserError(f"{key} must be {expected}, not {show(value)} (from {where}){''.join(hint)}") from None
-    if key in BOUNDS:
-        try:
-            check_bound(key, value, *BOUNDS[key])
-        except UserError as error:
-            raise UserError(f"{error} (from {where})") from None
+    try:
+        check_field(config, name, value, key)
+    except UserError as error:
+        raise UserError(f"{error} (from {where})") from None
+    current = getattr(config, name)
     if isinstance(current, Mapping) and isinstance(value, Mapping):
         return {**current, **value} if value else {}
     return value

@@ -1,11 +1,49 @@
-"""The fields of nested config dataclasses by dotted key. Imports no jax."""
+"""The fields of nested config dataclasses by dotted key, their ranges and their marks. Imports no jax.
+
+The annotation of a field holds its type, its range and its marks:
+
+    envs: Annotated[int, at_least(1)] = 16
+    address: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Iterator, Mapping
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from dreamer.errors import UserError
+
+
+class Range(NamedTuple):
+    """The finite numbers from `low` to `high`, both included; of a list or a tuple, each entry is in the range."""
+
+    low: float
+    high: float
+
+
+def at_least(low: float) -> Range:
+    """The range without an upper bound."""
+    return Range(low, math.inf)
+
+
+def between(low: float, high: float) -> Range:
+    """The range with two bounds."""
+    return Range(low, high)
+
+
+class Mark(NamedTuple):
+    """A property of a field that does not depend on its value. The mark of a group holds for all fields in it."""
+
+    meaning: str
+
+
+# A field with MAY_CHANGE has no effect on what the agent is, sees or has learned.
+MAY_CHANGE = Mark("may change when a run is resumed")
+SAME_GROUP = Mark("runs that differ in it alone are one group of a report")
 
 
 def declared(config: Any) -> Mapping[str, Any]:
@@ -18,6 +56,18 @@ def declared(config: Any) -> Mapping[str, Any]:
 def _declared_of(kind: Any) -> Mapping[str, Any]:
     hints = get_type_hints(kind)
     return {item.name: hints[item.name] for item in dataclasses.fields(kind) if item.init}
+
+
+def _annotated(config: Any) -> Mapping[str, tuple[Any, ...]]:
+    """{field: what its annotation holds besides the type} of a config dataclass, in order."""
+    kind: Any = type(config)
+    return _annotated_of(kind)
+
+
+@functools.cache
+def _annotated_of(kind: Any) -> Mapping[str, tuple[Any, ...]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: getattr(hints[name], "__metadata__", ()) for name in _declared_of(kind)}
 
 
 def get(config: Any, key: str) -> Any:
@@ -52,3 +102,57 @@ def keys(config: Any, path: str = "") -> Iterator[str]:
             yield from keys(value, key)
         else:
             yield key
+
+
+def check_bounds(config: Any, path: str = "") -> None:
+    """UserError unless every number of `config`, nested configs included, lies in the range of its field.
+
+    path: dotted key of `config`, for the message. A Config whose `__post_init__` has rules between fields calls this
+    first.
+    """
+    for name in declared(config):
+        key, value = f"{path}.{name}" if path else name, getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, key)
+        else:
+            check_field(config, name, value, key)
+
+
+def check_field(config: Any, name: str, value: Any, key: str) -> None:
+    """UserError unless `value` lies in the range of the field `name` of `config`. key: its dotted key, for the message.
+
+    A field whose type allows None may be None.
+    """
+    optional = value is None and type(None) in get_args(declared(config)[name])
+    for bound in _annotated(config)[name]:
+        if isinstance(bound, Range) and not optional:
+            for number in value if isinstance(value, list | tuple) else (value,):
+                check_bound(key, number, bound)
+
+
+def check_bound(key: str, value: Any, bound: Range) -> None:
+    """UserError unless `value` is a number in `bound`."""
+    low, high = bound
+    finite = isinstance(value, numbers.Integral) or (isinstance(value, numbers.Real) and math.isfinite(value))
+    if not (finite and low <= value <= high):
+        allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise UserError(f"{key} must be {allowed}, not {value!r}")
+
+
+def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
+    """The dotted keys of the fields and groups that have a mark, in order; not those inside of a marked group."""
+    for name, notes in _annotated(config).items():
+        key, value = f"{path}.{name}" if path else name, getattr(config, name)
+        if mark in notes:
+            yield key
+        elif dataclasses.is_dataclass(value):
+            yield from marked(value, mark, key)
+
+
+def has_mark(config: Any, key: str, mark: Mark) -> bool:
+    """Whether the field at a dotted key, or a group that it belongs to, has a mark."""
+    for part in key.split("."):
+        if mark in _annotated(config)[part]:
+            return True
+        config = getattr(config, part)
+    return False

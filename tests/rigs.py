@@ -22,7 +22,7 @@ from dreamer.losses import align
 from dreamer.ops import distributions, normalize
 from dreamer.runtime.devices import programs
 from dreamer.runtime.log import logger as metrics
-from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import evaluation, start
 from dreamer.runtime.run.build import open_run

@@ -23,8 +23,8 @@ def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
 
 
 
-NOUNS = {"errors", "spaces", "steps", "plugins"}  # words that every room but ops may use
-LOOSE = {"shipped", "suites", "trust", "coerce", "fields", "hints", "layers", "config"}  # of configs and who is trusted
+NOUNS = {"errors", "spaces", "steps", "plugins", "fields"}  # words that every room but ops may use
+LOOSE = {"shipped", "suites", "trust", "coerce", "hints", "layers", "config"}  # of configs and who is trusted
 RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "run")}
 # room -> the rooms of dreamer that it may import besides the nouns, itself apart.
 TABLE: dict[str, set[str]] = {
@@ -36,12 +36,12 @@ TABLE: dict[str, set[str]] = {
     "plugins": {"errors", "suites"},
     "trust": {"errors"},
     "coerce": {"errors"},
-    "fields": set(),
+    "fields": {"errors"},
     "hints": {"shipped"},
     "layers": {"coerce", "hints", "shipped", "trust"} | NOUNS,
     "interfaces": NOUNS,
     "contracts": {"interfaces"} | NOUNS,
-    "ops": set(),
+    "ops": {"fields"},  # for the Config of the optimizer
     "nets": {"ops", "interfaces"} | NOUNS,
     "dreaming": {"nets", "ops", "interfaces"} | NOUNS,
     "world_models": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,

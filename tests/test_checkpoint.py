@@ -19,6 +19,8 @@ from dreamer.errors import UserError
 from dreamer.interfaces import TrainState
 from dreamer.runtime.files import checkpoint
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.checkpoint_files import read_meta
+from dreamer.runtime.files.manifest import Manifest
 
 
 class Moments(NamedTuple):
@@ -159,7 +161,7 @@ def test_a_kill_in_the_middle_of_deleting_leaves_no_half_checkpoint(tmp_path, fi
     assert done.returncode == -signal.SIGKILL, done.stderr
     with Checkpoints(folder, keep=1) as checkpoints:
         assert checkpoints.latest() == 2
-        assert all(checkpoints.meta(step) == {"of": step} for step in checkpoints.steps())
+        assert all(read_meta(folder, step)["meta"] == {"of": step} for step in checkpoints.steps())
         checkpoints.save(3, {"x": 3})
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["3"]
 
@@ -426,10 +428,10 @@ def test_a_leaf_that_changed_on_the_way_is_named(tmp_path, monkeypatch):
         Checkpoints(tmp_path).restore({"x": jnp.zeros(3)})
 
 
-def test_meta_is_read_without_the_state(tmp_path):
+def test_the_manifest_is_read_without_the_state(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, {"x": jnp.ones(3)}, {"updates": 3})
-        assert checkpoints.meta(1) == {"updates": 3}
+        checkpoints.save(1, {"x": jnp.ones(3)}, {"env_steps": 1, "updates": 3})
+        assert checkpoints.manifest(1) == Manifest(1, 3)
 
 
 def test_old_checkpoints_stay_at_the_distance_asked_for(tmp_path):

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from dreamer.apps import cli
-from dreamer.config import Config, get, keys, load, to_yaml
+from dreamer.config import Config, load, to_yaml
 from dreamer.errors import UserError
+from dreamer.fields import MAY_CHANGE, get, keys, marked
 from dreamer.runtime.run.stopping import Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -375,6 +376,11 @@ def test_help_lists_every_field_with_type_default_and_meaning(capsys, monkeypatc
         assert len(found) == 1, f"{flag} is not in the help"
         meaning, default, _ = found[0].partition("\n")[2].partition("(default:")
         assert default and len(re.findall(r"\w+", meaning)) > 1, found[0]
+
+
+def test_help_lists_what_may_differ_at_a_resume(capsys, monkeypatch):
+    text = " ".join(help_text(capsys, monkeypatch, "train", "--help").replace("\n- ", " ").split())
+    assert f"may differ from the run's own config: {', '.join(marked(Config(), MAY_CHANGE))}." in text
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from dreamer import config as configs
 from dreamer.coerce import coerce, parse
-from dreamer.config import Config, get, keys, layer, load, overlay, similar_key, to_yaml, type_of
+from dreamer.config import Config, layer, load, overlay, similar_key, to_yaml
 from dreamer.errors import UserError
+from dreamer.fields import MAY_CHANGE, SAME_GROUP, get, has_mark, keys, marked, type_of
 
 
 @pytest.fixture
@@ -251,6 +252,50 @@ def test_a_number_that_no_agent_can_have_is_refused_with_its_key(key, value, rea
     with pytest.raises(UserError) as error:
         load(overrides={key: value})
     assert str(error.value) == f"{key.rpartition('.')[0]}.{reason} (from overrides)"
+
+
+RANGED = """
+import dataclasses
+from typing import Annotated
+
+from dreamer.fields import at_least, between
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: Annotated[float, between(0, 1)] = 0.5
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "x"
+    width: Annotated[int | None, at_least(1)] = None
+    stages: Annotated[tuple[int, ...], at_least(2)] = (2, 3)
+    inner: Inner = Inner()
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("width", 0, "width must be at least 1, not 0"),
+        ("stages", (2, 1), "stages must be at least 2, not 1"),
+        ("inner", {"rate": 1.5}, "inner.rate must be from 0 to 1, not 1.5"),
+    ],
+)
+def test_a_plug_in_of_the_users_own_may_declare_ranges(preset, lab, tmp_path, key, value, reason):
+    (tmp_path / "lab" / "model.py").write_text(RANGED)
+    named = {"agent.world_model.name": "lab.model"}
+    assert load(overrides={**named, "agent.world_model.width": 3}).agent.world_model.width == 3
+    with pytest.raises(UserError) as error:
+        load(overrides={**named, f"agent.world_model.{key}": value})
+    assert str(error.value) == f"agent.world_model.{reason} (from overrides)"
+
+
+def test_ranges_of_a_plug_in_hold_for_values_given_in_python(lab, tmp_path):
+    (tmp_path / "lab" / "model.py").write_text(RANGED)
+    config = load(overrides={"agent.world_model.name": "lab.model"})
+    model = dataclasses.replace(config.agent.world_model, stages=(2, 0))
+    with pytest.raises(UserError, match="^agent.world_model.stages must be at least 2, not 0$"):
+        dataclasses.replace(config, agent=dataclasses.replace(config.agent, world_model=model))
 
 
 # ---- types
@@ -585,8 +630,17 @@ def test_an_own_key_beside_the_name_is_not_forgiven(preset, lab):
 # ---- house rules
 
 
-def test_bounds_name_fields_of_the_config():
-    assert set(configs.BOUNDS) <= set(keys(Config()))
+def test_nothing_that_an_agent_learns_from_may_change_at_a_resume():
+    free = {key.partition(".")[0] for key in keys(Config()) if has_mark(Config(), key, MAY_CHANGE)}
+    assert free == {"env_steps", "run_dir", "workers", "replay", "log", "eval", "checkpoint", "devices"}
+    held = ["workers.envs", "replay.capacity_steps", "replay.batch_size", "replay.batch_length", "replay.priority"]
+    assert not any(has_mark(Config(), key, MAY_CHANGE) for key in held)
+
+
+def test_the_mark_of_a_group_is_that_of_its_fields():
+    found = [*marked(Config(), SAME_GROUP)]
+    assert "log" in found and "log.every" not in found
+    assert has_mark(Config(), "log.every", SAME_GROUP) and not has_mark(Config(), "eval.every", SAME_GROUP)
 
 
 def test_plug_in_places_hold_a_name():

@@ -7,7 +7,8 @@ import pathlib
 import pytest
 import yaml
 
-from dreamer.config import Config, get, keys, load, read_preset
+from dreamer.config import Config, load, read_preset
+from dreamer.fields import get, keys
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
 PRESETS = sorted(FOLDER.glob("*.yaml"))

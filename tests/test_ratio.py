@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.runtime.run import ratio
 
@@ -71,8 +72,8 @@ def test_steps_that_go_back_are_an_error():
 
 @pytest.mark.parametrize("replay_ratio", [-1, math.nan, math.inf])
 def test_impossible_ratio_is_named(replay_ratio):
-    with pytest.raises(UserError, match="replay_ratio"):
-        ratio.updates_per_step(replay_ratio, 16, 64)
+    with pytest.raises(UserError, match="replay_ratio must be"):
+        Config(replay_ratio=replay_ratio)
 
 
 @pytest.mark.parametrize(

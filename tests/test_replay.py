@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dreamer
 from dreamer.errors import UserError
 from dreamer.runtime.replay import columns, memory
 from dreamer.runtime.replay.replay import Config, Replay, plan
@@ -370,8 +371,8 @@ def test_without_context_no_latent_is_stored():
      ("batch_length", 0), ("context", 2)],
 )  # fmt: skip
 def test_setting_out_of_range_is_named(name, value):
-    with pytest.raises(UserError, match=f"replay.{name}: must be"):
-        plan(SPEC, STORAGE, Config(**{name: value}), envs=1, env_steps=1000)
+    with pytest.raises(UserError, match=f"replay.{name} must be"):
+        dreamer.Config(replay=Config(**{name: value}))
 
 
 def test_plan_takes_the_memory_that_is_free(monkeypatch):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.items import existing, rank_sums, recent, uniform
 from dreamer.runtime.replay.priorities import NEW, Priorities, slide
-from dreamer.runtime.replay.samplers import Mixture, Sampler
+from dreamer.runtime.replay.samplers import WAYS, Rings, make_sampler
 from dreamer.runtime.replay.sum_tree import BRANCHING, SumTree
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 1e-9, 0.5, 1.0, 3.0, 1e6]), min_size=1, max_size=600)
@@ -19,7 +20,10 @@ COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=4)
 
 
 def mixture(uniform=0.0, priority=0.0, recency=0.0):
-    return Mixture(uniform, priority, recency, priority_exponent=0.8, priority_maxfrac=0.5, recency_exponent=1.0)
+    return Config(
+        uniform=uniform, priority=priority, recency=recency,
+        priority_exponent=0.8, priority_maxfrac=0.5, recency_exponent=1.0,
+    )  # fmt: skip
 
 
 def listed(items):
@@ -295,10 +299,14 @@ def test_sliding_is_combining_each_window(length, more, seed):
 
 
 def filled(mix, envs=2, rows=20, sequence=4):
-    sampler = Sampler(mix, envs=envs, rows_per_env=rows, sequence=sequence)
+    sampler = make_sampler(mix, Rings(envs, rows, sequence))
     for number in range(rows):
         sampler.added(np.arange(envs), np.full(envs, number))
     return sampler, existing(np.full(envs, rows), rows, sequence)
+
+
+def test_every_share_of_the_config_has_a_way():
+    assert Config().shares.keys() == WAYS.keys()
 
 
 def test_uniform_alone_spends_no_random_number_on_the_way():

@@ -74,7 +74,7 @@ from dreamer.nets.heads import ScalarHead
 from dreamer.ops import balance, distributions
 from dreamer.ops.returns import lambda_returns
 from dreamer.runtime.log import logger as metrics
-from dreamer.runtime.replay.replay import Config as ReplayConfig
+from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import learner
 from dreamer.spaces import Action, Space, Spec

@@ -270,8 +270,8 @@ def test_actions_of_a_diverged_agent_are_not_blamed_on_the_environment(config):
 @pytest.mark.parametrize(
     "config, message",
     [
-        (Config(envs=0), "workers.envs is 0"),
-        (Config(processes=-1), "workers.processes is -1"),
+        (Config(envs=0), "workers.envs must be at least 1, not 0"),
+        (Config(processes=-1), "workers.processes must be at least 0, not -1"),
         (Config(backend="proceses"), "did you mean 'processes'"),
     ],
 )

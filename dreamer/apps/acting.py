@@ -118,9 +118,11 @@ def restore(
     agent = agents.make(config.agent, spec)
     like = jax.eval_shape(agent.init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
-        state, meta = checkpoints.restore(like, step)
-    run_configs.check_same_run(run_configs.read(run_dir), meta, meta["env_steps"])
-    return Trained(config, agent, agent.variables(state), meta["env_steps"])
+        step = checkpoints.latest() if step is None else step
+        state, _ = checkpoints.restore(like, step)
+        manifest = checkpoints.manifest(step)
+    run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.env_steps)
+    return Trained(config, agent, agent.variables(state), manifest.env_steps)
 
 
 class LoadedAgent:

@@ -7,12 +7,12 @@ and error lines exist once. tyro draws the help from the same dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dreamer import shipped
 from dreamer.apps.flags import Flag, apply, is_preset, own_words, scan, show_help
@@ -27,7 +27,8 @@ from dreamer.config import (
     tell,
     to_yaml,
 )
-from dreamer.errors import UserError, check_bound, nearest
+from dreamer.errors import UserError, nearest
+from dreamer.fields import MAY_CHANGE, at_least, between, marked
 
 USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
@@ -70,9 +71,7 @@ class TrainFlags(Config):
     print_config: bool = False
     """Print the resolved configuration, itself a preset, and exit."""
     resume: Literal["no", "yes", "auto"] = "no"
-    """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none.
-    May then differ: env_steps, log, eval, checkpoint, devices, replay.flush, .prefetch and .on_device, workers but
-    for their envs."""
+    """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none."""
     resume_from: int | None = None
     """Number of the checkpoint to go on from, in place of the newest; newer ones are set aside. Implies --resume."""
     trust: bool = False
@@ -83,12 +82,12 @@ class TrainFlags(Config):
 class EvalFlags:
     """What `dreamer eval` takes beside the run directory."""
 
-    episodes: int = 20
+    episodes: Annotated[int, at_least(1)] = 20
     """Number of episodes, at most 16 of them side by side."""
     video: str | None = None
     """File for a video, such as episode.mp4: the first episode of each of the first environments, tiled."""
-    video_episodes: int = 4
-    """How many of them."""
+    video_episodes: Annotated[int, between(1, 16)] = 4
+    """How many of them, at most 16."""
     json: str | None = None
     """File for every episode and the summary, such as scores.json."""
     mode: Literal["sample", "mode"] | None = None
@@ -99,11 +98,6 @@ class EvalFlags:
     """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
     trust: bool = False
     """The run may name code that is not dreamer's although you did not make it on this machine."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise UserError(f"episodes must be at least 1, not {self.episodes}")
-        check_bound("video_episodes", self.video_episodes, 1, 16)  # so many environments run side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +120,10 @@ class ReportFlags:
     """Folder for the page, index.html, and the pictures of its panels."""
     references: str = ""
     """Folder of published curves; empty: those that come with dreamer."""
-    bin: float = 0.0
+    bin: Annotated[float, at_least(0)] = 0.0
     """Width of the bins on the x axis; 0 = that of the published curve, else chosen."""
-    media_mb: float = 40.0
+    media_mb: Annotated[float, at_least(0)] = 40.0
     """Megabytes of the runs' pictures and videos that the page may hold."""
-
-    def __post_init__(self) -> None:
-        check_bound("bin", self.bin, 0, math.inf)
-        check_bound("media_mb", self.media_mb, 0, math.inf)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,7 +176,7 @@ def train_command(args: list[str]) -> int:
     layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
     if any(flag.key == "help" for flag in flags):
-        return show_help(config, "dreamer train [PRESET ...]", TRAIN)
+        return show_help(config, "dreamer train [PRESET ...]", f"{TRAIN}\n{_may_change(config)}")
     config, more = apply(config, [flag for flag in flags if flag.key not in PLUGIN_NAMES])
     for word in (*words, *free, *more):
         if not is_preset(word):
@@ -200,6 +190,12 @@ def train_command(args: list[str]) -> int:
 
     train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
+
+
+def _may_change(config: Any) -> str:
+    """The lines of the help that list what may differ at a resume."""
+    text = f"With --resume, only these may differ from the run's own config: {', '.join(marked(config, MAY_CHANGE))}."
+    return textwrap.fill(text, 78, initial_indent="- ", subsequent_indent="- ")
 
 
 def _trusts(flags: Sequence[Flag]) -> bool:

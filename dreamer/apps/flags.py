@@ -11,8 +11,9 @@ import yaml
 
 from dreamer import shipped
 from dreamer.coerce import Dumper, describe, is_sequence, parse
-from dreamer.config import Layer, Note, layer, overlay, similar_key, tell, type_of
+from dreamer.config import Layer, Note, layer, overlay, similar_key, tell
 from dreamer.errors import UserError
+from dreamer.fields import type_of
 
 
 class Flag(NamedTuple):

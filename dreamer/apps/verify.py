@@ -82,11 +82,11 @@ def verify(run: Path, deep: bool = True) -> Report:
         found = verifying.checkpoint_faults(run_dir, step)
         resumable = False
         if not found:
-            meta = checkpoint_files.read_meta(run_dir, step)["meta"]
-            resumable = "state" in meta
+            manifest = checkpoint_files.read_manifest(run_dir, step)
+            resumable = manifest.files is not None
             try:
                 if own:
-                    run_config.check_same_run(own, meta, step)
+                    run_config.check_same_run(own, manifest, step)
             except UserError as error:
                 found = [str(error)]
             found = found or (_arrays(run_dir, step) if deep else [])
@@ -96,8 +96,9 @@ def verify(run: Path, deep: bool = True) -> Report:
         faults.append(f"{fault}; move it away to go on without these lines")
     newest = report.newest_whole
     later = 0
-    if newest is not None:
-        later, damaged = later_rows(run_dir, checkpoint_files.read_meta(run_dir, newest)["meta"])
+    files = None if newest is None else checkpoint_files.read_manifest(run_dir, newest).files
+    if newest is not None and files is not None:
+        later, damaged = later_rows(run_dir, newest, files)
         faults += damaged
     notes += _notes(run_dir, checked)
     return report._replace(later=later)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dreamer.dreaming.actor_critic import Imagined, Norms, Settings, imagined_losses, replayed_loss
 from dreamer.dreaming.rollout import rollout
-from dreamer.errors import UserError, check_bounds
+from dreamer.errors import UserError
+from dreamer.fields import at_least, between, check_bound, check_bounds
 from dreamer.interfaces import (
     Array,
     Ask,
@@ -46,29 +46,29 @@ class Config:
 
     name: str = "actor_critic"
     "module in dreamer.behaviors, or a dotted module of your own"
-    units: int = 64
+    units: Annotated[int, at_least(1)] = 64
     "width of the actor and critic MLPs"
-    actor_layers: int = 3
+    actor_layers: Annotated[int, at_least(0)] = 3
     "hidden layers of the actor"
-    critic_layers: int = 3
+    critic_layers: Annotated[int, at_least(0)] = 3
     "hidden layers of the critic"
-    bins: int = 255
+    bins: Annotated[int, at_least(3)] = 255
     "K, two-hot bins of the critic"
-    imagine_length: int = 15
+    imagine_length: Annotated[int, at_least(1)] = 15
     "H, steps dreamed from each replayed state"
-    lam: float = 0.95
+    lam: Annotated[float, between(0, 1)] = 0.95
     "lambda of the returns, dreamed and replayed"
-    entropy: float = 3e-4
+    entropy: Annotated[float, at_least(0)] = 3e-4
     "weight of the actor's entropy"
-    actor_unimix: float = 0.0
+    actor_unimix: Annotated[float, between(0, 1)] = 0.0
     "share of the uniform distribution mixed into a discrete actor (the reference's actor has none)"
-    minstd: float = 0.1
+    minstd: Annotated[float, at_least(0)] = 0.1
     "smallest standard deviation of a continuous actor"
     maxstd: float = 1.0
     "largest standard deviation of a continuous actor"
-    slow_rate: float = 0.02
+    slow_rate: Annotated[float, between(0, 1)] = 0.02
     "share of the critic that moves into the slow critic at each update"
-    slow_scale: float = 1.0
+    slow_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the critic's pull to the slow critic's mean"
     slow_target: bool = False
     "take the values in returns and advantages from the slow critic"
@@ -78,21 +78,16 @@ class Config:
     "what normalises the critic's targets"
     advantage_norm: Literal["percentiles", "moments", "none"] = "none"
     "what normalises the advantages"
-    policy_scale: float = 1.0
+    policy_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the actor's loss"
-    value_scale: float = 1.0
+    value_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the critic's loss in dreams"
-    repval_scale: float = 0.3
+    repval_scale: Annotated[float, at_least(0)] = 0.3
     "weight of the critic's loss on replayed sequences, which also trains the world model"
 
     def __post_init__(self) -> None:
-        floors = {"units": 1, "imagine_length": 1, "bins": 3} | dict.fromkeys(
-            ("actor_layers", "critic_layers", "entropy", "minstd", "slow_scale", "policy_scale", "value_scale",
-             "repval_scale"), 0,
-        )  # fmt: skip
-        check_bounds(self, {name: (floor, math.inf) for name, floor in floors.items()})
-        check_bounds(self, dict.fromkeys(("lam", "actor_unimix", "slow_rate"), (0, 1)))
-        check_bounds(self, {"maxstd": (self.minstd, math.inf)})
+        check_bounds(self)
+        check_bound("maxstd", self.maxstd, at_least(self.minstd))
         if self.bins % 2 == 0:
             raise UserError(f"bins must be odd, not {self.bins}")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dreamer.fields import at_least, between
 from dreamer.ops import trees
 
 Array = jax.Array
@@ -21,27 +22,27 @@ FLOOR = 0.1  # of the peak, at the end of a falling schedule
 class Config:
     """An optimizer: LaProp with clipping, its schedule, and the updates between which it moves anything."""
 
-    learning_rate: float = 4e-5
+    learning_rate: Annotated[float, at_least(0)] = 4e-5
     "step size after the warm-up"
-    warmup: int = 1000
+    warmup: Annotated[int, at_least(0)] = 1000
     "updates over which the learning rate rises linearly from 0"
     schedule: Literal["const", "linear", "cosine"] = "const"
     "how the learning rate falls after the warm-up, to a tenth of itself; const = not at all"
-    anneal: int = 0
+    anneal: Annotated[int, at_least(0)] = 0
     "update at which it has fallen to the tenth; needed unless schedule is const"
-    agc: float = 0.3
+    agc: Annotated[float, at_least(0)] = 0.3
     "adaptive gradient clipping: largest gradient norm relative to the parameter norm, per tensor; 0 = off"
-    beta1: float = 0.9
+    beta1: Annotated[float, between(0, 1)] = 0.9
     "decay of the momentum, taken after the normalisation"
-    beta2: float = 0.999
+    beta2: Annotated[float, between(0, 1)] = 0.999
     "decay of the second moment"
-    eps: float = 1e-20
+    eps: Annotated[float, at_least(0)] = 1e-20
     "added to the root of the second moment"
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     "decoupled decay of kernels, before the learning rate"
-    start: int = 0
+    start: Annotated[int, at_least(0)] = 0
     "update at which it begins; until then its parameters stay, and the warm-up counts from there"
-    stop: int = 0
+    stop: Annotated[int, at_least(0)] = 0
     "update from which its parameters stay; 0 = never"
 
     def __post_init__(self) -> None:

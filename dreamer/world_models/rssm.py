@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from dreamer import plugins
-from dreamer.errors import UserError, check_bounds
+from dreamer.errors import UserError
+from dreamer.fields import at_least, between, check_bounds
 from dreamer.interfaces import Array, Batch, Key, Learned, Network, Obs, Params, Variables, WorldModel
 from dreamer.nets import predictors
 from dreamer.nets.adapters import from_flax
@@ -37,72 +38,67 @@ class Config:
 
     name: str = "rssm"
     "module in dreamer.world_models, or a dotted module of your own"
-    deter: int = 512
+    deter: Annotated[int, at_least(1)] = 512
     "D, width of the recurrent state"
-    hidden: int = 64
+    hidden: Annotated[int, at_least(1)] = 64
     "width of the hidden layers of core, prior and posterior"
     latent: Literal["categorical", "gaussian"] = "categorical"
     "what the stochastic state is drawn from: one-hot classes, or normals as in DreamerV1"
-    stoch: int = 32
+    stoch: Annotated[int, at_least(1)] = 32
     "S, groups of the stochastic state"
-    classes: int = 4
+    classes: Annotated[int, at_least(1)] = 4
     "C, classes in each group; a Gaussian group is one number"
-    minstd: float = 0.1
+    minstd: Annotated[float, at_least(0)] = 0.1
     "smallest standard deviation of a Gaussian state"
-    blocks: int = 8
+    blocks: Annotated[int, at_least(1)] = 8
     "blocks of the recurrent core and of the image decoder's first layer"
-    units: int = 64
+    units: Annotated[int, at_least(1)] = 64
     "width of the encoder, decoder, reward and continue MLPs"
-    depth: int = 4
+    depth: Annotated[int, at_least(1)] = 4
     "base number of image channels"
-    mults: tuple[int, ...] = (2, 3, 4, 4)
+    mults: Annotated[tuple[int, ...], at_least(1)] = (2, 3, 4, 4)
     "image channels of each stage, times depth"
-    kernel: int = 5
+    kernel: Annotated[int, at_least(1)] = 5
     "side of the image convolutions"
     encoder: str = "encoder"
     "module in dreamer.nets, or your own 'package.module:make', that makes the encoder Network"
     decoder: str = "decoder"
     "likewise for the decoder"
-    encoder_layers: int = 3
+    encoder_layers: Annotated[int, at_least(0)] = 3
     "hidden layers of the vector encoder and decoder"
-    core_layers: int = 1
+    core_layers: Annotated[int, at_least(0)] = 1
     "block-linear layers before the gates of the core"
-    prior_layers: int = 2
+    prior_layers: Annotated[int, at_least(0)] = 2
     "hidden layers of the prior"
-    posterior_layers: int = 1
+    posterior_layers: Annotated[int, at_least(0)] = 1
     "hidden layers of the posterior"
-    reward_layers: int = 1
+    reward_layers: Annotated[int, at_least(0)] = 1
     "hidden layers of the reward head"
-    cont_layers: int = 1
+    cont_layers: Annotated[int, at_least(0)] = 1
     "hidden layers of the continue head, and of the head for action masks"
-    bins: int = 255
+    bins: Annotated[int, at_least(3)] = 255
     "K, two-hot bins of the reward head"
     symlog: bool = True
     "squash vector observations with symlog before the encoder"
-    unimix: float = 0.01
+    unimix: Annotated[float, between(0, 1)] = 0.01
     "share of the uniform distribution mixed into prior and posterior"
-    free_nats: float = 1.0
+    free_nats: Annotated[float, at_least(0)] = 1.0
     "KL below which dyn and rep give no gradient, per time step"
-    rec_scale: float = 1.0
+    rec_scale: Annotated[float, at_least(0)] = 1.0
     "weight of each key's reconstruction loss"
-    reward_scale: float = 1.0
+    reward_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the reward loss"
-    cont_scale: float = 1.0
+    cont_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the continue loss"
-    mask_scale: float = 1.0
+    mask_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the loss of the action masks, in environments that have them"
-    dyn_scale: float = 1.0
+    dyn_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the dynamics loss, which trains the prior"
-    rep_scale: float = 0.1
+    rep_scale: Annotated[float, at_least(0)] = 0.1
     "weight of the representation loss, which trains the posterior"
 
     def __post_init__(self) -> None:
-        sizes = ("deter", "hidden", "stoch", "classes", "blocks", "units", "depth", "mults", "kernel")
-        layers = ("encoder_layers", "core_layers", "prior_layers", "posterior_layers", "reward_layers", "cont_layers")
-        scales = ("free_nats", "rec_scale", "reward_scale", "cont_scale", "mask_scale", "dyn_scale", "rep_scale")
-        check_bounds(self, dict.fromkeys(sizes, (1, math.inf)) | dict.fromkeys((*layers, *scales), (0, math.inf)))
-        check_bounds(self, {"minstd": (0, math.inf)})
-        check_bounds(self, {"unimix": (0, 1), "bins": (3, math.inf)})
+        check_bounds(self)
         if self.deter % self.blocks:
             raise UserError(f"deter must be a multiple of blocks ({self.blocks}), not {self.deter}")
         if self.bins % 2 == 0:

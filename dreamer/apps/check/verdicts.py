@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from dreamer.errors import UserError
+from dreamer.fields import at_least, between, check_bounds
 
 Level = Literal["ok", "note", "warning", "wrong"]
 
@@ -18,15 +19,15 @@ class Settings:
 
     env_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
-    action_repeat: int = 1
+    action_repeat: Annotated[int, at_least(1)] = 1
     """Environment frames for which each action is held."""
-    steps: int = 5000
+    steps: Annotated[int, at_least(1)] = 5000
     """Random steps to take, in frames of the environment."""
-    episodes: int = 100
+    episodes: Annotated[int, at_least(1)] = 100
     """Episodes after which the random steps end, even if they are fewer."""
-    seed: int = 0
+    seed: Annotated[int, between(0, 2**31 - 1)] = 0
     """Seed of the environment and of the random actions."""
-    workers: int = 16
+    workers: Annotated[int, at_least(1)] = 16
     """Number of environments for which steps per second are told."""
     patience: float = 60.0
     """Seconds after which a call that has not returned counts as hung."""
@@ -36,11 +37,7 @@ class Settings:
     """PNG file for the observations as the environment gives them and as the agent sees them."""
 
     def __post_init__(self) -> None:
-        for name in ("action_repeat", "steps", "episodes", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed must be from 0 to {2**31 - 1}, not {self.seed}")
+        check_bounds(self)
         if not self.patience > 0:
             raise UserError(f"patience must be above 0 seconds, not {self.patience}")
         if self.picture is not None and not self.picture.endswith(".png"):

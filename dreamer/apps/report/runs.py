@@ -15,19 +15,15 @@ import numpy as np
 import yaml
 
 from dreamer.coerce import Dumper
-from dreamer.config import Config, get, keys
+from dreamer.config import Config
 from dreamer.errors import UserError
+from dreamer.fields import SAME_GROUP, get, has_mark, keys
 from dreamer.runtime.files.run_dir import CONFIG, METRICS, existing_run_dir
 from dreamer.runtime.files.safe_files import json_value, open_regular
 from dreamer.runtime.log.logger import RESERVED
 from dreamer.runtime.run.run_config import load_plain
 from dreamer.runtime.run.verifying import newest_metrics_fault
 
-# Runs that differ in nothing else, where they live and log, are seeds of one group; the environment makes the task.
-APART = (
-    "seed", "run_dir", "log.", "checkpoint.", "replay.flush", "eval.video",
-    "workers.backend", "workers.processes", "workers.address", "workers.timeout", "workers.restarts",
-)  # fmt: skip
 TASK = ("env", "env_options")
 ONE_GROUP = "all runs"
 MOST_NAMED = 3  # settings in the name of a group
@@ -169,8 +165,8 @@ def _is_number(value: Any) -> bool:
 def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
     """The tasks in the order of their names, each with its groups: those of `runs` by their settings, then `named`.
 
-    A group is the runs of one task whose configs agree in all but APART; its name tells the settings in which the
-    groups of a task differ, and is the same in every task.
+    A group is the runs of one task whose configs agree in all fields but those marked SAME_GROUP; its name tells the
+    settings in which the groups of a task differ, and is the same in every task.
     """
     names = group_names(runs)
     found: dict[str, tuple[Run, dict[str, list[Run]]]] = {}
@@ -210,11 +206,8 @@ def group_names(runs: Sequence[Run]) -> list[str]:
 
 def settings(config: Config) -> dict[str, Any]:
     """The settings by dotted key that make a group."""
-    apart = tuple(key for key in APART if key.endswith("."))
     return {
-        key: get(config, key)
-        for key in keys(config)
-        if key not in APART and key not in TASK and not key.startswith(apart)
+        key: get(config, key) for key in keys(config) if key not in TASK and not has_mark(config, key, SAME_GROUP)
     }
 
 

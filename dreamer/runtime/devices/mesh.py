@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from dreamer.errors import UserError
+from dreamer.fields import at_least
 
 AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which devices learn, and what each of them holds. May differ when a run is resumed."""
+    """Which devices learn, and what each of them holds."""
 
-    count: int = 0
+    count: Annotated[int, at_least(0)] = 0
     """Devices that learn, of all hosts together; 0 = all."""
-    fsdp: int = 1
+    fsdp: Annotated[int, at_least(1)] = 1
     """Devices of a host over which large parameters, their moments and the slow critic are split; 1 = not at all."""
     coordinator: str = ""
     """host:port of process 0 when several processes learn together; auto: the cluster tells (Slurm, MPI, TPU pods)."""
-    processes: int = 0
+    processes: Annotated[int, at_least(0)] = 0
     """How many processes; 0 = the cluster tells."""
-    process_id: int = -1
+    process_id: Annotated[int, at_least(-1)] = -1
     """Number of this process, from 0; -1 = the cluster tells."""
 
 

@@ -22,7 +22,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,11 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
+from dreamer.fields import at_least
 from dreamer.runtime.files import checkpoint_files, checksums
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.checkpoint_files import seal
+from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import CHECKPOINTS
 
 SHOWN_DIFFERENCES = 3
@@ -49,12 +51,12 @@ PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it 
 class Config:
     """How often the train state is saved, and how many times it is kept."""
 
-    every: float = 300.0
+    every: Annotated[float, at_least(0)] = 300.0
     """Seconds between two checkpoints, fewer where rows come so fast that their files would outgrow the replay; the
     last state of a run is always saved."""
-    keep: int = 2
+    keep: Annotated[int, at_least(1)] = 2
     """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
-    keep_every: int = 0
+    keep_every: Annotated[int, at_least(0)] = 0
     """Also keep a checkpoint at least this many agent steps after the last one kept so, with all rows and latents that
     going on from it needs; 0 = none."""
 
@@ -141,10 +143,10 @@ class Checkpoints:
         self._check_leaves(step, out["state"], self._unsealed(step)[1])
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of `step`. Raises UserError when there is none or it cannot be read."""
+    def manifest(self, step: int | None = None) -> Manifest:
+        """The manifest of `step`, the latest when None. Raises UserError when it cannot be read or no run writes it."""
         self.wait()
-        return self._unsealed(self._existing(step))[0]
+        return checkpoint_files.read_manifest(self._dir.parent, self._existing(step))
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None when there is none."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamer.errors import UserError
-from dreamer.runtime.files.manifest import manifest
+from dreamer.runtime.files.manifest import Manifest, check_format
 from dreamer.runtime.files.run_dir import CHECKPOINTS
 from dreamer.runtime.files.safe_files import check_inside, json_value, open_regular, special
 
@@ -39,9 +39,9 @@ def steps(run_dir: Path) -> list[int]:
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
     """What was saved beside the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
 
-    Raises UserError when it is missing, or is not what was written.
+    Raises UserError when it is missing, is not what was written, or is of another version of dreamer.
     """
-    path = run_dir / CHECKPOINTS / str(step) / META
+    path = _meta_file(run_dir, step)
     check_inside(path.parent, run_dir)
     try:
         with open_regular(path) as file:
@@ -58,7 +58,13 @@ def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
     crcs = content["leaf_crc32"]
     if not (isinstance(crcs, dict) and all(type(crc) is int for crc in crcs.values())):
         raise _damaged(run_dir, step, f"{META} is not what was written")
-    return {**content, "meta": manifest(content["meta"], path)}
+    check_format(content["meta"], f"checkpoint {step} of {run_dir}")
+    return content
+
+
+def read_manifest(run_dir: Path, step: int) -> Manifest:
+    """The manifest of the checkpoint `step`. Raises UserError when it is missing, or is not one that a run writes."""
+    return Manifest.from_json(read_meta(run_dir, step)["meta"], _meta_file(run_dir, step))
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +126,10 @@ def damage(directory: Path) -> str | None:
 def listed(steps: Iterable[int]) -> str:
     """Numbers of checkpoints for a message: "100, 200"; "none"."""
     return ", ".join(map(str, steps)) or "none"
+
+
+def _meta_file(run_dir: Path, step: int) -> Path:
+    return run_dir / CHECKPOINTS / str(step) / META
 
 
 def _damaged(run_dir: Path, step: int, what: str) -> UserError:

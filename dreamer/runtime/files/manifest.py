@@ -1,7 +1,7 @@
 """What a checkpoint says of its run, checked before it is used: a checksum is no signature. No jax.
 
 The manifest is a checkpoint's `meta`; the head is that of the file with the host's state. Both are JSON of anybody.
-Every function here gives back what it was given, or raises a UserError that names the file and the field.
+What is not as a run writes it raises a UserError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,39 +24,112 @@ NAMES = {
     "latents": re.compile(r"latents-\d{1,18}-\d{1,9}\.dreamer"),
     "state": re.compile(r"state-\d{1,18}\.dreamer"),
 }
+FORMAT = 3  # of checkpoints: what a train state and the files beside it hold
 _MOST = 1 << 53  # of a number that counts something
 _LARGEST_SPEC = 1 << 20  # characters
 _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 
 
-def manifest(meta: Any, where: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that a run can be resumed from, or of one that can be evaluated only.
+class Files(NamedTuple):
+    """What a run goes on from besides the train state of a checkpoint.
 
-    where: its file, for the message. Fields that this version does not know are left alone.
+    run: identity of the run, which stands in every file | rows, latents, state: the files of each, oldest first
+    oldest: the first row that each ring of the replay holds | rows_per_env: length of the rings
     """
-    if not isinstance(meta, dict):
-        raise _odd(where, "it")
-    known = {
-        "format": _counts, "env_steps": _counts, "updates": _counts, "run": _identity, "metrics": _position,
-        "spec": _spec,
-    }  # fmt: skip
-    _fields(meta, known, where, optional=True)
+
+    run: str
+    rows: tuple[Seal, ...]
+    latents: tuple[Seal, ...]
+    state: Seal
+    oldest: tuple[int, ...]
+    rows_per_env: int
+
+    @property
+    def seals(self) -> tuple[Seal, ...]:
+        """All files."""
+        return (*self.rows, *self.latents, self.state)
+
+
+class Manifest(NamedTuple):
+    """What a checkpoint says of its run. What it does not say is None.
+
+    env_steps, updates: counters of the run | format: version of the other fields
+    files: None in a checkpoint that can be evaluated only
+    metrics: bytes of the lines of metrics written before it, their crc32 | spec: of the environment, as JSON
+    """
+
+    env_steps: int
+    updates: int
+    format: int | None = None
+    files: Files | None = None
+    metrics: tuple[int, int | None] | None = None
+    spec: dict[str, Any] | None = None
+
+    @property
+    def run(self) -> str | None:
+        """Identity of the run."""
+        return self.files.run if self.files else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON values that `from_json` takes."""
+        files = {} if self.files is None else {
+            "run": self.files.run, "rows": [list(seal) for seal in self.files.rows],
+            "latents": [list(seal) for seal in self.files.latents], "state": list(self.files.state),
+            "oldest": list(self.files.oldest), "rows_per_env": self.files.rows_per_env,
+        }  # fmt: skip
+        metrics = None if self.metrics is None else list(self.metrics)
+        values = {
+            "env_steps": self.env_steps, "updates": self.updates, "format": self.format, **files, "metrics": metrics,
+            "spec": self.spec,
+        }  # fmt: skip
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, meta: Any, where: Path) -> Manifest:
+        """The manifest in a checkpoint's `meta`, checked. Fields that this version does not know are left out.
+
+        where: its file, for the message. Raises UserError.
+        """
+        if not isinstance(meta, dict):
+            raise _odd(where, "it")
+        _fields(meta, {"env_steps": _counts, "updates": _counts}, where)
+        known = {"format": _counts, "run": _identity, "metrics": _position, "spec": _spec}
+        _fields(meta, known, where, optional=True)
+        metrics = tuple(meta["metrics"]) if "metrics" in meta else None
+        return cls(
+            meta["env_steps"], meta["updates"], meta.get("format"), _files(meta, where), metrics, meta.get("spec")
+        )
+
+
+def files_of(manifest: Manifest, what: str) -> Files:
+    """What a run can go on from. what: "checkpoint 100", for the message. Raises UserError when there is nothing."""
+    if manifest.files is None:
+        raise UserError(f"{what} can be evaluated, but it holds nothing to resume a run from")
+    return manifest.files
+
+
+def check_format(meta: Any, what: str) -> None:
+    """UserError when a checkpoint's `meta` says that another version of dreamer wrote it. what: for the message."""
+    written = meta.get("format") if isinstance(meta, dict) else None
+    if type(written) is int and written != FORMAT:
+        raise UserError(
+            f"{what} was written by another version of dreamer, in format {written}; this one reads format {FORMAT}: "
+            "use that version to go on or to evaluate, or begin a new run"
+        )
+
+
+def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
+    """The checked files of a `meta`, None when it names none."""
     if "state" not in meta:
-        return meta
+        return None
     required = {
-        **{name: known[name] for name in ("format", "env_steps", "updates", "run")},
-        "rows": _seals("rows"), "latents": _seals("latents"), "state": _seal("state"), "oldest": _list_of(_counts),
+        "format": _counts, "run": _identity, "rows": _seals("rows"), "latents": _seals("latents"),
+        "state": _seal("state"), "oldest": _list_of(_counts),
         "rows_per_env": lambda value: _counts(value) and value > 0,
     }  # fmt: skip
     _fields(meta, required, where)
-    return meta
-
-
-def seals(meta: Mapping[str, Any]) -> list[Seal]:
-    """The files of rows that a checked manifest names. None for a checkpoint that holds nothing to resume from."""
-    if "state" not in meta:
-        return []
-    return [Seal(*seal) for seal in (*meta["rows"], *meta["latents"], meta["state"])]
+    rows, latents = (tuple(Seal(*seal) for seal in meta[name]) for name in ("rows", "latents"))
+    return Files(meta["run"], rows, latents, Seal(*meta["state"]), tuple(meta["oldest"]), meta["rows_per_env"])
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:

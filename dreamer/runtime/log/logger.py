@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from dreamer.fields import at_least
 from dreamer.runtime.files.run_dir import METRICS
 from dreamer.runtime.log.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
 
@@ -29,7 +30,7 @@ RESERVED = ("env_steps", "updates", "time", "nonfinite")
 class Config:
     """What is logged, how often, and to whom."""
 
-    every: float = 10.0
+    every: Annotated[float, at_least(0)] = 10.0
     """Seconds between two lines of metrics."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run directory."""

@@ -10,75 +10,22 @@ Source: spec section 10.
 from __future__ import annotations
 
 import collections
-import dataclasses
-import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from dreamer.errors import UserError, check_bounds
+from dreamer.errors import UserError
 from dreamer.runtime.replay import capacity, disk_tier, memory
 from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.columns import checked, columns_of, flat, gather, in_memory, row_bytes, scatter
+from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.disk_tier import DiskTier
 from dreamer.runtime.replay.items import Items, existing, uniform
-from dreamer.runtime.replay.samplers import Mixture, Sampler, bytes_per_row
+from dreamer.runtime.replay.samplers import Rings, bytes_per_row, make_sampler
 from dreamer.spaces import Space, Spec
 from dreamer.steps import Batch, Rows, Step
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What the replay holds and how batches are drawn from it."""
-
-    capacity_steps: int = 1_000_000
-    """Most rows held, all environments together."""
-    capacity_gb: float = 0
-    """Most host memory taken, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    batch_size: int = 16
-    """Sequences per update."""
-    batch_length: int = 64
-    """Trained rows per sequence."""
-    context: int = 1
-    """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
-    online: bool = True
-    """Train on each freshly collected sequence once, before drawing others."""
-    uniform: float = 1.0
-    """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
-    priority: float = 0.0
-    """Share drawn by how large the world model's losses on them were, new ones first."""
-    recency: float = 0.0
-    """Share drawn by age: weight 1 / rank, the newest has rank 1."""
-    priority_exponent: float = 0.8
-    """Power of a row's loss that is its priority."""
-    priority_maxfrac: float = 0.5
-    """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
-    recency_exponent: float = 1.0
-    """Power of the rank in the weights of recency; 0 weighs all alike."""
-    tier: Literal["memory", "disk"] = "memory"
-    """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
-    disk_gb: float = 0
-    """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
-    on_device: bool = False
-    """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
-    prefetch: int = 1
-    """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
-    flush: float = 5.0
-    """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self, {"uniform": (0, 1), "priority": (0, 1), "recency": (0, 1)})
-        if abs(self.mixture.total - 1) > 1e-6:
-            raise UserError(f"uniform + replay.priority + replay.recency must be 1, not {self.mixture.total:g}")
-
-    @property
-    def mixture(self) -> Mixture:
-        """How sequences are chosen."""
-        exponents = self.priority_exponent, self.priority_maxfrac, self.recency_exponent
-        return Mixture(self.uniform, self.priority, self.recency, *exponents)
 
 
 def plan(
@@ -88,17 +35,11 @@ def plan(
 
     storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
     run_dir: whose disk `tier: disk` uses.
-    Raises UserError naming the setting when it is out of range, or when no sequence fits.
+    Raises UserError when no sequence fits.
     """
-    least = {"capacity_steps": 1, "capacity_gb": 0, "batch_size": 1, "batch_length": 1, "disk_gb": 0}
-    for name, bound in least.items():
-        if not bound <= getattr(config, name) < math.inf:
-            raise UserError(f"replay.{name}: must be a number of at least {bound}, got {getattr(config, name)}")
-    if config.context not in (0, 1):
-        raise UserError(f"replay.context: must be 0 or 1, got {config.context}")
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
-        row_bytes(held) + bytes_per_row(config.mixture),
+        row_bytes(held) + bytes_per_row(config),
         envs=envs,
         sequence=config.context + config.batch_length,
         env_steps=env_steps,
@@ -149,9 +90,7 @@ class Replay:
         self.queue: collections.deque[tuple[int, int]] = collections.deque(
             maxlen=envs * (self.size.rows_per_env // self.sequence)
         )
-        self.sampler = Sampler(
-            config.mixture, envs=envs, rows_per_env=self.size.rows_per_env, sequence=self.sequence
-        )
+        self.sampler = make_sampler(config, Rings(envs, self.size.rows_per_env, self.sequence))
         self.rng = np.random.default_rng(seed)
         # Its own stream, so that how often a run is looked at does not change what it trains on.
         self.report_rng = np.random.default_rng((seed, 1))

@@ -1,98 +1,138 @@
-"""How sequences are chosen: evenly, by priority, by recency, and mixtures of these. Plain numpy, no jax.
+"""The ways of sampling sequences: uniform, by priority, by recency, and mixtures of these. Plain numpy, no jax.
 
+A new way is a maker, its row in WAYS, and a field with its name and the mark SHARE in `config`.
 Source: spec section 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.runtime.replay.items import Items, existing, rank_sums, recent, uniform
+from dreamer.runtime.replay.config import Config
+from dreamer.runtime.replay.items import Items, rank_sums, recent, uniform
 from dreamer.runtime.replay.priorities import Priorities
 
-__all__ = ["Items", "Mixture", "Sampler", "bytes_per_row", "existing", "recent", "uniform"]
+Drawn = tuple[np.ndarray, np.ndarray]
 
 
-class Mixture(NamedTuple):
-    """The share of the sequences that each way chooses, and the settings of the ways.
+class Rings(NamedTuple):
+    """The sizes of a replay: its number of rings, the rows of each, the rows of a sequence."""
 
-    priority_exponent, priority_maxfrac: see `priorities`. recency_exponent: an item weighs 1 / rank ** this.
+    envs: int
+    rows_per_env: int
+    sequence: int
+
+
+def _nothing(*args: Any) -> None:
+    pass
+
+
+class Way(NamedTuple):
+    """A way of sampling, as functions that share what they remember. What a way has no use for does nothing.
+
+    draw(rng, items, size) -> ring [size], first row number [size] of items; one item at least must exist
+    added(ring [N], number [N]): these rows were just appended, each to another ring
+    prioritise(items, ring [B], number [B, T], priority [B, T]): of successive rows; rows no longer held are left alone
+    state() -> {name: array}, all that is remembered, the arrays themselves | load(state)
     """
 
-    uniform: float
-    priority: float
-    recency: float
-    priority_exponent: float
-    priority_maxfrac: float
-    recency_exponent: float
-
-    @property
-    def total(self) -> float:
-        """The shares added up, which must be 1."""
-        return self.uniform + self.priority + self.recency
+    draw: Callable[[np.random.Generator, Items, int], Drawn]
+    added: Callable[[np.ndarray, np.ndarray], None] = _nothing
+    prioritise: Callable[[Items, np.ndarray, np.ndarray, np.ndarray], None] = _nothing
+    state: Callable[[], dict[str, np.ndarray]] = dict
+    load: Callable[[Mapping[str, np.ndarray]], None] = _nothing
 
 
-def bytes_per_row(mixture: Mixture) -> int:
-    """Memory that choosing takes for each row of the replay: priorities and two weights with their sums, rank sums."""
-    return (4 + 18 if mixture.priority else 0) + (8 if mixture.recency else 0)
+def uniform_way(config: Config, rings: Rings) -> Way:
+    """Every item is equally likely."""
+    return Way(uniform)
+
+
+def priority_way(config: Config, rings: Rings) -> Way:
+    """Items with new rows first, others by the priorities of their rows; see `priorities`."""
+    memory = Priorities(*rings, exponent=config.priority_exponent, maxfrac=config.priority_maxfrac)
+    return Way(memory.draw, memory.added, memory.write, memory.state, memory.load)
+
+
+def recency_way(config: Config, rings: Rings) -> Way:
+    """An item weighs 1 / rank ** recency_exponent, the newest has rank 1."""
+    most = rings.envs * (rings.rows_per_env - rings.sequence + 1)
+    return Way(functools.partial(recent, sums=rank_sums(most, config.recency_exponent)))
+
+
+class Maker(NamedTuple):
+    """How a way is made. bytes_per_row: host memory that it takes for each row of the replay."""
+
+    make: Callable[[Config, Rings], Way]
+    bytes_per_row: int = 0
+
+
+WAYS = {
+    "uniform": Maker(uniform_way),
+    "priority": Maker(priority_way, 4 + 18),  # the priority; two weights with their sums
+    "recency": Maker(recency_way, 8),  # a rank sum
+}
+
+
+def bytes_per_row(config: Config) -> int:
+    """Host memory that sampling takes for each row of the replay."""
+    return sum(WAYS[name].bytes_per_row for name, share in config.shares.items() if share)
+
+
+class Part(NamedTuple):
+    """A way with its name and its share of the sequences."""
+
+    name: str
+    share: float
+    way: Way
+
+
+def make_sampler(config: Config, rings: Rings) -> Sampler:
+    """The ways that have a share in `config`, each with empty memory."""
+    parts = [Part(name, share, WAYS[name].make(config, rings)) for name, share in config.shares.items() if share]
+    return Sampler(tuple(parts))
 
 
 class Sampler:
-    """Owns what the ways of choosing remember. Random numbers come from the caller's generator.
+    """Owns what the ways of sampling remember. Random numbers come from the caller's generator.
 
     With one way alone no random number is spent on choosing the way.
     """
 
-    def __init__(self, mixture: Mixture, *, envs: int, rows_per_env: int, sequence: int):
-        shares = np.array([mixture.uniform, mixture.priority, mixture.recency])
-        self._shares = shares / shares.sum()
-        self.priorities = None
-        if mixture.priority:
-            self.priorities = Priorities(
-                envs, rows_per_env, sequence, exponent=mixture.priority_exponent, maxfrac=mixture.priority_maxfrac
-            )
-        most = envs * (rows_per_env - sequence + 1)
-        self._rank_sums = rank_sums(most if mixture.recency else 0, mixture.recency_exponent)
+    def __init__(self, parts: tuple[Part, ...]):
+        shares = np.array([part.share for part in parts])
+        self._parts, self._shares = parts, shares / shares.sum()
+
+    def draw(self, rng: np.random.Generator, items: Items, size: int) -> Drawn:
+        """Ring [size] and first row number [size] of items. One item at least must exist."""
+        if len(self._parts) == 1:
+            return self._parts[0].way.draw(rng, items, size)
+        chosen = rng.choice(len(self._parts), size, p=self._shares)
+        ring, number = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        for index, part in enumerate(self._parts):
+            here = chosen == index
+            ring[here], number[here] = part.way.draw(rng, items, int(here.sum()))
+        return ring, number
 
     def added(self, ring: np.ndarray, number: np.ndarray) -> None:
         """Rows `number` [N] were just appended to different rings [N]."""
-        if self.priorities:
-            self.priorities.added(ring, number)
-
-    def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ring [size] and first row number [size] of items. One item at least must exist."""
-        ways = np.flatnonzero(self._shares)
-        if len(ways) == 1:
-            return self._draw(int(ways[0]), rng, items, size)
-        way = rng.choice(len(self._shares), size, p=self._shares)
-        ring, number = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        for one in map(int, ways):
-            here = way == one
-            ring[here], number[here] = self._draw(one, rng, items, int(here.sum()))
-        return ring, number
+        for part in self._parts:
+            part.way.added(ring, number)
 
     def prioritise(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
         """Priorities [B, T] of the successive rows `number` [B, T] of rings [B]; rows no longer held are left alone."""
-        if self.priorities:
-            self.priorities.write(items, ring, number, priority)
+        for part in self._parts:
+            part.way.prioritise(items, ring, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that is remembered, by name; the arrays themselves, not copies. Nothing for uniform and recency."""
-        if not self.priorities:
-            return {}
-        return {f"priority/{name}": value for name, value in self.priorities.state().items()}
+        """All that the ways remember, as "way/name"; the arrays themselves, not copies."""
+        return {f"{part.name}/{name}": array for part in self._parts for name, array in part.way.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Goes on from a `state` of a sampler with the same settings and size."""
-        if self.priorities:
-            self.priorities.load({name: state[f"priority/{name}"] for name in self.priorities.state()})
-
-    def _draw(self, way: int, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        if way == 1 and self.priorities:
-            return self.priorities.draw(rng, items, size)
-        if way == 2:
-            return recent(rng, items, size, self._rank_sums)
-        return uniform(rng, items, size)
+        for part in self._parts:
+            part.way.load({name: state[f"{part.name}/{name}"] for name in part.way.state()})

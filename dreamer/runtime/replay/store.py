@@ -283,22 +283,24 @@ class RowStore:
         self._jobs.task_done()
 
 
-def later_rows(run_dir: Path, meta: dict[str, Any]) -> tuple[int, list[str]]:
-    """The number of rows in files that came after those of a manifest, and what is wrong with such files. Only reads.
+def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, list[str]]:
+    """The number of rows in files that came after those of the checkpoint `step`, and what is wrong with such files.
+
+    Only reads.
     """
     folder, count, faults = run_dir / ROWS, 0, []
-    newest = max((_number(seal[0]) for seal in meta["rows"]), default=-1)
+    newest = max((_number(seal.name) for seal in files.rows), default=-1)
     for path in sorted(folder.glob("rows-*.dreamer")):
         if not _NAME.fullmatch(path.name) or _number(path.name) <= newest:
             continue
         try:
             head, _ = sealed.read(path)
-            count += sum(span.stop - span.start for span in _spans(head, len(meta["oldest"]), path))
-            if head.get("run") != meta["run"]:
+            count += sum(span.stop - span.start for span in _spans(head, len(files.oldest), path))
+            if head.get("run") != files.run:
                 faults.append(f"{path} belongs to another run")
         except UserError as error:
             faults.append(f"{error}; it came after the checkpoint: move it and the rows files after it away")
-    end = folder / end_name(meta["env_steps"])
+    end = folder / end_name(step)
     if end.exists():
         try:
             sealed.read(end)

@@ -228,7 +228,7 @@ def _restore(decision: Decision, built: Built, session: Session) -> Memory:
 def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
     """An empty replay, and the files of the run opened for reading."""
     config, stack, workers = decision.config, session.stack, built.environments.workers
-    identity = decision.found.meta["run"] if decision.found else uuid.uuid4().hex
+    identity = decision.found.files.run if decision.found else uuid.uuid4().hex
     checkpoints = stack.enter_context(
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
@@ -253,7 +253,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
             restored, storage.store, storage.replay, environments.workers, decision.config.lockstep,
             environments.replace,
         )  # fmt: skip
-    learner.load(state, int(found.meta["updates"]))
+    learner.load(state, found.manifest.updates)
     return Loaded(restored, lost, lines)
 
 

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.fields import SAME_GROUP, at_least
 from dreamer.interfaces import Agent, Variables
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import placement
@@ -33,13 +34,13 @@ SEED = 1_000_003  # apart from the seeds of the training environments
 class Config:
     """Evaluation while training; the same environment seeds every time."""
 
-    every: int = 10_000
+    every: Annotated[int, at_least(0)] = 10_000
     """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
-    episodes: int = 10
+    episodes: Annotated[int, at_least(0)] = 10
     """Episodes of each evaluation, of several agents in an environment those of each; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
     """Sample actions, as the reference does in evaluation too, or take the most likely one."""
-    video: Literal["auto", "on", "off"] = "auto"
+    video: Annotated[Literal["auto", "on", "off"], SAME_GROUP] = "auto"
     """Film the first episode; auto = if the environment can draw itself or shows pictures."""
     max_steps: int = 108_000
     """Agent steps after which an episode is cut, and counts as it is: an environment that never ends would hold the

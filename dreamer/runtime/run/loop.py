@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+from dreamer.runtime.files.manifest import files_of
 from dreamer.runtime.files.run_dir import ERROR
 from dreamer.runtime.log.episodes import episode_metrics
 from dreamer.runtime.replay import capacity
@@ -125,7 +126,8 @@ class Run:
         parts.stopping.check_failed()
         step = self.saved.step
         head = {"logger": parts.logger.position(), "loop": self._remembered()}
-        parts.store.save_end(step, parts.checkpoints.meta(step)["state"], head)
+        files = files_of(parts.checkpoints.manifest(step), f"checkpoint {step}")
+        parts.store.save_end(step, files.state, head)
         (parts.run_dir / ERROR).unlink(missing_ok=True)
         parts.display.message(f"done: {parts.run_dir}")
 
@@ -167,11 +169,10 @@ class Run:
                 return
             parts.stopping.check_failed()
             parts.retention.remove_aside()
-            meta = resume.save(parts, step, self._remembered(), whole=whole)
-            numbers = {"env_steps": step, "updates": parts.learner.updates}
-            parts.checkpoints.save(step, parts.learner.state, {**numbers, **meta})
+            manifest = resume.save(parts, step, self._remembered(), whole=whole)
+            parts.checkpoints.save(step, parts.learner.state, manifest.to_json())
             self.saved = Saved(time.monotonic(), step)
-        parts.retention.saved(step, meta)
+        parts.retention.saved(step, manifest)
 
     def settle(self) -> None:
         """Waits for the update under way, and takes what it gives."""

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from dreamer.errors import UserError
-
 
 def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) -> Fraction:
     """Updates for each collected environment (agent) step.
 
-    replay_ratio: trained time steps per collected environment step. One environment step is one row of the
-    replay, however often the environment repeats the action inside it.
-    Raises UserError unless the ratio is finite and at least 0. Source: spec section 11.
+    replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is
+    one row of the replay, however often the environment repeats the action inside it. Source: spec section 11.
     """
-    if not math.isfinite(replay_ratio) or replay_ratio < 0:
-        raise UserError(f"replay_ratio: must be a number of at least 0, got {replay_ratio}")
     # By way of its decimal form 0.1 means a tenth, not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
 

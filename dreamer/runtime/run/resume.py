@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.config import Config, get, keys, stack
+from dreamer.config import Config, stack
 from dreamer.errors import UserError
+from dreamer.fields import MAY_CHANGE, get, has_mark, keys, marked
 from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
-from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.files.manifest import FORMAT, Files, Manifest, files_of
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
@@ -35,35 +36,23 @@ from dreamer.spaces import Spec
 from dreamer.steps import Step
 from dreamer.trust import seal, sealed_here
 
-FORMAT = 2
-READABLE = (1, 2)  # 1 knew neither the spec nor the checksum of the lines of metrics
-# What may differ when a run is resumed: nothing here changes what the agent is, sees or has learned.
-SAFE = (
-    "env_steps", "run_dir", "log.", "eval.", "checkpoint.", "workers.backend", "workers.processes", "workers.address",
-    "workers.timeout", "workers.restarts", "workers.least", "workers.patience", "replay.flush", "replay.prefetch",
-    "replay.on_device", "devices.",
-)  # fmt: skip
-
 
 class Found(NamedTuple):
-    """The checkpoint that a run goes on from: its number and its manifest.
+    """The checkpoint that a run goes on from.
 
+    step: its number | files: those of `manifest`
     newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
     """
 
     step: int
-    meta: dict[str, Any]
+    manifest: Manifest
+    files: Files
     newer: tuple[int, ...] = ()
     ended: bool = False
 
 
-def safe(key: str) -> bool:
-    """Whether a field may differ at a resume."""
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in SAFE)
-
-
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
-    """The run's own config, if `config` differs from it in fields only that are safe to change.
+    """The run's own config, if `config` differs from it only in fields that may change.
 
     trusted: the user vouches for the run. What `config` names the caller has named.
     Raises UserError naming every other field that differs.
@@ -76,10 +65,13 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
         config.agent.behavior
     ):
         raise UserError(f"{run_dir} was trained with another world model or behavior; it can only go on with its own")
-    changed = [key for key in keys(config) if get(config, key) != get(saved, key) and not safe(key)]
+    changed = [
+        key for key in keys(config) if get(config, key) != get(saved, key) and not has_mark(config, key, MAY_CHANGE)
+    ]
     if changed:
         told = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
-        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {', '.join(SAFE)}")
+        free = ", ".join(marked(config, MAY_CHANGE))
+        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {free}")
     return found
 
 
@@ -96,15 +88,12 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
         return None
     step = steps[-1] if step is None else step
     with advising(run_dir, step):
-        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
-        if meta.get("format") not in READABLE:
-            raise UserError(
-                f"checkpoint {step} of {run_dir} can be evaluated, but it holds nothing to resume a run from"
-            )
-        if meta.get("env_steps") != step:
-            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
-    ended = meta["format"] == 1 or verifying.end_of(run_dir, meta) is not None
-    return Found(step, meta, tuple(other for other in steps if other > step), ended)
+        saved = checkpoint_files.read_manifest(run_dir, step)
+        files = files_of(saved, f"checkpoint {step} of {run_dir}")
+        if saved.env_steps != step:
+            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {saved.env_steps}")
+    ended = verifying.end_of(run_dir, saved) is not None
+    return Found(step, saved, files, tuple(other for other in steps if other > step), ended)
 
 
 @contextlib.contextmanager
@@ -124,7 +113,7 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
     """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
 
     step: number of the checkpoint. loop: JSON values that the loop itself remembers.
@@ -147,12 +136,10 @@ def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True
     }  # fmt: skip
     state = parts.store.save_state(step, head, arrays)
     oldest = replay_state.oldest(parts.replay)
-    return {
-        "format": FORMAT, "run": parts.identity, "rows": [list(seal) for seal in parts.store.seals(oldest)],
-        "latents": [list(seal) for seal in latents], "state": list(state), "oldest": oldest.tolist(),
-        "rows_per_env": parts.replay.size.rows_per_env, "metrics": [position["bytes"], position["crc"]],
-        "spec": as_json(parts.workers.spec),
-    }  # fmt: skip
+    rows, rows_per_env = tuple(parts.store.seals(oldest)), parts.replay.size.rows_per_env
+    files = Files(parts.identity, rows, tuple(latents), state, tuple(oldest.tolist()), rows_per_env)
+    metrics, spec = (position["bytes"], position["crc"]), as_json(parts.workers.spec)
+    return Manifest(step, parts.learner.updates, FORMAT, files, metrics, spec)
 
 
 def as_json(spec: Spec) -> dict[str, Any]:
@@ -162,7 +149,7 @@ def as_json(spec: Spec) -> dict[str, Any]:
 
 def check_spec(found: Found, spec: Spec, env: str) -> None:
     """UserError naming what the environment shows or takes differently than when the run began."""
-    saved, now = found.meta.get("spec"), as_json(spec)
+    saved, now = found.manifest.spec, as_json(spec)
     if saved is None or saved == now:
         return
     differing = [f"{what} {_in_words(saved[what])}, now {_in_words(now[what])}" for what in ("action", "agents")
@@ -191,8 +178,8 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 
     A ring that went round has let rows go that a longer one would still hold.
     """
-    grows = longer and not any(found.meta["oldest"])
-    return max(planned, found.meta["rows_per_env"]) if grows else found.meta["rows_per_env"]
+    grows = longer and not any(found.files.oldest)
+    return max(planned, found.files.rows_per_env) if grows else found.files.rows_per_env
 
 
 class Restored(NamedTuple):
@@ -215,13 +202,14 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
-    where = store.path(found.meta["state"][0])
-    head, arrays = store.load_state(_seal(found.meta["state"]))
-    end = store.load_end(found.step, found.meta["state"]) or {}
+    files = found.files
+    where = store.path(files.state.name)
+    head, arrays = store.load_state(files.state)
+    end = store.load_end(found.step, files.state) or {}
     head |= {name: end[name] for name in ("logger", "loop") if name in end}
     manifest.head(head, where)
     head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
-    store.load_rows(replay, [_seal(s) for s in found.meta["rows"]], [_seal(s) for s in found.meta["latents"]])
+    store.load_rows(replay, files.rows, files.latents)
     try:
         replay_state.load(replay, head["replay"], _under("sampler", arrays))
     except UserError as error:
@@ -359,7 +347,3 @@ def _named(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def _under(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{part}/"): a for name, a in arrays.items() if name.startswith(f"{part}/")}
-
-
-def _seal(value: Any) -> Seal:
-    return Seal(*value)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dreamer.errors import UserError
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.manifest import Manifest, files_of
 from dreamer.runtime.files.run_dir import ASIDE, ROWS
 from dreamer.runtime.replay.store import RowStore, end_name
 
 
-def row_files(step: int, meta: Mapping[str, Any]) -> set[str]:
-    """The names of all files of rows that checkpoint `step` with the manifest `meta` needs."""
-    return {seal[0] for seal in (*meta["rows"], *meta["latents"], meta["state"])} | {end_name(step)}
+def row_files(step: int, manifest: Manifest) -> set[str]:
+    """The names of all files of rows that a checkpoint needs. Raises UserError when it names none."""
+    return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
 
 
 class Retention:
@@ -32,12 +32,12 @@ class Retention:
         self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
         self._aside, self._resumed_at = resumed_at >= 0, resumed_at
 
-    def saved(self, step: int, meta: Mapping[str, Any]) -> None:
+    def saved(self, step: int, manifest: Manifest) -> None:
         """Removes the files of rows that neither checkpoint `step`, which is on its way to the disk, nor others need.
 
-        meta: its manifest.
+        manifest: of the checkpoint.
         """
-        self._needed[step] = row_files(step, meta)
+        self._needed[step] = row_files(step, manifest)
         kept = {*self._checkpoints.steps(), step}
         self._needed = {one: names for one, names in self._needed.items() if one in kept}
         self._store.prune(set().union(*self._needed.values()))
@@ -51,7 +51,7 @@ class Retention:
     def _row_files_on_disk(self, step: int) -> set[str]:
         """The files of rows that a checkpoint on the disk needs; all there are if it is too damaged to name them."""
         try:
-            return row_files(step, self._checkpoints.meta(step))
-        except (UserError, KeyError) as error:
+            return row_files(step, self._checkpoints.manifest(step))
+        except UserError as error:
             self._report(f"not used, and kept as it is: {error}")
             return {path.name for path in (self._run_dir / ROWS).iterdir()}

@@ -23,6 +23,7 @@ from dreamer.errors import UserError
 from dreamer.layers import Layer, layer_of
 from dreamer.runtime.files import safe_files
 from dreamer.runtime.files.atomic import write_durably
+from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import CONFIG, existing_run_dir
 
 
@@ -93,13 +94,13 @@ def load_plain(run_dir: Path) -> Config:
     return config
 
 
-def check_same_run(found: RunConfig, manifest: Mapping[str, Any], step: int) -> None:
+def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
     """UserError when a config and a checkpoint are of two runs, or the checkpoint wants a sealed one."""
-    if found.run is None and manifest.get("format", 1) == 1:
+    if found.run is None and manifest.format in (None, 1):
         return
-    if found.run != manifest.get("run"):
+    if found.run != manifest.run:
         what = "has lost its first line, which seals it" if found.run is None else "belongs to another run"
-        raise UserError(f"{found.path} {what}: checkpoint {step} is of run {manifest.get('run')}")
+        raise UserError(f"{found.path} {what}: checkpoint {step} is of run {manifest.run}")
 
 
 def _record(settings: Any) -> Any:

@@ -117,7 +117,7 @@ def decide(
     own = resume.check_config(config, run_dir, trust)
     found = resume.find(run_dir, step)
     if found:
-        run_config.check_same_run(own, found.meta, found.step)
+        run_config.check_same_run(own, found.manifest, found.step)
     else:
         _refuse_without_checkpoint(run_dir)
     _check_place(run_dir)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import checkpoint_files, sealed
-from dreamer.runtime.files.manifest import seals
+from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import METRICS, ROWS
 from dreamer.runtime.files.safe_files import check_inside
 from dreamer.runtime.files.sealed import Seal
@@ -18,7 +18,7 @@ from dreamer.runtime.replay.store import end_name
 def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
     """What is wrong with a checkpoint and the files that it names, a line each; empty when it is whole."""
     try:
-        meta = checkpoint_files.read_meta(run_dir, step)["meta"]
+        manifest = checkpoint_files.read_manifest(run_dir, step)
     except UserError as error:
         return [str(error)]
     faults = []
@@ -26,9 +26,10 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
         checkpoint_files.check_state(run_dir, step)
     except UserError as error:
         faults.append(str(error))
-    if meta.get("env_steps") != step:
-        faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {meta.get('env_steps')}")
-    return faults + [fault for seal in seals(meta) if (fault := file_fault(run_dir, seal, meta.get("run")))]
+    if manifest.env_steps != step:
+        faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {manifest.env_steps}")
+    seals = manifest.files.seals if manifest.files else ()
+    return faults + [fault for seal in seals if (fault := file_fault(run_dir, seal, manifest.run))]
 
 
 def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
@@ -42,12 +43,12 @@ def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
     return "" if head.get("run") == run else f"{path} belongs to another run"
 
 
-def metrics_fault(run_dir: Path, meta: dict[str, Any]) -> str:
+def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
     """What is wrong with the lines of metrics that were written before a checkpoint, "" when they are whole."""
-    if "metrics" not in meta:
+    if manifest.metrics is None:
         return ""
-    nbytes, crc = meta["metrics"]
-    end = end_of(run_dir, meta)
+    nbytes, crc = manifest.metrics
+    end = end_of(run_dir, manifest)
     if end:
         nbytes, crc = end["logger"]["bytes"], end["logger"]["crc"]
     try:
@@ -61,20 +62,22 @@ def newest_metrics_fault(run_dir: Path) -> str:
     """`metrics_fault` by the newest checkpoint that can be read, "" when there is none."""
     for step in reversed(checkpoint_files.steps(run_dir)):
         try:
-            return metrics_fault(run_dir, checkpoint_files.read_meta(run_dir, step)["meta"])
+            return metrics_fault(run_dir, checkpoint_files.read_manifest(run_dir, step))
         except UserError:
             continue
     return ""
 
 
-def end_of(run_dir: Path, meta: dict[str, Any]) -> dict[str, Any] | None:
+def end_of(run_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
     """What a run wrote when it ended at a checkpoint, {"logger": .., "loop": ..}; None if it did not end there.
 
     A damaged file is none here: going on from the checkpoint names it.
     """
+    if manifest.files is None:
+        return None
     try:
-        head, _ = sealed.read(run_dir / ROWS / end_name(meta["env_steps"]))
-        whole = head["state"] == meta["state"] and isinstance(head["logger"], dict)
+        head, _ = sealed.read(run_dir / ROWS / end_name(manifest.env_steps))
+        whole = head["state"] == list(manifest.files.state) and isinstance(head["logger"], dict)
         return head if whole and {"bytes", "crc"} <= head["logger"].keys() else None
     except (UserError, KeyError):
         return None

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreamer.errors import UserError, nearest
+from dreamer.fields import check_bounds
 from dreamer.plugins import EnvName
 from dreamer.runtime.workers import auto
 from dreamer.runtime.workers.inline import InlineWorkers
@@ -44,10 +45,7 @@ def make_workers(
 
     folder: where they are made; "" = the current one.
     """
-    if config.envs < 1:
-        raise UserError(f"workers.envs is {config.envs}; at least one environment is needed")
-    if config.processes < 0:
-        raise UserError(f"workers.processes is {config.processes}; give 0 (one per environment) or more")
+    check_bounds(config, "workers")
     if config.backend not in BACKENDS:
         raise UserError(f"workers.backend {config.backend!r} is unknown{nearest(config.backend, BACKENDS)}")
     plan = Plan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())

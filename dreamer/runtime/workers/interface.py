@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from dreamer.fields import MAY_CHANGE, SAME_GROUP, at_least
 from dreamer.plugins import EnvName
 from dreamer.spaces import Spec
 from dreamer.steps import Step
@@ -17,22 +18,22 @@ from dreamer.steps import Step
 class Config:
     """How many environments run, where, and what happens when one fails."""
 
-    backend: Literal["auto", "inline", "processes", "ray"] = "auto"
+    backend: Annotated[Literal["auto", "inline", "processes", "ray"], MAY_CHANGE, SAME_GROUP] = "auto"
     """Where environments run: inline in the main process, in worker processes, in actors of a Ray cluster (extra
     `distributed`), or inline or in processes as a measurement says."""
-    envs: int = 16
+    envs: Annotated[int, at_least(1)] = 16
     """Number of environments, however many agents each has."""
-    processes: int = 0
+    processes: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 0
     """Number of worker processes or Ray actors; 0 is one per environment. Never more than there are environments."""
-    address: str = ""
+    address: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
     """Of the Ray cluster to join; '' = RAY_ADDRESS, else the one that runs on this machine, else it is started here."""
-    least: int = 0
+    least: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Environments that must be ready before the policy is asked; 0 = half of them. All of them with `lockstep`."""
-    patience: float = 0.005
+    patience: Annotated[float, at_least(0), MAY_CHANGE] = 0.005
     """Seconds after which fewer ready environments will do."""
-    timeout: float = 60.0
+    timeout: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 60.0
     """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
-    restarts: int = 3
+    restarts: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 3
     """How often in a row an environment that fails is made anew, before the run ends; 0 = it ends at once."""
 
 
