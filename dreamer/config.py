@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -211,8 +211,18 @@ def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
         raise UserError(f"{error} (from {where})") from None
     current = getattr(config, name)
     if isinstance(current, Mapping) and isinstance(value, Mapping):
-        return {**current, **value} if value else {}
+        return _merged(current, value, declared(config)[name])
     return value
+
+
+def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """A dict field with the entries of `value`, none for an empty one; entries that are dicts by `kind` are merged."""
+    if not value:
+        return {}
+    inner = get_args(kind)[1:]
+    if not inner or get_origin(inner[0]) is not dict:
+        return {**current, **value}
+    return {**current, **{name: _merged(current.get(name, {}), entry, inner[0]) for name, entry in value.items()}}
 
 
 def _exact(key: str, value: Any, kind: Any) -> Any:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from dreamer.fields import at_least
 from dreamer.runtime.files.run_dir import METRICS
-from dreamer.runtime.log.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
+from dreamer.runtime.log.sinks import Guarded, JsonLines, Sink, TensorBoard, WeightsAndBiases
 
 RESERVED = ("env_steps", "updates", "time", "nonfinite")
 
@@ -68,8 +68,12 @@ class Logger:
         run_config: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
         resumed: Resumed | None = None,
+        sinks: Sequence[Sink] = (),
     ):
-        """run_config: plain values that Weights & Biases shows. Raises UserError when a sink cannot open."""
+        """run_config: plain values that Weights & Biases shows. sinks: the caller's, which stay open.
+
+        Raises UserError when a sink cannot open.
+        """
         self._clock = clock
         position = resumed.position if resumed else {}
         seconds = position.get("seconds", 0.0)
@@ -93,6 +97,7 @@ class Logger:
                 self._sinks.append(wandb)
                 self._wandb_id = wandb.run_id
                 opened.callback(wandb.close)
+            self._sinks += map(Guarded, sinks)
             self._opened = opened.pop_all()
 
     def position(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.plugins import one_line
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.safe_files import json_value, open_regular
 from dreamer.runtime.log import images
@@ -34,6 +35,34 @@ class Sink(Protocol):
     def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
     def close(self) -> None: ...
+
+
+class Guarded:
+    """A sink of the caller's: what it raises is told in a line that names it."""
+
+    def __init__(self, sink: Sink):
+        self._sink = sink
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """As `Sink`. Raises UserError, as all its calls do."""
+        self._call("scalars", step, values)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """As `Sink`."""
+        self._call("picture", step, name, image)
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """As `Sink`."""
+        self._call("video", step, name, frames, fps)
+
+    def close(self) -> None:
+        """Leaves it open: it is the caller's."""
+
+    def _call(self, method: str, *args: Any) -> None:
+        try:
+            getattr(self._sink, method)(*args)
+        except Exception as error:
+            raise UserError(f"sink {type(self._sink).__name__} failed in {method}: {one_line(error)}") from error
 
 
 class JsonLines:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dreamer import agent as agents
@@ -18,6 +19,7 @@ from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.files.run_dir import ROWS
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay import capacity, columns, disk_tier, replay
 from dreamer.runtime.replay.capacity import Capacity
@@ -41,11 +43,15 @@ from dreamer.runtime.run.writeback import Following
 
 
 class Session(NamedTuple):
-    """What a run has from its first moment on. stack: whatever is opened closes with it, the last first."""
+    """What a run has from its first moment on.
+
+    stack: whatever is opened closes with it, the last first | sinks: the caller's, for metrics and pictures
+    """
 
     stack: contextlib.ExitStack
     display: Display
     stopping: Stopping
+    sinks: Sequence[Sink]
 
 
 class Built(NamedTuple):
@@ -103,14 +109,15 @@ class Opened(NamedTuple):
     lines: tuple[str, ...]
 
 
-def open_run(decision: Decision, stack: contextlib.ExitStack) -> Opened:
+def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
     """Locks, restores into memory and changes the disk, as runtime/run/start.py says, and opens everything on `stack`.
 
+    sinks: the caller's, besides those of the config; they stay open.
     Raises UserError for every reason not to begin or go on; the disk is as it was then.
     """
     config = decision.config
     display = stack.enter_context(Display(config.env_steps, every=config.log.every))
-    session = Session(stack, display, stack.enter_context(Stopping(display.message)))
+    session = Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
     if decision.used:
         decision = _lock(decision, session)
     built = _build(decision, session)
@@ -267,7 +274,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
     logger = stack.enter_context(
-        Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on)
+        Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     )
     # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +14,7 @@ from dreamer.runtime.replay import capacity
 from dreamer.runtime.run import periodic_evaluation, resume, schedule
 from dreamer.runtime.run.build import Opened
 from dreamer.runtime.run.collector import Collecting
+from dreamer.runtime.run.listening import Callback, Line, ask
 from dreamer.runtime.run.schedule import NEVER, Mark, Saved
 from dreamer.steps import Batch
 
@@ -20,12 +22,14 @@ from dreamer.steps import Batch
 class Run:
     """A run from its first turn to its end. In lockstep `collect`, `learn` and `tend` make one turn of the loop.
 
-    parts: all that it consists of | saved: its newest checkpoint
+    parts: all that it consists of | saved: its newest checkpoint | stopped: whether a callback has asked to stop
     """
 
-    def __init__(self, opened: Opened):
-        """`start` comes next."""
+    def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
+        """`start` comes next. callbacks: see `train`."""
         self.parts = opened.parts
+        self.stopped = False
+        self._callbacks, self._evaluation_wanted = callbacks, False
         self._opened = opened
         self._logged = self._mark()
         self.saved = Saved(self._logged.time, opened.resumed_at)
@@ -49,7 +53,7 @@ class Run:
         """Lockstep: collects a row of every environment, makes all updates that are due, and begins again."""
         parts = self.parts
         self.evaluate_if_due()  # a resumed run may have been killed in one
-        while parts.replay.steps < parts.config.env_steps:
+        while parts.replay.steps < parts.config.env_steps and not self.stopped:
             self.collect()
             while parts.limiter.due():
                 self.learn()
@@ -60,7 +64,7 @@ class Run:
         parts = self.parts
         self.evaluate_if_due()
         with self._collecting:
-            while parts.replay.steps < parts.config.env_steps or parts.limiter.due():
+            while (parts.replay.steps < parts.config.env_steps or parts.limiter.due()) and not self.stopped:
                 self._collecting.check()
                 if parts.limiter.due():
                     self.learn()
@@ -102,7 +106,10 @@ class Run:
         parts.display.update(steps, parts.learner.updates)
         self.evaluate_if_due()
         if schedule.log_due(self._logged, now, every=config.log.every):
-            self.log()
+            self._ask(self.log())
+        if self._evaluation_wanted:
+            self._evaluation_wanted = False
+            self.evaluate()
         parts.flushing.tend()
         rows = capacity.rows_between_checkpoints(parts.replay.size)
         if schedule.save_due(self.saved, now, steps, every=config.checkpoint.every, rows=rows):
@@ -131,6 +138,13 @@ class Run:
         (parts.run_dir / ERROR).unlink(missing_ok=True)
         parts.display.message(f"done: {parts.run_dir}")
 
+    def leave(self) -> None:
+        """Saves a run that a callback has stopped; it can be resumed."""
+        parts = self.parts
+        self.save()
+        parts.checkpoints.wait()
+        parts.display.message(f"stopped by a callback at {parts.replay.steps:,} env_steps: {parts.run_dir}")
+
     def evaluate(self) -> None:
         """Evaluates the newest parameters, and writes a line of metrics."""
         parts, env_steps = self.parts, self.parts.replay.steps
@@ -138,11 +152,11 @@ class Run:
         parts.learner.sync()
         parts.display.phase("evaluating")
         periodic_evaluation.evaluate(parts, env_steps)
-        self.log()
+        self._ask(self.log())
         parts.display.phase("training" if self._compiled else "collecting")
 
-    def log(self) -> None:
-        """Writes a line of metrics; rates and shares are those since the line before."""
+    def log(self) -> Line:
+        """Writes a line of metrics and returns it; rates and shares are those since the line before."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -157,7 +171,9 @@ class Run:
             },
             latest=True,
         )
-        parts.display.update(steps, updates, parts.logger.write(steps, updates))
+        values = parts.logger.write(steps, updates)
+        parts.display.update(steps, updates, values)
+        return Line(steps, updates, values, str(parts.run_dir))
 
     def save(self, whole: bool = True) -> None:
         """Saves everything at this step. whole: False when environments can no longer be asked for their states."""
@@ -181,6 +197,12 @@ class Run:
     def paused(self) -> AbstractContextManager[None]:
         """While it lasts nothing is collected by another thread."""
         return self._collecting.paused()
+
+    def _ask(self, line: Line) -> None:
+        """Shows a line to the callbacks, and notes what they ask for."""
+        requests = ask(self._callbacks, line)
+        self.stopped |= "stop" in requests
+        self._evaluation_wanted |= "evaluate" in requests
 
     def _collect_turn(self) -> bool:
         """One turn of the collecting thread; returns whether there is more to collect."""

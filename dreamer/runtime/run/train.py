@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,8 +14,10 @@ from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime.devices.distributed import refuse_several
+from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.run import ending, start
 from dreamer.runtime.run.build import open_run
+from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
 
 Resume = Literal["no", "yes", "auto"]
@@ -23,7 +25,8 @@ Resume = Literal["no", "yes", "auto"]
 
 def train(
     config: Config, *, resume: Resume = "no", resume_from: int | None = None,
-    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False,
+    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False, sinks: Sequence[Sink] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
@@ -31,6 +34,9 @@ def train(
     resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
     make_env: makes the environment, called with config.env_options, in place of config.env.
     trust: read pickled states of environments that were not made by this user on this machine.
+    sinks: take metrics, pictures and videos besides those that config.log names; they are not closed.
+    callbacks: called with each line of metrics, a `Line`; may return "stop", which saves and ends the run, or
+    "evaluate". One that raises ends the run as any failure does.
     Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
     other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
     raises RunFailed. A start that is refused changes nothing on the disk.
@@ -48,14 +54,17 @@ def train(
         print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
-        run = Run(open_run(decision, stack))
+        run = Run(open_run(decision, stack, sinks), callbacks)
         run.start()
         try:
             if config.lockstep:
                 run.take_turns()
             else:
                 run.side_by_side()
-            run.finish()
+            if run.stopped:
+                run.leave()
+            else:
+                run.finish()
         except KeyboardInterrupt as stop:
             ending.rescue(run, stop)
             raise
