@@ -188,8 +188,9 @@ def assemble(
         return world_model.pack(world_model.latent(state))
 
     return Agent(
-        init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, world_model, behavior
-    )
+        init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, scales, world_model,
+        behavior,
+    )  # fmt: skip
 
 
 def variables(state: TrainState) -> dict[str, Variables]:

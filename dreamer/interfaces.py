@@ -217,7 +217,7 @@ class Agent(NamedTuple):
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}, the first half observed, the rest dreamed open-loop
     encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations without a past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
-    storage: {name: Space} of it
+    storage: {name: Space} of it | scales: {loss name: weight in the total} of both parts
     world_model, behavior: the parts, open to dreaming, play, export and diagnosis
     """
 
@@ -230,5 +230,6 @@ class Agent(NamedTuple):
     encode: Callable[..., Array]
     pack: Callable[[State], Mapping[str, Array]]
     storage: Mapping[str, Space]
+    scales: Mapping[str, float]
     world_model: WorldModel
     behavior: Behavior

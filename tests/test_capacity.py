@@ -1,3 +1,5 @@
+import types
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,16 +80,18 @@ def write(root, files):
         (root / name).write_text(text)
 
 
-MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable: 8000 kB\n"}
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine with 8 MB available."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8_000_000))
 
 
 def test_free_memory_of_a_machine_without_limits(tmp_path):
-    write(tmp_path, MEMINFO)
-    assert memory.free_memory(tmp_path) == 8000 * 1024
+    assert memory.free_memory(tmp_path) == 8_000_000
 
 
 def test_limit_of_an_outer_group_counts(tmp_path):
-    write(tmp_path, MEMINFO | {
+    write(tmp_path, {
         "proc/self/cgroup": "0::/outer/inner\n",
         "sys/fs/cgroup/outer/memory.max": "5000000\n",
         "sys/fs/cgroup/outer/memory.current": "2000000\n",
@@ -98,7 +102,7 @@ def test_limit_of_an_outer_group_counts(tmp_path):
 
 
 def test_limit_of_a_version_1_group_mounted_at_the_top_counts(tmp_path):
-    write(tmp_path, MEMINFO | {
+    write(tmp_path, {
         "proc/self/cgroup": "5:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n0::/\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
@@ -107,48 +111,14 @@ def test_limit_of_a_version_1_group_mounted_at_the_top_counts(tmp_path):
 
 
 def test_limit_above_the_machine_does_not_count(tmp_path):
-    write(tmp_path, MEMINFO | {
+    write(tmp_path, {
         "proc/self/cgroup": "4:memory:/\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
     })  # fmt: skip
-    assert memory.free_memory(tmp_path) == 8000 * 1024
+    assert memory.free_memory(tmp_path) == 8_000_000
 
 
-def test_this_machine_tells_its_free_memory():
-    free = memory.free_memory()
-    assert free is not None and free > 0
-
-
-def on_disk(**changes):
-    settings = {"disk_bytes_per_row": 10**6, "free_disk": 500 * GB, "capacity_steps": 10**7}
-    return fit(**{**settings, **changes})
-
-
-@pytest.mark.parametrize(
-    ("limits", "steps", "bound"),
-    [
-        ({}, 250_000, "half of the free disk (replay.disk_gb)"),
-        ({"disk_gb": 160}, 160_000, "replay.disk_gb"),
-        ({"capacity_gb": 1.24, "disk_gb": 160}, 100_000, "replay.capacity_gb"),
-        ({"capacity_steps": 1600}, 1600, "replay.capacity_steps"),
-    ],
-)
-def test_memory_and_disk_both_bound_what_lies_on_both(limits, steps, bound):
-    size = on_disk(**limits)
-    assert (size.steps, size.bound) == (steps, bound)
-    assert size.disk_bytes == steps * 10**6 and size.nbytes == steps * 12_400
-
-
-def test_line_of_a_disk_tier_names_both():
-    line = (
-        "replay: 160,000 steps x 12.4 kB = 2.0 GB of memory (of 64.0 GB free) "
-        "and x 1.0 MB = 160.0 GB of disk (of 500.0 GB free), bounded by replay.disk_gb"
-    )
-    assert on_disk(disk_gb=160).describe() == line
-
-
-def test_a_disk_that_cannot_hold_what_is_asked_is_refused():
-    line = "replay.disk_gb: 600,000 steps x 1.0 MB = 600.0 GB, but only 500.0 GB are free"
-    with pytest.raises(UserError, match=line):
-        on_disk(disk_gb=600)
+def test_this_machine_tells_its_free_memory(monkeypatch):
+    monkeypatch.undo()
+    assert memory.free_memory() > 0

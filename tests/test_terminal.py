@@ -14,6 +14,13 @@ METRICS = {
 }  # fmt: skip
 
 
+SCALES = ("dyn", "rep", "rec/image", "rec/position", "rew", "con", "policy", "value")
+
+
+def state(metrics, losses=("dyn", "rep", "rec", "rew", "con", "policy", "value")) -> State:
+    return State("training", 10, 1, 1.0, 1.0, metrics, losses)
+
+
 class Clock:
     def __init__(self):
         self.now = 0.0
@@ -30,6 +37,7 @@ class Terminal(io.StringIO):
 def run(display: Display, clock: Clock) -> None:
     with display:
         display.header(["env CartPole-v1"])
+        display.losses(SCALES)
         display.phase("compiling")
         clock.now = 5.0
         display.phase("training")
@@ -55,7 +63,7 @@ def test_a_file_gets_plain_lines_every_so_many_seconds():
 
 def test_plain_lines_keep_their_fields_in_order():
     def names(metrics):
-        line = plain_line(State("training", 10, 1, None, None, metrics), 100, 1.0)
+        line = plain_line(state(metrics), 100, 1.0)
         return [part.split(" ")[0] for part in line.split(" | ")[1:]]
 
     assert names({}) == names(METRICS) == names(dict(reversed(METRICS.items())))
@@ -84,12 +92,22 @@ def test_rates_do_not_count_the_time_of_another_phase():
 
 
 def test_reconstruction_is_the_sum_over_observation_keys():
-    line = plain_line(State("training", 10, 1, 1.0, 1.0, METRICS), 100, 1.0)
+    line = plain_line(state(METRICS), 100, 1.0)
     assert float(field(line, "rec")) == 10.5
 
 
+def test_the_losses_of_any_family_are_shown_in_the_order_of_its_scales():
+    clock, stream = Clock(), io.StringIO()
+    with Display(1000, every=1000.0, stream=stream, clock=clock) as display:
+        display.losses(["near", "far", "task/policy", "task/value"])
+        display.update(2, 0, {"loss/far": 1.0, "loss/near": 2.0, "loss/task/policy": 3.0, "loss/task/value": 4.0})
+    names = [part.split(" ")[0] for part in stream.getvalue().splitlines()[-1].split(" | ")]
+    assert names[names.index("near") :][:3] == ["near", "far", "task"]
+    assert float(field(stream.getvalue().splitlines()[-1], "task")) == 7
+
+
 def test_a_nan_is_shown_and_a_missing_value_is_not():
-    line = plain_line(State("training", 10, 1, 1.0, 1.0, {"loss/dyn": math.nan}), 100, 1.0)
+    line = plain_line(state({"loss/dyn": math.nan}), 100, 1.0)
     assert field(line, "dyn") == "nan" and field(line, "rep") == "-"
 
 
@@ -113,7 +131,8 @@ def test_a_terminal_gets_a_panel_with_the_same_facts():
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_the_panel_cuts_nothing_off(width):
     console = Console(width=width, file=io.StringIO())
-    console.print(panel(State("training", 1_234_567, 3_456, 1064.2, 33.0, METRICS), 5_000_000, 3723.0, width))
+    shown = State("training", 1_234_567, 3_456, 1064.2, 33.0, METRICS, ("dyn", "rec", "policy"))
+    console.print(panel(shown, 5_000_000, 3723.0, width))
     text = console.file.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) == width
     for word in ("env steps/s", "1064", "grad_norm", "3.250", "123.4", "1:02:03", "policy", "-0.300", "54321"):

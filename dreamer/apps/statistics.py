@@ -1,4 +1,4 @@
-"""Numbers that stand for many runs: interquartile mean, standard error, stratified bootstrap intervals. numpy only.
+"""Numbers that stand for many runs: interquartile mean, standard error, stratified bootstrap intervals. No jax.
 
 The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (arXiv 2108.13264): the interquartile mean (IQM) drops the lowest and the highest quarter of all scores, and
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -50,15 +51,13 @@ def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
 
     Fewer than four scores lose none: then it is the mean.
     """
-    ordered = np.sort(np.asarray(scores, np.float64), axis)
-    n = ordered.shape[axis]
-    return np.mean(np.take(ordered, np.arange(n // 4, n - n // 4), axis), axis)
+    return stats.trim_mean(np.asarray(scores, np.float64), 0.25, axis)
 
 
 def standard_error(scores: Sequence[float] | np.ndarray) -> float:
     """Standard deviation of the sample over the root of its size; nan for one score."""
     values = np.asarray(scores, np.float64)
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(stats.sem(values)) if len(values) > 1 else float("nan")
 
 
 def bootstrap(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TextIO
 
 WINDOW = 30.0  # seconds over which rates are taken
-WORLD_MODEL_LOSSES = ("dyn", "rep", "rew", "con")
-BEHAVIOR_LOSSES = ("policy", "value")
-RECONSTRUCTION = "loss/rec/"  # one loss for each observation key; their sum is shown
+LOSS = "loss/"
 
 
 class State(NamedTuple):
-    """All that is shown; replaced as a whole, so that the thread that draws sees no half update."""
+    """All that is shown; replaced as a whole, so that the thread that draws sees no half update.
+
+    losses: the names of those that are shown, in order; of "rec/image", "rec/position" the sum, as "rec"
+    """
 
     phase: str
     env_steps: int
@@ -24,6 +25,7 @@ class State(NamedTuple):
     env_rate: float | None
     update_rate: float | None
     metrics: Mapping[str, float]
+    losses: tuple[str, ...] = ()
 
 
 class Display:
@@ -54,6 +56,10 @@ class Display:
         """Prints the lines that introduce a run: environment, spaces, parameters, memory, ratio."""
         for line in lines:
             self.message(line)
+
+    def losses(self, names: Iterable[str]) -> None:
+        """Sets which losses are shown: all names of an agent's, in order, such as "dyn", "rec/image"."""
+        self._state = self._state._replace(losses=tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
 
     def message(self, text: str) -> None:
         """Prints a line that stays, above the panel."""
@@ -87,7 +93,9 @@ class Display:
             env_rate = (env_steps - old_steps) / (now - since)
             update_rate = (updates - old_updates) / (now - since)
         merged = {**self._state.metrics, **metrics} if metrics else self._state.metrics
-        self._state = State(self._state.phase, env_steps, updates, env_rate, update_rate, merged)
+        self._state = State(
+            self._state.phase, env_steps, updates, env_rate, update_rate, merged, self._state.losses
+        )
         if not self._live and now >= self._due:
             self._due = now + self._every
             self._write_line(now)
@@ -139,7 +147,7 @@ def plain_line(state: State, total: int, seconds: float) -> str:
         "updates/s": _number(state.update_rate),
         "left": _clock_time(_left(state, total)),
         **{name: _number(value) for name, value in _results(state.metrics).items()},
-        **{name: _number(value) for name, value in _losses(state.metrics).items()},
+        **{name: _number(value) for name, value in _losses(state).items()},
         **{name: _number(value) for name, value in _health(state.metrics).items()},
     }
     return f"[{_clock_time(seconds)}] {state.phase} | " + " | ".join(f"{name} {text}" for name, text in fields.items())
@@ -167,7 +175,7 @@ def panel(state: State, total: int, seconds: float, width: int = 100):
     groups = {
         "pace": pace,
         "results": {name: _number(value) for name, value in _results(state.metrics).items()},
-        "losses": {name: _number(value) for name, value in _losses(state.metrics).items()},
+        "losses": {name: _number(value) for name, value in _losses(state).items()},
         "health": {name: _number(value) for name, value in _health(state.metrics).items()},
     }
     side_by_side = 4 if width >= 100 else 2
@@ -199,13 +207,14 @@ def _results(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {short: metrics.get(name) for short, name in names.items()}
 
 
-def _losses(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The losses by short name; `rec` is the sum of the reconstruction losses of all observation keys."""
-    parts = [value for name, value in metrics.items() if name.startswith(RECONSTRUCTION)]
-    first, rest = WORLD_MODEL_LOSSES[:2], WORLD_MODEL_LOSSES[2:] + BEHAVIOR_LOSSES
-    shown: dict[str, float | None] = {name: metrics.get(f"loss/{name}") for name in first}
-    shown["rec"] = sum(parts) if parts else None
-    return shown | {name: metrics.get(f"loss/{name}") for name in rest}
+def _losses(state: State) -> dict[str, float | None]:
+    """The losses by short name, each the sum of its parts."""
+    shown: dict[str, float | None] = dict.fromkeys(state.losses)
+    for name, value in state.metrics.items():
+        short = name.removeprefix(LOSS).partition("/")[0]
+        if name.startswith(LOSS) and short in shown:
+            shown[short] = (shown[short] or 0.0) + value
+    return shown
 
 
 def _health(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import psutil
 
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of host memory that this process may still take, None when the system does not tell.
 
-    The least of what the machine has and what each control group (a container, a Slurm job) leaves.
-    `root` is the file system to read, another one in tests.
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of host memory that this process may still take.
+
+    The least of what the machine has and what each control group (a container, a Slurm job) leaves; psutil does not
+    know control groups. root: the file system in which they are described, another one in tests.
     """
-    available = _meminfo(root)
-    if available is None:
-        return None
-    return max(0, min([available, *_cgroup_rooms(root)]))
-
-
-def _meminfo(root: Path) -> int | None:
-    """MemAvailable of Linux; elsewhere free pages, or all pages where free ones are not counted."""
-    meminfo = root / "proc/meminfo"
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    names = getattr(os, "sysconf_names", {})
-    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
-        if name in names and "SC_PAGE_SIZE" in names:
-            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:

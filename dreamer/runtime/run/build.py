@@ -130,6 +130,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
     memory = _restore(decision, built, session)
     session.stopping.begun()
     parts = _change(decision, built, memory, session)
+    display.losses(built.agent.scales)
     display.phase("collecting")
     return Opened(parts, created, decision.resumed_at, _eval_due(decision.config, memory.restored), memory.lines)
 
