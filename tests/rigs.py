@@ -27,7 +27,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import evaluation, start
 from dreamer.runtime.run.build import open_run
 from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.learner import Snapshot
+from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers
@@ -83,7 +83,7 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
         replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
         part = programs.policy_part(agent, workers.spec)
         collector = Collector(agent, part, workers, replay, seed=0)
-        snapshot = Snapshot(0, part.take(agent.variables(agent.init(jax.random.key(0)))))
+        snapshot = PolicyParams(0, part.take(agent.variables(agent.init(jax.random.key(0)))))
         for _ in range(turns):
             collector.collect(snapshot)
     return workers.spec, replay

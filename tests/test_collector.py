@@ -14,10 +14,10 @@ from dreamer.runtime import workers
 from dreamer.runtime.devices import programs
 from dreamer.runtime.replay.replay import Config, Replay
 from dreamer.runtime.run.collector import Collecting, Collector
-from dreamer.runtime.run.learner import Learner, Snapshot
+from dreamer.runtime.run.learner import Learner, PolicyParams
 
 ENVS, TURNS = 3, 40
-NOTHING_LEARNED = Snapshot(0, [jnp.zeros(4)])
+NOTHING_LEARNED = PolicyParams(0, [jnp.zeros(4)])
 
 
 def collected(seed: int = 0, backend: str = "inline") -> Replay:

@@ -12,7 +12,7 @@ from test_replay import SPEC, STORAGE, collected, fill
 from dreamer.errors import UserError
 from dreamer.runtime.replay import disk_tier, memory
 from dreamer.runtime.replay.disk_tier import FOLDER, DiskTier, remove_left_over
-from dreamer.runtime.replay.replay import Config, Replay, plan
+from dreamer.runtime.replay.replay import Config, Replay, size_replay
 from dreamer.spaces import Space
 
 WIDE = Space((64, 64, 3), "uint8")
@@ -125,14 +125,14 @@ def test_files_that_cannot_be_made_are_named(tmp_path):
 
 
 def test_a_plan_makes_no_files(tmp_path):
-    plan(SPEC, STORAGE, Config(tier="disk"), envs=2, env_steps=10**6, run_dir=tmp_path / "run")
+    size_replay(SPEC, STORAGE, Config(tier="disk"), envs=2, env_steps=10**6, run_dir=tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_takes_the_disk_that_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr(disk_tier, "free_space", lambda path: 56 * 2000)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
-    size = plan(SPEC, STORAGE, Config(tier="disk", batch_length=8), envs=10, env_steps=10**6, run_dir=tmp_path)
+    size = size_replay(SPEC, STORAGE, Config(tier="disk", batch_length=8), envs=10, env_steps=10**6, run_dir=tmp_path)
     assert size.rows_per_env == 100 and size.bound == "half of the free disk (replay.disk_gb)"
     assert (size.row_bytes, size.disk_row_bytes) == (33, 56)
 

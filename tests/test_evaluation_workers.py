@@ -23,7 +23,7 @@ from dreamer.runtime.env.reading import spec_of
 from dreamer.runtime.log import images
 from dreamer.runtime.run import evaluation
 from dreamer.runtime.workers import Config, auto, make_workers, remote
-from dreamer.runtime.workers.interface import Plan
+from dreamer.runtime.workers.interface import WorkerPlan
 
 INLINE, PROCESSES = Config("inline"), Config("processes", processes=1, timeout=0.5)
 everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline", "processes"])
@@ -295,7 +295,7 @@ def test_a_measured_environment_does_not_change_the_folder_of_a_run(tmp_path, mo
     (tmp_path / "marker").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    auto.choose(Plan("telling_envs:Wanders", {"marker": "marker"}, 1, 0, None, 1, str(tmp_path)))
+    auto.choose(WorkerPlan("telling_envs:Wanders", {"marker": "marker"}, 1, 0, None, 1, str(tmp_path)))
     assert Path.cwd() == tmp_path
 
 

@@ -15,7 +15,7 @@ from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.devices import placement
 from dreamer.runtime.run import learner as learners
-from dreamer.runtime.run.learner import Learner, Snapshot
+from dreamer.runtime.run.learner import Learner, PolicyParams
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Batch, Rows
 
@@ -56,7 +56,8 @@ def test_without_lockstep_the_parameters_that_act_are_one_update_old_at_most():
 def test_without_lockstep_acting_does_not_wait_for_the_update_under_way(monkeypatch):
     ours = learner(lockstep=False)
     ours.step(batch(), ROWS)
-    monkeypatch.setattr(ours, "_snapshots", (ours._snapshots[0], Snapshot(1, [types.SimpleNamespace(is_ready=bool)])))
+    late = PolicyParams(1, [types.SimpleNamespace(is_ready=bool)])
+    monkeypatch.setattr(ours, "_snapshots", (ours._snapshots[0], late))
     assert ours.snapshot().updates == 0
 
 

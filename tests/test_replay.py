@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import dreamer
 from dreamer.errors import UserError
 from dreamer.runtime.replay import columns, memory
-from dreamer.runtime.replay.replay import Config, Replay, plan
+from dreamer.runtime.replay.replay import Config, Replay, size_replay
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Step
 
@@ -349,7 +349,7 @@ def test_wrong_refresh_is_named():
 
 def test_memory_taken_is_what_the_plan_said():
     config = Config(capacity_steps=1000, batch_length=8)
-    size = plan(SPEC, STORAGE, config, envs=3, env_steps=10**6)
+    size = size_replay(SPEC, STORAGE, config, envs=3, env_steps=10**6)
     replay = Replay(SPEC, STORAGE, config, envs=3, seed=0, env_steps=10**6, size=size)
     per_row = 8 + 48 + 8 + 4 + 3 + (12 + 2 + 4)
     assert size.row_bytes == per_row
@@ -377,7 +377,7 @@ def test_setting_out_of_range_is_named(name, value):
 
 def test_plan_takes_the_memory_that_is_free(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 91 * 2000)
-    size = plan(SPEC, STORAGE, Config(), envs=10, env_steps=10**6)
+    size = size_replay(SPEC, STORAGE, Config(), envs=10, env_steps=10**6)
     assert size.rows_per_env == 2000 * 91 // 2 // (89 * 10)
 
 

@@ -12,7 +12,7 @@ from test_replay import SPEC, STORAGE, build, collected, fill
 
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime.replay.replay import Config, Replay, plan
+from dreamer.runtime.replay.replay import Config, Replay, size_replay
 from dreamer.steps import Rows
 
 PRIORITISED = {"uniform": 0.0, "priority": 1.0}
@@ -147,7 +147,7 @@ def test_fresh_sequences_come_before_the_mixture():
 
 def test_the_plan_counts_what_choosing_takes():
     size = {
-        name: plan(SPEC, STORAGE, Config(**shares), envs=2, env_steps=10**6)
+        name: size_replay(SPEC, STORAGE, Config(**shares), envs=2, env_steps=10**6)
         for name, shares in {"plain": {}, "priority": PRIORITISED, "recency": {"uniform": 0, "recency": 1}}.items()
     }
     assert size["priority"].row_bytes - size["plain"].row_bytes == 22

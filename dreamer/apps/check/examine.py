@@ -31,7 +31,7 @@ from dreamer.runtime.env.actions import action_reader
 from dreamer.runtime.env.api_errors import NO_SEED, takes_no_seed
 from dreamer.runtime.env.observations import readers
 from dreamer.runtime.env.parallel import AGENT, is_parallel
-from dreamer.runtime.workers.interface import Plan
+from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.spaces import MASK
 
 
@@ -89,7 +89,7 @@ def _own(
     yield from decided
     if not {verdict.key for verdict in (*told, *decided)} & {"reset-inside", "unseeded", "reset-leaks", "raises"}:
         yield from _attempt(lambda: self_resets.check(make, keys, watch, taken, settings.seed))
-    plan = Plan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
+    plan = WorkerPlan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
     yield from _attempt(lambda: times.check(taken, plan, watch))
     yield from _attempt(lambda: _drawn(make, watch, settings))
 

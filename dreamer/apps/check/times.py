@@ -14,14 +14,14 @@ from dreamer.apps.check.verdicts import Verdict, counted, note, ok, warning
 from dreamer.apps.check.walk import Walk, chooser
 from dreamer.apps.check.watch import EnvFailed, Watch
 from dreamer.runtime.workers.auto import ROUND_TRIP, choose
-from dreamer.runtime.workers.interface import Plan
+from dreamer.runtime.workers.interface import WorkerPlan
 
 FRAMES = 10  # rendered
 RUN = 1_000_000  # agent steps of the run whose length is told
 SLOW = 20.0  # agent steps per second, all workers together
 
 
-def check(walk: Walk, plan: Plan, watch: Watch) -> list[Verdict]:
+def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
     """Step and reset times, and what they imply for plan.envs environments. Raises EnvFailed."""
     steps, resets = (np.array(walk.seconds[name][1:] or walk.seconds[name]) for name in ("step", "reset"))
     if not walk.whole or not steps.size:
@@ -32,7 +32,7 @@ def check(walk: Walk, plan: Plan, watch: Watch) -> list[Verdict]:
     return verdicts + _throughput(row, plan, watch)
 
 
-def _throughput(row: float, plan: Plan, watch: Watch) -> list[Verdict]:
+def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
     """row: seconds that a row takes on average, action repeat and resets included."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     side_by_side = min(plan.envs, cores)

@@ -16,7 +16,7 @@ GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", 
 
 
 @contextlib.contextmanager
-def told(
+def as_user_errors(
     doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
 ) -> Iterator[None]:
     """Turns what a device raises meanwhile into a UserError; errors that no device raised pass.

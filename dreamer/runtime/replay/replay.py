@@ -28,7 +28,7 @@ from dreamer.spaces import Space, Spec
 from dreamer.steps import Batch, Rows, Step
 
 
-def plan(
+def size_replay(
     spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int, run_dir: str | Path = "."
 ) -> Capacity:
     """The size that the replay will have; takes no memory. `describe()` of it is the line to print first.
@@ -59,9 +59,9 @@ class Replay:
     `queue` of (ring, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only where `config.context` has a use for them.
-    env_steps: rows that the run makes. size: a `plan` made before, so that what was printed is what is taken.
+    env_steps: rows that the run makes. size: a `size_replay` made before, so that what was printed is what is taken.
     run_dir: where `tier: disk` keeps its files until `close`.
-    Raises UserError as `plan` does, and when the files cannot be made.
+    Raises UserError as `size_replay` does, and when the files cannot be made.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Replay:
         run_dir: str | Path = ".",
     ):
         self.config = config
-        self.size = size or plan(spec, storage, config, envs=envs, env_steps=env_steps, run_dir=run_dir)
+        self.size = size or size_replay(spec, storage, config, envs=envs, env_steps=env_steps, run_dir=run_dir)
         self.sequence = config.context + config.batch_length
         memory, disk = _tiers(spec, storage, config)
         self.spaces = {**disk, **memory}

@@ -39,7 +39,7 @@ from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
-from dreamer.runtime.run.writeback import Following
+from dreamer.runtime.run.writeback import Writeback
 
 
 class Session(NamedTuple):
@@ -195,7 +195,7 @@ def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -
     """The size of the replay; that of the run that is resumed, if any."""
     config, workers = decision.config, environments.workers
     # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
-    size = replay.plan(
+    size = replay.size_replay(
         workers.spec, agent.storage, config.replay, envs=workers.streams,
         env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
     )  # fmt: skip
@@ -282,8 +282,8 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     batches = Prefetch(draw, depth=0 if config.lockstep else config.replay.prefetch)
     stack.callback(batches.close)
     write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
-    following = Following[Pending](write_back, threaded=not config.lockstep)
-    stack.callback(following.close)
+    writeback = Writeback[Pending](write_back, threaded=not config.lockstep)
+    stack.callback(writeback.close)
     flushing = stack.enter_context(
         Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))
     )
@@ -291,7 +291,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
         environments=built.environments, agent=built.agent, policy=programs.jit_policy(built.agent), film=built.film,
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
-        batches=batches, following=following, store=store, flushing=flushing, checkpoints=checkpoints,
+        batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
     )  # fmt: skip
 

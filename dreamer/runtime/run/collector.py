@@ -15,7 +15,7 @@ from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.learner import Snapshot
+from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.workers import Ready, Workers
 from dreamer.spaces import for_device
 
@@ -37,7 +37,7 @@ class Collector:
         self._count = 0
         self.seconds_for_envs = 0.0
 
-    def collect(self, snapshot: Snapshot, least: int | None = None, patience: float = 0.0) -> Ready:
+    def collect(self, snapshot: PolicyParams, least: int | None = None, patience: float = 0.0) -> Ready:
         """Receives rows, acts, stores them, sends the actions. Returns the rows as stored.
 
         least, patience: as `Workers.receive` takes them; None waits for a row of every environment.

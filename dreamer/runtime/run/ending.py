@@ -76,7 +76,7 @@ def _worth_saving(run: Run) -> bool:
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():
-        parts.following.close()  # drops what it raised: the same device has failed
+        parts.writeback.close()  # drops what it raised: the same device has failed
         parts.display.message(f"the train state went down with the device; {kept}")
         return False
     if parts.learner.diverged():

@@ -29,7 +29,7 @@ class Pending(NamedTuple):
     sent: float
 
 
-class Snapshot(NamedTuple):
+class PolicyParams(NamedTuple):
     """The variables that acting reads, as they were after `updates` updates; never a buffer that is donated."""
 
     updates: int
@@ -79,7 +79,7 @@ class Learner:
         Raises UserError when the device has no memory left or fails, as do the methods below.
         """
         sent = time.monotonic()
-        with self.told("an update"):
+        with self.as_user_errors("an update"):
             self.state, out = self._update(self.state, batch)
             self.updates += 1
             self._snapshots = (self._snapshots[1], self._copy())
@@ -90,7 +90,7 @@ class Learner:
         """Compiles the update for batches of this shape, without making one."""
         batch = self.place(batch)
         self._batch_length = batch.reward.shape[1] - bool(batch.latent)
-        with self.told("compiling the update"):
+        with self.as_user_errors("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Pending) -> Update:
@@ -98,7 +98,7 @@ class Learner:
 
         One update after the other, in the order in which they were made.
         """
-        with self.told("an update"):
+        with self.as_user_errors("an update"):
             out = placement.to_host(update.out)
         if self._done is not None:
             self.idle += max(0.0, update.sent - self._done)
@@ -109,7 +109,7 @@ class Learner:
         """What acting and dreaming take, on the first device: a copy of the newest."""
         return placement.first_copy(self._agent.variables(self.state))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> PolicyParams:
         """The parameters that act now; from any thread."""
         previous, newest = self._snapshots
         leaves: list[Any] = newest.leaves
@@ -118,7 +118,7 @@ class Learner:
 
     def sync(self) -> None:
         """Waits for the updates under way; the newest parameters act afterwards, and idling is counted anew."""
-        with self.told("an update"):
+        with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
 
@@ -139,12 +139,12 @@ class Learner:
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays; of a batch that this process alone has."""
-        with self.told("the pictures of the world model"):
+        with self.as_user_errors("the pictures of the world model"):
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
-    def told(self, doing: str) -> AbstractContextManager[None]:
+    def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
         """Turns what a device raises meanwhile into a UserError that says what to change; for any thread."""
-        return device_errors.told(
+        return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),
         )  # fmt: skip
@@ -152,5 +152,5 @@ class Learner:
     def _cast(self, batch: Batch) -> Batch:
         return batch._replace(obs=for_device(self._obs, batch.obs))
 
-    def _copy(self) -> Snapshot:
-        return Snapshot(self.updates, placement.first_copy(self.part.take(self._agent.variables(self.state))))
+    def _copy(self) -> PolicyParams:
+        return PolicyParams(self.updates, placement.first_copy(self.part.take(self._agent.variables(self.state))))

@@ -81,7 +81,7 @@ class Run:
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
-        with parts.learner.told("acting"):
+        with parts.learner.as_user_errors("acting"):
             envs, step = parts.collector.collect(snapshot, min_ready, max_wait)
         parts.environments.report_incidents()
         for episode in parts.tracker.observe(step, envs, parts.workers.finished()):
@@ -97,7 +97,7 @@ class Run:
             self._compile(batch)
         update = parts.learner.step(batch, rows)
         parts.limiter.trained()
-        parts.following.put(update)
+        parts.writeback.put(update)
 
     def tend(self) -> None:
         """Evaluates, logs, flushes and saves what is due. Raises Stopped when a signal has come."""
@@ -192,7 +192,7 @@ class Run:
 
     def settle(self) -> None:
         """Waits for the update under way, and takes what it gives."""
-        self.parts.following.settle()
+        self.parts.writeback.settle()
 
     def paused(self) -> AbstractContextManager[None]:
         """While it lasts nothing is collected by another thread."""

@@ -24,7 +24,7 @@ from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.stopping import Stopping
-from dreamer.runtime.run.writeback import Following
+from dreamer.runtime.run.writeback import Writeback
 from dreamer.runtime.workers import Workers
 from dreamer.steps import Batch, Rows
 
@@ -35,7 +35,7 @@ class Parts:
 
     config: with the absolute run directory | env: the environment's name or maker | identity: of the run
     policy: `programs.jit_policy(agent)`, for evaluations | film: whether they are filmed
-    batches: drawn for the learner | following: takes what updates give
+    batches: drawn for the learner | writeback: takes what updates give
     """
 
     config: Config
@@ -53,7 +53,7 @@ class Parts:
     tracker: EpisodeTracker
     limiter: Limiter
     batches: Prefetch[tuple[Batch, Rows]]
-    following: Following[Pending]
+    writeback: Writeback[Pending]
     store: RowStore
     flushing: Flushing
     checkpoints: Checkpoints

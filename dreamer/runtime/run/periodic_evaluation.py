@@ -32,7 +32,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
 def play(parts: Parts) -> Result:
     """Plays the episodes in fresh environments, which a signal reaches too."""
     config, workers = parts.config, parts.workers
-    with parts.learner.told("evaluating"):
+    with parts.learner.as_user_errors("evaluating"):
         return evaluation.evaluate(
             parts.agent, parts.policy, parts.learner.variables(), config.eval, parts.env,
             config.env_options, evaluation.like_training(config.workers, workers.backend),

@@ -31,7 +31,7 @@ from dreamer.runtime.run import run_config, verifying
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.parts import Parts
-from dreamer.runtime.workers import Ready, Snapshot, Workers
+from dreamer.runtime.workers import Ready, Workers, WorkersState
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 from dreamer.trust import seal, sealed_here
@@ -315,17 +315,17 @@ def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarra
     return "their states are pickles that were not made by you on this machine (--trust reads them)"
 
 
-def _lost(workers: Workers) -> Snapshot:
-    """A Snapshot that restores nothing but fresh episodes."""
+def _lost(workers: Workers) -> WorkersState:
+    """A WorkersState that restores nothing but fresh episodes."""
     why = "the run failed, and they could no longer be asked"
-    return Snapshot([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
+    return WorkersState([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
 
 
 def _none_ready(spec: Spec) -> Ready:
     return Ready(np.zeros(0, np.int64), empty_step(spec, 0))
 
 
-def _snapshot_arrays(envs: Snapshot) -> dict[str, np.ndarray]:
+def _snapshot_arrays(envs: WorkersState) -> dict[str, np.ndarray]:
     states = {f"state/{i:05d}": np.frombuffer(s, np.uint8) for i, s in enumerate(envs.states) if isinstance(s, bytes)}
     step = envs.ready.step
     fields = {f"row/{name}": getattr(step, name) for name in step._fields if name != "obs"}
@@ -333,12 +333,12 @@ def _snapshot_arrays(envs: Snapshot) -> dict[str, np.ndarray]:
     return {**states, **fields, **obs, "ready": envs.ready.envs, "resets": envs.resets}
 
 
-def _snapshot(restored: Restored, spec: Spec) -> Snapshot:
+def _snapshot(restored: Restored, spec: Spec) -> WorkersState:
     arrays = _under("envs", restored.arrays)
     states = [why or arrays[f"state/{i:05d}"].tobytes() for i, why in enumerate(restored.head["envs"])]
     fields = {name: arrays[f"row/{name}"] for name in Step._fields if name != "obs"}
     step = Step(obs={key: arrays[f"row/obs/{key}"] for key in spec.obs}, **fields)
-    return Snapshot(states, Ready(arrays["ready"], step), arrays["resets"])
+    return WorkersState(states, Ready(arrays["ready"], step), arrays["resets"])
 
 
 def _named(part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

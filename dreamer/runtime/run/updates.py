@@ -22,7 +22,7 @@ def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows
 
     Raises UserError when a device has no memory left or fails.
     """
-    with learner.told("drawing a batch"):
+    with learner.as_user_errors("drawing a batch"):
         batch, rows = source.sample(batch_size)
         return learner.place(batch), rows
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Following(Generic[T]):
+class Writeback(Generic[T]):
     """Owns a thread that handles items in their order; at most one waits or is under way.
 
     threaded: False, and `put` handles the item itself.
@@ -32,7 +32,7 @@ class Following(Generic[T]):
         if self._closed:
             raise RuntimeError("nothing follows any more: it is closed")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="following", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="writeback", daemon=True)
             self._thread.start()
         with self._changed:
             self._items.append(item)

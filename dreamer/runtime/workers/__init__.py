@@ -24,10 +24,10 @@ from dreamer.fields import check_bounds
 from dreamer.plugins import EnvName
 from dreamer.runtime.workers import auto
 from dreamer.runtime.workers.inline import InlineWorkers
-from dreamer.runtime.workers.interface import Config, Incident, Plan, Ready, Snapshot, Workers
+from dreamer.runtime.workers.interface import Config, Incident, Ready, WorkerPlan, Workers, WorkersState
 from dreamer.runtime.workers.processes import ProcessWorkers
 
-__all__ = ["Config", "Incident", "InlineWorkers", "ProcessWorkers", "Ready", "Snapshot", "Workers", "make_workers"]
+__all__ = ["Config", "Incident", "InlineWorkers", "ProcessWorkers", "Ready", "WorkersState", "Workers", "make_workers"]
 BACKENDS = ("auto", "inline", "processes", "ray")
 
 
@@ -48,7 +48,8 @@ def make_workers(
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:
         raise UserError(f"workers.backend {config.backend!r} is unknown{nearest(config.backend, BACKENDS)}")
-    plan = Plan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())
+    folder = folder or os.getcwd()
+    plan = WorkerPlan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder)
     backend, why = auto.choose(plan, config.timeout) if config.backend == "auto" else (config.backend, "")
     if backend == "inline":
         return InlineWorkers(plan, config.restarts, why)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dreamer.runtime.workers.guarded import Guarded
-from dreamer.runtime.workers.interface import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 
@@ -21,7 +21,7 @@ from dreamer.steps import Step
 class Actor:
     """Owns the environments `numbers` of the plan and their threads; a method may wait while others are called."""
 
-    def __init__(self, plan: Plan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
+    def __init__(self, plan: WorkerPlan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
         """paths: the sys.path of who asks; folders that this machine has not do no harm."""
         sys.path += [path for path in paths if path not in sys.path]
         self._envs = {number: Guarded(plan, number, spec) for number in numbers}

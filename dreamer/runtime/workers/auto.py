@@ -10,8 +10,8 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.env.rows import empty_step
-from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, make_rows, told
-from dreamer.runtime.workers.interface import Plan
+from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, incident_of, make_rows
+from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 
 # What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
@@ -21,7 +21,7 @@ ROUND_TRIP = 100e-6
 SECONDS, STEPS = 0.3, 200  # a measurement ends with whichever comes first
 
 
-def choose(plan: Plan, timeout: float = 0.0) -> tuple[str, str]:
+def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
     """("inline" or "processes", why). Raises UserError when the environment cannot be made.
 
     timeout: seconds for the measurement; 0 = no limit.
@@ -31,7 +31,7 @@ def choose(plan: Plan, timeout: float = 0.0) -> tuple[str, str]:
     except (KeyboardInterrupt, UserError):
         raise
     except BaseException as error:  # sys.exit among them
-        raise as_error(told(error, plan, 0, making=True)) from error
+        raise as_error(incident_of(error, plan, 0, making=True)) from error
     # In a thread of its own: one that hangs is left behind there, and one that is bound to the thread that made it
     # fails there as it would inline. Not in a process: that takes 0.5 to 1 s, and cannot make what only this one knows.
     thread = OwnThread("measuring an environment")

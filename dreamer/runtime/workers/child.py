@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.guarded import Guarded
-from dreamer.runtime.workers.interface import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.runtime.workers.memory import rows_in
 from dreamer.spaces import Spec
 from dreamer.steps import Step
@@ -26,7 +26,7 @@ GRACE = 5.0  # seconds that environments get to close when the parent is gone
 class Part(NamedTuple):
     """What one process runs: the environments `numbers` of the plan, each with its seed; their Spec, once known."""
 
-    plan: Plan
+    plan: WorkerPlan
     numbers: tuple[int, ...]
     seeds: tuple[int, ...]
     spec: Spec | None

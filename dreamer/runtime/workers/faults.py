@@ -12,7 +12,7 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.runtime.env.parallel import ParallelRows, is_parallel
 from dreamer.runtime.env.rows import EnvRows
-from dreamer.runtime.workers.interface import Incident, Kind, Plan, Ready
+from dreamer.runtime.workers.interface import Incident, Kind, Ready, WorkerPlan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 from dreamer.spaces import Spec
 
@@ -23,7 +23,7 @@ QUIET = 1000  # rows without an incident after which an environment counts as so
 class Faults:
     """Owns the counts of incidents of a set; `resets` [E] says how often each environment was made anew."""
 
-    def __init__(self, plan: Plan, restarts: int):
+    def __init__(self, plan: WorkerPlan, restarts: int):
         self._plan, self._restarts = plan, restarts
         self._log: list[Incident] = []
         self.resets = np.zeros(plan.envs, np.int64)
@@ -93,7 +93,7 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
     return error
 
 
-def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
+def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRows:
     """One environment of the set. Raises UserError when it cannot be made."""
     go_home(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
@@ -101,7 +101,7 @@ def make_rows(plan: Plan, number: int, seed: int) -> EnvRows | ParallelRows:
     return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
 
 
-def go_home(plan: Plan) -> None:
+def go_home(plan: WorkerPlan) -> None:
     """Makes the folder of the plan the current one again, after an environment of this process has left it."""
     if plan.folder:
         with contextlib.suppress(OSError):  # another machine need not have it
@@ -118,7 +118,7 @@ def differs(name: str, spec: Spec, expected: Spec) -> str:
     return f"env {name!r} shows or takes something else than the others of its set: {spec}, not {expected}"
 
 
-def told(error: BaseException, plan: Plan, number: int, making: bool = False) -> Incident:
+def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
     """What an environment raised, as an Incident: one line, and the traceback when it is not a plain UserError."""
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
@@ -151,7 +151,7 @@ def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
 
 
 def close_in_time(
-    rows: EnvRows | ParallelRows, plan: Plan, number: int, home: OwnThread | None = None
+    rows: EnvRows | ParallelRows, plan: WorkerPlan, number: int, home: OwnThread | None = None
 ) -> Incident | None:
     """Closes an environment of this process. When that hangs it is left behind in a thread: an Incident.
 

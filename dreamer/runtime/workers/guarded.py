@@ -9,8 +9,8 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.env.parallel import ParallelRows
 from dreamer.runtime.env.rows import EnvRows, empty_step
-from dreamer.runtime.workers.faults import close_quietly, differs, make_rows, picture_of, told
-from dreamer.runtime.workers.interface import Incident, Plan
+from dreamer.runtime.workers.faults import close_quietly, differs, incident_of, make_rows, picture_of
+from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 
@@ -21,7 +21,7 @@ _making = threading.Lock()  # imports and the registries of environments are not
 class Guarded:
     """Owns environment `number` of a plan once it is made. spec: what it must show and take; None: whatever it does."""
 
-    def __init__(self, plan: Plan, number: int, spec: Spec | None = None):
+    def __init__(self, plan: WorkerPlan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
         self._rows: EnvRows | ParallelRows | None = None
 
@@ -81,6 +81,6 @@ class Guarded:
         self._rows = None
 
     def _failed(self, error: BaseException, making: bool = False) -> Incident:
-        incident = told(error, self._plan, self._number, making)
+        incident = incident_of(error, self._plan, self._number, making)
         self.close()
         return incident

@@ -17,11 +17,11 @@ from dreamer.runtime.workers.faults import (
     as_error,
     close_in_time,
     envs_in_words,
+    incident_of,
     make_rows,
     picture_of,
-    told,
 )
-from dreamer.runtime.workers.interface import Incident, Plan, Ready, Snapshot
+from dreamer.runtime.workers.interface import Incident, Ready, WorkerPlan, WorkersState
 from dreamer.runtime.workers.own_thread import OwnThread
 from dreamer.runtime.workers.screen import NoScreen
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
@@ -38,7 +38,7 @@ class InlineWorkers:
 
     backend = "inline"
 
-    def __init__(self, plan: Plan, restarts: int = 0, why: str = ""):
+    def __init__(self, plan: WorkerPlan, restarts: int = 0, why: str = ""):
         """Raises UserError when an environment cannot be made."""
         self._plan, self._why = plan, why
         self.envs, self.folder = plan.envs, plan.folder
@@ -57,7 +57,7 @@ class InlineWorkers:
         except BaseException as error:  # sys.exit among them
             number = len(self.rows) - 1
             self.close()
-            raise as_error(told(error, plan, number, making=True)) from error
+            raise as_error(incident_of(error, plan, number, making=True)) from error
         self.spec = self.rows[0].spec
         self.streams = plan.envs * self.spec.agents
         self._parallel = isinstance(self.rows[0], ParallelRows)
@@ -101,15 +101,15 @@ class InlineWorkers:
         """One line: where the environments run, and why."""
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
-    def states(self) -> Snapshot:
+    def states(self) -> WorkersState:
         """The state of every environment, and their rows that nobody has received."""
         self._table.wanted(None)
         self._do(self._step)
         states = self._do(lambda: [rows.get_state() for rows in self.rows])
-        return Snapshot(states, self._table.peek(), self._faults.resets.copy())
+        return WorkersState(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
+        """Goes on from a WorkersState; gives those that begin a new episode instead, and why."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         # A first reset, as worker processes have had one: some environments must not be set before it.
         self._do(self._step)
@@ -163,7 +163,7 @@ class InlineWorkers:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                self._renew(number, told(error, self._plan, number))
+                self._renew(number, incident_of(error, self._plan, number))
         together = len(answers) == len(busy)
         if not (together and write_together([self.rows[i] for i in busy], list(answers.values()), rows, where)):
             for number, answer in answers.items():
@@ -172,7 +172,7 @@ class InlineWorkers:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    self._renew(number, told(error, self._plan, number))
+                    self._renew(number, incident_of(error, self._plan, number))
         self._note()
         table.phase[where] = READY
 
@@ -183,7 +183,7 @@ class InlineWorkers:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                self._renew(number, told(error, self._plan, number))
+                self._renew(number, incident_of(error, self._plan, number))
         self._note()
         self._table.phase[busy] = READY
 
@@ -207,7 +207,7 @@ class InlineWorkers:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                incident = told(error, self._plan, number, making)
+                incident = incident_of(error, self._plan, number, making)
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls it where the environments live."""

@@ -69,7 +69,7 @@ class Incident(NamedTuple):
         return self.text if self.kind == "not closed" else f"environment made anew: {self.text}"
 
 
-class Snapshot(NamedTuple):
+class WorkersState(NamedTuple):
     """All that `Workers.restore` takes.
 
     states: of each environment, or why it cannot give any
@@ -136,11 +136,11 @@ class Workers(Protocol):
     def describe(self) -> str:
         """One line: where the environments run, and why."""
 
-    def states(self) -> Snapshot:
+    def states(self) -> WorkersState:
         """Waits for all environments and gives where they are. RuntimeError when a received row is not answered."""
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Puts a Snapshot into fresh workers: the next rows are those of `ready`.
+        """Puts a WorkersState into fresh workers: the next rows are those of `ready`.
 
         Gives those that could not be restored, {number: why}: they begin a new episode with a fresh seed.
         RuntimeError when rows were received before, ValueError when it is of another number of environments.
@@ -154,7 +154,7 @@ class Workers(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-class Plan(NamedTuple):
+class WorkerPlan(NamedTuple):
     """Which environments a set runs: `envs` copies; number i starts with the seed seed + i.
 
     folder: the current one when the set was made. Every environment is made there, wherever another has gone since.

@@ -16,7 +16,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
 from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
-from dreamer.runtime.workers.interface import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.runtime.workers.memory import open_memory, resize, rows_in
 from dreamer.runtime.workers.process import Process
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
@@ -29,7 +29,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
 
     backend = "processes"
 
-    def __init__(self, plan: Plan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
+    def __init__(self, plan: WorkerPlan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
         """Returns when all environments are made. Raises UserError when one cannot be."""
         super().__init__(plan, timeout, restarts)
         self._why = why
@@ -225,7 +225,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return answers
 
 
-def _not_closed(plan: Plan, home: Process) -> Incident:
+def _not_closed(plan: WorkerPlan, home: Process) -> Incident:
     names = ", ".join(repr(plan.named(number)) for number in home.numbers)
     text = f"env {names} had not closed after {PATIENCE:g} seconds; its process was killed"
     return Incident(home.numbers, "not closed", text, "")

@@ -20,7 +20,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.workers.actor import Actor
 from dreamer.runtime.workers.faults import as_error, differs, envs_in_words
-from dreamer.runtime.workers.interface import Incident, Plan
+from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.runtime.workers.remote import PATIENCE, SILENT, START, RemoteWorkers
 from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
@@ -32,7 +32,7 @@ CONNECT = 10.0  # seconds that a cluster gets to answer
 class ActorHome:
     """Owns one actor and the environments `numbers` that live in it."""
 
-    def __init__(self, ray: ModuleType, plan: Plan, numbers: tuple[int, ...], spec: Spec | None):
+    def __init__(self, ray: ModuleType, plan: WorkerPlan, numbers: tuple[int, ...], spec: Spec | None):
         self.numbers = numbers
         # One thread for each environment and one to close them: calls wait inside the actor, not before it. Ray asks
         # for one CPU to place an actor and for none to run it, so a cluster that has lost a machine still has room.
@@ -49,7 +49,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
 
     backend = "ray"
 
-    def __init__(self, plan: Plan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
+    def __init__(self, plan: WorkerPlan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
         """Returns when all environments are made. Raises UserError when one cannot be, or there is no Ray."""
         super().__init__(plan, timeout, restarts)
         self._ray = _ray()
@@ -233,7 +233,7 @@ def _check_reachable(address: str) -> None:
         raise UserError(f"workers.address: no Ray cluster answers at {where}:{port}: {error}") from None
 
 
-def _death(plan: Plan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
+def _death(plan: WorkerPlan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
     """How an actor went, told by what Ray raised for an answer that it owed."""
     first, last = plan.named(home.numbers[0]), home.numbers[-1]
     name = f"env {first!r}" + (f" to #{last}" if len(home.numbers) > 1 else "")

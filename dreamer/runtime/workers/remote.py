@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from dreamer.runtime.workers.faults import Faults
-from dreamer.runtime.workers.interface import Incident, Plan, Ready, Snapshot
+from dreamer.runtime.workers.interface import Incident, Ready, WorkerPlan, WorkersState
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 from dreamer.spaces import Spec
 
@@ -39,7 +39,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
     backend: str
     _table: Table
 
-    def __init__(self, plan: Plan, timeout: float, restarts: int):
+    def __init__(self, plan: WorkerPlan, timeout: float, restarts: int):
         self._plan, self._timeout = plan, timeout
         self.envs, self.folder = plan.envs, plan.folder
         self._faults = Faults(plan, restarts)
@@ -86,13 +86,13 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._faults.resets[number] += 1
         self._renew(number)
 
-    def states(self) -> Snapshot:
+    def states(self) -> WorkersState:
         """The state of every environment, and their rows that nobody has received."""
         self._wait(self._table.wanted(None), math.inf)
-        return Snapshot(self._get_states(), self._table.peek(), self._faults.resets.copy())
+        return WorkersState(self._get_states(), self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Goes on from a Snapshot; gives those that begin a new episode instead, and why."""
+        """Goes on from a WorkersState; gives those that begin a new episode instead, and why."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         self._wait(self.envs, math.inf)
         told = {number: state for number, state in enumerate(states) if isinstance(state, str)}

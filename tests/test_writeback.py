@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
-from dreamer.runtime.run.writeback import Following
+from dreamer.runtime.run.writeback import Writeback
 
 
 def test_items_are_handled_in_their_order_by_one_thread():
     handled = []
-    following = Following(lambda item: handled.append((item, threading.current_thread().name)), threaded=True)
+    writeback = Writeback(lambda item: handled.append((item, threading.current_thread().name)), threaded=True)
     for item in range(20):
-        following.put(item)
-    following.settle()
-    assert handled == [(item, "following") for item in range(20)]
-    following.close()
+        writeback.put(item)
+    writeback.settle()
+    assert handled == [(item, "writeback") for item in range(20)]
+    writeback.close()
 
 
 def test_an_item_waits_until_the_one_before_is_done():
@@ -27,16 +27,16 @@ def test_an_item_waits_until_the_one_before_is_done():
         assert go_on.wait(10)
         handled.append(item)
 
-    following = Following(handle, threaded=True)
-    following.put(1)
+    writeback = Writeback(handle, threaded=True)
+    writeback.put(1)
     assert started.wait(10) and not handled  # the first did not make its caller wait
-    other = threading.Thread(target=following.put, args=(2,))
+    other = threading.Thread(target=writeback.put, args=(2,))
     other.start()
     other.join(0.05)
     assert other.is_alive()
     go_on.set()
     other.join(10)
-    following.close()
+    writeback.close()
     assert handled == [1, 2]
 
 
@@ -44,43 +44,43 @@ def fail(item):
     raise ValueError(f"item {item}")
 
 
-@pytest.mark.parametrize("ask", [Following.settle, lambda following: following.put(2)])
+@pytest.mark.parametrize("ask", [Writeback.settle, lambda writeback: writeback.put(2)])
 def test_an_error_is_raised_once_by_who_asks_next(ask):
-    following = Following(fail, threaded=True)
-    following.put(1)
+    writeback = Writeback(fail, threaded=True)
+    writeback.put(1)
     with pytest.raises(ValueError, match="item 1"):
-        ask(following)
-    following.settle()
-    following.close()
+        ask(writeback)
+    writeback.settle()
+    writeback.close()
 
 
 def test_after_an_error_the_next_items_are_handled():
     handled = []
-    following = Following(lambda item: handled.append(item) if item else fail(item), threaded=True)
-    following.put(0)
+    writeback = Writeback(lambda item: handled.append(item) if item else fail(item), threaded=True)
+    writeback.put(0)
     with pytest.raises(ValueError, match="item 0"):
-        following.settle()
-    following.put(1)
-    following.close()
+        writeback.settle()
+    writeback.put(1)
+    writeback.close()
     assert handled == [1]
 
 
 def test_without_a_thread_the_caller_handles_the_item_itself():
     handled = []
-    following = Following(lambda item: handled.append(threading.current_thread()), threaded=False)
-    following.put(1)
+    writeback = Writeback(lambda item: handled.append(threading.current_thread()), threaded=False)
+    writeback.put(1)
     assert handled == [threading.current_thread()]
     with pytest.raises(ValueError, match="item 1"):
-        Following(fail, threaded=False).put(1)
+        Writeback(fail, threaded=False).put(1)
 
 
 def test_closing_waits_for_the_item_under_way_and_may_be_repeated():
     go_on, handled = threading.Event(), []
-    following = Following(lambda item: (go_on.wait(10), handled.append(item)), threaded=True)
-    following.put(1)
+    writeback = Writeback(lambda item: (go_on.wait(10), handled.append(item)), threaded=True)
+    writeback.put(1)
     threading.Timer(0.05, go_on.set).start()
-    following.close()
+    writeback.close()
     assert handled == [1]
-    following.close()
+    writeback.close()
     with pytest.raises(RuntimeError, match="closed"):
-        following.put(2)
+        writeback.put(2)
