@@ -357,6 +357,13 @@ def test_optimizers_hold_differences_from_the_one_of_the_rest():
     assert made["behavior"] == optimizers.Config(learning_rate=1e-4, agc=0.1, start=10)
 
 
+def test_a_flag_changes_one_difference_of_an_optimizer_and_keeps_the_others(tmp_path):
+    preset = tmp_path / "two.yaml"
+    preset.write_text("agent: {optimizers: {behavior: {learning_rate: 1e-4}, world_model/dec: {agc: 0.1}}}")
+    config = load_config(preset, overrides={"agent.optimizers.behavior.start": 5})
+    assert config.agent.optimizers == {"behavior": {"learning_rate": 1e-4, "start": 5}, "world_model/dec": {"agc": 0.1}}
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
