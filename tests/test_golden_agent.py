@@ -170,7 +170,7 @@ def test_optimizer_moments_after_four_steps_match():
     state, expected = run()[0], part("final/opt/state/")
     _, rms, momentum = state.opt_state
     check("final_opt", from_params(rms.nu), {k[4:]: v for k, v in expected.items() if k.startswith("1/1/")})
-    check("final_opt", from_params(momentum.mu), {k[4:]: v for k, v in expected.items() if k.startswith("2/1/")})
+    check("final_opt", from_params(momentum.ema), {k[4:]: v for k, v in expected.items() if k.startswith("2/1/")})
 
 
 def test_each_loss_reaches_just_the_parameters_that_it_reaches_in_the_reference():

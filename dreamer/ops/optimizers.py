@@ -53,22 +53,11 @@ class Config:
             raise ValueError(f"anneal must be above {begin}, when schedule is {self.schedule}")
 
 
-class RmsState(NamedTuple):
-    """updates [] int32, nu like the parameters."""
-
-    updates: Array
-    nu: Any
-
-
-class MomentumState(NamedTuple):
-    """updates [] int32, mu like the parameters."""
-
-    updates: Array
-    mu: Any
-
-
 def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Divides each gradient tensor by max(1, |g| / (clip * max(floor, |p|))), norms over the whole tensor."""
+    """Divides each gradient tensor by max(1, |g| / (clip * max(floor, |p|))), norms over the whole tensor.
+
+    `optax.adaptive_grad_clip` takes norms unit by unit, which the reference does not.
+    """
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def one(grad: Array, size: Array, param: Array) -> Array:
@@ -77,37 +66,6 @@ def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransfo
         return jax.tree.map(one, grads, trees.norms(grads), trees.norms(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def scale_by_rms(beta: float = 0.999, eps: float = 1e-20) -> optax.GradientTransformation:
-    """Divides by the root of the bias-corrected second moment plus eps."""
-
-    def init(params: Any) -> RmsState:
-        return RmsState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
-
-    def update(grads: Any, state: RmsState, params: Any = None) -> tuple[Any, RmsState]:
-        count = optax.safe_increment(state.updates)
-        nu = jax.tree.map(lambda n, g: beta * n + (1 - beta) * jnp.square(g), state.nu, grads)
-        correction = 1 - jnp.float32(beta) ** count
-        scaled = jax.tree.map(lambda g, n: g / (jnp.sqrt(n / correction) + eps), grads, nu)
-        return scaled, RmsState(count, nu)
-
-    return optax.GradientTransformation(init, update)
-
-
-def scale_by_momentum(beta: float = 0.9) -> optax.GradientTransformation:
-    """Replaces by the bias-corrected moving average."""
-
-    def init(params: Any) -> MomentumState:
-        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
-
-    def update(grads: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
-        count = optax.safe_increment(state.updates)
-        mu = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.mu, grads)
-        correction = 1 - jnp.float32(beta) ** count
-        return jax.tree.map(lambda m: m / correction, mu), MomentumState(count, mu)
-
-    return optax.GradientTransformation(init, update)
 
 
 def kernels(params: Any) -> Any:
@@ -147,7 +105,8 @@ def make(config: Config) -> optax.GradientTransformation:
 
     Order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
     """
-    parts = [scale_by_rms(config.beta2, config.eps), scale_by_momentum(config.beta1)]
+    rms = optax.scale_by_rms(config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True)
+    parts = [rms, optax.ema(config.beta1)]
     if config.agc:
         parts.insert(0, clip_by_agc(config.agc))
     if config.weight_decay:
