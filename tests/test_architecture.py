@@ -79,7 +79,8 @@ NO_JAX = (
     *(
         f"dreamer.runtime.run.{name}"
         for name in (
-            "environments", "limiter", "prefetch", "ratio", "run_config", "schedule", "stopping", "verifying", "writeback",
+            "environments", "limiter", "prefetch", "ratio", "run_config", "schedule", "stopping", "verifying",
+            "writeback",
         )
     ),
     *(f"dreamer.apps.{name}" for name in ("cli", "flags", "start", "statistics", "verify")),
