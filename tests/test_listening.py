@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import tiny_runs
 
 import dreamer
+from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.listening import Line, ask
 
-QUICK = {"env_steps": 64, "eval__episodes": 1, "eval__video": "off", "log__tensorboard": False}
+QUICK = {
+    "env": "tiny:Diary", "env_options": {"steps": 5}, "env_steps": 64, "eval__episodes": 1, "eval__video": "off",
+    "log__tensorboard": False,
+}  # fmt: skip
 LINE = Line(100, 3, {"train/loss": 1.5}, "runs/x")
 
 
@@ -35,8 +40,16 @@ class Notebook:
         self.closed = True
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_agent():
+    """An agent that compiles in a moment: who listens does not matter to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
+        yield
+
+
 @pytest.fixture(scope="module")
-def listened(tmp_path_factory):
+def listened(tmp_path_factory, quick_agent):
     """A whole run with a sink and a callback that asks for nothing: (run directory, sink, lines of the callback)."""
     sink, seen = Notebook(), []
     config = tiny_runs.tiny(tmp_path_factory.mktemp("listened") / "run", **QUICK)
@@ -54,7 +67,7 @@ def test_a_callback_sees_each_line_that_is_written(listened):
 def test_a_sink_takes_metrics_and_pictures_and_stays_open(listened):
     run_dir, sink, _ = listened
     assert [step for step, _ in sink.lines] == [row["env_steps"] for row in tiny_runs.lines(run_dir)]
-    assert sink.pictures and not sink.closed
+    assert [name for _, name, _ in sink.pictures] == ["openloop/plot"] and not sink.closed
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
