@@ -25,11 +25,11 @@ from benchmarks.peers.protocol import time_steps
 from benchmarks.rounds import summary
 from dreamer import agent as agents
 from dreamer.interfaces import Agent, Batch
+from dreamer.ops import trees
 from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.actions import random_actions
 from dreamer.spaces import Action, Space, Spec
-from dreamer.world_models.rssm import parameter_count
 
 ROOT = Path(__file__).parents[1]
 SPECS = {
@@ -79,7 +79,7 @@ def build(config: agents.Config, spec: Spec, batch: tuple[int, int]) -> Subject:
     clock.append(time.perf_counter())
     counted = operations.of_closed(traced.jaxpr)
     facts = {
-        "params": parameter_count(state.params), "trace_s": round(clock[1] - clock[0], 2),
+        "params": trees.count(state.params), "trace_s": round(clock[1] - clock[0], 2),
         "compile_s": round(clock[2] - clock[1], 2), "flops": counted.total, "operations": counted._asdict(),
         "temp_mb": getattr(update.memory_analysis(), "temp_size_in_bytes", 0) // 2**20,
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
@@ -129,7 +129,6 @@ def assemble(
     params_form = jax.eval_shape(lambda: _init_parts(world_model, behavior, jax.random.key(0))[0])
     check_prefixes(configs, params_form)
     transformation, prefixes = optimizers.partition(configs, params_form)
-    loss = total_loss(world_model, behavior, spec, priorities=priorities)
 
     def init(key: Key) -> TrainState:
         keys = named_keys(key, *PARTS, "train")
@@ -143,18 +142,26 @@ def assemble(
         prev_action = jnp.zeros((envs, spec.action_width), jnp.float32)
         return Carry(world_model.initial(envs), prev_action, behavior.initial(envs))
 
-    def act(
-        variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
-        command: Mapping[str, Array] | None = None,
-    ) -> tuple[Carry, Array]:  # fmt: skip
-        check_rows(spec, obs, carry.prev_action, is_first, is_first.shape)
-        keys = named_keys(key, "observe", "act")
-        steps = jax.tree.map(lambda x: x[:, None], (dict(obs), carry.prev_action, is_first))
-        state, _ = world_model.observe(variables["world_model"], keys["observe"], carry.state, *steps)
-        dream = make_dream(world_model, variables["world_model"])
-        ask = Ask(is_first, obs[MASK] == 1 if spec.masked else None, command or {})
-        action, own = behavior.act(variables["behavior"], keys["act"], dream, state, carry.behavior, ask, mode)
-        return Carry(state, action, own), action
+    def report(state: TrainState, batch: Batch) -> dict[str, Array]:
+        return open_loop(world_model, spec, variables(state)["world_model"], state.key, batch)
+
+    def pack(state: State) -> Mapping[str, Array]:
+        return world_model.pack(world_model.latent(state))
+
+    loss = total_loss(world_model, behavior, spec, priorities=priorities)
+    update = make_update(behavior, loss, transformation, configs, prefixes)
+    act, encode = make_act(world_model, behavior, spec), make_encode(world_model, spec)
+    return Agent(
+        init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, scales, world_model,
+        behavior,
+    )  # fmt: skip
+
+
+def make_update(
+    behavior: Behavior, loss: Callable[..., Any], transformation: optax.GradientTransformation,
+    configs: Mapping[str, optimizers.Config], prefixes: Any,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Update]]:  # fmt: skip
+    """`Agent.update`: one gradient step of all parts. loss: see `total_loss`. prefixes: see `optimizers.partition`."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
         key = jax.random.fold_in(state.key, state.step)
@@ -174,8 +181,30 @@ def assemble(
         metrics = joined(aux.metrics, train_metrics(total, rates, grads, updates, after.params))
         return after, Update(aux.latent, metrics, aux.surprise)
 
-    def report(state: TrainState, batch: Batch) -> dict[str, Array]:
-        return open_loop(world_model, spec, variables(state)["world_model"], state.key, batch)
+    return update
+
+
+def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Carry, Array]]:
+    """`Agent.act`: filters a row of each environment, then asks the behavior."""
+
+    def act(
+        variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
+        command: Mapping[str, Array] | None = None,
+    ) -> tuple[Carry, Array]:  # fmt: skip
+        check_rows(spec, obs, carry.prev_action, is_first, is_first.shape)
+        keys = named_keys(key, "observe", "act")
+        steps = jax.tree.map(lambda x: x[:, None], (dict(obs), carry.prev_action, is_first))
+        state, _ = world_model.observe(variables["world_model"], keys["observe"], carry.state, *steps)
+        dream = make_dream(world_model, variables["world_model"])
+        ask = Ask(is_first, obs[MASK] == 1 if spec.masked else None, command or {})
+        action, own = behavior.act(variables["behavior"], keys["act"], dream, state, carry.behavior, ask, mode)
+        return Carry(state, action, own), action
+
+    return act
+
+
+def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
+    """`Agent.encode`: the features of observations without a past."""
 
     def encode(variables: Mapping[str, Variables], key: Key, obs: Obs) -> Array:
         envs = len(next(iter(obs.values())))
@@ -184,13 +213,7 @@ def assemble(
         state, _ = world_model.observe(variables["world_model"], key, world_model.initial(envs), *steps)
         return world_model.feat(world_model.latent(state))
 
-    def pack(state: State) -> Mapping[str, Array]:
-        return world_model.pack(world_model.latent(state))
-
-    return Agent(
-        init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, scales, world_model,
-        behavior,
-    )  # fmt: skip
+    return encode
 
 
 def variables(state: TrainState) -> dict[str, Variables]:

@@ -423,7 +423,7 @@ def test_a_flipped_byte_is_never_restored_silently(tmp_path):
 def test_a_leaf_that_changed_on_the_way_is_named(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.ones(3)})
-    monkeypatch.setattr("dreamer.runtime.files.checkpoint._crc", lambda leaf: 0)
+    monkeypatch.setattr("dreamer.runtime.files.checkpoint.crc_of", lambda leaf: 0)
     with pytest.raises(UserError, match="is damaged: the checksum of x differs"):
         Checkpoints(tmp_path).restore({"x": jnp.zeros(3)})
 

@@ -10,7 +10,8 @@ from test_checkpoint import arrays
 
 from dreamer.errors import UserError
 from dreamer.interfaces import TrainState
-from dreamer.runtime.files.checkpoint import Checkpoints, named_leaves
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.leaves import named_leaves
 from dreamer.runtime.run.init_from import begin_with
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,11 @@ import numpy as np
 Array = jax.Array
 SMALL = 65_536  # numbers in an array; larger ones may be split over devices, and a copy of them would count
 ROW = 128  # numbers in a row of small arrays side by side
+
+
+def count(tree: Any) -> int:
+    """How many numbers the leaves [..] hold, such as trainable parameters."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def norm(tree: Any) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -353,8 +352,3 @@ def _packing(
         return Latent(packed["deter"].astype(dtype), drawn.unpack(packed["stoch"]))
 
     return pack, unpack, {"deter": Space((deter,), jnp.dtype(dtype).name), "stoch": Space(*drawn.packed)}
-
-
-def parameter_count(params: Params) -> int:
-    """Number of trainable scalars."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

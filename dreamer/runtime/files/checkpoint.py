@@ -19,16 +19,13 @@ import os
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dreamer.errors import UserError
@@ -36,6 +33,7 @@ from dreamer.fields import at_least
 from dreamer.runtime.files import checkpoint_files, checksums
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.checkpoint_files import seal
+from dreamer.runtime.files.leaves import crc_of, differences, from_stored, named_leaves, to_storable, to_target
 from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import CHECKPOINTS
 
@@ -85,8 +83,8 @@ class Checkpoints:
         older than the latest one; TypeError when meta is not JSON.
         """
         meta = json.loads(json.dumps(dict(meta or {})))
-        leaves = {name: _to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
-        sealed = seal({"meta": meta, "leaf_crc32": {name: _crc(leaf) for name, leaf in leaves.items()}})
+        leaves = {name: to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
+        sealed = seal({"meta": meta, "leaf_crc32": {name: crc_of(leaf) for name, leaf in leaves.items()}})
         self.wait()
         latest = self.latest()
         if latest == step:
@@ -114,20 +112,20 @@ class Checkpoints:
         self.wait()
         step = self._existing(step)
         wanted = named_leaves(like)
-        targets = {name: _to_target(leaf) for name, leaf in wanted.items()}
+        targets = {name: to_target(leaf) for name, leaf in wanted.items()}
         checkpoint_files.check_state(self._dir.parent, step)
         with self._reading(step) as manager:
             stored = manager.item_metadata(step)["state"]
-            differences = _differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
-            if not differences:
+            different = differences({k: (tuple(v.shape), v.dtype) for k, v in stored.tree.items()}, targets)
+            if not different:
                 out = manager.restore(step, args=ocp.args.Composite(state=checksums.SealedRestore(targets)))
-        if differences:
-            more = len(differences) - SHOWN_DIFFERENCES
-            text = "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        if different:
+            more = len(different) - SHOWN_DIFFERENCES
+            text = "; ".join(different[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
             raise UserError(f"checkpoint {step} in {self._dir} is of another config: {text}")
         meta, crcs = self._unsealed(step)
         self._check_leaves(step, out["state"], crcs)
-        leaves = [_from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
+        leaves = [from_stored(out["state"][name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
@@ -194,7 +192,7 @@ class Checkpoints:
             name = min(leaves.keys() ^ crcs.keys())
             raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum of {name}")
         for name, crc in crcs.items():
-            if _crc(leaves[name]) != crc:
+            if crc_of(leaves[name]) != crc:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -327,69 +325,3 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         about = record.pathname if record.name != "asyncio" else record.getMessage()
         return "orbax" not in about and "os_error_code" not in about
-
-
-# Leaves ---------------------------------------------------------------------------------------------------------------
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-    if len(named) != len(paths):
-        raise ValueError("two leaves of the state have the same name")
-    return named
-
-
-def _crc(leaf: Any) -> int:
-    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_storable(name: str, leaf: Any) -> Any:
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and jax.process_count() == 1:
-        return leaf
-    array = np.asarray(leaf)  # Orbax copies it before `save` returns
-    if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
-        raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array or a number")
-    return array
-
-
-def _to_target(leaf: Any) -> Any:
-    """What Orbax is asked for in place of `leaf`: its shape, dtype and place."""
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        if jax.process_count() > 1:  # Orbax takes no array of some processes alone
-            return np.empty(leaf.shape, leaf.dtype)
-        sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return np.empty_like(np.asarray(leaf))
-
-
-def _from_stored(value: Any, like: Any) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
-    return value if hasattr(like, "dtype") else np.asarray(value).item()
-
-
-def _differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
-    """One phrase for each leaf that is not the same on both sides, those of both sides first."""
-    differences = []
-    for name, target in targets.items():
-        if name in stored:
-            ours, theirs = (tuple(target.shape), np.dtype(target.dtype)), (stored[name][0], np.dtype(stored[name][1]))
-            if ours != theirs:
-                differences.append(f"{name} is {_form(*theirs)} in the checkpoint, {_form(*ours)} in this config")
-    differences += [f"{name} is not in the checkpoint" for name in targets if name not in stored]
-    differences += [f"{name} is only in the checkpoint" for name in stored if name not in targets]
-    return differences
-
-
-def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    return f"{dtype.name}{list(shape)}"

@@ -15,7 +15,8 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import TrainState
-from dreamer.runtime.files.checkpoint import Checkpoints, named_leaves
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.leaves import named_leaves
 from dreamer.runtime.files.run_dir import existing_run_dir
 
 PARTS = {"all": ("world_model", "behavior"), "world_model": ("world_model",), "behavior": ("behavior",)}

@@ -1,0 +1,78 @@
+"""The leaves of a train state by name, as they go to the disk and come back."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    if len(named) != len(paths):
+        raise ValueError("two leaves of the state have the same name")
+    return named
+
+
+def crc_of(leaf: Any) -> int:
+    """The crc32 of a leaf's bytes; leaf [..], a key as its data."""
+    return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def to_storable(name: str, leaf: Any) -> Any:
+    """A leaf [..] as Orbax takes it, keys as their data. Raises TypeError for what is no array and no number."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+        return leaf
+    array = np.asarray(leaf)  # Orbax copies it before `save` returns
+    if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
+        raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array or a number")
+    return array
+
+
+def to_target(leaf: Any) -> Any:
+    """What Orbax is asked for in place of `leaf`: its shape, dtype and place."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if jax.process_count() > 1:  # Orbax takes no array of some processes alone
+            return np.empty(leaf.shape, leaf.dtype)
+        sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.empty_like(np.asarray(leaf))
+
+
+def from_stored(value: Any, like: Any) -> Any:
+    """What Orbax gives for a leaf, as `like` is: an array [..], a key or a number."""
+    if _is_key(like):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+    return value if hasattr(like, "dtype") else np.asarray(value).item()
+
+
+def differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
+    """One phrase for each leaf that is not the same on both sides, those of both sides first."""
+    found = []
+    for name, target in targets.items():
+        if name in stored:
+            ours, theirs = (tuple(target.shape), np.dtype(target.dtype)), (stored[name][0], np.dtype(stored[name][1]))
+            if ours != theirs:
+                found.append(f"{name} is {_form(*theirs)} in the checkpoint, {_form(*ours)} in this config")
+    found += [f"{name} is not in the checkpoint" for name in targets if name not in stored]
+    found += [f"{name} is only in the checkpoint" for name in stored if name not in targets]
+    return found
+
+
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{dtype.name}{list(shape)}"
