@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.runtime.files.manifest import Files, Manifest
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.files.manifest import FORMAT, Files, Manifest
 from dreamer.runtime.files.sealed import Seal
 
 WHERE = Path("run/checkpoints/96/meta/metadata")
 TEXT = (
-    '{"env_steps": 96, "updates": 12, "format": 2, "run": "0123456789abcdef0123456789abcdef", '
+    '{"env_steps": 96, "updates": 12, "format": 3, "run": "0123456789abcdef0123456789abcdef", '
     '"rows": [["rows-000000000.dreamer", 900, 7], ["rows-000000001.dreamer", 800, 8]], '
     '"latents": [["latents-000000000096-0000.dreamer", 700, 9]], "state": ["state-000000000096.dreamer", 600, 10], '
     '"oldest": [0, 4], "rows_per_env": 48, "metrics": [500, 11], '
     '"spec": {"obs": {}, "action": {"continuous": 1}, "agents": 1}}'
 )
 MANIFEST = Manifest(
-    env_steps=96, updates=12, format=2,
+    env_steps=96, updates=12, format=3,
     files=Files(
         run="0123456789abcdef0123456789abcdef",
         rows=(Seal("rows-000000000.dreamer", 900, 7), Seal("rows-000000001.dreamer", 800, 8)),
@@ -68,3 +70,16 @@ def test_fields_of_another_version_are_left_out():
 def test_a_manifest_without_a_field_that_a_run_needs_is_refused(name):
     with pytest.raises(UserError, match=f"{WHERE} was not written by this program: without '{name}' it is not what"):
         Manifest.from_json(without(name), WHERE)
+
+
+@pytest.mark.parametrize("written", [1, 2, FORMAT + 1])
+@pytest.mark.parametrize("use", ["restore", "leaves", "manifest"])
+def test_a_checkpoint_of_another_version_is_refused_in_a_line(tmp_path, written, use):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, {"w": np.ones(3)}, {"env_steps": 5, "updates": 1, "format": written})
+        checkpoints.wait()
+        with pytest.raises(UserError) as caught:
+            getattr(checkpoints, use)(*([{"w": np.zeros(3)}] if use == "restore" else []))
+    text = str(caught.value)
+    assert f"checkpoint 5 of {tmp_path} was written by another version of dreamer, in format {written}" in text
+    assert f"this one reads format {FORMAT}: use that version to go on or to evaluate, or begin a new run" in text

@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Writeback(Generic[T]):
     """Owns a thread that handles items in their order; at most one waits or is under way.
 
-    threaded: False, and `put` handles the item itself.
+    threaded: False, and `put` handles the item itself. No ThreadPoolExecutor, for the reason that `Prefetch` gives.
     """
 
     def __init__(self, handle: Callable[[T], None], threaded: bool):

@@ -1,0 +1,69 @@
+"""Seconds from `dreamer train` to the first collected row and to the first update, this checkout and another in turns.
+
+    python -m benchmarks.start_times --compare ../other-checkout --rounds 3
+
+Reads what a run prints: a row has been collected when the phase is "collecting", an update is made when it is "training"
+again after "compiling". The compilation of the update is part of the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORDS = [
+    "experiments/quickstart.yaml", "--env-steps", "600", "--eval.episodes", "0", "--eval.video", "off",
+    "--log.tensorboard", "false", "--log.every", "0",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    seen: dict[str, list[tuple[float, float]]] = {"ours": [], "other": []}
+    for number in range(args.rounds):
+        sides = [("ours", ROOT), ("other", args.compare.resolve())]
+        for side, checkout in sides[:: -1 if number % 2 else 1]:
+            seen[side].append(start(checkout))
+    for i, what in enumerate(("first row", "first update")):
+        texts = []
+        for side, times in seen.items():
+            values = [one[i] for one in times]
+            texts.append(f"{side} {statistics.median(values):6.1f} s ({min(values):.1f} to {max(values):.1f})")
+        print(f"{what:14} {'  '.join(texts)}")
+
+
+def start(checkout: Path) -> tuple[float, float]:
+    """Seconds to the first row and to the first update of one run of a checkout, which is then stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        run = subprocess.Popen(
+            [sys.executable, "-m", "dreamer", "train", *WORDS, "--run-dir", str(Path(folder) / "run")],
+            cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert run.stdout is not None
+        row = update = 0.0
+        for line in run.stdout:
+            now = time.monotonic() - began
+            row = row or (now if "env_steps 4/" in line or "env_steps 8/" in line else 0.0)
+            if "| updates " in line and "| updates 0 " not in line:
+                update = now
+                break
+        run.kill()
+        run.wait()
+    if not row or not update:
+        raise RuntimeError(f"{checkout}: the run ended before its first update")
+    return row, update
+
+
+if __name__ == "__main__":
+    main()
