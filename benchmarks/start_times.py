@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_times --compare ../other-checkout --rounds 3
 
-Reads what a run prints: a row has been collected when the phase is "collecting", an update is made when it is "training"
-again after "compiling". The compilation of the update is part of the second.
+Reads the lines that a run prints with `--log.every 0`: the first that counts rows, and the first that counts an update.
+Compiling the update is part of the second.
 """
 
 from __future__ import annotations

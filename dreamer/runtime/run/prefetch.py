@@ -14,8 +14,8 @@ class Prefetch(Generic[T]):
     """Owns a thread that calls `produce` and keeps at most `depth` items ready, in their order.
 
     The thread begins with the first `next`, so that nothing is made before somebody wants it. With depth 0 there is no
-    thread: `next` calls `produce` itself. No ThreadPoolExecutor: the interpreter joins its threads at exit, and one that
-    waits for a device that hangs would keep the process alive.
+    thread: `next` calls `produce` itself. No ThreadPoolExecutor: the interpreter joins its threads at exit, and one
+    that waits for a device that hangs would keep the process alive.
     """
 
     def __init__(self, produce: Callable[[], T], depth: int):
