@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+import thorough
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
@@ -40,8 +41,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that no core is left alone with one of them at the end."""
+    """Marks what is thorough. Files that take minutes come first, so that no core is left alone with one at the end."""
+    for item in items:
+        if thorough.is_thorough(item.path.stem, getattr(item, "originalname", item.name)):
+            item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
