@@ -31,11 +31,11 @@ class Config:
     fsdp: Annotated[int, at_least(1)] = 1
     """Devices of a host over which large parameters, their moments and the slow critic are split; 1 = no split."""
     coordinator: str = ""
-    """host:port of process 0 when several processes learn together; auto: read from the cluster (Slurm, MPI, TPU pods)."""
+    """host:port of process 0 when several processes learn together; auto: from the cluster (Slurm, MPI, TPU pods)."""
     processes: Annotated[int, at_least(0)] = 0
-    """Number of processes; 0 = read from the cluster."""
+    """Number of processes; 0 = from the cluster."""
     process_id: Annotated[int, at_least(-1)] = -1
-    """Number of this process, from 0; -1 = read from the cluster."""
+    """Number of this process, from 0; -1 = from the cluster."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:

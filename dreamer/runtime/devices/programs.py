@@ -69,7 +69,7 @@ def jit_report(agent: Agent) -> Callable[..., Any]:
 def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
     """(variables, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
 
-    Acts on the first device of this process. count: a number that makes each call's random stream its own.
+    Acts on the first device of this process. count: a number that makes the random stream of each call unique.
     """
 
     def policy(
@@ -118,7 +118,7 @@ def jit_collect(agent: Agent, part: PolicyPart) -> Callable[..., tuple[Carry, Ar
     """(leaves, key, count, carry [E, ..], obs [R, ..], is_first [R], envs [R]) -> carry, action [R, A], packed latent.
 
     Acts only for the environments `envs`; the others keep their carry. An index of E marks a padding row.
-    leaves: from `part.take`. count: a number that makes each call's random stream its own.
+    leaves: from `part.take`. count: a number that makes the random stream of each call unique.
     """
 
     def collect(

@@ -26,7 +26,7 @@ from dreamer.spaces import Action
 
 SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-UNIT = 1.0  # an action without bounds covers this much on both sides of 0, one with a single bound twice as much beside it
+UNIT = 1.0  # range of an action without bounds on both sides of 0; with one bound, twice this range lies beside it
 MOST_CLASSES = 65_536
 
 

@@ -265,7 +265,7 @@ def seed_of(seed: int | None, game: int) -> int | None:
     """The seed of a game, from 1 on: the environment's own for the first, derived from it for later games."""
     if seed is None or game == 1:
         return seed
-    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits: some environments accept no more
+    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits: the limit of some environments
 
 
 def _check_alike(side: Side, first: Side, name: str) -> None:

@@ -227,9 +227,9 @@ def drawn(env: Any) -> np.ndarray | None:
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
     """Checks answers of `ask` from environments like each other, and writes them into rows `where` of `out` [E, ..].
 
-    Writing all rows at once is several times cheaper than one by one. Returns False, and the written rows must be
-    ignored, if any row is not plain or leaves its space; call `accept` on each to find out which and why. Actions are
-    not changed.
+    One write for all rows saves most of the cost of a row in cheap environments. Returns False, and the written rows
+    must be ignored, if any row is not plain or leaves its space; call `accept` on each to find out which and why.
+    Actions are not changed.
     """
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False

@@ -143,8 +143,8 @@ class Created:
     ):  # fmt: skip
         """own_name: this program chose the name, so a number is appended if the directory exists.
 
-        report, lost: the arguments tell and lost of `RunLock`. Raises UserError when the directory cannot be made, or another
-        process was faster.
+        report, lost: the arguments tell and lost of `RunLock`. Raises UserError when the directory cannot be made, or
+        another process was faster.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # folders, the innermost first
