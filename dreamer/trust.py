@@ -200,7 +200,7 @@ def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield path, value
     elif depth > 50:
-        yield path, "..."  # nobody nests so deeply
+        yield path, "..."  # no real config nests this deeply
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             if not safe_text(str(name)):

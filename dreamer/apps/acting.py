@@ -102,7 +102,7 @@ def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> Trained:  # fmt: skip
-    """The checkpoint of `run` at `step`, the newest when None. Raises UserError when there is no run, or its config differs.
+    """The checkpoint of `run` at `step`, the newest when None. Raises UserError if there is none or its config differs.
 
     env: one of the run's environments; None makes one, with `make_env` if the run was given a function.
     env_options: applied over the run's own. trust: as in `load`.

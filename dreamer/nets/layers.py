@@ -73,8 +73,8 @@ class BlockLinear(nn.Module):
     """Independent linear maps of `blocks` parts: [blocks, N, in / blocks] -> [blocks, N, features / blocks].
 
     With `shared` [N, s], the input of every block is its own part followed by all of `shared`. With `parts` > 1 the
-    outputs of each block are split into that many arrays. The fan-in of the initialiser is the width of all blocks together, as in
-    the reference.
+    outputs of each block are split into that many arrays. The fan-in of the initialiser is the width of all blocks
+    together, as in the reference.
     """
 
     features: int

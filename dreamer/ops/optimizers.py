@@ -159,7 +159,7 @@ def make(config: Config) -> optax.GradientTransformation:
 def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
     """Several optimizers {prefix of a parameter's name: Config}, "" the rest; and the prefix of each parameter.
 
-    params: a tree of the parameters, shapes suffice. The longest prefix wins. With one Config, returns its own transformation.
+    params: a tree of the parameters, shapes suffice. The longest prefix wins. One Config: its own transformation.
     """
     prefixes = prefixes_of(configs, params)
     if len(configs) == 1:

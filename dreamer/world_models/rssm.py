@@ -127,7 +127,7 @@ class Nets(NamedTuple):
 
 
 def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
-    """The distribution of the stochastic state; `sample(key, mixed logits [.., S, C]) -> one-hot` draws categorical ones."""
+    """The distribution of the stochastic state; `sample(key, mixed logits [.., S, C]) -> one-hot` draws categories."""
     if config.latent == "gaussian":
         return latent_dist.gaussian(config.stoch, config.minstd)
     return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)

@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """The answer cannot be read at all; `verdict` says why."""
+    """The answer cannot be read at all; `verdict` holds the reason."""
 
     def __init__(self, verdict: Verdict):
         super().__init__(verdict.text)

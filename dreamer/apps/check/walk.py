@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: whether it was not cut short"""
+    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: not cut short"""
 
     rows: list[Row]
     verdicts: list[Verdict]

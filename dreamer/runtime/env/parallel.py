@@ -70,7 +70,7 @@ class Side(gymnasium.Env):
     def shown(self, obs: Any) -> Any:
         """An observation of the environment with the agent's number added."""
         if not self.lone and not isinstance(obs, Mapping):
-            return obs  # `readers` refuses it
+            return obs  # reading it raises the error
         return {**({self.lone: obs} if self.lone else obs), AGENT: self.index}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
@@ -265,7 +265,7 @@ def seed_of(seed: int | None, game: int) -> int | None:
     """The seed of a game, from 1 on: the environment's own for the first, derived from it for later games."""
     if seed is None or game == 1:
         return seed
-    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits: the limit of some environments
+    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits, the limit of some games
 
 
 def _check_alike(side: Side, first: Side, name: str) -> None:

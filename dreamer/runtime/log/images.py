@@ -132,6 +132,7 @@ def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> d
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
+    """Values [..] rounded and clipped to 0 to 255, as uint8."""
     return np.clip(np.round(np.asarray(values, np.float32)), 0, 255).astype(np.uint8)
 
 

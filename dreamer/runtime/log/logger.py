@@ -57,7 +57,7 @@ class Resumed(NamedTuple):
 class Logger:
     """Collects the metrics of one run between writes, and owns the files they are written to.
 
-    Call add({"loss/dyn": 1.7}) many times, write(env_steps, updates) now and then. Use as a context manager, or close().
+    Call add({"loss/dyn": 1.7}) often, write(env_steps, updates) now and then. Use as a context manager, or close().
     Every write raises UserError when the disk is full; all earlier lines stay whole.
     """
 

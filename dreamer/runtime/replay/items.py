@@ -27,7 +27,7 @@ def existing(counts: np.ndarray, rows_per_env: int, sequence: int) -> Items:
 
 
 def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ring [size] and first row number [size] of items, all equally likely. At least one item must exist."""
+    """Ring and first row number of items, both of shape [size], all equally likely. At least one item must exist."""
     ends = np.cumsum(items.per_ring)
     item = rng.integers(ends[-1], size=size)
     ring = np.searchsorted(ends, item, side="right")
@@ -35,12 +35,12 @@ def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarr
 
 
 def rank_sums(most: int, exponent: float) -> np.ndarray:
-    """[most] float64: 1 / rank ** exponent, summed from rank 1 (the newest) on; the weights of `recent`."""
+    """Cumulative sums of 1 / rank ** exponent from rank 1 (the newest) on, float64 of shape [most]; for `recent`."""
     return np.cumsum(np.arange(1, most + 1, dtype=np.float64) ** -exponent)
 
 
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ring [size] and first row number [size] of items, each with weight 1 / rank ** exponent.
+    """Ring and first row number of items, both of shape [size], each with weight 1 / rank ** exponent.
 
     Items are ranked by age, counted in rows of their own ring; at equal age, items of longer rings come first.
     sums: `rank_sums` [most] of at least the number of items. At least one item must exist. Logarithmic in the items.

@@ -40,7 +40,7 @@ class Priorities:
         self.tree.update(leaf, weight)
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ring [size] and first row number [size] of items, whose rows then have priority 0.
+        """Ring and first row number of items, both of shape [size]; sets the priorities of their rows to 0.
 
         Within one call no item is drawn twice until no other has a weight; the rest is then drawn uniformly.
         """

@@ -116,7 +116,7 @@ class RowStore:
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
         """Writes the host's state after a run has ended at the checkpoint `step`; waits for the disk.
 
-        state: the seal of the host's state at that checkpoint, to tell it from another checkpoint of that number.
+        state: the seal of the host's state at that checkpoint, which identifies it among checkpoints of that number.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})

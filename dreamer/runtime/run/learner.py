@@ -144,7 +144,7 @@ class Learner:
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
-        """A context that turns errors of a device into a UserError that says what to change; for any thread."""
+        """A context that turns errors of a device into a UserError that names what to change; for any thread."""
         return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),

@@ -224,7 +224,7 @@ def _check_reachable(address: str) -> None:
     """Raises UserError when nothing listens at the address: Ray itself would try for many minutes."""
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
-        return  # "", "auto" and "local", for which Ray never waits long
+        return  # "", "auto" and "local", to which Ray responds at once
     if not port.isdigit():
         raise UserError(f"workers.address {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
     try:
