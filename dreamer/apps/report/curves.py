@@ -180,7 +180,7 @@ def _end(run: Run, frames: bool) -> float:
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
-    """Points in the bins that were passed completely; all points if there is no such bin. width 0: the points.
+    """Means of the bins that were passed completely, or of all bins if there are none. width 0: the points.
 
     reached: the x of their run, which may have had no recent episode; None: the last point.
     """

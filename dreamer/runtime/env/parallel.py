@@ -215,7 +215,7 @@ class ParallelRows:
         return {side.index: told_at_first(side, answer) for side in self._sides if side.agent in answer[0]}
 
     def _step(self, actions: np.ndarray) -> dict[int, Any]:
-        """Steps the game once for each action repeat: the answers of the agents in the game, by number."""
+        """Steps the game, at most once per action repeat: the answers of the agents in the game, by number."""
         natives = {n: self._rows[n].natives(actions[n : n + 1])[0] for n, plays in enumerate(self._playing) if plays}
         answers: dict[int, Any] = {}
         for _ in range(self._repeat):

@@ -104,8 +104,8 @@ class Workers(Protocol):
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
         """Rows of all E environments if `least` is None, else all ready rows once `least` environments are ready.
 
-        After `patience` seconds any ready environment is enough. RuntimeError when `least` environments cannot become
-        ready, as too few were sent an action.
+        After `patience` seconds any ready environment is enough. If fewer than `least` were sent an action, waits for
+        those. RuntimeError when no environment was, or with `least` None when any was not.
         """
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:

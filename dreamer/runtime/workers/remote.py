@@ -171,7 +171,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
             ready = self._hear(seconds, wanted - int(ready))
 
     def _look_for_hung(self) -> None:
-        """Replaces the homes of environments that have not answered in time; checks once a second at most."""
+        """Replaces the homes of environments that have not answered in time; most calls return without a check."""
         now = time.monotonic()
         if not self._timeout or now < self._look:
             return

@@ -42,7 +42,7 @@ class Table:
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, least: int | None) -> int:
-        """How many environments a receive waits for. RuntimeError when fewer can become ready."""
+        """Number of environments to wait for. RuntimeError if none can be ready, or `least` is None and not all can."""
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (least is None or taken == self.envs):
             raise RuntimeError("receive() was called twice without send(): environments wait for an action")
