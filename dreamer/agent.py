@@ -45,7 +45,7 @@ def _plugin_config(name: str, package: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the agent is made of."""
+    """The parts of the agent and their precision."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "precision of the networks; auto = float32 on CPU, bfloat16 on accelerators. Parameters are always float32"
@@ -97,7 +97,7 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     """The agent for an environment, its parts found by name. priorities: see `assemble`.
 
     Errors: UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
-    contract (dreamer/contracts.py), at once or when it is traced.
+    contract (dreamer/contracts.py), now or later when it is traced.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name
@@ -119,10 +119,10 @@ def assemble(
 ) -> Agent:
     """An agent from its parts.
 
-    optimizer: one for all parameters, or several as `optimizer_configs` gives them.
-    priorities: whether updates tell how badly each row was predicted, for a prioritised replay.
-    Errors: UserError when the two parts name a loss alike, when the behavior needs what the world model does not
-    predict, or when no parameter's name begins with the prefix of an optimizer.
+    optimizer: one for all parameters, or several as returned by `optimizer_configs`.
+    priorities: whether updates return how badly each row was predicted, for a prioritised replay.
+    Errors: UserError when both parts have a loss of the same name, when the behavior needs a prediction that the world
+    model lacks, or when no parameter's name begins with the prefix of an optimizer.
     """
     configs = {"": optimizer} if isinstance(optimizer, optimizers.Config) else dict(optimizer)
     scales = check_parts(world_model, behavior)
@@ -217,7 +217,7 @@ def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
 
 
 def variables(state: TrainState) -> dict[str, Variables]:
-    """What each part of an agent owns in a train state."""
+    """The Variables of each part of an agent in a train state."""
     return {part: Variables(state.params[part], state.extra[part], state.hyper[part]) for part in PARTS}
 
 
@@ -232,7 +232,7 @@ def _init_parts(
 
 
 def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]:
-    """The scales of all losses. Raises UserError when two parts do not go together."""
+    """The scales of all losses. Raises UserError when the two parts do not fit together."""
     if clash := set(world_model.scales) & set(behavior.scales):
         raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
     predicted = jax.eval_shape(
@@ -249,7 +249,7 @@ def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]
 
 
 def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> None:
-    """UserError naming the prefix of an optimizer with which no parameter's name begins."""
+    """Raises UserError naming an optimizer's prefix with which no parameter's name begins."""
     used = set(jax.tree.leaves(optimizers.prefixes_of(configs, params)))
     if unknown := sorted(set(configs) - used - {""}):
         leaves = jax.tree.leaves_with_path(params)
@@ -264,7 +264,7 @@ def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> Non
 def train_metrics(
     total: Array, rates: Mapping[str, Array], grads: Params, updates: Params, params: Params
 ) -> Metrics:
-    """Sizes of loss, unclipped gradients, applied updates and the parameters after them."""
+    """Sizes, each [], of loss, unclipped gradients, applied updates and the parameters after them."""
     named = {f"train/learning_rate{f'/{prefix}' if prefix else ''}": rate for prefix, rate in rates.items()}
     return named | {
         "train/loss": total, "train/grad_norm": trees.norm(grads),
@@ -274,7 +274,10 @@ def train_metrics(
 
 
 def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
-    """Truth and dream of up to 6 sequences: the first half observed, the rest dreamed under the true actions."""
+    """Truth and dream {"truth/k", "dream/k": [B, T, ..]} of up to 6 sequences of a batch [B, C+T].
+
+    The first half of T is observed, the rest is dreamed under the true actions.
+    """
     state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "report_observe", "report_imagine")
     half = rows.reward.shape[1] // 2

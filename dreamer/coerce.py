@@ -1,4 +1,4 @@
-"""A value from YAML or from a flag as a declared type, strictly and without loss. Imports no jax."""
+"""Converts a value from YAML or from a flag to a declared type, strictly and without loss. Imports no jax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from dreamer.errors import nearest
 
 MOST_NESTED = 50  # levels of lists and mappings in one value
-MOST_BITS = 10_000  # of a whole number, about 3,000 digits: Python turns no more than 4,300 into text
+MOST_BITS = 10_000  # of a whole number, about 3,000 digits: Python converts no more than 4,300 to text
 _FLOAT = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 # YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML's own are those of YAML 1.1.
 _SCALARS = [
@@ -70,7 +70,7 @@ Dumper.add_representer(list, lambda self, data: self.represent_sequence("tag:yam
 def parse(texts: list[str], kind: Any) -> Any:
     """The texts after a flag as the value that a preset would hold for the type `kind`.
 
-    Where text is wanted they stay as they are, elsewhere they are read as YAML; several make a list.
+    For a text type they are kept unchanged, otherwise they are read as YAML; several texts make a list.
     """
     values = [text if _wants_text(kind) else _read(text) for text in texts]
     return values[0] if len(values) == 1 and (isinstance(values[0], list) or not is_sequence(kind)) else values
@@ -93,10 +93,10 @@ def _wants_text(kind: Any) -> bool:
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` as the type `kind`, without losing anything: 1e6 is an int, "7e-4" a float, 1 is no bool.
+    """`value` as the type `kind`, without loss: 1e6 is a valid int, "7e-4" a float, 1 is not a bool.
 
-    Numbers and arrays of numpy and jax count as Python's, paths as text; Any is what `plain` takes.
-    Raises ValueError(what it must be, a hint); NotPlain, which is one, where a part of the value is at fault.
+    Numbers and arrays of numpy and jax count as Python's, paths as text; Any accepts all that `plain` accepts.
+    Raises ValueError(what it must be, a hint), or its subclass NotPlain where a part of the value is at fault.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -125,7 +125,7 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any, inside: str = "", level: int = 0) -> Any:
-    """`value` as what YAML holds: null, bool, numbers, text, lists, and mappings of these by text or whole number.
+    """`value` as YAML's types: null, bool, numbers, text, lists, and mappings of these by text or whole number.
 
     Tuples and arrays become lists, numpy's numbers Python's, paths text; nothing is rounded. `inside` and `level`
     are the place of `value` in a larger one. Raises NotPlain.
@@ -219,7 +219,7 @@ def _sequence(value: Any, kind: Any) -> Any:
 
 
 def _first_fit(value: Any, members: tuple, kind: Any) -> Any:
-    for member in members:  # an exact type wins over one that the value can be turned into
+    for member in members:  # an exact type wins over one that needs a conversion
         if isinstance(member, type) and type(value) is member:
             return value
     for member in members:
@@ -262,6 +262,6 @@ def show(value: Any) -> str:
     """A value as an error line quotes it: its repr on one line, cut after 60 characters."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # a repr may fail, as that of a whole number of 5,000 digits does
+    except Exception:  # a repr may fail, for example for a whole number of 5,000 digits
         text = f"a {_class_name(value)}"
     return text if len(text) <= 60 else text[:57] + "..."

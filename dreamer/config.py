@@ -1,7 +1,7 @@
 """The root configuration: presets in YAML, overrides, one set of strict rules for both. Imports no jax.
 
-Each Config sits in the file that it configures; `Config` here joins them. A preset or an override is a `Layer`
-of differences; layers are laid over the defaults left to right. A resolved config is itself a preset.
+Each Config is defined in the file that it configures; `Config` here joins them. A preset or an override is a `Layer`
+of differences; layers are applied to the defaults left to right. A resolved config is itself a preset.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _default(module: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run can be told."""
+    """All settings of a run."""
 
     seed: Annotated[int, between(0, 2**31 - 1), SAME_GROUP] = 0
     """Seed of networks, replay and environments."""
@@ -94,11 +94,11 @@ class Config:
             raise UserError("env must name an environment, not be empty")
 
 
-Note = Callable[[str], object]  # is given what a user should know of a config that is no error, a line each
+Note = Callable[[str], object]  # called with each line that a user should know about a config although it is no error
 
 
 def tell(note: str) -> None:
-    """A note on stderr."""
+    """Prints a note on stderr."""
     print(f"dreamer: note: {note}", file=sys.stderr)
 
 
@@ -108,8 +108,8 @@ def load(
     """The defaults, then the presets left to right, then `overrides` by dotted key.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of shipped ones, or files. note: see `overlay`. trust: files may name code that is not dreamer's,
-    as `overrides` may in any case.
+    presets: names of shipped ones, or files. note: see `overlay`. trust: files may name code that is not part of
+    dreamer; `overrides` always may.
     Raises UserError: one line with the key, its file and line, and the nearest valid name.
     """
     own = layer({} if overrides is None else overrides, origin="overrides")
@@ -119,16 +119,16 @@ def load(
 
 
 def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
-    """UserError when a layer from a file names code that is not dreamer's, unless the command names it itself.
+    """Raises UserError when a layer from a file names code outside dreamer, unless the command names it itself.
 
-    given: what the command sets, by dotted key. trust: the user vouches for the files.
+    given: settings of the command, by dotted key. trust: the user vouches for the files.
     """
     for one in layers:
         trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
 
 
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
-    """The defaults with `layers` laid over them left to right. Raises UserError."""
+    """The defaults with `layers` applied left to right. Raises UserError."""
     config = Config()
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
@@ -138,11 +138,11 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
 def overlay(
     config: Any, layer: Layer, path: str = "", *, before: Sequence[Layer] = (), note: Note = tell
 ) -> Any:
-    """`config` with the differences of `layer`; `path` is the dotted key at which `config` stands.
+    """`config` with the differences of `layer`; `path` is the dotted key of `config`.
 
     A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other keys apply.
-    What the layers `before` set for the old plug-in is kept where the new one has such a field and takes the value;
-    `note` is given a line on the rest. An empty mapping empties a dict field; any other is merged into it.
+    Values that the layers `before` set for the old plug-in are kept where the new one has such a field and accepts the
+    value; `note` is called with a line on the rest. An empty mapping empties a dict field; any other is merged into it.
     Raises UserError.
     """
     values = layer.values
@@ -170,13 +170,13 @@ def overlay(
     except (UserError, ValueError) as error:
         where = ", ".join(sorted({layer.where(f"{path}.{name}" if path else name) for name in changes}))
         text = " ".join(str(error).split())
-        # A refusal begins with the name of its field, or is about the whole mapping.
+        # An error text begins with the name of its field, or is about the whole mapping.
         joint = "." if text.partition(" ")[0] in fields else ": "
         raise UserError(f"{path}{joint if path else ''}{text} (from {where})") from None
 
 
 def to_yaml(config: Any) -> str:
-    """The full resolved config as YAML, in the order of the fields; `load` of it gives the same config."""
+    """The full resolved config as YAML, in the order of the fields; loading it returns the same config."""
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
@@ -186,7 +186,7 @@ def similar_key(config: Any, key: str) -> str | None:
 
 
 def expect_config(value: Any, call: str) -> None:
-    """UserError unless `value` is a Config. call: the function that takes it, "dreamer.train"."""
+    """Raises UserError unless `value` is a Config. call: the function it was passed to, such as "dreamer.train"."""
     if isinstance(value, Config):
         return
     if isinstance(value, str | os.PathLike):
@@ -197,7 +197,7 @@ def expect_config(value: Any, call: str) -> None:
 
 
 def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
-    """`value`, given as `key` at `where`, as the field `name` of `config` holds it. Raises UserError."""
+    """`value`, given as `key` at `where`, converted for the field `name` of `config`. Raises UserError."""
     try:
         value = coerce(value, declared(config)[name])
     except NotPlain as error:
@@ -242,7 +242,7 @@ def _exact(key: str, value: Any, kind: Any) -> Any:
 
 
 def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any:
-    """`config`, a newly named plug-in's defaults, with what the layers `before` set for another where it fits."""
+    """`config`, the defaults of a newly named plug-in, with values that `before` set for another where they fit."""
     given: dict[str, tuple[Any, str]] = {}
     for one in before:
         inside: Any = one.values
@@ -278,7 +278,7 @@ def _fits(config: Any, key: str, value: Any) -> bool:
 
 
 def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested `values`; what is no nested config of `config` counts as one value."""
+    """(dotted key, value) of nested `values`; a mapping that is not a nested config of `config` counts as one value."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, str(name), None)):
@@ -307,7 +307,7 @@ def _nearest_key(config: Any, key: str, name: str) -> str:
 
 
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
-    """Config, tuples and mappings as what YAML knows; a float field given as 32 is 32.0. Raises UserError."""
+    """Config, tuples and mappings as YAML's types; a float field given as 32 is 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
         return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in declared(value).items()}
     try:

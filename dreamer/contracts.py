@@ -1,7 +1,6 @@
-"""A plug-in gives what `interfaces.py` asks for, or one line says which plug-in, which function and what is wrong.
+"""Checks that a plug-in returns what `interfaces.py` requires; else one line names plug-in, function and fault.
 
-The functions of a record are wrapped: shapes are compared while jax traces, so that nothing is paid when a compiled
-step runs.
+The functions of a record are wrapped: shapes are compared while jax traces, so that a compiled step has no overhead.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dreamer.spaces import Spec
 
 LONGEST = 400  # characters of another library's message
 NOT_FUNCTIONS = ("scales", "storage", "needs")
-PREDICTIONS = ("reward", "cont")  # that are one number each
+PREDICTIONS = ("reward", "cont")  # of one number each
 SIGNATURES = {
     WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
     Behavior: "make(config, spec, *, feat_width, dtype, horizon, contdisc) -> Behavior",
@@ -26,11 +25,11 @@ SIGNATURES = {
 
 
 class Fault(Exception):
-    """What a function of a plug-in gives and should not, in words."""
+    """A wrong result of a function of a plug-in, in words."""
 
 
 class Plugin(NamedTuple):
-    """Who is to blame: "world model 'my_lab.model'", and the environment that it was made for."""
+    """The plug-in at fault, "world model 'my_lab.model'", and the environment that it was made for."""
 
     who: str
     spec: Spec
@@ -75,7 +74,7 @@ def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any
 
 
 def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping[str, Any]) -> Any:
-    """What the module's `make` gives, as a `record` with all its fields."""
+    """The result of the module's `make`, as a `record` with all its fields."""
     if not callable(getattr(module, "make", None)):
         raise UserError(f"{plugin.who} has no function {SIGNATURES[record]}")
     made = _called(plugin, "make", module.make, args, shared)
@@ -98,7 +97,7 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
 
 
 def _guarded(plugin: Plugin, record: Any, checks: Mapping[str, Callable]) -> Any:
-    """The record with each function named when it fails, and its result checked."""
+    """The record with each function wrapped: a failure names the function, and the result is checked."""
     functions = {f: getattr(record, f) for f in record._fields if callable(getattr(record, f))}
     return record._replace(**{f: _guard(plugin, f, function, checks.get(f)) for f, function in functions.items()})
 
@@ -119,7 +118,7 @@ def _guard(plugin: Plugin, name: str, function: Callable, check: Callable | None
 def _called(plugin: Plugin, name: str, function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
-    except (UserError, jax.errors.JaxRuntimeError):  # the second is a device's, which others explain
+    except (UserError, jax.errors.JaxRuntimeError):  # the second is a device's, which `devices.errors` explains
         raise
     except Exception as error:
         text = one_line(error)
@@ -233,7 +232,7 @@ def _is_act(out: Any, carry: Any, ask: Ask, spec: Spec) -> None:
 
 
 def _same(out: Any, wanted: Any, what: str) -> None:
-    """Fault naming the first leaf of `out` whose name or shape is not that of `wanted`."""
+    """Raises Fault naming the first leaf of `out` whose name or shape differs from `wanted`."""
     found, asked = _leaves(out), _leaves(wanted)
     for name in sorted(set(found) ^ set(asked)):
         raise Fault(f"{what} {'with' if name in found else 'without'} {name or 'a leaf'}, which it was "

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, the cause named. Imports no jax."""
+"""Errors that the user can fix: one clear line that names the cause. Imports no jax."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The command line prints its one line and exits with code 2."""
+    """An input of the user is wrong. The command line prints the one line of the error and exits with code 2."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from dreamer.errors import UserError
 
 
 class Range(NamedTuple):
-    """The finite numbers from `low` to `high`, both included; of a list or a tuple, each entry is in the range."""
+    """The finite numbers from `low` to `high`, both included; in a list or a tuple each entry must be in the range."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     meaning: str
 
 
-# A field with MAY_CHANGE has no effect on what the agent is, sees or has learned.
+# A field with MAY_CHANGE does not affect the agent, its observations or its training.
 MAY_CHANGE = Mark("may change when a run is resumed")
 SAME_GROUP = Mark("runs that differ in it alone are one group of a report")
 
@@ -59,7 +59,7 @@ def _declared_of(kind: Any) -> Mapping[str, Any]:
 
 
 def _annotated(config: Any) -> Mapping[str, tuple[Any, ...]]:
-    """{field: what its annotation holds besides the type} of a config dataclass, in order."""
+    """{field: entries of its annotation besides the type} of a config dataclass, in order."""
     kind: Any = type(config)
     return _annotated_of(kind)
 
@@ -80,7 +80,7 @@ def get(config: Any, key: str) -> Any:
 def type_of(config: Any, key: str) -> Any:
     """The declared type of the field at a dotted key; None when there is no such field.
 
-    Any for an entry of a dict field; its class for a nested config.
+    The type is Any for an entry of a dict field, and the class for a nested config.
     """
     *parents, last = key.split(".")
     for part in parents:
@@ -105,7 +105,7 @@ def keys(config: Any, path: str = "") -> Iterator[str]:
 
 
 def check_bounds(config: Any, path: str = "") -> None:
-    """UserError unless every number of `config`, nested configs included, lies in the range of its field.
+    """Raises UserError unless every number of `config`, nested configs included, lies in the range of its field.
 
     path: dotted key of `config`, for the message. A Config whose `__post_init__` has rules between fields calls this
     first.
@@ -119,7 +119,7 @@ def check_bounds(config: Any, path: str = "") -> None:
 
 
 def check_field(config: Any, name: str, value: Any, key: str) -> None:
-    """UserError unless `value` lies in the range of the field `name` of `config`. key: its dotted key, for the message.
+    """Raises UserError unless `value` lies in the range of the field `name` of `config`. key: for the message.
 
     A field whose type allows None may be None.
     """
@@ -131,7 +131,7 @@ def check_field(config: Any, name: str, value: Any, key: str) -> None:
 
 
 def check_bound(key: str, value: Any, bound: Range) -> None:
-    """UserError unless `value` is a number in `bound`."""
+    """Raises UserError unless `value` is a number in `bound`."""
     low, high = bound
     finite = isinstance(value, numbers.Integral) or (isinstance(value, numbers.Real) and math.isfinite(value))
     if not (finite and low <= value <= high):
@@ -140,7 +140,7 @@ def check_bound(key: str, value: Any, bound: Range) -> None:
 
 
 def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
-    """The dotted keys of the fields and groups that have a mark, in order; not those inside of a marked group."""
+    """The dotted keys of the fields and groups that have a mark, in order, without those inside a marked group."""
     for name, notes in _annotated(config).items():
         key, value = f"{path}.{name}" if path else name, getattr(config, name)
         if mark in notes:

@@ -1,4 +1,4 @@
-"""What a wrong name of a setting, a preset file or a call may have meant. Imports no jax."""
+"""Finds the valid name that a wrong name of a setting, a preset file or a call may have meant. Imports no jax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from dreamer import shipped
 
-# What other libraries call a setting -> its key here.
+# The name of a setting in other libraries -> its key here.
 ALIASES = {
     "lr": "agent.optimizer.learning_rate",
     "wd": "agent.optimizer.weight_decay",
@@ -37,9 +37,9 @@ ALIASES = {
 
 
 def similar_key(names: Iterable[str], key: str) -> str | None:
-    """The one of the dotted `names` that a wrong `key` may have meant, None when none is near.
+    """The dotted name among `names` that a wrong `key` may have meant, None when none is near.
 
-    The same field elsewhere, another library's name, the first letters of its words, or a near spelling.
+    Tries the same field elsewhere, another library's name, the first letters of its words, and a near spelling.
     """
     names = list(names)
     by_field = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -60,7 +60,7 @@ def similar_key(names: Iterable[str], key: str) -> str | None:
 
 
 def nearest_preset_file(path: str) -> str:
-    """A hint at the preset that a missing file may have meant, beside it or shipped; always says something."""
+    """A hint at the preset that a missing file may have meant, beside it or shipped; never empty."""
     folder = os.path.dirname(path) or "."
     choices = []
     if os.path.isdir(folder):

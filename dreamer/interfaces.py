@@ -7,8 +7,9 @@ to the front inside `ops/scan.py` only.
 A component is a record of pure functions: `vmap` over seeds, `scan` over updates, sharding, donation and
 testing one function alone follow from that. Configs stop at the `make` that builds the record.
 
-A latent is what a world model knows of one row. A state is what it needs to go on from a row: for an RSSM the two are
-one, for a transformer the state is a cache of many rows. Replay stores packed latents, dreams and acting carry states.
+A latent is a world model's representation of one row. A state is all it needs to continue from a row: for an RSSM the
+two are the same, for a transformer the state is a cache of many rows. Replay stores packed latents; dreams and acting
+carry states.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Array = jax.Array
 Key = jax.Array
 Params = Any  # pytree of float32 arrays, changed by gradients
 Extra = Any  # pytree of arrays, changed by rules: normalisers, slow copies, a search distribution, counters
-Hyper = Any  # {name: []} float32, changed by nothing in an update: a population may vary them without compiling again
+Hyper = Any  # {name: []} float32, constant in an update: a population may vary them without recompiling
 Latent = Any  # pytree of arrays [.., ...] that one world model understands
 State = Any  # pytree of arrays [B, ...], likewise
 Obs = Mapping[str, Array]
@@ -41,7 +42,7 @@ __all__ = [
 
 
 class Network(NamedTuple):
-    """A parametric function, made from Flax or Haiku alike (`nets/adapters.py`).
+    """A parametric function, made from Flax or Haiku (`nets/adapters.py`).
 
     init(key, *inputs) -> params        apply(params, *inputs) -> outputs
     """
@@ -51,7 +52,7 @@ class Network(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What a component owns.
+    """The variables of a component.
 
     params: changed by gradients | extra: changed by rules | hyper {name: []}: numbers that only a launcher changes
     """
@@ -62,9 +63,9 @@ class Variables(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What `WorldModel.loss` gives besides its losses.
+    """The results of `WorldModel.loss` besides its losses.
 
-    latent: posterior latents [B, T, ..], gradients flow through them | extra: the next one | metrics {name: []}
+    latent: posterior latents [B, T, ..], gradients flow through them | extra: the next extra | metrics {name: []}
     surprise [B, T]: how badly each row was predicted, for a prioritised replay; None: the sum of the scaled losses
     """
 
@@ -88,7 +89,7 @@ class WorldModel(NamedTuple):
     latent(state [N, ..]) -> latent [N, ..]
     feat(latent) -> [.., F]
     predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, those that it has learned;
-        reward and cont are expectations, allowed tells which entries of an action's one-hots may be chosen
+        reward and cont are expectations, allowed marks the entries of an action's one-hots that may be chosen
     loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T]) -> losses {name: [B, T']}, T' <= T, Learned
     decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
     pack(latent) -> {name: array}, the lossless form in which replay stores latents; {} to store none
@@ -137,10 +138,10 @@ class Replayed(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What comes with an observation when a behavior is asked for an action.
+    """The inputs of a behavior besides the observation, when it chooses an action.
 
     is_first [E] bool | allowed [E, n] bool, None in an environment without action masks
-    command {name: [E, ..]}: what the behavior is to do, such as a goal, the feat [E, F] to reach
+    command {name: [E, ..]}: the task of the behavior, such as a goal, the feat [E, F] to reach
     """
 
     is_first: Array
@@ -149,13 +150,13 @@ class Ask(NamedTuple):
 
 
 class Behavior(NamedTuple):
-    """What chooses actions and learns from dreams. `v` are its Variables.
+    """A component that chooses actions and learns from dreams. `v` are its Variables.
 
     init(key) -> Variables
     initial(envs) -> carry [E, ..] from row to row, () for most
     act(v, key, dream, state [E, ..], carry [E, ..], ask, mode) -> action [E, A], carry
-        mode "collect": for training, exploration included | "sample": to be judged | "mode": the most likely action
-    loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics); {} for what has no gradient
+        mode "collect": for training, with exploration | "sample": for evaluation | "mode": the most likely action
+    loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics); {} without a gradient
     refresh(v) -> extra, after each optimizer step (the slow critic)
     scales: {loss name: weight in the total}
     needs: the predictions of the world model that it uses
@@ -171,7 +172,7 @@ class Behavior(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, one pytree.
+    """All that training changes, as one pytree.
 
     step [] int32, updates done | key | params, extra {"world_model", "behavior"} | opt_state
     hyper {"world_model", "behavior", "scale": {loss name: []}, "learning_rate": {prefix: []}}: traced, so that settings
@@ -187,7 +188,7 @@ class TrainState(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What an update gives besides the next state: arrays on the device, or numpy arrays once they are on the host.
+    """The results of an update besides the next state: arrays on the device, or numpy arrays once fetched to the host.
 
     latent {name: [B, T, ..]}: packed posteriors to store back | metrics {name: []}
     surprise [B, T] float32: how badly each row was predicted, None unless the agent was made with `priorities`
@@ -199,7 +200,7 @@ class Update(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What acting remembers from row to row: state [E, ..] | prev_action [E, A] | behavior [E, ..], its own carry."""
+    """The carry of acting from row to row: state [E, ..] | prev_action [E, A] | behavior [E, ..], its own carry."""
 
     state: State
     prev_action: Array

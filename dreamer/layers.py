@@ -1,4 +1,4 @@
-"""Layers of differences to lay over a config: what a preset file, a command line or overrides say. Imports no jax."""
+"""Layers of differences from a config: the settings of a preset file, a command line or overrides. Imports no jax."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
 
 
 class Layer(NamedTuple):
-    """Differences to lay over a config: nested `values`, and where each came from by dotted key.
+    """Differences to apply to a config: nested `values`, and the origin of each by dotted key.
 
-    A key without an entry in `origins` came from `origin`. ours: this user made the file that it was read from, as the
-    config of a run.
+    A key without an entry in `origins` came from `origin`. ours: the layer was read from the config of a run that this
+    user made.
     """
 
     values: Mapping[str, Any]
@@ -58,7 +58,7 @@ def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | N
 
 
 def read_preset(path: str | os.PathLike) -> Layer:
-    """The differences that a preset holds, each with its line. Raises UserError: not there, or not valid YAML.
+    """The differences in a preset, each with its line. Raises UserError when it is missing or not valid YAML.
 
     path: the name of a shipped preset, such as "quickstart", or a file.
     """
@@ -76,8 +76,8 @@ def read_preset(path: str | os.PathLike) -> Layer:
 
 
 def _text_of(name: str) -> str:
-    """The text of a file. Raises OSError; ValueError when it is too large, or no text."""
-    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read as far as it goes
+    """The text of a file. Raises OSError, or ValueError when the file is too large or not text."""
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read without waiting
         data = file.read(LARGEST + 1) or b""
     if len(data) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST:,} bytes")
@@ -88,7 +88,7 @@ def _text_of(name: str) -> str:
 
 
 def layer_of(text: str, name: str, first: int = 1) -> Layer:
-    """The differences that the text of a preset holds, each with its line. Raises UserError: not valid YAML.
+    """The differences in the text of a preset, each with its line. Raises UserError when it is not valid YAML.
 
     name: of the file, for messages. first: number of the first line in the file.
     """
@@ -110,7 +110,7 @@ def layer_of(text: str, name: str, first: int = 1) -> Layer:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Lays nested `values` into `into`, copying each mapping."""
+    """Merges nested `values` into `into`, copying each mapping."""
     for key, value in values.items():
         if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
             raise UserError(f"{key} is given both whole and in parts (from {origin})")
@@ -119,8 +119,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
 
 
 def _check_size(node: Any, left: list[int]) -> None:
-    """ValueError when a YAML document has too many nodes once its aliases are followed. left: how many more may come.
-    """
+    """Raises ValueError when a YAML document has too many nodes, aliases followed. left: nodes that may still come."""
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"it holds more than {MOST_NODES:,} values")
@@ -130,7 +129,7 @@ def _check_size(node: Any, left: list[int]) -> None:
 
 
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line from 0 on) of every key of a YAML mapping."""
+    """(dotted key, line counted from 0) of every key of a YAML mapping."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         dotted = f"{path}.{key.value}" if path else key.value
         yield dotted, key.start_mark.line

@@ -1,6 +1,6 @@
-"""All losses of a world model and a behavior on one batch: the maths that an update descends.
+"""All losses of a world model and a behavior on one batch: the function that an update minimises.
 
-Here the action of row t becomes the previous action of row t + 1, and the gradient of dreams stops.
+Here the action of row t becomes the previous action of row t + 1, and gradients from dreams are stopped.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PARTS = ("world_model", "behavior")
 
 
 class Aux(NamedTuple):
-    """What comes with the losses: the next extra, packed posteriors {name: [B, T, ..]}, metrics {name: []}, and how
-    badly each row was predicted [B, T], None where the world model does not tell."""
+    """Results besides the losses: the next extra, packed posteriors {name: [B, T, ..]}, metrics {name: []}, and how
+    badly each row was predicted [B, T], None if the world model does not return it."""
 
     extra: Any
     latent: Mapping[str, Array]
@@ -71,14 +71,14 @@ def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Call
 
 
 def check_losses(losses: Losses, rows: Batch) -> None:
-    """AssertionError unless each loss of a world model is [B, T'], T' <= T."""
+    """Raises AssertionError unless each loss of a world model is [B, T'], T' <= T."""
     for name, loss in losses.items():
         if loss.ndim != 2 or len(loss) != len(rows.reward) or loss.shape[1] > rows.reward.shape[1]:
             raise AssertionError(f"loss {name!r} has shape {loss.shape}, not [B, T'] for T' up to {rows.reward.shape}")
 
 
 def joined(metrics: Metrics, more: Metrics) -> Metrics:
-    """Both. ValueError when they have a name in common, so that no metric hides another."""
+    """Both merged. Raises ValueError when they share a name, so that no metric hides another."""
     if clash := metrics.keys() & more.keys():
         raise ValueError(f"metrics named {sorted(clash)} come from two places")
     return {**metrics, **more}
@@ -114,7 +114,7 @@ def total_loss(
 def row_losses(world_model: WorldModel, scales: Mapping[str, Array], losses: Losses) -> Array:
     """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient.
 
-    Raises UserError when a term has no number for each row: such a model must tell its surprise itself.
+    Raises UserError when a term does not have one number per row: such a model must return its surprise itself.
     """
     own = {name: losses[name] for name in world_model.scales}
     if len({loss.shape for loss in own.values()}) > 1:
@@ -139,7 +139,7 @@ def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Arr
 
 
 def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple[int, ...]) -> None:
-    """AssertionError unless obs, action and is_first have the leading axes `lead` and the shapes of the spec."""
+    """Raises AssertionError unless obs {k: [*lead, ..]}, action [*lead, A] and is_first [*lead] match the spec."""
     if set(obs) != set(spec.obs):
         raise AssertionError(f"observation keys {sorted(obs)} are not those of the spec, {sorted(spec.obs)}")
     wanted = {f"observation {name!r}": (obs[name], space.shape) for name, space in spec.obs.items()}

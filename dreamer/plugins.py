@@ -1,4 +1,4 @@
-"""A name becomes a thing: modules and attributes by dotted name, environments by id, suite or factory. No jax."""
+"""Finds objects by name: modules and attributes by dotted name, environments by id, suite or factory. No jax."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import gymnasium
 
 SUITES = "dreamer.suites"  # the package whose modules are environment suites
-RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a folder with the first and another one is a run's
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a folder with the first and any other one holds a run
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
 
 def load(name: str, package: str | None = None) -> Any:
-    """The module or attribute called `name`; for a module that is not dreamer's the current folder is on the path.
+    """The module or attribute called `name`; for a module outside dreamer the current folder is on the path.
 
     "rssm" with package "dreamer.world_models" is that module in it, "my_lab.models.foo" any module,
-    "my_lab.models:make" an attribute of one. Raises UserError when it is not there (with the nearest
-    name that is) or when the module itself fails to import (with the cause).
+    "my_lab.models:make" an attribute of one. Raises UserError when it does not exist (with the
+    nearest existing name) or when the module itself fails to import (with the cause).
     """
     where, _, attribute = name.partition(":")
     if not where or name.endswith(":") or where.startswith("."):
@@ -55,7 +55,7 @@ def load(name: str, package: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """An environment given as a function, `make(**options)`; it travels to other processes by value."""
+    """An environment given as a function, `make(**options)`; it is sent to other processes by value."""
 
     name: str
     make: Callable[..., gymnasium.Env]
@@ -76,11 +76,11 @@ def _maker_from(name: str, make: bytes) -> Maker:
     return Maker(name, pickle.loads(make))
 
 
-EnvName = str | Maker  # what `make_env` takes
+EnvName = str | Maker  # the argument of `make_env`
 
 
 def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
-    """A function as an environment's name: its module and name where `load` finds it there, else a Maker.
+    """The name of an environment made by a function: its module and name if `load` finds it there, else a Maker.
 
     Raises UserError when it cannot be called.
     """
@@ -99,10 +99,10 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
 def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
     """The environment called `name`, made with `options`.
 
-    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" is make("walker-walk", **options) of the suite envs/dmc.py;
-    "my_lab.envs:make" a factory called with the options; "my_lab.envs:Maze-v0" an id which that module registers;
-    a Maker its function, called with the options.
-    render_mode None or "rgb_array" reaches only those that have such an argument. Raises UserError.
+    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" calls make("walker-walk", **options) of the suite envs/dmc.py;
+    "my_lab.envs:make" is a factory called with the options; "my_lab.envs:Maze-v0" an id that this module registers; a
+    Maker calls its function with the options.
+    render_mode None or "rgb_array" is passed only to environments with such an argument. Raises UserError.
     """
     options = dict(options or {})
     add_folder_for(name)
@@ -134,7 +134,7 @@ def suite_names() -> list[str]:
 
 
 def add_folder_for(name: EnvName) -> None:
-    """Put the current folder on sys.path if an environment's name is the user's code, which may lie there."""
+    """Put the current folder on sys.path if an environment's name refers to user code, which may lie there."""
     if isinstance(name, Maker) or (":" in name and name.partition(":")[0] not in suite_names()):
         add_current_folder()
 
@@ -142,8 +142,8 @@ def add_folder_for(name: EnvName) -> None:
 def add_current_folder() -> None:
     """Put the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
 
-    Only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path, unasked.
-    A folder in a run directory stays off the path: what lies there is never imported.
+    Only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path without asking.
+    A folder in a run directory is not added: its files are never imported.
     """
     folder = os.getcwd()
     if folder not in sys.path and not in_run_dir(folder):
@@ -163,7 +163,7 @@ def in_run_dir(path: str | os.PathLike) -> bool:
 
 
 def _check_place(module: str, asked: str) -> None:
-    """UserError when a module would be imported out of a run directory. Looks for its file without importing it."""
+    """Raises UserError when a module would be imported from a run directory; finds its file without importing it."""
     folders: list[str] = sys.path
     for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
         name = module[:end]
@@ -179,7 +179,7 @@ def _check_place(module: str, asked: str) -> None:
 
 
 def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The file of a module in the first of some folders that has it, and the folders in which its own modules lie."""
+    """The file of a module in the first of `folders` that has it, and the folders of its submodules."""
     parts: list[str] = []
     machinery = importlib.machinery
     loaders = (
@@ -206,7 +206,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _import(module: str, asked: str) -> ModuleType:
-    """importlib.import_module, telling "is not there" from "is there and fails"."""
+    """importlib.import_module, with different errors for a missing module and one that fails to import."""
     importlib.invalidate_caches()
     _check_place(module, asked)
     try:
@@ -285,7 +285,7 @@ def _checked(name: str, env: Any) -> gymnasium.Env:
     return env
 
 
-# Packages whose ids are written namespace/Name-v0, and our suite of the same environments, which is also an extra.
+# Packages whose ids have the form namespace/Name-v0, and dreamer's suite of these environments, which is also an extra.
 _NAMESPACES = {
     "ale": ("ale_py", "atari"), "dm_control": ("shimmy", "dmc"), "minigrid": ("minigrid", "minigrid"),
     "babyai": ("minigrid", "minigrid"), "memory_maze": ("memory_maze", "memory_maze"),
@@ -294,7 +294,7 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint at what a wrong gymnasium id may have meant, or at the package that would have to be imported for it."""
+    """A hint at the id that a wrong gymnasium id may have meant, or at the package that must be imported for it."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}

@@ -1,7 +1,7 @@
-"""What comes with the package beside its code: the folders `envs/` and `experiments/`. Imports no jax.
+"""The folders that come with the package besides its code: `envs/` and `experiments/`. Imports no jax.
 
-In the checkout both lie beside the package, in a wheel inside it. Nothing else is searched: a folder of the same name
-in the current folder, or another installed package, never takes their place.
+In the checkout both lie beside the package, in a wheel inside it. No other place is searched: a folder of the same name
+in the current folder, or another installed package, never replaces them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def presets() -> dict[str, Path]:
 
 
 def preset_line(file: Path) -> str:
-    """What a preset is, in a line: its first comment."""
+    """A description of a preset in one line: its first comment."""
     with open(file, encoding="utf-8") as lines:
         return lines.readline().strip().removeprefix("#").strip()
 

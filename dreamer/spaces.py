@@ -1,4 +1,4 @@
-"""What an environment shows and takes, as plain numpy facts: `Space`, `Action`, `Spec`. Imports no jax."""
+"""The observations and actions of an environment, as plain numpy facts: `Space`, `Action`, `Spec`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-MASK = "action_mask"  # the observation that tells which discrete actions are allowed now
-BYTE = (0.0, 255.0)  # bounds of a picture that has none of its own
+MASK = "action_mask"  # the observation that marks the discrete actions allowed now
+BYTE = (0.0, 255.0)  # bounds of a picture without its own
 
 
 class Encoding(NamedTuple):
-    """How the agent takes and predicts one key of the observation; the networks and `dreamer check` read the same one.
+    """How the agent encodes and predicts one key of the observation; used by the networks and by `dreamer check`.
 
-    input: what the encoder sees | network: that sees it | target: what the decoder predicts | loss: between the two
+    input: of the encoder | network: that encodes it | target: of the decoder's prediction | loss: of the prediction
     """
 
     input: Literal["unit", "one-hot", "symlog"]
@@ -29,16 +29,16 @@ class Encoding(NamedTuple):
 PICTURE = Encoding("unit", "convolutions", "unit", "squared error")
 CLASSES = Encoding("one-hot", "MLP", "one-hot", "cross-entropy")
 NUMBERS = Encoding("symlog", "MLP", "symlog", "squared error")
-CENTRE = 0.5  # a picture is scaled to 0..1, and the encoder takes this off
+CENTRE = 0.5  # a picture is scaled to 0..1, and the encoder subtracts this
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
     """One array of an observation or a stored latent.
 
-    shape: without batch and time axes. dtype: as replay keeps it, numpy's name ("float32", "uint8", "bfloat16").
+    shape: without batch and time axes. dtype: numpy's name of the dtype in replay ("float32", "uint8", "bfloat16").
     classes: number of classes of a discrete value (0 .. classes - 1), None otherwise.
-    bounds: the values of a picture from black to white; None for 0 to 255, and for what is no picture.
+    bounds: the values of black and white in a picture; None for 0 to 255, and if it is not a picture.
     """
 
     shape: tuple[int, ...]
@@ -58,12 +58,12 @@ class Space:
 
     @property
     def encoding(self) -> Encoding:
-        """How the agent takes and predicts it."""
+        """How the agent encodes and predicts the array."""
         return PICTURE if self.image else CLASSES if self.discrete else NUMBERS
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The values of a picture that are black and white to the agent."""
+        """The values of black and white in a picture."""
         return self.bounds or BYTE
 
     @property
@@ -73,15 +73,15 @@ class Space:
 
     @property
     def device_dtype(self) -> str:
-        """The dtype in which an observation reaches the agent: int32 classes, uint8 as it is, all others float32."""
+        """The dtype of an observation for the agent: int32 for classes, uint8 unchanged, float32 for all others."""
         return "int32" if self.discrete else self.dtype if self.dtype == "uint8" else "float32"
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """What an action is to the agent: one float32 vector [A].
+    """An action as the agent sees it: one float32 vector [A].
 
-    First one-hots, of `classes` each, then `continuous` numbers normalised to [-1, 1]; either may be missing.
+    First one-hots, with `classes` entries each, then `continuous` numbers normalised to [-1, 1]; either may be missing.
     """
 
     classes: tuple[int, ...] = ()
@@ -104,7 +104,7 @@ class Action:
 
     @property
     def text(self) -> str:
-        """In a few characters: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
+        """A short text: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
         runs = [(size, len(list(same))) for size, same in itertools.groupby(self.classes)]
         parts = [f"{f'{count} x ' if count > 1 else ''}one of {size}" for size, count in runs]
         if self.continuous:
@@ -114,12 +114,12 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an environment shows (`obs`, by key) and takes (`action`); of several agents what each of them does."""
+    """The observations (`obs`, by key) and the action of an environment; with several agents, of each agent."""
 
     obs: Mapping[str, Space]
     action: Action
     agents: int = 1
-    """How many act in one environment, each with rows of its own."""
+    """Number of agents in one environment, each with its own rows."""
 
     @property
     def action_width(self) -> int:
@@ -128,12 +128,12 @@ class Spec:
 
     @property
     def masked(self) -> bool:
-        """Whether an observation MASK tells for each entry of the one-hots whether it is allowed."""
+        """Whether an observation MASK marks the allowed entries of the one-hots."""
         mask = self.obs.get(MASK)
         return mask is not None and mask.classes == 2 and mask.shape == (self.action.onehots,)
 
 
 def for_device(spaces: Mapping[str, Space], obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Observations {k: [.., ..]} in the dtypes in which they reach the agent; those that have them are not copied."""
+    """Observations {k: [.., ..]} in the agent's dtypes; arrays that already have them are not copied."""
     dtypes = {key: spaces[key].device_dtype for key in obs}
     return {key: x if x.dtype == dtypes[key] else np.asarray(x).astype(dtypes[key]) for key, x in obs.items()}

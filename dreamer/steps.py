@@ -1,9 +1,9 @@
-"""The nouns that travel between workers, replay and learner. Plain numpy, no jax.
+"""The records exchanged by workers, replay and learner. Plain numpy, no jax.
 
-Time alignment, the one drawing of it:
+Time alignment:
 
     row t      = observation o_t | reward r_t and flags that arrived with o_t | action a_t chosen after seeing o_t
-    row t + 1  = what the environment answered to a_t
+    row t + 1  = the environment's answer to a_t
 
       t        obs          reward   is_first  is_last  is_terminal  action
       0        reset's        0         1         0         0         a_0
@@ -11,7 +11,7 @@ Time alignment, the one drawing of it:
       2        after a_1      r_2       0         1         1 or 0    0          the true last observation
       3        reset's        0         1         0         0         a_3        the next episode
 
-is_last ends an episode; is_terminal says that it ended truly (value 0 beyond) and not by a time limit.
+is_last ends an episode; is_terminal marks a true end (value 0 beyond) as opposed to a time limit.
 A batch holds `context` (0 or 1) rows before its T rows: the context row only lends its latent as the
 initial carry and its action as the first previous action.
 """
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
     """Where the T trained rows of a batch lie in the replay, to write refreshed latents back.
 
-    env [B] int, which ring | number [B, T] int64, the row's running number in that ring since its start.
+    env [B] int, the ring | number [B, T] int64, the row's running number in that ring since its start.
     """
 
     env: np.ndarray

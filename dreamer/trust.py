@@ -1,14 +1,14 @@
-"""What files may have this process run: nothing, unless this user made them here or says so. No jax.
+"""Decides whether files may make this process run code: only if this user made them here or says so. No jax.
 
-A run directory or a preset names things: an environment, a world model, a behavior, an encoder. Names of gymnasium ids,
-of the suites and of dreamer's own modules are safe. All others are code of somebody, and are imported only
+A run directory or a preset names objects: an environment, a world model, a behavior, an encoder. Names of gymnasium
+ids, of the suites and of dreamer's own modules are safe. All others may be anybody's code, and are imported only
 
     when the command names them itself                          --env, make_env=, --agent.world-model.name
-    when this user made the run on this machine                 a seal by this user's key says so
+    when this user made the run on this machine                 proven by a seal with this user's key
     when the user says so                                       --trust, trust=True
 
-and never out of a run directory (`plugins`). Every config that comes from a file passes `check`. Pickled states of
-environments carry a seal by the same key. docs/threat-model.md says what this holds off, and what it does not.
+and never from a run directory (`plugins`). Every config that comes from a file passes `check`. Pickled states of
+environments carry a seal with the same key. docs/threat-model.md lists what this prevents, and what it does not.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _BEGINS = "# dreamer run "
 _LINE = re.compile(r"# dreamer run ([0-9a-f]{32}) sha256 ([0-9a-f]{64}) seal ([0-9a-f]{64}|-)\n")
 # Registered gymnasium ids that import what their options name.
 IMPORTING = ("GymV21Environment", "GymV26Environment")
-# A module of dreamer's, or one attribute of it: a longer chain would reach what the module has imported.
+# A module of dreamer, or one attribute of it: a longer chain would reach other modules that it imports.
 _OURS = re.compile(r"dreamer\.(world_models|behaviors|nets)(\.[a-z]\w*)+(:[A-Za-z]\w*)?", re.ASCII)
-# Who answers at an address sends objects that are unpickled (Ray), or takes part in the learning.
+# The process at an address sends objects that are unpickled (Ray), or takes part in the learning.
 ADDRESSES = {"workers.address": ("", "auto", "local"), "devices.coordinator": ("", "auto")}
 _TASK = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", re.ASCII)  # of a suite, which compares it with its own list
 _FILE = re.compile(r"[/\\\0]|^[~.]|\.[^\W\d]")  # a path, or a name with an ending such as .xml
@@ -45,13 +45,13 @@ PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
 
 
 def key_file() -> Path:
-    """Where this user's key is kept: outside of every run directory, readable by the user alone."""
+    """The path of this user's key: outside every run directory, readable only by the user."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(state) / "dreamer" / "key"
 
 
 def seal(data: bytes) -> str:
-    """What proves later that this user wrote `data` on this machine; "" where no key can be kept."""
+    """A code that proves later that this user wrote `data` on this machine; "" where no key can be kept."""
     key = _key(make=True)
     return hmac.new(key, data, hashlib.sha256).hexdigest() if key else ""
 
@@ -79,7 +79,7 @@ def _key(make: bool) -> bytes | None:
             file.write(secrets.token_bytes(KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
+        with contextlib.suppress(FileExistsError):  # another process was faster: its key is used
             os.link(half, path)
         half.unlink()
         return _read_key(path)
@@ -89,7 +89,7 @@ def _key(make: bool) -> bytes | None:
 
 
 def _read_key(path: Path) -> bytes | None:
-    """The key in a file of this user's that nobody else can write; None for any other file."""
+    """The key in a file that this user owns and nobody else can write; None for any other file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
@@ -102,7 +102,7 @@ def _read_key(path: Path) -> bytes | None:
 
 
 class Unsealed(NamedTuple):
-    """A text and what its first line says. run: the run that it belongs to, None = no seal | ours: made by this user"""
+    """A text and the facts of its first line. run: the run it belongs to, None = no seal | ours: made by this user"""
 
     text: str
     run: str | None
@@ -110,13 +110,13 @@ class Unsealed(NamedTuple):
 
 
 def sealed_text(text: str, run: str) -> str:
-    """A YAML text behind a comment that holds the identity of its run, its sha256, and this user's seal of both."""
+    """A YAML text after a comment that holds the identity of its run, its sha256, and this user's seal of both."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{_BEGINS}{run} sha256 {digest} seal {seal(_about(run, digest)) or '-'}\n{text}"
 
 
 def unsealed(text: str) -> Unsealed:
-    """What `sealed_text` was given; a text without such a first line as it is. ValueError when it was changed."""
+    """The arguments of `sealed_text`; a text without such a first line is unchanged. ValueError if it was changed."""
     if not text.startswith(_BEGINS):
         return Unsealed(text, None, False)
     first, newline, rest = text.partition("\n")
@@ -136,10 +136,10 @@ def _about(run: str, digest: str) -> bytes:
 def check(
     values: Any, where: str, suites: Collection[str], *, given: Mapping[str, Any], trust: bool = False
 ) -> None:  # fmt: skip
-    """UserError unless all that a config from a file names is safe, or named by the command itself, or trusted.
+    """Raises UserError unless all names in a config from a file are safe, given by the command itself, or trusted.
 
     values: the nested mapping of the file. where: the file. suites: names of the suites that come with dreamer.
-    given: what the command sets itself, by dotted key. trust: the user vouches for the file.
+    given: settings of the command itself, by dotted key. trust: the user vouches for the file.
     """
     if trust or not isinstance(values, Mapping):
         return
@@ -155,9 +155,9 @@ def check(
 
 
 def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(dotted key, name) of all in a config that may run code which is not dreamer's, gymnasium's or a suite's.
+    """(dotted key, name) of all names in a config that may run code outside dreamer, gymnasium and the suites.
 
-    Addresses count: who answers there may send code.
+    Addresses count: the process there may send code.
     """
     env = values.get("env")
     if isinstance(env, str) and not safe_env(env, suites):
@@ -166,7 +166,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
         if not safe_text(text):
             yield path, text
     agent = values.get("agent")
-    if isinstance(agent, Mapping):  # beginnings of parameters' names, with numbers: never code
+    if isinstance(agent, Mapping):  # prefixes of parameters' names, with numbers: never code
         agent = {name: value for name, value in agent.items() if name != "optimizers"}
     for path, text in _texts(agent, "agent"):
         if any(mark in text for mark in ".:/") and not _OURS.fullmatch(text):
@@ -180,7 +180,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
 
 
 def safe_env(name: str, suites: Collection[str]) -> bool:
-    """Whether an environment's name runs nothing but gymnasium's registry or a suite of dreamer's."""
+    """Whether an environment's name runs only gymnasium's registry or a suite of dreamer."""
     suite, colon, task = name.partition(":")
     if colon:
         return suite in suites and bool(_TASK.fullmatch(task))
@@ -188,19 +188,19 @@ def safe_env(name: str, suites: Collection[str]) -> bool:
 
 
 def safe_text(text: str) -> bool:
-    """Whether a text in the options of an environment can be no module, no address and no file.
+    """Whether a text in the options of an environment cannot be a module, an address or a file.
 
-    A file beside counts as well: it may be the stranger's, and models and levels may name more files.
+    A file in the current folder counts too: a stranger may have made it, and models and levels may name more files.
     """
     return not _FILE.search(text) and (":" not in text or bool(_NUMBERS.fullmatch(text)))
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of all texts in nested mappings and lists, and of names in mappings that are not plain."""
+    """(dotted key, text) of all texts in nested mappings and lists, and of keys that are not safe texts."""
     if isinstance(value, str):
         yield path, value
     elif depth > 50:
-        yield path, "..."  # nobody nests so deeply
+        yield path, "..."  # no real config nests this deeply
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             if not safe_text(str(name)):

@@ -1,4 +1,4 @@
-"""A trained run that acts, in the terms of its environment."""
+"""Loads a trained run as an agent that takes its environment's observations and returns its actions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
 
 
 class State(NamedTuple):
-    """What a loaded agent remembers between calls of `act`: its carry and the number of calls so far."""
+    """The memory of a loaded agent between calls of `act`: its carry and the number of calls so far."""
 
     carry: Carry
     calls: int
@@ -58,11 +58,10 @@ class State(NamedTuple):
 def run_config(
     run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
 ) -> Config:
-    """The config of a run, with `env_options` laid over its own.
+    """The config of a run, with `env_options` applied over its own.
 
-    trust: the run may name code that is not dreamer's although this user did not make it on this machine.
-    Raises UserError: no run, one that is not trusted, or options with which the environment shows or takes something
-    else.
+    trust: the run may name code outside dreamer although this user did not make it on this machine.
+    Raises UserError when there is no run, when it is not trusted, or when the options change the spaces.
     """
     if not isinstance(run, str | os.PathLike):
         raise UserError(f"a run is given by its directory, such as 'runs/NAME', not as a {type(run).__name__}")
@@ -83,7 +82,7 @@ def run_config(
 
 
 def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
-    """UserError naming the first key in which two environments differ."""
+    """Raises UserError naming the first key in which two environments differ."""
     for key in sorted({*trained.obs, *changed.obs}):
         was, now = trained.obs.get(key), changed.obs.get(key)
         if was != now:
@@ -103,10 +102,10 @@ def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> Trained:  # fmt: skip
-    """The checkpoint of `run` at `step`, the newest when None. Raises UserError: no run, or one of another config.
+    """The checkpoint of `run` at `step`, the newest when None. Raises UserError if there is none or its config differs.
 
-    env: one of the run's environments, else one is made, with `make_env` if the run was given a function.
-    env_options: laid over the run's own. trust: as `load` takes it.
+    env: one of the run's environments; None makes one, with `make_env` if the run was given a function.
+    env_options: applied over the run's own. trust: as in `load`.
     """
     config = run_config(run, None if env else env_options, make_env, trust)
     run_dir = existing_run_dir(Path(run))
@@ -140,7 +139,7 @@ class LoadedAgent:
         self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
         known: Reading | None = None, make_env: MakeEnv = None,
     ):  # fmt: skip
-        """known: how `env` is read, if that is known. make_env: makes environments for `play`, None = the run's own."""
+        """known: the Reading of `env`, if already found. make_env: for `play`, None = the run's own environment."""
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
@@ -178,11 +177,11 @@ class LoadedAgent:
     ) -> tuple[Any, State]:
         """An action for one observation, or one each for a batch of them (a leading axis E on every array).
 
-        obs: as the environment gives it. state: from the call before, None at the start of an episode.
-        is_first [E] bool: which environments of a batch begin a new episode now; the others go on.
-        info: as the environment gives it, where it holds the action mask; for a batch a list of them, or one dict of
-        arrays [E, ..] as gymnasium's vector environments give it.
-        Returns the action as `env.step` takes it (for a batch as a vector environment does) and the next state.
+        obs: as returned by the environment. state: from the previous call, None at the start of an episode.
+        is_first [E] bool: which environments of a batch begin a new episode now; the others continue theirs.
+        info: as returned by the environment, if it holds the action mask; for a batch a list of infos, or one dict of
+        arrays [E, ..] as returned by gymnasium's vector environments.
+        Returns the action for `env.step` (for a batch, the actions of a vector environment) and the next state.
         Raises UserError when the observation does not fit the environment's space.
         """
         batch, single = self.rows(obs, info)
@@ -193,7 +192,7 @@ class LoadedAgent:
         return concatenate(self.action_space, actions, out), after
 
     def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
-        """Observations as `act` takes them, as the agent does: {k: [E, ..]}; and was it one alone. Raises UserError."""
+        """Converts observations of `act` to {k: [E, ..]} for the agent; and whether it was one. Raises UserError."""
         batch, single = agent_obs(self._reading.keys, obs, self.config.env)
         if (masks := self._reading.masks) is not None:
             batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
@@ -202,7 +201,7 @@ class LoadedAgent:
     def choose(
         self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
     ) -> tuple[list[Any], State]:
-        """The actions for `rows`, each as `env.step` takes it, and the next state. Raises UserError."""
+        """The actions for a batch {k: [E, ..]} of `rows`, each for `env.step`, and the next state. Raises UserError."""
         envs = len(next(iter(batch.values())))
         fresh = state is None
         state = state or State(placement.first_copy(self._agent.initial_carry(envs)), 0)

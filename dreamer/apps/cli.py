@@ -1,7 +1,7 @@
 """The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, `presets`.
 
-A flag is a preset's key with hyphens; its value obeys the rules of presets (dreamer/config.py), so that types, ranges
-and error lines exist once. tyro draws the help from the same dataclasses.
+A flag is a preset's key with hyphens; its value follows the rules of presets (dreamer/config.py), so that types, ranges
+and error lines are defined once. tyro makes the help from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ReportFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; argv without the program's name, None for the process's own. Returns the exit code.
 
-    0 done | 1 check found something wrong | 2 an error that is the user's to mend, one line on stderr
+    0 done | 1 check found something wrong | 2 an error that the user can fix, one line on stderr
     130 interrupted, 143 by SIGTERM
     """
     try:
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print("dreamer: interrupted", file=sys.stderr)
         return getattr(stop, "code", 130)
-    except BrokenPipeError:  # the reader of a pipe (`| head`) has left; Python would complain again at its end
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has gone; Python would report that again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -171,7 +171,7 @@ def train_command(args: list[str]) -> int:
     given = {flag.key: flag.words[0] for flag in flags if flag.words}
     trusted = _trusts(flags)
     layers = [*_own_config(flags, given, trusted), *_files(words, given, trusted)]
-    # What types flags have, and so which words are theirs, depends on the plug-ins that are named.
+    # The types of flags, and so the words that belong to them, depend on the named plug-ins.
     flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
     layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
@@ -193,7 +193,7 @@ def train_command(args: list[str]) -> int:
 
 
 def _may_change(config: Any) -> str:
-    """The lines of the help that list what may differ at a resume."""
+    """The lines of the help that list the settings that may change at a resume."""
     text = f"With --resume, only these may differ from the run's own config: {', '.join(marked(config, MAY_CHANGE))}."
     return textwrap.fill(text, 78, initial_indent="- ", subsequent_indent="- ")
 
@@ -204,20 +204,20 @@ def _trusts(flags: Sequence[Flag]) -> bool:
 
 
 def _files(words: Sequence[str], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """The presets among words. Raises UserError when one names code that is not dreamer's without leave."""
+    """The presets among `words`. Raises UserError when one names code outside dreamer without permission."""
     layers = [*map(read_preset, filter(is_preset, words))]
     check_names(layers, given=given, trust=trusted)
     return layers
 
 
 def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
-    """TrainFlags with the presets, and the plug-ins that flags name."""
+    """TrainFlags with the presets applied, and with the plug-ins that flags name."""
     config: Any = TrainFlags(**vars(stack(layers, note=note)))
     return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
 
 
 def presets_command(args: list[str]) -> int:
-    """`dreamer presets`: the presets that come with the package, a line each. Returns the exit code."""
+    """`dreamer presets`: the presets that come with the package, one per line. Returns the exit code."""
     words, flags = scan(args)
     if stray := [*words, *(flag.text for flag in flags if flag.key != "help")]:
         raise UserError(f"dreamer presets takes nothing, not {stray[0]!r}; dreamer train {stray[0]} uses a preset")
@@ -229,7 +229,7 @@ def presets_command(args: list[str]) -> int:
 
 
 def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """The config of the run that is to be resumed, the layer beneath all others."""
+    """The config of the run to resume, the layer below all others."""
     words = {flag.key: flag.words[:1] for flag in flags}
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
@@ -266,7 +266,7 @@ def eval_command(args: list[str]) -> int:
 
 
 def report_command(args: list[str]) -> int:
-    """`dreamer report`: args are runs and flags, --group as often as there are groups. Returns the exit code."""
+    """`dreamer report`: args are runs and flags, with one --group per group. Returns the exit code."""
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
         return show_help(ReportFlags(), "dreamer report RUN...", REPORT)

@@ -1,4 +1,4 @@
-"""The world model of a trained run, from Python: encode an episode, dream from any row of it, read what it predicts."""
+"""The world model of a trained run in Python: encode an episode, dream from any row of it, read its predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Dreamed(NamedTuple):
     """N dreams of H steps: H + 1 rows each, the start first. Numpy arrays.
 
     obs {k: [N, H + 1, ..]}: decoded, in the units of the observation | action [N, H + 1, A]: chosen at each row; the
-    last one is not carried out | predicted {"reward", "cont": [N, H + 1]}, those that the model has learned
+    last one is not executed | predicted {"reward", "cont": [N, H + 1]}, those that the model has learned
     feat [N, H + 1, F]
     """
 
@@ -31,13 +31,13 @@ class Dreamed(NamedTuple):
 
 
 class LoadedWorldModel:
-    """Owns the device copy of the variables of a trained agent, and shows its world model.
+    """Owns the device copy of the variables of a trained agent, and gives access to its world model.
 
         agent = dreamer.load("runs/...")
         episode = agent.play(seed=0)
         dream = agent.world_model.dream(episode, row=10, steps=50)
 
-    An episode is a `Batch` [B, T] without latents, as `LoadedAgent.play` gives it.
+    An episode is a `Batch` [B, T] without latents, as returned by `LoadedAgent.play`.
     """
 
     def __init__(self, agent: Agent, variables: Mapping[str, Variables], spec: Spec):
@@ -48,7 +48,7 @@ class LoadedWorldModel:
         self._predict = jax.jit(lambda v, latent: agent.world_model.predict(v, agent.world_model.feat(latent)))
 
     def encode(self, episode: Batch, seed: int = 0) -> Latent:
-        """The posterior latents of an episode [B, T, ..], a pytree of the world model's own. Raises UserError."""
+        """The posterior latents of an episode [B, T, ..], a pytree of the world model. Raises UserError."""
         return self._observed(episode, seed)[0]
 
     def decode(self, latent: Latent) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ class LoadedWorldModel:
         """Dreams `steps` steps from rows of an episode.
 
         row: one or several of the B * T rows, counted through all sequences; -1 the last.
-        actions: vectors [steps, A] or [N, steps, A] to take; None: the policy chooses, as `mode` says.
+        actions: vectors [steps, A] or [N, steps, A] to take; None: chosen by the policy in `mode`.
         Raises UserError when there is no such row, or actions have another shape.
         """
         rows = np.atleast_1d(np.asarray(row))

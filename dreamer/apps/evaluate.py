@@ -33,7 +33,7 @@ def evaluate(
     """Plays episodes with the newest checkpoint in fresh environments.
 
     video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
-    make_env, env_options, trust: as `load` takes them. Raises UserError, also when the environment cannot be filmed.
+    make_env, env_options, trust: as in `load`. Raises UserError, also when the environment cannot be filmed.
     """
     trained = restore(run, make_env=make_env, env_options=env_options, trust=trust)
     return _play(trained, episodes, video, filmed, mode, seed, env_of(trained.config, make_env))
@@ -43,7 +43,7 @@ def evaluate_run(
     run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
-    """`dreamer eval`: plays, prints a line an episode and the summary; writes both into `json_file`."""
+    """`dreamer eval`: plays, prints a line per episode and the summary; writes both to `json_file`."""
     if json_file:
         _check_writable(Path(json_file).expanduser())
     trained = restore(run, env_options=env_options, trust=trust)
@@ -121,9 +121,10 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
-    """Every episode, the incidents and the summary as JSON values; what one episode does not have is null.
+    """Every episode, the incidents and the summary as JSON values; null for a number that an episode lacks.
 
-    seed: of the episode's environment, which plays its episodes one after the other; `of_env` says the how many-th.
+    seed: that of the episode's environment, which plays several in sequence; `of_env` is this episode's position among
+    them, from 1.
     """
     counts: dict[int, int] = {}
     episodes = []
@@ -145,7 +146,7 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
 
 
 def _check_writable(path: Path) -> None:
-    """UserError, before any episode is played, when a file cannot be written there."""
+    """Raises UserError, before any episode is played, when the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Flags of the command line: words become keys and values of a config, a config becomes its help. No jax."""
+"""Flags of the command line: converts words to keys and values of a config, and a config to its help. No jax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamer.fields import type_of
 
 
 class Flag(NamedTuple):
-    """A flag as typed: its text, the dotted key that it names, the words after it; inline: given as --flag=word."""
+    """A flag as typed: its text, its dotted key, the words after it; inline: whether given as --flag=word."""
 
     text: str
     key: str
@@ -26,11 +26,11 @@ class Flag(NamedTuple):
 
 
 def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
-    """The flags with the words that are their own, as the types of `config` say, and the words that are not.
+    """The flags with the words that belong to them by the types of `config`, and the other words.
 
-    The first word after a flag is its value, but for a switch, which takes "true" or "false" alone, and for --resume,
-    which takes "no", "yes" or "auto" before a preset. A list and what takes any value has all words up to one that ends
-    in .yaml.
+    The first word after a flag is its value, except for a switch, which accepts only "true" or "false", and for
+    --resume, which accepts "no", "yes" or "auto" before a preset. A flag for a list or for any value takes all words up
+    to one that ends in .yaml.
     """
     owned, free = [], []
     for flag in flags:
@@ -42,7 +42,7 @@ def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]
 
 
 def _count_own(kind: Any, flag: Flag) -> int:
-    """How many of the words after a flag are its own."""
+    """The number of words after a flag that belong to it."""
     first = flag.words[0] if flag.words else ""
     negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
     if flag.key == "help" or negated:
@@ -83,7 +83,7 @@ def apply(
 ) -> tuple[Any, list[str]]:
     """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag.
 
-    before: the layers that `config` is made of, note: for what they lose, both as `overlay` takes them.
+    before: the layers that make up `config`, note: called with lines on dropped values, both as in `overlay`.
     """
     values, origins, strays = {}, {}, []
     for flag in flags:
@@ -94,7 +94,7 @@ def apply(
 
 
 def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """A flag's key, its value, and the words after it that are not its own."""
+    """A flag's key, its value, and the words after it that do not belong to it."""
     kind = type_of(config, flag.key)
     if kind is None:
         return _bind_negated(flag, config)
@@ -145,7 +145,7 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _mapping_rule(info: Any) -> Any:
-    """A dict field in tyro's help: one row, whatever it holds."""
+    """A dict field in tyro's help: one row for any contents."""
     import tyro
 
     if not _is_mapping(info.type):

@@ -19,11 +19,11 @@ def load(
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
     """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
 
-    Of an environment with several agents: all of them, a LoadedTeam.
+    For an environment with several agents, returns all of them as a LoadedTeam.
 
-    make_env: the function that `train` was given, if it was given one that no module holds.
-    env_options: laid over the run's own; the environment must still show and take the same.
-    trust: import the environment and the plug-ins that the run names although this user did not make it here.
+    make_env: the function given to `train`, needed if it is not an attribute of a module.
+    env_options: applied over the run's own; the environment must keep its spaces.
+    trust: import the environment and the plug-ins named by the run although this user did not make it here.
     """
     config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as env:

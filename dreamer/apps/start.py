@@ -1,8 +1,8 @@
-"""How a command's process is started: with huge pages for what the C library allocates.
+"""Starts the process of a command, with huge pages for memory that the C library allocates.
 
-An update on a CPU takes hundreds of MB of fresh memory and gives them back, each time. In pages of 4 kB that is some
-hundred thousand page faults; Linux leaves larger ones to programs that ask, and glibc asks if a tunable tells it to
-when a process starts. Figures: benchmarks/README.md.
+Each update on a CPU allocates hundreds of MB of fresh memory and frees them. In pages of 4 kB that causes about a
+hundred thousand page faults; Linux gives larger pages to programs that request them, and glibc requests them if a
+tunable is set when a process starts. Figures: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from dreamer.apps import cli
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-PATIENCE = 5.0  # seconds that threads of environments get to end when all is done
+PATIENCE = 5.0  # seconds in which threads of environments may end after the command
 TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def main() -> int:
-    """The command `dreamer`; `dreamer train` is first started again, in the same process, where huge pages are left
-    to programs that ask. Returns the exit code."""
+    """The command `dreamer`; `dreamer train` first restarts itself in the same process where huge pages must be
+    requested. Returns the exit code."""
     if sys.argv[1:2] == ["train"]:
         policy = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
         environment = asking_for_huge_pages(os.environ, policy, c_library())
@@ -35,9 +35,9 @@ def main() -> int:
 
 
 def end_in_time(code: int, patience: float = PATIENCE) -> None:
-    """Has this process end with the exit code although threads that an environment has started still run.
+    """Makes this process end with the exit code even if threads started by an environment still run.
 
-    Python waits for them at its end. All files are written by then: after `patience` seconds it ends without them.
+    Python waits for such threads at exit. All files are written by then, so after `patience` seconds it ends anyway.
     """
 
     def end() -> None:
@@ -53,9 +53,9 @@ def end_in_time(code: int, patience: float = PATIENCE) -> None:
 
 
 def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: str) -> dict[str, str] | None:
-    """The environment in which glibc asks for huge pages; None if it need not, cannot, or was told already.
+    """The environment in which glibc requests huge pages; None if it need not, cannot, or is already set to do so.
 
-    policy: what HUGE_PAGES says | library: "glibc 2.36"
+    policy: the contents of HUGE_PAGES | library: "glibc 2.36"
     """
     version = re.fullmatch(r"glibc (\d+)\.(\d+)", library)
     told = environment.get(TUNABLES, "")
@@ -65,7 +65,7 @@ def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: 
 
 
 def c_library() -> str:
-    """Name and version of the C library, "" where the system does not say."""
+    """Name and version of the C library, "" if unknown."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Numbers that stand for many runs: interquartile mean, standard error, stratified bootstrap intervals. No jax.
+"""Statistics of many runs: interquartile mean, standard error, stratified bootstrap intervals. No jax.
 
 The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (arXiv 2108.13264): the interquartile mean (IQM) drops the lowest and the highest quarter of all scores, and
@@ -22,7 +22,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]  # [.., N, ..] -> the same withou
 
 
 class Interval(NamedTuple):
-    """The ends of an interval, each of the shape of the statistic."""
+    """The ends of an interval, each with the shape of the statistic."""
 
     low: np.ndarray
     high: np.ndarray
@@ -42,14 +42,14 @@ class Summary(NamedTuple):
 
 
 def mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The mean along one axis."""
+    """The mean of scores [.., N, ..] along the axis N."""
     return np.mean(scores, axis)
 
 
 def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The interquartile mean along one axis of n scores: floor(n / 4) are dropped at either end, the rest averaged.
+    """The interquartile mean of scores [.., N, ..] along N: floor(N / 4) are dropped at either end, the rest averaged.
 
-    Fewer than four scores lose none: then it is the mean.
+    With fewer than four scores none is dropped: the result is the mean.
     """
     return stats.trim_mean(np.asarray(scores, np.float64), 0.25, axis)
 
@@ -66,8 +66,8 @@ def bootstrap(
 ) -> Interval | None:  # fmt: skip
     """The percentile bootstrap interval of `statistic` over all scores, drawn with replacement within each stratum.
 
-    strata: the scores of each task [N_k, ..], one row a run; all that follows the first axis is carried along, so that
-    a curve is drawn as a whole. statistic(scores, axis). None when a stratum has one run: it says nothing about others.
+    strata: the scores of each task [N_k, ..], one row per run; a row with further axes, such as a curve, is drawn as a
+    whole. statistic(scores, axis). None when a stratum has one run, which does not show a spread.
     """
     strata = [np.asarray(stratum, np.float64) for stratum in strata]
     if not strata or min(len(stratum) for stratum in strata) < 2:
@@ -85,7 +85,7 @@ def bootstrap(
 
 
 def summary(scores: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> Summary:
-    """The numbers of at least one score."""
+    """The Summary of scores [N], N at least 1."""
     values = np.asarray(scores, np.float64)
     ends = bootstrap([values], resamples=resamples)
     return Summary(

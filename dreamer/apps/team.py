@@ -14,14 +14,15 @@ from dreamer.runtime.env.parallel import Side
 
 
 class TeamState(NamedTuple):
-    """What a team remembers between calls of `act`: the state of all agents, and who was in the game so far."""
+    """The memory of a team between calls of `act`: the state of all agents, and which of them were in the game so far.
+    """
 
     state: State
     seen: frozenset
 
 
 class LoadedTeam:
-    """Acts in the terms of a parallel environment: {agent: observation} in, {agent: action} out.
+    """Acts in a parallel environment: takes {agent: observation}, returns {agent: action}.
 
     observations, infos = env.reset()
     actions, state = team.act(observations)            a new game
@@ -39,9 +40,9 @@ class LoadedTeam:
     ) -> tuple[dict[Any, Any], TeamState]:
         """An action for each agent that is in the game.
 
-        obs: {agent: observation} as reset and step give it. state: from the call before, None when a game begins.
-        info: {agent: info} as they give it, where it holds the action mask. Raises UserError when an observation does
-        not fit its space, or an agent is not one of the environment.
+        obs: {agent: observation} as returned by reset and step. state: from the previous call, None when a game begins.
+        info: {agent: info} as returned by reset and step, if it holds the action mask. Raises UserError when an
+        observation does not fit its space, or an agent is not one of the environment's.
         """
         if hint := whole_answer(obs):
             raise UserError(f"act, env {self.config.env!r}: {hint}")
@@ -54,7 +55,7 @@ class LoadedTeam:
         seen: frozenset = frozenset() if state is None else state.seen
         here = [side if side.agent in obs else None for side in self._sides]
         some = next(side for side in here if side)
-        # Those that are not in the game are asked too, so that the policy is compiled once: any row will do.
+        # Agents out of the game get an arbitrary row, so that the policy is compiled for one batch size.
         rows = [self._row(side or some, obs, info) for side in here]
         batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
         first = [side.agent not in seen for side in self._sides]

@@ -1,4 +1,4 @@
-"""`dreamer verify RUN`: reads all of a run directory that matters and holds it against its seals. Changes nothing."""
+"""`dreamer verify RUN`: reads the files that a run needs and compares them with their seals. Changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamer.runtime.run import run_config, verifying
 
 
 class Checked(NamedTuple):
-    """One checkpoint. faults: a line each on what is damaged, none = whole | resumable: it names rows to go on with"""
+    """One checkpoint. faults: a line each, none = whole | resumable: whether it names rows to resume with"""
 
     step: int
     faults: list[str]
@@ -24,10 +24,10 @@ class Checked(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `verify` has found.
+    """The results of `verify`.
 
-    faults: damage outside of checkpoints, a line each | notes: what is worth knowing and no damage
-    later: rows on the disk that came after the newest whole checkpoint
+    faults: damage outside checkpoints, a line each | notes: other facts worth knowing
+    later: rows on the disk that are newer than the newest whole checkpoint
     """
 
     run_dir: Path
@@ -43,12 +43,12 @@ class Report(NamedTuple):
 
     @property
     def newest_whole(self) -> int | None:
-        """The newest checkpoint that a run can go on from."""
+        """The newest checkpoint that a run can resume from."""
         return max((one.step for one in self.checkpoints if not one.faults and one.resumable), default=None)
 
 
 def verify_run(run: str, json_file: str | None = None) -> int:
-    """`dreamer verify`: prints what is whole, what is damaged and what can be done. Returns 1 if something is damaged.
+    """`dreamer verify`: prints which files are whole or damaged, and advice. Returns 1 if something is damaged.
 
     json_file: file for the same as JSON, "-" = standard output in place of the lines. Raises UserError without a run.
     """
@@ -105,7 +105,7 @@ def verify(run: Path, deep: bool = True) -> Report:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The report as it is printed."""
+    """The printed lines of the report."""
     for one in report.checkpoints:
         what = "whole" if one.resumable else "whole, can be evaluated but not resumed"
         yield f"checkpoint {one.step:>12,}  {what if not one.faults else 'DAMAGED'}"
@@ -117,7 +117,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def advice(report: Report) -> Iterator[str]:
-    """What can be done, and what would be lost."""
+    """Lines on what can be done, and on what would be lost."""
     newest = report.newest_whole
     resume = f"dreamer train --run-dir {report.run_dir} --resume"
     if newest is None:
@@ -147,7 +147,7 @@ def as_json(report: Report) -> str:
 
 
 def _arrays(run_dir: Path, step: int) -> list[str]:
-    """What Orbax and the checksum of each array say of a checkpoint whose files are whole."""
+    """The faults that Orbax and the checksum of each array find in a checkpoint whose files are whole."""
     from dreamer.runtime.files.checkpoint import Checkpoints
 
     try:

@@ -169,7 +169,7 @@ def make(
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
-    """The networks of actor and critic, and how their outputs are read."""
+    """The networks of actor and critic, and the meaning of their outputs."""
     action = spec.action
     return Nets(
         actor=from_flax(ActorHead(config.actor_layers, config.units, action.onehots, action.continuous, dtype=dtype)),
@@ -183,7 +183,7 @@ def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
 def _evaluate(
     nets: Nets, actions: ActionDist, v: Variables, dream: Dream, feat: Array, action: Array
 ) -> Imagined:
-    # In the order in which they were dreamed: no copy. One axis of rows would be gathered where devices share a batch.
+    # Kept in dreamed order, without a copy. Merging the axes into rows would gather a batch split over devices.
     feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     predicted = dream.predict(feat)
     outs, allowed = nets.actor.apply(v.params["pol"], feat), predicted["allowed"] if nets.masked else None

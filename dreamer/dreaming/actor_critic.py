@@ -1,6 +1,6 @@
-"""The losses of an actor and a critic that learn from dreams: of what was dreamed, and of what was replayed.
+"""The losses of an actor and a critic that learn from dreams: on dreamed and on replayed sequences.
 
-Source: DreamerV3, eq. 4 to 7. Behaviors that reach their advantages in other ways share them.
+Source: DreamerV3, eq. 4 to 7. Behaviors that compute their advantages differently share them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def imagined_losses(
     value = sg(dist.twohot_mean(dreamed.value_logits, settings.bins)) * scale + offset
     slow_value = sg(dreamed.slow_value) * scale + offset
     baseline = slow_value if settings.slow_target else value
-    # The start's own cont weighs the whole trajectory: dreams from a terminal state count nothing.
+    # The start's own cont weights the whole trajectory: dreams from a terminal state have weight 0.
     cont = settings.discount * dreamed.cont
     weight = sg(jnp.cumprod(cont, 1) / settings.discount)
     returns = sg(

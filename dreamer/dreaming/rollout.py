@@ -20,8 +20,8 @@ def rollout(
 ) -> tuple[Array, Array, Any]:
     """Dreams `horizon` steps from start [N, ..] under policy(carry, key, feat [N, F]) -> carry, action [N, A].
 
-    carry: what the policy remembers from step to step, () for nothing. Returns feat [N, H+1, F], the start's first,
-    action [N, H+1, A], and the last carry. Action i was chosen at feat i; the last one is never carried out.
+    carry: the policy's memory from step to step, () for none. Returns feat [N, H+1, F], beginning with the start's,
+    action [N, H+1, A], and the last carry. Action i was chosen at feat i; the last one is never executed.
     """
 
     def step(before: tuple[State, Any], key: Key) -> tuple[tuple[State, Any], tuple[Array, Array]]:

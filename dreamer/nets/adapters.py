@@ -1,4 +1,4 @@
-"""A network from Flax or from Haiku becomes the same `Network(init, apply)`."""
+"""Turns a network from Flax or Haiku into the same `Network(init, apply)`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_flax(module: nn.Module) -> Network:
 
 
 def from_haiku(function: Callable[..., Any]) -> Network:
-    """A function that uses Haiku modules, without state and without random numbers of its own."""
+    """A function that uses Haiku modules, without state and without random numbers."""
     try:
         import haiku as hk
     except ImportError as error:

@@ -36,7 +36,7 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         flat = x.astype(self.dtype).reshape(-1, *x.shape[-3:])
         y = (convolve_and_pool if self.pooled else upsample_and_convolve if self.upsampled else convolve)(flat, kernel)
-        # Of pooled outputs, too: the largest stays the largest when all get the same bias.
+        # Also valid after pooling: adding the same bias to all does not change which one is the largest.
         return add_bias(y.reshape(*x.shape[:-3], *y.shape[1:]), bias)
 
 
@@ -54,7 +54,7 @@ def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) ->
 
 
 def plain_convolve(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
-    """`convolve` by XLA's convolution alone, its gradients as well."""
+    """`convolve` by XLA's convolution alone, also for its gradients: [N, H, W, C] -> [N, H, W, F]."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [padding] * 2, dimension_numbers=layout)
 
@@ -88,7 +88,7 @@ CHUNK_BYTES = 2**21  # of the columns of `kernel_gradient`; about a core's secon
 def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int]) -> Array:
     """The gradient of a convolution's kernel as matrix products: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F].
 
-    d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], of the padded x. The columns of all v stand
+    d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], for the padded x. The columns of all v lie
     side by side, each u is one product, a few images at a time, so that they stay in the cache. On CPUs two to five
     times as fast as XLA's convolution with a window of the whole image.
     """
@@ -117,10 +117,10 @@ WIDEN_BELOW = 17  # input channels
 def convolve_and_pool(x: Array, kernel: Array) -> Array:
     """`max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
 
-    With few channels in the form that processors are made for: the 2x2 pixels of a block become 4 C channels, the
+    With few channels, in a form that suits processors better: the 2x2 pixels of a block become 4 C channels, the
     four outputs of a block 4 F features. The output at 2i + a sees through tap u the pixel at 2i + a + u, which is
     pixel (a + u) mod 2 of block i + floor((a + u) / 2); a 5x5 kernel becomes one of 3x3, with 144 products in place
-    of 100, and what is pooled lies side by side.
+    of 100, and the numbers to pool lie side by side.
     """
     if x.shape[-1] >= WIDEN_BELOW:
         return max_pool(convolve(x, kernel))
@@ -161,7 +161,7 @@ def upsample(x: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal ones takes the gradient.
+    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal numbers receives the gradient.
 
     Two comparisons instead of a window reduction, whose gradient is several times slower on CPUs.
     """
@@ -172,5 +172,5 @@ def max_pool(x: Array) -> Array:
 
 
 def larger(a: Array, b: Array) -> Array:
-    """The larger of the two, element by element; of equal ones the first takes the gradient."""
+    """The elementwise maximum [..] of a [..] and b [..]; `a` receives the gradient where they are equal."""
     return jnp.where(a >= b, a, b)

@@ -1,4 +1,4 @@
-"""Latents back to observations: vectors through an MLP, images through convolutions. Source: DreamerV3, decoder."""
+"""Decodes latents to observations: vectors through an MLP, images through convolutions. Source: DreamerV3, decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class _Vectors(nn.Module):
-    """One Linear for each vector key."""
+    """One Linear per vector key."""
 
     sizes: tuple[tuple[str, int, str], ...]
     dtype: Any
@@ -100,7 +100,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
     """Error of one key's output against its target [.., *shape], summed over the key's own axes -> [..].
 
     Pictures: squared error against values from 0 to 1. Continuous: squared error in symlog space. Discrete:
-    cross-entropy. A key that is missing in a row costs nothing there.
+    cross-entropy. A key that is missing in a row has loss 0 there.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
     if space.encoding.target == "unit":

@@ -1,4 +1,4 @@
-"""Observations to tokens: vectors through an MLP, images through convolutions. Source: DreamerV3, encoder."""
+"""Encodes observations as tokens: vectors through an MLP, images through convolutions. Source: DreamerV3, encoder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
 def missing(space: Space, x: Array) -> Array:
     """Whether x [.., *shape] is a missing value -> [..]: one element of -inf (float) or -1 (class) is enough.
 
-    -1 is never a class of an environment: whatever its space starts at, its classes reach the agent from 0.
+    -1 is never a class of an environment: the agent's classes always start at 0.
     """
     flat = x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
     return jnp.any(flat == -1 if space.discrete else jnp.isneginf(flat.astype(jnp.float32)), -1)

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 class _Outputs(nn.Module):
-    """One Linear for each of the named outputs."""
+    """One Linear per named output."""
 
     sizes: tuple[tuple[str, int], ...]
     outscale: float
@@ -55,7 +55,7 @@ class BinaryHead(nn.Module):
 
 
 class BitsHead(nn.Module):
-    """MLP, then logits [.., count] float32 of as many yes or no."""
+    """MLP, then one logit per yes/no question: [.., count] float32."""
 
     layers: int
     units: int
@@ -79,7 +79,7 @@ class _ActionHead(nn.Module):
 
 
 class ActorHead(nn.Module):
-    """MLP, then of an action's one-hots {"logits": [.., onehots]}, of its numbers {"mean", "stddev"}, float32."""
+    """MLP, then {"logits": [.., onehots]} for an action's one-hots and {"mean", "stddev"} for its numbers, float32."""
 
     layers: int
     units: int

@@ -1,6 +1,6 @@
 """Linear, block-linear, norm and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
 
-Parameters are float32 and cast to the compute dtype at use; norms are worked out in float32.
+Parameters are float32 and cast to the compute dtype at use; norms are computed in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Array = jax.Array
 
 
 def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
-    """Initialiser: normal cut at two sigma, of standard deviation outscale / sqrt(fan_in)."""
+    """Initialiser (key, shape, dtype) -> [*shape]: normal cut at two sigma, standard deviation outscale / sqrt(fan_in).
+    """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         scale = 1.1368 * outscale * math.sqrt(1 / fan_in)
@@ -35,7 +36,7 @@ def add_bias(x: Array, bias: Array) -> Array:
 class Linear(nn.Module):
     """y = [x1, x2, ..] W + b over the last axis; `outscale` multiplies the kernel at init only.
 
-    Each x has a product with its own rows of W: in a scan those that do not depend on the carry are done before it.
+    Each x is multiplied by its own rows of W, so that a scan can compute products independent of the carry beforehand.
     """
 
     features: int
@@ -55,7 +56,7 @@ class Linear(nn.Module):
 
 
 def to_blocks(x: Array, blocks: int) -> Array:
-    """[.., D] -> [blocks, N, D / blocks], leading axes flattened: contiguous parts, the blocks in front.
+    """[.., D] -> [blocks, N, D / blocks]: contiguous parts, the block axis first, leading axes flattened.
 
     In this layout XLA's batched products and the maths between them run several times faster than with the blocks
     in the middle.
@@ -71,9 +72,9 @@ def from_blocks(x: Array, lead: tuple[int, ...]) -> Array:
 class BlockLinear(nn.Module):
     """Independent linear maps of `blocks` parts: [blocks, N, in / blocks] -> [blocks, N, features / blocks].
 
-    With `shared` [N, s], every block also sees all of it behind its own part. With `parts` > 1 the outputs of each
-    block are split into that many arrays. The fan-in of the initialiser is the width of all blocks together, as in
-    the reference.
+    With `shared` [N, s], the input of every block is its own part followed by all of `shared`. With `parts` > 1 the
+    outputs of each block are split into that many arrays. The fan-in of the initialiser is the width of all blocks
+    together, as in the reference.
     """
 
     features: int
@@ -89,7 +90,7 @@ class BlockLinear(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.parts > 1:
-            # A product each: slicing one large result keeps XLA from vectorising what follows.
+            # One product for each part: slicing one large result keeps XLA from vectorising later operations.
             kernels, biases = (jnp.split(w, self.parts, -1) for w in (kernel, bias.reshape(blocks, 1, out)))
             return tuple(x @ w + b for w, b in zip(kernels, biases, strict=True))
         y = x @ kernel[:, :own] + bias.reshape(blocks, 1, out)

@@ -1,4 +1,4 @@
-"""What encoder and decoder agree on about pictures of any size: groups of one size, stages, values from 0 to 1."""
+"""Conventions of encoder and decoder for pictures of any size: groups of one size, stages, values from 0 to 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
 class Group(NamedTuple):
     """The pictures of one size, which share their convolutions.
 
-    prefix: of the names of its layers, "" for the only group | keys: sorted | mults: channels of each stage, from the
+    prefix: of the names of its layers, "" for a single group | keys: sorted | mults: channels of each stage, from the
     picture on, times depth | height, width: of the pictures | grid: (height, width) after the last stage
     """
 
@@ -52,8 +52,9 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
     """The channels of each stage for pictures of this size.
 
-    As many as `mults` has, the last of them while the grid would be smaller than 3; more, of the last kind, while it
-    is larger than 16. With 4: 33 to 256 pixels have 4, so that 64 and 96 are as in the reference.
+    The stages of `mults`, fewer (dropping the first ones) where the grid would be smaller than 3, more (repeating the
+    last one) where it would be larger than 16. With 4 mults, 33 to 256 pixels have 4 stages, so that 64 and 96 are as
+    in the reference.
     """
     count = len(mults)
     while count and min(halved(height, count), halved(width, count)) < SMALLEST:
@@ -69,12 +70,12 @@ def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
 
 
 def halved(side: int, times: int) -> int:
-    """`side` halved so many times, rounded up."""
+    """`side` halved `times` times, rounded up."""
     return -(-side // 2**times)
 
 
 def to_unit(space: Space, picture: Array, dtype: Any = jnp.float32) -> Array:
-    """A picture with values from 0 to 1, in dtype."""
+    """A picture [.., H, W, C] scaled to values from 0 to 1, in dtype."""
     if space.bounds is None:
         return picture.astype(dtype) / 255
     low, high = space.ends
@@ -82,7 +83,7 @@ def to_unit(space: Space, picture: Array, dtype: Any = jnp.float32) -> Array:
 
 
 def from_unit(space: Space, unit: Array) -> Array:
-    """`to_unit` undone, in the dtype in which the agent sees the picture; whole numbers are rounded."""
+    """The inverse of `to_unit` [.., H, W, C], in the agent's dtype of the picture; whole numbers are rounded."""
     low, high = space.ends
     value = unit * 255 if space.bounds is None else low + unit * (high - low)
     whole = not space.dtype.startswith("float")

@@ -1,4 +1,4 @@
-"""Heads with their losses: what a world model predicts from features [.., F] beside observations and latents."""
+"""Heads with their losses: predictions of a world model from features [.., F], besides observations and latents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -
 
 
 def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
-    """A probability [..] float32, such as that an episode goes on. target: 0 to 1, [..]."""
+    """A probability [..] float32, such as that an episode continues. target: 0 to 1, [..]."""
     head = from_flax(BinaryHead(layers, units, dtype))
     return Predictor(
         init=head.init,
@@ -47,7 +47,7 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """[.., count] bool, such as an action mask: whether each is more likely than not. The loss is summed over them."""
+    """Bits [.., count] bool, such as an action mask: whether each is more likely than not. The loss sums over them."""
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

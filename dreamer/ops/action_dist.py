@@ -1,4 +1,5 @@
-"""What an actor's outputs mean: categoricals for the one-hots of an action, bounded normals for its numbers."""
+"""Action distributions from an actor's outputs: categoricals for an action's one-hots, bounded normals for its numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ from dreamer.ops import distributions as dist
 
 Array = jax.Array
 Outs = Mapping[str, Array]
-NEVER = -1e9  # logit of what may not be chosen: finite, so that 0 times it is 0
+NEVER = -1e9  # logit of a forbidden entry: finite, so that 0 times it is 0
 
 
 class ActionDist(NamedTuple):
     """The distribution of actions [.., A].
 
     sample(key, outs, allowed), mode(outs, allowed) -> action [.., A]
-    log_prob(outs, action, allowed), entropy(outs, allowed) -> [..], of all parts together
-    allowed: [.., n] bool for each entry of the one-hots, or None; a one-hot of which nothing is allowed is free
+    log_prob(outs, action, allowed), entropy(outs, allowed) -> [..], summed over all parts
+    allowed: [.., n] bool for each entry of the one-hots, or None; a one-hot with no allowed entry is left unrestricted
     """
 
     sample: Callable[..., Array]
@@ -31,7 +32,7 @@ class ActionDist(NamedTuple):
 
 
 def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
-    """One categorical for each of `classes`, over the parts of outs["logits"] [.., sum(classes)]; independent."""
+    """Independent categoricals, one for each of `classes`, over the parts of outs["logits"] [.., sum(classes)]."""
     pick, back, real = _groups(classes)
 
     def log_probs(outs: Outs, allowed: Array | None) -> Array:
@@ -89,7 +90,7 @@ def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0)
 
 
 def hybrid_actions(discrete: ActionDist, continuous: ActionDist, onehots: int) -> ActionDist:
-    """Both, independent: the first `onehots` entries of an action are of `discrete`, the others of `continuous`."""
+    """Both, independent: the first `onehots` entries of an action belong to `discrete`, the rest to `continuous`."""
 
     def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
         keys = jax.random.split(key)
@@ -112,7 +113,7 @@ def make(
     classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: Array | float = 0.1,
     maxstd: Array | float = 1.0,
 ) -> ActionDist:
-    """The distribution of actions of one-hots of `classes` and so many continuous numbers."""
+    """The distribution of actions [.., A] with one one-hot for each of `classes`, then `continuous` numbers."""
     numbers = continuous_actions(minstd, maxstd)
     if not classes:
         return numbers
@@ -121,9 +122,9 @@ def make(
 
 
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices that lay one-hots of several lengths side by side.
+    """Indices that arrange one-hots of several lengths as rows of equal length.
 
-    pick [groups, largest]: where in [n] each entry stands | back [n]: where in groups * largest | real: no filling
+    pick [groups, largest]: the place of each entry in [n] | back [n]: its place in groups * largest | real: not padding
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

@@ -27,7 +27,7 @@ def kl_balance(
 
     dyn = max(free_nats, KL(sg(post) || prior)), rep = max(free_nats, KL(post || sg(prior))): clipped per element,
     after the sum over S and before any mean, so that a clipped element has no gradient.
-    kl: of other statistics than logits, see `LatentDist`. Returns dyn, rep and the unclipped KL, each [..].
+    kl: for statistics other than logits, see `LatentDist`. Returns dyn, rep and the unclipped KL, each [..].
     Source: DreamerV3, eq. 3 and 5.
     """
     chex.assert_trees_all_equal_shapes(post, prior)

@@ -15,7 +15,7 @@ sg = jax.lax.stop_gradient
 
 
 def symlog(x: Array) -> Array:
-    """sign(x) ln(1 + |x|), element by element."""
+    """sign(x) ln(1 + |x|), elementwise."""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
@@ -29,9 +29,9 @@ def symexp(x: Array) -> Array:
 
 @functools.lru_cache
 def twohot_bins(count: int = 255) -> np.ndarray:
-    """K float32 bins: symexp of equally spaced points from -20 to 20, exactly symmetric, the middle one 0.
+    """Bins [K] float32: symexp of equally spaced points from -20 to 20, exactly symmetric, the middle one 0.
 
-    Worked out in float64 on the host, so that they are the same bits on every device.
+    Computed in float64 on the host, so that their bits are the same on every device.
     """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"two-hot needs an odd number of bins, at least 3: {count}")
@@ -40,7 +40,7 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
-    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; beyond the ends on the last."""
+    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; clipped to the end bins."""
     return _weights(len(bins), *_neighbours(target, bins))
 
 
@@ -55,7 +55,7 @@ def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
 
 
 def _neighbours(target: Array, bins: np.ndarray) -> tuple[Array, Array, Array]:
-    """Target [..] -> the bins below and above it and the weight of the one above; beyond the ends both are the last."""
+    """Target [..] -> the bins below and above it and the weight of the one above; clipped to the end bins."""
     target = sg(target.astype(jnp.float32))
     values, count = jnp.asarray(bins), len(bins)
     reached = jnp.searchsorted(values, target, side="right", method="scan_unrolled")

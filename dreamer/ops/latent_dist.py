@@ -1,4 +1,4 @@
-"""What the stochastic part of a latent is drawn from: one-hot categoricals (DreamerV2, V3) or Gaussians (V1)."""
+"""Distributions of the stochastic part of a latent: one-hot categoricals (DreamerV2, V3) or Gaussians (V1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ sg = jax.lax.stop_gradient
 class LatentDist(NamedTuple):
     """The distribution of a stochastic state [.., S, C], S independent groups.
 
-    shape: (S, C) of one state | outputs: what a network gives for one, (S, n)
+    shape: (S, C) of one state | outputs: (S, n) of a network's outputs for one state
     stats(outs [.., S, n]) -> stats, float32 | sample(key, stats) -> [.., S, C] float32, with the gradient of stats
     kl(q, p) -> KL(q || p) in nats [..] | entropy(stats) -> [..] in nats, both summed over the groups
     pack(stoch) -> array [.., *packed shape] | unpack(array) -> stoch, the same bits | packed: its shape and dtype

@@ -20,7 +20,7 @@ FLOOR = 0.1  # of the peak, at the end of a falling schedule
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """An optimizer: LaProp with clipping, its schedule, and the updates between which it moves anything."""
+    """An optimizer: LaProp with clipping, its schedule, and the updates between which it is active."""
 
     learning_rate: Annotated[float, at_least(0)] = 4e-5
     "step size after the warm-up"
@@ -101,7 +101,7 @@ def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.
 
 
 def make(config: Config) -> optax.GradientTransformation:
-    """Everything up to the learning rate, which `learning_rate` gives: p <- p - learning_rate * update.
+    """All steps before the multiplication by `learning_rate`: p <- p - learning_rate * update.
 
     Order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
     """
@@ -118,7 +118,7 @@ def make(config: Config) -> optax.GradientTransformation:
 def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
     """Several optimizers {prefix of a parameter's name: Config}, "" the rest; and the prefix of each parameter.
 
-    params: a tree of the parameters, shapes suffice. The longest prefix wins. With one Config its own transformation.
+    params: a tree of the parameters, shapes suffice. The longest prefix wins. One Config: its own transformation.
     """
     prefixes = prefixes_of(configs, params)
     if len(configs) == 1:
@@ -127,7 +127,7 @@ def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.Gradien
 
 
 def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
-    """A tree like `params`: of each parameter, the longest of the `configs` with which its name begins."""
+    """A tree like `params`: for each parameter, the longest prefix in `configs` with which its name begins."""
 
     def longest(path: tuple[Any, ...], _: Any) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -137,8 +137,8 @@ def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
 
 
 def learning_rate(config: Config, peak: Array, step: Array) -> Array:
-    """Linear from 0 at step `start` to `peak` `warmup` steps later, then as `schedule` says. The first update moves
-    nothing, unless there is no warm-up.
+    """Linear from 0 at step `start` to `peak` `warmup` steps later, then according to `schedule`. The first update
+    changes nothing, unless there is no warm-up.
 
     linear and cosine reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.
     """

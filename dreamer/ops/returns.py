@@ -14,9 +14,9 @@ def lambda_returns(reward_t: Array, cont_t: Array, value_t: Array, lam: Array | 
 
         R_i = reward_i + cont_i * ((1 - lam_i) * value_i + lam_i * R_{i+1}),    R_H = value_{H-1}
 
-    Entry i of every argument belongs to the state that step i arrives at: reward_t [H] received on arrival,
-    cont_t [H] the chance that the episode goes on from there, value_t [H] the bootstrap there. lam: [] or [H].
-    Returns R [H], the return seen from the state that step i leaves. Source: DreamerV3, eq. 6 and replay critic.
+    Entry i of every argument belongs to the state after step i: reward_t [H] received there, cont_t [H] the chance
+    that the episode continues from there, value_t [H] the bootstrap there. lam: [] or [H].
+    Returns R [H]: entry i is the return from the state before step i. Source: DreamerV3, eq. 6 and replay critic.
     """
     chex.assert_rank([reward_t, cont_t, value_t], 1)
     chex.assert_equal_shape([reward_t, cont_t, value_t])

@@ -1,14 +1,15 @@
-"""Scans over time whose loops hold only what depends on the carry, forward and back.
+"""Scans over time whose loops contain only the operations that depend on the carry, forward and backward.
 
-The equations of a step are of three sorts. What the weights alone give is worked out once. What the inputs give, such
-as random numbers or a layer on observations, is worked out for all steps together before the loop. The rest stays.
+The equations of a step are of three kinds. Those that depend on the weights alone are computed once. Those that depend
+on the inputs, such as random numbers or a layer on observations, are computed for all steps together before the loop.
+The rest stays in the loop.
 
-The gradient is divided likewise. The loop forward keeps the carries and no more, the loop back in time works out the
-gradients of the carries and no more. What that needs of the inside of the steps, and the gradients of weights and
-inputs after it, come from all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an
-array as large as W in each step, and devices that share a batch would add up their shares of it in each step, too. The
-price is a second evaluation of the steps, in large products; it spares the loops every array that `jax.lax.scan`
-writes in a step and reads back, which takes a kernel each on a GPU.
+The gradient is divided in the same way. The forward loop stores only the carries, and the backward loop computes only
+the gradients of the carries. The intermediate values that it needs, and afterwards the gradients of weights and inputs,
+are computed for all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an array as
+large as W in each step, and devices that share a batch would also sum their shares in each step. The cost is a second
+evaluation of the steps, in large products; it saves the loops every array that `jax.lax.scan` writes in a step and
+reads back, which takes a kernel each on a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
     """`jax.lax.scan(step, carry, inputs)`, equal but for the order of sums.
 
-    inputs: leaves [T, ..]. Gradients go into whatever the step reads, by `jax.grad` and `jax.vjp` only.
+    inputs: leaves [T, ..]. Differentiable in all values that the step reads, by `jax.grad` and `jax.vjp` only.
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(carry, first)
@@ -65,7 +66,7 @@ def _swap_time(tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A step, sorted. carry, inputs: its arguments | results: the carry after it and its outputs."""
+    """A step with sorted equations. carry, inputs: its arguments | results: the carry after it and its outputs."""
 
     once: Jaxpr
     before: Jaxpr
@@ -76,11 +77,11 @@ class Loop:
 
 
 def divide(step: Jaxpr, carries: int) -> Loop:
-    """Sorts the equations of a step, of whose arguments the first `carries` are the carry and the others inputs."""
+    """Sorts the equations of a step, whose first `carries` arguments are the carry and whose others are inputs."""
     carry, inputs = step.invars[:carries], step.invars[carries:]
     level = dict.fromkeys(step.constvars, ONCE) | dict.fromkeys(carry, WITHIN) | dict.fromkeys(inputs, BEFORE)
     sorts: tuple[list[JaxprEqn], ...] = ([], [], [])
-    repeated = []  # equations that only repeat a value: cheaper to do again where that is used than to keep
+    repeated = []  # equations that only repeat a value: cheaper to repeat at each use than to store
     for eqn in step.eqns:
         at = WITHIN if eqn.effects else max((level[v] for v in _variables(eqn.invars)), default=ONCE)
         level |= dict.fromkeys(eqn.outvars, at)
@@ -95,7 +96,7 @@ def divide(step: Jaxpr, carries: int) -> Loop:
 
 
 def _part(step: Jaxpr, eqns: Sequence[JaxprEqn], results: Iterable[Var]) -> Jaxpr:
-    """Those of the equations that the results need, as a jaxpr of its own; its arguments are what they lack."""
+    """The equations among `eqns` that the results need, as a separate jaxpr; its arguments are the missing values."""
     results = list(dict.fromkeys(results))
     needed, kept = dict.fromkeys(results), []
     for eqn in reversed(eqns):
@@ -134,7 +135,7 @@ def _run(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: lis
 
 
 def _run_forward(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    """As `_run`, and what the gradient needs: the arguments, with the carry before each step [T, ..]."""
+    """Like `_run`, plus the values for the gradient: the arguments, with the carry before each step [T, ..]."""
     after, shown = loop.results[: len(carry)], loop.results[len(carry) :]
     hidden = [i for i, v in enumerate(after) if v not in shown]
 
@@ -199,22 +200,22 @@ def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tu
 
 
 def _real_step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Those of the results of a step that have a gradient."""
+    """The results of a step that have a gradient."""
     after, outputs = _step(loop, fixed, carry, ready)
     return _reals(after), _reals(outputs)
 
 
 def _reals(xs: Iterable[Any]) -> list[Any]:
-    """Those that have a gradient."""
+    """The arrays in `xs` that have a gradient."""
     return [x for x in xs if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
 def _replace(xs: Iterable[Any], reals: Iterable[Any]) -> list[Any]:
-    """xs, with others for those that have a gradient."""
+    """xs, with the arrays that have a gradient replaced by `reals`."""
     others = iter(reals)
     return [next(others) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in xs]
 
 
 def _zero(x: Any) -> Any:
-    """What stands for the gradient of x: of its own dtype where it has one."""
+    """A stand-in for the gradient of x, of the same shape and dtype: x itself if it can have one, else float0."""
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

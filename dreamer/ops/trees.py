@@ -1,4 +1,4 @@
-"""Sizes of a tree of arrays, worked out with few kernels."""
+"""Sizes of a tree of arrays, computed with few kernels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def norms(tree: Any) -> Any:
 
 
 def _sums_of_squares(leaves: list[Array]) -> Array:
-    """[L] float32: all leaves as rows of one matrix, padded with zeros, then the sums of the rows of each."""
+    """The sums of squares [L] float32: leaves as rows of one zero-padded matrix, then the sums of the rows of each."""
     vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
     counts = [-(-x.size // ROW) for x in vectors]
     rows = jnp.concatenate([jnp.pad(x, (0, n * ROW - x.size)) for x, n in zip(vectors, counts, strict=True)])
@@ -56,8 +56,8 @@ def _sums_of_squares(leaves: list[Array]) -> Array:
 
 
 def _pieces(tree: Any) -> list[Array]:
-    """All numbers, float32: small leaves as one vector, as a sum over dozens of biases is one kernel then; large ones
-    in their own shape, as one that is split over devices would be gathered to make a vector of it."""
+    """All numbers, float32: small leaves as one vector, so that a sum over dozens of biases is one kernel; large leaves
+    in their own shape, since flattening one that is split over devices would gather it."""
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
     small = [x.reshape(-1) for x in leaves if x.size < SMALL]
     return [*([jnp.concatenate(small)] if small else []), *(x for x in leaves if x.size >= SMALL)]

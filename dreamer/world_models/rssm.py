@@ -1,4 +1,4 @@
-"""The recurrent state-space model of DreamerV3: what the world was, is and may become, in latent space."""
+"""The recurrent state-space model of DreamerV3: filtering and prediction of the environment in latent space."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Latent(NamedTuple):
 
 
 class Nets(NamedTuple):
-    """The networks, what their outputs mean, and the heads by name: rew, con, mask where there are action masks."""
+    """The networks, the distribution of the latent, and the heads by name: rew, con, mask with action masks."""
 
     enc: Network
     dec: Network
@@ -126,14 +126,14 @@ class Nets(NamedTuple):
 
 
 def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
-    """The distribution of the stochastic state; `sample(key, mixed logits) -> one-hot` draws categorical ones."""
+    """The distribution of the stochastic state; `sample(key, mixed logits [.., S, C]) -> one-hot` draws categories."""
     if config.latent == "gaussian":
         return latent_dist.gaussian(config.stoch, config.minstd)
     return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
-    """All networks of the world model; encoder and decoder by name."""
+    """All networks of the world model, encoder and decoder found by name. sample: as in `make_dist`, [.., S, C]."""
     decoded = to_reconstruct(spec)
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
@@ -164,7 +164,7 @@ def _maker(name: str) -> Callable[..., Network]:
 
 
 def to_reconstruct(spec: Spec) -> dict[str, Space]:
-    """The observations that the decoder is to give: all but the action mask, which has a head of its own.
+    """The observations that the decoder reconstructs: all but the action mask, which has its own head.
 
     Errors: UserError when there is none, or one has too many classes.
     """
@@ -227,7 +227,7 @@ def make(
     config: Config, spec: Spec, *, dtype: Any = jnp.float32, horizon: float = 333.0, contdisc: bool = True,
     sample: Callable[[Key, Array], Array] = dist.sample_onehot,
 ) -> WorldModel:  # fmt: skip
-    """The world model for an environment; `sample(key, mixed logits) -> one-hot` draws posterior and prior.
+    """The world model for an environment; `sample(key, mixed logits [.., S, C]) -> one-hot` draws posterior and prior.
 
     With contdisc, the discount 1 - 1 / horizon is folded into the continue target and so into `predict`'s cont.
     Errors: UserError when an observation does not suit the encoder.

@@ -1,1 +1,1 @@
-"""What `dreamer check` looks at, a subject a file. None of it imports jax."""
+"""The checks of `dreamer check`, one subject per file. None of them imports jax."""

@@ -1,4 +1,4 @@
-"""What `reset` and `step` answer, held against gymnasium's interface. No jax."""
+"""Compares the results of `reset` and `step` with gymnasium's interface. No jax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamer.runtime.env.reading import described
 
 
 class Answer(NamedTuple):
-    """What reset or step gave, obs and info still the environment's own; reward None when it is no finite number."""
+    """The result of reset or step, obs and info unchanged; reward None when it is not a finite number."""
 
     obs: Any
     reward: float | None = 0.0
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """The answer cannot be read at all; `verdict` says why."""
+    """The answer cannot be read at all; `verdict` holds the reason."""
 
     def __init__(self, verdict: Verdict):
         super().__init__(verdict.text)
@@ -54,7 +54,7 @@ def _begin_without(env: gymnasium.Env) -> Any:
     try:
         return env.reset()
     except EnvFailed as failure:
-        if takes_no_seed(failure.error):  # a wrapper passes both on in any case
+        if takes_no_seed(failure.error):  # a wrapper always passes both on
             raise NoAnswer(wrong("reset-seed", NO_SEED)) from None
         raise
 
@@ -90,7 +90,7 @@ def _flag(flag: Any, name: str, tally: Tally, where: str) -> bool:
     array = np.asarray(flag)
     if array.shape != () or array.dtype.kind not in "biu":
         tally.add(wrong("flags", f"{name} must be a bool, it is {described(flag)}"), name, where)
-        return array.dtype.kind in "biuf" and bool(np.any(array))  # what it most likely means, to go on with
+        return array.dtype.kind in "biuf" and bool(np.any(array))  # the most likely meaning, to continue with
     return bool(array)
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of each key do over the whole walk: nothing, or too much. No jax."""
+"""Finds keys whose numbers never change, or change too much, over the whole walk. No jax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamer.apps.check.verdicts import Verdict, counted, listed, note, ok, warn
 from dreamer.apps.check.walk import Walk
 from dreamer.spaces import BYTE
 
-ENOUGH = 10  # rows below which nothing is said of what never changes
+ENOUGH = 10  # rows below which constant values are not reported
 LARGE = 1e6
 GROWTH = 1000.0  # between the first and the last quarter of the walk
 DARK = 32 / 255  # of a picture's range: below it a picture holds classes or a mask, or it is very dark
@@ -37,7 +37,7 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def _still(key: Key, look: Look, rows: int) -> Verdict:
-    """A camera that shows one picture is broken; a number that stands still may need more than random actions."""
+    """A constant picture means a broken camera; a constant number may only need better than random actions."""
     if key.reader.space.image:
         shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")

@@ -1,4 +1,4 @@
-"""`dreamer check ENV`: everything about an environment that would cost its user a night of training. No jax."""
+"""`dreamer check ENV`: finds the faults of an environment that would waste a night of training. No jax."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVEL_WIDTH, KEY_WIDTH = 9, 16
 
 
 def check_env(name: str, settings: Settings) -> int:
-    """`dreamer check`: prints a line a verdict and the summary. Returns 1 if something is wrong, else 0.
+    """`dreamer check`: prints a line per verdict and the summary. Returns 1 if something is wrong, else 0.
 
     Raises UserError when there is no such environment or a file cannot be written.
     """
@@ -33,7 +33,7 @@ def check_env(name: str, settings: Settings) -> int:
 
 
 def _shown(name: str, settings: Settings) -> list[Verdict]:
-    """All verdicts, printed as they come: in colors and wrapped on a terminal, plain and a line each elsewhere."""
+    """All verdicts, printed as they arrive: colored and wrapped on a terminal, one plain line each elsewhere."""
     from rich.console import Console
 
     console = Console()
@@ -42,7 +42,7 @@ def _shown(name: str, settings: Settings) -> list[Verdict]:
     with console.status("making the environment") if terminal else contextlib.nullcontext() as status:
         progress = status.update if status else lambda place: None
         for verdict in verdicts_of(name, settings, progress):
-            if not verdicts:  # not before: a name that means nothing gives an error, and no more
+            if not verdicts:  # not before: an unknown name prints an error only
                 print(f"dreamer check {name}: up to {counted(settings.steps, 'random step')}, seed {settings.seed}")
             if terminal:
                 console.print(_colored(verdict, console.width))
@@ -78,7 +78,7 @@ def _summary(counts: Mapping[Level, int]) -> str:
 
 
 def as_json(name: str, settings: Settings, verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a JSON object, one a line."""
+    """The verdicts as a JSON object, one per line."""
     counts = _counts(verdicts)
     head: dict[str, Any] = {
         "env": name, "env_options": settings.env_options, "action_repeat": settings.action_repeat,

@@ -1,7 +1,7 @@
 """How episodes end, and whether the last observation is the true one. No jax.
 
-The agent takes the value beyond a `terminated` row for 0 and beyond a `truncated` one for unknown; the last row's
-observation is what its continue and reward heads learn the end from.
+The agent assumes a value of 0 beyond a `terminated` row and an unknown one beyond a `truncated` row; its continue and
+reward heads learn the end from the last row's observation.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dreamer.apps.check import self_resets
 from dreamer.apps.check.verdicts import Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.check.walk import Row, Walk
 
-NEAR = 5  # steps before the last one with which it is compared: some environments move at the start only
-FEW = 3  # episodes, below which nothing is said of what they have in common
+NEAR = 5  # steps to compare with the last one, just before it: some environments move at the start only
+FEW = 3  # episodes, below which common properties are not reported
 CHANCE = 1e-4  # a finding must be less likely than this by chance
 
 
 def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
-    """Flags, lengths and last observations."""
+    """Checks flags, lengths and last observations."""
     if not walk.steps:
         return []
     episodes = walk.episodes()
@@ -76,7 +76,7 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
 
 
 def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """Keys that stand still at every end, though they move in most of the steps before it."""
+    """Keys that do not change at any end, though they change in most of the steps before it."""
     stop = _stop_action(episodes, env)
     verdicts = []
     for key in episodes[0][-1].looks:
@@ -102,7 +102,7 @@ def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
 
 
 def _stop_action(episodes: list[list[Row]], env: gymnasium.Env) -> bool:
-    """Whether the actions that end episodes never do anything else: to stop leaves the observation as it is."""
+    """Whether the actions that end episodes never do anything else, so that ending does not change the observation."""
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return False
     ending = {int(rows[-1].action) for rows in episodes}

@@ -1,4 +1,4 @@
-"""Everything that `dreamer check` looks at, in order. No jax."""
+"""Runs all checks of `dreamer check`, in order. No jax."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from dreamer.spaces import MASK
 
 
 def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
-    """Every verdict on the environment called `name`, as soon as it is there.
+    """Yields every verdict on the environment called `name` as soon as it is known.
 
     Raises UserError when there is no such environment, or the picture cannot be written.
     """
@@ -65,7 +65,7 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
 def _own(
     name: str, settings: Settings, watch: Watch, make: Callable[..., gymnasium.Env], env: gymnasium.Env
 ) -> Iterator[Verdict]:
-    """All verdicts but those of gymnasium's checker, which gives way to them."""
+    """All verdicts except those of gymnasium's checker, over which these take precedence."""
     keys, found = _spaces(env, name)
     yield from found
     whole = seeded = False
@@ -115,7 +115,7 @@ def _of_agents(
 
 
 def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
-    """What `look` finds, or the verdict on what it stumbled over."""
+    """The verdicts of `look`, or the verdict on the error that stopped it."""
     try:
         return look()
     except EnvFailed as failure:
@@ -155,7 +155,7 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """Verdicts on rendering, and the picture if one is wanted; render() has its place in it where it works."""
+    """Verdicts on rendering, and the picture if one is wanted, which includes render() where it works."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)

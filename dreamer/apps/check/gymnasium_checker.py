@@ -1,4 +1,4 @@
-"""gymnasium's own checker, its lines told in plain words, and only where no other check tells it better. No jax."""
+"""Runs gymnasium's own checker; reports its lines in plain words unless another check reports them better. No jax."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Rule(NamedTuple):
-    """How a line of the checker is told.
+    """How a line of the checker is reported.
 
     pattern: of the line | level: or DROPPED | text: in plain words, "" for the checker's own
-    keys: verdicts that tell the same and better; with one of them found the line is dropped
+    keys: verdicts that report the same more clearly; if one of them is found, the line is dropped
     """
 
     pattern: str
@@ -32,21 +32,21 @@ class Rule(NamedTuple):
 
 VALUES = ("dtype", "shape", "range", "nan", "missing-key")
 RULES = (
-    # It would rather see the environment without its wrappers; the agent sees it with them.
+    # The checker prefers the environment without its wrappers; the agent sees it with them.
     Rule("different from the unwrapped version", DROPPED),
-    # Vectors go through symlog, which needs no bounds; actions without bounds are told by action-bounds.
+    # Vectors go through symlog, which needs no bounds; actions without bounds are reported by action-bounds.
     Rule("(minimum|maximum) value is -?infinity", DROPPED),
-    # Actions are stretched to whatever bounds there are.
+    # Actions are scaled to any bounds.
     Rule("symmetric and normalized space", DROPPED),
-    # Rendering is tried by `times.render`, in the one mode that is used here.
+    # `times.render` tests rendering, in the only mode used here.
     Rule("alternative render modes", DROPPED),
-    # An int32 or a uint8 is as good an index; what cannot be read is told by dtype.
+    # An int32 or a uint8 is a valid index too; unreadable values are reported by dtype.
     Rule("should be an int or np.int64", DROPPED),
-    # Said of a Box without axes whose value is a number.
+    # Logged for a Box without axes whose value is a number.
     Rule("Casting input x to numpy array", DROPPED),
-    # It reads the signature, and takes no name but `kwargs` for other arguments; the walk has called it.
+    # The checker reads the signature, and accepts only `kwargs` for other arguments; the walk has called reset.
     Rule("does not provide a `seed`|can be passed a `seed`", DROPPED),
-    # Said of environments whose flags are numpy's bools, which the runtime takes.
+    # Logged for environments whose flags are numpy's bools, which the runtime accepts.
     Rule("Environment truncates after 1 step", DROPPED),
     Rule("maximum and minimum values are equal", "note", "a Box has equal bounds: that number can never change",
          ("constant", "action-bounds")),
@@ -80,24 +80,24 @@ RULES = (
 
 
 def lines(env: Any, watch: Watch) -> list[str]:
-    """What gymnasium's checker complains of: its warnings, then the error that ended it, marked with a "!"."""
+    """The complaints of gymnasium's checker: its warnings, then the error that ended it, marked with a "!"."""
     watch.place = "gymnasium's checker"
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # It would draw in every mode there is, windows included, and make more environments to close them.
+            # The skipped checks would draw in every mode, windows included, and make more environments to close.
             check_env(env, skip_render_check=True, skip_close_check=True)
         except EnvFailed as failure:
             found.append(f"!{failure}")
-        except Exception as error:  # AssertionError, gymnasium.error.Error, TypeError: its ways to say no
+        except Exception as error:  # AssertionError, gymnasium.error.Error, TypeError: failed checks
             found.append(f"!{' '.join(str(error).split())}")
     told = [_CODES.sub("", str(warning.message)) for warning in caught]
     return [line.removeprefix("WARN: ") for line in told if line.startswith("WARN: ")] + found
 
 
 def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
-    """The lines as verdicts, without those that one of `others` tells better."""
+    """The lines as verdicts, without those that one of `others` reports better."""
     known = {verdict.key for verdict in others if verdict.level != "ok"}
     told: dict[str, Verdict] = {}
     for line in found:
@@ -108,7 +108,7 @@ def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
 
 
 def _verdict(line: str, known: set[str]) -> Verdict | None:
-    """An unknown line is told as it is: wrong when it ended the checker."""
+    """The verdict for a line; an unknown line is kept unchanged, as wrong if it ended the checker."""
     ended, line = line.startswith("!"), line.removeprefix("!")
     if " raised in " in line:
         return None if known & {"raises", "reset-seed", "mask"} else Verdict("wrong", KEY, line)

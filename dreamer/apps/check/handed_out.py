@@ -1,4 +1,4 @@
-"""What the environment hands out: arrays that it keeps and writes into, infos whose keys come and go. No jax."""
+"""Finds arrays that the environment returns and later writes into, and infos whose keys change. No jax."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dreamer.apps.check.walk import Walk
 
 
 def check(walk: Walk) -> list[Verdict]:
-    """Buffers and infos; silent when all is well."""
+    """Checks buffers and infos; no verdict when there is no fault."""
     return _buffers(walk) + _infos(walk)
 
 
 def _buffers(walk: Walk) -> list[Verdict]:
-    """A warning, for the runtime copies every row before it takes the next step."""
+    """Rewritten arrays are only a warning, as the runtime copies every row before the next step."""
     rewritten = [row for row in walk.rows if row.rewritten]
     if not rewritten:
         return []
@@ -26,7 +26,7 @@ def _buffers(walk: Walk) -> list[Verdict]:
 
 
 def _infos(walk: Walk) -> list[Verdict]:
-    """Only steps in the middle of episodes count: what is told of resets and ends has its place there alone."""
+    """Compares mid-episode steps only: resets and final steps may carry info keys of their own."""
     steps = [row for row in walk.rows if row.step and not row.last]
     always = frozenset.intersection(*(row.info for row in steps)) if steps else frozenset()
     odd = sorted({str(key) for row in steps for key in row.info - always})

@@ -1,4 +1,4 @@
-"""The check runs in a process of its own: an environment that hangs, exits or crashes ends that one only. No jax."""
+"""Runs the check in a separate process, the only one that an environment which hangs or crashes can end. No jax."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
 
 GRACE = 10.0  # seconds beyond the patience after which a process without a sign of life is killed
-START = 60.0  # seconds that python and numpy get to start
+START = 60.0  # seconds in which python and numpy must start
 PLACE = 100  # bytes
 
 
 def verdicts_of(
     name: str, settings: Settings, progress: Callable[[str], object] = lambda place: None
 ) -> Iterator[Verdict]:
-    """The verdicts of `examine` in another process, as they come, and one if that process hangs or dies.
+    """Yields the verdicts of `examine` in another process, and one more if that process hangs or dies.
 
-    progress: is told every second or so where the check is. Raises UserError as `examine` does; RuntimeError with the
-    trace of an error that is the check's own.
+    progress: called about every second with the place of the check. Raises UserError as `examine` does; RuntimeError
+    with the trace of an error in the check itself.
     """
     plugins.add_folder_for(name)
     with tempfile.TemporaryFile() as place:
-        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent shall answer it.
+        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent must handle it.
         code = (
             "import signal; signal.signal(signal.SIGINT, lambda *_: None); "
             f"import sys; sys.path[:] = {sys.path!r}; "
@@ -75,7 +75,7 @@ def _received(
             return
         elif "silent" not in message:
             progress(_noted(place))
-        elif child.poll() is None:  # dead, if a process of its own holds the pipe open
+        elif child.poll() is None:  # it may be dead while its child process holds the pipe open
             text = f"no sign of life for {message['silent']:g} s, last seen in {_noted(place)}: native code that hangs"
             yield wrong("hangs", text)
             return
@@ -90,7 +90,7 @@ def _noted(place: int) -> str:
 
 
 def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
-    """JSON objects, one a line, until the other side closes; {"silent": ..} when none comes for `patience` seconds."""
+    """JSON objects, one per line, until the other side closes; {"silent": ..} after `patience` seconds without one."""
     data, limit = b"", max(patience, START)
     while True:
         if not select.select([descriptor], [], [], limit)[0]:
@@ -105,9 +105,9 @@ def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
 
 
 def serve(place: int) -> None:
-    """The other process: reads the settings from stdin and writes messages to what was stdout; prints go to stderr.
+    """The other process: reads the settings from stdin, writes messages to the old stdout, and prints to stderr.
 
-    place: descriptor of the file in which it notes where it is.
+    place: descriptor of the file in which it records its place in the check.
     """
     os.set_inheritable(place, False)
     out = os.fdopen(os.dup(1), "w")

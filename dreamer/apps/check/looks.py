@@ -1,4 +1,4 @@
-"""One observation, looked at: what it holds, and whether it fits its spaces. No jax."""
+"""Examines one observation: its contents, and whether it fits its spaces. No jax."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from dreamer.apps.check.verdicts import Verdict, warning, wrong
 from dreamer.runtime.env.observations import Reader, find, read
 
-COARSE = 8  # rows and columns of the small copy that is kept of each picture
-KEPT = 4096  # numbers of a key that are kept of each row; what is larger is looked at and forgotten
+COARSE = 8  # rows and columns of the small copy kept of each picture
+KEPT = 4096  # most numbers of a key kept for each row; larger values are examined and dropped
 
 
 class Look(NamedTuple):
     """One key of one observation.
 
     mark: equal for equal arrays | dtype: of the array
-    value: its numbers [n] float64, None for pictures, classes and whatever is large
+    value: its numbers [n] float64, None for pictures, classes and large arrays
     low, high: extremes of its finite numbers, NaN when there are none
     coarse: a picture as at most COARSE x COARSE sums [n] float64, None for all else
     """
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 class Key(NamedTuple):
-    """One key of the observation: how it is read, and the space that it has in the environment."""
+    """One key of the observation: its Reader, and its space in the environment."""
 
     reader: Reader
     space: gymnasium.Space
@@ -55,7 +55,7 @@ def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
 
 
 def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
-    """An observation by key, copied; what is missing or holds no numbers is left out."""
+    """The Look of each key of an observation, copied; missing keys and values that are not numbers are left out."""
     looks = {}
     for key in keys:
         array = _array(key, obs)
@@ -67,7 +67,7 @@ def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
 
 
 def faults(keys: Sequence[Key], obs: Any) -> Iterator[tuple[str, Verdict]]:
-    """What is wrong with an observation: (key, verdict)."""
+    """The faults of an observation: (key, verdict)."""
     for key in keys:
         try:
             value = find(key.reader, obs)
@@ -113,7 +113,7 @@ def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
 
 
 def _unreadable(key: Key, value: Any) -> Verdict | None:
-    """What the runtime refuses: with it, training ends or the environment is made anew at every step."""
+    """A verdict on a value that the runtime refuses: training would end, or replace the environment at every step."""
     try:
         read(key.reader, value)
     except ValueError as error:
@@ -136,9 +136,9 @@ def _unreadable(key: Key, value: Any) -> Verdict | None:
 
 
 def _converted(key: Key, value: Any) -> Verdict | None:
-    """What the runtime takes and converts, though the space promises something else."""
+    """A verdict on a value that the runtime accepts and converts, though it differs from the space."""
     if not isinstance(key.space, gymnasium.spaces.Box) or key.space.shape == ():
-        return None  # a number is a number: Discrete and the like come as int, np.int32, np.int64
+        return None  # Discrete and the like are returned as int, np.int32 or np.int64 alike
     if not isinstance(value, np.ndarray | np.generic):
         return warning(
             "dtype",

@@ -1,4 +1,4 @@
-"""A picture of the observations, raw and as the agent sees them. No jax."""
+"""Draws a picture of the observations, raw and as the agent sees them. No jax."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.log.images import to_bytes
 from dreamer.spaces import Space
 
-ROWS = 128  # of random actions that are shown
-MOMENTS = 8  # of them that are shown as pictures
-LINES = 8  # numbers of a key that are drawn as lines; more are a strip of colors
-KEYS = 12  # keys that are shown of vectors and classes
+ROWS = 128  # rows under random actions that are shown
+MOMENTS = 8  # rows of these that are shown as pictures
+LINES = 8  # numbers of a key that are drawn as lines; more are drawn as a strip of colors
+KEYS = 12  # keys of vectors and classes that are shown
 RAW, SEEN = "as the environment gives it", "as the agent sees it"
 
 
 class Story(NamedTuple):
-    """raw, seen {key: [T, ..]}: what the environment gave, and the agent's rows | starts: rows where episodes begin
+    """raw, seen {key: [T, ..]}: the environment's values, and the agent's rows | starts: rows where episodes begin
     drawn {row: [H, W, 3]}: render's pictures
     """
 
@@ -38,7 +38,7 @@ class Story(NamedTuple):
 
 
 def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> list[Verdict]:
-    """Draws the picture into the file `path`. Raises EnvFailed; UserError when the file is refused."""
+    """Draws the picture into the file `path`. Raises EnvFailed; UserError when the file cannot be written."""
     watch.place = "the rows of the picture"
     rows = EnvRows(env, seed=seed, action_repeat=action_repeat)
     try:
@@ -74,7 +74,7 @@ def tell(rows: EnvRows, seed: int) -> Story:
 
 
 def _raw(reader: Reader, value: Any) -> np.ndarray:
-    """A copy of a value; of pictures the channels last, stacks joined."""
+    """A copy of a value; pictures with the channels last and stacks joined."""
     array = np.array(value)
     if not reader.space.image or array.shape != reader.shape:
         return array
@@ -124,7 +124,7 @@ def _strip(part: Any, title: str, sides: Sequence[tuple[str, dict[int, np.ndarra
 
 
 def _flat(picture: np.ndarray) -> np.ndarray:
-    """[H, W] or [H, W, 3] of any picture: other numbers of channels side by side, in grey."""
+    """Any picture as [H, W] or [H, W, 3]: other numbers of channels side by side, in grey."""
     if picture.ndim == 2 or picture.shape[-1] == 3:
         return picture
     return np.concatenate(list(np.moveaxis(picture, -1, 0)), axis=1)
@@ -150,7 +150,7 @@ def _over_time(part: Any, key: str, raw: np.ndarray, seen: np.ndarray, space: Sp
 
 
 def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
-    """table [T, n]: n lines over time, or one strip of n colors."""
+    """Draws table [T, n]: n lines over time, or one strip of n colors."""
     if table.shape[1] > LINES:
         image = axis.imshow(table.T, aspect="auto", interpolation="nearest", cmap="viridis", origin="lower")
         axis.figure.colorbar(image, ax=axis, pad=0.01).ax.tick_params(labelsize=8)
@@ -162,7 +162,7 @@ def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
 
 
 def _ones(axis: Any, table: np.ndarray, classes: int) -> None:
-    """table [T, n] of classes: the places of the ones in the one-hot of all. As dots: pixels of many would be lost."""
+    """Draws table [T, n] of classes: the places of the ones in the joint one-hot. As dots, which stay visible."""
     places = table + classes * np.arange(table.shape[1])
     axis.plot(places, "s", ms=3, color="#1f77b4")
     axis.set_ylim(-0.5, classes * table.shape[1] - 0.5)

@@ -1,4 +1,4 @@
-"""The rewards of a random policy: their scale, how rare they are, and what they add up to. No jax."""
+"""Checks the rewards of a random policy: their scale, their sparsity, and the returns. No jax."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dreamer.apps.check.verdicts import Verdict, counted, note, ok, warning, wro
 from dreamer.apps.check.walk import Walk
 
 # Rewards and returns are predicted on bins from -symexp(20) to symexp(20), dreamer/ops/distributions.py; the critic's
-# returns are up to `horizon` (agent.horizon, 333 steps) times as large as a reward that comes at every step.
+# returns are up to `horizon` (agent.horizon, 333 steps) times as large as a reward received at every step.
 LARGEST = float(np.expm1(20.0))
 HORIZON = 333.0
 LARGE = 1e4  # neighbouring bins differ by a sixth there: 1,700
-SMALL = 1e-3  # the bins next to 0 are 0.17 apart, all of it lies between two
+SMALL = 1e-3  # the bins next to 0 are 0.17 apart: smaller rewards all lie between two bins
 
 
 def check(walk: Walk) -> list[Verdict]:
-    """Scale, sparsity and the return of a random policy."""
+    """Checks scale, sparsity and the return of a random policy."""
     rewards = np.array([row.reward for row in walk.rows if row.step and row.reward is not None])
     if not rewards.size:
         return []

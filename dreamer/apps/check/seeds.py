@@ -1,6 +1,6 @@
-"""Whether seeds decide everything, and nothing but seeds does. No jax.
+"""Checks that an environment is determined by its seed, and by nothing else. No jax.
 
-Two environments take the same actions in turns, as several do in one process of a run: what they share shows too.
+Two environments take the same actions in turns, as several do in one process of a run, which also reveals shared state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dreamer.apps.check.walk import chooser
 from dreamer.apps.check.watch import Watch, close_quietly
 
 STEPS = 200  # taken by both, at most
-MIXED = 20  # steps of one that must leave the observation of the other as it is
+MIXED = 20  # steps of one that must not change the observation of the other
 OTHERS = 5  # seeds, and episodes without one, whose starts are compared
 CLOSE = 1e-5  # relative: differences in the last digits
 
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 def check(
     make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, *, seed: int, steps: int
 ) -> list[Verdict]:
-    """Seeds, starts, and what two environments share. make: a new environment at each call. Raises EnvFailed."""
+    """Checks seeds, starts, and state shared by two environments. make: a new one at each call. Raises EnvFailed."""
     one, two = make(), make()
     try:
         watch.place = "two environments with the same seed"
@@ -64,7 +64,7 @@ def check(
 def _side_by_side(
     envs: list[gymnasium.Env], keys: Sequence[Key], seed: int, steps: int
 ) -> list[list[Seen]]:
-    """What each of `envs` answers to the same random actions, in turns; the first one's masks are obeyed."""
+    """The answers of each of `envs` to the same random actions, in turns; the actions obey the first one's masks."""
     tally, choose = Tally(), chooser(envs[0], seed)
     told: list[list[Seen]] = [[] for _ in envs]
     answers: list[Answer] = [Answer(None) for _ in envs]
@@ -80,7 +80,7 @@ def _side_by_side(
 
 
 def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int) -> str:
-    """A key of `one` whose array `other` writes into, or ""."""
+    """A key of `one` into whose array `other` writes, or ""."""
     tally, choose = Tally(), chooser(other, seed + 2)
     held = begin(one, seed + 1, tally, "").obs
     before = look(keys, held)
@@ -152,7 +152,7 @@ def _told(place: str, key: str, one: Look, other: Look | None) -> _Difference:
 
 
 def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) -> list[Verdict]:
-    """seeded: first observations of different seeds | free: of a seeded reset and those after it without a seed."""
+    """seeded: first observations of different seeds | free: of a seeded reset and of later resets without a seed."""
     varied = not all(same(looks, seeded[0]) for looks in seeded[1:])
     repeated = all(same(looks, free[0]) for looks in free[1:])
     if varied and repeated:

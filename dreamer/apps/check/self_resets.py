@@ -1,7 +1,7 @@
-"""Whether an environment begins the next episode inside step(), so that its last observation is the next first one.
+"""Checks whether an environment resets inside step(), so that the last observation is the next episode's first.
 
-Three looks, from the cheapest on: what info holds, where the last observations of the random steps lie, and what a
-reset would have given in the place of the last step. No jax.
+Three tests, the cheapest first: the keys of info, the position of last observations among the random steps, and a
+comparison with a reset in place of the last step. No jax.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from dreamer.apps.check.verdicts import Tally, Verdict, counted, wrong
 from dreamer.apps.check.walk import Row, Walk, chooser
 from dreamer.apps.check.watch import EnvFailed, Watch, close_quietly
 
-FEW = 3  # episodes, below which nothing is said of what they have in common
+FEW = 3  # episodes, below which common properties are not reported
 ENOUGH = 10  # rows in the middle of episodes
 CHANCE = 1e-4  # a finding must be less likely than this by chance
-INSIDE, ALL = 0.8, 0.95  # shares of last rows that lie where episodes begin, if they begin there
-OUTSIDE = 0.2  # share of other rows that do
-SPREAD, STARTS = 1.2, 5  # how much further from the middle of all starts than they are, and of how many, is near
+INSIDE, ALL = 0.8, 0.95  # shares of last rows near the starts of episodes, if the environment resets itself
+OUTSIDE = 0.2  # share of other rows near the starts
+SPREAD, STARTS = 1.2, 5  # largest distance from the starts' centre, relative to theirs; least number of starts
 TWINS, BUDGET = 5, 2000  # episodes that are played twice, and steps for them
 BEYOND = 20  # steps after an end
 ADVICE = "the end is lost; give the true last observation, the runtime calls reset() itself"
 
 
 def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdict on the random steps. `env` is played on where they leave a doubt."""
+    """The verdict on the random steps. If they leave a doubt, `env` is stepped further."""
     told = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
     if told:
         text = f"info holds another final observation than the one given with the end ({told[0].where}): "
@@ -44,7 +44,7 @@ def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[V
     near = _starts([row for row in walk.rows if not row.step])
     ends, others = (np.array([near(row) for row in rows]) for rows in (last, middle))
     rare = _tail(int(ends.sum()), ends.size, (others.sum() + 1) / (others.size + 2)) <= CHANCE
-    few = ends.mean() >= ALL and others.mean() <= OUTSIDE  # too few episodes to tell by chance
+    few = ends.mean() >= ALL and others.mean() <= OUTSIDE  # too few episodes for a test against chance
     if not (few or (ends.mean() >= INSIDE and rare)) or not _goes_on(env, min(rows[-1].step for rows in episodes)):
         return []
     text = (
@@ -57,9 +57,9 @@ def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[V
 def check(
     make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, walk: Walk, seed: int
 ) -> list[Verdict]:
-    """Plays some episodes twice, the second time with a reset in the place of the last step: are the two the same?
+    """Plays some episodes twice, the second time with a reset in place of the last step, and compares the two.
 
-    make: a new environment at each call, which its seed decides altogether. Raises EnvFailed.
+    make: a new environment at each call, fully determined by its seed. Raises EnvFailed.
     """
     episodes = walk.episodes()
     if not episodes:
@@ -82,15 +82,15 @@ def check(
 
 
 def _tail(hits: int, tries: int, chance: float) -> float:
-    """The probability of so many hits or more."""
+    """The probability of at least `hits` hits."""
     return sum(math.comb(tries, k) * chance**k * (1 - chance) ** (tries - k) for k in range(hits, tries + 1))
 
 
 class _Twin(NamedTuple):
     """The last observation of an episode, and the first one of a reset in its place.
 
-    differs: whether a reset in the place of a step in the middle gives something else, as it does unless all
-    observations are drawn alike
+    differs: whether a reset in place of a step in the middle gives another observation, as it does unless all
+    observations have the same distribution
     """
 
     last: Mapping[str, Look]
@@ -99,7 +99,7 @@ class _Twin(NamedTuple):
 
 
 def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int, steps: int) -> list[_Twin]:
-    """Episodes of at most `steps` steps together, those of one step left out. Raises EnvFailed."""
+    """The twins of episodes with at most `steps` steps in total, without episodes of one step. Raises EnvFailed."""
     choose, twins = chooser(one, seed + 3), []
     for own in range(seed + 100, seed + 100 + TWINS):
         answer, shown = begin(one, own, Tally(), ""), []
@@ -119,7 +119,7 @@ def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: 
 
 
 def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequence[Key]) -> Mapping[str, Look]:
-    """What a reset shows after these steps."""
+    """The observation of a reset after these steps."""
     begin(env, seed, Tally(), "")
     for action in actions:
         if _over(take(env, action, Tally(), "")):
@@ -128,11 +128,11 @@ def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequen
 
 
 def _goes_on(env: gymnasium.Env, shortest: int) -> bool:
-    """Whether `env` can be stepped on after each of some ends as if a new episode of `shortest` steps had begun."""
+    """Whether `env` accepts steps after some episodes' ends, as if a new episode of `shortest` steps had begun."""
     tally, choose = Tally(), chooser(env, 0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # many warn of such a step
+            warnings.simplefilter("ignore")  # many environments warn about such a step
             for number in range(FEW):
                 answer, taken = begin(env, 200 + number, tally, ""), 0
                 while not _over(answer) and taken < BUDGET:
@@ -151,13 +151,13 @@ def _over(answer: Answer) -> bool:
 
 
 class _Cloud(NamedTuple):
-    """Where the first observations of one key lie. marks: of each | values [n, m] of their numbers, None without"""
+    """The first observations of one key. marks: of each | values [n, m]: their numbers, None if there are none"""
 
     marks: set
     values: np.ndarray | None
 
     def near(self, seen: Look) -> bool:
-        """Whether an observation may be one of them."""
+        """Whether an observation may be a first one."""
         numbers = _numbers(seen)
         if seen.mark in self.marks:
             return True
@@ -170,7 +170,7 @@ class _Cloud(NamedTuple):
         return len(self.values) >= STARTS and self._close(numbers)
 
     def _close(self, numbers: np.ndarray) -> bool:
-        """By the mean distance over all numbers: of many, some always leave the box of a few starts."""
+        """Compares the mean distance over all numbers, as some of many numbers always leave the box of a few starts."""
         assert self.values is not None
         middle, spread = self.values.mean(0), self.values.std(0)
         moves = spread > 0
@@ -185,7 +185,7 @@ def _numbers(seen: Look) -> np.ndarray | None:
 
 
 def _starts(rows: list[Row]) -> Callable[[Row], bool]:
-    """A function that says whether a row looks like the first row of an episode."""
+    """A function that returns whether a row looks like the first row of an episode."""
     clouds = {key: _cloud([row.looks[key] for row in rows if key in row.looks]) for key in rows[0].looks}
     return lambda row: all(key in row.looks and cloud.near(row.looks[key]) for key, cloud in clouds.items())
 

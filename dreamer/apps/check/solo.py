@@ -1,4 +1,4 @@
-"""A parallel environment as it is checked: all of its agents for a while, then one of them. No jax."""
+"""Prepares a parallel environment for the check: all agents for some steps, then one of them. No jax."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STEPS = 1000  # of all agents
 
 
 class Solo(gymnasium.Env):
-    """The first agent that begins, as an environment of its own; the others act at random, by the seed of the reset.
+    """The first agent that begins, as a single environment; the others act at random, seeded by the reset's seed.
 
-    Its episodes end with the agent's. Owns the parallel environment. Raises UserError as `sides_of`.
+    Its episodes end with the agent's. Owns the parallel environment. Raises UserError as `sides_of` does.
     """
 
     def __init__(self, team: Any, name: str):
@@ -33,7 +33,7 @@ class Solo(gymnasium.Env):
         self._rng = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, Any]:
-        """A new game."""
+        """Begins a new game."""
         super().reset(seed=seed)
         if seed is not None:
             self._rng = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ class Solo(gymnasium.Env):
         return self._side.shown(self._told[0][self._side.agent]), self._told[1].get(self._side.agent, {})
 
     def step(self, action: Any) -> Any:
-        """What the agent is told, all others having acted too."""
+        """The agent's answer after all agents have acted."""
         own = self._side.agent
         others = [agent for agent in self._told[0] if agent != own and agent not in self._over]
         answer = self.team.step({own: action, **{agent: self._chosen(agent) for agent in others}})
@@ -54,7 +54,7 @@ class Solo(gymnasium.Env):
         return self._side.shown(observations[own]), *told, infos.get(own, {})
 
     def render(self) -> Any:
-        """As the parallel environment draws."""
+        """The picture of the parallel environment."""
         return self.team.render()
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Solo(gymnasium.Env):
 
 
 def check_team(team: Any, name: str, settings: Settings, watch: Watch) -> Verdict:
-    """Random steps of all agents, as a training takes their rows. Raises EnvFailed."""
+    """Takes random steps of all agents and reads their rows as training does. Raises EnvFailed."""
     watch.place = "the random steps of all agents"
     rng, rows_made, ends = np.random.default_rng(settings.seed), 0, 0
     try:

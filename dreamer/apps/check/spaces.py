@@ -1,4 +1,4 @@
-"""What the spaces of an environment become on their way to the agent, read from what the agent uses. No jax."""
+"""Reports how the agent sees the spaces of an environment, from the records that the agent itself uses. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASKED = "action mask -> allowed or not, as two classes each; predicted by a hea
 
 
 def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
-    """A verdict a key, and one for the action. Raises UserError for spaces that are not supported."""
+    """One verdict per key, and one for the action. Raises UserError for spaces that are not supported."""
     masked = bool(action_reader(env).action.onehots)
     verdicts = [
         ok("observation", f"{key.name!r}: {MASKED if masked and key.name == MASK else described(key.reader.space)}")
@@ -32,7 +32,7 @@ def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def described(space: Space) -> str:
-    """One key in words: what it is, how it is encoded, how it is decoded."""
+    """One key in words: its kind, its encoding, its decoding."""
     way = space.encoding
     seen = SEEN[way.input].format(width=space.width)
     return f"{_kind(space)} -> {seen}, {way.network}; decoded as {PREDICTED[way.target]}, {way.loss}"

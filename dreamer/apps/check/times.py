@@ -1,4 +1,4 @@
-"""How long the environment takes, and the steps per second that follow. No jax."""
+"""Measures the times of the environment, and derives the steps per second. No jax."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dreamer.runtime.workers.auto import ROUND_TRIP, choose
 from dreamer.runtime.workers.interface import WorkerPlan
 
 FRAMES = 10  # rendered
-RUN = 1_000_000  # agent steps of the run whose length is told
+RUN = 1_000_000  # agent steps of the run whose duration is reported
 SLOW = 20.0  # agent steps per second, all workers together
 
 
 def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
-    """Step and reset times, and what they imply for plan.envs environments. Raises EnvFailed."""
+    """Step and reset times, and the speed of plan.envs environments that follows. Raises EnvFailed."""
     steps, resets = (np.array(walk.seconds[name][1:] or walk.seconds[name]) for name in ("step", "reset"))
     if not walk.whole or not steps.size:
         return []
@@ -52,7 +52,8 @@ def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
-    """Whether an environment made to draw draws what a film takes, and how fast. Raises EnvFailed of reset and step."""
+    """Whether an environment made to draw returns frames of a film, and how fast. Raises EnvFailed of reset and step.
+    """
     if getattr(env, "render_mode", None) != "rgb_array":
         return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no films of its episodes")]
     watch.place = "drawing"

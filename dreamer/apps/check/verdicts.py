@@ -1,4 +1,4 @@
-"""What a check is asked, and what it says. No jax."""
+"""The settings of a check, and its verdicts. No jax."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Level = Literal["ok", "note", "warning", "wrong"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `dreamer check` takes beside the environment."""
+    """The settings of `dreamer check` besides the environment."""
 
     env_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
     """One line of a check.
 
     level: "wrong" costs a training run, "warning" may, "note" is worth knowing
-    key: of what was looked at, the same in every version | facts: figures for programs
+    key: of the examined property, the same in every version | facts: figures for programs
     """
 
     level: Level
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 class Tally:
-    """Holds the verdicts on single answers: of each kind the first, and how many there were. first {(key, what): ..}"""
+    """Holds the verdicts on single answers: the first of each kind, and their number. first {(key, what): ..}"""
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], Verdict] = {}
@@ -72,7 +72,7 @@ class Tally:
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def verdicts(self) -> list[Verdict]:
-        """A verdict for each kind; one that was found often says so."""
+        """A verdict for each kind, with the number of times if it was found often."""
         found = []
         for kind, verdict in self.first.items():
             often = f"; {self._counts[kind]:,} times in all" if self._counts[kind] > 1 else ""
@@ -81,22 +81,22 @@ class Tally:
 
 
 def ok(key: str, text: str, **facts: Any) -> Verdict:
-    """What is as it should be."""
+    """A verdict on a property that is right."""
     return Verdict("ok", key, text, facts)
 
 
 def note(key: str, text: str, **facts: Any) -> Verdict:
-    """What is worth knowing and nothing to mend."""
+    """A verdict that is worth knowing and needs no fix."""
     return Verdict("note", key, text, facts)
 
 
 def warning(key: str, text: str, **facts: Any) -> Verdict:
-    """What will probably disturb training."""
+    """A verdict on a property that will probably disturb training."""
     return Verdict("warning", key, text, facts)
 
 
 def wrong(key: str, text: str, **facts: Any) -> Verdict:
-    """What has to be mended: exit code 1."""
+    """A verdict on a fault that must be fixed: exit code 1."""
     return Verdict("wrong", key, text, facts)
 
 

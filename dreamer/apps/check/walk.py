@@ -1,7 +1,6 @@
-"""Random steps through an environment, and a record of all that it answered. No jax.
+"""Takes random steps in an environment, and records all its answers. No jax.
 
-An observation is looked at the moment it is given, and once more after the next call: what was written into it
-meanwhile shows then.
+An observation is examined when it is returned, and again after the next call, to find arrays written into meanwhile.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from dreamer.apps.check.watch import EnvFailed, Watch
 from dreamer.runtime.env.actions import action_reader, flat_mask, random_actions
 from dreamer.spaces import MASK
 
-FINAL = (  # in the info of those that reset themselves inside step
+FINAL = (  # in the info of environments that reset themselves inside step
     "final_observation", "final_obs", "final_state", "terminal_observation", "terminal_obs", "terminal_state",
     "real_next_obs", "true_next_obs",
 )  # fmt: skip
 
 
 class Row(NamedTuple):
-    """One answer of the environment: step 0 is that of a reset, without action and flags, its reward 0.
+    """One answer of the environment: step 0 belongs to a reset, without action and flags, its reward 0.
 
-    reward: None when it is no finite number | info: its keys | final: looks of the observation that info calls the
-    final one | rewritten: keys of the observation whose arrays were written into after they were given
+    reward: None when it is not a finite number | info: its keys | final: looks of the observation that info calls the
+    final one | rewritten: keys of the observation whose arrays were written into after they were returned
     """
 
     episode: int
@@ -56,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: nothing cut it short"""
+    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: not cut short"""
 
     rows: list[Row]
     verdicts: list[Verdict]
@@ -81,7 +80,7 @@ def walk(
 ) -> Walk:
     """Takes `steps` random steps, or plays `episodes` episodes if those are fewer; actions are held for `repeat` steps.
 
-    It is cut short when the environment raises, or answers otherwise than gymnasium says.
+    The walk is cut short when the environment raises, or breaks gymnasium's interface.
     """
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {"step": [], "reset": []}
@@ -114,9 +113,9 @@ def walk(
 
 
 def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
-    """Chooses at random, as an untrained agent would, an action as `step` takes it; obeys an action mask.
+    """A function that chooses a random action for `step`, as an untrained agent would; it obeys an action mask.
 
-    Not space.sample(): where bounds are infinite it gives numbers that the agent never would.
+    Not space.sample(), which draws numbers outside the agent's range where bounds are infinite.
     """
     actions, rng, space = action_reader(env), np.random.default_rng(seed), env.action_space
 
@@ -124,7 +123,7 @@ def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
         told = answer.obs if isinstance(answer.obs, Mapping) and MASK in answer.obs else answer.info
         try:
             allowed = flat_mask(space, told[MASK]) if MASK in told and actions.action.onehots else None
-        except ValueError:  # `faults` names it
+        except ValueError:  # `faults` reports it
             allowed = None
         return actions.to_env(random_actions(actions.action, rng, 1, allowed)[0])
 

@@ -1,4 +1,4 @@
-"""Every call of the environment is watched: what it raises is known to be its own, and one that hangs is named."""
+"""Watches every call of the environment, to tell its errors from those of the check, and to name a call that hangs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class EnvFailed(Exception):
 
 
 class Watch:
-    """Knows which call is under way since when; once started, owns the thread that gives up on one that hangs.
+    """Records the call in progress and its start; once started, owns the thread that gives up on a call that hangs.
 
-    Of use to the thread that made it.
+    Only for the thread that made it.
     """
 
     def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
-        """note: is told every place, so that it is known even after a crash."""
+        """note: called with every place of the check, so that the place is known even after a crash."""
         self._note = note
         self.place = "the making of it"
         self._call: tuple[str, float] | None = None
@@ -42,7 +42,7 @@ class Watch:
 
     @property
     def place(self) -> str:
-        """Where the check is, in words, for messages."""
+        """The place of the check in words, for messages."""
         return self._place
 
     @place.setter
@@ -51,7 +51,7 @@ class Watch:
         self._note(words)
 
     def start(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
-        """Calls `beat` every second or oftener; `hung` with one line once a call has taken `patience` seconds."""
+        """Calls `beat` at least every second, and `hung` with one line once a call has taken `patience` seconds."""
         threading.Thread(target=self._run, args=(patience, beat, hung), daemon=True).start()
 
     def made(self, name: str, options: dict[str, Any], render_mode: str | None = None) -> Any:
@@ -75,7 +75,7 @@ class Watch:
         return env
 
     def call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
-        """The answer of `function`. Raises EnvFailed for whatever it raises but KeyboardInterrupt."""
+        """Calls `function` and returns its result. Raises EnvFailed for any error except KeyboardInterrupt."""
         self._call = name, time.monotonic()
         try:
             return function(*args, **options)
@@ -102,7 +102,7 @@ class Watch:
                 hung(f"{now[0]}() has not returned for {patience:g} s in {self.place}{self._line()}")
 
     def _line(self) -> str:
-        """File and line that the main thread is in, those of the standard library left out."""
+        """The current file and line of the main thread, ignoring the standard library."""
         frame = sys._current_frames().get(self._main)
         library = os.path.dirname(os.__file__) + os.sep
         while frame is not None:
@@ -115,7 +115,7 @@ class Watch:
 
 
 def close_quietly(env: Any) -> None:
-    """Closes one more environment of a kind whose close() has been tried before."""
+    """Closes another environment of a kind whose close() has already been checked."""
     with contextlib.suppress(EnvFailed):
         env.close()
 
@@ -128,7 +128,7 @@ def _missing(call: str) -> Callable:
 
 
 def _asked_wrong(name: str, cause: BaseException | None) -> bool:
-    """Whether the name or the options are at fault, by what the UserError of make_env came from."""
+    """Whether the name or the options are at fault, judged by the cause of make_env's UserError."""
     if cause is None or isinstance(cause, ImportError | gymnasium.error.Error):
         return True
-    return isinstance(cause, ValueError) and name.partition(":")[0] in suite_names()  # it has no such task
+    return isinstance(cause, ValueError) and name.partition(":")[0] in suite_names()  # the suite has no such task

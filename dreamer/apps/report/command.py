@@ -1,8 +1,8 @@
-"""`dreamer report`: the curves of runs side by side, on what was published, and what they reached. No jax.
+"""`dreamer report`: the curves of runs side by side with published ones, and their final scores. No jax.
 
-Runs are put into groups by their configs (`runs.tasks`), a panel is drawn for each task and metric, and one HTML page
-holds panels, scores, the settings that differ and the newest pictures of each run. Published curves are CSV files of a
-folder (`references`): the task "dmc:cheetah-run" is called dmc_cheetah_run there. Run directories are only read.
+Runs are grouped by their configs (`runs.tasks`), a panel is drawn for each task and metric, and one HTML page
+holds panels, scores, the settings that differ and the newest pictures of each run. Published curves are CSV files in a
+folder (`references`), in which the task "dmc:cheetah-run" is called dmc_cheetah_run. Run directories are only read.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NEWEST = (
 
 
 class Report(NamedTuple):
-    """What a report is made of.
+    """The contents of a report.
 
-    panels: {task: those of its metrics, with their PNGs} | table: rows of scores.HEADER | notes: one line each
+    panels: {task: the panels of its metrics, with their PNGs} | table: rows of scores.HEADER | notes: one line each
     """
 
     tasks: list[Task]
@@ -51,10 +51,10 @@ def report_runs(
     paths: Sequence[str], *, groups: Sequence[Sequence[str]] = (), metrics: Sequence[str] = (), out: str = "report",
     references_dir: str = "", bin_width: float = 0.0, media_mb: float = 40.0,
 ) -> Path:  # fmt: skip
-    """Reads runs, writes `out`/index.html and a PNG of each panel, prints the scores; gives the page.
+    """Reads runs, writes `out`/index.html and a PNG of each panel, prints the scores; returns the page's path.
 
     paths: run directories or folders of them. groups: words NAME=PATH PATH .., each the runs of one group.
-    Raises UserError: no run, a damaged one, an unknown metric, or where nothing can be written.
+    Raises UserError when there is no run, a run is damaged, a metric is unknown, or `out` cannot be written.
     """
     loose = read_all(path for one in paths for path in find_runs(one))
     named = [_named_group(words) for words in groups]
@@ -109,7 +109,7 @@ def read_all(paths: Iterable[Path]) -> list[Run]:
 
 
 def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """Returns first, as far as any run has them, then the metrics asked for; * stands for any characters."""
+    """The metrics of returns that any run has, then the requested metrics; * stands for any characters."""
     known = sorted({name for run in runs for name in run.metrics})
     if not known:
         paths = ", ".join(str(run.path) for run in runs)
@@ -166,7 +166,7 @@ def _named_group(words: Sequence[str]) -> Group:
 
 
 def _references(given: str) -> Path:
-    """The folder of published curves: the one given, else the shipped one. UserError when it is not there."""
+    """The folder of published curves: the given one, else the shipped one. UserError when it does not exist."""
     folder = Path(given).expanduser() if given else shipped.folder("experiments") / "references"
     if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
@@ -174,7 +174,7 @@ def _references(given: str) -> Path:
 
 
 def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
-    """UserError when the folder to write into lies in a run, or holds a page of another origin."""
+    """Raises UserError when the output folder lies in a run, or holds a page of another origin."""
     here = folder.resolve()
     for run in runs:
         if here.is_relative_to(run.path.resolve()):
@@ -185,7 +185,7 @@ def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _remarks(task: Task) -> list[str]:
-    """What a reader of the curves must know of groups: seeds that are there twice, settings mixed, runs under way."""
+    """Remarks on groups for a reader of the curves: duplicate seeds, mixed settings, unfinished runs."""
     notes = []
     for group in task.groups:
         seeds = [run.config.seed for run in group.runs]
@@ -208,7 +208,7 @@ def _remarks(task: Task) -> list[str]:
 
 
 def _frames(run: Run) -> int:
-    """The frames that a run has seen, at most those that it should see."""
+    """The frames that a run has seen, at most its configured number."""
     return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
 
 
@@ -217,7 +217,7 @@ def _group_names(of_tasks: Sequence[Task]) -> list[str]:
 
 
 def _own(file: Path, run_dir: Path) -> bool:
-    """Whether a file is a regular one of the run itself, and no link."""
+    """Whether a file is a regular file of the run itself, not a link."""
     inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run_dir))
     return inside and file.is_file() and not file.is_symlink()
 
@@ -234,7 +234,7 @@ def _read(file: Path) -> bytes:
 
 
 def _write(folder: Path, report: Report, pictures: dict[Path, list[page.Picture]]) -> None:
-    """The PNGs and the page. Raises UserError when the disk refuses."""
+    """Writes the PNGs and the page. Raises UserError when they cannot be written."""
     files = {}
     for of_task in report.panels.values():
         for one, png in of_task:
@@ -309,7 +309,7 @@ def _run_table(of_tasks: Sequence[Task]) -> page.Table:
 
 
 def _tell(report: Report) -> None:
-    """Notes and scores on the terminal; in a pipe no line of the table is broken."""
+    """Prints notes and scores; in a pipe, lines of the table are not wrapped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Metrics of several seeds become one curve with an interval; the panels of a report, without drawing them. No jax."""
+"""Combines metrics of several seeds into one curve with an interval, and curves into panels; no drawing. No jax."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dreamer.apps.report.runs import Group, Points, Run, Task
 from dreamer.apps.statistics import bootstrap, iqm
 
 EVALUATION, TRAINING = "eval/return", "episode/return"
-BINS = 50  # about so many in the longest run
-TAIL = 0.1  # share of a curve, its end, that makes the final score
+BINS = 50  # about this number in the longest run
+TAIL = 0.1  # share of a curve at its end that gives the final score
 
 
 class Curve(NamedTuple):
-    """Seeds on common bins, and what stands for them where all have a value.
+    """Seeds on common bins, and their mean and IQM in the bins where all have a value.
 
-    x [B], seeds [S, B] nan where a seed has none: every bin | at [C], mean [C], iqm [C]: the bins that all seeds share
+    x [B], seeds [S, B], nan where a seed has no value: every bin | at [C], mean [C], iqm [C]: the bins of all seeds
     low, high [C]: 95 % bootstrap interval of the IQM over seeds, None with one seed
     """
 
@@ -34,9 +34,9 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve with its name. published: not of the runs but from the references; mean_only: a mean without seeds.
+    """A curve with its name. published: from the references, not from runs; mean_only: a mean without seeds.
 
-    points: of each seed, before they were put into bins.
+    points: of each seed, before binning.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Panel(NamedTuple):
 
     frames: whether x is in environment frames, otherwise in env_steps | width: of a bin, 0 for evaluations
     bounds: of x, what is shown | missing: groups and runs without this metric, one line each
-    end: the x that every run with this metric has reached, so that all can be compared up to there
+    end: the x that every run with this metric has reached, up to which all can be compared
     """
 
     task: str
@@ -81,8 +81,8 @@ def averaged(points: Points) -> Points:
 
 
 def due(run: Run, points: Points) -> Points:
-    """Evaluations at the env_steps at which they were due: one is made by the first row at or after a multiple of
-    eval.every, and at the end of the run, so that seeds would differ by a few rows."""
+    """Evaluations moved to the env_steps at which they were due. They are made at the first row at or after a multiple
+    of eval.every, and at the end of the run, so that without this seeds would differ by a few rows."""
     every = run.config.eval.every
     asked = points.x - points.x % every if every else points.x
     end = run.config.env_steps
@@ -91,14 +91,14 @@ def due(run: Run, points: Points) -> Points:
 
 
 def bin_width(curves: Sequence[Points]) -> float:
-    """A round width: about 50 bins in the longest curve, and hardly one that is empty."""
+    """A round width: about 50 bins in the longest curve, with hardly any empty ones."""
     wanted = max(max(points.x[-1] for points in curves) / BINS, _usual_gap(curves), 1.0)
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
 
 
 def published_width(curves: Sequence[Points]) -> float:
-    """The width of the bins of published curves, doubled until hardly one is empty, as where episodes are long."""
+    """The width of the bins of published curves, doubled until hardly any is empty, for long episodes."""
     width = float(min((np.diff(points.x).min() for points in curves if len(points.x) > 1), default=1.0))
     while width < _usual_gap(curves):
         width *= 2
@@ -106,7 +106,7 @@ def published_width(curves: Sequence[Points]) -> float:
 
 
 def _usual_gap(curves: Sequence[Points]) -> float:
-    """What 95 of 100 neighbouring points do not exceed in distance."""
+    """The 95th percentile of the distance between neighbouring points."""
     gaps = np.concatenate([np.diff(points.x) for points in curves])
     return float(np.quantile(gaps, 0.95)) if len(gaps) else 0.0
 
@@ -131,8 +131,8 @@ def curve(seeds: Sequence[Points]) -> Curve:
 def panel(task: Task, metric: str, published: Sequence[Published] = (), width: float = 0.0) -> Panel | None:
     """The panel of a metric in a task, None when no run of it has the metric.
 
-    published: what is drawn behind returns. width: of the bins on the x axis; 0 = that of the published curve, else
-    chosen. x is in frames where something published is in frames or the groups repeat actions differently.
+    published: curves drawn behind returns. width: of the bins on the x axis; 0 = as in the published curve, else
+    chosen. x is in frames if a published curve is in frames or the groups differ in action repeat.
     """
     published = published if metric in (EVALUATION, TRAINING) else ()
     repeats = {run.config.action_repeat for group in task.groups for run in group.runs}
@@ -165,7 +165,7 @@ def panel(task: Task, metric: str, published: Sequence[Published] = (), width: f
 
 
 def _points(run: Run, metric: str, frames: bool) -> Points:
-    """A metric over the x axis; a run that made a few rows more than it should ends where it should."""
+    """A metric over the x axis; rows beyond the configured end of a run are counted at its end."""
     points = run.metrics[metric]
     if metric.startswith("eval/"):
         points = due(run, points)
@@ -175,14 +175,14 @@ def _points(run: Run, metric: str, frames: bool) -> Points:
 
 
 def _end(run: Run, frames: bool) -> float:
-    """Where a run stands on the x axis."""
+    """The position of a run on the x axis."""
     return float(min(run.env_steps, run.config.env_steps) * (run.config.action_repeat if frames else 1))
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
-    """Points in the bins that were wholly passed; what there is where none was. width 0: the points themselves.
+    """Means of the bins that were passed completely, or of all bins if there are none. width 0: the points.
 
-    reached: the x at which their run stands, which may have had no episode of late; None: the last point.
+    reached: the x of their run, which may have had no recent episode; None: the last point.
     """
     if not width:
         return points
@@ -192,7 +192,7 @@ def _passed(points: Points, width: float, reached: float | None = None) -> Point
 
 
 def _published(one: Published, end: float, width: float) -> Line | None:
-    """A published curve up to `end`, None where it begins later; of a published mean all there is."""
+    """A published curve up to `end`, None if it begins later; a published mean is not cut."""
     name = f"{one.method} ({one.suite}, published)"
     seeds = list(one.seeds.values())
     if not one.mean_only:
@@ -205,7 +205,7 @@ def _published(one: Published, end: float, width: float) -> Line | None:
 
 
 class Final(NamedTuple):
-    """The final score of each seed of a line [S], nan where a seed has none, and from and to which x it is."""
+    """The final score of each seed of a line [S], nan where a seed has none, and the span of x it covers."""
 
     line: Line
     scores: np.ndarray
@@ -213,7 +213,7 @@ class Final(NamedTuple):
 
 
 def last_evaluations(panel: Panel) -> list[Final]:
-    """The last evaluation of each group, at the same x for all where there is one that all groups share."""
+    """The last evaluation of each group, at the same x for all groups if they share one."""
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
     common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)
@@ -228,8 +228,8 @@ def last_evaluations(panel: Panel) -> list[Final]:
 def last_tenth(panel: Panel) -> list[Final]:
     """The mean of the points in the last tenth of x that all runs have reached, the same span for all groups.
 
-    The span begins earlier where a seed has no point in it, and where what was published has longer bins, of which
-    whole ones are taken.
+    The span begins earlier where a seed has no point in it, and where published curves have longer bins, which are
+    taken whole.
     """
     groups = [line for line in panel.lines if not line.published]
     published = [line for line in panel.lines if line.published and not line.mean_only]

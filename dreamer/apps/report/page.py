@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that holds all that it shows and asks nothing of a network. No jax."""
+"""The page of a report: one self-contained HTML file that needs no network. No jax."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading of the first or second level with what stands below it, top to bottom."""
+    """A heading of the first or second level with its contents, top to bottom."""
 
     title: str
     parts: Sequence[str | Table | Sequence[Picture]]

@@ -1,4 +1,4 @@
-"""Panels drawn as pictures. matplotlib is imported where it is used. No jax."""
+"""Draws panels as pictures. matplotlib is imported where it is used. No jax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamer.apps.report.curves import EVALUATION, TRAINING, Curve, Line, Panel
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, too pale on white paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))
 PUBLISHED = ("0.45", "0.62", "0.75")
@@ -19,7 +19,7 @@ WRAP = 46  # characters of a line of the legend
 
 
 def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
-    """A PNG: lines of groups on what was published. colors: {name of a group: its number}, the same in all panels.
+    """A PNG: lines of groups over published curves. colors: {name of a group: its number}, the same in all panels.
 
     Several seeds: the IQM with its 95 % interval, the mean dotted where it differs, seeds faint. One seed: a thin line.
     """
@@ -56,7 +56,7 @@ def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
 
 
 def caption(panel: Panel) -> str:
-    """What the lines of a panel are, in words."""
+    """A description of the lines of a panel."""
     unit = "frames" if panel.frames else "env steps"
     of_bins = f"Means in bins of {panel.width:,.0f} {unit}." if panel.width else ""
     several = any(len(line.curve.seeds) > 1 for line in panel.lines)
@@ -66,12 +66,12 @@ def caption(panel: Panel) -> str:
 
 
 def differs(curve: Curve) -> bool:
-    """Whether mean and IQM are two lines: with fewer than four seeds they are one."""
+    """Whether mean and IQM are different lines; with fewer than four seeds they are equal."""
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
 def _line(axis: Any, line: Line, color: str, dashes: Any, order: int, of: str = "") -> None:
-    """Draws one line; `of` ends its words in the legend."""
+    """Draws one line; `of` is appended to its text in the legend."""
     curve = line.curve
     count = len(curve.seeds)
     label = f"{line.name}, {count} seed{'s' if count > 1 else ''}{of}"

@@ -1,8 +1,8 @@
-"""Published curves, read from the CSV files of a folder, and what scores are normalised by. No jax.
+"""Reads published curves and the ends for normalised scores from the CSV files of a folder. No jax.
 
-A file of curves is a .csv or .csv.gz of the columns suite, task, method, seed, env_steps, score: env_steps in
+A file of curves is a .csv or .csv.gz with the columns suite, task, method, seed, env_steps, score: env_steps in
 environment frames (action repeat included), the right edge of the bin; score the undiscounted return of training
-episodes, mean of the bin. The seed "all" is a mean over seeds of which no single ones were published.
+episodes, mean of the bin. The seed "all" is a mean over seeds that were not published one by one.
 `normalisation.csv` has the columns task, low, high: a normalised score is (score - low) / (high - low).
 """
 
@@ -47,7 +47,7 @@ def task_key(env: str) -> str:
 
 
 def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dict[str, list[Published]]:
-    """{task: what was published of it} for the wanted tasks of all files. Raises UserError naming file and line."""
+    """{task: its published curves} for the wanted tasks of all files. Raises UserError naming file and line."""
     found: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")]):
         if path.name == NORMALISATION:
@@ -65,10 +65,10 @@ def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dic
 
 
 def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Published]:
-    """What was published of a task in the suite that fits its runs best.
+    """The published curves of a task from the suite that fits its runs best.
 
-    Suites with "proprio" in their name are not for runs with env_options.image, those with "vision" for these only.
-    Of the suites that are left, the one whose last step is nearest to the runs' env_steps * action_repeat is taken.
+    Suites with "proprio" in their name do not apply to runs with env_options.image, suites with "vision" only to these.
+    Among the remaining suites, takes the one whose last step is nearest to the runs' env_steps * action_repeat.
     """
     unfit = "proprio" if task.options.get("image") is True else "vision"
     candidates = [one for one in published.get(task_key(task.env), []) if unfit not in one.suite]
@@ -97,7 +97,7 @@ def normalisation(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", row) of a CSV that has these columns."""
+    """("file:line", row) for each row of a CSV with these columns."""
     try:
         with open_regular(path, follow=True) as data, _text_of(path, data) as file:
             reader = csv.DictReader(file)
@@ -114,7 +114,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
 
 
 def _text_of(path: Path, data: BinaryIO) -> TextIO:
-    """The text in an open file, unpacked if its name says that it is packed."""
+    """The text in an open file, decompressed if its name ends in .gz."""
     unpacked = gzip.GzipFile(fileobj=data) if path.suffix == ".gz" else data
     return io.TextIOWrapper(unpacked, newline="")  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
-"""Run directories as they are read for a report: what each logged, which belong together, where they differ. No jax.
+"""Reads run directories for a report: their metrics, their groups, and the settings that differ. No jax.
 
-Only reads: a run that is still running is read up to its last whole line.
+Only reads: a run that has not ended is read up to its last whole line.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ MOST_NAMED = 3  # settings in the name of a group
 
 
 class Points(NamedTuple):
-    """What was measured where: x [N], ascending, in the units of an axis | y [N] float64."""
+    """Measured points: x [N], ascending, in the units of an axis | y [N] float64."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 class Run(NamedTuple):
-    """A run directory as far as it has come.
+    """The contents of a run directory so far.
 
     metrics: {name: Points over env_steps}, values that are not finite left out
-    env_steps, updates, seconds: of the last line, 0 before it | notes: one line each on what was not as it should be
+    env_steps, updates, seconds: of the last line, 0 without lines | notes: one line on each irregularity
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs that are told apart by their seed alone, or that the user has put together."""
+    """Runs that differ in their seed alone, or that the user has grouped."""
 
     name: str
     runs: list[Run]
@@ -72,7 +72,7 @@ class Task(NamedTuple):
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """The run directory at `path`, or those in the folder, however deep. Raises UserError when there is none."""
+    """The run directory at `path`, or those in the folder at any depth. Raises UserError when there is none."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"no run at {root}: there is no such directory")
@@ -81,14 +81,14 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
         inside.sort()
         if CONFIG in files:
             found.append(Path(folder))
-            inside.clear()  # what lies in a run is its own
+            inside.clear()  # folders inside a run are not searched
     if not found:
         raise UserError(f"no run in {root}: neither it nor a folder in it holds a {CONFIG}")
     return found
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """The config and the metrics of a run directory. Raises UserError: none there, or a damaged or foreign line."""
+    """The config and the metrics of a run directory. Raises UserError if missing, or for a damaged or foreign line."""
     run_dir = existing_run_dir(Path(path))
     config = load_plain(run_dir)
     if fault := newest_metrics_fault(run_dir):
@@ -119,7 +119,7 @@ def read_run(path: str | os.PathLike) -> Run:
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a metrics.jsonl, and a note when its last line is only half written.
 
-    Raises UserError naming the line: not an object of numbers, without env_steps, or env_steps going back.
+    Raises UserError naming a line that is not an object of numbers, has no env_steps, or smaller ones than before.
     """
     try:
         with open_regular(path) as file:
@@ -165,8 +165,8 @@ def _is_number(value: Any) -> bool:
 def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
     """The tasks in the order of their names, each with its groups: those of `runs` by their settings, then `named`.
 
-    A group is the runs of one task whose configs agree in all fields but those marked SAME_GROUP; its name tells the
-    settings in which the groups of a task differ, and is the same in every task.
+    A group is the runs of one task whose configs agree in all fields except those marked SAME_GROUP; its name lists
+    the settings in which the groups of a task differ, and is the same in every task.
     """
     names = group_names(runs)
     found: dict[str, tuple[Run, dict[str, list[Run]]]] = {}
@@ -187,7 +187,7 @@ def task_name(config: Config) -> str:
 
 
 def group_names(runs: Sequence[Run]) -> list[str]:
-    """For each run the name of its group: the settings that differ within a task, with their values here."""
+    """The name of each run's group: the settings that differ within a task, with the run's values."""
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(task_name(run.config), []).append(run)
@@ -205,14 +205,14 @@ def group_names(runs: Sequence[Run]) -> list[str]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings by dotted key that make a group."""
+    """The settings, by dotted key, that define a group."""
     return {
         key: get(config, key) for key in keys(config) if key not in TASK and not has_mark(config, key, SAME_GROUP)
     }
 
 
 def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """{dotted key: the value of each run, None where its plug-in has no such key} of the settings that differ."""
+    """The settings that differ, {dotted key: the value of each run, None where its plug-in has no such key}."""
     all_settings = [settings(run.config) for run in runs]
     names = dict.fromkeys(key for one in all_settings for key in one)
     values = {key: [one.get(key) for one in all_settings] for key in names}

@@ -1,4 +1,4 @@
-"""The table of final scores: what each group reached in each task, and over all tasks. No jax."""
+"""The table of final scores of each group in each task, and over all tasks. No jax."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NONE = "-"
 
 
 class Score(NamedTuple):
-    """What one group reached in one task.
+    """The final scores of one group in one task.
 
-    scores [S]: one a seed, at `at` (from, to) of the x axis | episodes: behind them, None where that is not known
-    key: the task as the references call it | counted: what x counts
+    scores [S]: one per seed, over the span `at` (from, to) of the x axis | episodes: averaged over, None if unknown
+    key: the name of the task in the references | counted: the unit of x
     """
 
     task: str
@@ -37,9 +37,9 @@ class Score(NamedTuple):
 
 
 def scores(task: Task, panel: Panel) -> list[Score]:
-    """The final scores of a panel of returns, in one span for all: of its groups, then of what was published.
+    """The final scores of a panel of returns, over one span for all: its groups, then the published curves.
 
-    What is published are training episodes: it has no evaluation.
+    Published curves are of training episodes; they have no evaluations.
     """
     episodes = {
         group.name: sum(run.config.eval.episodes for run in group.runs if panel.metric in run.metrics)
@@ -57,14 +57,14 @@ def scores(task: Task, panel: Panel) -> list[Score]:
 
 
 def rows(found: Sequence[Score]) -> list[tuple[str, ...]]:
-    """The table as text, one row a score, the columns of HEADER."""
+    """The table as text, one row per score, with the columns of HEADER."""
     return [_row(score) for score in found]
 
 
 def over_tasks(found: Sequence[Score], ends: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:
     """A row for each group and metric that has a score in every task, of which there are at least two.
 
-    ends: {task as the references call it: (low, high)}, between which scores are normalised; a row needs all tasks.
+    ends: {task as named in the references: (low, high)} to normalise scores by; a row needs all tasks.
     The interval is stratified: seeds are drawn with replacement within each task.
     """
     tasks = {score.task for score in found}
@@ -90,7 +90,7 @@ def over_tasks(found: Sequence[Score], ends: Mapping[str, tuple[float, float]]) 
 
 
 def normalised(scores: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """Scores with 0 at the low and 1 at the high end."""
+    """Scores [..] scaled to 0 at the low and 1 at the high end, of shape [S] for S seeds."""
     return (scores - ends[0]) / (ends[1] - ends[0])
 
 
@@ -111,7 +111,7 @@ def _interval(strata: Sequence[np.ndarray]) -> str:
 
 
 def _text(value: float) -> str:
-    """A score with at most two digits behind the point, fewer the larger it is."""
+    """A score with at most two decimals, fewer the larger it is."""
     if math.isnan(value):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -1,1 +1,1 @@
-"""Mesh, shardings, compiled programs and their errors: the only room that names them."""
+"""Mesh, shardings, compiled programs and their errors: the only package that names them."""

@@ -1,7 +1,7 @@
-"""Several processes that learn together, on one machine or on many: how they meet, and what they agree on.
+"""Several processes that learn together, on one machine or on many: connecting them, and sharing numbers.
 
-Every process feeds its share of each batch, from environments and a replay of its own. The update is a collective, so
-whatever decides whether one is made must be the same number in every process: `gather` makes it so.
+Every process feeds its share of each batch, from its own environments and replay. The update is a collective, so the
+numbers that decide whether to make one must be equal in every process: `gather` shares them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dreamer.runtime.devices.mesh import Config
 
 
 def start(config: Config) -> None:
-    """Meets the other processes, if the config tells of any; before anything touches a device.
+    """Connects to the other processes, if the config names any; call it before anything uses a device.
 
     Raises UserError naming the field that is missing or out of range, or when the others cannot be reached.
     """
@@ -36,7 +36,7 @@ def start(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """UserError naming the field that is missing or out of range, of those that tell of other processes."""
+    """Raises UserError naming the first multi-process field that is missing or out of range."""
     if config.coordinator in ("", "auto"):
         for name in ("processes", "process_id"):
             if getattr(config, name) != getattr(Config, name):
@@ -54,12 +54,12 @@ def check(config: Config) -> None:
 
 
 def count() -> int:
-    """How many processes learn together."""
+    """The number of processes that learn together."""
     return jax.process_count()
 
 
 def refuse_several(config: Config) -> None:
-    """UserError when a config tells of other processes: for what does not work in several yet."""
+    """Raises UserError when a config names other processes; for features that do not support several yet."""
     check(config)
     if config.coordinator:
         raise UserError(
@@ -70,7 +70,7 @@ def refuse_several(config: Config) -> None:
 
 
 def share(name: str, whole: int) -> int:
-    """What of `whole` belongs to each process. Raises UserError naming the field when it cannot be shared evenly."""
+    """The share of `whole` for each process. Raises UserError naming the field when it cannot be split evenly."""
     if whole % count():
         below = whole // count() * count()
         choices = " or ".join(str(n) for n in (below, below + count()) if n)
@@ -79,12 +79,15 @@ def share(name: str, whole: int) -> int:
 
 
 def gather(values: Sequence[int]) -> np.ndarray:
-    """[processes, len(values)] int64: what each process says. All must call it, in the same order as all else."""
+    """The values of all processes, int64 of shape [processes, len(values)].
+
+    A collective: all processes must call it, in the same order relative to other collectives.
+    """
     if count() == 1:
         return np.array([values], np.int64)
     from jax.experimental import multihost_utils
 
-    # In halves: without 64 bits jax would cut them.
+    # As two int32 each: jax without 64-bit types would truncate them.
     halves = np.array(values, np.int64).view(np.int32)
     said = np.asarray(multihost_utils.process_allgather(halves))
     return np.ascontiguousarray(said.reshape(count(), -1), np.int32).view(np.int64)

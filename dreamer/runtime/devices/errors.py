@@ -1,4 +1,4 @@
-"""What a device says when it has no memory left, or is gone, as an error that names the fields to change."""
+"""Turns errors of a device that is out of memory or gone into errors that name the fields to change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", 
 def as_user_errors(
     doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
 ) -> Iterator[None]:
-    """Turns what a device raises meanwhile into a UserError; errors that no device raised pass.
+    """A context that turns errors of a device into a UserError; other errors pass through.
 
     doing: "compiling the update", ... | batch: replay.batch_size, replay.batch_length | state: the train state
-    program: the compiled update, if there is one | devices: those that learn
+    program: the compiled update, if there is one | devices: the ones that learn
     """
     try:
         yield
@@ -51,7 +51,7 @@ def full(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
-    """What is known of the memory of one device, in words: the state, the program's own, all that there is."""
+    """The known facts on the memory of one device, in words: for the state, for the program, and in total."""
     said = [f"the train state takes {_gb(state_bytes(state))}"]
     analysis = getattr(program, "memory_analysis", lambda: None)()
     if analysis is not None:
@@ -63,13 +63,13 @@ def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes that each device holds of a state; readable after it was donated."""
+    """Bytes of a state on each device; also works after the state was donated."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "sharding")]
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
 def lost(state: Any) -> bool:
-    """Whether the values of a state can no longer be read: they were donated to an update that failed."""
+    """Whether a state can no longer be read, because it was donated to an update that failed."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     if any(leaf.is_deleted() for leaf in leaves):
         return True

@@ -1,8 +1,9 @@
 """The devices that learn, as a mesh.
 
-A mesh has two axes. A batch is split over both; the train state lies whole on every device, or, where `fsdp` is above
-1, its large leaves are split over that axis. The maths sees the global batch, so that means and return percentiles are
-the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host: each host holds a whole state.
+A mesh has two axes. A batch is split over both; the train state is replicated on every device, or, where `fsdp` is
+above 1, its large leaves are split over that axis. The maths sees the global batch, so that means and return
+percentiles are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host: each host holds a whole
+state.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which devices learn, and what each of them holds."""
+    """The devices that learn, and how the state is split over them."""
 
     count: Annotated[int, at_least(0)] = 0
     """Devices that learn, of all hosts together; 0 = all."""
@@ -46,15 +47,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     shape = (len(devices) // fsdp, fsdp)
     if len({device.process_index for device in devices}) == 1:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
-    # By host, so that what a host feeds and holds is one piece; jax.make_mesh may put them in another order.
+    # Sorted by host, so that the part of a host is contiguous; jax.make_mesh may use another order.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def configured_mesh(config: Config, batch_size: int) -> Mesh:
-    """The mesh that a config asks for. Each host gives as many devices as every other.
+    """The mesh of a config, with the same number of devices from each host.
 
-    Raises UserError naming the field when devices are missing, or cannot be shared out evenly.
+    Raises UserError naming the field when devices are missing, or cannot be split evenly.
     """
     hosts = jax.process_count()
     count = config.count or jax.device_count()
@@ -79,7 +80,7 @@ def own(mesh: Mesh) -> list[jax.Device]:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """UserError unless the batch can be split evenly over the mesh."""
+    """Raises UserError unless the batch can be split evenly over the mesh."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         sizes = " or ".join(str(size) for size in (below, below + mesh.size) if size)

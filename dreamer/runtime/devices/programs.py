@@ -15,7 +15,7 @@ from dreamer.spaces import Spec
 
 
 def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
-    """`agent.init(key)`, compiled for the mesh; on a CPU plainly: it runs once, optimizing takes ten times as long."""
+    """`agent.init(key)`, compiled for the mesh; on a CPU without optimization, which would take ten times as long."""
     plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
@@ -30,7 +30,7 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
 
     def update(state: TrainState, batch: Batch) -> Any:
         if sharded:
-            # Put together once; XLA would gather weights where they are used, in every step of a scan.
+            # Gathered once; XLA would gather weights at each use, in every step of a scan.
             params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
             state = state._replace(params=params, extra=extra)
         return agent.update(state, batch)
@@ -42,7 +42,7 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
     """(rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings with these rows, in place, on every device.
 
-    A row whose index is N or more is dropped.
+    Rows with an index of N or more are dropped.
     """
     place = replicated(mesh)
 
@@ -62,14 +62,14 @@ def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callab
 
 
 def jit_report(agent: Agent) -> Callable[..., Any]:
-    """`agent.report(state, batch)`, wherever the state lies."""
+    """`agent.report(state, batch)`, compiled for the devices of the state."""
     return jax.jit(agent.report)
 
 
 def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
     """(variables, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
 
-    Acts on the first device of this process. count: a number that makes each call's random stream its own.
+    Acts on the first device of this process. count: a number that makes the random stream of each call unique.
     """
 
     def policy(
@@ -82,18 +82,18 @@ def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
 
 
 class PolicyPart(NamedTuple):
-    """Which of an agent's variables acting reads. tree, forms: of all leaves | read: one bool a leaf, in order."""
+    """The variables of an agent that acting reads. tree, forms: of all leaves | read: one bool per leaf, in order."""
 
     tree: Any
     forms: list[jax.ShapeDtypeStruct]
     read: list[bool]
 
     def take(self, variables: Mapping[str, Variables]) -> list[Array]:
-        """The leaves that acting reads."""
+        """The leaves, each [..], that acting reads."""
         return [leaf for leaf, read in zip(jax.tree.leaves(variables), self.read, strict=True) if read]
 
     def whole(self, leaves: Sequence[Array]) -> dict[str, Variables]:
-        """Variables in which `leaves` stand in their places; the others are zeros, which the compiler drops."""
+        """Variables with `leaves`, each [..], in their places; the others are zeros, which the compiler drops."""
         given = iter(leaves)
         places = zip(self.forms, self.read, strict=True)
         filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
@@ -117,8 +117,8 @@ def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
 def jit_collect(agent: Agent, part: PolicyPart) -> Callable[..., tuple[Carry, Array, Any]]:
     """(leaves, key, count, carry [E, ..], obs [R, ..], is_first [R], envs [R]) -> carry, action [R, A], packed latent.
 
-    Acts for the environments `envs` alone; the others keep their carry. An index of E marks a row that only fills up.
-    leaves: what `part.take` gave. count: a number that makes each call's random stream its own.
+    Acts only for the environments `envs`; the others keep their carry. An index of E marks a padding row.
+    leaves: from `part.take`. count: a number that makes the random stream of each call unique.
     """
 
     def collect(

@@ -1,1 +1,1 @@
-"""One environment becomes rows: its observations, its actions, its state. No jax."""
+"""Turns one environment into rows: its observations, its actions, its state. No jax."""

@@ -6,8 +6,8 @@ How a space becomes parts of the vector (see `dreamer.spaces.Action`), Dicts in 
     MultiDiscrete           classes of each entry
     MultiBinary             two classes for each entry
     Box                     a number for each entry, [-1, 1] stretched to its bounds; integers in bins of one width.
-                            An entry without a bound keeps its number, with one bound it has the 2 units beside that;
-                            the largest number of its dtype is no bound either (see `ranges`)
+                            An entry without bounds keeps its number, one with a single bound has the 2 units beside
+                            it; the largest number of the dtype does not count as a bound (see `ranges`)
     Dict, Tuple of these    all of their parts
 """
 
@@ -26,15 +26,15 @@ from dreamer.spaces import Action
 
 SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-UNIT = 1.0  # an action without bounds has this much on both sides of 0, with one bound twice as much beside that
+UNIT = 1.0  # range of an action without bounds on both sides of 0; with one bound, twice this range lies beside it
 MOST_CLASSES = 65_536
 
 
 class ActionReader(NamedTuple):
-    """How actions travel. action: what they are to the agent.
+    """Converts the agent's actions for an environment. action: their form for the agent.
 
-    to_env(vector [A]) -> what `env.step` takes, always inside the space: the largest of a one-hot counts, numbers
-    beyond [-1, 1] are clipped | start: of a lone Discrete, None for all other spaces
+    to_env(vector [A]) -> the argument of `env.step`, always inside the space: the largest entry of a one-hot is
+    chosen, numbers beyond [-1, 1] are clipped | start: of a lone Discrete, None for all other spaces
     """
 
     action: Action
@@ -43,7 +43,7 @@ class ActionReader(NamedTuple):
 
 
 def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
-    """How actions of `env` travel. Raises UserError for a space that is not supported, with its path."""
+    """The ActionReader of `env`. Raises UserError for a space that is not supported, with its path."""
     space = env.action_space
     sizes: list[int] = []
     numbers = 0
@@ -71,10 +71,10 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
 
 
 def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
-    """A mask for the one-hots of `space`, int8 [n], 1 is allowed.
+    """A mask for the one-hots of `space`, int8 of shape [N] with N = sum of classes, 1 is allowed.
 
-    mask: as `space.sample(mask=..)` of gymnasium takes it (an array for Discrete, a tuple of arrays for
-    MultiDiscrete, a Dict or Tuple of masks, None where all is allowed), or already [n]. Raises ValueError.
+    mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a
+    Dict or Tuple of masks, None where all is allowed), or already of that shape. Raises ValueError.
     """
     total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
     array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)
@@ -88,9 +88,10 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
 
 
 def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The numbers that the agent can give for each entry of the box, float64 [n]: lowest, highest; and is it bounded.
+    """The lowest and the highest number that the agent can choose for each entry of the box, and `bounded`.
 
-    bounded [n] bool: whether the space has both bounds, so that the two are its own.
+    lowest, highest: float64 of the box's flat shape [n]. bounded [n] bool: whether the space has both bounds, which
+    are then the two numbers.
     """
     low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
     most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
@@ -104,7 +105,7 @@ def random_actions(
 ) -> np.ndarray:
     """`count` random action vectors [count, A] float32: one-hots, and numbers uniform in -1 to 1.
 
-    allowed: mask [n] for the one-hots; one of which nothing is allowed is free.
+    allowed: mask [n] for the one-hots; a one-hot with no allowed entry is left unrestricted.
     """
     mask = np.ones(action.onehots) if allowed is None else allowed
     parts = []
@@ -168,7 +169,7 @@ def _classes(leaf: spaces.Space) -> list[int]:
 
 
 def _builder(space: spaces.Space) -> _Builder:
-    """What makes an action of `space`: takes its parts from the front of what is left."""
+    """A function that makes an action of `space` from the front of the remaining vector."""
     if isinstance(space, spaces.Dict):
         named = {key: _builder(inner) for key, inner in space.items()}
         return lambda onehots, numbers: {key: build(onehots, numbers) for key, build in named.items()}
@@ -191,7 +192,7 @@ def _builder(space: spaces.Space) -> _Builder:
 
 
 def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
-    """From numbers [n] to an array inside the box."""
+    """A function from numbers [n] to an array inside the box."""
     low, high, _ = ranges(space)
     middle, half, shape, dtype = (low + high) / 2, (high - low) / 2, space.shape, space.dtype
     if dtype.kind == "f":
@@ -201,7 +202,7 @@ def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
             (middle + half * np.clip(numbers, -1.0, 1.0)).astype(dtype), least, most
         ).reshape(shape)
     bins = high - low + 1
-    # 2 ** 63 - 1 is no float64: the next one above would overflow.
+    # 2 ** 63 - 1 is not a float64: the next larger one would overflow.
     high = np.where([int(h) > int(whole) for h, whole in zip(high, space.high.ravel(), strict=True)],
                     np.nextafter(high, low), high)  # fmt: skip
     return lambda numbers: np.clip(

@@ -1,4 +1,4 @@
-"""Where an environment or its user leaves gymnasium's interface, in words. No jax."""
+"""Explains where an environment or its caller breaks gymnasium's interface. No jax."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _UNEXPECTED = re.compile(r"unexpected keyword argument '(seed|options)'|takes no
 
 
 def takes_no_seed(error: BaseException | None) -> bool:
-    """Whether a call of reset(seed=..) failed with `error` because of its signature, that of a wrapped one included."""
+    """Whether a call of reset(seed=..) failed with `error` because of its or a wrapped environment's signature."""
     text = str(error)
     return isinstance(error, TypeError) and "reset" in text and bool(_UNEXPECTED.search(text))
 
 
 def foreign(space: Any) -> str:
-    """What to do about a space that is none of gymnasium's, in words that follow the space; "" for those that are."""
+    """What to do about a space that is not gymnasium's, phrased to follow the space; "" for gymnasium's own."""
     if isinstance(space, gymnasium.Space):
         return ""
     if "gym" in {part.__module__.partition(".")[0] for part in type(space).__mro__}:
@@ -35,7 +35,7 @@ def foreign(space: Any) -> str:
 
 
 def whole_answer(obs: Any) -> str:
-    """What to give instead, in words, when `obs` looks like all that reset or step gave; else ""."""
+    """What to pass instead, in words, if `obs` looks like the whole result of reset or step; else ""."""
     if not isinstance(obs, tuple) or not obs or not isinstance(obs[-1], Mapping) or len(obs) not in (2, 4, 5):
         return ""
     what = "reset() gives, (obs, info)" if len(obs) == 2 else "step() gives"

@@ -1,4 +1,4 @@
-"""What the observation space of an environment becomes, and its values checked against it. No jax.
+"""Converts the observations of an environment into rows, and checks them against its space. No jax.
 
 How a space becomes keys (nested Dicts and Tuples are flattened with "/", a lone space is "image" or "vector"). Rows and
 replay keep the environment's own dtype:
@@ -7,14 +7,13 @@ replay keep the environment's own dtype:
     Box uint8 [H, W]                    picture [H, W, 1]
     Box uint8 of 4 axes                 a stack of pictures, [H, W, N * C]
     other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
-    Discrete, MultiDiscrete             classes from 0 whatever the start, of MultiDiscrete as many as the largest has
+    Discrete, MultiDiscrete             classes from 0 whatever the start; MultiDiscrete uses its largest number
     MultiBinary                         numbers; of 3 axes a picture
     a space that holds nothing          dropped, such as Box of shape [0]
 
-A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound, which carries
-no number. There it marks a missing value: the encoder sees zeros for the whole key, and the decoder is not asked for it
-in that row. Classes have no such mark; an environment that may have nothing to show adds a class for it. A value
-outside its space is refused.
+A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound marks a missing
+value. The encoder then sees zeros for the whole key, and the decoder has no loss for it in that row. Classes have no
+such mark; an environment whose value may be missing adds a class for that. A value outside its space is refused.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from dreamer.spaces import MASK, Action, Space, for_device
 RESERVED = ("reward", "is_first", "is_last", "is_terminal")
 SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-MOST_WIDTH = 2**24  # numbers that the encoder sees of one key of classes
+MOST_WIDTH = 2**24  # numbers that the encoder sees for one key of classes
 WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
 _TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
 _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 
 
 class Reader(NamedTuple):
-    """How one key of the observation is found, checked and written.
+    """Finds, checks and writes one key of the observation.
 
     path: keys into nested Dicts and Tuples | shape, kinds: of the environment's array and numpy's letters of its dtype
     low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
-    axes: order of the environment's axes before they are joined to those of the row, () as they are
-    plain: whether an array of the environment is the row's as it is
-    floor: the lowest number that a float may be, where it has no lower bound
+    axes: order of the environment's axes before they are joined to those of the row, () for unchanged
+    plain: whether an array of the environment is the row's without conversion
+    floor: the lowest finite number allowed for a float without a lower bound
     """
 
     key: str
@@ -73,7 +72,10 @@ def find(reader: Reader, obs: Any) -> Any:
 
 
 def read(reader: Reader, value: Any) -> np.ndarray:
-    """The value of one key as its row, checked against its space. Raises ValueError."""
+    """The value of one key as its row [*space.shape], checked against its space. Raises ValueError.
+
+    value: an array of shape `reader.shape`, the environment's own.
+    """
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
     if wrong_dtype or array.shape != reader.shape:
@@ -91,9 +93,9 @@ def read(reader: Reader, value: Any) -> np.ndarray:
 
 
 def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.ndarray]) -> Any:
-    """The observation of `space` whose rows {k: [..]} these are: `read` undone, in structure, dtype and bits.
+    """The observation of `space` from its rows {k: [..]}: the inverse of `read`, equal in structure, dtype and bits.
 
-    Keys "log/..." are missing, which no row holds.
+    Keys "log/..." are missing, as rows do not hold them.
     """
     values: dict[tuple, np.ndarray] = {}
     for path, leaf in _leaves(space, ()):
@@ -111,7 +113,7 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
 
 
 def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
-    """An observation of an environment, or a batch of them, as the agent takes it: {k: [E, ..]}; and was it one alone.
+    """An observation of an environment, or a batch of them, as {k: [E, ..]} for the agent; and whether it was single.
 
     Raises UserError when it does not fit the spaces.
     """
@@ -135,9 +137,9 @@ def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[st
 
 
 def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
-    """How each key of the observation is read, sorted by key. Keys "log/..." are not for the agent.
+    """The Reader of each key of the observation, sorted by key, without keys "log/...", which the agent does not see.
 
-    action: with it, an observation MASK at the top is checked to be one for its one-hots.
+    action: if given, an observation MASK at the top level is checked to be a mask of its one-hots.
     """
     space = env.observation_space
     leaves: dict[str, tuple[tuple, spaces.Space]] = {}
@@ -261,7 +263,7 @@ def _is_picture(space: spaces.Box) -> bool:
 
 
 def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of the row [H, W, C], and the order of the axes (() as they are)."""
+    """Shape of the row [H, W, C], and the order of the axes (() for unchanged)."""
     if len(shape) == 2:
         return (*shape, 1), ()
     stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)
@@ -289,7 +291,7 @@ def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds that values must keep: those of whole numbers exactly, those of floats with a tolerance."""
+    """The bounds that values must keep: exact for whole numbers, with a tolerance for floats."""
     if space.dtype.kind == "b":
         return space.low.astype(np.uint8), space.high.astype(np.uint8)
     if space.dtype.kind != "f":
@@ -309,7 +311,7 @@ def _largest(dtype: np.dtype) -> float:
 
 
 def inside(reader: Reader, array: np.ndarray) -> bool:
-    """Whether all of `array`, whatever axes stand in front, is inside the bounds of the key."""
+    """Whether all of `array` [.., *shape] is inside the bounds of the key."""
     # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds. all() would take
     # twice as long for the few numbers of most observations, and this runs for every row.
     within = np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
@@ -317,7 +319,7 @@ def inside(reader: Reader, array: np.ndarray) -> bool:
 
 
 def _fits(reader: Reader, array: np.ndarray) -> bool:
-    """Whether no finite number can become -inf, the mark of a missing value, on its way to the agent."""
+    """Whether no finite number becomes -inf, the mark of a missing value, when converted for the agent."""
     return reader.floor is None or (array.itemsize <= 4 and reader.floor == -LARGEST)
 
 

@@ -1,8 +1,8 @@
-"""The numbers that an environment tells of its own episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
+"""The numbers that an environment reports on its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
 
     info["is_success"]     scalars of `info` in the last row of an episode -> is_success
     obs["log/height"]      observation keys "log/..." of one number, which the agent does not see
-                           -> height/mean and height/max over the rows of an episode, that of the reset among them
+                           -> height/mean and height/max over the rows of an episode, including the reset row
 
 Nested dicts, arrays and strings in `info` are not logged, nor are keys "log/..." of several numbers.
 """
@@ -20,14 +20,14 @@ from gymnasium import spaces
 from dreamer.errors import UserError
 from dreamer.spaces import MASK
 
-OURS = ("return", "return_std", "length")  # what the run itself logs of episodes
+OURS = ("return", "return_std", "length")  # names that the run itself logs for episodes
 PREFIX = "log/"
 LONGEST = 100  # characters of a name
 _ODD = re.compile(r"[^\w./-]+")
 
 
 class Tally:
-    """Owns the numbers of the running episode of one environment. `finished`: those of an episode that has ended.
+    """Owns the numbers of the running episode of one environment. `finished`: those of the last ended episode.
 
     space: of the observations.
     """
@@ -38,21 +38,21 @@ class Tally:
         self.finished: dict[str, float] = {}
 
     def begin(self) -> None:
-        """A new episode begins."""
+        """Starts a new episode."""
         self._sums, self.finished = {}, {}
 
     def add(self, obs: Any) -> None:
-        """Takes the keys "log/..." of one row; one that is missing there is left out."""
+        """Adds the keys "log/..." of one row; a missing key is left out."""
         for name, path in self.keys.items():
             value = _scalar(_inner(obs, path))
             if value is None:
                 continue
             total, rows, highest = self._sums.get(name, [0.0, 0, -math.inf])
-            kept = value <= highest or math.isnan(highest)  # a nan stays one
+            kept = value <= highest or math.isnan(highest)  # a nan stays nan
             self._sums[name] = [total + value, rows + 1, highest if kept else value]
 
     def end(self, info: Any) -> None:
-        """The episode has ended with a row whose info this is."""
+        """Ends the episode; info: of its last row."""
         found: dict[str, float] = {}
         for key, value in info.items() if info and isinstance(info, Mapping) else ():
             number = _scalar(value) if key != MASK else None
@@ -64,11 +64,11 @@ class Tally:
         self.finished = found
 
     def state(self) -> dict[str, Any]:
-        """All that it remembers, as plain values."""
+        """The sums of the running episode, as plain values."""
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes a `state` over. Raises ValueError, TypeError or KeyError for what is none."""
+        """Restores a `state`. Raises ValueError, TypeError or KeyError if it is not one."""
         sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
                 state["sums"].items()}  # fmt: skip
         if any(rows < 1 for _, rows, _ in sums.values()):
@@ -80,7 +80,7 @@ class Tally:
 def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
     """The numbers of a finished episode by the name under which they are logged; odd characters become "_".
 
-    env: for messages. UserError for a name that the run uses itself, that is too long, or that two numbers share.
+    env: for messages. UserError for a name that the run itself uses, that is too long, or that two numbers share.
     """
     found: dict[str, float] = {}
     keys: dict[str, str] = {}
@@ -109,7 +109,7 @@ def _source(key: str) -> str:
 
 
 def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """(name, path) of the leaves of one number whose flattened key begins with "log/"."""
+    """(name, path) of the leaves with one number whose flattened key begins with "log/"."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _logged(inner, (*path, key))

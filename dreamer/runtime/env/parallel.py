@@ -1,16 +1,16 @@
-"""An environment of several agents, turned into rows: each agent is a stream of its own. No jax.
+"""Turns an environment of several agents into rows: each agent is its own stream. No jax.
 
-Parallel is whatever looks like PettingZoo's ParallelEnv, which nobody needs to import:
+An environment is parallel if it has the methods of PettingZoo's ParallelEnv, which need not be installed:
 
     possible_agents                                    the names of all agents that may ever act
     observation_space(agent), action_space(agent)      the same for all of them
-    reset(seed=..)  -> {agent: obs}, {agent: info}     of those that begin
+    reset(seed=..)  -> {agent: obs}, {agent: info}     for the agents that begin
     step({agent: action}) -> {agent: obs}, {agent: reward}, {agent: terminated}, {agent: truncated}, {agent: info}
     render_mode, render(), get_state(), set_state(state), close()      as gymnasium's, where it has them
 
-All agents share one world model and one policy; the observation AGENT tells which of them a row is of. An agent that
-ends gets its last row and then none until the game is over, which it is when all have ended. Then the environment
-is reset with a fresh seed, and whoever begins gets a first row. One that comes into a running game begins there.
+All agents share one world model and one policy; the observation AGENT is the number of a row's agent. An agent that
+ends gets its last row and then none until the game is over, that is, until all agents have ended. Then the environment
+is reset with a fresh seed, and each agent that begins gets a first row. An agent may also begin in a running game.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ANSWERS = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
 def is_parallel(env: Any) -> bool:
-    """Whether `env` is one of several agents that step together. UserError when they take turns."""
+    """Whether `env` has several agents that step together. UserError when they take turns."""
     if not hasattr(env, "possible_agents") or not callable(getattr(env, "observation_space", None)):
         return False
     if hasattr(env, "agent_selection") or hasattr(env, "agent_iter"):
@@ -47,13 +47,13 @@ def is_parallel(env: Any) -> bool:
 
 
 class Side(gymnasium.Env):
-    """What one agent is shown, takes and is told, as an environment of its own whose answers come from `answer`.
+    """One agent's view of the environment, as a gymnasium environment that returns its results from `answer`.
 
-    index: its number, the observation AGENT. answer: (obs, reward, terminated, truncated, info) to give next.
+    index: its number, the observation AGENT. answer: (obs, reward, terminated, truncated, info) to return next.
     """
 
     def __init__(self, team: Any, agents: list, index: int, name: str):
-        """Raises UserError when its observation has no place for AGENT."""
+        """Raises UserError when AGENT cannot be added to its observation."""
         self.index, self.agent = index, agents[index]
         self.answer: Any = None
         own = team.observation_space(self.agent)
@@ -68,28 +68,28 @@ class Side(gymnasium.Env):
         self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents))})
 
     def shown(self, obs: Any) -> Any:
-        """An observation as the environment gives it, with the agent's number beside."""
+        """An observation of the environment with the agent's number added."""
         if not self.lone and not isinstance(obs, Mapping):
-            return obs  # which is refused where it is read
+            return obs  # reading it raises the error
         return {**({self.lone: obs} if self.lone else obs), AGENT: self.index}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        """The answer, as that of a reset."""
+        """The observation and info of `answer`."""
         return self.answer[0], self.answer[4]
 
     def step(self, action: Any) -> Any:
-        """The answer."""
+        """Returns `answer`."""
         return self.answer
 
     def get_state(self) -> None:
-        """It has none of its own."""
+        """None: the state belongs to the environment."""
 
     def set_state(self, state: None) -> None:
-        """There is none."""
+        """Does nothing: the state belongs to the environment."""
 
 
 def sides_of(team: Any, name: str) -> list[Side]:
-    """The agents of a parallel environment, in their order. UserError unless all see and take the same."""
+    """The agents of a parallel environment, in their order. UserError unless all have the same spaces."""
     agents = list(team.possible_agents)
     if not agents:
         raise UserError(f"env {name!r}: possible_agents is empty")
@@ -100,7 +100,7 @@ def sides_of(team: Any, name: str) -> list[Side]:
 
 
 def agents_reading(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[Reading, Any]:
-    """How every agent is read, and the reset that was made to find out. Raises UserError."""
+    """The Reading of every agent, and the result of the reset made to find it. Raises UserError."""
     answer = begun(team, seed, name)
     side = next((side for side in sides if side.agent in answer[0]), sides[0])
     side.answer = told_at_first(side, answer)
@@ -109,12 +109,12 @@ def agents_reading(team: Any, sides: list[Side], name: str, seed: int | None = N
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """What `env`, parallel or not, shows and takes; for one that is not to be stepped. Raises UserError."""
+    """The Spec of `env`, parallel or not; for an environment that will not be stepped. Raises UserError."""
     return agents_reading(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 
 def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
-    """Observations and infos by agent, of a reset. Raises UserError."""
+    """Resets an environment; returns observations and infos by agent. Raises UserError."""
     observations, infos = checked_reset(team, seed, name)
     if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
         raise UserError(f"env {name!r}: reset() must give two dicts by agent, it gave {described(observations)}")
@@ -124,13 +124,13 @@ def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
 
 
 def told_at_first(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
-    """What an agent that begins is told, of the observations and infos by agent."""
+    """The answer for an agent that begins, from the observations and infos by agent."""
     observations, infos = answer
     return side.shown(observations[side.agent]), 0.0, False, False, infos.get(side.agent, {})
 
 
 class ParallelRows:
-    """Owns one parallel environment; makes one row of each of its agents at a time. As EnvRows, but for `turn`.
+    """Owns one parallel environment; makes one row for each of its agents at a time. Like EnvRows, except for `turn`.
 
     spec: of each agent. Raises UserError when the environment breaks its spaces or the form above.
     """
@@ -147,14 +147,14 @@ class ParallelRows:
         if action_repeat < 1:
             raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
         self._playing = [False] * len(self._sides)
-        self._ended = [False] * len(self._sides)  # in the game that is played
+        self._ended = [False] * len(self._sides)  # in the current game
         self._games = 0
 
     def turn(self, out: Step, index: int) -> None:
-        """Answers to the actions in the rows of environment `index` of `out`, its agents' rows one after the other.
+        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
 
-        Actions stay as they are. Those of the first call, of the one after a game, and of agents that are not in it
-        are ignored.
+        Actions are not changed. They are ignored in the first call, in the first call after a game, and for agents
+        that are out of the game.
         """
         first = index * len(self._sides)
         for rows in self._rows:
@@ -176,20 +176,20 @@ class ParallelRows:
             self._ended = [False] * len(self._sides)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """What the environment told of the episodes that the rows written last have ended, by number of the agent."""
+        """The environment's own numbers of the episodes that the last written rows end, by number of the agent."""
         return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:
-        """A picture uint8 [H, W, 3] of the game, or None when it was not made to draw any."""
+        """A picture uint8 [H, W, 3] of the game, or None if the environment was not made to draw."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:
-        """Where the environment is, after the rows written last; when it cannot tell, why."""
+        """The state of the environment after the last written rows, or the reason (str) why it cannot be captured."""
         own = self._seed, self._games, self._playing, self._ended
         return env_state.get_state(self.env, (own, [rows.position() for rows in self._rows]))
 
     def set_state(self, state: bytes) -> str:
-        """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
+        """Restores a state; returns "", or the reason why not: the environment must not be used then."""
         try:
             own, positions = env_state.set_state(self.env, state)
             for rows, position in zip(self._rows, positions, strict=True):
@@ -207,7 +207,7 @@ class ParallelRows:
         self.env.close()
 
     def _begin(self) -> dict[int, Any]:
-        """A new game: the answers of those that begin, by number."""
+        """Begins a new game: the answers of the agents that begin, by number."""
         self._games += 1
         answer, self._fresh = self._fresh, None
         if answer is None:
@@ -215,7 +215,7 @@ class ParallelRows:
         return {side.index: told_at_first(side, answer) for side in self._sides if side.agent in answer[0]}
 
     def _step(self, actions: np.ndarray) -> dict[int, Any]:
-        """A step of the game, or as many as an action is held for: the answers of those that are in it, by number."""
+        """Steps the game, at most once per action repeat: the answers of the agents in the game, by number."""
         natives = {n: self._rows[n].natives(actions[n : n + 1])[0] for n, plays in enumerate(self._playing) if plays}
         answers: dict[int, Any] = {}
         for _ in range(self._repeat):
@@ -228,12 +228,12 @@ class ParallelRows:
                     del natives[number]
             come = [side for side in self._waiting() if side.agent in told[0]]
             answers |= {side.index: told_at_first(side, (told[0], told[4])) for side in come}
-            if come or not natives:  # who has come wants to act
+            if come or not natives:  # an agent that has just begun must act
                 break
         return answers
 
     def _waiting(self) -> list[Side]:
-        """Those that were not in this game yet."""
+        """The agents that were not in this game yet."""
         in_it = zip(self._sides, self._playing, self._ended, strict=True)
         return [side for side, playing, ended in in_it if not (playing or ended)]
 
@@ -244,7 +244,7 @@ class ParallelRows:
         raise self._error(f"step() must give five dicts by agent ({parts}), it gave {described(answer)}")
 
     def _answer(self, side: Side, told: tuple) -> tuple:
-        """What an agent that is in the game was told."""
+        """The answer for an agent that is in the game."""
         observations, rewards, terminations, truncations, infos = told
         try:
             obs, reward = observations[side.agent], rewards[side.agent]
@@ -262,14 +262,14 @@ class ParallelRows:
 
 
 def seed_of(seed: int | None, game: int) -> int | None:
-    """The seed of a game, from 1: the environment's own for the first, of the others what follows from it."""
+    """The seed of a game, from 1 on: the environment's own for the first, derived from it for later games."""
     if seed is None or game == 1:
         return seed
-    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits: some take no more
+    return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits, the limit of some games
 
 
 def _check_alike(side: Side, first: Side, name: str) -> None:
-    """UserError naming the agent, and the key of the observation, that is not as the first agent's."""
+    """Raises UserError naming the agent, and the key of its observation, that differs from the first agent's."""
     for kind in ("observation_space", "action_space"):
         own, other = getattr(side, kind), getattr(first, kind)
         if own == other:
@@ -284,7 +284,7 @@ def _check_alike(side: Side, first: Side, name: str) -> None:
 
 
 def _difference(own: Any, other: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """Where two spaces that are not equal differ, as deep in their Dicts as it can be named."""
+    """The deepest place in their Dicts at which two unequal spaces differ, and the two spaces there."""
     if isinstance(own, spaces.Dict) and isinstance(other, spaces.Dict):
         for key in sorted({*own.spaces, *other.spaces}, key=str):
             mine, theirs = own.spaces.get(key), other.spaces.get(key)

@@ -1,4 +1,4 @@
-"""How an environment is read, found out once: observations, actions, and who tells which are allowed. No jax."""
+"""Finds out once how to read an environment: observations, actions, and the source of action masks. No jax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK_DTYPE = "int8"
 
 
 class Reading(NamedTuple):
-    """keys: of the observation | actions: how they travel | spec: what the agent sees
+    """keys: of the observation | actions: conversion of actions | spec: what the agent sees
 
     masks: the action space, when `info` holds MASK at each step, else None
     first: (obs, info) of the reset that was made to find out, None when none was
@@ -32,10 +32,10 @@ class Reading(NamedTuple):
 
 
 def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Reading:
-    """How `env` is read. Raises UserError for spaces that are not supported.
+    """The Reading of `env`. Raises UserError for spaces that are not supported.
 
-    With discrete actions and no observation MASK the environment is reset, with `seed`, as only its info can tell
-    whether it offers one.
+    With discrete actions and no observation MASK the environment is reset, with `seed`, as only its info shows
+    whether it has a mask.
     """
     actions = action_reader(env, name)
     keys = readers(env, name, actions.action)
@@ -50,12 +50,12 @@ def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Read
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """What `env` shows and takes, for an environment that is not to be stepped. Raises as `reading`."""
+    """The Spec of an environment that will not be stepped. Raises UserError as `reading` does."""
     return reading(env, name).spec
 
 
 def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
-    """What `env.reset(seed=seed)` gives. Raises UserError when it takes no seed, or gives anything but a pair."""
+    """The result of `env.reset(seed=seed)`. Raises UserError if it takes no seed, or does not return a pair."""
     try:
         answer = env.reset(seed=seed)
     except TypeError as error:
@@ -69,7 +69,7 @@ def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
 
 
 def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:
-    """The mask that `info` holds for the action space `masks`, int8 [n]. Raises ValueError."""
+    """The mask in `info` for the action space `masks`, int8, as `flat_mask` shapes it: [N]. Raises ValueError."""
     if not (isinstance(info, dict) and MASK in info):
         raise ValueError(f"info has no {MASK!r}, at the first reset it had one")
     return flat_mask(masks, info[MASK])

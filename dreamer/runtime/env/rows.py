@@ -23,7 +23,7 @@ NUMBERS, FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 
 
 def empty_step(spec: Spec, envs: int) -> Step:
-    """A Step of `envs` rows to be written; actions, rewards and flags are zero."""
+    """A Step [envs, ..] to be written; actions, rewards and flags are zero."""
     obs = {key: np.zeros((envs, *space.shape), space.dtype) for key, space in spec.obs.items()}
     flags = np.zeros((3, envs), bool)
     return Step(obs, np.zeros((envs, spec.action_width), np.float32), np.zeros(envs, np.float32), *flags)
@@ -33,8 +33,8 @@ class EnvRows:
     """Owns one environment; makes one row of it at a time.
 
     spec: Spec. seed: of the first reset. action_repeat: how often each action is taken, rewards summed.
-    name: for messages. known: how the environment is read, if that is known. Raises UserError when the environment
-    breaks its own spaces. Its first reset may be made at once, to see whether its info has an action mask.
+    name: for messages. known: the Reading of the environment, if already found. Raises UserError when the environment
+    breaks its own spaces. The constructor may already reset it, to see whether its info has an action mask.
     """
 
     def __init__(
@@ -58,26 +58,26 @@ class EnvRows:
         self._step = 0
 
     def write(self, action: np.ndarray, out: Step, index: int) -> None:
-        """Answer to `action` [A], written into row `index` of `out`; its action stays as it is.
+        """Takes `action` [A] and writes the answer into row `index` of `out`, whose action is not changed.
 
         The first call, and the one after a row that is_last, ignore the action and reset.
         """
         self.accept(self.ask(self._to_env(action)), out, index)
 
     def turn(self, out: Step, index: int) -> None:
-        """Answer to the action in row `index` of `out`, written into that row."""
+        """Takes the action in row `index` of `out` [E, ..] and writes the answer into that row."""
         self.write(out.action[index], out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
-        """What `ask` of environments like this one takes for actions [R, A]."""
+        """The arguments of `ask`, in environments like this one, for actions [R, A]."""
         if self._start is not None:
             return list(actions.argmax(1) + self._start)
         return [self._to_env(action) for action in actions]
 
     def ask(self, native: Any) -> Any:
-        """What `step` answers to one of `natives`, rewards summed over the repeats; the same of `reset` at an end.
+        """The raw result of `env.step(native)`, rewards summed over action repeats; after an episode's end, of `reset`.
 
-        For `accept` or `write_together`. A single step's answer has not been looked at.
+        For `accept` or `write_together`. Not validated unless actions are repeated.
         """
         if self._over:
             return self._reset()
@@ -96,7 +96,7 @@ class EnvRows:
         return obs, total, terminal, truncated, info
 
     def accept(self, answer: Any, out: Step, index: int) -> None:
-        """An answer of `ask`, checked and written into row `index`; its action stays as it is."""
+        """Checks an answer of `ask` and writes it into row `index` of `out` [E, ..], whose action is not changed."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
         if self._tally.keys:
@@ -107,34 +107,34 @@ class EnvRows:
         out.is_last[index], out.is_terminal[index] = self._over, terminal
 
     def end(self, info: Any) -> None:
-        """The row that was written last, whose info this is, ends its episode."""
+        """Ends the episode at the last written row; info: of that row."""
         self._over = True
         self._tally.end(info)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """What the environment told of the episode that the row written last has ended, as {0: ..}; {} without any."""
+        """The environment's own numbers of the episode that the last written row ends, {0: ..}; {} if there is none."""
         return {0: self._tally.finished} if self._tally.finished else {}
 
     def forget_finished(self) -> None:
-        """The row written last is not of this environment any more."""
+        """Drops the numbers of the last ended episode."""
         self._tally.finished = {}
 
     def step(self, action: np.ndarray) -> Step:
-        """The same as a new Step of one row."""
+        """Like `write`, but takes action [A] and returns a new Step [1, ..]."""
         out = empty_step(self.spec, 1)
         self.write(action, out, 0)
         return out
 
     def render(self) -> np.ndarray | None:
-        """A picture uint8 [H, W, 3], or None when the environment was not made to draw any."""
+        """A picture uint8 [H, W, 3], or None if the environment was not made to draw."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:
-        """Where the environment is, after the row written last; when it cannot tell, why."""
+        """The state of the environment after the last written row, or the reason (str) why it cannot be captured."""
         return env_state.get_state(self.env, self.position())
 
     def set_state(self, state: bytes) -> str:
-        """Goes on from there -> ""; why not when the environment refuses, and is of no use any more."""
+        """Restores a state; returns "", or the reason why not: the environment must not be used then."""
         try:
             self.go_on(env_state.set_state(self.env, state))
         except Exception as error:
@@ -142,11 +142,11 @@ class EnvRows:
         return ""
 
     def position(self) -> tuple[bool, int, int, int | None, Any]:
-        """Where in its episodes it is, and its own numbers of this one, beside the environment's own state."""
+        """The counters of episodes and steps and the numbers of this episode, saved besides the environment's state."""
         return self._over, self._episode, self._step, self._seed, self._tally.state()
 
     def go_on(self, position: tuple[bool, int, int, int | None, Any]) -> None:
-        """Goes on from a `position`. Raises ValueError for what is none."""
+        """Restores a `position`. Raises ValueError if it is not one."""
         over, episode, step, seed, numbers = position
         if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
             raise ValueError("the place in its episodes is missing")
@@ -213,7 +213,7 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """A picture uint8 [H, W, 3] of an environment, None when it was not made to draw any. UserError when it is none."""
+    """A picture uint8 [H, W, 3] of an environment, None if it was not made to draw. UserError for any other result."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
     picture = env.render()
@@ -221,14 +221,15 @@ def drawn(env: Any) -> np.ndarray | None:
     whole = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[2] in (3, 4) and array.size > 0
     if not whole or array.min() < 0 or array.max() > 255:
         raise UserError(f"render() must give a picture uint8 [H, W, 3], it gave {described(picture)}")
-    return array[..., :3].astype(np.uint8)  # a copy: some draw into the same array again; no transparency
+    return array[..., :3].astype(np.uint8)  # a copy, as some draw into the same array again; without transparency
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
-    """Answers of `ask` of environments like each other, checked and written into rows `where`; actions stay.
+    """Checks answers of `ask` from environments like each other, and writes them into rows `where` of `out` [E, ..].
 
-    All at once, which for cheap environments is most of what a row costs. False, and no row counts, unless all are
-    plain and inside their space: `accept` tells which is not, and what is the matter.
+    One write for all rows saves most of the cost of a row in cheap environments. Returns False, and the written rows
+    must be ignored, if any row is not plain or leaves its space; call `accept` on each to find out which and why.
+    Actions are not changed.
     """
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False
@@ -241,14 +242,14 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         for reader in rows[0].readers:
             arrays = [find(reader, obs) for obs in observations] if reader.path else observations
             length, *others = reader.shape
-            block = np.concatenate(arrays, dtype=reader.space.dtype, casting="no")  # raises for any other
+            block = np.concatenate(arrays, dtype=reader.space.dtype, casting="no")  # raises for any other dtype
             if block.shape != (len(rows) * length, *others) or set(map(len, arrays)) != {length}:
                 return False
             block = block.reshape(len(rows), *reader.shape)
             if not inside(reader, block):
                 return False
             out.obs[reader.key][where] = block
-    except Exception:  # `accept` meets it again, and names the environment
+    except Exception:  # `accept` raises it again, and names the environment
         return False
     out.reward[where] = rewards
     out.is_first[where] = False

@@ -1,14 +1,14 @@
-"""The state of an environment as bytes, and back: only where it is sure to be whole. No jax.
+"""Saves the state of an environment as bytes and restores it, only where the state is certainly complete. No jax.
 
-Whole environments are never pickled: many rebuild themselves from their arguments then, and lose their state without
-a word. What can be saved; for all else the reason why not is given:
+Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
+These can be saved; for all others `get_state` returns the reason why not:
 
-    its outermost layer has get_state() and set_state(state)     what these give, if it can be pickled
+    its outermost layer has get_state() and set_state(state)     their state, if it can be pickled
     known gymnasium wrappers around such an environment          and the wrappers' own counters
-    gymnasium's classic_control and toy_text, in the same        its attributes, without spaces and what draws
+    gymnasium's classic_control and toy_text, in the same        its attributes, without spaces and drawing
 
-The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs nothing when it is read, PICKLED for all
-that has no such form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
+The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs no code when it is read, PICKLED for values
+without such a form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec"
 
 
 def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
-    """Where `env` is; when that cannot be known, why not, in a few words that a message can go on with.
+    """The state of `env` as bytes, or a short reason (str) why it cannot be captured, phrased to follow "since".
 
-    more: what the caller remembers of it, for `set_state` to give back.
+    more: the caller's own record of it, which `set_state` returns.
     """
     layers, base = _layers(env)
     if not _known(base):
@@ -49,14 +49,14 @@ def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
     try:
         own = base.get_state() if _gives(base) else _attributes(base)
         return _packed(([_counters(layer) for layer in layers], own, more))
-    except Exception as error:  # what cannot be given or pickled cannot be restored
+    except Exception as error:  # a state that cannot be read or pickled cannot be restored
         return f"the state of {type(base).__name__} cannot be had, {type(error).__name__}: {error}"
 
 
 def set_state(env: gymnasium.Env, state: bytes) -> Any:
-    """Puts an environment made in the same way where the other was; gives the caller's `more` back.
+    """Restores a state in an environment made in the same way; returns the caller's `more`.
 
-    A state that is `pickled` runs what it says. Raises ValueError, and whatever its set_state raises.
+    Reading a `pickled` state may run any code. Raises ValueError, and errors of the environment's set_state.
     """
     layers, base = _layers(env)
     if not _known(base):
@@ -95,7 +95,7 @@ def _unpacked(state: bytes) -> Any:
 
 
 def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
-    """The known wrappers, and what they hold."""
+    """The known wrappers, and the environment inside them."""
     layers: list[gymnasium.Wrapper] = []
     while not _gives(env) and type(env) in WRAPPERS:
         layers.append(env)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
 
 
 def _known(base: Any) -> bool:
-    """Whether all that an environment remembers can be had."""
+    """Whether the whole state of an environment can be read."""
     return _gives(base) or type(base).__module__.startswith(OWN)
 
 
@@ -122,6 +122,6 @@ def _attributes(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def _pictures(value: Any) -> bool:
-    """Whether pygame made it, or all in it."""
+    """Whether a value is pygame's, or contains only such values."""
     items = value if isinstance(value, list | tuple) and value else [value]
     return all(type(item).__module__.startswith("pygame") for item in items)

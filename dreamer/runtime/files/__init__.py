@@ -1,1 +1,1 @@
-"""The files of a run directory: written whole, sealed, locked, and checked before they are believed."""
+"""The files of a run directory: written whole, sealed, locked, and checked before use."""

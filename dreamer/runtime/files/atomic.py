@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and errors of the disk under them. No jax."""
+"""Writes files whole or not at all, and explains errors of the disk. No jax."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dreamer.errors import UserError
 
-UNFINISHED = ".unfinished"  # what a file's name ends in until it is whole
+UNFINISHED = ".unfinished"  # suffix of a file until it is whole
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Writes a file and the folders above it, whole or not at all; returns its path.
 
-    write: makes the file under the name that it is given. Raises UserError when the disk refuses.
+    write: called with the path at which to make the file. Raises UserError when the file cannot be written.
     """
     with _in_place_of(path) as half:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
-    """Like `write_whole`, into a folder that exists, and waits until the file is on the disk."""
+    """Like `write_whole`, but the folder must exist, and the call waits until the file is on the disk."""
     with _in_place_of(path) as half:
         write(half)
         sync(half)
@@ -38,7 +38,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """The unfinished file, which never outlives the block."""
+    """The unfinished file, which is removed at the end of the block."""
     half = path.with_name(path.name + UNFINISHED)
     try:
         yield half
@@ -59,7 +59,7 @@ def sync(path: Path) -> None:
 
 
 def disk_error(error: OSError, path: str | Path) -> UserError:
-    """The one line for an OSError while writing `path`; for a full disk with the bytes that are free."""
+    """A UserError of one line for an OSError while writing `path`; for a full disk with the free bytes."""
     path = Path(path)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"cannot write {path}: {error.strerror or error}")

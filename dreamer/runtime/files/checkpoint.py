@@ -1,9 +1,9 @@
 """Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
 
 A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
-holds the crc32 of every leaf beside what the caller says.
-Flat, because Orbax gives NamedTuples back as dicts or lists and drops empty ones: the tree's own form comes from
-`like` at restoring, and a checkpoint of another config can be told leaf by leaf.
+holds the crc32 of every leaf and the caller's values.
+The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones: the structure of the tree
+comes from `like` at restoring, and a checkpoint of another config can be compared leaf by leaf.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from dreamer.runtime.files.run_dir import CHECKPOINTS
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
 FILES_OF_A_SAVE = 64  # more than Orbax makes
-BEST_PACKED = 1000  # bytes of arrays that a byte of a file holds at most
-LEAST_BOUND = 1 << 30  # bytes of arrays that are taken from files of any size
-PRUNED = "pruned"  # folder that a step is moved into, at one stroke, before it is deleted file by file
+BEST_PACKED = 1000  # most bytes of arrays for each byte of a file
+LEAST_BOUND = 1 << 30  # bytes of arrays that are accepted from files of any size
+PRUNED = "pruned"  # folder into which a step is moved in one operation, before it is deleted file by file
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often the train state is saved, and how many times it is kept."""
+    """How often the train state is saved, and how many checkpoints are kept."""
 
     every: Annotated[float, at_least(0)] = 300.0
     """Seconds between two checkpoints, fewer where rows come so fast that their files would outgrow the replay; the
@@ -67,7 +67,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
-        """keep: how many of the newest stay. keep_every: least distance of the older ones that stay too; 0 = none."""
+        """keep: number of newest ones kept. keep_every: least distance between older ones kept as well; 0 = none."""
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
@@ -77,8 +77,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
         """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
 
-        The state may be donated as soon as this returns. A step that is already stored is left as it is. With several
-        processes one alone saves, a state that is all its own (`devices.local_copy`); `restore` then gives numpy.
+        The state may be donated as soon as this returns. A step that is already stored is left unchanged. With several
+        processes only one saves, from a local copy of the state (`placement.local_copy`); `restore` then returns numpy.
         meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
         older than the latest one; TypeError when meta is not JSON.
         """
@@ -104,10 +104,10 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """The stored (state, meta) of `step`, the latest when None.
 
-        like: pytree of arrays, jax.ShapeDtypeStruct or python numbers; gives the types of the containers, and the
+        like: pytree of arrays, jax.ShapeDtypeStruct or python numbers; sets the types of the containers, and the
         device or sharding where a leaf has one (first device otherwise; numpy stays numpy).
         Raises UserError when there is no such checkpoint, when it cannot be read, or when a name, shape or dtype of
-        its leaves differs from `like`: nothing is restored in part.
+        its leaves differs from `like`. Nothing is restored in part.
         """
         self.wait()
         step = self._existing(step)
@@ -129,7 +129,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """All stored leaves by name ("params/world_model/dyn/..."), on the host. Raises UserError as `restore` does."""
+        """All stored leaves {"params/world_model/dyn/...": [..]} on the host. Raises UserError as `restore` does."""
         self.wait()
         step = self._existing(step)
         checkpoint_files.check_state(self._dir.parent, step)
@@ -142,7 +142,7 @@ class Checkpoints:
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
     def manifest(self, step: int | None = None) -> Manifest:
-        """The manifest of `step`, the latest when None. Raises UserError when it cannot be read or no run writes it."""
+        """The manifest of `step`, the latest when None. Raises UserError when it cannot be read or is not valid."""
         self.wait()
         return checkpoint_files.read_manifest(self._dir.parent, self._existing(step))
 
@@ -152,11 +152,11 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def steps(self) -> list[int]:
-        """Numbers of all complete checkpoints, oldest first. A save that is still under way is not among them."""
+        """Numbers of all complete checkpoints, oldest first. A save still in progress is not included."""
         return checkpoint_files.steps(self._dir.parent)
 
     def wait(self) -> None:
-        """Waits for the save under way. Raises UserError when it could not be written."""
+        """Waits for the save in progress. Raises UserError when it could not be written."""
         if self._manager is not None:
             with self._writing():
                 self._manager.wait_until_finished()
@@ -164,7 +164,7 @@ class Checkpoints:
             _give_back_memory()
 
     def close(self) -> None:
-        """Waits for the save under way and ends Orbax's threads. Raises as `wait`. May be called again."""
+        """Waits for the save in progress and ends Orbax's threads. Raises as `wait` does. May be called again."""
         self.wait()
         self._drop_manager()
 
@@ -177,17 +177,17 @@ class Checkpoints:
         except UserError as error:
             if exc is None:
                 raise
-            exc.add_note(str(error))  # the first error is the one to mend
+            exc.add_note(str(error))  # the first error is the one to fix
 
     def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
-        """UserError when the arrays of a checkpoint are said to be larger than its files can hold."""
+        """Raises UserError when the declared arrays of a checkpoint are larger than its files can hold."""
         most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
         sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
         if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
             raise UserError(f"checkpoint {step} in {self._dir} is damaged: its arrays are larger than its files")
 
     def _check_leaves(self, step: int, leaves: Mapping[str, Any], crcs: Mapping[str, int]) -> None:
-        """UserError naming a leaf whose bytes are not those that were saved."""
+        """Raises UserError naming a leaf whose bytes have changed since they were saved."""
         if leaves.keys() != crcs.keys():
             name = min(leaves.keys() ^ crcs.keys())
             raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum of {name}")
@@ -196,7 +196,7 @@ class Checkpoints:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-        """The caller's meta and the checksums of the leaves. UserError when what was saved of them has changed."""
+        """The caller's meta and the checksums of the leaves. UserError when they have changed since they were saved."""
         content = checkpoint_files.read_meta(self._dir.parent, step)
         return content["meta"], content["leaf_crc32"]
 
@@ -214,14 +214,14 @@ class Checkpoints:
             multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
-        # For good: asyncio logs what a save left behind when its memory is collected, perhaps at the very end.
+        # Never removed: asyncio logs errors of a save when its memory is collected, perhaps at the very end.
         asyncio_logger = logging.getLogger("asyncio")
         if not any(isinstance(known, _Quiet) for known in asyncio_logger.filters):
             asyncio_logger.addFilter(_Quiet())
         return ocp.CheckpointManager(self._dir, options=options)
 
     def _delete_pruned(self) -> None:
-        """A kill in the middle leaves half a checkpoint where nobody takes it for a whole one."""
+        """Deletes dropped checkpoints from their own folder, so that one half deleted by a kill is never read."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._dir / PRUNED)
 
@@ -231,7 +231,7 @@ class Checkpoints:
             if manager is not None:
                 manager.close()
         finally:
-            if not self._failed:  # else threads of the failed save still have things to say
+            if not self._failed:  # else threads of the failed save may still log
                 logging.getLogger("absl").removeFilter(self._quiet)
 
     def _existing(self, step: int | None) -> int:
@@ -244,7 +244,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what Orbax raises on a full or failing disk into a UserError, and frees the space of the half save."""
+        """Turns errors of Orbax on a full or failing disk into a UserError, and deletes the incomplete save."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -253,7 +253,7 @@ class Checkpoints:
                 raise
             self._failed = True
             with contextlib.suppress(OSError, ValueError):  # the same error again
-                self._drop_manager()  # it would count the half save among those that it keeps
+                self._drop_manager()  # it would count the incomplete save as one to keep
             for half in self._dir.glob(f"*{UNFINISHED}"):
                 shutil.rmtree(half, ignore_errors=True)
             raise disk_error(cause, self._dir) from error
@@ -281,9 +281,9 @@ class Checkpoints:
 
 
 def _check_room(folder: Path, nbytes: int) -> None:
-    """OSError when a disk has no room for a save, before Orbax begins one.
+    """Raises OSError when a disk has no room for a save, before Orbax begins one.
 
-    Orbax's threads wait 300 seconds for a folder that could not be made, and print what each of them met.
+    Otherwise Orbax's threads wait 300 seconds for a folder that could not be made, and each prints its error.
     """
     place = next(place for place in (folder, *folder.parents) if place.is_dir())
     disk = os.statvfs(place)
@@ -292,14 +292,14 @@ def _check_room(folder: Path, nbytes: int) -> None:
 
 
 def _give_back_memory() -> None:
-    """Asks glibc to return what it holds free: each save's threads leave megabytes of it in heaps of their own."""
+    """Makes glibc return free memory to the system: the threads of each save leave megabytes in their own heaps."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax is not to wait for other processes: whoever opens a checkpoint saves or reads the whole of it."""
+    """Options that keep Orbax from waiting for other processes: each process saves or reads a whole checkpoint."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     own = jax.process_index()
@@ -309,7 +309,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """The OSError behind what was raised; tensorstore wraps it in a ValueError that ends in [os_error_code='28']."""
+    """The OSError behind an exception; tensorstore wraps it in a ValueError that ends in [os_error_code='28']."""
     if isinstance(error, OSError):
         return error
     code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -317,9 +317,9 @@ def _os_error(error: Exception) -> OSError | None:
 
 
 class _Quiet(logging.Filter):
-    """Drops what Orbax logs: the traceback of each error that is raised here as one line, and remarks on options.
+    """Drops log records of Orbax: tracebacks of errors that are raised here as one line, and remarks on options.
 
-    Of the logger "asyncio": the tracebacks of Orbax's tasks that failed beside the one whose error was raised.
+    On the logger "asyncio" it drops tracebacks of Orbax's other failed tasks, besides the one whose error was raised.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

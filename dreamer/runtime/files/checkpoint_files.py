@@ -1,10 +1,10 @@
-"""The files of checkpoints as they lie on the disk: which are there, what each says of itself, and whether it is whole.
+"""The files of checkpoints on the disk: lists them, reads their metadata, and checks that they are whole.
 
     checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
     checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
-Orbax reads all leaves side by side. When one fails, the reads of the others stay behind and end one by one, each with a
-message on stderr. So damage is found first, and named by its file. Only reads; no jax.
+Orbax reads all leaves in parallel. When one fails, the remaining reads are abandoned and fail one by one, each printing
+to stderr at an unpredictable moment. So damage is found before, and reported by file. Only reads; no jax.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PIECE = 1 << 22  # bytes that are read at once
 
 
 def steps(run_dir: Path) -> list[int]:
-    """Numbers of all complete checkpoints of a run, oldest first. A save that is still under way is not among them."""
+    """Numbers of all complete checkpoints of a run, oldest first. A save still in progress is not included."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         return []
@@ -37,9 +37,9 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
-    """What was saved beside the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
+    """The metadata saved with the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
 
-    Raises UserError when it is missing, is not what was written, or is of another version of dreamer.
+    Raises UserError when it is missing, was changed, or is of another version of dreamer.
     """
     path = _meta_file(run_dir, step)
     check_inside(path.parent, run_dir)
@@ -63,17 +63,17 @@ def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
 
 
 def read_manifest(run_dir: Path, step: int) -> Manifest:
-    """The manifest of the checkpoint `step`. Raises UserError when it is missing, or is not one that a run writes."""
+    """The manifest of the checkpoint `step`. Raises UserError when it is missing or not valid."""
     return Manifest.from_json(read_meta(run_dir, step)["meta"], _meta_file(run_dir, step))
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with the checksum of their text."""
+    """JSON values with the checksum of their text added."""
     return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
 
 
 def check_state(run_dir: Path, step: int) -> None:
-    """UserError naming a file of the train state of `step` that is not as it was written."""
+    """Raises UserError naming a file of the train state of `step` that has changed since it was written."""
     folder = run_dir / CHECKPOINTS / str(step)
     check_inside(folder, run_dir)
     odd = next(special(folder), None)
@@ -94,9 +94,9 @@ def write_list(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files under `directory`, as one phrase; None when they are those that were written.
+    """What is wrong with the files under `directory`, as one phrase; None when they are unchanged.
 
-    A file that the list does not name is none of what is read, and Orbax adds one of its own afterwards.
+    Extra files are ignored: they are never read, and Orbax adds one itself.
     """
     if not directory.is_dir():
         return f"{directory.name} is missing"
@@ -137,7 +137,7 @@ def _damaged(run_dir: Path, step: int, what: str) -> UserError:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """All files under a folder but the list itself, by their names from there."""
+    """All files under a folder except the list itself, by their relative paths."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
 

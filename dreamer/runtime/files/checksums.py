@@ -1,4 +1,4 @@
-"""Orbax's handler of a pytree, with the checksums of its files beside them."""
+"""Orbax's handler of a pytree, which also writes the checksums of its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SealedHandler(ocp.StandardCheckpointHandler):
     """Orbax's handler of a pytree; writes the checksums of its files before the checkpoint counts as whole."""
 
     def finalize(self, directory: Path) -> None:
-        """Called by Orbax in its thread, when all files of `directory` are written and none has its last name yet."""
+        """Called by Orbax in its thread, when all files of `directory` are written but not renamed yet."""
         super().finalize(directory)
         write_list(Path(directory))
 
@@ -22,10 +22,10 @@ class SealedHandler(ocp.StandardCheckpointHandler):
 @ocp.args.register_with_handler(SealedHandler, for_save=True)
 @dataclasses.dataclass
 class SealedSave(ocp.args.StandardSave):
-    """What a `SealedHandler` is given to write: Orbax finds the handler by the type of its argument."""
+    """The argument of a save by `SealedHandler`: Orbax finds the handler by the type of its argument."""
 
 
 @ocp.args.register_with_handler(SealedHandler, for_restore=True)
 @dataclasses.dataclass
 class SealedRestore(ocp.args.StandardRestore):
-    """What a `SealedHandler` is given to read; Orbax wants both of a handler."""
+    """The argument of a restore by `SealedHandler`; Orbax requires both types for a handler."""

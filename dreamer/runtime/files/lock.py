@@ -1,14 +1,14 @@
-"""One process at a time trains in a run directory: a lock file with a heartbeat. No jax.
+"""A lock file with a heartbeat, so that one process at a time trains in a run directory. No jax.
 
-The lock is the file `lock` of the run directory. A process that wants it writes its own card, a JSON object that says
-who it is, under a name of its own, and links that file to the name `lock`. A hard link either succeeds or fails, on
+The lock is the file `lock` of the run directory. To take it, a process writes its card, a JSON object that identifies
+it, under a unique name, and links that file to the name `lock`. A hard link either succeeds or fails, on
 local disks and on NFS alike, so two processes never both succeed. (Where a file system has no hard links, the file is
 created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
 
 A lock is stale when its process no longer runs on this machine, or when its last heartbeat is older than STALE seconds.
-Ages are differences between two times that the file system gave, so clocks of different machines need not agree.
-The next process renames a stale lock away and checks that it moved the one that it had judged; an owner that finds
-another card under `lock` at a heartbeat has lost it, and its run ends.
+Ages are differences between two times of the file system, so clocks of different machines need not agree.
+The next process renames a stale lock away and checks that it moved the lock it had examined; an owner that finds
+another card under `lock` at a heartbeat has lost the lock, and its run ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from dreamer.runtime.files.run_dir import LOCK
 HEARTBEAT = 10.0  # seconds
 STALE = 60.0  # seconds
 _LARGEST = 1 << 16  # bytes of a card
-_ROUNDS = 20  # in which a stale lock has to be out of the way
+_ROUNDS = 20  # attempts to move a stale lock away
 
 
 class Card(NamedTuple):
-    """Who holds a lock.
+    """The process that holds a lock.
 
-    token: of this one lock | host, user | machine: boot and process namespace, "" where the system does not tell
-    pid, started: of the process; its start in clock ticks since the boot, 0 if unknown | since: when, for people
+    token: unique to this lock | host, user | machine: boot and process namespace, "" if unknown
+    pid, started: of the process; its start in clock ticks since the boot, 0 if unknown | since: when, as readable text
     """
 
     token: str
@@ -56,12 +56,12 @@ class Card(NamedTuple):
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
 
-# A card that cannot be read, as a full disk or a crash leaves it: such a lock counts by its age alone.
+# A card that cannot be read, for example after a full disk or a crash: such a lock is judged by its age alone.
 UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
 
 
 class Held(NamedTuple):
-    """A lock that is there.
+    """A lock that some process holds or has left behind.
 
     age: seconds since its last heartbeat | gone: its process no longer runs on this machine | runs: it does
     """
@@ -73,7 +73,7 @@ class Held(NamedTuple):
 
     @property
     def stale(self) -> bool:
-        """Whether the next process may take it over."""
+        """Whether the next process may replace the lock."""
         return self.gone or self.age > STALE
 
 
@@ -83,9 +83,9 @@ class RunLock:
     def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[UserError], None]):
         """Takes the lock; the directory must exist.
 
-        tell: takes the line that says that a stale lock was taken over.
-        lost: takes the error, in another thread, when another process has taken the lock.
-        Raises UserError naming the process that holds it, or when the directory cannot be written.
+        tell: called with a line to print when a stale lock was replaced.
+        lost: called with the error, in another thread, when another process has taken the lock.
+        Raises UserError naming the process that holds the lock, or when the directory cannot be written.
         """
         self._path, self._lost = run_dir / LOCK, lost
         self.card = _own_card()
@@ -103,7 +103,7 @@ class RunLock:
         self._thread.start()
 
     def close(self) -> None:
-        """Gives the lock back, if it is still this one's. May be called again."""
+        """Releases the lock, if this process still holds it. May be called again."""
         self._closing.set()
         self._thread.join()
         if _card(self._path) == self.card:
@@ -121,7 +121,7 @@ class RunLock:
                 return
             held = look(self._path.parent, mine.stat().st_mtime)
             if held is None:
-                continue  # it was given back meanwhile
+                continue  # it was released meanwhile
             if not held.stale:
                 raise UserError(refusal(self._path.parent, held))
             if self._move_away(held):
@@ -130,7 +130,7 @@ class RunLock:
         raise UserError(f"{self._path} is there and cannot be taken over; remove it if no process trains here")
 
     def _move_away(self, held: Held) -> bool:
-        """Whether the stale lock is out of the way. Two that judge it at once: one of them moves it."""
+        """Moves a stale lock away; False if another process was faster."""
         aside = self._path.with_name(f"{LOCK}.{self.card.token}.stale")
         try:
             os.rename(self._path, aside)
@@ -138,7 +138,7 @@ class RunLock:
             return False
         try:
             moved = _card(aside) or UNKNOWN
-            if moved != held.card:  # a fresh lock: somebody was faster
+            if moved != held.card:  # a fresh lock: another process was faster
                 _link(aside, self._path)
             return moved == held.card
         finally:
@@ -152,16 +152,16 @@ class RunLock:
                     os.utime(self._path)
                     continue
             except OSError:
-                continue  # the disk is away for a moment; the run meets it where it writes
+                continue  # the disk is unavailable for a moment; the run reports that where it writes
             by = f"by {found}" if found else "and is gone"
             self._lost(UserError(f"{self._path.parent}: the lock of this run was taken {by}; this process stops"))
             return
 
 
 def look(run_dir: Path, now: float | None = None) -> Held | None:
-    """The lock of a run directory, None when nobody holds it; changes nothing.
+    """The lock of a run directory, None when there is none; changes nothing.
 
-    now: the time on the clock of the file system, None = that of this machine. Raises UserError for what is no file.
+    now: the time on the clock of the file system, None = of this machine. Raises UserError if `lock` is not a file.
     """
     path = run_dir / LOCK
     try:
@@ -180,7 +180,7 @@ def look(run_dir: Path, now: float | None = None) -> Held | None:
 
 
 def refusal(run_dir: Path, held: Held) -> str:
-    """The line for somebody who wants a lock that another process holds."""
+    """The error line when another process holds the lock."""
     return (
         f"{run_dir} is in use by {held.card}, last heartbeat {held.age:.0f} s ago; wait for it, stop it, or give "
         "another --run-dir"
@@ -229,7 +229,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _machine() -> str:
-    """What tells this boot and this process namespace from others, "" where the system does not say."""
+    """An identifier of this boot and process namespace, "" if unknown."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -239,7 +239,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process of this machine began, in clock ticks since the boot; -1 when it does not run, 0 if unknown."""
+    """The start of a process of this machine, in clock ticks since the boot; -1 if it does not run, 0 if unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

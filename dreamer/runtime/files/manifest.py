@@ -1,7 +1,7 @@
-"""What a checkpoint says of its run, checked before it is used: a checksum is no signature. No jax.
+"""A checkpoint's record of its run, checked before use, as a checksum is not a signature. No jax.
 
-The manifest is a checkpoint's `meta`; the head is that of the file with the host's state. Both are JSON of anybody.
-What is not as a run writes it raises a UserError that names the file and the field.
+The manifest is a checkpoint's `meta`; the head is that of the file with the host's state. Anybody may have written
+their JSON. A value that a run would not write raises a UserError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ NAMES = {
     "latents": re.compile(r"latents-\d{1,18}-\d{1,9}\.dreamer"),
     "state": re.compile(r"state-\d{1,18}\.dreamer"),
 }
-FORMAT = 3  # of checkpoints: what a train state and the files beside it hold
-_MOST = 1 << 53  # of a number that counts something
+FORMAT = 3  # of checkpoints: the contents of a train state and of the other files
+_MOST = 1 << 53  # largest count
 _LARGEST_SPEC = 1 << 20  # characters
 _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 
 
 class Files(NamedTuple):
-    """What a run goes on from besides the train state of a checkpoint.
+    """The files that a run resumes from besides the train state of a checkpoint.
 
-    run: identity of the run, which stands in every file | rows, latents, state: the files of each, oldest first
+    run: identity of the run, which every file contains | rows, latents, state: the files of each, oldest first
     oldest: the first row that each ring of the replay holds | rows_per_env: length of the rings
     """
 
@@ -51,10 +51,10 @@ class Files(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a checkpoint says of its run. What it does not say is None.
+    """A checkpoint's record of its run. Missing fields are None.
 
     env_steps, updates: counters of the run | format: version of the other fields
-    files: None in a checkpoint that can be evaluated only
+    files: None in a checkpoint that can only be evaluated
     metrics: bytes of the lines of metrics written before it, their crc32 | spec: of the environment, as JSON
     """
 
@@ -71,7 +71,7 @@ class Manifest(NamedTuple):
         return self.files.run if self.files else None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON values that `from_json` takes."""
+        """The JSON values that `from_json` reads."""
         files = {} if self.files is None else {
             "run": self.files.run, "rows": [list(seal) for seal in self.files.rows],
             "latents": [list(seal) for seal in self.files.latents], "state": list(self.files.state),
@@ -86,7 +86,7 @@ class Manifest(NamedTuple):
 
     @classmethod
     def from_json(cls, meta: Any, where: Path) -> Manifest:
-        """The manifest in a checkpoint's `meta`, checked. Fields that this version does not know are left out.
+        """The checked manifest in a checkpoint's `meta`, without fields that this version does not know.
 
         where: its file, for the message. Raises UserError.
         """
@@ -102,14 +102,14 @@ class Manifest(NamedTuple):
 
 
 def files_of(manifest: Manifest, what: str) -> Files:
-    """What a run can go on from. what: "checkpoint 100", for the message. Raises UserError when there is nothing."""
+    """The files to resume from. what: "checkpoint 100", for the message. Raises UserError when there are none."""
     if manifest.files is None:
         raise UserError(f"{what} can be evaluated, but it holds nothing to resume a run from")
     return manifest.files
 
 
 def check_format(meta: Any, what: str) -> None:
-    """UserError when a checkpoint's `meta` says that another version of dreamer wrote it. what: for the message."""
+    """Raises UserError when another version of dreamer wrote a checkpoint's `meta`. what: for the message."""
     written = meta.get("format") if isinstance(meta, dict) else None
     if type(written) is int and written != FORMAT:
         raise UserError(
@@ -133,7 +133,7 @@ def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The head of the host's state, apart from what depends on the replay."""
+    """The checked head of the host's state, except the parts that depend on the replay."""
     fields = {
         "replay": _replay, "limiter": _limiter, "logger": _logger,
         "loop": lambda value: isinstance(value, dict) and (value.get("eval_due") is None or _number(value["eval_due"])),
@@ -145,7 +145,7 @@ def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
-    """[environment, first row, end] of the rows in a file: of each of `envs` environments one at most, none empty."""
+    """[environment, first row, end] of the rows in a file: at most one for each of `envs` environments, none empty."""
     if not (isinstance(values, list) and all(_counted(span, 3) for span in values)):
         raise _odd(where, "spans")
     numbers = [env for env, _, _ in values]
@@ -155,7 +155,7 @@ def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
 
 
 def alike(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: Path, part: str) -> None:
-    """UserError unless arrays have the names, shapes and kinds of number of those expected."""
+    """Raises UserError unless `arrays` {name: [..]} have the names, shapes and kinds of number of `expected`."""
     if arrays.keys() != expected.keys():
         raise _odd(where, f"{part}/{min(arrays.keys() ^ expected.keys())}")
     for name, array in expected.items():
@@ -220,7 +220,7 @@ def _crc(value: Any) -> bool:
 
 
 def _position(value: Any) -> bool:
-    """Bytes of metrics, and their checksum."""
+    """Whether a value is the size of the metrics in bytes, and their checksum."""
     return isinstance(value, list) and len(value) == 2 and _counts(value[0]) and (value[1] is None or _crc(value[1]))
 
 

@@ -1,11 +1,11 @@
-"""Values as bytes, and back, without pickle: reading them runs nothing, and takes no more memory than they are long.
+"""Values as bytes, and back, without pickle: reading them runs no code, and takes no more memory than their length.
 
     None, bool, int, float, complex, str, bytes
     list, tuple, dict, set, frozenset, collections.deque
     numpy's arrays and scalars of numbers, flags and text
     numpy's Generator over numpy's own bit generators, RandomState, random.Random
 
-Types must match exactly. Objects that occur in several places stay one object. All else is refused. No jax.
+Types must match exactly. An object that occurs in several places stays one object. Other types are refused. No jax.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """The value of `encode`'s bytes. Raises ValueError for any others."""
+    """The value from the bytes of `encode`. Raises ValueError for any other bytes."""
     reader = _Reader(data)
     try:
         value = reader.read(0)
@@ -66,9 +66,9 @@ def decode(data: bytes) -> Any:
 
 
 def check_generator(state: Any, kind: str) -> dict[str, Any]:
-    """The `state` of a bit generator `kind`, if it is one. Raises ValueError.
+    """Checks and returns the `state` of a bit generator `kind`. Raises ValueError.
 
-    numpy itself does not check all of it: a position outside of its buffer has it read foreign memory.
+    numpy itself does not check all of it: a position outside its buffer would make it read foreign memory.
     """
     if not isinstance(state, dict) or kind not in _FORMS or state.get("bit_generator") != kind:
         raise ValueError(f"no state of a {kind}")
@@ -110,7 +110,7 @@ class _Writer:
             self._own(kind, value, depth)
 
     def _known(self, value: Any) -> bool:
-        """Whether an object was written before; then its number is. Counts it otherwise."""
+        """Whether an object was written before; if so, writes its number, otherwise assigns one."""
         number = self._numbers.get(id(value))
         if number is None:
             self._numbers[id(value)] = len(self._kept)
@@ -120,7 +120,7 @@ class _Writer:
         return True
 
     def _own(self, kind: type, value: Any, depth: int) -> None:
-        """What can be changed, and so is one object wherever it occurs."""
+        """Writes a mutable value, which stays one object wherever it occurs."""
         if kind in (list, set):
             self._items(_SEQUENCES[kind], value, depth)
         elif kind is dict:
@@ -160,7 +160,7 @@ class _Writer:
 
 
 class _Reader:
-    """Where in the bytes it is, and the objects read so far that may occur again."""
+    """The position in the bytes, and the objects read so far that may occur again."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0
@@ -196,7 +196,7 @@ class _Reader:
 
     def _own(self, tag: bytes, place: int, depth: int) -> Any:
         if tag in (b"l", b"d"):
-            # Known before what it holds, which may lead back to it.
+            # Registered before its items, which may refer back to it.
             value: Any = [] if tag == b"l" else {}
             self._seen[place] = value
             for _ in range(self._count()):
@@ -232,14 +232,14 @@ class _Reader:
         lengths = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
         if order not in (b"C", b"F") or not lengths or math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError("no plain state: the shape of an array does not fit its bytes")
-        # A copy, which can be written to.
+        # A copy is writable.
         return np.frombuffer(data, dtype).reshape(shape, order=order.decode()).copy(order.decode())  # type: ignore
 
     def _sized(self) -> bytes:
         return self._take(_SIZE.unpack(self._take(8))[0])
 
     def _count(self) -> int:
-        """A number of items, each of which takes a byte at least."""
+        """A number of items, each of which takes at least one byte."""
         count = _SIZE.unpack(self._take(8))[0]
         if count > len(self._data) - self.at:
             raise ValueError("no plain state: cut short")
@@ -253,7 +253,7 @@ class _Reader:
 
 
 class _Unfinished:
-    """Stands for an object that is being read; no object that holds it can be made."""
+    """A placeholder for an object that is being read; an object that contains it cannot be made."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -262,7 +262,7 @@ _UNFINISHED = _Unfinished()
 
 
 def _dtype(name: bytes, kinds: str) -> np.dtype:
-    """The dtype of a text that numpy gave, "<f8"."""
+    """The dtype of numpy's text for it, such as "<f8"."""
     text = name.decode("ascii")
     if len(text) > 12 or text[:1] not in tuple("<>|=") or text[1:2] not in tuple(kinds) or not text[2:].isdecimal():
         raise ValueError(f"no plain state: no dtype {text[:20]!r}")
@@ -273,7 +273,7 @@ def _dtype(name: bytes, kinds: str) -> np.dtype:
 
 
 def _generator_state(generator: Any) -> tuple[dict[str, Any], Any]:
-    """State and seed of a bit generator: those spawned later follow from the seed."""
+    """State and seed of a bit generator; generators spawned later depend on the seed."""
     if _GENERATORS.get(type(generator).__name__) is not type(generator):
         raise NotPlain(f"{type(generator).__name__} is none of numpy's bit generators")
     seed = generator.seed_seq

@@ -1,4 +1,4 @@
-"""The run directory: what lies in it, when a new run may take it, and errors of the disk under it. No jax."""
+"""The run directory: the names of its files, and whether a new run may use it. No jax."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PICTURES = "pictures"
 ROWS = "rows"
 LOCK = "lock"
 ERROR = "error.txt"
-ASIDE = "aside"  # what a resume has cut, until the next checkpoint
+ASIDE = "aside"  # files that a resume moved aside, until the next checkpoint
 
 
 def refuse_used(path: str | Path) -> Path:
-    """The path, if no run is there. Raises UserError when it holds one: its config, metrics, checkpoints or rows."""
+    """The path, if it holds no run. Raises UserError if it has the config, metrics, checkpoints or rows of one."""
     path = Path(path).expanduser()
     for name in (CONFIG, METRICS, CHECKPOINTS, ROWS):
         if (path / name).exists() or (path / name).is_symlink():
@@ -26,7 +26,7 @@ def refuse_used(path: str | Path) -> Path:
 
 
 def existing_run_dir(path: str | Path) -> Path:
-    """The directory of a run that was made before. Raises UserError when there is none at `path`."""
+    """The directory of an existing run. Raises UserError when there is none at `path`."""
     path = Path(path).expanduser()
     if not path.is_dir():
         raise UserError(f"no run at {path}: there is no such directory")

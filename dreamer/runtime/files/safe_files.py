@@ -1,4 +1,4 @@
-"""Files that somebody else may have made: only regular ones are read, and no further than expected. No jax."""
+"""Reads files that somebody else may have made: only regular files, and no more bytes than expected. No jax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """A regular file, opened to read; no pipe is waited for. follow: a link may lead to it.
+    """A regular file, opened for reading, without waiting for a pipe. follow: the path may be a link.
 
     Raises FileNotFoundError when it is missing, UserError when it is something else or cannot be read.
     """
@@ -35,16 +35,16 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
 
 
 def check_inside(path: Path, run_dir: Path) -> None:
-    """UserError when a link leads from `path`, a place in a run directory, out of it."""
+    """Raises UserError when a link leads from `path`, a place in a run directory, out of the directory."""
     real, root = os.path.realpath(path), os.path.realpath(run_dir)
     if os.path.commonpath([real, root]) != root:
         raise UserError(f"{path} leads out of the run directory, to {real}; put there what it leads to")
 
 
 def check_links(run_dir: Path) -> None:
-    """UserError when anything in a run directory is a link that leads out of it, a pipe or a device.
+    """Raises UserError when a run directory contains a link that leads out of it, a pipe or a device, at any depth.
 
-    However deep: names of files that will be written can be guessed, and what is written to a link goes where it leads.
+    Names of files to be written can be guessed, and a write to a link would go to its target.
     """
     waiting = [run_dir]
     while waiting:
@@ -59,7 +59,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def special(folder: Path) -> Iterator[str]:
-    """The names, from `folder` on, of all in it that is neither a regular file nor a folder: links, pipes, devices."""
+    """The relative paths in `folder` of all that is neither a regular file nor a folder: links, pipes, devices."""
     for place, folders, files in os.walk(folder):
         for name in sorted(folders + files):
             mode = os.lstat(os.path.join(place, name)).st_mode
@@ -68,7 +68,7 @@ def special(folder: Path) -> Iterator[str]:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """The text of a small file. Raises UserError: missing, larger than `most` bytes, not UTF-8, or no regular file."""
+    """The text of a small file. Raises UserError if missing, over `most` bytes, not UTF-8, or not a regular file."""
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)
@@ -85,7 +85,7 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 
 
 def json_value(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError: no JSON, nan or infinity, nested too deeply."""
+    """The value of a JSON text. Raises ValueError if it is not JSON, has nan or infinity, or is nested too deeply."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:

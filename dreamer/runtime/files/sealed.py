@@ -1,8 +1,8 @@
-"""Sealed files: arrays and a JSON head in one immutable file that tells when it was cut, changed or swapped. No jax.
+"""Sealed files: arrays and a JSON head in one immutable file; cuts, changes and swaps are detected. No jax.
 
     magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array in turn
 
-The head holds what the caller says, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file appears
+The head holds the caller's values, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file appears
 under its name only when it is whole and on the disk; until then it has the suffix UNFINISHED.
 """
 
@@ -32,9 +32,9 @@ _MOST_AXES = 16
 
 
 class Seal(NamedTuple):
-    """What a manifest keeps of a sealed file, to know it again: its name, size in bytes and the crc32 of its head.
+    """A manifest's record of a sealed file, to identify it: its name, size in bytes and the crc32 of its head.
 
-    The head holds the crc32 of the arrays, so that this one number stands for the whole content.
+    The head holds the crc32 of the arrays, so that this one number covers the whole content.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Seal(NamedTuple):
 def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seal:
     """Writes a sealed file and waits until it is on the disk.
 
-    head: JSON values. arrays {name: [..]}. Raises UserError when the disk refuses; nothing is left then.
+    head: JSON values. arrays {name: [..]}. Raises UserError on a failed write, which leaves nothing behind.
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     crc = 0
@@ -67,10 +67,10 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 
 
 def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The head and the arrays of a sealed file.
+    """The head and the arrays {name: [..]} of a sealed file.
 
-    seal: what a manifest says of it. Raises UserError naming the file: it is not there, is no sealed file, was cut
-    short, its bytes were changed, it is another file than the sealed one, or its head is not of a form that is written.
+    seal: from the manifest. Raises UserError naming the file if it is missing, is not a sealed file, was cut short or
+    changed, does not match the seal, or has a head that `write` would not write.
     """
     with _reading(path) as file:
         whole, _ = _whole(path, file, seal)
@@ -85,13 +85,13 @@ def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str
 
 
 def seal_of(path: Path) -> Seal:
-    """The seal of a file that is there. Raises UserError as `read` does, for what it sees without the arrays."""
+    """The seal of an existing file. Raises UserError as `read` does, but does not check the arrays."""
     with _reading(path) as file:
         return _whole(path, file, None)[1]
 
 
 class _Form(NamedTuple):
-    """An array of a file, as its head says."""
+    """An array of a file, as described in its head."""
 
     name: str
     dtype: np.dtype
@@ -100,7 +100,7 @@ class _Form(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """All that a head says. crc: of the arrays' bytes."""
+    """The contents of a head. crc: of the arrays' bytes."""
 
     head: dict[str, Any]
     forms: list[_Form]
@@ -109,7 +109,7 @@ class _Whole(NamedTuple):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """The file, opened; what goes wrong while it is read becomes a UserError."""
+    """A context with the opened file; errors while reading become a UserError."""
     try:
         with open_regular(path) as file:
             yield file
@@ -122,7 +122,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]:
-    """What a head says, checked against the size of the file, and the file's seal; leaves it where the arrays begin."""
+    """The head, checked against the size of the file, and the seal; leaves the file where the arrays begin."""
     fixed, nbytes = file.read(_FIXED.size), os.fstat(file.fileno()).st_size
     if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
         raise UserError(f"{path} is not a file of this program, or its beginning is damaged")
@@ -142,7 +142,7 @@ def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]
 
 
 def _parsed(text: bytes, path: Path) -> _Whole:
-    """A head's text, if it is of the form that `write` writes."""
+    """The contents of a head's text, if it has the form that `write` writes."""
     try:
         values = json_value(text)
         head, arrays, crc = values["head"], values["arrays"], values["crc"]
@@ -157,7 +157,7 @@ def _parsed(text: bytes, path: Path) -> _Whole:
 
 
 def _form(name: Any, kind: Any, shape: Any) -> _Form:
-    """What a head says of one array. Raises ValueError unless it is of numbers, and TypeError."""
+    """A head's entry for one array. Raises ValueError unless the array holds numbers, and TypeError."""
     if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
         raise ValueError("an array is described oddly")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):

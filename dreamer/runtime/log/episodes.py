@@ -12,9 +12,9 @@ from dreamer.steps import Step
 
 
 class Episode(NamedTuple):
-    """A finished episode: env index | sum of rewards | number of env steps taken (the reset row is none).
+    """A finished episode: env index | sum of rewards | number of env steps taken (the reset row does not count).
 
-    metrics: the environment's own numbers of it by name, see `own_numbers`
+    metrics: the environment's own numbers by name, see `own_numbers`
     """
 
     env: int
@@ -35,7 +35,7 @@ class EpisodeTracker:
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes a `state` over."""
+        """Restores a `state`: returns [E], lengths [E]."""
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
 
     @property
@@ -44,15 +44,16 @@ class EpisodeTracker:
         return int(self._lengths.max())
 
     def running(self, env: int) -> Episode:
-        """The episode of an environment as far as it is."""
+        """The running episode of an environment."""
         return Episode(int(env), float(self._returns[env]), int(self._lengths[env]))
 
     def observe(
         self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
     ) -> list[Episode]:
-        """Takes the next row of each listed environment (None: of every one), gives the episodes that ended in it.
+        """Adds the next row of each listed environment (None: of every one); returns the episodes that end there.
 
-        finished: the environments' own numbers of these episodes, as `Workers.finished` gives them.
+        step: Step of [R] rows. envs [R]. finished: the environments' own numbers of these episodes, from
+        `Workers.finished`.
         """
         envs = np.arange(len(self._returns)) if envs is None else envs
         first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
@@ -63,7 +64,7 @@ class EpisodeTracker:
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
-    """Mean `episode/return`, `episode/length` and own numbers of finished episodes; empty without any."""
+    """Mean `episode/return`, `episode/length` and own numbers of finished episodes; {} without any."""
     if not episodes:
         return {}
     return {

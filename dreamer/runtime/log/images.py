@@ -1,4 +1,4 @@
-"""Images and videos: made, put together, written and read. No jax.
+"""Makes, combines, writes and reads images and videos. No jax.
 
 matplotlib, Pillow and ffmpeg are imported where they are used: a run without pictures does not wait for them.
 """
@@ -26,8 +26,8 @@ TILE_GAP = 4  # pixels between films shown side by side
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     """Writes frames [T, H, W], [T, H, W, 1] or [T, H, W, 3] uint8 as an mp4 that every player shows (H.264, yuv420p).
 
-    Small frames are enlarged by a whole factor, odd sides get one black pixel. Raises UserError when it cannot be
-    written, a full disk among the causes; no half video is left behind.
+    Small frames are enlarged by a whole factor, odd sides get one black pixel. Raises UserError when the video cannot
+    be written, for example on a full disk; no half video is left behind.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 
@@ -42,7 +42,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     target = ["-vf", enlarge, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-f", "mp4"]
 
     def encode(partial: Path) -> None:
-        # ffmpeg is called here because imageio's writer does not look at its exit code: a full disk went unseen.
+        # ffmpeg is called here because imageio's writer ignores its exit code, and so a full disk.
         command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *target, str(partial)]
         done = subprocess.run(command, input=frames.data, capture_output=True)
         if done.returncode:
@@ -57,7 +57,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray, fps: float) -> Path:
     """Writes the rendered frames of an episode [H, W, 3] uint8, one after another. Raises ValueError without frames.
 
-    UserError when they are not all of one size, and as `write_video`.
+    Raises UserError when they are not all of one size, and as `write_video` does.
     """
     if len(frames) == 0:
         raise ValueError("an episode video needs at least one frame")
@@ -69,9 +69,9 @@ def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray,
 
 
 def tiled(films: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Films of frames [H, W, 3] uint8 side by side, as square as can be: [T, H', W', 3], T of the longest.
+    """Films of frames [H, W, 3] uint8 side by side, as square as possible: [T, H', W', 3], T of the longest.
 
-    A film that ends earlier holds its last frame at a third of its brightness; a smaller one has black beside it.
+    A film that ends earlier holds its last frame at a third of its brightness; a smaller one is padded with black.
     """
     steps = max(len(film) for film in films)
     height, width = (max(film[0].shape[side] for film in films) for side in (0, 1))
@@ -108,7 +108,7 @@ def read_png(path: str | Path) -> np.ndarray:
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
-    """Animated GIF of frames [T, H, W, 3] uint8 that repeats for ever."""
+    """Animated GIF of frames [T, H, W, 3] uint8 that repeats forever."""
     from PIL import Image
 
     images = [Image.fromarray(frame) for frame in frames]
@@ -118,7 +118,7 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def to_bytes(space: Space, picture: np.ndarray) -> np.ndarray:
-    """A picture [.., H, W, C] of an observation as uint8, its bounds as black and white."""
+    """A picture [.., H, W, C] of an observation as uint8, its bounds mapped to black and white."""
     if space.bounds is None:
         return picture
     low, high = space.bounds
@@ -126,17 +126,18 @@ def to_bytes(space: Space, picture: np.ndarray) -> np.ndarray:
 
 
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A report {"truth/k", "dream/k"} with its pictures as uint8."""
+    """A report {"truth/k", "dream/k": [B, T, ..]} with its pictures as uint8."""
     of = {name: spaces[name.partition("/")[2]] for name in report}
     return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
+    """Values [..] rounded and clipped to 0 to 255, as uint8."""
     return np.clip(np.round(np.asarray(values, np.float32)), 0, 255).astype(np.uint8)
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Any number of channels as three: of stacked colors and of stacked greys the last, which is the newest."""
+    """Pictures [.., C] with any number of channels as [.., 3]: the last colors or grey of a stack, the newest."""
     if frames.shape[-1] % 3 == 0:
         return frames[..., -3:]
     return np.repeat(frames[..., -1:], 3, axis=-1)

@@ -1,10 +1,10 @@
-"""Metrics of a run, gathered between two lines; the episodes of its environments. No jax.
+"""Collects the metrics of a run between two lines, and writes them to the sinks. No jax.
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 
     {"env_steps": 4096, "updates": 128, "time": 12.5, "loss/dyn": 1.7, "loss/rep": null, "nonfinite": ["loss/rep"]}
 
-JSON has no nan and no inf: such a value is null, and its name stands in the list `nonfinite`, which is there only then.
+JSON has no nan and no inf: such a value is null, and its name is in the list `nonfinite`, which is otherwise left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESERVED = ("env_steps", "updates", "time", "nonfinite")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is logged, how often, and to whom."""
+    """How often metrics are logged, and to which sinks."""
 
     every: Annotated[float, at_least(0)] = 10.0
     """Seconds between two lines of metrics."""
@@ -41,10 +41,10 @@ class Config:
 
 
 class Resumed(NamedTuple):
-    """Where a resumed run goes on; the file of lines is cut already.
+    """Where the log of a resumed run continues; the file of lines is already cut.
 
     position: `Logger.position()` at the checkpoint | env_steps: of the replay as restored
-    later: rows collected after the checkpoint are kept, and with them the lines that were written meanwhile
+    later: whether rows collected after the checkpoint are kept, and with them the lines written meanwhile
     seconds: the `time` of the last of these lines
     """
 
@@ -55,9 +55,9 @@ class Resumed(NamedTuple):
 
 
 class Logger:
-    """Gathers the metrics of one run between writes, and owns the files they are written to.
+    """Collects the metrics of one run between writes, and owns the files they are written to.
 
-    add("loss/dyn", 1.7) many times, write(env_steps, updates) now and then. Use as a context manager, or close().
+    Call add({"loss/dyn": 1.7}) often, write(env_steps, updates) now and then. Use as a context manager, or close().
     Every write raises UserError when the disk is full; all earlier lines stay whole.
     """
 
@@ -70,7 +70,7 @@ class Logger:
         resumed: Resumed | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        """run_config: plain values that Weights & Biases shows. sinks: the caller's, which stay open.
+        """run_config: plain values to show in Weights & Biases. sinks: the caller's, which stay open.
 
         Raises UserError when a sink cannot open.
         """
@@ -78,10 +78,10 @@ class Logger:
         position = resumed.position if resumed else {}
         seconds = position.get("seconds", 0.0)
         self._sums: dict[str, tuple[float, int]] = {}
-        self._lock = threading.Lock()  # of the sums: collector and learner add to them
+        self._lock = threading.Lock()  # guards the sums: collector and learner add to them
         if resumed:
             seconds = max(seconds, resumed.seconds)
-            # What was summed after the checkpoint is told by the later lines.
+            # The later lines already contain the sums since the checkpoint.
             self._sums = {} if resumed.later else {name: (total, n) for name, (total, n) in position["sums"].items()}
         self._start = clock() - seconds
         with contextlib.ExitStack() as opened:
@@ -101,16 +101,16 @@ class Logger:
             self._opened = opened.pop_all()
 
     def position(self) -> dict[str, Any]:
-        """Where the sinks stand and what is not yet written, as JSON values: for `Resumed`."""
+        """The positions of the sinks and the values not yet written, as JSON values: for `Resumed`."""
         seconds = self._clock() - self._start
         sums = {name: list(value) for name, value in self._sums.items()}
         nbytes, crc = self._lines.position()
         return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
-        """Adds scalars by name. `write` gives the mean of what was added since, or with `latest` the last one.
+        """Adds scalars by name. `write` returns the mean of the values added since, or with `latest` the last one.
 
-        values: host numbers or arrays of one element; a jax array is waited for. One nan makes the mean nan.
+        values: host numbers or arrays of one element; jax arrays are waited for. One nan makes the mean nan.
         """
         for name, value in values.items():
             if name in RESERVED:
@@ -121,7 +121,7 @@ class Logger:
                 self._sums[name] = (total + number, count + 1)
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Writes what was added since the last write to every sink and returns it; writes nothing when nothing was."""
+        """Writes the values added since the last write to every sink and returns them; writes nothing without any."""
         with self._lock:
             values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
             self._sums.clear()

@@ -1,4 +1,4 @@
-"""Open-loop pictures: what happened, and beside it what the world model dreamed. No jax."""
+"""Open-loop pictures: true observations beside the dreams of the world model. No jax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.runtime.log.images import as_bytes, read_png, rgb, write_video
 
 OBSERVED = (40, 170, 80)  # border of a frame that the model saw
 
-DREAMED = (215, 50, 50)  # border of a frame that it had to imagine
+DREAMED = (215, 50, 50)  # border of a frame that it imagined
 
 TRUE_LINE, DREAM_LINE, OBSERVED_SHADE = "#222222", "#d8432e", "#2fa65a"
 
@@ -26,7 +26,7 @@ REPORT_FPS = 10
 
 
 class Show(Protocol):
-    """What shows pictures besides the files, `Logger` as a rule."""
+    """Shows pictures besides writing the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
 
     def picture(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None: ...
@@ -35,7 +35,7 @@ class Show(Protocol):
 def write_report(
     run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray], show: Show | None = None
 ) -> list[Path]:
-    """Writes the open-loop pictures of `Agent.report` into run_dir/pictures, named by env_steps, and gives their paths.
+    """Writes the open-loop pictures of `Agent.report` into run_dir/pictures, named by env_steps; returns their paths.
 
     report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, the first half of T observed.
     Image keys (uint8 truth [B, T, H, W, C]) become openloop_<steps>.mp4, one key above the other; all others share
@@ -65,7 +65,7 @@ def write_report(
 def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.ndarray:
     """Frames [T, H', W', 3] uint8: a column for each sequence; in it truth, dream and their difference, top to bottom.
 
-    truth, dream: [B, T, H, W, C] with values 0 to 255, any C (see `rgb`); of B the first 4
+    truth, dream: [B, T, H, W, C] with values 0 to 255, any C (see `rgb`); the first 4 of B
     are shown. The border is green while t < observed and red from then on. Equal pictures have a black difference.
     """
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
@@ -89,14 +89,14 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
 
 
 def stack_videos(videos: list[np.ndarray]) -> np.ndarray:
-    """Puts videos [T, H, W, 3] of one length T above each other, the narrower ones filled with black on the right."""
+    """Stacks videos [T, H, W, 3] of one length T vertically; narrower ones are padded with black on the right."""
     width = max(video.shape[2] for video in videos)
     wide = [np.pad(video, ((0, 0), (0, 0), (0, width - video.shape[2]), (0, 0))) for video in videos]
     return np.concatenate(wide, axis=1)
 
 
 def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.ndarray:
-    """A strip [T, H', 12, 3] with the name of each row, written upwards; empty where rows are too low for words."""
+    """A strip [T, H', 12, 3] with the name of each row, written upwards; empty where rows are too low for text."""
     from PIL import Image, ImageDraw
 
     strip = np.zeros((len(names) * height + (len(names) + 1) * border, 12, 3), np.uint8)
@@ -113,10 +113,10 @@ def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.
 def open_loop_plot(
     path: str | Path, truth: Mapping[str, np.ndarray], dream: Mapping[str, np.ndarray], observed: int
 ) -> Path:
-    """Writes a PNG with one panel a dimension: the true line, the dreamed line, the observed part shaded.
+    """Writes a PNG with one panel per dimension: the true line, the dreamed line, the observed part shaded.
 
     truth, dream: {k: [B, T, ..]}, the first sequence is drawn; integer truth is a discrete value, drawn in steps.
-    At most 12 panels, shared fairly between the keys; the title tells how many dimensions are left out.
+    At most 12 panels, shared evenly between the keys; the title gives the number of dimensions left out.
     Raises UserError when the file cannot be written.
     """
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ def _lines(value: np.ndarray) -> np.ndarray:
 
 
 def _share(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """How many panels each key gets of `total`: one each in turn, until all are drawn or the panels are spent."""
+    """The number of panels for each key, `total` at most: one each in turn, until all are drawn or none is left."""
     shown = dict.fromkeys(sizes, 0)
     while total > 0 and any(shown[key] < size for key, size in sizes.items()):
         for key, size in sizes.items():

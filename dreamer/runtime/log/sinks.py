@@ -1,6 +1,6 @@
-"""The files and services that metrics go to: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
+"""The files and services to which metrics are written: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
 
-Each can be rewound to where it stood at a checkpoint, so that a resumed run continues it without gap or overlap.
+Each can be rewound to its position at a checkpoint, so that a resumed run continues it without gap or overlap.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
 
 class Sink(Protocol):
-    """Where metrics go. step: env_steps | picture [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
+    """A destination of metrics. step: env_steps | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
@@ -38,25 +38,25 @@ class Sink(Protocol):
 
 
 class Guarded:
-    """A sink of the caller's: what it raises is told in a line that names it."""
+    """A sink of the caller: its errors are reported in one line that names the sink."""
 
     def __init__(self, sink: Sink):
         self._sink = sink
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """As `Sink`. Raises UserError, as all its calls do."""
+        """Like `Sink.scalars`. Raises UserError, as all its calls do."""
         self._call("scalars", step, values)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """As `Sink`."""
+        """Like `Sink.picture`: image [H, W, 3]."""
         self._call("picture", step, name, image)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """As `Sink`."""
+        """Like `Sink.video`: frames [T, H, W, 3]."""
         self._call("video", step, name, frames, fps)
 
     def close(self) -> None:
-        """Leaves it open: it is the caller's."""
+        """Leaves the sink open, as it belongs to the caller."""
 
     def _call(self, method: str, *args: Any) -> None:
         try:
@@ -66,10 +66,10 @@ class Guarded:
 
 
 class JsonLines:
-    """A file of one JSON object a line. A line is written whole or not at all."""
+    """A file with one JSON object per line. A line is written whole or not at all."""
 
     def __init__(self, path: Path):
-        """Opens or makes the file; what it holds already counts in `position`."""
+        """Opens or makes the file; `position` includes its existing contents."""
         self._path = path
         try:
             self._file = open(path, "ab", buffering=0)
@@ -88,7 +88,7 @@ class JsonLines:
         before = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
-            while written < len(line):  # a nearly full disk takes a part first, and refuses the next call
+            while written < len(line):  # a nearly full disk takes a part of the line, and the next call fails
                 written += self._file.write(line[written:])
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class JsonLines:
         self._crc = zlib.crc32(line, self._crc)
 
     def position(self) -> tuple[int, int]:
-        """Bytes written so far, and their crc32; they are on the disk when this returns."""
+        """Bytes written so far, and their crc32; the bytes are on the disk when this returns."""
         try:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size, self._crc
@@ -112,8 +112,8 @@ class JsonLines:
 class Tail(NamedTuple):
     """Where a file of lines is cut when a run is resumed.
 
-    keep: bytes that stay | seconds: the `time` of the last line kept after the checkpoint, else 0 | note: "" or a line
-    that says what could not be kept
+    keep: bytes kept | seconds: the `time` of the last line kept after the checkpoint, else 0 | note: "" or a line on
+    what could not be kept
     """
 
     keep: int
@@ -122,9 +122,9 @@ class Tail(NamedTuple):
 
 
 def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
-    """What is wrong with the first `nbytes` bytes of a file of lines, as a phrase; "" when they are those written.
+    """What is wrong with the first `nbytes` bytes of a file of lines, as a phrase; "" when they are unchanged.
 
-    crc: of these bytes, None if it was not kept. Raises UserError when the file cannot be read.
+    crc: of these bytes, None if unknown. Raises UserError when the file cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -141,10 +141,10 @@ def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
 
 
 def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
-    """Where to cut a file of lines for a run that goes on; only reads.
+    """Where to cut a file of lines for a run that is resumed; only reads.
 
     nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
-    A line that a kill has cut, or that is damaged, goes with all after it.
+    A line that a kill has cut, or that is damaged, is cut off with all later lines.
     """
     seconds, note = 0.0, ""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
@@ -164,7 +164,7 @@ def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
 
 
 def _crc_of(path: Path, nbytes: int) -> int:
-    """crc32 of the first bytes of a file."""
+    """crc32 of the first `nbytes` bytes of a file."""
     crc = 0
     with open_regular(path) as file:
         while nbytes > 0 and (piece := file.read(min(nbytes, 1 << 22))):
@@ -174,14 +174,14 @@ def _crc_of(path: Path, nbytes: int) -> int:
 
 
 class TensorBoard:
-    """A TensorBoard event file, written at once in the calling thread.
+    """A TensorBoard event file, written immediately in the calling thread.
 
-    tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller for ever,
-    and its add_video drops the video unless moviepy is there; hence the events are made here.
+    tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller forever,
+    and its add_video drops the video unless moviepy is installed; hence the events are made here.
     """
 
     def __init__(self, directory: Path, resumed_at: int | None = None):
-        """resumed_at: the env_steps from which viewers shall forget what earlier files say; None = a new run."""
+        """resumed_at: env_steps from which viewers discard the values of earlier files; None = a new run."""
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
@@ -197,7 +197,7 @@ class TensorBoard:
             self._write(self._event(wall_time=time.time(), step=resumed_at, session_log=start))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name; nan is shown as a mark."""
+        """Writes one curve per name; nan is shown as a mark."""
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -205,11 +205,11 @@ class TensorBoard:
         self._write_image(step, name, image.shape, images.encode_png(image))
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Stored as an animated GIF, which TensorBoard plays among the images."""
+        """Stores frames [T, H, W, 3] as an animated GIF, which TensorBoard plays among the images."""
         self._write_image(step, name, frames.shape[1:], images.encode_gif(frames, fps))
 
     def close(self) -> None:
-        """Closes the file. What could not be written has been told by the write that failed."""
+        """Closes the file. A failed write has already raised its error."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -249,11 +249,11 @@ class WeightsAndBiases:
 
     @property
     def run_id(self) -> str:
-        """What names the run there."""
+        """The id of the run in Weights & Biases."""
         return self._run.id
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve a name."""
+        """Logs one curve per name."""
         self._run.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -261,7 +261,7 @@ class WeightsAndBiases:
         self._run.log({name: self._wandb.Image(image)}, step=step)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Stored as GIF, encoded here: wandb itself would need moviepy."""
+        """Logs frames [T, H, W, 3] as a GIF, encoded here, as wandb itself would need moviepy."""
         gif = io.BytesIO(images.encode_gif(frames, fps))
         self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
 
@@ -276,7 +276,7 @@ def wandb_ready(mode: str) -> Any:
         import wandb
     except ImportError as error:
         raise UserError(f"log.wandb={mode} needs the package wandb: python -m pip install wandb") from error
-    # Asked before init, which on a terminal would stop and ask for an account.
+    # Checked before init, which on a terminal would stop and ask for an account.
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         raise UserError(
             "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live panel on a terminal, plain lines in a file or a pipe. No jax."""
+"""Shows the progress of a run: a live panel on a terminal, plain lines in a file or a pipe. No jax."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LOSS = "loss/"
 
 
 class State(NamedTuple):
-    """All that is shown; replaced as a whole, so that the thread that draws sees no half update.
+    """The values shown; replaced as a whole, so that the drawing thread never sees a half update.
 
-    losses: the names of those that are shown, in order; of "rec/image", "rec/position" the sum, as "rec"
+    losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
     """
 
     phase: str
@@ -31,8 +31,8 @@ class State(NamedTuple):
 class Display:
     """Shows the progress of a run on `stream`, and owns the thread that draws the live panel.
 
-    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, always the same fields in
-    the same order, "-" where there is no value yet, no control codes. Use as a context manager, or close().
+    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, always with the same fields
+    in the same order, "-" for a missing value, and no control codes. Use as a context manager, or close().
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Display:
             self.message(line)
 
     def losses(self, names: Iterable[str]) -> None:
-        """Sets which losses are shown: all names of an agent's, in order, such as "dyn", "rec/image"."""
+        """Sets the losses to show: all loss names of an agent, in order, such as "dyn", "rec/image"."""
         self._state = self._state._replace(losses=tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
 
     def message(self, text: str) -> None:
-        """Prints a line that stays, above the panel."""
+        """Prints a permanent line above the panel."""
         if self._console:
             self._console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 
     def phase(self, name: str) -> None:
-        """Says what the run does now ("compiling", "training", "evaluating"); rates start afresh."""
+        """Sets the phase of the run ("compiling", "training", "evaluating"); rates restart."""
         if name == self._state.phase:
             return
         self._marks.clear()
@@ -78,9 +78,9 @@ class Display:
             self.message(f"[{_clock_time(self._clock() - self._start)}] {name}")
 
     def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows how far the run is. Cheap: may be called at every step.
+        """Shows the progress of the run. Cheap: may be called at every step.
 
-        metrics: new values by name; a name that is missing keeps its last value.
+        metrics: new values by name; a missing name keeps its last value.
         """
         now = self._clock()
         if not self._marks or now - self._marks[-1][0] >= WINDOW / 60:
@@ -101,7 +101,7 @@ class Display:
             self._write_line(now)
 
     def close(self) -> None:
-        """Draws once more and gives the terminal back. In a file: writes the last line. May be called again."""
+        """Draws once more and restores the terminal. In a file: writes the last line. May be called again."""
         if self._live:
             live, self._live = self._live, None
             live.stop()
@@ -138,7 +138,7 @@ class Display:
 
 
 def plain_line(state: State, total: int, seconds: float) -> str:
-    """One line of `name value` fields, in an order that never changes."""
+    """One line of `name value` fields, always in the same order."""
     share = 100 * min(1.0, state.env_steps / total) if total else 100
     fields = {
         "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
@@ -154,7 +154,7 @@ def plain_line(state: State, total: int, seconds: float) -> str:
 
 
 def panel(state: State, total: int, seconds: float, width: int = 100):
-    """The same facts as a rich panel: progress on top, the groups below, side by side where `width` allows."""
+    """The same values as a rich panel: progress on top, the groups below, side by side where `width` allows."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -223,7 +223,7 @@ def _health(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _left(state: State, total: int) -> float | None:
-    """Seconds to the end at the present rate, None when there is none."""
+    """Seconds to the end at the current rate, None without a rate."""
     return max(0, total - state.env_steps) / state.env_rate if state.env_rate else None
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from dreamer.errors import UserError
 
 GB = 10**9
-LEAST_BETWEEN = 256 * 10**6  # bytes of rows for which no checkpoint comes before its time
+LEAST_BETWEEN = 256 * 10**6  # bytes of rows below which no checkpoint is taken early
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Capacity:
 
     envs: rings. rows_per_env: rows of each. row_bytes: bytes of one row in memory.
     free_bytes: host memory that is free, None if unknown. bound: the setting that keeps it from being larger.
-    disk_row_bytes, free_disk: the same for what lies on the disk.
+    disk_row_bytes, free_disk: the same for the columns on the disk.
     """
 
     envs: int
@@ -52,22 +52,22 @@ class Capacity:
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
-    """Rows after which a checkpoint is due before its time: until it is safe, no file of the one before may go."""
+    """Rows after which a checkpoint is taken early: no file of the previous one may be removed until it is safe."""
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 
 def rows_between_flushes(size: Capacity) -> int:
-    """Rows after which a file of rows is due before its time: a file goes once nobody needs any row of it."""
+    """Rows after which a file of rows is written early: a file is removed once no row in it is needed."""
     return max(size.envs, rows_between_checkpoints(size) // 16)
 
 
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
-    """Bytes that the files of rows of a run take at most.
+    """The most bytes that the files of rows of a run take.
 
-    latent_bytes: of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the whole run.
+    latent_bytes: latents of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the run.
     keep_every: steps between the older checkpoints that stay too, each with its rows and latents; 0 = none.
-    While a checkpoint is written, one more than `keep` hold on to the rows that the replay had then; the first and the
-    last file hold rows of before and after.
+    While a checkpoint is being written, `keep` + 1 checkpoints pin the rows they need; the first and last file also
+    contain rows that nobody needs.
     """
     fresh = (keep + 1) * rows_between_checkpoints(size) + 2 * rows_between_flushes(size)
     if keep_every:
@@ -98,8 +98,8 @@ def fit(
     """The largest replay that every limit allows.
 
     bytes_per_row: in memory. sequence: rows of one sampled sequence. env_steps: rows that the run makes; more are
-    never needed. capacity_gb: 0 means half of `free_bytes`. free_bytes: None when the system does not tell.
-    disk_bytes_per_row, disk_gb, free_disk: the same for what lies on the disk; 0, and nothing lies there.
+    never needed. capacity_gb: 0 means half of `free_bytes`. free_bytes: None when unknown.
+    disk_bytes_per_row, disk_gb, free_disk: the same for the columns on the disk; 0 bytes per row: there are none.
     Raises UserError when no sequence fits in a ring, or when the memory or the disk asked for is not there.
     """
     limits = {"env_steps": -(-env_steps // envs), "replay.capacity_steps": capacity_steps // envs}
@@ -134,7 +134,7 @@ def _free(count: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes for people, in the decimal units of `capacity_gb`."""
+    """Bytes as readable text, in the decimal units of `capacity_gb`."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

@@ -12,12 +12,15 @@ from dreamer.errors import UserError, nearest
 from dreamer.runtime.replay import columns
 from dreamer.spaces import Space, Spec
 
-# Rows of at least so many bytes are copied faster as slices than by their indices.
+# Rows of at least this many bytes are copied faster as slices than by their indices.
 WIDE = 1024
 
 
 def in_memory(spaces: Mapping[str, Space], envs: int, rows_per_env: int) -> dict[str, np.ndarray]:
-    """Zeros, not empty: the system hands out such pages when they are first written."""
+    """A column [E, rows_per_env, ..] for each space, filled with zeros.
+
+    Not `np.empty`: the system provides pages of zeros only when they are first written.
+    """
     return {
         name: np.zeros((envs, rows_per_env, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()
     }
@@ -40,7 +43,7 @@ def gather(column: np.ndarray, ring: np.ndarray, number: np.ndarray, length: int
 def scatter(column: np.ndarray, ring: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
     """Writes value [B, L, ..] to the successive rows from `number` [B] on of rings [B], less the first `skip` [B].
 
-    Of several sequences that share a row the last one counts.
+    Where several sequences share a row, the last one is kept.
     """
     rows = column.shape[1]
     if column[0, 0].nbytes < WIDE:
@@ -64,7 +67,7 @@ def flat(column: np.ndarray) -> np.ndarray:
 def checked(
     spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
 ) -> dict[str, np.ndarray]:
-    """The given arrays, if they are exactly those of `spaces` with `leading` axes; else UserError naming the column."""
+    """The given arrays {name: [*leading, ..]}, checked against `spaces`. Raises UserError naming a wrong column."""
     for name in sorted(given.keys() - spaces.keys()):
         raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
     values = {}
@@ -87,7 +90,7 @@ def dtype_of(space: Space) -> np.dtype:
 
 
 def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
-    """All that one row holds, by name: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
+    """The spaces of one row's columns, by name: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
     return {
         **{f"obs/{key}": space for key, space in spec.obs.items()},
         "action": Space((spec.action_width,), "float32"),

@@ -1,4 +1,4 @@
-"""What the replay is told. No jax."""
+"""The settings of the replay. No jax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARE = Mark("the share of the sequences that the way of sampling of this name d
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the replay holds and how batches are drawn from it."""
+    """The size of the replay, and how batches are drawn from it."""
 
     capacity_steps: Annotated[int, at_least(1)] = 1_000_000
     """Most rows held, all environments together."""
@@ -30,7 +30,8 @@ class Config:
     uniform: Annotated[float, between(0, 1), SHARE] = 1.0
     """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
     priority: Annotated[float, between(0, 1), SHARE] = 0.0
-    """Share drawn by how large the world model's losses on them were, new ones first."""
+    """Share of sequences drawn in proportion to the world model's loss on them; sequences never trained on come
+    first."""
     recency: Annotated[float, between(0, 1), SHARE] = 0.0
     """Share drawn by age: weight 1 / rank, the newest has rank 1."""
     priority_exponent: Annotated[float, between(0, 1)] = 0.8

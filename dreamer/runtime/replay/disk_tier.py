@@ -15,7 +15,7 @@ from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.replay import columns
 from dreamer.spaces import Space
 
-FOLDER = "replay-tier"  # a number follows: that of the process
+FOLDER = "replay-tier"  # followed by the id of the process
 BLOCK = 8 * 2**20  # bytes of a ring for which disk space is taken at once
 
 
@@ -24,7 +24,7 @@ class DiskTier:
 
     A write into a mapped file whose disk is full kills the process. So space is taken by `reserve` before rows are
     written, where a full disk is an error like any other. (File systems that copy on write promise less.)
-    columns {name: [E, rows_per_env, ..]}: zeros at first, on the disk and in whatever memory the system can spare.
+    columns {name: [E, rows_per_env, ..]}: zeros at first, on the disk and cached in memory that the system can spare.
     """
 
     def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], envs: int, rows_per_env: int):
@@ -74,9 +74,9 @@ class DiskTier:
 
 
 def remove_left_over(run_dir: Path) -> None:
-    """Removes the folders that earlier processes of this run left behind; this process has none yet, or it is in use.
+    """Removes the folders that earlier processes of this run left behind, but not one that this process uses.
 
-    Only for who holds the lock of the run.
+    The caller must hold the lock of the run.
     """
     for folder in run_dir.glob(f"{FOLDER}*"):
         if not folder.name.startswith(f"{FOLDER}-{os.getpid()}-"):
@@ -90,7 +90,7 @@ def free_space(path: str | Path) -> int:
 
 
 def _take_space(path: Path, offset: int, length: int) -> None:
-    """Gives bytes of a sparse file that were never written their place on the disk."""
+    """Allocates disk space for bytes of a sparse file that were never written."""
     with open(path, "r+b") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), offset, length)

@@ -1,4 +1,4 @@
-"""Rows go to the disk in time, whatever the main thread does: it evaluates and compiles for minutes. No jax."""
+"""Flushes rows to the disk in time, even while the main thread evaluates or compiles for minutes. No jax."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dreamer.errors import UserError
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
 
-_SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two looks
+_SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two checks
 
 
 class Flushing:
     """Owns a thread that hands new rows to the store when they are due. Use as a context manager, or close().
 
-    every: seconds between two files, 0 = by number alone. most: rows after which a file is due before its time.
+    every: seconds between two files, 0 = by number alone. most: rows after which a file is written early.
     """
 
     def __init__(self, store: RowStore, replay: Replay, *, every: float, most: int):
@@ -27,7 +27,7 @@ class Flushing:
         self._thread.start()
 
     def tend(self) -> None:
-        """Flushes if that is due; from any thread. Raises UserError when the disk refused an earlier file."""
+        """Flushes if a file is due; callable from any thread. Raises UserError if an earlier write failed."""
         with self._turn:
             now, steps = time.monotonic(), self._replay.steps
             late = now - self._time >= self._every > 0

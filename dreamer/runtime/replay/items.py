@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Items(NamedTuple):
-    """The items that exist: of ring e those that begin at rows first[e] .. first[e] + per_ring[e] - 1.
+    """The items that exist: in ring e they begin at rows first[e] .. first[e] + per_ring[e] - 1.
 
     first, per_ring [E] int64; first is also the oldest row that the ring holds.
     """
@@ -27,7 +27,7 @@ def existing(counts: np.ndarray, rows_per_env: int, sequence: int) -> Items:
 
 
 def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ring [size] and first row number [size] of items, each as likely. One item at least must exist."""
+    """Ring and first row number of items, both of shape [size], all equally likely. At least one item must exist."""
     ends = np.cumsum(items.per_ring)
     item = rng.integers(ends[-1], size=size)
     ring = np.searchsorted(ends, item, side="right")
@@ -35,15 +35,15 @@ def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarr
 
 
 def rank_sums(most: int, exponent: float) -> np.ndarray:
-    """[most] float64: 1 / rank ** exponent, added up from rank 1 (the newest) on; what `recent` draws by."""
+    """Cumulative sums of 1 / rank ** exponent from rank 1 (the newest) on, float64 of shape [most]; for `recent`."""
     return np.cumsum(np.arange(1, most + 1, dtype=np.float64) ** -exponent)
 
 
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ring [size] and first row number [size] of items, each with weight 1 / rank ** exponent.
+    """Ring and first row number of items, both of shape [size], each with weight 1 / rank ** exponent.
 
-    Ranks go by age, counted in rows of an item's own ring; among equals, longer rings come first.
-    sums: `rank_sums` of at least as many as exist. One item at least must exist. Logarithmic in the items.
+    Items are ranked by age, counted in rows of their own ring; at equal age, items of longer rings come first.
+    sums: `rank_sums` [most] of at least the number of items. At least one item must exist. Logarithmic in the items.
     """
     total = int(items.per_ring.sum())
     rank = np.searchsorted(sums[: total - 1], rng.random(size) * sums[total - 1], side="right")

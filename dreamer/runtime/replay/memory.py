@@ -11,14 +11,14 @@ import psutil
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes of host memory that this process may still take.
 
-    The least of what the machine has and what each control group (a container, a Slurm job) leaves; psutil does not
-    know control groups. root: the file system in which they are described, another one in tests.
+    The smallest of the machine's free memory and the room in each control group (a container, a Slurm job); psutil
+    does not know control groups. root: the file system that describes the control groups, another one in tests.
     """
     return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves: its limit less what it cannot reclaim."""
+    """The room in each control group above this process: its limit less the memory that it cannot reclaim."""
     listing = root / "proc/self/cgroup"
     if not listing.exists():
         return

@@ -1,8 +1,8 @@
-"""Prioritised selection: items drawn by how large the losses of their rows were. Plain numpy, no jax.
+"""Prioritised selection: items drawn in proportion to the losses of their rows. Plain numpy, no jax.
 
-A row's priority is what `write` was told last; infinite while it is new, 0 once an item with it was drawn. The weight
+A row's priority is the last one written; infinite while it is new, 0 once an item with it was drawn. The weight
 of an item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn
-before all others, each of them as likely. Source: spec section 10.
+before all others, all equally likely. Source: spec section 10.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEW, KNOWN = 0, 1  # planes of the tree: 1 for each item with a new row; the wei
 class Priorities:
     """Owns a priority for each row and a weight for each item of rings of equal length.
 
-    rows [E, rows_per_env] float32: priority ** exponent. tree: of the items, each at the slot of its first row.
+    rows [E, rows_per_env] float32: priority ** exponent. tree: the items' weights, each at the slot of its first row.
     """
 
     def __init__(self, envs: int, rows_per_env: int, sequence: int, *, exponent: float, maxfrac: float):
@@ -29,7 +29,7 @@ class Priorities:
         self._sequence, self._exponent, self._maxfrac = sequence, exponent, maxfrac
 
     def added(self, ring: np.ndarray, number: np.ndarray) -> None:
-        """Rows `number` [N] were just appended to different rings [N]: new ones; the items of the oldest are gone."""
+        """Marks rows `number` [N], just appended to different rings [N], as new; drops the items they overwrite."""
         length = self.rows.shape[1]
         self.rows[ring, number % length] = np.inf
         item = number - self._sequence + 1
@@ -40,9 +40,9 @@ class Priorities:
         self.tree.update(leaf, weight)
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ring [size] and first row number [size] of items, whose rows then have priority 0.
+        """Ring and first row number of items, both of shape [size]; sets the priorities of their rows to 0.
 
-        Within one call an item comes once, unless no other with a weight is left: the rest is then drawn uniformly.
+        Within one call no item is drawn twice until no other has a weight; the rest is then drawn uniformly.
         """
         ring, number = np.zeros(0, np.int64), np.zeros(0, np.int64)
         while len(ring) < size:
@@ -61,13 +61,13 @@ class Priorities:
         return ring, number
 
     def write(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [N, L] of the successive rows [N, L] of rings [N]; of items that exist, new weights.
+        """Sets the priorities [N, L] of the successive rows [N, L] of rings [N], and the weights of the items there.
 
         Rows that are no longer held are left alone. A priority that is negative or not a number counts as 0.
         """
         length = self.rows.shape[1]
         held = number >= items.first[ring][:, None]
-        # Only what was never trained on may be infinite. fmax takes the number when the other is none.
+        # Only rows never trained on may be infinite. fmax ignores a NaN.
         power = np.minimum(np.fmax(priority, 0) ** self._exponent, np.finfo(np.float32).max)
         self.rows[np.broadcast_to(ring[:, None], number.shape)[held], number[held] % length] = power[held]
         # Every item that contains one of the rows: those that begin up to a sequence before.
@@ -79,11 +79,11 @@ class Priorities:
         self.tree.update(self._leaf(ring[:, None], item)[here], weight[here])
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that cannot be made anew: rows [E, R] float32 and items [E * R, 2] float64. Views, not copies."""
+        """All that cannot be recomputed: rows [E, R] float32 and items [E * R, 2] float64. Views, not copies."""
         return {"rows": self.rows, "items": self.tree.leaves}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from a `state`: the same draws from the same generator."""
+        """Restores rows [E, R] and items [E * R, 2] of a `state`: the same generator then gives the same draws."""
         self.rows[...] = state["rows"]
         self.tree.fill(state["items"])
 
@@ -102,7 +102,7 @@ class Priorities:
 def slide(combine: np.ufunc, values: np.ndarray, length: int) -> np.ndarray:
     """`combine` over each window of `length` successive values: [N, L] -> [N, L - length + 1].
 
-    Windows of a power of two are made from two of half their length, any other from those.
+    A window whose length is a power of two is combined from two of half its length, any other from such windows.
     """
     count, width, covered = values.shape[1] - length + 1, 1, 0
     result = None

@@ -3,7 +3,7 @@
 Rows of an environment are numbered from its start; row `number` lies in slot `number % rows_per_env`, and the
 last `rows_per_env` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
 rows are all held. Sequences run over episode boundaries, never over the head of a ring.
-The observations may lie in files (`disk_tier`); which items are drawn is the matter of `samplers`.
+The observations may lie in files (`disk_tier`); `samplers` chooses which items are drawn.
 Source: spec section 10.
 """
 
@@ -31,10 +31,10 @@ from dreamer.steps import Batch, Rows, Step
 def size_replay(
     spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int, run_dir: str | Path = "."
 ) -> Capacity:
-    """The size that the replay will have; takes no memory. `describe()` of it is the line to print first.
+    """The size that the replay will have; takes no memory. Print its `describe()` before making the replay.
 
     storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
-    run_dir: whose disk `tier: disk` uses.
+    run_dir: the folder whose disk `tier: disk` uses.
     Raises UserError when no sequence fits.
     """
     held, disk = _tiers(spec, storage, config)
@@ -53,13 +53,13 @@ def size_replay(
 
 
 class Replay:
-    """Owns the rings, in memory and in files. Threads may share it: what changes or copies rows takes turns.
+    """Owns the rings, in memory and in files. Threads may share it: a lock guards all that changes or copies rows.
 
     Its whole state: `columns` {name: [E, rows_per_env, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
     `queue` of (ring, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
 
-    storage: {name: Space} of the packed latents of a row; stored only where `config.context` has a use for them.
-    env_steps: rows that the run makes. size: a `size_replay` made before, so that what was printed is what is taken.
+    storage: {name: Space} of the packed latents of a row; stored only where `config.context` needs them.
+    env_steps: rows that the run makes. size: the result of an earlier `size_replay`, so that the printed size is used.
     run_dir: where `tier: disk` keeps its files until `close`.
     Raises UserError as `size_replay` does, and when the files cannot be made.
     """
@@ -92,7 +92,7 @@ class Replay:
         )
         self.sampler = make_sampler(config, Rings(envs, self.size.rows_per_env, self.sequence))
         self.rng = np.random.default_rng(seed)
-        # Its own stream, so that how often a run is looked at does not change what it trains on.
+        # A separate stream, so that reports do not change which sequences the run trains on.
         self.report_rng = np.random.default_rng((seed, 1))
         self.lock = threading.Lock()
 
@@ -116,11 +116,11 @@ class Replay:
         return sum(column.nbytes for column in self.columns.values())
 
     def ready(self, batch_size: int) -> bool:
-        """Whether training may start: as many items as a batch has trained rows, or all that the rings can hold."""
+        """Whether training may start: the items reach the trained rows of a batch, or all that the rings can hold."""
         return len(self) >= self._wanted(batch_size)
 
     def start(self, batch_size: int) -> int:
-        """The environment step at which training may start, environments being equally fast."""
+        """The environment step at which training may start if all environments are equally fast."""
         envs = len(self.counts)
         return envs * (-(-self._wanted(batch_size) // envs) + self.sequence - 1)
 
@@ -153,9 +153,9 @@ class Replay:
         """Draw sequences: queued fresh ones first, the rest by the shares of uniform, priority and recency.
 
         online: False draws uniformly and leaves queue and priorities alone, for evaluation and reports.
-        Returns a batch of context + T rows, which owns its memory, and where its T trained rows lie.
-        On the sample only, is_first of row 0 is true, and is_last of a row whose successor begins an episode.
-        Raises ValueError when no item is there.
+        Returns a batch of context + T rows, a copy, and the env [B] and number [B, T] of its T trained rows.
+        In the returned copy (not in the ring), is_first is set on row 0, and is_last on any row that is followed by
+        the start of an episode. Raises ValueError when there is no item.
         """
         with self.lock:
             return self._sample(batch_size, online, [*self.columns])
@@ -163,7 +163,8 @@ class Replay:
     def sample_beside(
         self, batch_size: int, seen: np.ndarray
     ) -> tuple[Batch, Rows, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-        """As `sample`, for who has the observations of the first `seen` [E] rows: a batch without, and all later ones.
+        """Like `sample`, for a caller that already holds the observations of the first `seen` [E] rows: returns a
+        batch without observations, plus the observations added since.
 
         Both at one instant, so that no row of the batch has been overwritten by a later one.
         """
@@ -172,7 +173,7 @@ class Replay:
             return *self._sample(batch_size, True, names), self._rows_since(seen, None)
 
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Of the rows held that came after the first `seen` [E] at most so many, the oldest of each ring first.
+        """At most `most` rows added after the first `seen` [E] and still held, oldest first within each ring.
 
         Returns ring [n], row number [n] and observations {k: [n, ..]}, copies.
         """
@@ -213,9 +214,9 @@ class Replay:
         return batch, Rows(env, number[:, context:])
 
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
-        """Write recomputed latents {name: [B, T, ..]} back to the rows of a sample, which follow each other.
+        """Write recomputed latents {name: [B, T, ..]} back to the successive rows of a sample.
 
-        Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
+        Rows overwritten since are left alone; where several sequences share a row, the last one is kept.
         Raises UserError naming the latent whose shape or dtype is wrong.
         """
         spaces = {name: self.spaces[name] for name in self._latent_names()}
@@ -227,9 +228,9 @@ class Replay:
                 scatter(self.columns[name], rows.env, rows.number[:, 0], value, skip)
 
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
-        """Write the priorities [B, T] float32 of the rows of a sample; without a use where `config.priority` is 0.
+        """Write the priorities [B, T] float32 of the rows of a sample; no effect where `config.priority` is 0.
 
-        Rows that were overwritten since are left alone; of several sequences that share a row the last one counts.
+        Rows overwritten since are left alone; where several sequences share a row, the last one is kept.
         Raises UserError when shape or dtype is wrong.
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
@@ -285,7 +286,7 @@ class Replay:
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
-    """The columns of a row in memory and on the disk; without a context row nobody reads stored latents."""
+    """The columns of a row in memory and on the disk; latents are stored only with a context row, which reads them."""
     columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

@@ -32,12 +32,12 @@ def _nothing(*args: Any) -> None:
 
 
 class Way(NamedTuple):
-    """A way of sampling, as functions that share what they remember. What a way has no use for does nothing.
+    """A way of sampling, as functions that share their memory. A function that a way does not need does nothing.
 
-    draw(rng, items, size) -> ring [size], first row number [size] of items; one item at least must exist
-    added(ring [N], number [N]): these rows were just appended, each to another ring
-    prioritise(items, ring [B], number [B, T], priority [B, T]): of successive rows; rows no longer held are left alone
-    state() -> {name: array}, all that is remembered, the arrays themselves | load(state)
+    draw(rng, items, size) -> ring [size], first row number [size] of items; at least one item must exist
+    added(ring [N], number [N]): called after these rows were appended, each to another ring
+    prioritise(items, ring [B], number [B, T], priority [B, T]): for successive rows; rows no longer held are left alone
+    state() -> {name: array}, the whole memory, not copied | load(state)
     """
 
     draw: Callable[[np.random.Generator, Items, int], Drawn]
@@ -65,7 +65,7 @@ def recency_way(config: Config, rings: Rings) -> Way:
 
 
 class Maker(NamedTuple):
-    """How a way is made. bytes_per_row: host memory that it takes for each row of the replay."""
+    """Makes a way. bytes_per_row: host memory that the way takes for each row of the replay."""
 
     make: Callable[[Config, Rings], Way]
     bytes_per_row: int = 0
@@ -92,15 +92,15 @@ class Part(NamedTuple):
 
 
 def make_sampler(config: Config, rings: Rings) -> Sampler:
-    """The ways that have a share in `config`, each with empty memory."""
+    """A sampler of the ways that have a share in `config`, each with empty memory."""
     parts = [Part(name, share, WAYS[name].make(config, rings)) for name, share in config.shares.items() if share]
     return Sampler(tuple(parts))
 
 
 class Sampler:
-    """Owns what the ways of sampling remember. Random numbers come from the caller's generator.
+    """Owns the memory of the ways of sampling. Random numbers come from the caller's generator.
 
-    With one way alone no random number is spent on choosing the way.
+    With a single way, no random number is spent on choosing the way.
     """
 
     def __init__(self, parts: tuple[Part, ...]):
@@ -108,7 +108,7 @@ class Sampler:
         self._parts, self._shares = parts, shares / shares.sum()
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> Drawn:
-        """Ring [size] and first row number [size] of items. One item at least must exist."""
+        """Ring [size] and first row number [size] of items. At least one item must exist."""
         if len(self._parts) == 1:
             return self._parts[0].way.draw(rng, items, size)
         chosen = rng.choice(len(self._parts), size, p=self._shares)
@@ -119,20 +119,20 @@ class Sampler:
         return ring, number
 
     def added(self, ring: np.ndarray, number: np.ndarray) -> None:
-        """Rows `number` [N] were just appended to different rings [N]."""
+        """Notes that rows `number` [N] were appended to different rings [N]."""
         for part in self._parts:
             part.way.added(ring, number)
 
     def prioritise(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Priorities [B, T] of the successive rows `number` [B, T] of rings [B]; rows no longer held are left alone."""
+        """Sets the priorities [B, T] of successive rows `number` [B, T] of rings [B]; skips rows no longer held."""
         for part in self._parts:
             part.way.prioritise(items, ring, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the ways remember, as "way/name"; the arrays themselves, not copies."""
+        """The memory of all ways, {"way/name": array}; priorities have rows [E, R] and items [E * R, 2]. Not copied."""
         return {f"{part.name}/{name}": array for part in self._parts for name, array in part.way.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from a `state` of a sampler with the same settings and size."""
+        """Restores the `state` of a sampler with the same settings and size; each array keeps its shape."""
         for part in self._parts:
             part.way.load({name: state[f"{part.name}/{name}"] for name in part.way.state()})

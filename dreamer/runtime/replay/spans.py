@@ -1,4 +1,4 @@
-"""The replay taken apart and put together again, for the files of a run: rows, latents, and what decides the draws.
+"""Copies the replay out and restores it, for the files of a run: rows, latents, and the state of the sampler.
 
 Rows travel as spans, runs of successive rows of one environment, and columns {name: [R, ..]} in which the spans follow
 one another. Plain numpy, no jax.
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns]:
-    """Copies of the rows from `numbers` [E] on, as far as they are held; no columns without a row."""
+    """Copies of the rows from `numbers` [E] on that are held; {} for the columns when there is none."""
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
         spans = [Span(env, int(start[env]), int(stop)) for env, stop in enumerate(replay.counts) if stop > start[env]]
@@ -48,9 +48,9 @@ def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Colu
 
 
 def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: bool) -> None:
-    """Puts rows back that `rows_since` gave; each span goes on where its ring ends.
+    """Puts rows back that `rows_since` returned; each span continues where its ring ends.
 
-    fresh: they are new to queue and sampler, as with `Replay.add`; else a `load` follows, which knows about them.
+    fresh: adds the rows to queue and sampler, as `Replay.add` does; otherwise `load` restores both afterwards.
     Raises UserError naming a column that is wrong.
     """
     values = checked(replay.spaces, columns, (_length(spans),), "put_rows")
@@ -63,7 +63,7 @@ def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: boo
 
 
 def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None:
-    """Puts latents back that `held_latents` gave. Raises UserError naming a column that is wrong, or is of no row."""
+    """Puts latents back that `held_latents` returned. Raises UserError naming a column that is wrong or has no row."""
     if any(span.stop > replay.counts[span.env] for span in spans):
         raise UserError("replay.put_latents: these are latents of rows that are not there")
     spaces = {name: replay.spaces[name] for name in latent_names(replay)}
@@ -73,7 +73,7 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
 
 
 def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
-    """What decides the next draws apart from the rows: JSON values, and copies of arrays."""
+    """All that decides the next draws besides the rows: JSON values, and copies of arrays."""
     with replay.lock:
         values = {
             "counts": replay.counts.tolist(), "rows_per_env": replay.size.rows_per_env, "queue": list(replay.queue),
@@ -83,9 +83,12 @@ def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
 
 
 def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Takes a `state` over, when its rows have been put back. Rings of another length: every row is new to the sampler.
+    """Restores a `state`; call it after restoring the rows.
 
-    values: as `manifest.head` has checked them. Raises UserError when it is the state of another replay.
+    If the ring length has changed, the sampler treats every row as new.
+
+    values: as checked by `manifest.head`. arrays: of the same shapes as `Sampler.state` returns them.
+    Raises UserError when it is the state of another replay.
     """
     if values["counts"] != replay.counts.tolist():
         raise UserError("the state of the replay is not of these rows")
@@ -108,7 +111,7 @@ def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndar
 
 
 def oldest(replay: Replay) -> np.ndarray:
-    """[E] the first row that each ring holds."""
+    """The first row [E] that each ring holds."""
     return np.maximum(0, replay.counts - replay.size.rows_per_env)
 
 
@@ -129,7 +132,7 @@ def _check_sampler(replay: Replay, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _tell_new(replay: Replay, span: Span) -> None:
-    """Queue and sampler hear of the rows of a span as `Replay.add` tells them."""
+    """Adds the rows of a span to queue and sampler, as `Replay.add` does."""
     for number in range(span.start, span.stop):
         replay.sampler.added(np.array([span.env]), np.array([number]))
         if (number + 1) % replay.sequence == 0:

@@ -1,7 +1,7 @@
 """The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
 
-A rows file holds, for every environment, the rows since the file before, latents as they were at that moment. A kill at
-any instant loses at most what was not yet flushed. A checkpoint adds the latents of all rows held, as training has
+A rows file holds, for every environment, the rows since the previous file, with their latents at that moment. A kill at
+any instant loses at most the rows not yet flushed. A checkpoint adds the latents of all rows held, as training has
 refreshed them, so that a resumed run continues from exactly the replay that was saved.
 """
 
@@ -27,7 +27,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since
 
 LATENT_FILE_BYTES = 1 << 26
-_WAITING = 4  # flushes that may wait for the disk before collecting has to
+_WAITING = 4  # flushes that may wait for the disk before collecting waits as well
 _NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", re.ASCII)
 
 
@@ -41,14 +41,14 @@ class _Written(NamedTuple):
 class RowStore:
     """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or close().
 
-    An error of the thread is raised by the next call as UserError; what was written before it stays.
+    The next call raises an error of the thread as UserError; files written before it stay.
     """
 
     def __init__(self, folder: Path, run: str):
         """run: the identity of the run, written into every file. Reading changes nothing on the disk."""
         self._folder, self._run = folder, run
         self._files: list[_Written] = []
-        self._listing = threading.Lock()  # of `_files`, which the writing thread adds to while `prune` takes away
+        self._listing = threading.Lock()  # guards `_files`: the writing thread adds to it, `prune` removes
         self._number = 0
         self._flushed: np.ndarray | None = None
         self._flushing = threading.Lock()
@@ -57,7 +57,7 @@ class RowStore:
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Makes the folder and begins to write. Raises UserError when the disk refuses."""
+        """Makes the folder and starts the thread. Raises UserError when the folder cannot be made."""
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -68,7 +68,7 @@ class RowStore:
     def flush(self, replay: Replay) -> None:
         """Hands all rows since the last flush to the writing thread. Returns before they are on the disk.
 
-        From any thread.
+        Callable from any thread.
         """
         with self._flushing:
             self._raise()
@@ -85,15 +85,15 @@ class RowStore:
             self._jobs.put(lambda: self._write(path, head, columns, spans))
 
     def wait(self) -> None:
-        """Waits until everything handed over is on the disk. Raises UserError when the disk refused it."""
+        """Waits until everything handed over is on the disk. Raises UserError when it could not be written."""
         self._jobs.join()
         self._raise()
 
     def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
-        """The rows files on the disk, oldest first, from the first on that holds a row needed; call `wait` before.
+        """The rows files on the disk, oldest first, starting at the first that holds a needed row; call `wait` before.
 
-        oldest [E]: the first row of each environment that is needed, None = all. What follows that file stays in the
-        list though one environment may need none of it: rows of each environment have to follow one another.
+        oldest [E]: the first row of each environment that is needed, None = all. All later files stay in the list,
+        even if an environment needs none of their rows: the rows of each environment must be contiguous.
         """
         first = 0
         if oldest is not None:
@@ -110,19 +110,19 @@ class RowStore:
         return seals
 
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
-        """Writes what else the host knows at the checkpoint `step`; waits for the disk."""
+        """Writes the rest of the host's state at the checkpoint `step`, arrays of any shape; waits for the disk."""
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
-        """Writes what the host knows once a run has ended at the checkpoint `step`; waits for the disk.
+        """Writes the host's state after a run has ended at the checkpoint `step`; waits for the disk.
 
-        state: the seal of the host's state at that checkpoint, so that no other checkpoint of that number is meant.
+        state: the seal of the host's state at that checkpoint, which identifies it among checkpoints of that number.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
 
     def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
-        """What `save_end` wrote, None when the run did not end at that checkpoint. UserError when it is damaged."""
+        """The head that `save_end` wrote, None if the run did not end at that checkpoint. UserError if damaged."""
         if not (self._folder / end_name(step)).exists():
             return None
         try:
@@ -132,7 +132,10 @@ class RowStore:
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What `save_state` wrote. Raises UserError naming the file that is damaged, missing or foreign."""
+        """The head, and the arrays with the shapes given to `save_state`.
+
+        Raises UserError naming the file that is damaged, missing or foreign.
+        """
         return self._read(seal.name, seal)
 
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
@@ -149,7 +152,7 @@ class RowStore:
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
-        """Puts the rows that were flushed after those of the manifest; returns their number. Raises as `load_rows`."""
+        """Adds the rows flushed after those of the manifest; returns their number. Raises as `load_rows` does."""
         before = int(replay.counts.sum())
         for path in reversed(self.later()):
             try:
@@ -175,23 +178,23 @@ class RowStore:
         return [self._folder / name for name in names if _number(name) == step]
 
     def stop(self, error: UserError) -> None:
-        """From now on nothing more is written: every call raises `error`. From any thread."""
+        """Stops all writing: every later call raises `error`. Callable from any thread."""
         self._error = error
 
     def check_names(self) -> None:
-        """UserError naming a file that is not of this program, or when the folder is a link out of the run."""
+        """Raises UserError naming a file that this program did not write, or if the folder is a link out of the run."""
         check_inside(self._folder, self._folder.parent)
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
             if not path.name.endswith(UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
 
     def remove_unfinished(self) -> None:
-        """Removes what a kill left half written."""
+        """Removes files that a kill left half written."""
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
     def prune(self, kept: Collection[str]) -> None:
-        """Removes the files of all kinds that no checkpoint needs, but for rows files newer than those of `kept`.
+        """Removes the files that no checkpoint needs, except rows files newer than those of `kept`.
 
         kept: names of the files that the kept checkpoints need.
         """
@@ -210,7 +213,7 @@ class RowStore:
             self._files = [file for file in self._files if file.seal.name not in gone]
 
     def close(self) -> None:
-        """Waits for the disk and ends the thread. Raises UserError when the disk refused. May be called again."""
+        """Waits for the disk and ends the thread. Raises UserError on a failed write. May be called again."""
         if self._thread is not None and self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
@@ -225,7 +228,7 @@ class RowStore:
         except UserError as second:
             if error is None:
                 raise
-            error.add_note(str(second))  # the first error is the one to mend
+            error.add_note(str(second))  # the first error is the one to fix
 
     def _write(self, path: Path, head: dict[str, Any], columns: dict[str, np.ndarray], spans: list[Span]) -> None:
         seal = sealed.write(path, head, columns)
@@ -237,7 +240,7 @@ class RowStore:
         spans = _spans(head, len(replay.counts), self._folder / name)
         for span in spans:
             held = int(replay.counts[span.env])
-            # A ring that went round between two flushes is whole in the second: nothing before it is held.
+            # A ring overwritten entirely between two flushes is whole in the second file: no earlier row is held.
             whole = span.start > held and span.stop - span.start == replay.size.rows_per_env
             if held and span.start != held and not whole:
                 raise UserError(
@@ -284,7 +287,7 @@ class RowStore:
 
 
 def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, list[str]]:
-    """The number of rows in files that came after those of the checkpoint `step`, and what is wrong with such files.
+    """The number of rows in files later than those of the checkpoint `step`, and what is wrong with such files.
 
     Only reads.
     """
@@ -310,7 +313,7 @@ def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, li
 
 
 def end_name(step: int) -> str:
-    """The file that says that a run has ended at `step`."""
+    """The name of the file that records that a run has ended at `step`."""
     return f"end-{step:012d}.dreamer"
 
 

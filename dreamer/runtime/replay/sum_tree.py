@@ -14,7 +14,7 @@ class SumTree:
     """Owns `planes` weights of each of `size` leaves, and the sums above them: nodes of 16 children.
 
     levels: from the leaves [size, planes] up to the root [1, planes], each but the root filled up to a multiple of 16.
-    A sum is always made anew from its children: rounding errors do not pile up, equal leaves give equal sums.
+    A sum is always recomputed from its children: rounding errors do not accumulate, equal leaves give equal sums.
     """
 
     def __init__(self, size: int, planes: int = 1):
@@ -29,16 +29,16 @@ class SumTree:
 
     @property
     def leaves(self) -> np.ndarray:
-        """[size, planes] float64 weights; to be written by `update` and `fill` only."""
+        """The weights [N, P] float64, N = size, P = planes; only `update` and `fill` may write them."""
         return self.levels[0][: self.size]
 
     @property
     def total(self) -> np.ndarray:
-        """[planes] sums of all weights."""
+        """The sums of all weights, shape [planes]."""
         return self.levels[-1][0]
 
     def update(self, leaf: np.ndarray, weight: np.ndarray) -> None:
-        """Writes weights [N, planes], at least 0, of leaves [N]; of a leaf listed twice the last counts."""
+        """Writes weights [N, planes], at least 0, of leaves [N]; for a leaf listed twice, the last is kept."""
         self.levels[0][leaf] = weight
         for below, level in zip(self.levels, self.levels[1:], strict=False):
             leaf = np.unique(leaf // BRANCHING)
@@ -52,7 +52,7 @@ class SumTree:
             level[parents] = _sums(below, parents)
 
     def find(self, share: np.ndarray, plane: int = 0) -> np.ndarray:
-        """The leaves [N] in which the shares [N], from 0 to below 1, of a plane's total come to lie.
+        """The leaves [N] into which the shares [N], in [0, 1), of a plane's total fall.
 
         Never a leaf of weight 0. The total must be more than 0.
         """
@@ -62,7 +62,7 @@ class SumTree:
             weight = level.reshape(-1, BRANCHING, level.shape[1])[node, :, plane]
             ends = np.cumsum(weight, 1)
             child = (ends <= rest[:, None]).sum(1)
-            # Rounding may leave a rest at or beyond the end of all children: it belongs to the last that has weight.
+            # Rounding may leave a rest at or beyond the end of all children: the last one with a weight takes it.
             last = BRANCHING - 1 - np.argmax(weight[:, ::-1] > 0, 1)
             child = np.minimum(child, last)
             each = np.arange(len(child))

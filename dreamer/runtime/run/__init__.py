@@ -1,1 +1,1 @@
-"""The ring of threads: how a run starts, collects, learns, evaluates, saves and goes on."""
+"""The run and its threads: starts, collects, learns, evaluates, saves and resumes."""

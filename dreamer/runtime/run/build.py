@@ -1,4 +1,4 @@
-"""How a run is put together, in the order that runtime/run/start.py gives. Whatever is opened closes with the stack."""
+"""Puts a run together, in the order of runtime/run/start.py. All that is opened closes with the stack."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from dreamer.runtime.run.writeback import Writeback
 
 
 class Session(NamedTuple):
-    """What a run has from its first moment on.
+    """The parts that a run has from its first moment on.
 
-    stack: whatever is opened closes with it, the last first | sinks: the caller's, for metrics and pictures
+    stack: closes all that is opened, the last first | sinks: the caller's, for metrics and pictures
     """
 
     stack: contextlib.ExitStack
@@ -55,7 +55,7 @@ class Session(NamedTuple):
 
 
 class Built(NamedTuple):
-    """What is made before the run directory is read or made. film: whether evaluations are filmed."""
+    """The parts made before the run directory is read or made. film: whether evaluations are filmed."""
 
     environments: Environments
     agent: Agent
@@ -66,7 +66,7 @@ class Built(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """Where a run keeps what it collects and learns. identity: of the run"""
+    """The replay and the files of a run. identity: of the run"""
 
     identity: str
     checkpoints: Checkpoints
@@ -85,7 +85,7 @@ class Loaded(NamedTuple):
 class Memory(NamedTuple):
     """A run in memory, as it was at its checkpoint; no byte on the disk has changed.
 
-    restored: from the checkpoint, None when the run begins | lines: what came back and what did not
+    restored: from the checkpoint, None for a new run | lines: to print, what was restored and what was not
     """
 
     storage: Storage
@@ -98,8 +98,8 @@ class Memory(NamedTuple):
 class Opened(NamedTuple):
     """A run that is open, but has not begun.
 
-    created: its new directory, None when it was there before | resumed_at: step of the checkpoint that it goes on
-    from, NEVER when it begins | eval_due: step of its next evaluation | lines: what came back and what did not
+    created: its new directory, None if the directory existed | resumed_at: step of the checkpoint that it resumes
+    from, NEVER for a new run | eval_due: step of its next evaluation | lines: what was restored and what was not
     """
 
     parts: Parts
@@ -110,10 +110,10 @@ class Opened(NamedTuple):
 
 
 def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
-    """Locks, restores into memory and changes the disk, as runtime/run/start.py says, and opens everything on `stack`.
+    """Locks, restores into memory and changes the disk, in the order of runtime/run/start.py; opens all on `stack`.
 
     sinks: the caller's, besides those of the config; they stay open.
-    Raises UserError for every reason not to begin or go on; the disk is as it was then.
+    Raises UserError for every reason not to start or resume; the disk is then unchanged.
     """
     config = decision.config
     display = stack.enter_context(Display(config.env_steps, every=config.log.every))
@@ -136,7 +136,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
 
 
 def _lock(decision: Decision, session: Session) -> Decision:
-    """Takes the lock of a directory that holds the run, and looks again."""
+    """Takes the lock of a directory that holds the run, and decides again."""
     session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
     return start.decide(
         decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
@@ -144,7 +144,7 @@ def _lock(decision: Decision, session: Session) -> Decision:
 
 
 def _create(decision: Decision, session: Session) -> Created:
-    """Makes the directory of a new run, locks it and looks again."""
+    """Makes the directory of a new run, locks it and checks it again."""
     own_name = not decision.given.run_dir
     return session.stack.enter_context(
         Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
@@ -155,7 +155,7 @@ def _create(decision: Decision, session: Session) -> Created:
 
 
 def _build(decision: Decision, session: Session) -> Built:
-    """Environments, agent, weights, and the sizes of all; nothing on the disk."""
+    """Makes environments, agent and weights, and plans all sizes; changes nothing on the disk."""
     config, found = decision.config, decision.found
     start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
@@ -185,16 +185,16 @@ def _build(decision: Decision, session: Session) -> Built:
 def _make_environments(decision: Decision, session: Session) -> Environments:
     environments = Environments(decision.config, decision.env, session.display.message)
     session.stack.callback(environments.close)
-    # An environment in this process may have left the folder, and plug-ins are found from it.
+    # An environment in this process may have changed the current folder, from which plug-ins are found.
     os.chdir(environments.workers.folder)
     session.stopping.on_signal(environments.shorten_timeouts)
     return environments
 
 
 def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -> Capacity:
-    """The size of the replay; that of the run that is resumed, if any."""
+    """The size of the replay; a resumed run keeps its size."""
     config, workers = decision.config, environments.workers
-    # An agent that outlives the others makes most of its environment's rows: its ring is to hold them.
+    # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
         workers.spec, agent.storage, config.replay, envs=workers.streams,
         env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
@@ -220,7 +220,7 @@ def _introduction(config: Config, built: Built) -> list[str]:
 
 
 def _restore(decision: Decision, built: Built, session: Session) -> Memory:
-    """The replay, and what a checkpoint holds, into memory; the disk is read only."""
+    """Loads the replay and a checkpoint into memory; only reads the disk."""
     storage = _open_storage(decision, built, session)
     loaded = _load_checkpoint(decision, decision.found, built, storage) if decision.found else None
     workers = built.environments.workers  # loading may have replaced them
@@ -269,7 +269,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 
 
 def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
-    """The run directory becomes that of this run; what needs threads begins."""
+    """Changes the run directory into that of this run, and starts the parts that own threads."""
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
@@ -277,7 +277,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     logger = stack.enter_context(
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     )
-    # Closed before the replay is. In lockstep nothing may depend on when a thread runs.
+    # Closed before the replay. In lockstep nothing may depend on when a thread runs.
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
     batches = Prefetch(draw, depth=0 if config.lockstep else config.replay.prefetch)
     stack.callback(batches.close)
@@ -297,7 +297,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
 
 
 def _eval_due(config: Config, restored: Restored | None) -> int:
-    """The step of the next evaluation before the last."""
+    """The step of the next evaluation, not counting the last one."""
     if restored and config.eval.every:
         return restored.head["loop"]["eval_due"]
     return schedule.first_evaluation(config.eval.every, config.env_steps)

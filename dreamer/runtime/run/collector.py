@@ -1,4 +1,4 @@
-"""Acts in the environments and fills the replay: rows in, actions out; in the loop's turn or in a thread of its own."""
+"""Acts in the environments and fills the replay, in the thread of the loop or in its own."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BUCKETS = 3  # sizes for which the policy is compiled: all environments, half of
 class Collector:
     """Owns the acting state of all streams of rows: one latent and one previous action each.
 
-    The environments work between `collect` calls: actions are sent at the end of one, rows received in the next.
+    The environments step between `collect` calls: one call ends by sending actions, the next receives their rows.
     """
 
     def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
         self._policy: Callable[..., Any] = programs.jit_collect(agent, part)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
-        # On the device from the start, as it comes back from the policy: one compilation instead of two.
+        # On the device from the start, like the policy's results: one compilation instead of two.
         self._carry = placement.first_copy(agent.initial_carry(workers.streams))
         self._count = 0
         self.seconds_for_envs = 0.0
@@ -40,8 +40,8 @@ class Collector:
     def collect(self, snapshot: PolicyParams, least: int | None = None, patience: float = 0.0) -> Ready:
         """Receives rows, acts, stores them, sends the actions. Returns the rows as stored.
 
-        least, patience: as `Workers.receive` takes them; None waits for a row of every environment.
-        On last rows the policy looks too, for its latent, but the action is stored as zeros: nothing answers it.
+        least, patience: as in `Workers.receive`; None waits for a row of every environment.
+        The policy also runs on last rows, for their latents, but their actions are stored as zeros: none is executed.
         """
         start = time.monotonic()
         envs, step = self._workers.receive(least, patience)
@@ -60,19 +60,19 @@ class Collector:
         return Ready(envs, step)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The acting state: the leaves of the carry by number, and how often the policy was asked."""
+        """The acting state: the leaves [E, ..] of the carry by number, and the number of policy calls, []."""
         leaves = jax.tree.leaves(placement.to_host(self._carry))
         return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes a `state` over."""
+        """Restores a `state`: leaves [E, ..]."""
         leaves, tree = jax.tree.flatten(self._carry)
         saved = [state[f"carry/{i:04d}"].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         self._carry = placement.first_copy(jax.tree.unflatten(tree, saved))
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:
-        """The smallest size that holds so many rows, so that few programs serve all numbers of ready environments."""
+        """The smallest compiled size for `rows` rows: a few programs serve every number of ready environments."""
         streams = self._workers.streams
         return min(size for size in (-(-streams // 2**i) for i in range(BUCKETS)) if size >= rows)
 
@@ -80,7 +80,7 @@ class Collector:
 class Collecting:
     """Owns the thread in which `turn` collects again and again. Use as a context manager.
 
-    turn() -> whether there is more to collect. What it raises is raised by the next `check`.
+    turn() -> whether there is more to collect. The next `check` raises an error of `turn`.
     """
 
     def __init__(self, turn: Callable[[], bool]):
@@ -92,13 +92,13 @@ class Collecting:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
     def check(self) -> None:
-        """Raises what ended the thread."""
+        """Raises the error that ended the thread, if any."""
         if self._error is not None:
             raise self._error
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While it lasts the collector stands between two turns."""
+        """A context in which the collector is stopped between two turns."""
         with self._changed:
             self._pauses += 1
         try:
@@ -129,14 +129,14 @@ class Collecting:
             self._error = error
 
     def _may_go_on(self) -> bool:
-        """Waits while somebody wants a pause; False once closed."""
+        """Waits during a pause; False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._pauses)
             return not self._closed
 
 
 def _fill(array: np.ndarray, rows: int, value: Any = 0) -> np.ndarray:
-    """`array` with rows of `value` added up to so many."""
+    """`array` [n, ..], extended to [rows, ..] with `value`."""
     if len(array) == rows:
         return array
     rest = np.full((rows - len(array), *array.shape[1:]), value, array.dtype)

@@ -1,7 +1,7 @@
-"""The replay's observations on the devices: each row goes there once, and batches are put together there.
+"""The replay's observations on the devices: each row is sent once, and batches are gathered on the device.
 
-Without it each batch travels whole: with a replay ratio of 128 every row is sent 128 times. The rings of the host stay
-the truth that is saved and resumed; these are copies of their observations, in the dtypes that the agent sees.
+Without this copy each batch is sent whole: with a replay ratio of 128 every row is sent 128 times. The rings of the
+host remain the ones that are saved and resumed; these hold copies of their observations, in the agent's dtypes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Batch, Rows
 
-MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not copied whole on its way
+MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not copied as a whole
 
 
 def describe_observations(spec: Spec, steps: int) -> str:
-    """The line that is printed before the memory for so many rows is taken."""
+    """The line that is printed before the memory for `steps` rows is taken."""
     return f"observations on each device that learns: {steps:,} steps x {_row_bytes(spec):,} B = {_gb(spec, steps)}"
 
 
@@ -43,7 +43,7 @@ class DeviceRows:
     """Owns a copy of the observations of a replay on each device of a mesh. For one thread at a time."""
 
     def __init__(self, mesh: Mesh, spec: Spec, replay: Replay):
-        """Takes the memory of the full rings. Raises UserError when a device does not have it."""
+        """Takes the memory of the full rings. Raises UserError when a device has too little."""
         self._spaces, self._replay = spec.obs, replay
         self._rows = replay.size.rows_per_env
         self._seen = np.zeros_like(replay.counts)
@@ -56,11 +56,11 @@ class DeviceRows:
             "each device): lower replay.capacity_steps, or leave replay.on_device off"
         )
         free = memory.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
-        # A CPU is given memory that it does not have, and its program killed when it is used.
+        # The system grants a CPU more memory than it has, and kills the program when the memory is used.
         if free is not None and replay.size.nbytes + len(own(mesh)) * steps * _row_bytes(spec) > free:
             raise UserError(refused)
         try:
-            # Flat rows: with the axes of pictures apart a TPU would pad them many times over.
+            # Flat rows: a TPU would pad separate picture axes to many times their size.
             self._rings: dict[str, Array] = {
                 name: jnp.zeros((steps, math.prod(space.shape)), space.device_dtype, device=place)
                 for name, space in spec.obs.items()
@@ -72,10 +72,10 @@ class DeviceRows:
             raise UserError(refused) from error
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
-        """As `Replay.sample`, but that the observations of the batch are on the devices."""
+        """Like `Replay.sample`, but the observations {k: [B, C+T, ..]} of the batch are on the devices."""
         while self._behind() > self._most:
             self._send(*self._replay.rows_since(self._seen, self._most))
-            jax.block_until_ready(self._rings)  # what is on its way takes memory of its own
+            jax.block_until_ready(self._rings)  # rows under way take extra memory
         batch, rows, fresh = self._replay.sample_beside(batch_size, self._seen)
         self._send(*fresh)
         context = batch.reward.shape[1] - rows.number.shape[1]
@@ -87,9 +87,9 @@ class DeviceRows:
         return int(np.minimum(self._replay.counts - self._seen, self._rows).sum())
 
     def _send(self, env: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
-        """Rows `number` [n] of rings `env` [n] to the devices; obs {k: [n, ..]}."""
+        """Sends rows `number` [n] of rings `env` [n] to the devices; obs {k: [n, ..]}."""
         np.maximum.at(self._seen, env, number + 1)
-        # Filled up to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
+        # Padded to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
         count, room = len(env), 1 << max(0, len(env) - 1).bit_length()
         if not count:
             return

@@ -1,4 +1,4 @@
-"""A run that does not reach its last step: saves what can be saved, and says where."""
+"""The end of a run that fails or is stopped: saves what can be saved, and names the place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dreamer.runtime.run.stopping import Stopped
 
 
 class RunFailed(UserError):
-    """A run that had begun has ended with an error. It has saved what it could; the line says where."""
+    """A run that had begun has ended with an error. It has saved what it could; the message names the place."""
 
 
 def failed(run: Run, error: BaseException) -> BaseException:
-    """Saves what can be saved, writes error.txt, and returns the error to raise: one line that says where."""
+    """Saves what can be saved, writes error.txt, and returns the error to raise: one line that names the place."""
     parts = run.parts
     if parts.stopping.failure:
         return parts.stopping.failure
@@ -31,13 +31,13 @@ def failed(run: Run, error: BaseException) -> BaseException:
 
 
 def rescue(run: Run, error: BaseException) -> None:
-    """Saves what there is. If that fails too, `error` gets a note, and stays the one that is shown."""
+    """Saves the run. If that fails too, adds a note to `error`, which remains the error shown."""
     parts = run.parts
     if parts.stopping.failure:
         return
     try:
         parts.checkpoints.wait()
-    except UserError as second:  # the save under way has failed: the one before it is the newest
+    except UserError as second:  # the save under way has failed: the previous one is the newest
         error.add_note(str(second))
     run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
     if _worth_saving(run):
@@ -52,7 +52,7 @@ def rescue(run: Run, error: BaseException) -> None:
 
 
 def save_rows(run: Run) -> None:
-    """Saves the rows alone: with them a run that is resumed from its last checkpoint catches up."""
+    """Saves the rows alone: a run resumed from its last checkpoint adds them to its replay."""
     with run.paused():
         run.parts.store.flush(run.parts.replay)
         run.parts.store.wait()
@@ -61,7 +61,7 @@ def save_rows(run: Run) -> None:
 def write_error(run_dir: Path, error: BaseException) -> Path:
     """Writes an exception with its traceback and notes into the run directory; returns the file."""
     path = run_dir / ERROR
-    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is shown all the same
+    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is still shown
         path.write_text("".join(traceback.format_exception(error)))
     return path
 
@@ -76,7 +76,7 @@ def _worth_saving(run: Run) -> bool:
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():
-        parts.writeback.close()  # drops what it raised: the same device has failed
+        parts.writeback.close()  # drops its error: the same device has failed
         parts.display.message(f"the train state went down with the device; {kept}")
         return False
     if parts.learner.diverged():

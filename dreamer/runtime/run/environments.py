@@ -1,4 +1,4 @@
-"""The environments of a run, in the loop and in its evaluations: made, replaced, reported on and closed. No jax."""
+"""Makes, replaces and closes the environments of a run and its evaluations, and reports incidents. No jax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 
 
 class Environments:
-    """Owns the environments that a run trains in, and shortens the timeouts of those of its evaluation too.
+    """Owns the environments that a run trains in; shortens their timeouts and those of an evaluation.
 
     workers: the set to train in | incidents: reported so far by `report_incidents`
     """
@@ -30,23 +30,23 @@ class Environments:
         self.workers = self._make()
 
     def replace(self) -> Workers:
-        """Closes the set and returns a new one in its place. Raises UserError when one cannot be made."""
+        """Closes the set and returns a new one. Raises UserError when an environment cannot be made."""
         self.workers.close()
         self.workers = self._make()
         return self.workers
 
     def evaluating(self, workers: Workers) -> None:
-        """From now on `shorten_timeouts` reaches these workers of an evaluation too."""
+        """Makes `shorten_timeouts` apply to these workers of an evaluation too."""
         self._evaluating = workers
 
     def shorten_timeouts(self) -> None:
-        """Keeps environments that hang from holding up the end of the run. From any thread."""
+        """Keeps environments that hang from delaying the end of the run. Callable from any thread."""
         self.workers.hurry()
         if self._evaluating:
             self._evaluating.hurry()
 
     def report_incidents(self) -> None:
-        """Reports and counts what has happened to the environments since the last call."""
+        """Reports and counts the incidents of the environments since the last call."""
         incidents = self.workers.incidents()
         self.incidents += len(incidents)
         self.report(incidents)
@@ -57,6 +57,6 @@ class Environments:
             self._report(incident.line)
 
     def close(self) -> None:
-        """Closes the set, and reports what happened to it meanwhile."""
+        """Closes the set, and reports its incidents until then."""
         self.workers.close()
         self.report_incidents()

@@ -25,7 +25,7 @@ from dreamer.spaces import for_device
 from dreamer.steps import Step
 
 MOST_ENVS = 16  # side by side
-PROGRESS = 30.0  # seconds between two lines that say how far an evaluation is
+PROGRESS = 30.0  # seconds between two lines on the progress of an evaluation
 LONGEST_FILM = 10**9  # bytes of the frames of one film
 SEED = 1_000_003  # apart from the seeds of the training environments
 
@@ -37,7 +37,7 @@ class Config:
     every: Annotated[int, at_least(0)] = 10_000
     """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
     episodes: Annotated[int, at_least(0)] = 10
-    """Episodes of each evaluation, of several agents in an environment those of each; 0 = none."""
+    """Episodes per evaluation, counted per agent in multi-agent environments; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
     """Sample actions, as the reference does in evaluation too, or take the most likely one."""
     video: Annotated[Literal["auto", "on", "off"], SAME_GROUP] = "auto"
@@ -49,8 +49,8 @@ class Config:
 
 class Result(NamedTuple):
     """episodes in order of environments | films: frames [H, W, 3] uint8 of the first episode of each filmed environment
-    incidents: environments that failed and were made anew | seeds: of each episode, that of its environment
-    agents: in each environment, every one a stream: Episode.env is environment * agents + agent
+    incidents: environments that failed and were replaced | seeds: of each episode, the seed of its environment
+    agents: of each environment, each agent a stream: Episode.env is environment * agents + agent
     lines: to print: films that end early, episodes that were cut
     """
 
@@ -63,7 +63,7 @@ class Result(NamedTuple):
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """The film of the first environment, empty when nothing was filmed."""
+        """The film of the first environment, frames [H, W, 3] uint8; empty when nothing was filmed."""
         return self.films[0] if self.films else []
 
     @property
@@ -80,9 +80,10 @@ def evaluate(
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
-    policy: `programs.jit_policy(agent)`. workers: where they run and what happens when one fails, see `like_training`.
-    film, check: as `run_episodes` takes them. folder: where environments are made, "" = the current one.
-    report: takes a line every 30 seconds that says how far it is. begun: given the environments once they are made.
+    policy: `programs.jit_policy(agent)`. workers: where environments run, and how failures are handled, see
+    `like_training`.
+    film, check: as in `run_episodes`. folder: where environments are made, "" = the current one.
+    report: called with a line on the progress every 30 seconds. begun: called with the environments once made.
     Raises UserError when an environment cannot be made, or fails too often in a row.
     """
     made = make_eval_workers(
@@ -95,19 +96,19 @@ def evaluate(
             agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
             check=check, max_steps=config.max_steps, progress=Progress(report),
         )  # fmt: skip
-    # What has happened while they closed too.
+    # Includes incidents while closing.
     return result._replace(incidents=[*result.incidents, *made.incidents()])
 
 
 class Progress:
-    """Reports now and then how far an evaluation is."""
+    """Reports the progress of an evaluation from time to time."""
 
     def __init__(self, report: Callable[[str], None]):
         self._report = report
         self._due = time.monotonic() + PROGRESS
 
     def __call__(self, steps: int, episodes: int) -> None:
-        """steps: of each environment so far. episodes: that count so far."""
+        """steps: of each environment so far. episodes: counted so far."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS
             self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes have ended")
@@ -120,9 +121,9 @@ def run_episodes(
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
 
-    With several agents in an environment each of them plays as many. policy: `programs.jit_policy(agent)`. film: number
-    of environments, from the first, whose first episode is filmed; fewer when there are fewer. check: called at every
-    step, to raise what shall end it. max_steps: as in Config. progress: called at every step with the steps of each
+    With several agents in an environment, each agent plays this share. policy: `programs.jit_policy(agent)`.
+    film: films the first episode of this many environments at most, from the first on. check: called at every step,
+    may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of each
     environment and the episodes so far. Raises UserError as the environments do.
     """
     envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
@@ -168,7 +169,7 @@ def _endless(
     tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
     agents: int, max_steps: int,
 ) -> list[int]:  # fmt: skip
-    """The environments that must play on, but whose episode is `max_steps` long."""
+    """The environments that have episodes left to play, but whose current episode is `max_steps` long."""
     if not max_steps or tracker.longest < max_steps:
         return []
     open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
@@ -177,7 +178,7 @@ def _endless(
 
 
 class _Film:
-    """The frames of the first episode of one environment. fault: one line that says why it ends before, "" else."""
+    """The frames of the first episode of one environment. fault: one line with the reason if it ends early, else ""."""
 
     def __init__(self) -> None:
         self.frames: list[np.ndarray] = []
@@ -185,7 +186,7 @@ class _Film:
         self.fault = ""
 
     def shoot(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
-        """Adds the picture of one step, `step` of the streams `ready`. rows: of all streams."""
+        """Adds the picture of one step. ready [R]: streams of `step`. rows: Step [E * agents] of all streams."""
         if self.over:
             return
         own = ready // workers.spec.agents == env
@@ -208,7 +209,7 @@ class _Film:
 
 
 def metrics(result: Result) -> dict[str, float]:
-    """What a run logs of an evaluation, `eval/<name>`: the environments' own numbers too."""
+    """The metrics of an evaluation, `eval/<name>`, with the environments' own numbers."""
     own = mean_of([episode.metrics for episode in result.episodes])
     return {
         "eval/return": float(np.mean(result.returns)),
@@ -219,7 +220,7 @@ def metrics(result: Result) -> dict[str, float]:
 
 
 def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
-    """The rows of all streams, with those of `streams` new; an agent that is out of its game keeps its last."""
+    """The rows of all streams, those of `streams` replaced; an agent that is out of its game keeps its last row."""
     if len(streams) == len(rows.reward):
         return step
 
@@ -233,7 +234,7 @@ def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
 
 
 def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
-    """A picture [H, W, 3] uint8 of one environment: drawn by itself, else its (first agent's) first image observation.
+    """A picture [H, W, 3] uint8 of one environment: its own drawing, else its (first agent's) first image observation.
 
     step: rows of all streams. UserError when it has neither, or fails to draw.
     """
@@ -252,7 +253,7 @@ INLINE = WorkersConfig(backend="inline")
 
 
 def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
-    """Where environments run for evaluation when training runs them in `backend`: there too, for ray in processes."""
+    """The workers of an evaluation: in the `backend` of training, but in processes instead of ray."""
     return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
 
 
@@ -271,9 +272,9 @@ def can_film(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
-    """Whether videos will be made, and one line that says why not, or what was wrong. With "on", UserError if not.
+    """Whether videos will be made, and one line with the reason if not. With "on", raises UserError if not.
 
-    config, folder: as `make_eval_workers` takes them.
+    config, folder: as in `make_eval_workers`.
     """
     if wanted == "off":
         return False, ""
@@ -286,7 +287,7 @@ def can_film(
             frame(workers, _with(empty_step(workers.spec, workers.streams), ready, step))
         return True, "; ".join(incident.text for incident in workers.incidents())
     except Exception as error:
-        # Whatever a renderer raises, a training that needs no pictures goes on, and says so.
+        # Training does not need pictures: any error of a renderer is reported, and the run continues.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         if wanted == "on":
             raise UserError(f"eval.video=on, but {env!r} cannot be filmed: {cause}") from error

@@ -1,6 +1,6 @@
-"""A new run that begins with another's weights: whole, or the world model or the behavior alone.
+"""Starts a new run with the weights of another run: all, the world model's or the behavior's.
 
-All of them must fit; that some begin anew, as where the environment is another, is asked for by a share.
+All arrays must fit, unless the caller allows a share of them not to, as for another environment; those stay new.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dreamer.runtime.files.run_dir import existing_run_dir
 
 PARTS = {"all": ("world_model", "behavior"), "world_model": ("world_model",), "behavior": ("behavior",)}
 _SHOWN = 8  # arrays that a note names
-_TOLD = 3  # that an error names
+_TOLD = 3  # arrays that an error names
 
 
 class Taken(NamedTuple):
-    """The state that begins with another's weights, and the lines that tell what was taken and what was not."""
+    """The state with another run's weights, and lines on which arrays were taken and which were not."""
 
     state: TrainState
     lines: list[str]
@@ -34,10 +34,10 @@ class Taken(NamedTuple):
 def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) -> Taken:
     """`state` with the parameters of the newest checkpoint of `run`, where names and shapes agree.
 
-    parts: "all", "world_model" or "behavior". What learned beside the parameters of a part (slow critic, normalisers)
-    comes with them; optimizer, key, step counter and hyperparameters stay the new run's own.
+    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) comes with its
+    parameters; optimizer, key, step counter and hyperparameters stay the new run's own.
     missing: the largest share of the arrays of these parts, of either run, that may not fit; they stay new.
-    Raises UserError when there is no run, when more than that does not fit, or when nothing does.
+    Raises UserError when there is no run, when a larger share does not fit, or when nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:
         theirs = checkpoints.leaves()
@@ -67,7 +67,7 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
 
 def _check_share(run: str, told: list[str], fits: int, missing: float) -> None:
-    """UserError when more than a share `missing` of all arrays is `told` not to fit."""
+    """Raises UserError when the arrays that do not fit (`told`) exceed a share `missing` of all."""
     total = fits + len(told)
     if len(told) <= missing * total:
         return
@@ -80,7 +80,7 @@ def _check_share(run: str, told: list[str], fits: int, missing: float) -> None:
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and of one of the parts; hyperparameters are the config's."""
+    """Whether a leaf is learned and belongs to one of the parts; hyperparameters come from the config."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

@@ -18,10 +18,10 @@ from dreamer.steps import Rows
 
 
 class Pending(NamedTuple):
-    """What one update gives, still on its way from the device.
+    """The result of one update, still on its way from the device.
 
-    rows: where the latents belong | out: the update's, see `interfaces.Update`
-    sent: the monotonic second at which its sending began
+    rows: where the latents belong | out: the result, see `interfaces.Update`
+    sent: the monotonic second at which the update was dispatched
     """
 
     rows: Rows
@@ -30,25 +30,25 @@ class Pending(NamedTuple):
 
 
 class PolicyParams(NamedTuple):
-    """The variables that acting reads, as they were after `updates` updates; never a buffer that is donated."""
+    """The variables that acting reads, after `updates` updates; never a donated buffer."""
 
     updates: int
     leaves: list[Array]
 
 
 class Learner:
-    """Owns the train state and the snapshots of the parameters that act.
+    """Owns the train state and the snapshots of the parameters used for acting.
 
-    idle: seconds so far in which the devices had no update under way, as far as the host can tell: from the moment at
-    which the end of one was noticed until the sending of the next began. Only grows.
-    With lockstep the newest parameters act, and acting waits for the update under way; without, the newest that are
-    ready, which are one update old at most.
+    idle: total seconds without an update in flight, as seen by the host: from noticing that one finished to
+    dispatching the next. Never decreases.
+    With lockstep the newest parameters act, and acting waits for the update in flight; without lockstep the newest
+    ready ones act, which are at most one update old.
     """
 
     def __init__(
         self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
     ):
-        """batch_size: of all processes together. config: None takes all devices of each.
+        """batch_size: of all processes together. config: None uses all devices of each process.
 
         Raises UserError when devices are missing, or when the batch or the state cannot be split over them.
         """
@@ -57,7 +57,7 @@ class Learner:
         self._agent = agent
         self.updates = 0
         self.idle = 0.0
-        self._done: float | None = None  # the second at which the last update was done that was fetched
+        self._done: float | None = None  # the second at which the last fetched update was done
         self._obs = spec.obs
         self.part = programs.policy_part(agent, spec)
         self._update: Any = programs.jit_update(agent, self.mesh)
@@ -67,15 +67,16 @@ class Learner:
         self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
-        """A batch on the devices, as `step` takes it; from any thread. Its memory must not be written any more.
+        """A batch [B, C+T, ..] on the devices, as `step` takes it; callable from any thread. Do not write to it again.
 
-        With several processes: the share of this one.
+        With several processes, the share of this process.
         """
         return placement.place_batch(self.mesh, self._cast(batch))
 
     def step(self, batch: Batch, rows: Rows) -> Pending:
-        """One update with a batch that `place` gave. Returns before the device is done.
+        """Dispatches one update with a batch [B, C+T, ..] from `place`. Returns before the device is done.
 
+        rows [B, T]: where the batch lies in the replay.
         Raises UserError when the device has no memory left or fails, as do the methods below.
         """
         sent = time.monotonic()
@@ -87,16 +88,16 @@ class Learner:
         return Pending(rows, out, sent)
 
     def compile(self, batch: Batch) -> None:
-        """Compiles the update for batches of this shape, without making one."""
+        """Compiles the update for batches of this shape, without running it."""
         batch = self.place(batch)
         self._batch_length = batch.reward.shape[1] - bool(batch.latent)
         with self.as_user_errors("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Pending) -> Update:
-        """What an update gives as numpy arrays, of this process; waits for the device.
+        """The result of an update as numpy arrays, this process's share; waits for the device.
 
-        One update after the other, in the order in which they were made.
+        Fetch every update, in the order in which they were made.
         """
         with self.as_user_errors("an update"):
             out = placement.to_host(update.out)
@@ -106,44 +107,44 @@ class Learner:
         return out
 
     def variables(self) -> dict[str, Variables]:
-        """What acting and dreaming take, on the first device: a copy of the newest."""
+        """The variables for acting and dreaming: a copy of the newest, on the first device."""
         return placement.first_copy(self._agent.variables(self.state))
 
     def snapshot(self) -> PolicyParams:
-        """The parameters that act now; from any thread."""
+        """The parameters to act with now; callable from any thread."""
         previous, newest = self._snapshots
         leaves: list[Any] = newest.leaves
         ready = self._lockstep or all(leaf.is_ready() for leaf in leaves)
         return newest if ready else previous
 
     def sync(self) -> None:
-        """Waits for the updates under way; the newest parameters act afterwards, and idling is counted anew."""
+        """Waits for the updates in flight; afterwards the newest parameters act, and idle time is counted from here."""
         with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
 
     def lost(self) -> bool:
-        """Whether the state went down with a device that failed: nothing of it can be saved."""
+        """Whether the state was lost with a failed device, so that it cannot be saved."""
         return device_errors.lost(self.state)
 
     def diverged(self) -> bool:
-        """Whether a parameter is no longer finite: such a state is of no use to anyone."""
+        """Whether a parameter is no longer finite, so that the state is not worth saving."""
         leaves = [leaf for leaf in jax.tree.leaves(self.state.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
     def load(self, state: TrainState, updates: int) -> None:
-        """Goes on from a state that was saved after so many updates; it is donated by the next one."""
+        """Continues from a state saved after `updates` updates; the next update donates its buffers."""
         self.state = placement.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
-        """`Agent.report` as numpy arrays; of a batch that this process alone has."""
+        """`Agent.report` as numpy arrays, for a batch [B, C+T, ..] of this process alone."""
         with self.as_user_errors("the pictures of the world model"):
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
-        """Turns what a device raises meanwhile into a UserError that says what to change; for any thread."""
+        """A context that turns errors of a device into a UserError that names what to change; for any thread."""
         return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),

@@ -1,4 +1,4 @@
-"""Holds the replay ratio between a thread that collects and one that trains: neither runs away. No jax."""
+"""Keeps the replay ratio between a thread that collects and one that trains: each waits for the other. No jax."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from dreamer.runtime.run import ratio
 
-_GLANCE = 0.2  # seconds after which one who waits looks whether something else is to be done
+_GLANCE = 0.2  # seconds after which a waiting thread returns to check for other work
 
 
 class Limiter:
-    """Owns the account of collected rows and made updates, and who waits for whom.
+    """Owns the counts of collected rows and made updates, and makes a thread wait for the other.
 
     The learner waits until an update is due; the collector waits while more than `slack` updates are owed.
-    `waited` {name: seconds}: "collector_for_learner" and "learner_for_rows", since `drain`.
+    `waited` {name: seconds}: "collector_for_learner" and "learner_for_rows", since the last `drain`.
     """
 
     def __init__(self, rate: Fraction, envs: int):
         """rate: `ratio.updates_per_step`. envs: rows that one turn of the collector may add."""
         self.rate = rate
-        # What one turn of all environments asks for, and one more, so that there is always something to do.
+        # The updates due after one turn of all environments, plus one, so that the learner always has work.
         self.slack = 1 + -(-(envs * rate).numerator // (envs * rate).denominator)
         self._changed = threading.Condition()
         self._steps = 0
@@ -30,7 +30,7 @@ class Limiter:
         self.waited = {"collector_for_learner": 0.0, "learner_for_rows": 0.0}
 
     def collected(self, steps: int, ready: bool) -> None:
-        """`steps` rows are in the replay by now. ready: training may start."""
+        """Notes that the replay has received `steps` rows so far. ready: training may start."""
         with self._changed:
             self._steps = steps
             if ready and self._credited is None and self.rate:
@@ -43,33 +43,33 @@ class Limiter:
             return self._due()
 
     def trained(self) -> None:
-        """One update was made."""
+        """Notes that one update was made."""
         with self._changed:
             assert self._credited is not None and self._due() > 0, "an update was made that was not due"
             self._credited += 1 / self.rate
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:
-        """For the learner: until an update is due, or a moment has passed."""
+        """Blocks the learner until an update is due, or a moment has passed."""
         self._wait(lambda: self._due() > 0, "learner_for_rows")
 
     def wait_for_learner(self) -> bool:
-        """For the collector: until it may collect, or a moment has passed; whether it may."""
+        """Blocks the collector until it may collect, or a moment has passed; returns whether it may."""
         return self._wait(lambda: self._due() <= self.slack, "collector_for_learner")
 
     def drain(self) -> dict[str, float]:
-        """Seconds waited since the last call, by who for whom."""
+        """Seconds waited since the last call, by name, see `waited`."""
         with self._changed:
             waited, self.waited = self.waited, dict.fromkeys(self.waited, 0.0)
             return waited
 
     def state(self) -> str | None:
-        """Up to which step updates are made, exactly: for `load`."""
+        """The exact step up to which updates are made, as text for `load`."""
         with self._changed:
             return None if self._credited is None else str(self._credited)
 
     def load(self, state: str | None) -> None:
-        """Takes a `state` over."""
+        """Restores a `state`."""
         with self._changed:
             self._credited = None if state is None else Fraction(state)
 

@@ -1,4 +1,4 @@
-"""Functions of the caller's that listen to a run: they see each line of metrics, and may ask for something. No jax."""
+"""The caller's callbacks: they receive each line of metrics, and may stop the run or ask for an evaluation. No jax."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Line(NamedTuple):
     run_dir: str
 
 
-# "stop": save and end, to be resumed later | "evaluate": play the evaluation's episodes now | None: go on
+# "stop": save and end, to be resumed later | "evaluate": play the evaluation's episodes now | None: continue
 Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """What the callbacks ask for at a line. Raises UserError naming one that raises or asks for something else."""
+    """The requests of the callbacks at a line. Raises UserError naming a callback that raises or returns another."""
     requests = set()
     for callback in callbacks:
         name = getattr(callback, "__qualname__", type(callback).__name__)

@@ -22,11 +22,11 @@ from dreamer.steps import Batch
 class Run:
     """A run from its first turn to its end. In lockstep `collect`, `learn` and `tend` make one turn of the loop.
 
-    parts: all that it consists of | saved: its newest checkpoint | stopped: whether a callback has asked to stop
+    parts: its components | saved: its newest checkpoint | stopped: whether a callback has asked to stop
     """
 
     def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
-        """`start` comes next. callbacks: see `train`."""
+        """Call `start` next. callbacks: see `train`."""
         self.parts = opened.parts
         self.stopped = False
         self._callbacks, self._evaluation_wanted = callbacks, False
@@ -38,7 +38,7 @@ class Run:
         self._collecting = Collecting(self._collect_turn)
 
     def start(self) -> None:
-        """Prints what came back, or saves a new run before its first row, so that none is ever lost."""
+        """Prints what was restored, or saves a new run before its first row, so that no row is ever lost."""
         opened, parts = self._opened, self.parts
         if opened.resumed_at != NEVER:
             parts.display.header(opened.lines)
@@ -50,9 +50,9 @@ class Run:
             opened.created.keep()
 
     def take_turns(self) -> None:
-        """Lockstep: collects a row of every environment, makes all updates that are due, and begins again."""
+        """Runs in lockstep: collects a row of every environment, makes all updates that are due, and repeats."""
         parts = self.parts
-        self.evaluate_if_due()  # a resumed run may have been killed in one
+        self.evaluate_if_due()  # a resumed run may have been killed during an evaluation
         while parts.replay.steps < parts.config.env_steps and not self.stopped:
             self.collect()
             while parts.limiter.due():
@@ -60,7 +60,7 @@ class Run:
             self.tend()
 
     def side_by_side(self) -> None:
-        """A thread collects from whichever environments are ready, this one trains; the limiter holds the ratio."""
+        """A second thread collects from the ready environments, this one trains; the limiter keeps the ratio."""
         parts = self.parts
         self.evaluate_if_due()
         with self._collecting:
@@ -69,15 +69,14 @@ class Run:
                 if parts.limiter.due():
                     self.learn()
                 else:
-                    self.settle()  # what is waited for next are rows, not the device
+                    self.settle()  # the next wait is for rows, not for the device
                     parts.limiter.wait_for_rows()
                 self.tend()
 
     def collect(self, min_ready: int | None = None, max_wait: float = 0.0) -> None:
         """Adds rows of the environments that are ready to the replay.
 
-        min_ready: waits for so many rows, None = one of every environment. max_wait: seconds after which fewer, but at
-        least one, will do.
+        min_ready: environments to wait for, None = all. max_wait: seconds after which any ready environment is enough.
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
@@ -117,7 +116,7 @@ class Run:
         parts.stopping.check()
 
     def evaluate_if_due(self) -> None:
-        """Evaluates if that is due; `finish` makes the last evaluation."""
+        """Evaluates if an evaluation is due; `finish` makes the last one."""
         config = self.parts.config
         if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
             self.evaluate()
@@ -139,7 +138,7 @@ class Run:
         parts.display.message(f"done: {parts.run_dir}")
 
     def leave(self) -> None:
-        """Saves a run that a callback has stopped; it can be resumed."""
+        """Saves a run that a callback has stopped, so that it can be resumed."""
         parts = self.parts
         self.save()
         parts.checkpoints.wait()
@@ -148,7 +147,7 @@ class Run:
     def evaluate(self) -> None:
         """Evaluates the newest parameters, and writes a line of metrics."""
         parts, env_steps = self.parts, self.parts.replay.steps
-        self.save()  # an evaluation that fails must not cost what was learned
+        self.save()  # an evaluation that fails must not lose training
         parts.learner.sync()
         parts.display.phase("evaluating")
         periodic_evaluation.evaluate(parts, env_steps)
@@ -156,7 +155,7 @@ class Run:
         parts.display.phase("training" if self._compiled else "collecting")
 
     def log(self) -> Line:
-        """Writes a line of metrics and returns it; rates and shares are those since the line before."""
+        """Writes a line of metrics and returns it; rates and shares cover the time since the previous line."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -176,7 +175,7 @@ class Run:
         return Line(steps, updates, values, str(parts.run_dir))
 
     def save(self, whole: bool = True) -> None:
-        """Saves everything at this step. whole: False when environments can no longer be asked for their states."""
+        """Saves everything at this step. whole: False when environments can no longer return their states."""
         parts = self.parts
         self.settle()
         with self.paused():
@@ -191,15 +190,15 @@ class Run:
         parts.retention.saved(step, manifest)
 
     def settle(self) -> None:
-        """Waits for the update under way, and takes what it gives."""
+        """Waits for the update in flight, and handles its result."""
         self.parts.writeback.settle()
 
     def paused(self) -> AbstractContextManager[None]:
-        """While it lasts nothing is collected by another thread."""
+        """A context in which no other thread collects."""
         return self._collecting.paused()
 
     def _ask(self, line: Line) -> None:
-        """Shows a line to the callbacks, and notes what they ask for."""
+        """Passes a line to the callbacks, and stores their requests."""
         requests = ask(self._callbacks, line)
         self.stopped |= "stop" in requests
         self._evaluation_wanted |= "evaluate" in requests
@@ -224,10 +223,10 @@ class Run:
         self.parts.limiter.collected(replay.steps, replay.ready(self.parts.config.replay.batch_size))
 
     def _mark(self) -> Mark:
-        """Where the run stands now."""
+        """The current position of the run."""
         parts = self.parts
         return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
 
     def _remembered(self) -> dict[str, Any]:
-        """What a checkpoint holds of the loop itself, as JSON values."""
+        """The loop's own state in a checkpoint, as JSON values."""
         return {"eval_due": self._eval_due}

@@ -1,4 +1,4 @@
-"""All that a run consists of, in one record."""
+"""The components of a run, in one record."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dreamer.steps import Batch, Rows
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """All that a run consists of, opened and closed by runtime/run/build.py.
+    """The components of a run, opened and closed by runtime/run/build.py.
 
     config: with the absolute run directory | env: the environment's name or maker | identity: of the run
     policy: `programs.jit_policy(agent)`, for evaluations | film: whether they are filmed
-    batches: drawn for the learner | writeback: takes what updates give
+    batches: drawn for the learner | writeback: handles the results of updates
     """
 
     config: Config

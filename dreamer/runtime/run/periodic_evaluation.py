@@ -15,9 +15,9 @@ MOST_DREAMS = 6  # sequences in open-loop pictures
 
 
 def evaluate(parts: Parts, env_steps: int) -> None:
-    """Plays episodes and draws open-loop pictures with the newest parameters; prints, logs and writes what they give.
+    """Plays episodes and draws open-loop pictures with the newest parameters; prints, logs and writes the results.
 
-    env_steps: at which it is; another thread may collect more meanwhile. Nobody may train meanwhile.
+    env_steps: of this evaluation; another thread may collect more meanwhile, but none may train.
     Raises UserError as environments and devices do.
     """
     if parts.config.eval.episodes:
@@ -30,7 +30,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
 
 
 def play(parts: Parts) -> Result:
-    """Plays the episodes in fresh environments, which a signal reaches too."""
+    """Plays the episodes in fresh environments, whose timeouts a signal shortens too."""
     config, workers = parts.config, parts.workers
     with parts.learner.as_user_errors("evaluating"):
         return evaluation.evaluate(
@@ -42,7 +42,7 @@ def play(parts: Parts) -> Result:
 
 
 def report(parts: Parts, env_steps: int, result: Result) -> None:
-    """Prints and logs the returns and whatever happened to the environments."""
+    """Prints and logs the returns and the incidents of the environments."""
     parts.environments.report(result.incidents)
     for line in result.lines:
         parts.display.message(line)
@@ -55,7 +55,7 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def write_film(parts: Parts, env_steps: int, result: Result) -> None:
-    """Writes the first episode into run_dir/pictures, or prints why it cannot."""
+    """Writes the film of the first episode into run_dir/pictures, or prints why it cannot."""
     path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
     try:
         images.write_episode_video(path, result.frames, FPS)
@@ -65,7 +65,7 @@ def write_film(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:
-    """Writes what the world model dreams beside what came, for a batch of the replay."""
+    """Writes pictures of the world model's dreams beside the true observations, for a batch of the replay."""
     batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
     pictures = parts.learner.report(batch)
     if pictures:

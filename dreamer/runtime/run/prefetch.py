@@ -1,4 +1,4 @@
-"""Items made ahead of their use by a thread: batches that are drawn and sent to the device while it trains. No jax."""
+"""A thread that makes items before they are needed: it draws batches and sends them while the device trains. No jax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """Owns a thread that calls `produce` and keeps at most `depth` items ready, in their order.
 
-    The thread begins with the first `next`, so that nothing is made before somebody wants it. With depth 0 there is no
+    The thread starts with the first `next`, so that nothing is made before it is needed. With depth 0 there is no
     thread: `next` calls `produce` itself. No ThreadPoolExecutor: the interpreter joins its threads at exit, and one
     that waits for a device that hangs would keep the process alive.
     """
@@ -27,7 +27,7 @@ class Prefetch(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def next(self) -> T:
-        """The next item; waits for it. Raises what `produce` raised, after the items that were made before."""
+        """Waits for the next item and returns it. Raises an error of `produce` after the items made before it."""
         if not self._depth:
             return self._produce()
         if self._thread is None:
@@ -44,7 +44,7 @@ class Prefetch(Generic[T]):
             raise RuntimeError("the prefetcher is closed")
 
     def close(self) -> None:
-        """Waits for the item under way and ends the thread; items that nobody took are dropped."""
+        """Waits for the item in progress and ends the thread; drops the items not taken."""
         with self._changed:
             self._closed = True
             self._ready.clear()

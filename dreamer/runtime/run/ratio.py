@@ -1,4 +1,4 @@
-"""How many updates are due. One meaning of the replay ratio, exact arithmetic. No jax."""
+"""How many updates are due: the one definition of the replay ratio, in exact arithmetic. No jax."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) ->
     replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is
     one row of the replay, however often the environment repeats the action inside it. Source: spec section 11.
     """
-    # By way of its decimal form 0.1 means a tenth, not the nearest binary number.
+    # The decimal form makes 0.1 mean a tenth, not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
 
 
 def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Fraction | None]:
-    """Updates to make now, and the step up to which updates are then made (hand it to the next call).
+    """Updates to make now, and the step up to which they account for the rows (pass it to the next call).
 
-    credited: None before the first call, which is to be made once the replay is ready and gives one update.
+    credited: None in the first call, which is made once the replay is ready and returns one update.
     step: environment steps collected so far. rate: `updates_per_step`.
     Raises ValueError when `step` lies before `credited`.
     """

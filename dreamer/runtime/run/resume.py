@@ -1,8 +1,8 @@
-"""A run put down and taken up again: what a checkpoint knows beyond the train state, and who gets it back.
+"""Saves and resumes a run: the state in a checkpoint besides the train state, and its way back into the parts.
 
 A checkpoint's `meta` is the manifest: it names every file that belongs to it by its seal. Order of writing: rows,
 latents, the host's state, then Orbax commits train state and manifest in one step. So a kill at any instant leaves the
-checkpoint before it whole, and rows that came later.
+previous checkpoint whole, and the rows collected after it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from dreamer.trust import seal, sealed_here
 
 
 class Found(NamedTuple):
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run resumes from.
 
-    step: its number | files: those of `manifest`
+    step: its number | files: listed in its manifest
     newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
     """
 
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
     """The run's own config, if `config` differs from it only in fields that may change.
 
-    trusted: the user vouches for the run. What `config` names the caller has named.
+    trusted: the user vouches for the run. Names that `config` itself holds are trusted, as the caller gave them.
     Raises UserError naming every other field that differs.
     """
     found = run_config.read(run_dir)
@@ -76,9 +76,9 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
 
 
 def find(run_dir: Path, step: int | None = None) -> Found | None:
-    """The checkpoint `step`, None = the newest; None when there is none yet. Only reads.
+    """The checkpoint `step` (None = the newest), or None if the run has no checkpoint yet. Only reads.
 
-    Raises UserError when it is damaged or not there, with the newest whole one to go on from.
+    Raises UserError when it is damaged or missing, and names the newest whole checkpoint to resume from.
     """
     safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)
@@ -98,7 +98,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
 @contextlib.contextmanager
 def advising(run_dir: Path, step: int) -> Iterator[None]:
-    """Adds to a UserError about a damaged checkpoint `step` which whole one a run can go on from."""
+    """A context that adds to a UserError about a damaged checkpoint `step` which whole one a run can resume from."""
     try:
         yield
     except UserError as error:
@@ -114,10 +114,10 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
 
 
 def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
-    """Writes all but the train state; returns the manifest. Nobody may collect or train meanwhile.
+    """Writes all but the train state; returns the manifest. No thread may collect or train meanwhile.
 
-    step: number of the checkpoint. loop: JSON values that the loop itself remembers.
-    whole: False after a failure, when environments can no longer be asked where they are.
+    step: number of the checkpoint. loop: the loop's own state, JSON values.
+    whole: False after a failure, when environments can no longer return their states.
     """
     parts.store.flush(parts.replay)
     parts.store.wait()
@@ -148,7 +148,7 @@ def as_json(spec: Spec) -> dict[str, Any]:
 
 
 def check_spec(found: Found, spec: Spec, env: str) -> None:
-    """UserError naming what the environment shows or takes differently than when the run began."""
+    """Raises UserError naming an observation or action that differs from when the run began."""
     saved, now = found.manifest.spec, as_json(spec)
     if saved is None or saved == now:
         return
@@ -174,17 +174,17 @@ def _in_words(form: Any) -> str:
 
 
 def ring_length(found: Found, planned: int, longer: bool) -> int:
-    """Rows of each ring of the resumed replay: as before, or as `planned` for a longer run if no ring went round yet.
+    """Rows of each ring of the resumed replay: as before, or as `planned` for a longer run if no ring is full yet.
 
-    A ring that went round has let rows go that a longer one would still hold.
+    A ring that was full has dropped rows that a longer ring would still hold.
     """
     grows = longer and not any(found.files.oldest)
     return max(planned, found.files.rows_per_env) if grows else found.files.rows_per_env
 
 
 class Restored(NamedTuple):
-    """What came back. head: of the saved state | arrays: likewise | later: rows kept from after the checkpoint
-    exact: nothing is missing, and every environment goes on where it was: what came later will be made again
+    """The restored state. head, arrays: of the saved state | later: rows kept that are newer than the checkpoint
+    exact: nothing is missing and every environment continues where it was, so later rows will be made again
     where: the file of the state
     """
 
@@ -196,9 +196,9 @@ class Restored(NamedTuple):
 
 
 def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
-    """Fills the replay with the rows and latents of the checkpoint, and what decides its draws. Only reads.
+    """Fills the replay with the rows and latents of the checkpoint, and restores its sampler. Only reads.
 
-    trust: pickled states of environments are read though this user did not make them on this machine.
+    trust: read pickled states of environments even if this user did not make them on this machine.
     Raises UserError naming a file that is damaged, missing or foreign.
     """
     store.check_names()
@@ -221,12 +221,12 @@ def restore_envs(
     restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
     fresh: Callable[[], Workers],
 ) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
-    """Puts environments where they were, and loads the rows that came after the checkpoint unless they come again.
+    """Restores the environments, and loads the rows newer than the checkpoint unless they will be made again.
 
-    In lockstep with environments that all go on exactly, those rows will be made again and are not loaded. Otherwise
-    they are kept, and if there are any, every environment begins a new episode.
-    fresh: makes new workers in place of `workers`, for environments that were set back before one refused its state.
-    Returns what came back, the workers to use, and {number: why} of the environments that begin a new episode.
+    In lockstep, with environments that all continue exactly, those rows will be made again and are not loaded.
+    Otherwise they are kept, and if there are any, every environment begins a new episode.
+    fresh: makes new workers in place of `workers`, when some were restored before another refused its state.
+    Returns the restored state, the workers to use, and {number: reason} of environments that begin a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
     _check_envs(restored, workers)
@@ -250,11 +250,11 @@ def restore_envs(
 def load_rest(
     restored: Restored, replay: Replay, collector: Collector, tracker: EpisodeTracker, limiter: Limiter
 ) -> None:
-    """Gives collector, tracker and limiter their own back. replay: filled already."""
+    """Restores collector, tracker and limiter. replay: already filled."""
     limiter.load(restored.head["limiter"])
     batch_size = replay.config.batch_size
     if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
-        # Training had begun after the checkpoint: its updates are owed from there on.
+        # Training had begun after the checkpoint: updates are owed from that step on.
         limiter.collected(min(replay.start(batch_size), replay.steps), True)
     if not restored.later:
         for name, part in (("collector", collector.state()), ("tracker", tracker.state())):
@@ -264,7 +264,7 @@ def load_rest(
 
 
 def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:
-    """The lines that say what came back and what could not. lost: {number of the environment: why}."""
+    """Lines on what was restored and what could not be. lost: {number of the environment: reason}."""
     lines = [
         "resumed: parameters, optimizer, normalisers, slow critic, keys, "
         f"{replay.rows:,} rows of replay with their latents, order and sampler, {len(replay.queue)} fresh sequences, "
@@ -280,12 +280,12 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
 
 
 def _mac(state: bytes | str) -> str:
-    """What proves later that this user pickled a state; "" for one that is not pickled."""
+    """A code that proves later that this user pickled a state; "" for a state that is not pickled."""
     return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
 
 
 def _check_envs(restored: Restored, workers: Workers) -> None:
-    """UserError unless the environments' states and last rows are those of as many environments."""
+    """Raises UserError unless states and last rows match the number of environments."""
     arrays, where, streams = restored.arrays, restored.where, workers.streams
     ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
     states = [i for i, why in enumerate(restored.head["envs"]) if not why]
@@ -307,7 +307,7 @@ def _check_envs(restored: Restored, workers: Workers) -> None:
 
 
 def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
-    """Why the state of an environment is not read, None when reading it runs nothing or the user trusts it."""
+    """The reason not to read an environment's state; None if reading runs no code or the user trusts it."""
     state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
     macs = head.get("macs", ())
     if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):
@@ -316,7 +316,7 @@ def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarra
 
 
 def _lost(workers: Workers) -> WorkersState:
-    """A WorkersState that restores nothing but fresh episodes."""
+    """A WorkersState with which every environment begins a new episode."""
     why = "the run failed, and they could no longer be asked"
     return WorkersState([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
 

@@ -1,4 +1,4 @@
-"""What goes from a run directory, and when: files of rows that no checkpoint needs, and what a resume set aside."""
+"""Removes files from a run directory: rows that no checkpoint needs, and files that a resume moved aside."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def row_files(step: int, manifest: Manifest) -> set[str]:
 
 
 class Retention:
-    """Owns the files of a run directory that may go, and knows which checkpoint needs which of them."""
+    """Owns the removable files of a run directory, and the list of those that each checkpoint needs."""
 
     def __init__(
         self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
     ):
-        """resumed_at: step of the checkpoint that the run goes on from, negative when it begins.
+        """resumed_at: step of the checkpoint that the run resumes from, negative for a new run.
 
-        report: takes the line about a checkpoint that is too damaged to use.
+        report: called with a line about a checkpoint that is too damaged to use.
         """
         self._run_dir, self._checkpoints, self._store, self._report = run_dir, checkpoints, store, report
         self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
         self._aside, self._resumed_at = resumed_at >= 0, resumed_at
 
     def saved(self, step: int, manifest: Manifest) -> None:
-        """Removes the files of rows that neither checkpoint `step`, which is on its way to the disk, nor others need.
+        """Removes the files of rows that no checkpoint needs; `step` is still being written to the disk.
 
-        manifest: of the checkpoint.
+        manifest: of the checkpoint `step`.
         """
         self._needed[step] = row_files(step, manifest)
         kept = {*self._checkpoints.steps(), step}
@@ -43,13 +43,13 @@ class Retention:
         self._store.prune(set().union(*self._needed.values()))
 
     def remove_aside(self) -> None:
-        """Removes what a resume has set aside, once a newer checkpoint than the one it went on from is on the disk."""
+        """Removes what a resume moved aside, once a checkpoint newer than the resumed one is on the disk."""
         if self._aside and (self._checkpoints.latest() or 0) > self._resumed_at:
             shutil.rmtree(self._run_dir / ASIDE, ignore_errors=True)
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
-        """The files of rows that a checkpoint on the disk needs; all there are if it is too damaged to name them."""
+        """The files of rows that a checkpoint on the disk needs; all files if it is too damaged to name them."""
         try:
             return row_files(step, self._checkpoints.manifest(step))
         except UserError as error:

@@ -1,12 +1,12 @@
-"""The config of a run, sealed with the run, and who may use it. No jax.
+"""The sealed config of a run, and the check whether it may be used. No jax.
 
 The first line of config.yaml is a comment that holds the identity of the run, the sha256 of all that follows, and this
 user's seal of both (`dreamer.trust`), "-" where no key could be kept:
 
     # dreamer run 5deb623c918d42e99015cc9dee381d8b sha256 <64 hex> seal <64 hex>
 
-So the file is written in one stroke and stays a preset. A file without such a line was written by hand or by an earlier
-version: it can be read, but says nothing of who made it.
+So the file is written in one step and can serve as a preset. A file without such a line was written by hand or by an
+earlier version: it can be read, but does not prove its author.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class RunConfig(NamedTuple):
     path: Path
 
     def layer(self) -> Layer:
-        """What it sets, a layer over the defaults. Raises UserError: not valid YAML."""
+        """Its settings as a layer over the defaults. Raises UserError when it is not valid YAML."""
         return layer_of(self.text, str(self.path))
 
 
 def write(run_dir: Path, config: Config, run: str) -> None:
-    """Writes the config of a run, sealed; whole or not at all. Raises UserError when the disk refuses."""
+    """Writes the sealed config of a run, whole or not at all. Raises UserError when it cannot be written."""
     text = trust.sealed_text(to_yaml(config), run)
     write_durably(run_dir / CONFIG, lambda half: half.write_text(text, encoding="utf-8"))
 
 
 def read(run_dir: Path) -> RunConfig:
-    """The config of a run as text. Raises UserError: there is none, or it was changed after it was written."""
+    """The config of a run as text. Raises UserError when it is missing or was changed after it was written."""
     path = existing_run_dir(run_dir) / CONFIG
     try:
         found = trust.unsealed(safe_files.read_text(path))
@@ -57,9 +57,9 @@ def read(run_dir: Path) -> RunConfig:
 
 
 def check(found: RunConfig, *, trusted: bool, given: Mapping[str, Any]) -> None:
-    """UserError unless what a run's config names may be imported.
+    """Raises UserError unless the names in a run's config may be imported.
 
-    trusted: the user vouches for the run. given: what the command sets itself, by dotted key.
+    trusted: the user vouches for the run. given: settings of the command itself, by dotted key.
     """
     values = found.layer().values
     trust.check(values, str(found.path), plugins.suite_names(), given=given, trust=trusted or found.ours)
@@ -73,9 +73,9 @@ def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | Non
 
 
 def load_plain(run_dir: Path) -> Config:
-    """The config of a run to look at: imports nothing that the run names.
+    """The config of a run for display only: imports nothing that the run names.
 
-    A world model or behavior that is not dreamer's stands as a plain record of what the file says.
+    A world model or behavior that is not part of dreamer becomes a plain record of the settings in the file.
     """
     layer = read(run_dir).layer()
     values, strangers = dict(layer.values), {}
@@ -95,7 +95,7 @@ def load_plain(run_dir: Path) -> Config:
 
 
 def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
-    """UserError when a config and a checkpoint are of two runs, or the checkpoint wants a sealed one."""
+    """Raises UserError when config and checkpoint belong to different runs, or the checkpoint needs a sealed config."""
     if found.run is None and manifest.format in (None, 1):
         return
     if found.run != manifest.run:
@@ -104,7 +104,7 @@ def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
 
 
 def _record(settings: Any) -> Any:
-    """Nested settings as a dataclass whose fields are what the file says."""
+    """Nested settings as a dataclass whose fields are those in the file."""
     fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if _is_field(str(name))]
     return dataclasses.make_dataclass("Foreign", fields, frozen=True)(
         **{name: _frozen(settings[name]) for name, _, _ in fields}

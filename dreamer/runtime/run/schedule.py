@@ -1,4 +1,4 @@
-"""What a run does when: pure functions of where it stood when it last logged and saved. No jax."""
+"""When a run logs, saves and evaluates: pure functions of its state at the last line and checkpoint. No jax."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NEVER = -1  # step of the newest checkpoint while there is none
 
 
 class Mark(NamedTuple):
-    """Where a run stood at a line of metrics.
+    """The position of a run at a line of metrics.
 
-    time: monotonic seconds | env_steps, updates: made so far | idle: seconds the devices had no update so far
+    time: monotonic seconds | env_steps, updates: made so far | idle: total seconds without an update in flight
     """
 
     time: float
@@ -46,14 +46,14 @@ def first_evaluation(every: int, last: int) -> int:
 
 
 def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
-    """Whether the evaluation of step `due` is due. The one at the `last` step is the end's own."""
+    """Whether the evaluation of step `due` is due. `Run.finish` makes the one at the `last` step."""
     return due <= env_steps < last
 
 
 def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
     """Metrics of the time between two lines: speeds a second, and the share of it spent waiting.
 
-    waited {name: seconds} since `before`: who waited for whom. Returns speed/<name> and wait/<name>.
+    waited {name: seconds}: time that threads waited since `before`. Returns speed/<name> and wait/<name>.
     """
     seconds = max(now.time - before.time, 1e-9)
     waited = {**waited, "device_for_learner": now.idle - before.idle}

@@ -3,7 +3,7 @@
     look             read what is there: the config, the checkpoints, the lock            `decide`
     decide           which run, from which checkpoint, or why not                         `decide`
     lock             keep every other process out                                         `lock.RunLock`
-    look again       what was read before the lock may have changed                       `decide`
+    look again       files read before the lock may have changed                          `decide`
     into memory      environments, agent, replay, weights: all that may still refuse      `build.open_run`
     change           move aside what a resume cuts, write the config, open the logs       `change`
 
@@ -54,12 +54,12 @@ OF_A_RUN = (
 
 
 class Decision(NamedTuple):
-    """What `train` is about to do.
+    """The decision what `train` does.
 
-    config: with the absolute run directory | given: as the user gave it, to be written
+    config: with the absolute run directory | given: the config as the user gave it, to be written
     env: the environment's name or maker | resume, step: as asked for
-    used: the directory holds this run already | found: the checkpoint to go on from, None = begin
-    trust: the user vouches for what the run holds | longer: the run is to make more steps than when it began
+    used: the directory holds this run already | found: the checkpoint to resume from, None = a new run
+    trust: the user vouches for the files of the run | longer: the run is to make more steps than originally set
     """
 
     config: Config
@@ -79,7 +79,7 @@ class Decision(NamedTuple):
 
     @property
     def resumed_at(self) -> int:
-        """The step of the checkpoint to go on from, NEVER when the run begins."""
+        """The step of the checkpoint to resume from, NEVER for a new run."""
         return self.found.step if self.found else NEVER
 
     @property
@@ -92,11 +92,11 @@ def decide(
     config: Config, env: EnvName | None = None, resume_: str = "no", step: int | None = None, *, trust: bool = False,
     own_lock: bool = False,
 ) -> Decision:  # fmt: skip
-    """What to do with `config`, by what lies in its run directory. Only reads.
+    """Decides what to do with `config`, from the contents of its run directory. Only reads.
 
-    env: in place of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to go on from, None = newest.
-    trust: the user vouches for what the run holds. own_lock: the caller holds the lock.
-    Raises UserError for every reason not to begin or go on that the disk knows.
+    env: in place of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to resume from, None = newest.
+    trust: the user vouches for the files of the run. own_lock: the caller holds the lock.
+    Raises UserError for every reason not to start or resume that can be found on the disk.
     """
     place = config.run_dir or header.default_run_dir(config)
     run_dir = Path(os.path.abspath(os.path.expanduser(place)))
@@ -126,25 +126,25 @@ def decide(
 
 
 def check_sinks(config: Config) -> None:
-    """UserError when metrics cannot go where the config wants them."""
+    """Raises UserError when metrics cannot be written to the sinks of the config."""
     if config.log.wandb != "off":
         wandb_ready(config.log.wandb)
 
 
 class Created:
-    """Owns a new run directory and its lock, from its making until the run ends.
+    """Owns a new run directory and its lock, from its creation until the run ends.
 
-    Left before `keep` was called, it takes back what the run has made. Use as a context manager.
+    Exiting before `keep` was called removes what the run has made. Use as a context manager.
     """
 
     def __init__(
         self, run_dir: Path, own_name: bool, report: Callable[[str], None] = print,
         lost: Callable[[UserError], None] = print,
     ):  # fmt: skip
-        """own_name: the name is this program's choice, so that one that exists gets a number behind it.
+        """own_name: this program chose the name, so a number is appended if the directory exists.
 
-        report, lost: as `RunLock` takes tell and lost. Raises UserError when the directory cannot be made, or another
-        process was faster.
+        report, lost: the arguments tell and lost of `RunLock`. Raises UserError when the directory cannot be made, or
+        another process was faster.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # folders, the innermost first
@@ -158,7 +158,7 @@ class Created:
             self._remove_folders()
             raise
         try:
-            refuse_used(self.path)  # look again: it is this run's from now on
+            refuse_used(self.path)  # check again: from now on the directory is locked
             self._before = {path.name for path in self.path.iterdir()}
         except UserError:
             self._lock.close()
@@ -166,7 +166,7 @@ class Created:
             raise
 
     def keep(self) -> None:
-        """From now on the directory stays."""
+        """Keeps the directory when the context exits."""
         self._kept = True
 
     def __enter__(self) -> Created:
@@ -199,7 +199,7 @@ class Created:
             return
 
     def _undo(self) -> None:
-        """Removes what a run makes in its directory, and nothing that was there or that others have put there."""
+        """Removes what the run has made in its directory, but nothing that was there before or came from others."""
         for pattern in OF_A_RUN:
             for path in self.path.glob(pattern):
                 if path.name in self._before:
@@ -208,16 +208,16 @@ class Created:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _remove_folders(self) -> None:
-        """Removes the folders that were made, as far as nobody has put anything into them."""
+        """Removes the folders that were made, unless they contain something."""
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
 
 
 def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
-    """Whether the lines of metrics before the checkpoint are whole; returns lines to show.
+    """Checks that the lines of metrics before the checkpoint are whole; returns lines to print.
 
-    Raises UserError when they are damaged. A file that is missing is none that would be used.
+    Raises UserError when they are damaged. A missing file is no error, as it would not be used.
     """
     position = restored.head["logger"]
     what = lines_damage(run_dir / METRICS, position["bytes"], position.get("crc"))
@@ -234,11 +234,11 @@ def change(
     decision: Decision, restored: Restored | None, store: RowStore, *, steps: int, run: str,
     report: Callable[[str], None],
 ) -> Resumed | None:  # fmt: skip
-    """Makes the run directory that of the run which now begins or goes on; returns where its logger goes on.
+    """Changes the run directory into that of the run that starts or resumes; returns where its logger resumes.
 
-    steps: rows of the replay as restored. run: the identity of the run. report: takes lines to print.
-    Moves aside what the run will make again; what a kill in the middle leaves can be resumed: checkpoints go newest
-    first, then files of rows newest first, then lines of metrics. Raises UserError when the disk refuses.
+    steps: rows of the replay as restored. run: the identity of the run. report: called with lines to print.
+    Moves aside what the run will make again. A kill in the middle leaves a run that can be resumed: checkpoints move
+    newest first, then files of rows newest first, then lines of metrics. Raises UserError when the disk refuses.
     """
     found, run_dir, resumed = decision.found, decision.run_dir, None
     try:
@@ -294,12 +294,12 @@ def _tail(restored: Restored, run_dir: Path, steps: int) -> Tail:
 
 def _refuse_held(run_dir: Path, own_lock: bool) -> None:
     held = None if own_lock else lock.look(run_dir)
-    if held and held.runs and not held.stale:  # one of another machine is judged by the clock of the file system
+    if held and held.runs and not held.stale:  # a lock of another machine is judged by the clock of the file system
         raise UserError(lock.refusal(run_dir, held))
 
 
 def _refuse_without_checkpoint(run_dir: Path) -> None:
-    """UserError when a run has made rows or metrics, but has no checkpoint to go on from."""
+    """Raises UserError when a run has made rows or metrics, but has no checkpoint to resume from."""
     metrics = run_dir / METRICS
     if any((run_dir / ROWS).glob("rows-*.dreamer")) or (metrics.is_file() and metrics.stat().st_size):
         raise UserError(
@@ -308,7 +308,7 @@ def _refuse_without_checkpoint(run_dir: Path) -> None:
 
 
 def _check_place(run_dir: Path) -> None:
-    """UserError when this user cannot write where the run directory is, or would be made."""
+    """Raises UserError when this user cannot write to the run directory, or to the folder it would be made in."""
     place = next(place for place in (run_dir, *run_dir.parents) if place.exists() or place.is_symlink())
     if not place.is_dir():
         raise UserError(f"cannot write {run_dir}: {place} is no folder")

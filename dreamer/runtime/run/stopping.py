@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: the first asks a run to save and end, the second ends it at once. No jax.
 
-Until there is anything to save, the first ends it too, wherever it waits.
+Before there is anything to save, the first signal also ends the run at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to end, and has saved. code: the exit code that says by which signal."""
+    """A signal has ended a run, which has saved. code: the exit code for that signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -27,15 +27,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Owns the handlers of both signals, and a thread that answers them, while a run is under way; a context manager.
+    """Owns the handlers of both signals, and a thread that handles them, during a run; a context manager.
 
-    Python runs handlers between two steps of the main thread only, which compiles for minutes at times: the thread
-    answers meanwhile. Outside of the main thread no handler can be set, and signals keep their meaning.
-    failure: what `fail` was given, None before.
+    Python runs signal handlers only between two steps of the main thread, which may compile for minutes; the thread
+    responds meanwhile. Outside the main thread no handler can be set, and signals keep their default effect.
+    failure: the error given to `fail`, None before.
     """
 
     def __init__(self, report: Callable[[str], None]):
-        """report: takes the line that answers the first signal."""
+        """report: called with the line to print at the first signal."""
         self._answers: list[Callable[[str], object]] = [report]
         self._answers_to_failure: list[Callable[[UserError], object]] = []
         self._signal: int | None = None
@@ -45,15 +45,15 @@ class Stopping:
         self._before_fd = -1
 
     def on_signal(self, answer: Callable[[], object]) -> None:
-        """Have `answer` called when the first signal comes, from another thread."""
+        """Registers `answer`, called at the first signal from another thread."""
         self._answers.append(lambda _: answer())
 
     def on_failure(self, answer: Callable[[UserError], object]) -> None:
-        """Have `answer` called with what `fail` is given, from the thread that calls it."""
+        """Registers `answer`, called with the error given to `fail`, in the thread that calls `fail`."""
         self._answers_to_failure.append(answer)
 
     def begun(self) -> None:
-        """From now on there is something to save: the first signal waits for `check`."""
+        """Notes that there is something to save: from now on the first signal takes effect at `check`."""
         self._waits = True
         self.check()
 
@@ -78,18 +78,18 @@ class Stopping:
             self._before = {}
 
     def fail(self, error: UserError) -> None:
-        """Another process has taken the run: it must end with `error` and write nothing more. From any thread."""
+        """Makes the run end with `error` and write nothing more, as another process has its lock. From any thread."""
         self.failure = error
         for answer in self._answers_to_failure:
             answer(error)
 
     def check_failed(self) -> None:
-        """Raises what `fail` was given."""
+        """Raises the error given to `fail`, if any."""
         if self.failure is not None:
             raise self.failure
 
     def check(self) -> None:
-        """Raises what `fail` was given; Stopped when a signal has come."""
+        """Raises the error given to `fail`, if any, or Stopped after a signal."""
         self.check_failed()
         if self._signal is not None:
             raise Stopped(self._signal)

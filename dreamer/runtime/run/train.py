@@ -30,16 +30,16 @@ def train(
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
-    resume: "no" makes a new run; "yes" goes on with the one in config.run_dir, "auto" too if there is one.
-    resume_from: number of the checkpoint to go on from, None = the newest; implies resume "yes".
-    make_env: makes the environment, called with config.env_options, in place of config.env.
+    resume: "no" makes a new run; "yes" resumes the run in config.run_dir, "auto" resumes it if there is one.
+    resume_from: number of the checkpoint to resume from, None = the newest; implies resume "yes".
+    make_env: called with config.env_options to make the environment, in place of config.env.
     trust: read pickled states of environments that were not made by this user on this machine.
-    sinks: take metrics, pictures and videos besides those that config.log names; they are not closed.
+    sinks: receive metrics, pictures and videos besides those that config.log names; they are not closed.
     callbacks: called with each line of metrics, a `Line`; may return "stop", which saves and ends the run, or
-    "evaluate". One that raises ends the run as any failure does.
-    Raises UserError for everything that the user can mend. Interrupted, it saves first and raises Stopped. After any
-    other failure of a run that has begun it saves too, writes the traceback into error.txt of the run directory, and
-    raises RunFailed. A start that is refused changes nothing on the disk.
+    "evaluate". A callback that raises ends the run as any failure does.
+    Raises UserError for everything that the user can fix. When interrupted, it saves and raises Stopped. After any
+    other failure of a run that has begun it saves, writes the traceback into error.txt of the run directory, and
+    raises RunFailed. A refused start changes nothing on the disk.
     """
     expect_config(config, "dreamer.train")
     if resume not in get_args(Resume):

@@ -1,4 +1,4 @@
-"""What surrounds an update: the batch that it takes, and what the replay and the metrics get from it."""
+"""The host side of an update: drawing its batch, and writing its results to the replay and the metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Source(Protocol):
     """Where batches are drawn from: the replay, or its rows on the devices."""
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
-        """A batch, and the rows of the replay that it was drawn from."""
+        """A batch [B, C+T, ..], and the rows [B, T] of the replay that it was drawn from."""
 
 
 def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows]:
-    """A batch on the devices and where its rows lie. From one thread at a time.
+    """A batch [B, C+T, ..] on the devices, and where its rows [B, T] lie. For one thread at a time.
 
     Raises UserError when a device has no memory left or fails.
     """
@@ -28,7 +28,7 @@ def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows
 
 
 def write_back(update: Pending, learner: Learner, replay: Replay, logger: Logger) -> None:
-    """Latents and priorities of an update into the replay, its metrics into the logger; waits for the device.
+    """Writes latents and priorities of an update to the replay, its metrics to the logger; waits for the device.
 
     Raises UserError when a device has no memory left or fails.
     """

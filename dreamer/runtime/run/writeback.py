@@ -1,4 +1,4 @@
-"""What follows an update on the host, done by a thread while the next one is sent to the device. No jax."""
+"""A thread that handles the result of an update while the next one is dispatched to the device. No jax."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ T = TypeVar("T")
 
 
 class Writeback(Generic[T]):
-    """Owns a thread that handles items in their order; at most one waits or is under way.
+    """Owns a thread that handles items in their order; at most one waits or is in progress.
 
-    threaded: False, and `put` handles the item itself. No ThreadPoolExecutor, for the reason that `Prefetch` gives.
+    threaded: if False there is no thread, and `put` handles the item itself. No ThreadPoolExecutor, for the reason
+    that `Prefetch` gives.
     """
 
     def __init__(self, handle: Callable[[T], None], threaded: bool):
@@ -24,7 +25,7 @@ class Writeback(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def put(self, item: T) -> None:
-        """Hands an item over once the one before is done. Raises what handling that one raised."""
+        """Hands an item over once the previous one is done. Raises an error from handling the previous one."""
         if not self._threaded:
             self._handle(item)
             return
@@ -39,7 +40,7 @@ class Writeback(Generic[T]):
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Waits until nothing is under way. Raises what handling raised, once."""
+        """Waits until no item is in progress. Raises an error from handling, once."""
         with self._changed:
             self._changed.wait_for(lambda: not self._items)
             error, self._error = self._error, None
@@ -47,7 +48,7 @@ class Writeback(Generic[T]):
             raise error
 
     def close(self) -> None:
-        """Waits for the item under way and ends the thread; what it raised is dropped unless `settle` was called."""
+        """Waits for the item in progress and ends the thread; drops its error, so call `settle` before to get it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._items)
             self._closed, self._error = True, None
@@ -66,7 +67,7 @@ class Writeback(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_item(self) -> bool:
-        """Whether there is one; False once closed."""
+        """Waits for an item; False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed)
             return bool(self._items)

@@ -1,15 +1,15 @@
-"""Many environments, in this process or in several, each ready when it is. No jax.
+"""Many environments, in this process or in several, each stepping at its own pace. No jax.
 
 interface   what the rest of the framework knows: Config, Workers, Ready, Incident
 table       the rows of each environment, one for each of its agents, and whose turn it is
-faults      incidents counted, environments made anew
+faults      incidents counted, seeds of replaced environments
 inline      all in this process
-remote      what both sets outside this process have in common
+remote      shared code of both sets outside this process
 processes   in worker processes: process (one of them), child (its inside), messages and memory between
-ray_cluster in Ray actors on whatever machines: actor (the inside of one)
-own_thread  calls that others stop waiting for when they hang
+ray_cluster in Ray actors on any machines: actor (the inside of one)
+own_thread  a thread for calls that may hang: the caller can stop waiting
 screen      no window for environments that only draw pictures
-guarded     one environment of a worker process or an actor, whose errors come as incidents
+guarded     one environment of a worker process or an actor, its errors returned as incidents
 auto        inline or processes
 """
 
@@ -43,7 +43,7 @@ def make_workers(
 ) -> Workers:
     """`config.envs` copies of one environment; number i is seeded with seed + i. Raises UserError.
 
-    folder: where they are made; "" = the current one.
+    folder: the folder in which they are made; "" = the current one.
     """
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:

@@ -1,6 +1,6 @@
-"""The inside of a Ray actor: its environments, each in a thread of its own. No jax, and no ray.
+"""The inside of a Ray actor: its environments, each in its own thread. No jax, and no ray.
 
-A slow environment delays only itself, and what is bound to a thread (a GL context) stays where it was made.
+A slow environment delays only itself, and a resource bound to a thread (a GL context) stays where it was made.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ class Actor:
     """Owns the environments `numbers` of the plan and their threads; a method may wait while others are called."""
 
     def __init__(self, plan: WorkerPlan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
-        """paths: the sys.path of who asks; folders that this machine has not do no harm."""
+        """paths: the sys.path of the caller; folders that do not exist on this machine do no harm."""
         sys.path += [path for path in paths if path not in sys.path]
         self._envs = {number: Guarded(plan, number, spec) for number in numbers}
         self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
 
     def make(self, number: int, seed: int) -> Spec | Incident:
-        """Makes an environment, or makes it anew."""
+        """Makes an environment, or replaces it by a new one."""
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Its next rows, a Step of one for each of its agents, and its own numbers of episodes that these end."""
+        """Takes actions [W, A] of its W agents; returns a Step of W rows, and its own numbers of episodes they end."""
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
-        """Where it is; when it cannot tell, why."""
+        """The state of an environment as bytes, or the reason (str) why it cannot be captured."""
         return self._do(number, self._envs[number].get_state)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3]; None when it does not draw itself; why not when it fails."""
+        """A picture uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Goes on from there -> ""; why not when it cannot. And its own numbers of an episode that has ended."""
+        """Restores a state; returns "" or the reason why not, and its own numbers of an episode that has ended."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:
-        """Closes all environments that do not hang; those are left to whoever ends the process."""
+        """Closes all environments except those that hang, which end with the process."""
         closing = [self._threads[number].submit(env.close) for number, env in self._envs.items()]
         for done in closing:
             done.result()

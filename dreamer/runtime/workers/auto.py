@@ -1,4 +1,4 @@
-"""Where environments should run: measured, not guessed. No jax."""
+"""Chooses by measurement where environments should run. No jax."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, inc
 from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 
-# What a row from another process costs beside its step: two system calls and a switch of context on each side, 60 to
-# 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from the
-# learner working meanwhile; a shorter one does not. A constant: to measure it takes a process, a second or more.
+# The cost of a row from another process besides its step: two system calls and a context switch on each side, 60 to
+# 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from running
+# beside the learner; a shorter one does not. A constant, as measuring it would start a process: a second or more.
 ROUND_TRIP = 100e-6
-SECONDS, STEPS = 0.3, 200  # a measurement ends with whichever comes first
+SECONDS, STEPS = 0.3, 200  # a measurement ends when either is reached
 
 
 def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
@@ -32,8 +32,8 @@ def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
         raise
     except BaseException as error:  # sys.exit among them
         raise as_error(incident_of(error, plan, 0, making=True)) from error
-    # In a thread of its own: one that hangs is left behind there, and one that is bound to the thread that made it
-    # fails there as it would inline. Not in a process: that takes 0.5 to 1 s, and cannot make what only this one knows.
+    # In its own thread: an environment that hangs is abandoned there, and one bound to the thread that made it fails
+    # there as it would inline. Not in a process: that takes 0.5 to 1 s, and lacks what only this process registered.
     thread = OwnThread("measuring an environment")
     try:
         step = thread.call(seconds_per_step, rows, timeout=timeout or None)
@@ -57,7 +57,7 @@ def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
 
 
 def seconds_per_step(rows: Any) -> float:
-    """How long a step of an environment (EnvRows or ParallelRows) takes. Raises whatever it raises."""
+    """How long a step of an environment (EnvRows or ParallelRows) takes. Errors of the environment pass through."""
     agents = rows.spec.agents
     out = empty_step(rows.spec, agents)
     actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)

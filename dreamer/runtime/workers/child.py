@@ -1,7 +1,7 @@
 """The life of a worker process: its environments, each behind a socket of its own. No jax.
 
-One environment lives in the main thread. Of several, each lives in its own, from being made to being closed: a slow
-one delays only itself, and what is bound to a thread (a GL context) stays where it was made.
+A single environment lives in the main thread. Several live each in its own thread, from being made to being closed:
+a slow one delays only itself, and a resource bound to a thread (a GL context) stays where it was made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRACE = 5.0  # seconds that environments get to close when the parent is gone
 
 
 class Part(NamedTuple):
-    """What one process runs: the environments `numbers` of the plan, each with its seed; their Spec, once known."""
+    """The part of the plan that one process runs: environments `numbers` with their seeds; their Spec, once known."""
 
     plan: WorkerPlan
     numbers: tuple[int, ...]
@@ -33,11 +33,11 @@ class Part(NamedTuple):
 
 
 def serve(life: int, memory: int, channels: list[int]) -> None:
-    """Runs until the parent closes its ends. life: descriptor of a socket on which a Part comes, then nothing more.
+    """Runs until the parent closes its ends. life: descriptor of a socket that carries one Part, then nothing more.
 
-    memory: of the shared rows | channels: of a socket for each environment, see `messages`
+    memory: descriptor of the shared rows | channels: descriptors of one socket per environment, see `messages`
     """
-    # Not SIG_IGN, which the environments' own child processes would inherit. The parent alone answers to both.
+    # Not SIG_IGN, which the environments' own child processes would inherit. Only the parent handles both.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     for descriptor in (life, memory, *channels):
@@ -70,7 +70,7 @@ def _end_with(parent: socket.socket) -> None:
 
 
 class _Home:
-    """Owns one environment, and answers for it. All of it runs in one thread."""
+    """Owns one environment and answers the parent's messages to it. All calls run in one thread."""
 
     def __init__(self, part: Part, number: int, seed: int, channel: socket.socket, memory: int):
         self._env = Guarded(part.plan, number, part.spec)
@@ -79,7 +79,7 @@ class _Home:
         self._out: Step | None = None
 
     def run(self) -> None:
-        """Until the parent closes the socket."""
+        """Serves messages until the parent closes the socket."""
         try:
             self._tell(messages.SPEC, self._env.make(self._seed))
             while kind := self._channel.recv(1):
@@ -94,16 +94,16 @@ class _Home:
                 elif kind == messages.RENDER:
                     self._tell(messages.FRAME, self._env.render())
         except (EOFError, OSError):
-            pass  # the parent is gone; nobody is left to tell
+            pass  # the parent is gone
         finally:
             self._env.close()
 
     def _step(self) -> None:
-        """The next row. One that could not be made, or has failed, waits for NEW: its FAULT is on the way."""
+        """Sends the next row; nothing for an environment that has failed, which has sent FAULT and waits for NEW."""
         spec = self._env.spec
         if spec is None:
             return
-        # The parent has given the memory its size once it has sent an action.
+        # The parent sizes the memory before it sends the first action.
         out = self._out = self._out or rows_in(self._memory, spec, self._envs * spec.agents)
         incident = self._env.turn(out, self._number)
         if incident:

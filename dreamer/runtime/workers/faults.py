@@ -1,4 +1,4 @@
-"""What went wrong with which environment, how often in a row, and the seeds of those made anew. No jax."""
+"""Incidents of each environment, how many came in a row, and the seeds of replacements. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET = 1000  # rows without an incident after which an environment counts as so
 
 
 class Faults:
-    """Owns the counts of incidents of a set; `resets` [E] says how often each environment was made anew."""
+    """Owns the counts of incidents of a set; `resets` [E] counts how often each environment was replaced."""
 
     def __init__(self, plan: WorkerPlan, restarts: int):
         self._plan, self._restarts = plan, restarts
@@ -30,14 +30,14 @@ class Faults:
         self._in_a_row = np.zeros(plan.envs, np.int64)
         self._since = np.zeros(plan.envs, np.int64)
         self._proven = np.zeros(plan.envs, bool)
-        self._calm = False  # all have given a row and none is in trouble: nothing to count
+        self._calm = False  # all have returned a row and none has open incidents: nothing to count
 
     def seed(self, number: int) -> int:
-        """The seed of an environment as often as it was made anew: no other environment ever has the same."""
+        """The seed of an environment's current incarnation; unique across environments and restarts."""
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
-        """Notes an incident. UserError when it is one too many, or before the first row of an environment."""
+        """Records an incident. Raises UserError if there are too many, or before an environment's first row."""
         self._log.append(incident)
         envs = list(incident.envs)
         self._calm = False
@@ -50,16 +50,16 @@ class Faults:
         self.resets[envs] += 1
 
     def forgive(self, incident: Incident) -> None:
-        """Notes an incident that does not count: the set makes new environments, the run goes on."""
+        """Records an incident that does not count: the set replaces the environments, the run continues."""
         self._log.append(incident)
         self.resets[list(incident.envs)] += 1
 
     def note(self, incident: Incident) -> None:
-        """Notes an incident that needs no new environment."""
+        """Records an incident that needs no new environment."""
         self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
-        """Notes rows that were received: a finished episode, or many rows, make an environment sound again."""
+        """Records received rows: after a finished episode, or many rows, an environment counts as sound again."""
         if self._calm:
             return
         envs = ready.envs // agents
@@ -75,7 +75,7 @@ class Faults:
         return bool(self._proven.any())
 
     def restore(self, resets: np.ndarray) -> None:
-        """Goes on from the counts of an earlier set."""
+        """Restores the counts [E] of an earlier set."""
         self.resets[:] = resets
         self._proven[:] = True
 
@@ -104,7 +104,7 @@ def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRow
 def go_home(plan: WorkerPlan) -> None:
     """Makes the folder of the plan the current one again, after an environment of this process has left it."""
     if plan.folder:
-        with contextlib.suppress(OSError):  # another machine need not have it
+        with contextlib.suppress(OSError):  # the folder may not exist on another machine
             os.chdir(plan.folder)
 
 
@@ -114,12 +114,12 @@ def envs_in_words(envs: int, agents: int) -> str:
 
 
 def differs(name: str, spec: Spec, expected: Spec) -> str:
-    """One line: an environment is not like the others of its set."""
+    """One line that says how an environment differs from the others of its set."""
     return f"env {name!r} shows or takes something else than the others of its set: {spec}, not {expected}"
 
 
 def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
-    """What an environment raised, as an Incident: one line, and the traceback when it is not a plain UserError."""
+    """An exception of an environment as an Incident: one line, and the traceback unless it is a plain UserError."""
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
@@ -128,7 +128,7 @@ def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: boo
 
 
 def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
-    """A picture uint8 [H, W, 3] of an environment; None when it does not draw itself; why not when it fails."""
+    """A picture uint8 [H, W, 3] of an environment; None if it does not draw itself; the reason (str) if it fails."""
     try:
         return rows.render()
     except KeyboardInterrupt:
@@ -140,7 +140,7 @@ def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
 
 
 def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
-    """Closes an environment that is of no use any more; what it raises then tells nothing new."""
+    """Closes an environment that is no longer used, and ignores its errors."""
     try:
         if rows is not None:
             rows.close()
@@ -153,12 +153,12 @@ def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
 def close_in_time(
     rows: EnvRows | ParallelRows, plan: WorkerPlan, number: int, home: OwnThread | None = None
 ) -> Incident | None:
-    """Closes an environment of this process. When that hangs it is left behind in a thread: an Incident.
+    """Closes an environment of this process. If that hangs, abandons it in a thread and returns an Incident.
 
-    home: the thread that it lives in; None when that is the caller's.
+    home: the thread in which the environment lives; None = the caller's.
     """
     if home is not None and home.inside():
-        close_quietly(rows)  # nobody is left who could wait for it
+        close_quietly(rows)  # the thread cannot wait for itself
         return None
     thread = home or OwnThread(f"closing {plan.named(number)}")
     try:
@@ -167,7 +167,7 @@ def close_in_time(
         text = f"close() of env {plan.named(number)!r} has not returned for {CLOSE:g} seconds; it is left behind"
         return Incident((number,), "not closed", text, "")
     except BaseException:
-        # It has failed at once. One that is bound to its thread (a GL context) closes only there.
+        # It failed at once. An environment bound to its thread (a GL context) closes only there.
         if home is None:
             close_quietly(rows)
     finally:

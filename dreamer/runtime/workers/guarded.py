@@ -1,4 +1,4 @@
-"""One environment of a set, whose errors come as Incidents. No jax."""
+"""One environment of a set, its errors returned as Incidents. No jax."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dreamer.spaces import Spec
 from dreamer.steps import Step
 
 FAILED = "it has failed and was not made anew yet"
-_making = threading.Lock()  # imports and the registries of environments are not made for many threads
+_making = threading.Lock()  # imports and the registries of environments are not thread-safe
 
 
 class Guarded:
-    """Owns environment `number` of a plan once it is made. spec: what it must show and take; None: whatever it does."""
+    """Owns environment `number` of a plan once it is made. spec: the Spec that it must have; None accepts any."""
 
     def __init__(self, plan: WorkerPlan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
@@ -27,11 +27,11 @@ class Guarded:
 
     @property
     def spec(self) -> Spec | None:
-        """What the environment shows and takes; None when there is none, it was not made or has failed."""
+        """The Spec of the environment; None if it was not made or has failed."""
         return self._rows.spec if self._rows else None
 
     def make(self, seed: int) -> Spec | Incident:
-        """Makes it, or makes it anew."""
+        """Makes the environment, or replaces it by a new one."""
         self.close()
         try:
             with _making:
@@ -44,7 +44,7 @@ class Guarded:
         return self._spec
 
     def turn(self, out: Step, index: int) -> Incident | None:
-        """Writes its answers to the actions in the rows of environment `index` of `out`."""
+        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there."""
         assert self._rows is not None
         try:
             self._rows.turn(out, index)
@@ -57,26 +57,26 @@ class Guarded:
         return self._rows.finished() if self._rows else {}
 
     def render(self) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3]; None when it does not draw itself; why not when it fails."""
+        """A picture uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
         return picture_of(self._rows) if self._rows else FAILED
 
     def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """The same for `actions` [W, A], one of each agent, as a new Step of W rows, and `finished`."""
+        """Takes `actions` [W, A], one for each agent; returns a new Step of W rows, and `finished`."""
         assert self._rows is not None
         out = empty_step(self._rows.spec, self._rows.spec.agents)
         out.action[:] = actions
         return self.turn(out, 0) or (out, self.finished())
 
     def get_state(self) -> bytes | str:
-        """Where it is; when it cannot tell, why."""
+        """The state of the environment as bytes, or the reason (str) why it cannot be captured."""
         return self._rows.get_state() if self._rows else FAILED
 
     def set_state(self, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Goes on from there -> ""; why not when it cannot. And `finished`."""
+        """Restores a state; returns "" or the reason why not, and `finished`."""
         return (self._rows.set_state(state) if self._rows else FAILED), self.finished()
 
     def close(self) -> None:
-        """Closes it, if there is one."""
+        """Closes the environment, if there is one."""
         close_quietly(self._rows)
         self._rows = None
 

@@ -28,12 +28,12 @@ from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
 
 class InlineWorkers:
-    """The environments in `rows`, stepped when their rows are received: all that were sent an action are ready then.
+    """The environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
 
-    One that raises or breaks its space is made anew. One that exits, is killed or hangs takes this process with it:
-    only worker processes survive that. Rows are read when all have stepped: an array that environments share
-    would hold what the last of them wrote, as in gymnasium's SyncVectorEnv. They run in the thread of the caller, until
-    one fails in another thread than the one that made it: from then on they all live in a thread of their own.
+    An environment that raises or breaks its space is replaced. One that exits, is killed or hangs takes this process
+    with it; only worker processes survive that. Rows are read after all environments have stepped, so an array that
+    they share holds the values of the last, as in gymnasium's SyncVectorEnv. They run in the caller's thread until one
+    fails in a thread other than the one that made it; from then on they all run in one separate thread.
     """
 
     backend = "inline"
@@ -64,7 +64,7 @@ class InlineWorkers:
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """The next row of all environments that were sent an action; `least` None: of all E."""
+        """The next rows [R] of all environments that were sent an action; `least` None: of all E."""
         self._table.wanted(least)
         self._do(self._step)
         ready = self._table.take()
@@ -80,21 +80,21 @@ class InlineWorkers:
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of an environment that waits; None when it does not draw itself; why not else."""
+        """A picture uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
         return self._do(picture_of, self.rows[number])
 
     def restart(self, number: int) -> None:
-        """Makes an environment that waits anew with a fresh seed."""
+        """Replaces a waiting environment by a new one with a fresh seed."""
         self._faults.resets[number] += 1
         self._discard(number)
         self._do(self._make, number)
 
     def incidents(self) -> list[Incident]:
-        """What happened since the last call."""
+        """The incidents since the last call."""
         return self._faults.drain()
 
     def seed(self, number: int) -> int:
-        """The seed with which an environment began, as it is now: each that is made anew has another."""
+        """The seed of an environment's current incarnation; each replacement has another."""
         return self._faults.seed(number)
 
     def describe(self) -> str:
@@ -102,16 +102,16 @@ class InlineWorkers:
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
     def states(self) -> WorkersState:
-        """The state of every environment, and their rows that nobody has received."""
+        """The state of every environment, and their rows not received yet."""
         self._table.wanted(None)
         self._do(self._step)
         states = self._do(lambda: [rows.get_state() for rows in self.rows])
         return WorkersState(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Goes on from a WorkersState; gives those that begin a new episode instead, and why."""
+        """Restores a WorkersState; returns {number: reason} of environments that begin a new episode instead."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
-        # A first reset, as worker processes have had one: some environments must not be set before it.
+        # Reset first, as worker processes do: some environments cannot be set before a reset.
         self._do(self._step)
         refused = {i: s if isinstance(s, str) else self._do(self.rows[i].set_state, s) for i, s in enumerate(states)}
         lost = {number: why for number, why in refused.items() if why}
@@ -126,7 +126,7 @@ class InlineWorkers:
         return lost
 
     def hurry(self) -> None:
-        """Nothing to be done: here an environment that hangs holds everything."""
+        """Does nothing: inline, an environment that hangs blocks everything."""
 
     def close(self) -> None:
         """Close the environments."""
@@ -188,7 +188,7 @@ class InlineWorkers:
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
-        """Counts the incident, and those of the new environment, until it has written its reset row."""
+        """Counts an incident and replaces the environment, until a replacement has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
             if re.search("thread|context", incident.text, re.IGNORECASE):
@@ -210,7 +210,7 @@ class InlineWorkers:
                 incident = incident_of(error, self._plan, number, making)
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls it where the environments live."""
+        """Calls `function` in the thread of the environments."""
         return self._thread.call(function, *args) if self._thread is not None else function(*args)
 
     def _make(self, number: int) -> None:
@@ -218,14 +218,14 @@ class InlineWorkers:
         self._home[number] = threading.get_ident()
 
     def _discard(self, number: int) -> None:
-        """Closes an environment, in its own thread where it has one. One that hangs is left behind."""
+        """Closes an environment, in its own thread where it has one; abandons it if that hangs."""
         hung = close_in_time(self.rows[number], self._plan, number, self._thread)
         if hung:
             self._faults.note(hung)
             self._thread = None if self._thread is None else OwnThread()
 
     def _note(self) -> None:
-        """Keeps what environments tell of the episodes that their new rows end."""
+        """Keeps the environments' own numbers of the episodes that their new rows end."""
         table = self._table
         if not np.count_nonzero(table.rows.is_last):
             return

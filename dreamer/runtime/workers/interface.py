@@ -1,4 +1,4 @@
-"""What the rest of the framework knows of workers: the Config, the face of a set, and what goes over it. No jax."""
+"""The interface of workers: the Config, the methods of a set, and the records they exchange. No jax."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Config:
     processes: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 0
     """Number of worker processes or Ray actors; 0 is one per environment. Never more than there are environments."""
     address: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
-    """Of the Ray cluster to join; '' = RAY_ADDRESS, else the one that runs on this machine, else it is started here."""
+    """Address of the Ray cluster to join. '' tries RAY_ADDRESS, then a cluster running on this machine, then starts
+    one."""
     least: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Environments that must be ready before the policy is asked; 0 = half of them. All of them with `lockstep`."""
     patience: Annotated[float, at_least(0), MAY_CHANGE] = 0.005
-    """Seconds after which fewer ready environments will do."""
+    """Longest wait, in seconds, for `least` environments; after it, any ready one is enough."""
     timeout: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 60.0
     """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
     restarts: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 3
@@ -38,10 +39,10 @@ class Config:
 
 
 class Ready(NamedTuple):
-    """Rows that are there: step: Step of R rows, which owns its memory, actions zero.
+    """Rows ready for an action. step: a copy of R rows, their actions zero.
 
-    envs [R] int64, ascending: of which stream each is, which is the number of its environment where that has one
-    agent; agent a of environment e is stream e * agents + a
+    envs [R] int64, ascending: the stream of each row; agent a of environment e is stream e * agents + a, so with one
+    agent the stream is the environment's number
     """
 
     envs: np.ndarray
@@ -52,10 +53,10 @@ Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not clo
 
 
 class Incident(NamedTuple):
-    """Environments that failed in one go and were made anew.
+    """Environments that failed together and were replaced.
 
-    envs: their numbers | kind: how | text: one line that names the cause | trace: of the worker, "" if there is none
-    One that was "not closed" in time is not replaced: nobody needs it any more.
+    envs: their numbers | kind: of failure | text: one line that names the cause | trace: the worker's traceback or ""
+    An environment "not closed" in time is not replaced: it is no longer needed.
     """
 
     envs: tuple[int, ...]
@@ -70,11 +71,11 @@ class Incident(NamedTuple):
 
 
 class WorkersState(NamedTuple):
-    """All that `Workers.restore` takes.
+    """All that `Workers.restore` needs.
 
-    states: of each environment, or why it cannot give any
-    ready: the rows that nobody has received yet, of all that have a state
-    resets [E] int64: how often each environment was made anew, so that the next seed is one never used before
+    states: of each environment its state, or the reason why it has none
+    ready: the rows not received yet, of all environments that have a state
+    resets [E] int64: how often each environment was replaced, so that the next seed is one never used before
     """
 
     states: Sequence[bytes | str]
@@ -83,15 +84,15 @@ class WorkersState(NamedTuple):
 
 
 class Workers(Protocol):
-    """A set of E environments; a row of each comes out, an action for each goes in, in whatever order they are done.
+    """A set of E environments that return rows and take actions, in the order in which they finish their steps.
 
-    The first row of an environment needs no action: it is that of its reset. The action after a row that is_last is
-    ignored, its answer is a reset row. Of several agents in one environment the rows come together, and go on
-    together: one of each that is in the game, so that of an agent whose row is_last the next comes with the next
-    game. `streams` = E * spec.agents. A failed environment is made anew with a fresh seed and gives a reset row
-    next, `incidents` tells; UserError when that happens too often, or before an environment's very first row.
-    close() ends everything; it may be called twice. An environment whose close() hangs is left behind or killed, which
-    `incidents` tells too.
+    The first row of an environment needs no action: its reset returns it. The action after a row that is_last is
+    ignored, its answer is a reset row. With several agents, an environment returns one row for each agent still
+    playing, and expects all their actions at once. An agent whose row is_last has no row again until the next game
+    begins. `streams` = E * spec.agents. A failed environment is replaced by one with a fresh seed, whose next row is a
+    reset row; `incidents` reports it. UserError when that happens too often, or before an environment's first row.
+    close() ends everything; it may be called twice. An environment whose close() hangs is abandoned or killed, which
+    `incidents` reports too.
     """
 
     spec: Spec
@@ -101,53 +102,54 @@ class Workers(Protocol):
     folder: str  # the current folder when the set was made
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows of all E environments (`least` None), else all that are there as soon as those of `least` are.
+        """Rows of all E environments if `least` is None, else all ready rows once `least` environments are ready.
 
-        After `patience` seconds fewer will do, but never none. RuntimeError when no action was sent to so many.
+        After `patience` seconds any ready environment is enough. If fewer than `least` were sent an action, waits for
+        those. RuntimeError when no environment was, or with `least` None when any was not.
         """
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
         """Answers the rows of streams `envs` [R] with `actions` [R, A] float32.
 
-        RuntimeError for one that was not received since its last action, or for some agents of an environment only.
+        RuntimeError for a stream not received since its last action, or if an environment's other agents are missing.
         """
 
     def incidents(self) -> list[Incident]:
-        """What happened since the last call."""
+        """The incidents since the last call."""
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
         """The environments' own numbers of the episodes that the rows received last have ended, by stream.
 
-        By name as they are logged, see `own_numbers`. A stream that has none is missing.
+        Named as they are logged, see `own_numbers`. A stream without any is missing.
         """
 
     def seed(self, number: int) -> int:
         """The seed of an environment as it is now; its replacement has another."""
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of an environment whose rows were received; None when it does not draw itself.
+        """A picture uint8 [H, W, 3] of an environment whose rows were received; None if it does not draw itself.
 
-        Why not, in one line, when it fails. One that hangs is replaced without counting against workers.restarts.
+        One line with the reason if it fails. If it hangs, it is replaced without counting against workers.restarts.
         """
 
     def restart(self, number: int) -> None:
-        """Makes an environment whose rows were received anew with a fresh seed; its next rows are of a reset."""
+        """Replaces an environment whose rows were received by one with a fresh seed; its next rows are reset rows."""
 
     def describe(self) -> str:
         """One line: where the environments run, and why."""
 
     def states(self) -> WorkersState:
-        """Waits for all environments and gives where they are. RuntimeError when a received row is not answered."""
+        """Waits for all environments and returns their states. RuntimeError when a received row is not answered."""
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
         """Puts a WorkersState into fresh workers: the next rows are those of `ready`.
 
-        Gives those that could not be restored, {number: why}: they begin a new episode with a fresh seed.
-        RuntimeError when rows were received before, ValueError when it is of another number of environments.
+        Returns {number: reason} of environments that could not be restored: they begin a new episode with a fresh
+        seed. RuntimeError when rows were received before, ValueError when the number of environments differs.
         """
 
     def hurry(self) -> None:
-        """The run is to end: whoever has not answered in seconds counts as hung. From any thread, not inline."""
+        """Shortens all timeouts to a few seconds, as the run is ending. Callable from any thread; no effect inline."""
 
     def close(self) -> None: ...
     def __enter__(self) -> Workers: ...
@@ -155,9 +157,9 @@ class Workers(Protocol):
 
 
 class WorkerPlan(NamedTuple):
-    """Which environments a set runs: `envs` copies; number i starts with the seed seed + i.
+    """The environments of a set: `envs` copies; number i starts with the seed seed + i.
 
-    folder: the current one when the set was made. Every environment is made there, wherever another has gone since.
+    folder: the current folder when the set was made. Every environment is made there, even if another has left it.
     """
 
     env_name: EnvName

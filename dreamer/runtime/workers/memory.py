@@ -1,7 +1,6 @@
 """The memory that a set of worker processes shares: one row and one action of each stream. No jax.
 
-It has no name, so nothing of it can be left behind, whatever way a run ends: it goes with the last process that holds
-its descriptor.
+It has no name, so no run can leave it behind: it is freed with the last process that holds its descriptor.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def open_memory() -> int:
 
 
 def resize(descriptor: int, spec: Spec, streams: int) -> None:
-    """Makes room for the rows of so many streams."""
+    """Makes room for the rows of `streams` streams."""
     os.ftruncate(descriptor, sum(_padded(shape, dtype) for _, shape, dtype in _layout(spec, streams)))
 
 
 def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
-    """A Step of `streams` rows that lies in the shared memory; it stays mapped as long as the arrays live."""
+    """A Step of [streams] rows in the shared memory, which stays mapped as long as the arrays live."""
     mapped = mmap.mmap(descriptor, 0)
     arrays, offset = {}, 0
     for name, shape, dtype in _layout(spec, streams):
@@ -46,7 +45,7 @@ def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
 
 
 def _layout(spec: Spec, streams: int) -> list[tuple[str, tuple[int, ...], np.dtype]]:
-    """(name, shape, dtype) of the arrays in the order in which they lie."""
+    """(name, shape, dtype) of the arrays in their order in memory."""
     obs = [(f"obs/{key}", (streams, *space.shape), np.dtype(space.dtype)) for key, space in spec.obs.items()]
     flags = [(name, (streams,), np.dtype(bool)) for name in ("is_first", "is_last", "is_terminal")]
     numbers = [(name, shape, np.dtype(np.float32)) for name, shape in (

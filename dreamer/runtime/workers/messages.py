@@ -1,14 +1,14 @@
-"""What goes over the socket that a worker process has for each of its environments. No jax.
+"""The messages on the socket that a worker process has for each of its environments. No jax.
 
-A message is one byte, its kind; those below with a body have its length and the body behind it. Rows and actions lie
-in shared memory, the byte only says that they are there. The two sides take turns on each socket:
+A message is one byte, its kind; for the kinds below that have a body, its length and the body follow. Rows and actions
+lie in shared memory; the byte only signals that they are ready. The two sides take turns on each socket:
 
     parent                          worker
     STEP                            ROW, END with the numbers of episodes that it ends, or FAULT with an Incident
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
-    GET                             STATE with bytes, or why not
-    PUT with bytes                  STATE with why not ("" when they were taken) and the numbers of END
-    RENDER                          FRAME with a picture, None, or why there is none
+    GET                             STATE with bytes, or the reason why not
+    PUT with bytes                  STATE with the reason why not ("" if restored) and the numbers of END
+    RENDER                          FRAME with a picture, None, or the reason why there is none
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tell(channel: socket.socket, kind: bytes, body: Any) -> None:
 
 
 def framed(data: bytes) -> bytes:
-    """A pickled body as it travels."""
+    """A pickled body, preceded by its length."""
     return len(data).to_bytes(8, "little") + data
 
 

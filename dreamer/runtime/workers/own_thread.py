@@ -1,4 +1,4 @@
-"""A thread that runs calls for others, so that they can stop waiting for one that hangs. No jax."""
+"""A thread that runs calls for other threads, so that a caller can stop waiting for a call that hangs. No jax."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Hung(Exception):
-    """A call has not returned in time; its thread is left behind."""
+    """A call has not returned in time; its thread is abandoned."""
 
 
 class OwnThread:
-    """Owns a thread in which calls run one after the other. It holds no process that wants to end.
+    """Owns a thread in which calls run one after the other. The thread does not keep the process alive.
 
-    It ends with `close`, or with the process when a call hangs.
+    The thread ends with `close`, or with the process when a call hangs.
     """
 
     def __init__(self, name: str = "environments"):
@@ -25,7 +25,10 @@ class OwnThread:
         self._thread.start()
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float | None = None) -> Any:
-        """What the function returns or raises. Raises Hung after `timeout` seconds. May be called from inside it."""
+        """Runs a function and returns its result. Raises its error, or Hung after `timeout` seconds.
+
+        May be called from inside the thread.
+        """
         if self.inside():
             return function(*args)
         done: Future = Future()
@@ -42,7 +45,7 @@ class OwnThread:
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """Lets it end after the calls that it has."""
+        """Lets the thread end after the calls already queued."""
         self._calls.put(None)
 
     def _run(self) -> None:

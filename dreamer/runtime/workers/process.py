@@ -1,7 +1,6 @@
 """One worker process, seen from its parent. No jax.
 
-A worker is a fresh interpreter, never a fork: the user's script is not imported again, and no jax that runs in this
-process is copied.
+A worker is a fresh interpreter, never a fork: it does not import the user's script again, and copies no running jax.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ class Process:
     """Owns one worker process and this side of its sockets: `channels` {number of the environment: socket}."""
 
     def __init__(self, part: Part, memory: int):
-        """Starts it and returns at once. memory: the descriptor of the shared rows."""
+        """Starts the process and returns at once. memory: the descriptor of the shared rows."""
         plugins.add_folder_for(part.plan.env_name)
         self.part = part
-        message = pickle.dumps(part)  # refused before anything is started
+        message = pickle.dumps(part)  # an error here comes before anything is started
         pairs = [socket.socketpair() for _ in range(1 + len(part.numbers))]
         self._life, *channels = (ours for ours, _ in pairs)
         self.channels = dict(zip(part.numbers, channels, strict=True))
         life, *others = (theirs.fileno() for _, theirs in pairs)
-        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent shall answer it.
+        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent must handle it.
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             f"import sys; sys.path[:] = {sys.path!r}; "
@@ -51,25 +50,25 @@ class Process:
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        with contextlib.suppress(OSError):  # it has died already; its channels say so too
+        with contextlib.suppress(OSError):  # it has died already; its channels show that too
             self._life.sendall(messages.framed(message))
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the environments that live in it."""
+        """The numbers of the environments in the process."""
         return self.part.numbers
 
     def hang_up(self) -> None:
-        """Closes the sockets: the worker ends by itself."""
+        """Closes the sockets, so that the worker ends by itself."""
         for channel in (self._life, *self.channels.values()):
             channel.close()
 
     def kill(self) -> None:
-        """Ends it at once; `gone` must still be asked."""
+        """Kills the process at once; call `gone` afterwards."""
         self._process.kill()
 
     def gone(self, patience: float = 0.0) -> bool:
-        """Whether it has ended, after at most `patience` seconds."""
+        """Whether the process has ended, after at most `patience` seconds."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -77,7 +76,7 @@ class Process:
         return True
 
     def death(self, patience: float) -> Incident:
-        """How it died, once its sockets have closed."""
+        """How the process died; call it once its sockets have closed."""
         numbers = self.part.numbers
         first, last = self.part.plan.named(numbers[0]), numbers[-1]
         name = f"env {first!r}" + (f" to #{last}" if len(numbers) > 1 else "")
@@ -92,6 +91,6 @@ class Process:
 
 
 def _environment(render_mode: str | None) -> dict[str, str]:
-    """Environments compute little; a pool of maths threads in each worker would only fight the learner for cores."""
+    """The variables of a worker: one maths thread, as a pool in each worker would take cores from the learner."""
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**threads, **without_screen(os.environ, render_mode), **os.environ}

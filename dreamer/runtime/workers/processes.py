@@ -1,4 +1,4 @@
-"""The environments in worker processes, each ready when it is. No jax."""
+"""The environments in worker processes, each stepping at its own pace. No jax."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dreamer.spaces import Spec
 
 
 class ProcessWorkers(RemoteWorkers[Process]):
-    """E environments spread over worker processes; rows and actions lie in memory that all of them share."""
+    """E environments spread over worker processes; rows and actions lie in shared memory."""
 
     backend = "processes"
 
@@ -38,7 +38,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._channels: list[int] = [-1] * plan.envs  # descriptors by number
         self._killed: list[Process] = []
         self._memory = open_memory()
-        self._known: Spec | None = None  # what every environment made later must show and take
+        self._known: Spec | None = None  # the Spec that every environment made later must have
         try:
             for share in np.array_split(np.arange(plan.envs), processes):
                 self._start(tuple(share.tolist()))
@@ -57,7 +57,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in {processes} processes{self._why}"
 
     def close(self) -> None:
-        """End the worker processes: their sockets close, they go; those that do not are killed."""
+        """Ends the worker processes by closing their sockets; kills those that do not end."""
         homes, self._homes = set(self._homes.values()), {}
         for home in homes:
             home.hang_up()
@@ -77,7 +77,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     # ---- the way of a row
 
     def _hear(self, seconds: float, count: int) -> int:
-        """Takes what workers have said, waiting for any of it up to so many seconds; gives how many rows are ready."""
+        """Takes messages of workers, waiting at most `seconds` for the first; returns how many rows are ready."""
         phase, numbers = self._table.phase, self._numbers
         others: list[tuple[int, bytes, Process]] = []
         for descriptor, _ in self._poll.poll(math.ceil(1000 * seconds)):
@@ -97,7 +97,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return int(np.count_nonzero(phase == READY))
 
     def _go(self, numbers: Sequence[int]) -> None:
-        """Tells environments that their actions lie in the memory."""
+        """Signals environments that their actions are in the memory."""
         self._since[numbers] = np.maximum(self._since[numbers], time.monotonic())
         for number in numbers:
             try:
@@ -105,7 +105,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             except OSError:
                 pass  # it has died; `_hear` finds out and replaces it
 
-    # ---- whatever is not a row
+    # ---- all that is not a row
 
     def _odd(self, number: int, kind: bytes, home: Process) -> None:
         channel = home.channels[number]
@@ -128,7 +128,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._since[number] = time.monotonic()
 
     def _renew(self, number: int) -> None:
-        """Has an environment made anew in the process that it lives in."""
+        """Asks the process of an environment to replace it."""
         self._since[number] = time.monotonic() + self._making
         try:
             messages.tell(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
@@ -138,7 +138,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._go([number])
 
     def _replace(self, home: Process, incident: Incident, forgiven: bool = False) -> None:
-        """A fresh process for all environments of one that has failed. Rows that they have written stay valid."""
+        """Starts a new process for all environments of one that has failed. Rows already written stay valid."""
         for number, channel in home.channels.items():
             self._poll.unregister(channel)
             del self._numbers[channel.fileno()]
@@ -152,7 +152,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._go([number for number in home.numbers if self._table.phase[number] == BUSY])
 
     def _wrote(self, number: int, channel: socket.socket) -> bool:
-        """Whether an environment that is lost had written its rows before."""
+        """Whether a lost environment had written its rows before."""
         kind = messages.kind(channel, socket.MSG_DONTWAIT)
         if kind == messages.END:
             channel.settimeout(PATIENCE)
@@ -174,7 +174,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._since[list(numbers)] = time.monotonic() + self._making
 
     def _specs(self) -> Spec:
-        """What the environments show and take, once all are made. Raises UserError."""
+        """The Spec of the environments, once all are made. Raises UserError."""
         found: Spec | None = None
         for number, home in sorted(self._homes.items()):
             channel = home.channels[number]
@@ -208,7 +208,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """The answers to (number, kind, body) of environments that wait; SILENT of one that gives none."""
+        """The answers to (number, kind, body) of waiting environments; SILENT for one that does not answer."""
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
@@ -232,7 +232,7 @@ def _not_closed(plan: WorkerPlan, home: Process) -> Incident:
 
 
 def script_hint(env_name: str, message: str) -> str:
-    """An id registered by the user's script exists here but not in a worker."""
+    """A hint for an id that the user's script registered: it exists here but not in a worker."""
     import gymnasium
 
     if "no registered gymnasium id" in message and env_name in gymnasium.registry:

@@ -1,6 +1,6 @@
-"""The environments in Ray actors, on whatever machines a Ray cluster has, each ready when it is. No jax.
+"""The environments in Ray actors on the machines of a Ray cluster, each stepping at its own pace. No jax.
 
-Ray is the network: it places the actors, carries rows and actions, and says when an actor or its machine is gone.
+Ray is the network: it places the actors, carries rows and actions, and reports when an actor or its machine is gone.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ActorHome:
 
     def __init__(self, ray: ModuleType, plan: WorkerPlan, numbers: tuple[int, ...], spec: Spec | None):
         self.numbers = numbers
-        # One thread for each environment and one to close them: calls wait inside the actor, not before it. Ray asks
-        # for one CPU to place an actor and for none to run it, so a cluster that has lost a machine still has room.
+        # One thread for each environment and one to close them, so that calls queue inside the actor. Ray needs one
+        # CPU to place an actor and none to run it, so a cluster that has lost a machine still has room.
         options = {"max_concurrency": len(numbers) + 1, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         self.actor = ray.remote(Actor).options(**options).remote(plan, numbers, spec, sys.path)
 
@@ -43,8 +43,8 @@ class ActorHome:
 class RayWorkers(RemoteWorkers[ActorHome]):
     """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if need be.
 
-    Joins the cluster that this process is connected to, else the one at `address`, else that of RAY_ADDRESS, else it
-    starts one on this machine, and ends it.
+    Joins the cluster that this process is connected to, else the one at `address`, else that of RAY_ADDRESS, else
+    starts one on this machine, and ends that one on close.
     """
 
     backend = "ray"
@@ -55,7 +55,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._ray = _ray()
         self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of its answer
         self._made = np.zeros(plan.envs, bool)
-        self._known: Spec | None = None  # what every environment made later must show and take
+        self._known: Spec | None = None  # the Spec that every environment made later must have
         plugins.add_folder_for(plan.env_name)
         self._ours = _connect(self._ray, address)
         try:
@@ -77,7 +77,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return f"workers: {envs} in {actors} actors of a Ray cluster, nodes alive: {nodes}"
 
     def close(self) -> None:
-        """End the actors, and the cluster if it is ours."""
+        """Ends the actors, and the cluster if this set has started it."""
         ray, homes = self._ray, {id(home): home for home in self._homes.values()}
         self._homes, self._calls = {}, {}
         if not ray.is_initialized():
@@ -94,7 +94,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
     # ---- the way of a row
 
     def _hear(self, seconds: float, count: int) -> int:
-        """Takes answers, waiting up to so many seconds for `count` of them; gives how many rows are ready."""
+        """Takes answers, waiting at most `seconds` for `count` of them; returns how many rows are ready."""
         calls, ray = self._calls, self._ray
         if calls:
             done, _ = ray.wait(list(calls), num_returns=min(count, len(calls)), timeout=seconds)
@@ -112,7 +112,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return int(np.count_nonzero(self._table.phase == READY))
 
     def _take(self, number: int, answer: tuple[Step, dict[int, dict[str, float]]] | Spec | Incident) -> None:
-        """What an actor said of an environment: a row, that it is made, or that it has failed."""
+        """Handles an actor's answer about an environment: a row, its Spec once it is made, or an Incident."""
         if isinstance(answer, Incident):
             self._faults.count(answer)
             self._renew(number)
@@ -126,7 +126,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self._table.note(number, finished, self._plan.named(number))
 
     def _go(self, numbers: Sequence[int]) -> None:
-        """Sends environments their actions; those that are being made get theirs once they are."""
+        """Sends environments their actions; one still being made gets its actions once it is ready."""
         for number in numbers:
             if self._made[number]:
                 actions = self._table.rows.action[self._table.rows_of(number)]
@@ -136,10 +136,10 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._calls[method.remote(number, argument)] = number
         self._since[number] = time.monotonic() + late
 
-    # ---- whatever is not a row
+    # ---- all that is not a row
 
     def _start(self, numbers: tuple[int, ...]) -> None:
-        """Has an actor made, and its environments in it; they are ready some time later."""
+        """Starts an actor and its environments; they are ready some time later."""
         home = ActorHome(self._ray, self._plan, numbers, self._known)
         for number in numbers:
             self._homes[number] = home
@@ -150,14 +150,14 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=self._making)
 
     def _replace(self, home: ActorHome, incident: Incident, forgiven: bool = False) -> None:
-        """A fresh actor for all environments of one that is gone. Rows that have come from it stay valid."""
+        """Starts a new actor for all environments of one that is gone. Rows received from it stay valid."""
         self._ray.kill(home.actor)
         self._calls = {answer: number for answer, number in self._calls.items() if number not in home.numbers}
         self._blame(incident, forgiven)
         self._start(home.numbers)
 
     def _specs(self) -> Spec:
-        """What the environments show and take, once all are made. Raises UserError."""
+        """The Spec of the environments, once all are made. Raises UserError."""
         ray, limit = self._ray, START + self._timeout
         try:
             answers = ray.get(list(self._calls), timeout=limit)
@@ -192,7 +192,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return self._answer(self._homes[number].actor.render.remote(number))
 
     def _answer(self, answer: Any) -> Any:
-        """An answer that is not a row; SILENT when its actor is gone or hangs, `receive` finds out."""
+        """An answer that is not a row; SILENT if its actor is gone or hangs, which `receive` handles."""
         try:
             return self._ray.get(answer, timeout=self._timeout or None)
         except self._ray.exceptions.RayError:
@@ -209,7 +209,7 @@ def _ray() -> ModuleType:
 
 
 def _connect(ray: ModuleType, address: str) -> bool:
-    """Connects this process to a cluster, unless it is; True when it started one. Raises UserError."""
+    """Connects this process to a cluster, unless it is connected; True if it started one. Raises UserError."""
     if ray.is_initialized():
         return False
     _check_reachable(address)
@@ -221,10 +221,10 @@ def _connect(ray: ModuleType, address: str) -> bool:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError when nobody listens there: Ray itself would try for many minutes."""
+    """Raises UserError when nothing listens at the address: Ray itself would try for many minutes."""
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
-        return  # "", "auto" and "local", which Ray answers at once
+        return  # "", "auto" and "local", to which Ray responds at once
     if not port.isdigit():
         raise UserError(f"workers.address {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
     try:
@@ -234,7 +234,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _death(plan: WorkerPlan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
-    """How an actor went, told by what Ray raised for an answer that it owed."""
+    """How an actor died, from the exception that Ray raised for a pending answer."""
     first, last = plan.named(home.numbers[0]), home.numbers[-1]
     name = f"env {first!r}" + (f" to #{last}" if len(home.numbers) > 1 else "")
     if isinstance(error, ray.exceptions.RayTaskError):

@@ -1,4 +1,4 @@
-"""What sets of environments outside this process have in common: the turns, and who has not answered. No jax."""
+"""Shared code of sets of environments outside this process: turns, timeouts and replacements. No jax."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 from dreamer.spaces import Spec
 
 SILENT = "it gave no answer"
-PATIENCE = 5.0  # seconds that workers get to end by themselves
-START = 300.0  # seconds that an environment gets to be made, imports included, beside workers.timeout
-LOOK = 1.0  # seconds between two looks for environments that hang
+PATIENCE = 5.0  # seconds in which workers may end by themselves
+START = 300.0  # seconds for making an environment, imports included, on top of workers.timeout
+LOOK = 1.0  # seconds between two checks for environments that hang
 
 
 class Home(Protocol):
-    """Where the environments `numbers` live, and are lost together."""
+    """A process or actor in which the environments `numbers` live; they are lost together."""
 
     @property
     def numbers(self) -> tuple[int, ...]: ...
@@ -32,7 +32,7 @@ HomeT = TypeVar("HomeT", bound=Home)
 
 
 class RemoteWorkers(abc.ABC, Generic[HomeT]):
-    """E environments in homes outside this process. A subclass knows how to talk to them, and how to replace one."""
+    """E environments in homes outside this process. A subclass talks to the homes and replaces them."""
 
     spec: Spec
     streams: int
@@ -49,7 +49,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._making = START
 
     def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows of all E (`least` None), or of those that are ready once `least` are or `patience` seconds are over."""
+        """Rows [R] of all E, or of those ready once `least` are ready or `patience` seconds are over."""
         self._wait(self._table.wanted(least), patience if least is not None else math.inf)
         ready = self._table.take()
         self._faults.delivered(ready, self._table.agents)
@@ -60,7 +60,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._go(self._table.answer(envs, actions))
 
     def incidents(self) -> list[Incident]:
-        """What happened since the last call."""
+        """The incidents since the last call."""
         return self._faults.drain()
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
@@ -68,11 +68,11 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._table.finished
 
     def seed(self, number: int) -> int:
-        """The seed with which an environment began, as it is now: each that is made anew has another."""
+        """The seed of an environment's current incarnation; each replacement has another."""
         return self._faults.seed(number)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of an environment that waits; None when it does not draw itself; why not else."""
+        """A picture uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
         picture = self._get_picture(number)
         if isinstance(picture, str) and picture == SILENT:
             name, home = self._plan.named(number), self._homes[number]
@@ -82,17 +82,17 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return picture
 
     def restart(self, number: int) -> None:
-        """Makes an environment that waits anew with a fresh seed."""
+        """Replaces a waiting environment by a new one with a fresh seed."""
         self._faults.resets[number] += 1
         self._renew(number)
 
     def states(self) -> WorkersState:
-        """The state of every environment, and their rows that nobody has received."""
+        """The state of every environment, and their rows not received yet."""
         self._wait(self._table.wanted(None), math.inf)
         return WorkersState(self._get_states(), self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Goes on from a WorkersState; gives those that begin a new episode instead, and why."""
+        """Restores a WorkersState; returns {number: reason} of environments that begin a new episode instead."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         self._wait(self.envs, math.inf)
         told = {number: state for number, state in enumerate(states) if isinstance(state, str)}
@@ -107,7 +107,10 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return lost
 
     def hurry(self) -> None:
-        """From now on whoever has not answered, or is not made, in seconds counts as hung. From any thread."""
+        """Shortens all timeouts to a few seconds. Callable from any thread.
+
+        An environment that has not answered or started by then counts as hung.
+        """
         self._timeout = min(self._timeout or PATIENCE, PATIENCE)
         self._making = PATIENCE
         self._since[:] = np.minimum(self._since, time.monotonic() + self._making)
@@ -125,37 +128,37 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _hear(self, seconds: float, count: int) -> int:
-        """Takes what environments have said, waiting up to so many seconds for `count`; gives how many are ready."""
+        """Takes answers of environments, waiting at most `seconds` for `count`; returns how many rows are ready."""
 
     @abc.abstractmethod
     def _go(self, numbers: Sequence[int]) -> None:
-        """Has environments answer their actions in the table, once they are made."""
+        """Sends environments their actions in the table, once they are made."""
 
     @abc.abstractmethod
     def _renew(self, number: int) -> None:
-        """Has an environment made anew in the home that it has."""
+        """Replaces an environment within its home."""
 
     @abc.abstractmethod
     def _replace(self, home: HomeT, incident: Incident, forgiven: bool = False) -> None:
-        """Counts the incident, unless it is forgiven; a fresh home for all environments of one that has failed."""
+        """Counts the incident, unless it is forgiven; starts a new home for all environments of one that has failed."""
 
     @abc.abstractmethod
     def _get_states(self) -> list[bytes | str]:
-        """Of all environments, none of which is at work."""
+        """The states of all environments; none of them may be at work."""
 
     @abc.abstractmethod
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
-        """Why each has not taken its own, "" of one that has. Notes what they told of episodes that have ended."""
+        """The reason each environment refused its state, "" if it accepted. Keeps their numbers of ended episodes."""
 
     @abc.abstractmethod
     def _get_picture(self, number: int) -> np.ndarray | str | None:
-        """Of an environment that is not at work; SILENT when it gives no answer."""
+        """A picture of an environment that is not at work; SILENT if it does not answer."""
 
     def _blame(self, incident: Incident, forgiven: bool) -> None:
         (self._faults.forgive if forgiven else self._faults.count)(incident)
 
     def _wait(self, wanted: int, patience: float) -> None:
-        """Until the rows of `wanted` environments are ready, or of some after `patience` seconds."""
+        """Waits until `wanted` environments are ready; after `patience` seconds any ready one is enough."""
         start = time.monotonic()
         ready = self._hear(0.0, self.envs) if patience < math.inf else np.count_nonzero(self._table.phase == READY)
         while ready < wanted:
@@ -168,7 +171,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
             ready = self._hear(seconds, wanted - int(ready))
 
     def _look_for_hung(self) -> None:
-        """Replaces the homes of environments that have not answered in time; not at every call."""
+        """Replaces the homes of environments that have not answered in time; most calls return without a check."""
         now = time.monotonic()
         if not self._timeout or now < self._look:
             return
@@ -176,7 +179,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         late = (now - self._since > self._timeout) & (self._table.phase == BUSY)
         for number in np.flatnonzero(late).tolist():
             home = self._homes[number]
-            if self._since[number] <= now:  # not replaced with another of its home a moment ago
+            if self._since[number] <= now:  # not just replaced together with another environment of its home
                 name = self._plan.named(number)
                 text = f"env {name!r} has not answered for {self._timeout:g} seconds (workers.timeout)"
                 self._replace(home, Incident(home.numbers, "hung", text, ""))

@@ -1,4 +1,4 @@
-"""No window for environments that only draw pictures. No jax."""
+"""Keeps environments that only draw pictures from opening windows. No jax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoScreen:
         os.environ.update(self._set)
 
     def close(self) -> None:
-        """Takes them back. May be called again."""
+        """Restores the variables. May be called again."""
         for name in self._set:
             os.environ.pop(name, None)
         self._set = {}

@@ -1,7 +1,7 @@
-"""The rows that each environment has, one for each of its agents, and whose turn it is. No jax.
+"""The rows of each environment, one for each of its agents, and whose turn it is. No jax.
 
-An agent that is not in the game, as it has ended before the others, has no row: its environment writes the reward
-ABSENT into its place, which no row can have, and nobody is given it.
+An agent that has ended before the others is out of the game and has no row: its slot is marked with the reward ABSENT,
+a value no real row has, and is never handed out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BUSY, READY, TAKEN = 0, 1, 2  # works on its actions | its rows wait to be recei
 
 
 class Table:
-    """Owns one row for each of S streams, and in `phase` [E] where each of E environments stands.
+    """Owns one row for each of S streams, and the `phase` [E] of each of E environments.
 
     rows: Step of S rows; environments write all but `action`, which holds the actions sent to them. The `agents` rows
     of an environment lie one after the other, and are received and answered together.
@@ -31,7 +31,7 @@ class Table:
         self.streams = len(rows.reward)
         self.envs = self.streams // agents
         self.phase = np.full(self.envs, BUSY, np.uint8)
-        self.finished: dict[int, dict[str, float]] = {}  # what environments told of episodes, by stream: see `note`
+        self.finished: dict[int, dict[str, float]] = {}  # the environments' numbers of episodes, by stream: see `note`
         self._noted: dict[int, dict[str, float]] = {}
         self._everyone = np.arange(self.streams)
         self._numbers = self._everyone.tobytes()
@@ -42,14 +42,14 @@ class Table:
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, least: int | None) -> int:
-        """How many environments a receive waits for. RuntimeError when so many cannot come."""
+        """Number of environments to wait for. RuntimeError if none can be ready, or `least` is None and not all can."""
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (least is None or taken == self.envs):
             raise RuntimeError("receive() was called twice without send(): environments wait for an action")
         return self.envs if least is None else max(1, min(least, self.envs - taken))
 
     def take(self) -> Ready:
-        """Copies of the rows that are ready; they are the receiver's now."""
+        """Copies [R] of the rows that are ready, which now wait for actions."""
         ready = self.peek()
         self.finished = {}
         if self._noted:
@@ -64,7 +64,7 @@ class Table:
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
-        """Keeps what an environment told of the episodes that its rows end, by agent, until these are taken.
+        """Keeps an environment's own numbers of the episodes that its rows end, by agent, until the rows are taken.
 
         UserError for a number that cannot be logged.
         """
@@ -72,9 +72,9 @@ class Table:
             self._noted[env * self.agents + agent] = named(numbers, name)
 
     def peek(self) -> Ready:
-        """Copies of the rows that are ready, which stay where they are."""
+        """Copies [R] of the rows that are ready; they stay ready."""
         rows = self.rows
-        # Of a lone agent there is always a row.
+        # A single agent always has a row.
         if self.all_in(READY) and (self.agents == 1 or self._there().all()):
             obs = {key: array.copy() for key, array in rows.obs.items()}
             fields = (array.copy() for array in (rows.reward, rows.is_first, rows.is_last, rows.is_terminal))
@@ -87,10 +87,10 @@ class Table:
         return Ready(streams, Step(obs, action, *fields))
 
     def answer(self, streams: np.ndarray, actions: np.ndarray) -> list[int]:
-        """Notes the actions [R, A] of `streams` [R]; gives the numbers of their environments as a list.
+        """Stores the actions [R, A] of `streams` [R]; returns the numbers of their environments.
 
-        RuntimeError for an environment that does not wait for one, or for another number of them, ValueError for a
-        wrong shape, UserError for actions that are not finite.
+        RuntimeError for an environment that does not wait for actions, or waits for another number of them; ValueError
+        for a wrong shape; UserError for actions that are not finite.
         """
         streams = np.asarray(streams, np.int64)
         actions = np.asarray(actions, np.float32)
@@ -128,7 +128,7 @@ class Table:
         self.phase[env] = READY
 
     def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Makes the rows that `ready` holds of `envs` ready to be received; agents that have none there are absent."""
+        """Makes the rows of `envs` in `ready` available to receive; agents without a row there are absent."""
         envs = list(envs)
         chosen = np.isin(ready.envs // self.agents, envs)
         streams = ready.envs[chosen]
@@ -145,7 +145,7 @@ class Table:
         return ~np.isnan(self.rows.reward)
 
     def _release(self, streams: np.ndarray, envs: np.ndarray) -> None:
-        """The rows of `streams` are answered. RuntimeError unless they are all that was received of `envs`."""
+        """Marks the rows of `streams` as answered. RuntimeError unless they are all the rows received of `envs`."""
         held = np.flatnonzero(self._held & np.isin(self._everyone // self.agents, envs))
         if not np.array_equal(np.sort(streams), held):
             raise RuntimeError("send() answers some agents of an environment only, or twice: all step together")
@@ -153,7 +153,7 @@ class Table:
 
 
 def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int, agents: int) -> None:
-    """RuntimeError unless nothing was received yet; ValueError unless the snapshot is of `envs` environments.
+    """RuntimeError if rows were received before; ValueError unless the snapshot is of `envs` environments.
 
     Only an environment with a state needs rows.
     """
