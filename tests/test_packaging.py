@@ -9,6 +9,8 @@ import re
 import sys
 import tomllib
 
+import thorough
+
 import dreamer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -82,3 +84,14 @@ def test_the_command_exists():
     module, _, function = PROJECT["scripts"]["dreamer"].partition(":")
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_what_is_thorough_exists():
+    """A test that is renamed does not slip into the quick set unseen."""
+    folder = pathlib.Path(__file__).parent
+    for name in thorough.FILES:
+        assert (folder / f"{name}.py").exists(), name
+    for name in thorough.TESTS:
+        file, _, test = name.partition(":")
+        tree = ast.parse((folder / f"{file}.py").read_text())
+        assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, name
