@@ -19,6 +19,7 @@ import dreamer
 from dreamer.apps import cli
 from dreamer.apps.statistics import summary
 from dreamer.errors import UserError
+from dreamer.interfaces import Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.run import evaluation
 
@@ -39,10 +40,10 @@ def agent(run):
 def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: int = 0, mode: str = "sample"):
     workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=bool(film))
     agent = recording_agent(workers.spec)
-    params = placement.first_copy({"w": jnp.zeros(4)})
+    variables = placement.first_copy({"behavior": Variables({"w": jnp.zeros(4)})})
     policy = programs.jit_policy(agent)
     return evaluation.run_episodes(
-        agent, policy, params, workers, episodes=episodes, seed=seed, mode=mode, film=film
+        agent, policy, variables, workers, episodes=episodes, seed=seed, mode=mode, film=film
     )
 
 

@@ -18,6 +18,7 @@ from tiny_runs import lines, plain_agent, recording_agent, tiny
 import dreamer
 from dreamer import plugins
 from dreamer.errors import UserError
+from dreamer.interfaces import Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.reading import spec_of
 from dreamer.runtime.log import images
@@ -32,9 +33,10 @@ everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline
 def evaluate(env, options, config, *, episodes=2, film=0, report=lambda line: None, **fields):
     agent = recording_agent(spec_of(plugins.make_env(env, options)))
     asked = evaluation.Config(episodes=episodes, **fields)
+    variables = placement.first_copy({"behavior": Variables({"w": jnp.zeros(4)})})
     return evaluation.evaluate(
-        agent, programs.jit_policy(agent), placement.first_copy({"w": jnp.zeros(4)}), asked, env, options, config,
-        action_repeat=1, seed=7, film=film, report=report,
+        agent, programs.jit_policy(agent), variables, asked, env, options, config, action_repeat=1,
+        seed=7, film=film, report=report,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_only_what_acting_reads_is_copied():
     agent = agent._replace(init=lambda key: agent_state(key, more={"critic": jnp.zeros(3)}))
     ours = Learner(agent, SPEC, seed=0, batch_size=2, lockstep=True)
     assert [leaf.shape for leaf in ours.snapshot().leaves] == [(4,)]
-    assert ours.part.whole(ours.snapshot().leaves)["critic"].shape == (3,)
+    assert ours.part.whole(ours.snapshot().leaves)["behavior"].params["critic"].shape == (3,)
 
 
 def agent_state(key, more):

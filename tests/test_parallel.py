@@ -16,6 +16,7 @@ from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
 from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
+from dreamer.interfaces import Variables
 from dreamer.runtime.devices import programs
 from dreamer.runtime.env.parallel import ParallelRows, is_parallel, seed_of
 from dreamer.runtime.env.rows import empty_step
@@ -392,8 +393,8 @@ def test_a_film_is_one_game():
     with evaluation.make_eval_workers("teams:team", {}, episodes=2, action_repeat=1, seed=0, film=True) as workers:
         agent = recording_agent(workers.spec)
         result = evaluation.run_episodes(
-            agent, programs.jit_policy(agent), {"w": np.zeros(4, np.float32)}, workers, episodes=2, seed=0,
-            mode="sample", film=2,
+            agent, programs.jit_policy(agent), {"behavior": Variables({"w": np.zeros(4, np.float32)})}, workers,
+            episodes=2, seed=0, mode="sample", film=2,
         )  # fmt: skip
     assert [[int(frame[0, 0, 0]) for frame in film] for film in result.films] == [[0, 1, 2, 3, 4, 5]] * 2
 
