@@ -51,7 +51,7 @@ class Team:
         self.game, self.time = self.game + 1, 0
         self.agents = [agent for agent in self.possible_agents if not self.enters[agent]]
         self.actions = dict.fromkeys(self.possible_agents, -1)
-        return self.seen(), self.as_user_errors()
+        return self.seen(), self.told()
 
     def step(self, actions):
         assert sorted(actions) == sorted(self.agents), f"actions of {sorted(actions)}, playing are {self.agents}"
@@ -63,7 +63,7 @@ class Team:
         over = {agent: self.time == self.ends[agent] for agent in self.agents}
         cut = {agent: over[agent] and agent in self.truncated for agent in self.agents}
         dead = {agent: over[agent] and not cut[agent] for agent in self.agents}
-        answer = self.seen(), self.rewards(), dead, cut, self.as_user_errors()
+        answer = self.seen(), self.rewards(), dead, cut, self.told()
         self.agents = [agent for agent in self.agents if not over[agent]]
         return answer
 

@@ -85,7 +85,7 @@ def test_a_tiny_update_becomes_a_row_and_a_table(tmp_path, monkeypatch, capsys):
 
     measure = pytest.importorskip("benchmarks.measure")
     monkeypatch.setattr(
-        measure.devices, "jit_update", lambda agent, mesh: tiny.jit(agent.update, donate_argnums=0)
+        measure.programs, "jit_update", lambda agent, mesh: tiny.jit(agent.update, donate_argnums=0)
     )
     monkeypatch.setattr(measure, "matmul_peak", lambda dtype: 100.0)
     file, changed = tmp_path / "rows.json", [f"agent.world_model.{one}" for one in TINY]

@@ -101,7 +101,7 @@ def test_a_device_without_the_memory_is_told_with_what_to_lower(monkeypatch):
 
 def test_a_cpu_that_has_not_the_memory_is_not_asked_for_it(monkeypatch):
     replay = build(envs=2, rows=10)
-    monkeypatch.setattr(device_rows.capacity, "free_memory", lambda: replay.size.nbytes + 20 * 56 - 1)
+    monkeypatch.setattr(device_rows.memory, "free_memory", lambda: replay.size.nbytes + 20 * 56 - 1)
     with pytest.raises(UserError, match=r"replay.on_device: no device memory left"):
         on_devices(replay)
 

@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 
 from dreamer.errors import UserError
+from dreamer.runtime.files.manifest import Files, Manifest
+from dreamer.runtime.files.sealed import Seal
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.schedule import NEVER
 
 
-def manifest(*rows: str) -> dict[str, Any]:
-    return {"rows": [[name, 1, 2] for name in rows], "latents": [["latents-1", 1, 2]], "state": ["state-1", 1, 2]}
+def manifest(*rows: str) -> Manifest:
+    sealed = tuple(Seal(name, 1, 2) for name in rows)
+    files = Files("0" * 32, sealed, (Seal("latents-1", 1, 2),), Seal("state-1", 1, 2), (), 1)
+    return Manifest(0, 0, files=files)
 
 
 class Saved:
     """The checkpoints on a disk {step: manifest}, None for one that is damaged, in place of `Checkpoints`."""
 
-    def __init__(self, held: dict[int, dict[str, Any] | None]):
+    def __init__(self, held: dict[int, Manifest | None]):
         self.held = held
 
     def steps(self) -> list[int]:
@@ -29,11 +33,11 @@ class Saved:
     def latest(self) -> int | None:
         return max(self.held, default=None)
 
-    def meta(self, step: int) -> dict[str, Any]:
-        meta = self.held[step]
-        if meta is None:
+    def manifest(self, step: int) -> Manifest:
+        found = self.held[step]
+        if found is None:
             raise UserError(f"checkpoint {step} is damaged")
-        return meta
+        return found
 
 
 class Store:
