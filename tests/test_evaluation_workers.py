@@ -46,12 +46,12 @@ def evaluate(env, options, config, *, episodes=2, film=0, report=lambda line: No
 @pytest.mark.parametrize(
     "how, text",
     [
-        ("exit", "died with exit code 0"), ("hang", "has not answered for 2 s"),
+        ("exit", "died with exit code 0"), ("hang", "has not answered for 5 s"),
         pytest.param("kill", "died with signal SIGSEGV", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_an_evaluation_outlives_its_environments(tmp_path, how, text):
-    config = dataclasses.replace(PROCESSES, timeout=2.0 if how == "hang" else 30.0)
+    config = dataclasses.replace(PROCESSES, timeout=5.0 if how == "hang" else 30.0)
     result = evaluate("telling_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, film=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and len(result.frames) == 6
     assert [text in one.text for one in result.incidents] == [True], [one.text for one in result.incidents]

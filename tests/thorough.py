@@ -11,8 +11,32 @@ FILES = {
     "test_wheel", "test_convolutions", "test_worker_faults", "test_killed_runs", "test_device_rows",
     "test_flipped_bits", "test_sizes", "test_init_statistics", "test_haiku", "test_rows_on_disk", "test_golden_agent",
     "test_scan", "test_gaussian_latents", "test_crafted_files", "test_uninvited_pickles", "test_check",
+    "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
 }  # fmt: skip
-TESTS: set[str] = set()
+TESTS = {
+    "test_golden_nets:test_each_block_of_deter_fills_its_own_slice_of_the_start_grid",
+    "test_golden_nets:test_encoder_of_both",
+    "test_golden_nets:test_encoder_of_images",
+    "test_golden_nets:test_decoder_of_images",
+    "test_agent:test_state_keeps_its_form",
+    "test_agent:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
+    "test_agent:test_update_with_every_kind_of_observation_and_action",
+    "test_agent:test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32",
+    "test_agent:test_bfloat16_losses_are_near_those_of_float32",
+    "test_agent:test_behavior_is_deterministic_in_mode_and_random_in_sample",
+    "test_agent:test_report_gives_truth_and_dream_of_every_key_in_its_units",
+    "test_agent:test_report_observes_the_first_half_and_only_dreams_the_rest",
+    "test_agent:test_report_dreams_under_the_true_actions",
+    "test_families:test_a_population_learns_as_each_member_would_alone",
+    "test_silent_bugs:test_two_devices_make_the_update_of_one",
+    "test_presets:test_a_preset_holds_differences_only",
+    "test_presets:test_a_size_laid_over_a_preset_wins",
+    "test_resume:test_a_run_whose_environment_hangs_ends_in_seconds_when_asked_to",
+    "test_golden_rssm:test_filtering_with_forced_samples",
+    "test_golden_rssm:test_filtering_with_discrete_actions",
+    "test_start:test_the_command_answers_as_ever",
+    "test_check_self_resets:test_an_environment_that_resets_itself_inside_step_is_found",
+}
 
 
 def is_thorough(file: str, test: str) -> bool:
