@@ -25,10 +25,17 @@ CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process has compiled, all others of the session load: most of a test is compiling. A key for runs."""
+    """What one process has compiled, all others of the session load: most of a test is compiling. A key for runs.
+
+    A folder that is set already outlives the session, so that the next one finds what this one has compiled.
+    """
     if not hasattr(config, "workerinput"):
-        folder, state = tempfile.mkdtemp(prefix="compiled-"), tempfile.mkdtemp(prefix="state-")
-        for one in (folder, state):
+        folder, state = os.environ.get(CACHE[0].upper()), tempfile.mkdtemp(prefix="state-")
+        made = [state]
+        if not folder:
+            folder = tempfile.mkdtemp(prefix="compiled-")
+            made.append(folder)
+        for one in made:
             config.add_cleanup(lambda one=one: shutil.rmtree(one, ignore_errors=True))
         os.environ["XDG_STATE_HOME"] = state
         os.environ.update(zip(map(str.upper, CACHE), (folder, "0.2"), strict=True))
