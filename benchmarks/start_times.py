@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COUNTED = re.compile(r"env_steps (\d+)/.*?\| updates (\d+) ")
 WORDS = [
     "experiments/quickstart.yaml", "--env-steps", "600", "--eval.episodes", "0", "--eval.video", "off",
     "--log.tensorboard", "false", "--log.every", "0",
@@ -54,8 +56,10 @@ def start(checkout: Path) -> tuple[float, float]:
         row = update = 0.0
         for line in run.stdout:
             now = time.monotonic() - began
-            row = row or (now if "env_steps 4/" in line or "env_steps 8/" in line else 0.0)
-            if "| updates " in line and "| updates 0 " not in line:
+            if not (counted := COUNTED.search(line)):
+                continue
+            row = row or (now if int(counted[1]) else 0.0)
+            if int(counted[2]):
                 update = now
                 break
         run.kill()
