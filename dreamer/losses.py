@@ -104,21 +104,24 @@ def total_loss(
         total = jnp.sum(jnp.stack([scales[name] * mean for name, mean in means.items()]))
         surprise = None
         if priorities:
-            surprise = row_losses(world_model, scales, losses) if aux.surprise is None else sg(aux.surprise)
+            shape = (batch.reward.shape[0], batch.reward.shape[1] - bool(batch.latent))
+            surprise = row_losses(world_model, scales, losses, shape) if aux.surprise is None else sg(aux.surprise)
         metrics = joined(aux.metrics, {f"loss/{name}": mean for name, mean in means.items()})
         return total, aux._replace(metrics=metrics, surprise=surprise)
 
     return total
 
 
-def row_losses(world_model: WorldModel, scales: Mapping[str, Array], losses: Losses) -> Array:
-    """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient.
+def row_losses(
+    world_model: WorldModel, scales: Mapping[str, Array], losses: Losses, shape: tuple[int, int]
+) -> Array:
+    """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient. shape: (B, T).
 
     Raises UserError when a term does not have one number per row: such a model must return its surprise itself.
     """
     own = {name: losses[name] for name in world_model.scales}
-    if len({loss.shape for loss in own.values()}) > 1:
-        raise UserError("replay.priority needs a world model that tells the surprise of each row; this one does not")
+    if any(loss.shape != shape for loss in own.values()):
+        raise UserError("replay.priority needs a world model that gives the surprise of each row; this one does not")
     return sg(jnp.sum(jnp.stack([scales[name] * loss.astype(jnp.float32) for name, loss in own.items()]), 0))
 
 

@@ -69,7 +69,7 @@ def test_priorities_change_nothing_else_of_an_update(updated):
 def test_every_loss_counts_by_its_scale_row_by_row():
     world_model = tiny.echo_world(tiny.SPECS["vector"])._replace(scales={"a": 2.0, "b": 0.5})
     losses = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[4.0, 0.0]]), "of the behavior": jnp.array([[9.0, 9.0]])}
-    np.testing.assert_array_equal(row_losses(world_model, world_model.scales, losses), [[4, 4]])
+    np.testing.assert_array_equal(row_losses(world_model, world_model.scales, losses, (1, 2)), [[4, 4]])
 
 
 @pytest.mark.parametrize("priorities", [False, True])

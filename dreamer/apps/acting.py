@@ -45,6 +45,7 @@ MakeEnv = Callable[..., gymnasium.Env] | None
 
 
 def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
+    """The environment of a run: `make_env` where it is given, else the name in its config."""
     return plugins.maker(make_env) if make_env else config.env
 
 
