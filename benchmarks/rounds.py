@@ -10,11 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
 
 
 class Process:
@@ -104,3 +105,13 @@ def peer_command(name: str, python: str, checkout: str, words: Sequence[str]) ->
     if not adapter.exists():
         raise SystemExit(f"no adapter for {name!r}: {adapter} is not there")
     return [python or sys.executable, str(adapter), "--checkout", str(Path(checkout).resolve()), *words]
+
+
+def checkouts_in_turns(other: Path, rounds: int, measure: Callable[[Path], T]) -> dict[str, list[T]]:
+    """What `measure` gives for this checkout and for another one, in turns: {"ours", "other": a value a round}."""
+    seen: dict[str, list[T]] = {"ours": [], "other": []}
+    sides = [("ours", ROOT), ("other", other.resolve())]
+    for number in range(rounds):
+        for side, checkout in sides[:: -1 if number % 2 else 1]:
+            seen[side].append(measure(checkout))
+    return seen

@@ -10,6 +10,7 @@ compiling do not count. Ratio: this checkout over the other.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -18,7 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.rounds import checkouts_in_turns
+
 RUNS = {
     "quickstart": ["experiments/quickstart.yaml", "--env-steps", "2000"],
     "quickstart, rows alone": ["experiments/quickstart.yaml", "--env-steps", "40000", "--replay-ratio", "0"],
@@ -37,11 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; env steps per second, {args.rounds} rounds in turns")
     for name, words in RUNS.items():
-        rates: dict[str, list[float]] = {"ours": [], "other": []}
-        for number in range(args.rounds):
-            sides = [("ours", ROOT), ("other", args.compare.resolve())]
-            for side, checkout in sides[:: -1 if number % 2 else 1]:
-                rates[side].append(rate(checkout, words))
+        rates = checkouts_in_turns(args.compare, args.rounds, functools.partial(rate, words=words))
         each = [ours / other for ours, other in zip(rates["ours"], rates["other"], strict=True)]
         medians = {side: statistics.median(values) for side, values in rates.items()}
         ours, other, ratio = medians["ours"], medians["other"], statistics.median(each)

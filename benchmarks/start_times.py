@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.rounds import checkouts_in_turns
+
 COUNTED = re.compile(r"env_steps (\d+)/.*?\| updates (\d+) ")
 WORDS = [
     "experiments/quickstart.yaml", "--env-steps", "600", "--eval.episodes", "0", "--eval.video", "off",
@@ -31,11 +32,7 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, required=True, help="the other checkout")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    seen: dict[str, list[tuple[float, float]]] = {"ours": [], "other": []}
-    for number in range(args.rounds):
-        sides = [("ours", ROOT), ("other", args.compare.resolve())]
-        for side, checkout in sides[:: -1 if number % 2 else 1]:
-            seen[side].append(start(checkout))
+    seen = checkouts_in_turns(args.compare, args.rounds, start)
     for i, what in enumerate(("first row", "first update")):
         texts = []
         for side, times in seen.items():

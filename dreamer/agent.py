@@ -58,9 +58,9 @@ class Config:
     behavior: Any = dataclasses.field(default_factory=lambda: _plugin_config("actor_critic", "dreamer.behaviors"))
     "the behavior, a plug-in"
     optimizer: optimizers.Config = optimizers.Config()
-    "the optimizer of all parameters that none of `optimizers` takes"
+    "the optimizer of all parameters without an entry in `optimizers`"
     optimizers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    "other optimizers by the beginning of a parameter's name, such as behavior or world_model/dec: differences from it"
+    "other optimizers by prefix of a parameter's name, such as behavior or world_model/dec; differences from optimizer"
 
     def __post_init__(self) -> None:
         optimizer_configs(self)

@@ -62,11 +62,11 @@ class Config:
     run_dir: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
     """Folder of the run; empty: runs/<time>-<env>-seed<seed>."""
     init_from: str = ""
-    """Run directory whose newest weights a new run begins with; empty: from scratch."""
+    """Run directory from whose newest weights a new run starts; empty: from scratch."""
     init_parts: Literal["all", "world_model", "behavior"] = "all"
-    """What is taken from it."""
+    """The parts taken from that run."""
     init_missing: Annotated[float, between(0, 1)] = 0.0
-    """Share of the arrays of these parts that may be missing or of another shape; they begin anew."""
+    """Share of the arrays of these parts that may be missing or differ in shape; these arrays start from scratch."""
     lockstep: bool = False
     """Collect and train in turns: the same seed gives the same run to the last bit."""
     agent: Any = _default("agent")
@@ -74,9 +74,9 @@ class Config:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """Environments and the processes that run them."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
-    """What is kept and how batches are drawn."""
+    """Size of the replay, and how batches are drawn."""
     log: Annotated[LogConfig, MAY_CHANGE, SAME_GROUP] = field(default_factory=LogConfig)
-    """Where metrics go."""
+    """Where metrics are written."""
     eval: Annotated[Any, MAY_CHANGE] = _default("runtime.run.evaluation")
     """Evaluation during training."""
     checkpoint: Annotated[Any, MAY_CHANGE, SAME_GROUP] = _default("runtime.files.checkpoint")

@@ -170,7 +170,7 @@ def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(
     options = {"how": "raise", "after": 18}
     assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides), "--trust"]) == 0
     told = capsys.readouterr()
-    assert "environment made anew: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
+    assert "environment restarted: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
     assert lines(run)[-1]["env_steps"] == 60
 
 

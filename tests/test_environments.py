@@ -62,7 +62,7 @@ def test_incidents_of_training_are_reported_once_and_counted(owned, lines):
     owned.workers.waiting = [LOST]
     owned.report_incidents()
     owned.report_incidents()
-    assert lines == ["environment made anew: env 'x' #0 died"] and owned.incidents == 1
+    assert lines == ["environment restarted: env 'x' #0 died"] and owned.incidents == 1
 
 
 def test_incidents_of_an_evaluation_are_reported_and_not_counted(owned, lines):

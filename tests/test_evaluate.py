@@ -97,7 +97,7 @@ def test_each_episode_tells_the_seed_of_its_environment(monkeypatch):
     assert play("broken_envs:sound", {}, episodes=3, seed=7).seeds == [first, first, first + 1]
     monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
     result = play("broken_envs:fails", {"how": "raise", "after": 8}, episodes=2, seed=7)
-    assert result.seeds == [first, first + 1]  # made anew after the first
+    assert result.seeds == [first, first + 1]  # restarted after the first
 
 
 def test_the_seed_gives_the_episodes():

@@ -180,7 +180,7 @@ def test_a_close_that_hangs_is_left_behind_and_told(config, short):
     assert [episode.length for episode in result.episodes] == [5]
     (incident,) = result.incidents
     assert incident.kind == "not closed" and "telling_envs:NotClosed #0" in incident.line
-    assert not incident.line.startswith("environment made anew")
+    assert not incident.line.startswith("environment restarted")
 
 
 def test_a_close_that_hangs_does_not_hold_the_start_of_a_run(short):

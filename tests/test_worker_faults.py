@@ -1,4 +1,4 @@
-"""Environments that fail are made anew, alone, and no row is lost, doubled or mixed with another's."""
+"""Environments that fail are restarted, alone, and no row is lost, doubled or mixed with another's."""
 
 from __future__ import annotations
 

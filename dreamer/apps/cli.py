@@ -73,7 +73,7 @@ class TrainFlags(Config):
     resume: Literal["no", "yes", "auto"] = "no"
     """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none."""
     resume_from: int | None = None
-    """Number of the checkpoint to go on from, in place of the newest; newer ones are set aside. Implies --resume."""
+    """Number of the checkpoint to resume from, in place of the newest; newer ones are set aside. Implies --resume."""
     trust: bool = False
     """Presets, and a run that was not made by you on this machine, may name code that is not dreamer's."""
 
@@ -91,7 +91,7 @@ class EvalFlags:
     json: str | None = None
     """File for every episode and the summary, such as scores.json."""
     mode: Literal["sample", "mode"] | None = None
-    """Sample actions or take the most likely one; None: as the run's own config says."""
+    """Sample actions or take the most likely one; None: as in the run's own config."""
     seed: int = 0
     """Seed of environments and actions."""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -28,13 +28,13 @@ class Settings:
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     """Seed of the environment and of the random actions."""
     workers: Annotated[int, at_least(1)] = 16
-    """Number of environments for which steps per second are told."""
+    """Number of environments for which steps per second are reported."""
     patience: float = 60.0
     """Seconds after which a call that has not returned counts as hung."""
     json: str | None = None
     """File for the verdicts as JSON; - is standard output, in place of the lines."""
     picture: str | None = None
-    """PNG file for the observations as the environment gives them and as the agent sees them."""
+    """PNG file for the observations as the environment returns them and as the agent sees them."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

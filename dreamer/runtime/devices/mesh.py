@@ -27,15 +27,15 @@ class Config:
     """The devices that learn, and how the state is split over them."""
 
     count: Annotated[int, at_least(0)] = 0
-    """Devices that learn, of all hosts together; 0 = all."""
+    """Number of devices that learn, on all hosts together; 0 = all."""
     fsdp: Annotated[int, at_least(1)] = 1
-    """Devices of a host over which large parameters, their moments and the slow critic are split; 1 = not at all."""
+    """Devices of a host over which large parameters, their moments and the slow critic are split; 1 = no split."""
     coordinator: str = ""
-    """host:port of process 0 when several processes learn together; auto: the cluster tells (Slurm, MPI, TPU pods)."""
+    """host:port of process 0 when several processes learn together; auto: from the cluster (Slurm, MPI, TPU pods)."""
     processes: Annotated[int, at_least(0)] = 0
-    """How many processes; 0 = the cluster tells."""
+    """Number of processes; 0 = from the cluster."""
     process_id: Annotated[int, at_least(-1)] = -1
-    """Number of this process, from 0; -1 = the cluster tells."""
+    """Number of this process, from 0; -1 = from the cluster."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:

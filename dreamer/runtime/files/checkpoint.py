@@ -50,13 +50,13 @@ class Config:
     """How often the train state is saved, and how many checkpoints are kept."""
 
     every: Annotated[float, at_least(0)] = 300.0
-    """Seconds between two checkpoints, fewer where rows come so fast that their files would outgrow the replay; the
-    last state of a run is always saved."""
+    """Seconds between two checkpoints, fewer where rows are added so fast that their files would outgrow the replay;
+    the last state of a run is always saved."""
     keep: Annotated[int, at_least(1)] = 2
-    """Checkpoints kept; older ones go once a newer one is safe on the disk, and free their space at the next save."""
+    """Checkpoints kept; older ones are dropped once a newer one is on the disk, and deleted at the next save."""
     keep_every: Annotated[int, at_least(0)] = 0
-    """Also keep a checkpoint at least this many agent steps after the last one kept so, with all rows and latents that
-    going on from it needs; 0 = none."""
+    """Also keep, with all rows and latents needed to resume from it, a checkpoint at least this many agent steps after
+    the last one kept for this reason; 0 = none."""
 
 
 class Checkpoints:

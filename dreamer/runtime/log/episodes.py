@@ -1,4 +1,4 @@
-"""The episodes of a run's environments, and the metrics of those that have ended. No jax."""
+"""Tracks the episodes of a run's environments, and averages the metrics of finished ones. No jax."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ class Config:
     """Share of sequences drawn in proportion to the world model's loss on them; sequences never trained on come
     first."""
     recency: Annotated[float, between(0, 1), SHARE] = 0.0
-    """Share drawn by age: weight 1 / rank, the newest has rank 1."""
+    """Share of sequences drawn by age: weight 1 / rank ** recency_exponent, the newest has rank 1."""
     priority_exponent: Annotated[float, between(0, 1)] = 0.8
-    """Power of a row's loss that is its priority."""
+    """The priority of a row is its loss to this power."""
     priority_maxfrac: Annotated[float, between(0, 1)] = 0.5
-    """Share of the largest priority of a sequence's rows in its weight; the rest is their mean."""
+    """A sequence weighs this share of its rows' largest priority plus the remaining share of their mean priority."""
     recency_exponent: Annotated[float, at_least(0)] = 1.0
-    """Power of the rank in the weights of recency; 0 weighs all alike."""
+    """Exponent of the rank in the weights of recency; 0 weighs all sequences alike."""
     tier: Literal["memory", "disk"] = "memory"
     """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
     disk_gb: Annotated[float, at_least(0)] = 0
@@ -49,7 +49,8 @@ class Config:
     prefetch: Annotated[int, at_least(0), MAY_CHANGE] = 1
     """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
     flush: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 5.0
-    """Seconds between two files of rows, fewer when rows come fast: what a kill can lose; 0 = as many rows come."""
+    """Most seconds between two files of rows, so the most that a kill can lose; a file is written earlier when many
+    rows have been added. 0 writes by the number of rows alone."""
 
     def __post_init__(self) -> None:
         shares = self.shares

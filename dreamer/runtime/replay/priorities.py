@@ -61,7 +61,7 @@ class Priorities:
         return ring, number
 
     def write(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [N, L] of the successive rows [N, L] of rings [N], and the weights of the items there.
+        """Sets the priorities [N, L] of successive rows [N, L] of rings [N], and updates the weights of their items.
 
         Rows that are no longer held are left alone. A priority that is negative or not a number counts as 0.
         """

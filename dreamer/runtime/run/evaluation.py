@@ -39,12 +39,12 @@ class Config:
     episodes: Annotated[int, at_least(0)] = 10
     """Episodes per evaluation, counted per agent in multi-agent environments; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
-    """Sample actions, as the reference does in evaluation too, or take the most likely one."""
+    """Sample actions, as the reference does even in evaluation, or take the most likely one."""
     video: Annotated[Literal["auto", "on", "off"], SAME_GROUP] = "auto"
     """Film the first episode; auto = if the environment can draw itself or shows pictures."""
     max_steps: int = 108_000
-    """Agent steps after which an episode is cut, and counts as it is: an environment that never ends would hold the
-    run for ever. The default is the longest episode of Atari without action_repeat; 0 = no limit."""
+    """Agent steps after which an episode is cut and counted as it is; without a limit, an environment that never ends
+    would block the run. The default is the longest episode of Atari without action_repeat; 0 = no limit."""
 
 
 class Result(NamedTuple):

@@ -19,7 +19,7 @@ def row_files(step: int, manifest: Manifest) -> set[str]:
 
 
 class Retention:
-    """Owns the removable files of a run directory, and the list of those that each checkpoint needs."""
+    """Removes the files of a run directory that no checkpoint needs any more."""
 
     def __init__(
         self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]

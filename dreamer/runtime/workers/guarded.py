@@ -14,7 +14,7 @@ from dreamer.runtime.workers.interface import Incident, WorkerPlan
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 
-FAILED = "it has failed and was not made anew yet"
+FAILED = "it has failed and has not been restarted yet"
 _making = threading.Lock()  # imports and the registries of environments are not thread-safe
 
 

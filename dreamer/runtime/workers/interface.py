@@ -20,7 +20,7 @@ class Config:
 
     backend: Annotated[Literal["auto", "inline", "processes", "ray"], MAY_CHANGE, SAME_GROUP] = "auto"
     """Where environments run: inline in the main process, in worker processes, in actors of a Ray cluster (extra
-    `distributed`), or inline or in processes as a measurement says."""
+    `distributed`), or auto: inline or in processes, chosen by a measurement."""
     envs: Annotated[int, at_least(1)] = 16
     """Number of environments, however many agents each has."""
     processes: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 0
@@ -29,13 +29,13 @@ class Config:
     """Address of the Ray cluster to join. '' tries RAY_ADDRESS, then a cluster running on this machine, then starts
     one."""
     least: Annotated[int, at_least(0), MAY_CHANGE] = 0
-    """Environments that must be ready before the policy is asked; 0 = half of them. All of them with `lockstep`."""
+    """Environments that must be ready before the policy acts; 0 = half of them. All of them with `lockstep`."""
     patience: Annotated[float, at_least(0), MAY_CHANGE] = 0.005
     """Longest wait, in seconds, for `least` environments; after it, any ready one is enough."""
     timeout: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 60.0
     """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
     restarts: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 3
-    """How often in a row an environment that fails is made anew, before the run ends; 0 = it ends at once."""
+    """How many times in a row a failing environment is replaced before the run ends; 0 = the first failure ends it."""
 
 
 class Ready(NamedTuple):
@@ -67,7 +67,7 @@ class Incident(NamedTuple):
     @property
     def line(self) -> str:
         """The line for the user."""
-        return self.text if self.kind == "not closed" else f"environment made anew: {self.text}"
+        return self.text if self.kind == "not closed" else f"environment restarted: {self.text}"
 
 
 class WorkersState(NamedTuple):
