@@ -76,8 +76,8 @@ def ours(stack: contextlib.ExitStack, backend: str, name: str, envs: int, lockst
         nonlocal count
         ready = crew.receive(least, 0.005)
         count += 1
-        crew.send(ready.envs, actions[count % len(actions)][: len(ready.envs)])
-        return len(ready.envs)
+        crew.send(ready.streams, actions[count % len(actions)][: len(ready.streams)])
+        return len(ready.streams)
 
     return turn
 

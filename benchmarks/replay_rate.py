@@ -73,14 +73,14 @@ def storage(size: str) -> dict[str, Space]:
 def measure(config: Config, latents: dict[str, Space], folder: str, calls: int) -> list[str]:
     """The values of COLUMNS. overhead: resident memory taken beyond the plan's; the file cache does not count."""
     before = resident()
-    replay = Replay(SPEC, latents, config, envs=ENVS, seed=0, env_steps=10**9, run_dir=folder)
+    replay = Replay(SPEC, latents, config, streams=ENVS, seed=0, env_steps=10**9, run_dir=folder)
     step, latent = rows(latents)
-    inserts = times(lambda: replay.add(step, latent), 2 * replay.size.rows_per_env)
+    inserts = times(lambda: replay.add(step, latent), 2 * replay.size.rows_per_stream)
     taken = resident() - before
     rng = np.random.default_rng(0)
     back = {n: np.zeros((BATCH, LENGTH, *s.shape), s.dtype) for n, s in latents.items()}
     priority = rng.random((BATCH, LENGTH)).astype(np.float32)
-    for _ in range(replay.size.rows_per_env if config.priority else 0):
+    for _ in range(replay.size.rows_per_stream if config.priority else 0):
         replay.prioritise(replay.sample(BATCH)[1], priority)  # until few rows are new
         if np.isfinite(replay.sampler.state()["priority/rows"]).all():
             break

@@ -79,7 +79,7 @@ def fill(parts: Parts) -> None:
     ((key, space),) = parts.workers.spec.obs.items()
     latent = {n: rng.integers(0, 4, (ENVS, *s.shape)).astype(s.dtype) for n, s in parts.agent.storage.items()}
     flags, action = np.zeros((3, ENVS), bool), np.zeros((ENVS, parts.workers.spec.action_width), np.float32)
-    for _ in range(parts.replay.size.rows_per_env):
+    for _ in range(parts.replay.size.rows_per_stream):
         obs = {key: rng.integers(0, 256, (ENVS, *space.shape), np.uint8)}
         parts.replay.add(Step(obs, action, np.zeros(ENVS, np.float32), *flags), latent)
 

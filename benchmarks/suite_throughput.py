@@ -49,8 +49,8 @@ def turn_of(stack: contextlib.ExitStack, config: Config, backend: str, envs: int
         nonlocal count
         ready = crew.receive(max(1, envs // 2), 0.005)
         count += 1
-        crew.send(ready.envs, actions[count % len(actions)][: len(ready.envs)])
-        return len(ready.envs)
+        crew.send(ready.streams, actions[count % len(actions)][: len(ready.streams)])
+        return len(ready.streams)
 
     return turn
 

@@ -19,7 +19,7 @@ def train(config: Config, updates: int, rows_per_update: int = 4) -> Iterator[Ma
     with make_workers(config.workers, config.env, config.env_options, seed=config.seed) as workers:
         agent = agents.make(config.agent, workers.spec)
         replay = Replay(
-            workers.spec, agent.storage, config.replay, envs=workers.streams, seed=config.seed,
+            workers.spec, agent.storage, config.replay, streams=workers.streams, seed=config.seed,
             env_steps=config.env_steps,
         )  # fmt: skip
         learner = Learner(agent, workers.spec, seed=config.seed, batch_size=size, lockstep=True)

@@ -31,6 +31,7 @@ ALIASES = {
     "env_kwargs": "env_options", "env_args": "env_options",
     "frame_skip": "action_repeat", "frameskip": "action_repeat",
     "gpus": "devices.count", "num_gpus": "devices.count", "num_devices": "devices.count",
+    "least": "workers.min_ready", "patience": "workers.max_wait",
     "deterministic": "lockstep",
     "load": "init_from", "pretrained": "init_from", "from_checkpoint": "init_from",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 MASK = "action_mask"  # the observation that marks the discrete actions allowed now
-BYTE = (0.0, 255.0)  # bounds of a picture without its own
+BYTE = (0.0, 255.0)  # bounds of an image without its own
 
 
 class Encoding(NamedTuple):
@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 PICTURE = Encoding("unit", "convolutions", "unit", "squared error")
 CLASSES = Encoding("one-hot", "MLP", "one-hot", "cross-entropy")
 NUMBERS = Encoding("symlog", "MLP", "symlog", "squared error")
-CENTRE = 0.5  # a picture is scaled to 0..1, and the encoder subtracts this
+CENTRE = 0.5  # an image is scaled to 0..1, and the encoder subtracts this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Space:
 
     shape: without batch and time axes. dtype: numpy's name of the dtype in replay ("float32", "uint8", "bfloat16").
     classes: number of classes of a discrete value (0 .. classes - 1), None otherwise.
-    bounds: the values of black and white in a picture; None for 0 to 255, and if it is not a picture.
+    bounds: the values of black and white in an image; None for 0 to 255, and if it is not an image.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Space:
 
     @property
     def image(self) -> bool:
-        """Whether this is a picture [height, width, channels]: of uint8, or of values within `bounds`."""
+        """Whether this is an image [height, width, channels]: of uint8, or of values within `bounds`."""
         return len(self.shape) == 3 and not self.discrete and (self.dtype == "uint8" or self.bounds is not None)
 
     @property
@@ -63,7 +63,7 @@ class Space:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The values of black and white in a picture."""
+        """The values of black and white in an image."""
         return self.bounds or BYTE
 
     @property

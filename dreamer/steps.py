@@ -60,8 +60,8 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
     """Where the T trained rows of a batch lie in the replay, to write refreshed latents back.
 
-    env [B] int, the ring | number [B, T] int64, the row's running number in that ring since its start.
+    stream [B] int | number [B, T] int64, the row's running number in that stream since its start
     """
 
-    env: np.ndarray
+    stream: np.ndarray
     number: np.ndarray

@@ -12,7 +12,7 @@ import numpy as np
 class DMEnv(gymnasium.Env):
     """A dm_env.Environment. Its discount tells the two endings apart: 0 is a true end, 1 at the last step a time limit.
 
-    Pictures stay uint8, all other numbers become float32, scalars [1]. `_seed` and `render` are the suite's to give.
+    Images stay uint8, all other numbers become float32, scalars [1]. `_seed` and `render` are the suite's to give.
     """
 
     metadata = {"render_modes": ["rgb_array"]}

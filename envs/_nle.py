@@ -87,13 +87,13 @@ class NetHack(gymnasium.Env):
     def _surroundings(self, x: int, y: int) -> np.ndarray:
         """The fields around column x, row y of the map, black where it ends."""
         half = self._fields // 2
-        picture = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
+        image = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
         drawn = self._env.render()
         rows, columns = drawn.shape[0] // TILE, drawn.shape[1] // TILE
         top, left = max(0, y - half), max(0, x - half)
         part = drawn[top * TILE : min(rows, y - half + self._fields) * TILE,
                      left * TILE : min(columns, x - half + self._fields) * TILE]  # fmt: skip
         row, column = (top - y + half) * TILE, (left - x + half) * TILE
-        picture[row : row + part.shape[0], column : column + part.shape[1]] = part
+        image[row : row + part.shape[0], column : column + part.shape[1]] = part
         height, width = self._size
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,6 +1,6 @@
 """Atari 2600 games, played by the Arcade Learning Environment: `make("breakout")`. One step is one frame.
 
-The defaults are the protocol of 200M frames (Machado et al. 2018, with the pictures of DreamerV3's reference): sticky
+The defaults are the protocol of 200M frames (Machado et al. 2018, with the images of DreamerV3's reference): sticky
 actions, all 18 actions, lives ignored. Hold each action for four frames with `--action-repeat 4`, as the presets do.
 """
 
@@ -30,7 +30,7 @@ def make(
     limit_is_terminal: bool = False,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """One game, its picture uint8 [height, width, 1 or 3], and 18 actions or as many as the game knows.
+    """One game, its image uint8 [height, width, 1 or 3], and 18 actions or as many as the game knows.
 
     size: [height, width]. sticky: probability that a frame repeats the last action. actions: "all" or "minimal".
     noops: an episode begins after 0 to so many frames without action. limit: frames until an episode is cut off;
@@ -120,8 +120,8 @@ class Atari(gymnasium.Env):
     def _observed(self) -> np.ndarray:
         height, width = self._size
         bright = Image.fromarray(np.maximum(*self._frames))
-        picture = np.asarray(bright.resize((width, height), Image.Resampling.BILINEAR))
+        image = np.asarray(bright.resize((width, height), Image.Resampling.BILINEAR))
         if not self._gray:
-            return picture
-        red, green, blue = (picture[:, :, i] * weight for i, weight in enumerate(GRAY))
+            return image
+        red, green, blue = (image[:, :, i] * weight for i, weight in enumerate(GRAY))
         return (red + green + blue).astype(np.uint8)[:, :, None]

@@ -31,7 +31,7 @@ def make(task: str) -> gymnasium.Env:
 
 
 class BSuite(DMEnv):
-    """One environment of the suite. What it shows has one or two axes; it draws no pictures."""
+    """One environment of the suite. What it shows has one or two axes; it draws no images."""
 
     metadata = {"render_modes": []}
 

@@ -1,4 +1,4 @@
-"""Crafter: `make("reward")` or `make("noreward")`, a picture [64, 64, 3] and 17 discrete actions."""
+"""Crafter: `make("reward")` or `make("noreward")`, an image [64, 64, 3] and 17 discrete actions."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Crafter(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._env = self._make(seed)
-        picture = self._env.reset()
+        image = self._env.reset()
         world = self._env._world
         world._chunks = collections.defaultdict(InOrder)
         for thing in filter(None, world._objects):
             world._chunks[world.chunk_key(thing.pos)].add(thing)
-        return picture, {}
+        return image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One step of the game, whose interface is the old one of four values; its discount is 0 at death."""
@@ -70,12 +70,12 @@ class Crafter(gymnasium.Env):
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """A picture uint8 [512, 512, 3]; the game draws its noise at night from the random numbers of its world."""
+        """An image uint8 [512, 512, 3]; the game draws its noise at night from the random numbers of its world."""
         random = self._env._world.random
         before = random.get_state()
-        picture = self._env.render((512, 512))
+        image = self._env.render((512, 512))
         random.set_state(before)
-        return picture
+        return image
 
     def get_state(self) -> dict[str, Any]:
         """All that the next steps depend on."""

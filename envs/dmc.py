@@ -1,4 +1,4 @@
-"""DeepMind Control Suite: `make("walker-walk")`. Vectors need no graphics library, pictures need OpenGL."""
+"""DeepMind Control Suite: `make("walker-walk")`. Vectors need no graphics library, images need OpenGL."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def make(
 ) -> gymnasium.Env:
     """One task of the suite, "domain-task" ("walker-walk", "ball_in_cup-catch").
 
-    image: show a picture `size` [height, width] under "image". proprio: show the vectors of the suite, by default when
-    there is no picture. camera: number, by default the customary one. Raises ValueError and ImportError.
+    image: show an image `size` [height, width] under "image". proprio: show the vectors of the suite, by default when
+    there is no image. camera: number, by default the customary one. Raises ValueError and ImportError.
     """
     check_choice("dmc", "render_mode", render_mode, (None, "rgb_array"))
     if image or render_mode:
@@ -53,7 +53,7 @@ def make(
 
 
 class DMC(DMEnv):
-    """A dm_control environment with gymnasium's face: float32 vectors by key, and a picture where it is asked for."""
+    """A dm_control environment with gymnasium's face: float32 vectors by key, and an image where it is asked for."""
 
     def __init__(
         self, env: Any, image: bool, proprio: bool, size: tuple[int, int], camera: int, render_mode: str | None
@@ -66,7 +66,7 @@ class DMC(DMEnv):
         self.observation_space = gymnasium.spaces.Dict(parts)
 
     def render(self) -> np.ndarray:
-        """A picture uint8 [height, width, 3], drawn large enough to be looked at."""
+        """An image uint8 [height, width, 3], drawn large enough to be looked at."""
         return self._draw(240, 320)
 
     def get_state(self) -> dict[str, Any]:

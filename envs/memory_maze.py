@@ -21,7 +21,7 @@ TASKS = ("9x9", "11x11", "13x13", "15x15")
 
 
 def make(task: str, size: int = 64, render_mode: str | None = None) -> gymnasium.Env:
-    """One size of maze, its picture uint8 [size, size, 3], and 6 actions. Raises ValueError and ImportError."""
+    """One size of maze, its image uint8 [size, size, 3], and 6 actions. Raises ValueError and ImportError."""
     name = find_task("memory_maze", task, TASKS)
     check_choice("memory_maze", "render_mode", render_mode, (None, "rgb_array"))
     choose_graphics("memory_maze")

@@ -29,7 +29,7 @@ def make(
     """One task: "state" [39], which holds the goal, and "log/success" [1], which the agent does not see.
 
     goals: how many of the suite's 50 places of object and goal are drawn from, the same in every copy; 1 fixes them.
-    image: show a picture `size` [height, width] of `camera` and the arm's own part of the state instead of the state.
+    image: show an image `size` [height, width] of `camera` and the arm's own part of the state instead of the state.
     Raises ValueError and ImportError.
     """
     check_choice("metaworld", "render_mode", render_mode, (None, "rgb_array"))
@@ -82,9 +82,9 @@ class MetaWorld(gymnasium.Env):
         return self._shown(state, info["success"]), float(reward), bool(over), bool(cut), info
 
     def render(self) -> np.ndarray:
-        """A picture uint8 [height, width, 3] of the camera."""
-        picture = self._env.render()
-        return np.flipud(picture) if self._flipped else picture
+        """An image uint8 [height, width, 3] of the camera."""
+        image = self._env.render()
+        return np.flipud(image) if self._flipped else image
 
     def close(self) -> None:
         """Free the simulator and its graphics."""

@@ -28,8 +28,8 @@ def make(
 ) -> gymnasium.Env:
     """One of NLE's tasks.
 
-    fields: how many of the map's fields the picture shows, [fields, fields] with the hero in the middle, drawn at
-    `size` [height, width] under "image"; 0 for no picture. keys: of NLE's observations, shown as they are: "blstats"
+    fields: how many of the map's fields the image shows, [fields, fields] with the hero in the middle, drawn at
+    `size` [height, width] under "image"; 0 for no image. keys: of NLE's observations, shown as they are: "blstats"
     [27] are the numbers of the bottom line, "message" [256] are letters, "glyphs" [21, 79] the whole map as numbers of
     one of 5976 things. limit: steps until an episode is cut off, by default NLE's own, 5,000, or 1,000,000 of the
     Challenge. All other options go to the task's class. Raises ValueError and ImportError.

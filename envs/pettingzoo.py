@@ -1,7 +1,7 @@
 """PettingZoo's parallel environments, and those of MPE: `make("knights_archers_zombies")`, `make("simple_spread")`.
 
 All agents of a task share one policy, so they must see and take the same: simple_tag, simple_adversary and others of
-MPE with roles do not. pursuit comes with the extra too, multiwalker needs the extra box2d beside it. Pictures come
+MPE with roles do not. pursuit comes with the extra too, multiwalker needs the extra box2d beside it. Images come
 whole, 280 x 480 in cooperative_pong: scale them, in SuperSuit or a wrapper of yours, before you train on them.
 """
 

@@ -46,7 +46,7 @@ def make(
 
 
 class ViZDoom(gymnasium.Wrapper):
-    """A scenario with smaller pictures. The game shows nothing once it is over: its last state is shown again."""
+    """A scenario with smaller images. The game shows nothing once it is over: its last state is shown again."""
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
         super().__init__(env)
@@ -81,8 +81,8 @@ class ViZDoom(gymnasium.Wrapper):
 
     def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         height, width = self._size
-        picture = Image.fromarray(obs["screen"]).resize((width, height), Image.Resampling.BILINEAR)
-        self._seen = {"image": np.asarray(picture)}
+        image = Image.fromarray(obs["screen"]).resize((width, height), Image.Resampling.BILINEAR)
+        self._seen = {"image": np.asarray(image)}
         if self._variables:
             self._seen["variables"] = obs["gamevariables"].astype(np.float32)
         return self._seen

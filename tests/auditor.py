@@ -11,7 +11,7 @@ def act(ready):
 
 
 def chosen(ready):
-    return (ready.step.obs["time"].sum(1) + ready.envs).astype(int) % 4
+    return (ready.step.obs["time"].sum(1) + ready.streams).astype(int) % 4
 
 
 class Auditor:
@@ -24,7 +24,7 @@ class Auditor:
 
     def take(self, ready):
         obs = ready.step.obs
-        for i, env in enumerate(ready.envs.tolist()):
+        for i, env in enumerate(ready.streams.tolist()):
             life, (episode, time) = int(obs["life"][i, 0]), obs["time"][i].astype(int).tolist()
             first = ready.step.is_first[i]
             if life != self.life[env]:
@@ -39,9 +39,9 @@ class Auditor:
             self.rows[life] = self.rows.get(life, 0) + 1
             assert (obs["picture"][i] == (life + self.rows[life]) % 256).all(), "the row is torn"
             self.time[env], self.over[env] = (episode, time), bool(ready.step.is_last[i])
-        for env, action in zip(ready.envs.tolist(), chosen(ready).tolist(), strict=True):
+        for env, action in zip(ready.streams.tolist(), chosen(ready).tolist(), strict=True):
             self.sent[env] = action
-        self.total += len(ready.envs)
+        self.total += len(ready.streams)
 
     def check(self, folder, lost_with_others=0):
         """What every life has noted was received; a process that dies takes at most one row of each with it."""
@@ -51,15 +51,15 @@ class Auditor:
         assert sum(missing.values()) <= lost_with_others, missing
 
 
-def play(crew, rows, least=None, patience=0.0, halfway=None):
+def play(crew, rows, min_ready=None, max_wait=0.0, halfway=None):
     """Receives so many rows, then those still on their way. halfway: called once, when half of them are there."""
     auditor, incidents = Auditor(crew.envs), []
     while auditor.total < rows:
         if halfway and auditor.total >= rows / 2:
             halfway = halfway()
-        ready = crew.receive(least, patience)
+        ready = crew.receive(min_ready, max_wait)
         auditor.take(ready)
-        crew.send(ready.envs, act(ready))
+        crew.send(ready.streams, act(ready))
         incidents += crew.incidents()
     auditor.take(crew.receive())
     return auditor, incidents + crew.incidents()

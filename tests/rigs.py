@@ -80,7 +80,7 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
     with make_workers(WorkersConfig("inline", envs=2), f"tiny:{env}", {}, seed=0) as workers:
         agent = tiny.echo_agent(workers.spec)
         config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
-        replay = Replay(workers.spec, agent.storage, config, envs=2, seed=0, env_steps=1000)
+        replay = Replay(workers.spec, agent.storage, config, streams=2, seed=0, env_steps=1000)
         part = programs.policy_part(agent, workers.spec)
         collector = Collector(agent, part, workers, replay, seed=0)
         snapshot = PolicyParams(0, part.take(agent.variables(agent.init(jax.random.key(0)))))

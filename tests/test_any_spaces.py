@@ -58,7 +58,7 @@ def collected(env: gymnasium.Env, seed: int) -> tuple[EnvRows, list[Step]]:
 def replayed(rows: EnvRows, steps: list[Step]) -> Batch:
     """All of them as one sequence out of a replay."""
     replay = Replay(
-        rows.spec, {}, Config(capacity_steps=ROWS, batch_length=ROWS, batch_size=1, context=0), envs=1, seed=0,
+        rows.spec, {}, Config(capacity_steps=ROWS, batch_length=ROWS, batch_size=1, context=0), streams=1, seed=0,
         env_steps=ROWS,
     )  # fmt: skip
     for step in steps:

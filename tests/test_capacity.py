@@ -12,7 +12,7 @@ GB = 10**9
 
 def fit(**changes):
     settings = {
-        "envs": 16, "sequence": 65, "env_steps": 10**9, "capacity_steps": 10**6, "capacity_gb": 0,
+        "streams": 16, "sequence": 65, "env_steps": 10**9, "capacity_steps": 10**6, "capacity_gb": 0,
         "free_bytes": 64 * GB,
     }  # fmt: skip
     return capacity.fit(12_400, **{**settings, **changes})
@@ -25,16 +25,16 @@ def fit(**changes):
     st.floats(0, 1, allow_subnormal=False),
     st.integers(10**5, 10**11),
 )
-def test_every_limit_is_kept(envs, env_steps, capacity_steps, share, free_bytes):
+def test_every_limit_is_kept(streams, env_steps, capacity_steps, share, free_bytes):
     capacity_gb = share * free_bytes / GB
-    limits = {"envs": envs, "env_steps": env_steps, "capacity_steps": capacity_steps, "free_bytes": free_bytes}
+    limits = {"streams": streams, "env_steps": env_steps, "capacity_steps": capacity_steps, "free_bytes": free_bytes}
     try:
         size = fit(**limits, capacity_gb=capacity_gb)
     except UserError:
         return
-    assert size.rows_per_env >= 65
+    assert size.rows_per_stream >= 65
     assert size.steps <= capacity_steps
-    assert size.steps < env_steps + envs
+    assert size.steps < env_steps + streams
     assert size.nbytes <= (capacity_gb * GB if capacity_gb else free_bytes / 2)
 
 

@@ -20,7 +20,7 @@ from dreamer.apps.check.walk import walk
 from dreamer.apps.check.watch import Watch
 from dreamer.nets.decoder import reconstruction_loss, to_observation
 from dreamer.nets.encoder import concat_vectors
-from dreamer.nets.pictures import to_unit
+from dreamer.nets.images import to_unit
 from dreamer.ops.distributions import symlog, twohot_bins
 from dreamer.plugins import Maker
 from dreamer.runtime.env.actions import action_reader, ranges

@@ -332,8 +332,8 @@ def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
     assert cli.main(["eval", "runs/x"]) == 0
     given = {"env_options": {"size": 15}, "trust": False}
     assert evaluated == [
-        ("runs/x", dict(given, episodes=3, video="a.mp4", filmed=9, json_file="s.json", mode="mode", seed=1)),
-        ("runs/x", {**NEUTRAL, "episodes": 20, "filmed": 4}),
+        ("runs/x", dict(given, episodes=3, video="a.mp4", video_episodes=9, json_file="s.json", mode="mode", seed=1)),
+        ("runs/x", {**NEUTRAL, "episodes": 20, "video_episodes": 4}),
     ]
 
 

@@ -27,7 +27,7 @@ def collected(seed: int = 0, backend: str = "inline") -> Replay:
     ) as crew:
         agent = recording_agent(crew.spec)
         sizes = Config(capacity_steps=ENVS * TURNS, batch_length=4)
-        replay = Replay(crew.spec, agent.storage, sizes, envs=ENVS, seed=seed, env_steps=ENVS * TURNS)
+        replay = Replay(crew.spec, agent.storage, sizes, streams=ENVS, seed=seed, env_steps=ENVS * TURNS)
         collector = Collector(agent, programs.policy_part(agent, crew.spec), crew, replay, seed=seed)
         for _ in range(TURNS):
             _, step = collector.collect(NOTHING_LEARNED)
@@ -107,10 +107,10 @@ class Partly:
     def __init__(self, crew, turns):
         self.crew, self.spec, self.turns, self.held = crew, crew.spec, iter(turns), {}
 
-    def receive(self, least, patience):
+    def receive(self, min_ready, max_wait):
         if len(self.held) < self.envs:
             missing = [env for env in range(self.envs) if env not in self.held]
-            envs, step = self.crew.receive(least=len(missing))
+            envs, step = self.crew.receive(min_ready=len(missing))
             for place, env in enumerate(envs):
                 self.held[int(env)] = jax.tree.map(lambda x, place=place: x[place], step)
         envs = np.array(next(self.turns))
@@ -125,7 +125,7 @@ def test_the_policy_is_compiled_once_for_the_parameters_of_a_learner():
     with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {"steps": 4}, seed=0) as crew:
         agent = recording_agent(crew.spec)
         learner = Learner(agent, crew.spec, seed=0, batch_size=2, lockstep=True)
-        replay = Replay(crew.spec, agent.storage, Config(batch_length=4), envs=2, seed=0, env_steps=100)
+        replay = Replay(crew.spec, agent.storage, Config(batch_length=4), streams=2, seed=0, env_steps=100)
         collector = Collector(agent, learner.part, crew, replay, seed=0)
         for _ in range(3):
             collector.collect(learner.snapshot())
@@ -140,10 +140,10 @@ def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent()
     with workers.make_workers(four, "probes:counter", {"steps": 30}, seed=0) as crew:
         agent, partly = recording_agent(crew.spec), Partly(crew, turns)
         sizes = Config(capacity_steps=40, batch_length=4)
-        replay = Replay(crew.spec, agent.storage, sizes, envs=4, seed=0, env_steps=40)
+        replay = Replay(crew.spec, agent.storage, sizes, streams=4, seed=0, env_steps=40)
         collector = Collector(agent, programs.policy_part(agent, crew.spec), partly, replay, seed=0)
         for envs in turns:
-            assert collector.collect(NOTHING_LEARNED, 1, 0.0).envs.tolist() == envs
+            assert collector.collect(NOTHING_LEARNED, 1, 0.0).streams.tolist() == envs
     counts = [sum(env in turn for turn in turns) for env in range(4)]
     assert replay.counts.tolist() == counts
     for env, count in enumerate(counts):
@@ -155,7 +155,8 @@ def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent()
 def test_the_acting_state_goes_on_where_it_was():
     with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {}, seed=0) as crew:
         agent = recording_agent(crew.spec)
-        replays = [Replay(crew.spec, agent.storage, Config(batch_length=4), envs=2, seed=0, env_steps=80) for _ in "ab"]
+        sizes = Config(batch_length=4)
+        replays = [Replay(crew.spec, agent.storage, sizes, streams=2, seed=0, env_steps=80) for _ in "ab"]
         part = programs.policy_part(agent, crew.spec)
         one, other = (Collector(agent, part, crew, replay, seed=0) for replay in replays)
         for _ in range(3):

@@ -227,7 +227,7 @@ def test_first_copy_outlives_the_donated_state():
 def test_policy_gives_the_packed_latent_and_a_stream_of_its_own_at_each_count(key):
     agent = tiny.make_agent("vector")
     variables = agent.variables(tiny.state("vector"))
-    policy = programs.jit_policy(agent)
+    policy = programs.jit_act(agent)
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=2, length=1, context=0).obs
     obs = {name: x[:, 0] for name, x in obs.items()}
 

@@ -20,7 +20,7 @@ WIDE = Space((64, 64, 3), "uint8")
 
 def build(folder, tier="disk", rows=10, **settings):
     config = Config(capacity_steps=2 * rows, batch_length=3, online=False, tier=tier, **settings)
-    return Replay(SPEC, STORAGE, config, envs=2, seed=0, env_steps=10**9, run_dir=folder)
+    return Replay(SPEC, STORAGE, config, streams=2, seed=0, env_steps=10**9, run_dir=folder)
 
 
 def taken(folder):
@@ -47,10 +47,10 @@ def test_capacity_may_exceed_the_memory(tmp_path):
     held = {}
     for tier in ("memory", "disk"):
         config = Config(tier=tier, **settings)
-        replay = Replay(SPEC, STORAGE, config, envs=2, seed=0, env_steps=10**9, run_dir=tmp_path)
+        replay = Replay(SPEC, STORAGE, config, streams=2, seed=0, env_steps=10**9, run_dir=tmp_path)
         held[tier] = replay.size.steps
         assert replay.size.nbytes <= 3000
-        fill(replay, 2 * replay.size.rows_per_env)
+        fill(replay, 2 * replay.size.rows_per_stream)
         batch, rows = replay.sample(50)
         np.testing.assert_array_equal(batch.obs["id"][:, 1:, 1], rows.number)
         replay.close()
@@ -125,15 +125,16 @@ def test_files_that_cannot_be_made_are_named(tmp_path):
 
 
 def test_a_plan_makes_no_files(tmp_path):
-    size_replay(SPEC, STORAGE, Config(tier="disk"), envs=2, env_steps=10**6, run_dir=tmp_path / "run")
+    size_replay(SPEC, STORAGE, Config(tier="disk"), streams=2, env_steps=10**6, run_dir=tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_takes_the_disk_that_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr(disk_tier, "free_space", lambda path: 56 * 2000)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
-    size = size_replay(SPEC, STORAGE, Config(tier="disk", batch_length=8), envs=10, env_steps=10**6, run_dir=tmp_path)
-    assert size.rows_per_env == 100 and size.bound == "half of the free disk (replay.disk_gb)"
+    config = Config(tier="disk", batch_length=8)
+    size = size_replay(SPEC, STORAGE, config, streams=10, env_steps=10**6, run_dir=tmp_path)
+    assert size.rows_per_stream == 100 and size.bound == "half of the free disk (replay.disk_gb)"
     assert (size.row_bytes, size.disk_row_bytes) == (33, 56)
 
 

@@ -26,8 +26,8 @@ class Set:
         told, self.waiting = self.waiting, []
         return told
 
-    def hurry(self) -> None:
-        self.calls.append("hurry")
+    def shorten_timeouts(self) -> None:
+        self.calls.append("shorten_timeouts")
 
     def close(self) -> None:
         self.calls.append("close")
@@ -55,7 +55,7 @@ def test_a_signal_reaches_the_set_of_the_evaluation_too(owned):
     evaluated = Set()
     owned.evaluating(evaluated)
     owned.shorten_timeouts()
-    assert owned.workers.calls == evaluated.calls == ["hurry"]
+    assert owned.workers.calls == evaluated.calls == ["shorten_timeouts"]
 
 
 def test_incidents_of_training_are_reported_once_and_counted(owned, lines):

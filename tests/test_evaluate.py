@@ -37,13 +37,14 @@ def agent(run):
 # ---- episodes
 
 
-def play(env: str, options: dict, *, episodes: int, seed: int = 7, film: int = 0, mode: str = "sample"):
-    workers = evaluation.make_eval_workers(env, options, episodes=episodes, action_repeat=1, seed=seed, film=bool(film))
+def play(env: str, options: dict, *, episodes: int, seed: int = 7, record: int = 0, mode: str = "sample"):
+    asked = {"episodes": episodes, "action_repeat": 1, "seed": seed, "record": bool(record)}
+    workers = evaluation.make_eval_workers(env, options, **asked)
     agent = recording_agent(workers.spec)
     variables = placement.first_copy({"behavior": Variables({"w": jnp.zeros(4)})})
-    policy = programs.jit_policy(agent)
+    policy = programs.jit_act(agent)
     return evaluation.run_episodes(
-        agent, policy, variables, workers, episodes=episodes, seed=seed, mode=mode, film=film
+        agent, policy, variables, workers, episodes=episodes, seed=seed, mode=mode, record=record
     )
 
 
@@ -67,26 +68,26 @@ def test_there_are_never_more_environments_than_episodes():
     assert [episode.env for episode in result.episodes] == [0, 1]
 
 
-def levels(film: list[np.ndarray]) -> list[int]:
-    return [int(frame[0, 0, 0]) for frame in film]
+def levels(video: list[np.ndarray]) -> list[int]:
+    return [int(frame[0, 0, 0]) for frame in video]
 
 
-def test_the_first_episode_is_filmed_from_its_reset_to_its_end(monkeypatch):
+def test_the_first_episode_is_recorded_from_its_reset_to_its_end(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
-    result = play("broken_envs:sound", {"steps": 4}, episodes=2, film=True)
-    assert levels(result.frames) == [0, 50, 100, 150, 200] and len(result.films) == 1
+    result = play("broken_envs:sound", {"steps": 4}, episodes=2, record=True)
+    assert levels(result.frames) == [0, 50, 100, 150, 200] and len(result.videos) == 1
     assert play("broken_envs:sound", {"steps": 4}, episodes=2).frames == []
 
 
-def test_the_first_episode_of_each_of_the_first_environments_is_filmed(monkeypatch):
+def test_the_first_episode_of_each_of_the_first_environments_is_recorded(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVS", 3)
-    result = play("broken_envs:sound", {"steps": 2}, episodes=5, film=2)
-    assert [levels(film) for film in result.films] == [[0, 50, 100], [0, 50, 100]]
-    assert len(play("broken_envs:sound", {"steps": 2}, episodes=2, film=9).films) == 2
+    result = play("broken_envs:sound", {"steps": 2}, episodes=5, record=2)
+    assert [levels(video) for video in result.videos] == [[0, 50, 100], [0, 50, 100]]
+    assert len(play("broken_envs:sound", {"steps": 2}, episodes=2, record=9).videos) == 2
 
 
-def test_an_environment_made_anew_is_filmed_anew(tmp_path):
-    result = play("broken_envs:FailsOnce", {"note": str(tmp_path / "note")}, episodes=1, film=1)
+def test_an_environment_made_anew_is_recorded_anew(tmp_path):
+    result = play("broken_envs:FailsOnce", {"note": str(tmp_path / "note")}, episodes=1, record=1)
     assert len(result.incidents) == 1 and result.seeds == [evaluation.SEED + 8]
     assert levels(result.frames) == [0, 50, 100, 150, 200, 250]
 
@@ -112,23 +113,23 @@ def test_every_row_draws_its_own_action():
 
 
 def test_a_picture_is_shown_where_the_environment_draws_nothing():
-    workers = evaluation.make_eval_workers("broken_envs:mixed", {}, episodes=1, action_repeat=1, seed=0, film=True)
+    workers = evaluation.make_eval_workers("broken_envs:mixed", {}, episodes=1, action_repeat=1, seed=0, record=True)
     step = workers.receive().step
     assert np.array_equal(evaluation.frame(workers, step), step.obs["camera"][0])
 
 
 @pytest.mark.parametrize("env", ["broken_envs:sound", "broken_envs:mixed"])
-def test_what_draws_or_shows_pictures_can_be_filmed(env):
-    assert evaluation.can_film(env, {}, "auto") == evaluation.can_film(env, {}, "on") == (True, "")
-    assert evaluation.can_film(env, {}, "off") == (False, "")
+def test_what_draws_or_shows_pictures_can_be_recorded(env):
+    assert evaluation.can_record(env, {}, "auto") == evaluation.can_record(env, {}, "on") == (True, "")
+    assert evaluation.can_record(env, {}, "off") == (False, "")
 
 
-def test_what_cannot_be_filmed_says_why():
+def test_what_cannot_be_recorded_says_why():
     options = {"first_seed": 0}
-    filmed, reason = evaluation.can_film("broken_envs:uneven", options, "auto")
-    assert not filmed and "neither draws itself" in reason
+    recorded, reason = evaluation.can_record("broken_envs:uneven", options, "auto")
+    assert not recorded and "neither draws itself" in reason
     with pytest.raises(UserError, match="eval.video=on.*neither draws itself"):
-        evaluation.can_film("broken_envs:uneven", options, "on")
+        evaluation.can_record("broken_envs:uneven", options, "on")
 
 
 # ---- dreamer eval
@@ -199,7 +200,7 @@ def test_eval_repeats_itself_by_its_seed_and_mode(capsys, run):
     assert output(capsys, str(run), "--episodes", "3", "--mode", "mode") != first
 
 
-def test_eval_films_the_first_episodes_and_leaves_the_run_alone(capsys, run, tmp_path):
+def test_eval_records_the_first_episodes_and_leaves_the_run_alone(capsys, run, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     out = output(capsys, str(run), "--episodes", "17", "--video", str(tmp_path / "a" / "episode.mp4"))
     assert "(episodes 1, 3, 4, 5)" in out  # environment 1 plays two

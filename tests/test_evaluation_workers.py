@@ -1,4 +1,4 @@
-"""Evaluation survives what training survives: environments that end their process or hang, films that fail."""
+"""Evaluation survives what training survives: environments that end their process or hang, videos that fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.interfaces import Variables
 from dreamer.runtime.devices import placement, programs
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.log import images
 from dreamer.runtime.run import evaluation
 from dreamer.runtime.workers import Config, auto, make_workers, remote
@@ -30,13 +30,13 @@ INLINE, PROCESSES = Config("inline"), Config("processes", processes=1, timeout=0
 everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline", "processes"])
 
 
-def evaluate(env, options, config, *, episodes=2, film=0, report=lambda line: None, **fields):
+def evaluate(env, options, config, *, episodes=2, record=0, report=lambda line: None, **fields):
     agent = recording_agent(spec_of(plugins.make_env(env, options)))
     asked = evaluation.Config(episodes=episodes, **fields)
     variables = placement.first_copy({"behavior": Variables({"w": jnp.zeros(4)})})
     return evaluation.evaluate(
-        agent, programs.jit_policy(agent), variables, asked, env, options, config, action_repeat=1,
-        seed=7, film=film, report=report,
+        agent, programs.jit_act(agent), variables, asked, env, options, config, action_repeat=1,
+        seed=7, record=record, report=report,
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def evaluate(env, options, config, *, episodes=2, film=0, report=lambda line: No
 )  # fmt: skip
 def test_an_evaluation_outlives_its_environments(tmp_path, how, text):
     config = dataclasses.replace(PROCESSES, timeout=5.0 if how == "hang" else 30.0)
-    result = evaluate("telling_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, film=1)
+    result = evaluate("telling_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, record=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and len(result.frames) == 6
     assert [text in one.text for one in result.incidents] == [True], [one.text for one in result.incidents]
 
@@ -88,7 +88,7 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
     assert "died with exit code 0" in capsys.readouterr().out
 
 
-# ---- films
+# ---- videos
 
 
 @pytest.mark.parametrize(
@@ -98,27 +98,27 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
         ("size", r"its frames change from \[16, 16, 3\] to \[8, 8, 3\]"), ("dtype", r"array float64 \[16, 16, 3\]"),
     ],
 )  # fmt: skip
-def test_a_frame_that_fails_ends_its_film_alone_and_is_told_once(how, text):
+def test_a_frame_that_fails_ends_its_video_alone_and_is_told_once(how, text):
     config = PROCESSES if how == "raise" else INLINE  # the same code in both
-    result = evaluate("telling_envs:Drawn", {"how": how}, config, film=1)
+    result = evaluate("telling_envs:Drawn", {"how": how}, config, record=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and not result.incidents
     (line,) = result.lines
-    assert re.search(f"^the film of environment 0 ends after 2 frames: .*{text}", line)
+    assert re.search(f"^the video of environment 0 ends after 2 frames: .*{text}", line)
     assert len(result.frames) == 2
 
 
-def test_a_frame_that_hangs_ends_its_film_and_is_no_fault_of_the_environment():
+def test_a_frame_that_hangs_ends_its_video_and_is_no_fault_of_the_environment():
     config = Config("processes", processes=1, timeout=0.5, restarts=0)
-    result = evaluate("telling_envs:Drawn", {"how": "hang"}, config, episodes=1, film=1)
+    result = evaluate("telling_envs:Drawn", {"how": "hang"}, config, episodes=1, record=1)
     assert [episode.length for episode in result.episodes] == [5] and len(result.frames) == 2
     assert "not drawn itself for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
 
 
-def test_what_cannot_be_filmed_at_the_start_is_refused_or_told():
+def test_what_cannot_be_recorded_at_the_start_is_refused_or_told():
     options = {"how": "raise", "after": 0}
-    assert evaluation.can_film("telling_envs:Drawn", options, "auto", PROCESSES)[0] is False
-    with pytest.raises(UserError, match="cannot be filmed: RuntimeError: the lamp is out"):
-        evaluation.can_film("telling_envs:Drawn", options, "on", PROCESSES)
+    assert evaluation.can_record("telling_envs:Drawn", options, "auto", PROCESSES)[0] is False
+    with pytest.raises(UserError, match="cannot be recorded: RuntimeError: the lamp is out"):
+        evaluation.can_record("telling_envs:Drawn", options, "on", PROCESSES)
 
 
 def test_frames_of_changing_size_are_refused_in_a_line(tmp_path):
@@ -141,12 +141,12 @@ def test_a_picture_with_transparency_loses_that_alone():
 
 
 @everywhere
-def test_sdl_draws_into_memory_where_a_film_is_made_and_nowhere_else(config, monkeypatch):
+def test_sdl_draws_into_memory_where_a_video_is_made_and_nowhere_else(config, monkeypatch):
     for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with evaluation.make_eval_workers(
-        "telling_envs:drivers", {}, episodes=1, action_repeat=1, seed=0, film=True, config=config
+        "telling_envs:drivers", {}, episodes=1, action_repeat=1, seed=0, record=True, config=config
     ) as crew:
         assert crew.spec.action_width == 5
     with make_workers(Config(config.backend, envs=1), "telling_envs:drivers") as crew:
@@ -184,9 +184,9 @@ def test_a_close_that_hangs_is_left_behind_and_told(config, short):
 
 
 def test_a_close_that_hangs_does_not_hold_the_start_of_a_run(short):
-    filmed, line = evaluation.can_film("telling_envs:NotClosed", {"how": "hang"}, "auto")
+    recorded, line = evaluation.can_record("telling_envs:NotClosed", {"how": "hang"}, "auto")
     what = "close() of env 'telling_envs:NotClosed #0'"
-    assert filmed and line == f"{what} has not returned for 0.1 seconds; it is left behind"
+    assert recorded and line == f"{what} has not returned for 0.1 seconds; it is left behind"
     with make_workers(Config("auto", envs=1), "telling_envs:NotClosed", {"how": "hang"}) as crew:
         assert crew.backend == "processes" and "its close() hung when it was measured" in crew.describe()
 
@@ -222,7 +222,7 @@ def never():
 
 @everywhere
 def test_an_episode_that_never_ends_is_cut_and_told(config):
-    result = evaluate("telling_envs:Endless", {}, config, episodes=18, film=1, max_steps=4)
+    result = evaluate("telling_envs:Endless", {}, config, episodes=18, record=1, max_steps=4)
     assert [(one.length, one.episode_return) for one in result.episodes] == [(4, 4.0)] * 18
     assert [one.env for one in result.episodes] == [0, 0, 1, 1, *range(2, 16)]
     assert len(result.frames) == 5 and not result.incidents
@@ -260,7 +260,7 @@ def test_an_environment_bound_to_its_thread_is_made_anew_once_and_no_more(tmp_pa
 
     def turn():
         ready = crew.receive()
-        crew.send(ready.envs, np.eye(3, dtype=np.float32)[np.zeros(len(ready.envs), int)])
+        crew.send(ready.streams, np.eye(3, dtype=np.float32)[np.zeros(len(ready.streams), int)])
 
     with make_workers(Config("inline", envs=2), "telling_envs:Bound", {"note": str(note)}) as crew:
         in_thread(turn)
@@ -289,7 +289,7 @@ def test_an_environment_that_changes_the_folder_is_made_anew_where_it_was_made(c
     with make_workers(Config(config.backend, envs=1), "telling_envs:Wanders", {"marker": "marker"}) as crew:
         for _ in range(6):
             ready = crew.receive()
-            crew.send(ready.envs, np.eye(3, dtype=np.float32)[:1])
+            crew.send(ready.streams, np.eye(3, dtype=np.float32)[:1])
         assert len(crew.incidents()) == 1 and crew.folder == str(tmp_path)
 
 

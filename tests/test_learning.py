@@ -12,7 +12,7 @@ from dreamer.apps.acting import restore
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.heads import ScalarHead
 from dreamer.ops.distributions import twohot_bins, twohot_mean
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.world_models import rssm
 from envs.probes import PROBES, make
 

@@ -30,7 +30,7 @@ class Notebook:
             raise ZeroDivisionError("no page is left")
         self.lines.append((step, dict(values)))
 
-    def picture(self, step, name, image):
+    def image(self, step, name, image):
         self.pictures.append((step, name, image.shape))
 
     def video(self, step, name, frames, fps):

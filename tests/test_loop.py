@@ -97,7 +97,7 @@ def test_tensorboard_and_checkpoints_of_beginning_and_end_are_there(base):
     assert sorted(file.name for file in (base / "checkpoints").iterdir()) == ["0", str(TINY["env_steps"])]
 
 
-def test_vectors_are_drawn_as_a_plot_and_the_episode_is_filmed(base):
+def test_vectors_are_drawn_as_a_plot_and_the_episode_is_recorded(base):
     assert videos(base) == ["episode_000000096.mp4", "openloop_000000096.png"]
 
 

@@ -18,7 +18,7 @@ TEXT = (
     '{"env_steps": 96, "updates": 12, "format": 3, "run": "0123456789abcdef0123456789abcdef", '
     '"rows": [["rows-000000000.dreamer", 900, 7], ["rows-000000001.dreamer", 800, 8]], '
     '"latents": [["latents-000000000096-0000.dreamer", 700, 9]], "state": ["state-000000000096.dreamer", 600, 10], '
-    '"oldest": [0, 4], "rows_per_env": 48, "metrics": [500, 11], '
+    '"oldest": [0, 4], "rows_per_stream": 48, "metrics": [500, 11], '
     '"spec": {"obs": {}, "action": {"continuous": 1}, "agents": 1}}'
 )
 MANIFEST = Manifest(
@@ -28,7 +28,7 @@ MANIFEST = Manifest(
         rows=(Seal("rows-000000000.dreamer", 900, 7), Seal("rows-000000001.dreamer", 800, 8)),
         latents=(Seal("latents-000000000096-0000.dreamer", 700, 9),),
         state=Seal("state-000000000096.dreamer", 600, 10),
-        oldest=(0, 4), rows_per_env=48,
+        oldest=(0, 4), rows_per_stream=48,
     ),
     metrics=(500, 11), spec={"obs": {}, "action": {"continuous": 1}, "agents": 1},
 )  # fmt: skip
@@ -66,13 +66,15 @@ def test_fields_of_another_version_are_left_out():
     assert Manifest.from_json(without() | {"weather": "fine"}, WHERE) == MANIFEST
 
 
-@pytest.mark.parametrize("name", ["env_steps", "updates", "format", "run", "rows", "latents", "oldest", "rows_per_env"])
+@pytest.mark.parametrize(
+    "name", ["env_steps", "updates", "format", "run", "rows", "latents", "oldest", "rows_per_stream"]
+)
 def test_a_manifest_without_a_field_that_a_run_needs_is_refused(name):
     with pytest.raises(UserError, match=f"{WHERE} was not written by this program: without '{name}' it is not what"):
         Manifest.from_json(without(name), WHERE)
 
 
-@pytest.mark.parametrize("written", [1, 2, FORMAT + 1])
+@pytest.mark.parametrize("written", [1, 2, 3, FORMAT + 1])
 @pytest.mark.parametrize("use", ["restore", "leaves", "manifest"])
 def test_a_checkpoint_of_another_version_is_refused_in_a_line(tmp_path, written, use):
     with Checkpoints(tmp_path) as checkpoints:

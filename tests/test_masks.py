@@ -14,7 +14,7 @@ from dreamer.dreaming.rollout import rollout
 from dreamer.errors import UserError
 from dreamer.interfaces import Ask, Dream
 from dreamer.losses import make_losses
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.spaces import MASK, Action, Space, Spec
 from tests import masked_envs, tiny
 from tests.tiny_runs import lines

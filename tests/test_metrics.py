@@ -107,7 +107,7 @@ def test_tensorboard_gets_scalars_pictures_and_videos_over_env_steps(tmp_path):
     with Logger(tmp_path, Config()) as logger:
         logger.add({"loss/dyn": 1.5})
         logger.write(640, 20)
-        logger.picture(700, "picture", frames[0])
+        logger.image(700, "picture", frames[0])
         logger.video(800, "video", frames, fps=10)
     _, scalars, picture, video = read_events(tmp_path)
     assert (scalars.step, scalars.summary.value[0].tag, scalars.summary.value[0].simple_value) == (640, "loss/dyn", 1.5)

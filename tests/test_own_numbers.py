@@ -27,7 +27,7 @@ def play(crew, steps):
     for _ in range(steps):
         ready = crew.receive()
         told.append({stream: dict(numbers) for stream, numbers in crew.finished().items()})
-        crew.send(ready.envs, np.eye(3, dtype=np.float32)[np.zeros(len(ready.envs), int)])
+        crew.send(ready.streams, np.eye(3, dtype=np.float32)[np.zeros(len(ready.streams), int)])
     return told
 
 

@@ -37,11 +37,11 @@ def crew_of(config, name="team", seed=10, **options):
 
 def chosen(ready):
     """Actions that tell the streams and the steps apart."""
-    return (ready.envs * 3 + ready.step.obs["vector"][:, 1].astype(int)) % 4
+    return (ready.streams * 3 + ready.step.obs["vector"][:, 1].astype(int)) % 4
 
 
 def answer(crew, ready):
-    crew.send(ready.envs, np.eye(4, dtype=np.float32)[chosen(ready)])
+    crew.send(ready.streams, np.eye(4, dtype=np.float32)[chosen(ready)])
 
 
 class Auditor:
@@ -55,7 +55,7 @@ class Auditor:
 
     def take(self, ready):
         step = ready.step
-        for row, stream in enumerate(ready.envs.tolist()):
+        for row, stream in enumerate(ready.streams.tolist()):
             env, agent = divmod(stream, 3)
             game, time, action = step.obs["vector"][row].astype(int).tolist()
             before = self.at.get(stream)
@@ -69,19 +69,19 @@ class Auditor:
             assert step.is_last[row] == (time == ENDS[agent])
             assert step.is_terminal[row] == (step.is_last[row] and AGENTS[agent] != "blue")
             self.at[stream] = game, time
-        self.sent |= dict(zip(ready.envs.tolist(), chosen(ready).tolist(), strict=True))
-        self.rows += len(ready.envs)
+        self.sent |= dict(zip(ready.streams.tolist(), chosen(ready).tolist(), strict=True))
+        self.rows += len(ready.streams)
 
 
 @backends
-@pytest.mark.parametrize("least", [None, 1, 2])
-def test_every_row_is_the_next_of_its_own_agent(config, least):
+@pytest.mark.parametrize("min_ready", [None, 1, 2])
+def test_every_row_is_the_next_of_its_own_agent(config, min_ready):
     auditor = Auditor()
     with crew_of(config) as crew:
         assert (crew.envs, crew.streams, crew.spec.agents) == (3, 9, 3)
         assert "3 environments of 3 agents" in crew.describe()
         while auditor.rows < 400:
-            ready = crew.receive(least)
+            ready = crew.receive(min_ready)
             auditor.take(ready)
             answer(crew, ready)
     assert len(auditor.at) == 9
@@ -111,13 +111,13 @@ def test_sets_are_interchangeable_to_the_bit(options):
 
 def test_an_agent_that_has_ended_adds_no_row_until_the_game_is_over():
     turns = played(Config("inline", envs=1), 8)
-    assert [ready.envs.tolist() for ready in turns] == [[0, 1, 2]] * 3 + [[0, 2], [0], [0], [0, 1, 2], [0, 1, 2]]
+    assert [ready.streams.tolist() for ready in turns] == [[0, 1, 2]] * 3 + [[0, 2], [0], [0], [0, 1, 2], [0, 1, 2]]
     assert [ready.step.is_first.all() for ready in turns] == [True] + [False] * 5 + [True, False]
 
 
 def test_an_agent_that_enters_later_begins_there():
     turns = played(Config("inline", envs=1), 8, enters=(0, 0, 1))
-    assert [ready.envs.tolist() for ready in turns[:3]] == [[0, 1], [0, 1, 2], [0, 1, 2]]
+    assert [ready.streams.tolist() for ready in turns[:3]] == [[0, 1], [0, 1, 2], [0, 1, 2]]
     assert turns[1].step.is_first.tolist() == [False, False, True] and turns[1].step.reward[2] == 0
     assert turns[6].envs.tolist() == [0, 1] and turns[6].step.is_first.all()
 
@@ -129,7 +129,7 @@ def test_all_agents_of_an_environment_are_answered_together(config):
         with pytest.raises(RuntimeError, match="some agents"):
             crew.send(np.array([3, 4]), np.eye(4, dtype=np.float32)[:2])
         crew.send(np.array([3, 4, 5]), np.eye(4, dtype=np.float32)[:3])
-        assert crew.receive(least=1).envs.tolist() == [3, 4, 5]
+        assert crew.receive(min_ready=1).streams.tolist() == [3, 4, 5]
 
 
 # ---- faults
@@ -147,11 +147,11 @@ def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, 
         for _ in range(4):
             ready = crew.receive()
             answer(crew, ready)
-        assert ready.envs.tolist() == [0, 2, 3, 5, 6, 8]
+        assert ready.streams.tolist() == [0, 2, 3, 5, 6, 8]
         ready = crew.receive()
         (incident,) = crew.incidents()
         assert incident.envs == (1,) and incident.kind == kind and "team #1'" in incident.text
-        assert ready.envs.tolist() == [0, 3, 4, 5, 6]
+        assert ready.streams.tolist() == [0, 3, 4, 5, 6]
         assert ready.step.is_first.tolist() == [False, True, True, True, False]
         assert ready.step.obs["seed"].ravel().tolist() == [10, 14, 14, 14, 12]
 
@@ -389,14 +389,14 @@ def test_each_agent_is_scored(run):
     assert [episode.length for episode in result.episodes[:3]] == list(ENDS)
 
 
-def test_a_film_is_one_game():
-    with evaluation.make_eval_workers("teams:team", {}, episodes=2, action_repeat=1, seed=0, film=True) as workers:
+def test_a_video_is_one_game():
+    with evaluation.make_eval_workers("teams:team", {}, episodes=2, action_repeat=1, seed=0, record=True) as workers:
         agent = recording_agent(workers.spec)
         result = evaluation.run_episodes(
-            agent, programs.jit_policy(agent), {"behavior": Variables({"w": np.zeros(4, np.float32)})}, workers,
-            episodes=2, seed=0, mode="sample", film=2,
+            agent, programs.jit_act(agent), {"behavior": Variables({"w": np.zeros(4, np.float32)})}, workers,
+            episodes=2, seed=0, mode="sample", record=2,
         )  # fmt: skip
-    assert [[int(frame[0, 0, 0]) for frame in film] for film in result.films] == [[0, 1, 2, 3, 4, 5]] * 2
+    assert [[int(frame[0, 0, 0]) for frame in video] for video in result.videos] == [[0, 1, 2, 3, 4, 5]] * 2
 
 
 def test_a_loaded_team_acts_by_name(run):

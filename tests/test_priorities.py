@@ -106,7 +106,7 @@ def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):
         while run.parts.learner.updates < 3:
             turn(run)
         _, rows = seen[-1]
-        priority = replay.sampler.state()["priority/rows"][rows.env[:, None], rows.number]
+        priority = replay.sampler.state()["priority/rows"][rows.stream[:, None], rows.number]
         np.testing.assert_allclose(priority, np.full(rows.number.shape, 2**0.8), rtol=1e-6)
 
 

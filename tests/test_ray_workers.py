@@ -145,13 +145,13 @@ def test_an_environment_that_blocks_delays_only_itself(tmp_path):
         crew.send(ALL, np.eye(4, dtype=np.float32)[:3])
         seen: list[int] = []
         while len(seen) < 20:
-            ready = crew.receive(least=1)
-            seen += ready.envs.tolist()
-            crew.send(ready.envs, np.eye(4, dtype=np.float32)[ready.envs])
+            ready = crew.receive(min_ready=1)
+            seen += ready.streams.tolist()
+            crew.send(ready.streams, np.eye(4, dtype=np.float32)[ready.streams])
         assert set(seen) == {0, 2}
         open(fifo, "w").close()
-        while 1 not in (ready := crew.receive(least=1)).envs:
-            crew.send(ready.envs, np.eye(4, dtype=np.float32)[ready.envs])
+        while 1 not in (ready := crew.receive(min_ready=1)).streams:
+            crew.send(ready.streams, np.eye(4, dtype=np.float32)[ready.streams])
 
 
 @ways
@@ -217,7 +217,7 @@ def test_a_failure_too_many_ends_the_run_with_the_traceback_of_the_environment(f
     with crew_of(Config("ray", envs=1, restarts=1), folder, faults=["raise"], rate=1.0) as crew:
         with pytest.raises(UserError, match="incident 2 in a row") as caught:
             while ready := crew.receive():
-                crew.send(ready.envs, act(ready))
+                crew.send(ready.streams, act(ready))
     assert 'raise KeyError("lost")' in caught.value.__notes__[0]
 
 

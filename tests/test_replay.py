@@ -21,7 +21,7 @@ STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half
 def build(envs=2, rows=10, length=3, context=1, online=False, seed=0, **settings):
     """A replay whose every ring holds `rows` rows."""
     config = Config(capacity_steps=envs * rows, batch_length=length, context=context, online=online, **settings)
-    return Replay(SPEC, STORAGE, config, envs=envs, seed=seed, env_steps=10**9)
+    return Replay(SPEC, STORAGE, config, streams=envs, seed=seed, env_steps=10**9)
 
 
 def collected(envs, numbers, first=False, last=False, seed=0):
@@ -84,7 +84,7 @@ def histories(draw):
 def test_sequences_are_the_rows_as_added(history):
     replay, model = history
     config, sequence = replay.config, replay.sequence
-    ring = replay.size.rows_per_env
+    ring = replay.size.rows_per_stream
     assert replay.steps == sum(map(len, model))
     assert replay.rows == sum(min(len(rows), ring) for rows in model)
     assert len(replay) == sum(max(0, min(len(rows), ring) - sequence + 1) for rows in model)
@@ -94,7 +94,7 @@ def test_sequences_are_the_rows_as_added(history):
         return
     batch, rows = replay.sample(8)
     for b in range(8):
-        env, start = int(rows.env[b]), int(rows.number[b, 0]) - config.context
+        env, start = int(rows.stream[b]), int(rows.number[b, 0]) - config.context
         assert rows.number[b].tolist() == list(range(start + config.context, start + sequence))
         assert max(0, len(model[env]) - ring) <= start <= len(model[env]) - sequence
         for t in range(sequence):
@@ -133,7 +133,7 @@ def test_every_item_up_to_the_newest_row_is_drawn_and_no_other(added):
     replay = build(envs=2, rows=10, length=3)
     fill(replay, added)
     _, rows = replay.sample(2000)
-    drawn = {(int(env), int(number[0]) - 1) for env, number in zip(rows.env, rows.number, strict=True)}
+    drawn = {(int(env), int(number[0]) - 1) for env, number in zip(rows.stream, rows.number, strict=True)}
     assert drawn == {(env, start) for env in (0, 1) for start in range(max(0, added - 10), added - 4 + 1)}
     assert rows.number.max() == added - 1
 
@@ -145,7 +145,7 @@ def test_items_are_drawn_uniformly_over_rings_of_unequal_length():
             replay.add(*collected([env], [number]), np.array([env]))
     draws = 30_000
     _, rows = replay.sample(draws)
-    items, seen = np.unique(np.stack([rows.env, rows.number[:, 0]], 1), axis=0, return_counts=True)
+    items, seen = np.unique(np.stack([rows.stream, rows.number[:, 0]], 1), axis=0, return_counts=True)
     assert len(items) == len(replay) == 9 + 6
     expected = draws / len(items)
     # The 99.9 % point of chi-square with 14 degrees of freedom is 36.1.
@@ -213,7 +213,7 @@ def test_refresh_lands_in_its_rows_and_spares_overwritten_ones(before, between, 
     replay.refresh(rows, fresh)
     for b in range(batch_size):
         for t in range(3):
-            env, number = rows.env[b], rows.number[b, t]
+            env, number = rows.stream[b], rows.number[b, t]
             if number >= replay.counts[env] - 10:
                 for name in STORAGE:
                     expected[name][env, number % 10] = fresh[name][b, t]
@@ -250,8 +250,8 @@ def test_batch_is_filled_up_uniformly_behind_the_queue():
     fill(replay, 9)
     batch, rows = replay.sample(6)
     assert rows.number[:4, 0].tolist() == [1, 1, 5, 5]
-    assert rows.env[:4].tolist() == [0, 1, 0, 1]
-    assert not replay.queue and len(rows.env) == len(batch.reward) == 6
+    assert rows.stream[:4].tolist() == [0, 1, 0, 1]
+    assert not replay.queue and len(rows.stream) == len(batch.reward) == 6
 
 
 @pytest.mark.parametrize(("added", "first"), [(10, 0), (11, 4), (14, 4), (15, 8)])
@@ -349,8 +349,8 @@ def test_wrong_refresh_is_named():
 
 def test_memory_taken_is_what_the_plan_said():
     config = Config(capacity_steps=1000, batch_length=8)
-    size = size_replay(SPEC, STORAGE, config, envs=3, env_steps=10**6)
-    replay = Replay(SPEC, STORAGE, config, envs=3, seed=0, env_steps=10**6, size=size)
+    size = size_replay(SPEC, STORAGE, config, streams=3, env_steps=10**6)
+    replay = Replay(SPEC, STORAGE, config, streams=3, seed=0, env_steps=10**6, size=size)
     per_row = 8 + 48 + 8 + 4 + 3 + (12 + 2 + 4)
     assert size.row_bytes == per_row
     assert replay.nbytes == size.nbytes == 999 * per_row
@@ -377,8 +377,8 @@ def test_setting_out_of_range_is_named(name, value):
 
 def test_plan_takes_the_memory_that_is_free(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 91 * 2000)
-    size = size_replay(SPEC, STORAGE, Config(), envs=10, env_steps=10**6)
-    assert size.rows_per_env == 2000 * 91 // 2 // (89 * 10)
+    size = size_replay(SPEC, STORAGE, Config(), streams=10, env_steps=10**6)
+    assert size.rows_per_stream == 2000 * 91 // 2 // (89 * 10)
 
 
 def test_no_jax_in_a_fresh_process():

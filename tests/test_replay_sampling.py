@@ -67,7 +67,7 @@ def test_new_rows_are_drawn_first():
         replay.sample(16)
     fill(replay, 1)
     _, rows = replay.sample(2)
-    assert rows.number[:, -1].tolist() == [30, 30] and sorted(rows.env) == [0, 1]
+    assert rows.number[:, -1].tolist() == [30, 30] and sorted(rows.stream) == [0, 1]
 
 
 def test_sequences_with_large_losses_are_drawn_most_often():
@@ -94,8 +94,8 @@ def test_priorities_land_in_their_rows_and_spare_overwritten_ones(before, betwee
     replay.prioritise(rows, priority)
     for b in range(batch_size):
         for t in range(3):
-            if rows.number[b, t] >= replay.counts[rows.env[b]] - 10:
-                expected[rows.env[b], rows.number[b, t] % 10] = priority[b, t] ** 0.8
+            if rows.number[b, t] >= replay.counts[rows.stream[b]] - 10:
+                expected[rows.stream[b], rows.number[b, t] % 10] = priority[b, t] ** 0.8
     np.testing.assert_allclose(powers(replay), expected, rtol=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_fresh_sequences_come_before_the_mixture():
 
 def test_the_plan_counts_what_choosing_takes():
     size = {
-        name: size_replay(SPEC, STORAGE, Config(**shares), envs=2, env_steps=10**6)
+        name: size_replay(SPEC, STORAGE, Config(**shares), streams=2, env_steps=10**6)
         for name, shares in {"plain": {}, "priority": PRIORITISED, "recency": {"uniform": 0, "recency": 1}}.items()
     }
     assert size["priority"].row_bytes - size["plain"].row_bytes == 22
@@ -157,7 +157,7 @@ def test_the_plan_counts_what_choosing_takes():
 @pytest.mark.parametrize("shares", [{"uniform": 1.0}, {"uniform": 0.3, "priority": 0.4, "recency": 0.3}])
 def test_threads_that_add_and_learn_never_tear_a_sequence(shares):
     config = Config(capacity_steps=40, batch_length=7, online=True, **shares)
-    replay = Replay(SPEC, STORAGE, config, envs=2, seed=0, env_steps=10**9)
+    replay = Replay(SPEC, STORAGE, config, streams=2, seed=0, env_steps=10**9)
     fill(replay, 20)
     done, failures = threading.Event(), []
 
@@ -169,7 +169,7 @@ def test_threads_that_add_and_learn_never_tear_a_sequence(shares):
                 latent = {name: np.repeat(value, 7, 1) for name, value in batch.latent.items()}
                 replay.refresh(rows, latent)
                 np.testing.assert_array_equal(batch.obs["id"][:, 1:, 1], rows.number)
-                np.testing.assert_array_equal(batch.obs["id"][:, 1:, 0], np.repeat(rows.env[:, None], 7, 1))
+                np.testing.assert_array_equal(batch.obs["id"][:, 1:, 0], np.repeat(rows.stream[:, None], 7, 1))
         except BaseException as error:
             failures.append(error)
 

@@ -20,7 +20,7 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.files import sealed
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.loop import Run

@@ -42,7 +42,7 @@ def loaded(folder: Path, manifest: dict, run="run", **form) -> tuple[Replay, Row
 
 
 def same(a: Replay, b: Replay) -> bool:
-    held = [np.arange(max(0, n - a.size.rows_per_env), n) % a.size.rows_per_env for n in a.counts]
+    held = [np.arange(max(0, n - a.size.rows_per_stream), n) % a.size.rows_per_stream for n in a.counts]
     return (
         np.array_equal(a.counts, b.counts) and list(a.queue) == list(b.queue)
         and a.rng.bit_generator.state == b.rng.bit_generator.state

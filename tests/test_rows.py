@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer.errors import UserError
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.env.rows import EnvRows, empty_step, write_together
 from dreamer.spaces import Action, Space
 from envs.probes import ENVS

@@ -47,7 +47,7 @@ def test_rows_in_files_stay_within_the_bound_however_late_a_checkpoint_is_due(tm
 
 
 def test_the_bound_counts_rows_between_checkpoints_and_the_latents_of_each():
-    size = capacity.Capacity(envs=4, rows_per_env=250_000, row_bytes=12_000, free_bytes=None, bound="")
+    size = capacity.Capacity(streams=4, rows_per_stream=250_000, row_bytes=12_000, free_bytes=None, bound="")
     assert capacity.rows_between_checkpoints(size) == 250_000
     most = capacity.rows_bound(size, 2_000, keep=2, env_steps=10**9)
     assert most == (1_000_000 + 3 * 250_000 + 2 * 15_625) * 12_000 + 4 * 1_000_000 * 2_000
@@ -71,7 +71,7 @@ def test_a_file_of_rows_is_written_before_its_time_when_rows_come_fast(tmp_path,
 
 
 def test_a_replay_that_holds_the_whole_run_needs_no_more_than_its_rows():
-    size = capacity.Capacity(envs=1, rows_per_env=1000, row_bytes=100, free_bytes=None, bound="", disk_row_bytes=50)
+    size = capacity.Capacity(1, 1000, row_bytes=100, free_bytes=None, bound="", disk_row_bytes=50)
     assert capacity.rows_bound(size, 0, keep=5, env_steps=1000) == 150_000
 
 

@@ -27,12 +27,12 @@ def mixture(uniform=0.0, priority=0.0, recency=0.0):
 
 
 def listed(items):
-    """All items as (ring, number)."""
+    """All items as (stream, number)."""
     return [(e, n) for e, (first, count) in enumerate(zip(*items, strict=True)) for n in range(first, first + count)]
 
 
 def pairs(drawn):
-    return [(int(ring), int(number)) for ring, number in zip(*drawn, strict=True)]
+    return [(int(stream), int(number)) for stream, number in zip(*drawn, strict=True)]
 
 
 def unlike(drawn, expected):
@@ -101,10 +101,10 @@ def test_levels_of_the_tree_are_logarithmic():
 @given(COUNTS, st.integers(1, 20), st.integers(1, 6), st.integers(0, 99))
 def test_only_items_that_exist_are_drawn(counts, spare, sequence, seed):
     items = existing(np.array(counts), sequence + spare - 1, sequence)
-    if not items.per_ring.sum():
+    if not items.per_stream.sum():
         return
     rng = np.random.default_rng(seed)
-    sums = rank_sums(int(items.per_ring.sum()) + 3, 1.0)
+    sums = rank_sums(int(items.per_stream.sum()) + 3, 1.0)
     assert set(pairs(uniform(rng, items, 50))) <= set(listed(items))
     assert set(pairs(recent(rng, items, 50, sums))) <= set(listed(items))
 
@@ -113,12 +113,12 @@ def test_only_items_that_exist_are_drawn(counts, spare, sequence, seed):
 @given(COUNTS)
 def test_recency_weighs_items_by_the_inverse_of_their_rank(counts):
     items = existing(np.array(counts), 12, 3)
-    total = int(items.per_ring.sum())
+    total = int(items.per_stream.sum())
     if not total:
         return
     # Oldest last; of equal age, the longer ring first, then the later ring.
-    ends = items.first + items.per_ring - 1
-    ranked = sorted(listed(items), key=lambda item: (ends[item[0]] - item[1], -items.per_ring[item[0]], -item[0]))
+    ends = items.first + items.per_stream - 1
+    ranked = sorted(listed(items), key=lambda item: (ends[item[0]] - item[1], -items.per_stream[item[0]], -item[0]))
     shares = 1 / np.arange(1, total + 1)
     expected = dict(zip(ranked, shares / shares.sum(), strict=True))
     drawn = pairs(recent(np.random.default_rng(0), items, 4000, rank_sums(100, 1.0)))
@@ -147,33 +147,33 @@ class Twin:
     def items(self):
         return existing(self.counts, self.rows, self.sequence)
 
-    def add(self, rings):
-        rings = np.array(sorted(rings))
-        self.ours.added(rings, self.counts[rings])
-        self.counts[rings] += 1
-        for ring in rings:
-            self.plain[ring].append(np.inf)
+    def add(self, streams):
+        streams = np.array(sorted(streams))
+        self.ours.added(streams, self.counts[streams])
+        self.counts[streams] += 1
+        for stream in streams:
+            self.plain[stream].append(np.inf)
 
-    def write(self, rings, numbers, priority):
-        self.ours.write(self.items, rings, numbers, priority)
-        for ring, row, values in zip(rings, numbers, priority, strict=True):
+    def write(self, streams, numbers, priority):
+        self.ours.write(self.items, streams, numbers, priority)
+        for stream, row, values in zip(streams, numbers, priority, strict=True):
             for number, value in zip(row, values, strict=True):
-                if number >= self.counts[ring] - self.rows:
-                    self.plain[ring][number] = float(value)
+                if number >= self.counts[stream] - self.rows:
+                    self.plain[stream][number] = float(value)
 
     def draw(self, rng, size):
-        rings, numbers = self.ours.draw(rng, self.items, size)
-        for ring, number in zip(rings, numbers, strict=True):
-            self.plain[ring][number : number + self.sequence] = [0.0] * self.sequence
-        return rings, numbers
+        streams, numbers = self.ours.draw(rng, self.items, size)
+        for stream, number in zip(streams, numbers, strict=True):
+            self.plain[stream][number : number + self.sequence] = [0.0] * self.sequence
+        return streams, numbers
 
     def weights(self):
         """{item: weight}, infinite when it has a new row."""
         result = {}
-        for ring, number in listed(self.items):
-            powers = np.array(self.plain[ring][number : number + self.sequence]) ** 0.8
+        for stream, number in listed(self.items):
+            powers = np.array(self.plain[stream][number : number + self.sequence]) ** 0.8
             part = np.inf if np.isinf(powers).any() else (1 - self.maxfrac) * powers.mean()
-            result[ring, number] = part if np.isinf(part) else self.maxfrac * powers.max() + part
+            result[stream, number] = part if np.isinf(part) else self.maxfrac * powers.max() + part
         return result
 
 
@@ -184,17 +184,17 @@ def histories(draw):
     twin = Twin(envs, sequence + draw(st.integers(0, 8)), sequence, draw(st.sampled_from([0.0, 0.5, 1.0])))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     for what in draw(st.lists(st.sampled_from(["add", "add", "add", "write", "draw"]), min_size=10, max_size=60)):
-        if what == "add" or not twin.items.per_ring.sum():
+        if what == "add" or not twin.items.per_stream.sum():
             twin.add(draw(st.sets(st.integers(0, envs - 1), min_size=1)))
         elif what == "draw":
             twin.draw(rng, draw(st.integers(0, 4)))
         else:
             # Sequences that existed when they were drawn; rows may have been overwritten since.
-            rings = rng.permutation(envs)[: rng.integers(1, envs + 1)]
-            rings = rings[twin.counts[rings] >= sequence]
-            starts = rng.integers(0, twin.counts[rings] - sequence + 1)
+            streams = rng.permutation(envs)[: rng.integers(1, envs + 1)]
+            streams = streams[twin.counts[streams] >= sequence]
+            starts = rng.integers(0, twin.counts[streams] - sequence + 1)
             numbers = starts[:, None] + np.arange(sequence)
-            twin.write(rings, numbers, rng.random(numbers.shape).astype(np.float32) * 3)
+            twin.write(streams, numbers, rng.random(numbers.shape).astype(np.float32) * 3)
     return twin
 
 
@@ -205,11 +205,11 @@ def test_weights_are_those_of_a_plain_list(twin):
     tree, rows = twin.ours.tree, twin.rows
     new = {item for item, weight in expected.items() if np.isinf(weight)}
     assert tree.total[NEW] == len(new)
-    for ring in range(len(twin.counts)):
+    for stream in range(len(twin.counts)):
         for slot in range(rows):
-            item = next(((e, n) for e, n in expected if e == ring and n % rows == slot), None)
+            item = next(((e, n) for e, n in expected if e == stream and n % rows == slot), None)
             wanted = [0, 0] if item is None else [1, 0] if item in new else [0, expected[item]]
-            np.testing.assert_allclose(tree.leaves[ring * rows + slot], wanted, rtol=1e-6)
+            np.testing.assert_allclose(tree.leaves[stream * rows + slot], wanted, rtol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -232,7 +232,7 @@ def test_draws_by_priority_exist_and_come_once_and_the_new_ones_first(twin, size
 @settings(max_examples=30, deadline=None)
 @given(histories(), st.integers(1, 6))
 def test_a_loaded_state_draws_and_learns_the_same(twin, size):
-    if not twin.items.per_ring.sum():
+    if not twin.items.per_stream.sum():
         return
     other = Priorities(len(twin.counts), twin.rows, twin.sequence, exponent=0.8, maxfrac=twin.maxfrac)
     other.load({name: value.copy() for name, value in twin.ours.state().items()})

@@ -521,7 +521,7 @@ def numbered(rows: int, capacity: int, online: bool) -> Replay:
     """A ring to which rows 0, 1, 2 .. were added."""
     spec = Spec({"number": Space((), "int32", 1000)}, Action(continuous=1))
     config = ReplayConfig(capacity_steps=capacity, batch_length=3, context=1, online=online)
-    replay = Replay(spec, {}, config, envs=1, seed=0, env_steps=1000)
+    replay = Replay(spec, {}, config, streams=1, seed=0, env_steps=1000)
     for number in range(rows):
         zeros = np.zeros(1, np.float32)
         flags = [np.zeros(1, bool)] * 3

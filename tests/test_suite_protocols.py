@@ -8,7 +8,7 @@ from playing import play, same
 
 from dreamer import plugins
 from dreamer.errors import UserError
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 
 # What the packages themselves warn of.
 pytestmark = [
@@ -156,7 +156,7 @@ def test_minigrids_whole_grid_has_8_pixels_a_field():
     assert plugins.make_env("minigrid:Empty-8x8-v0", {"view": "whole"}).observation_space.shape == (64, 64, 3)
 
 
-def test_filming_crafter_at_night_changes_nothing():
+def test_recording_crafter_at_night_changes_nothing():
     pytest.importorskip("crafter")
     envs = [plugins.make_env("crafter:reward", {}, "rgb_array") for _ in range(2)]
     for env in envs:

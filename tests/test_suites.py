@@ -145,7 +145,7 @@ def test_an_environment_goes_on_from_its_state_as_if_it_had_not_been_left(suite)
 
 
 @of([s for s in SUITES if s.draws])
-def test_it_is_filmed_when_asked_and_not_otherwise(suite):
+def test_it_is_recorded_when_asked_and_not_otherwise(suite):
     env = make(suite, "rgb_array")
     rows = EnvRows(env, seed=0)
     for _ in range(3):

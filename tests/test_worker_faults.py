@@ -58,7 +58,7 @@ def fail_once(config, folder, how):
 )
 def test_an_environment_that_fails_is_made_anew_alone(config, folder, how, kind, text):
     ready, (incident,) = fail_once(config, folder, how)
-    assert ready.envs.tolist() == [0, 1, 2] and ready.step.is_first.tolist() == [False, True, False]
+    assert ready.streams.tolist() == [0, 1, 2] and ready.step.is_first.tolist() == [False, True, False]
     assert ready.step.obs["life"].ravel().tolist() == [10, 14, 12]
     assert incident.envs == (1,) and incident.kind == kind and incident.text.startswith(text)
     assert ('raise KeyError("lost")' in incident.trace) == (how == "raise")
@@ -89,8 +89,8 @@ def test_a_run_that_ends_does_not_wait_for_an_environment_that_is_never_made(con
     with crew_of(config, folder, faults=["raise"], rate=1.0, only=11) as crew:
         ready = crew.receive()
         (folder / "nobody is made any more").touch()
-        crew.send(ready.envs, act(ready))
-        crew.hurry()
+        crew.send(ready.streams, act(ready))
+        crew.shorten_timeouts()
         with pytest.raises(UserError, match="has not answered for 0.3 seconds .* 2 in a row"):
             crew.receive()
 
@@ -98,30 +98,30 @@ def test_a_run_that_ends_does_not_wait_for_an_environment_that_is_never_made(con
 def test_others_are_received_while_a_new_process_starts(folder):
     with crew_of(PROCESSES, folder, faults=["kill"], rate=1.0, only=11) as crew:
         ready = crew.receive()
-        crew.send(ready.envs, act(ready))
+        crew.send(ready.streams, act(ready))
         seen: list[int] = []
         while not (told := crew.incidents()):
-            ready = crew.receive(least=1)
-            seen += ready.envs.tolist()
-            crew.send(ready.envs, act(ready))
+            ready = crew.receive(min_ready=1)
+            seen += ready.streams.tolist()
+            crew.send(ready.streams, act(ready))
         # A new interpreter takes longer than these, or they are simply received.
         while len(seen) < 20:
-            ready = crew.receive(least=1)
-            seen += ready.envs.tolist()
-            crew.send(ready.envs, act(ready))
+            ready = crew.receive(min_ready=1)
+            seen += ready.streams.tolist()
+            crew.send(ready.streams, act(ready))
         assert told[0].envs == (1,) and {0, 2} <= set(seen)
 
 
 def test_a_row_written_before_the_process_died_is_received(folder):
     with crew_of(PROCESSES, folder) as crew:
         ready = crew.receive()
-        crew.send(ready.envs, act(ready))
+        crew.send(ready.streams, act(ready))
         snapshot = crew.states()  # all have written their row, nobody has received it
         crew._homes[1].kill()
         assert crew._homes[1].gone(10)
         ready = crew.receive()
         np.testing.assert_equal(ready.step._asdict(), snapshot.ready.step._asdict())
-        crew.send(ready.envs, act(ready))
+        crew.send(ready.streams, act(ready))
         ready = crew.receive()
         assert ready.step.is_first.tolist() == [False, True, False]
         assert [incident.kind for incident in crew.incidents()] == ["killed"]
@@ -171,10 +171,10 @@ def children():
     return [line for line in done.stdout.splitlines() if "workers.child" in line or "Z" in line.split()[1]]
 
 
-def storm(config, folder, rows, rate, least, faults=FAULTS):
+def storm(config, folder, rows, rate, min_ready, faults=FAULTS):
     before = leaks()
     with crew_of(config, folder, faults=faults, rate=rate) as crew:
-        auditor, incidents = play(crew, rows, least, patience=0.01)
+        auditor, incidents = play(crew, rows, min_ready, max_wait=0.01)
     del crew
     shared = [len(incident.envs) - 1 for incident in incidents]
     auditor.check(folder, lost_with_others=sum(shared))
@@ -183,16 +183,16 @@ def storm(config, folder, rows, rate, least, faults=FAULTS):
     return {incident.kind for incident in incidents}
 
 
-@pytest.mark.parametrize("least", [None, 1], ids=["lockstep", "whoever is ready"])
-def test_random_faults_inline(folder, least):
-    kinds = storm(Config("inline", envs=4, restarts=20), folder, 4000, 0.004, least, SURVIVED_INLINE)
+@pytest.mark.parametrize("min_ready", [None, 1], ids=["lockstep", "whoever is ready"])
+def test_random_faults_inline(folder, min_ready):
+    kinds = storm(Config("inline", envs=4, restarts=20), folder, 4000, 0.004, min_ready, SURVIVED_INLINE)
     assert kinds == {"raised", "broke its space"}
 
 
-@pytest.mark.parametrize("processes, least", [(0, 2), (2, 1), (2, None)])
-def test_random_faults(folder, processes, least):
+@pytest.mark.parametrize("processes, min_ready", [(0, 2), (2, 1), (2, None)])
+def test_random_faults(folder, processes, min_ready):
     config = Config("processes", envs=4, processes=processes, timeout=0.3, restarts=20)
-    kinds = storm(config, folder, 3000, 0.008, least)
+    kinds = storm(config, folder, 3000, 0.008, min_ready)
     assert len(kinds) >= 3
 
 
@@ -211,8 +211,8 @@ import numpy as np
 config = Config("processes", envs=3, processes=2)
 crew = make_workers(config, "faulty_envs:witness", {"folder": sys.argv[1], "faults": ["hang"], "rate": 1.0, "only": 1})
 ready = crew.receive()
-crew.send(ready.envs, np.eye(4, dtype=np.float32)[[0, 0, 0]])
-crew.receive(least=2, patience=60)
+crew.send(ready.streams, np.eye(4, dtype=np.float32)[[0, 0, 0]])
+crew.receive(min_ready=2, max_wait=60)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -251,10 +251,10 @@ def test_send_and_receive_take_turns(config):
         crew.send(np.array([3, 1]), actions(2, 0))
         with pytest.raises(RuntimeError, match="receive.. was called twice"):
             crew.receive()
-        ready = crew.receive(least=2, patience=60)
-        assert ready.envs.tolist() == [1, 3] and ready.step.obs["action"].tolist() == [0, 2]
+        ready = crew.receive(min_ready=2, max_wait=60)
+        assert ready.streams.tolist() == [1, 3] and ready.step.obs["action"].tolist() == [0, 2]
         with pytest.raises(RuntimeError, match="receive.. was called twice"):
-            crew.receive(least=1)
+            crew.receive(min_ready=1)
 
 
 @both
@@ -297,14 +297,14 @@ def test_a_blocked_environment_delays_only_itself(config, fifo):
         crew.send(ALL, actions(0, 1, 2, 3, 0))
         others, seen = [0, 2, 3, 4], []
         while len(seen) < 40:
-            ready = crew.receive(least=1)
-            assert 1 not in ready.envs
-            seen += ready.envs.tolist()
-            crew.send(ready.envs, actions(*ready.envs % 4))
-        assert crew.receive(least=4, patience=60).envs.tolist() == others
+            ready = crew.receive(min_ready=1)
+            assert 1 not in ready.streams
+            seen += ready.streams.tolist()
+            crew.send(ready.streams, actions(*ready.streams % 4))
+        assert crew.receive(min_ready=4, max_wait=60).streams.tolist() == others
         open(fifo, "w").close()
-        ready = crew.receive(least=1)
-        assert ready.envs.tolist() == [1] and ready.step.obs["action"].tolist() == [1]
+        ready = crew.receive(min_ready=1)
+        assert ready.streams.tolist() == [1] and ready.step.obs["action"].tolist() == [1]
 
 
 def test_after_its_patience_a_receive_gives_what_there_is(fifo):
@@ -313,9 +313,9 @@ def test_after_its_patience_a_receive_gives_what_there_is(fifo):
         crew.send(ALL, actions(0, 0, 0, 0, 0))
         seen = set()
         while len(seen) < 4:
-            ready = crew.receive(least=5, patience=0.01)
-            assert len(ready.envs)
-            seen |= set(ready.envs.tolist())
+            ready = crew.receive(min_ready=5, max_wait=0.01)
+            assert len(ready.streams)
+            seen |= set(ready.streams.tolist())
         open(fifo, "w").close()
         assert seen == {0, 2, 3, 4}
 
@@ -326,7 +326,7 @@ def test_a_receive_waits_beyond_its_patience_for_the_first_row(fifo):
         crew.send(np.array([1]), actions(0))
         opened = threading.Timer(0.05, lambda: open(fifo, "w").close())
         opened.start()
-        assert crew.receive(least=1, patience=0.0).envs.tolist() == [1]
+        assert crew.receive(min_ready=1, max_wait=0.0).streams.tolist() == [1]
         opened.join()
 
 

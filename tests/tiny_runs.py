@@ -17,7 +17,7 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import Config, load
 from dreamer.interfaces import Agent, Carry, TrainState, Update, Variables
-from dreamer.runtime.env.reading import spec_of
+from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.spaces import Space, Spec
 

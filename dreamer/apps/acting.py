@@ -21,9 +21,9 @@ from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Batch, Carry, Variables
 from dreamer.runtime.devices import placement, programs
+from dreamer.runtime.env.adapter import EnvAdapter, adapt, mask_in
 from dreamer.runtime.env.observations import agent_obs
 from dreamer.runtime.env.parallel import any_spec
-from dreamer.runtime.env.reading import Reading, mask_in, reading
 from dreamer.runtime.env.rows import EnvRows, empty_step
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import existing_run_dir
@@ -138,16 +138,16 @@ class LoadedAgent:
 
     def __init__(
         self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
-        known: Reading | None = None, make_env: MakeEnv = None,
+        known: EnvAdapter | None = None, make_env: MakeEnv = None,
     ):  # fmt: skip
-        """known: the Reading of `env`, if already found. make_env: for `play`, None = the run's own environment."""
+        """known: the EnvAdapter of `env`, if already found. make_env: for `play`, None = the run's own environment."""
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
-        self._reading = known or reading(env, trained.config.env)
-        self._policy = programs.jit_policy(trained.agent)
+        self._adapter = known or adapt(env, trained.config.env)
+        self._policy = programs.jit_act(trained.agent)
         self._key, self._make_env = jax.random.key(seed), make_env
-        self.world_model = LoadedWorldModel(trained.agent, trained.variables, self._reading.spec)
+        self.world_model = LoadedWorldModel(trained.agent, trained.variables, self._adapter.spec)
 
     def play(self, env: gymnasium.Env | None = None, *, seed: int = 0, max_steps: int = 108_000) -> Batch:
         """Plays one episode and returns its rows [1, T], as replay would store them.
@@ -194,8 +194,8 @@ class LoadedAgent:
 
     def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
         """Converts observations of `act` to {k: [E, ..]} for the agent; and whether it was one. Raises UserError."""
-        batch, single = agent_obs(self._reading.keys, obs, self.config.env)
-        if (masks := self._reading.masks) is not None:
+        batch, single = agent_obs(self._adapter.keys, obs, self.config.env)
+        if (masks := self._adapter.masks) is not None:
             batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
         return batch, single
 
@@ -212,7 +212,7 @@ class LoadedAgent:
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
         carry, action, _ = self._policy(self._variables, self._key, state.calls, state.carry, batch, first, self._mode)
-        return [self._reading.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
+        return [self._adapter.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
 
     def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:
         """The action masks of a batch, int32 [E, n]."""

@@ -258,7 +258,7 @@ def eval_command(args: list[str]) -> int:
     from dreamer.apps.evaluate import evaluate_run
 
     evaluate_run(
-        runs[0], episodes=options.episodes, video=options.video, filmed=options.video_episodes,
+        runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
         json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
         trust=options.trust,
     )  # fmt: skip

@@ -26,21 +26,21 @@ RESAMPLES = 10_000
 
 
 def evaluate(
-    run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, filmed: int = 1,
+    run: str | os.PathLike, *, episodes: int = 20, video: str | None = None, video_episodes: int = 1,
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments.
 
-    video: file for the first episodes of the first `filmed` environments (at most 16), tiled.
-    make_env, env_options, trust: as in `load`. Raises UserError, also when the environment cannot be filmed.
+    video: file for the first episodes of the first `video_episodes` environments (at most 16), tiled.
+    make_env, env_options, trust: as in `load`. Raises UserError, also when the environment cannot be recorded.
     """
     trained = restore(run, make_env=make_env, env_options=env_options, trust=trust)
-    return _play(trained, episodes, video, filmed, mode, seed, env_of(trained.config, make_env))
+    return _play(trained, episodes, video, video_episodes, mode, seed, env_of(trained.config, make_env))
 
 
 def evaluate_run(
-    run: str, *, episodes: int, video: str | None, filmed: int, json_file: str | None, mode: Any, seed: int,
+    run: str, *, episodes: int, video: str | None, video_episodes: int, json_file: str | None, mode: Any, seed: int,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
     """`dreamer eval`: plays, prints a line per episode and the summary; writes both to `json_file`."""
@@ -50,7 +50,7 @@ def evaluate_run(
     if env_options:
         print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
     mode = mode or trained.config.eval.mode
-    result = _play(trained, episodes, video, filmed, mode, seed, trained.config.env)
+    result = _play(trained, episodes, video, video_episodes, mode, seed, trained.config.env)
     for incident in result.incidents:
         print(incident.line)
     for line in result.lines:
@@ -63,12 +63,12 @@ def evaluate_run(
         print(line)
     for name, value in _own(result).items():
         print(f"{name}: mean {value:.3f}")
-    if video and not result.films:
+    if video and not result.videos:
         print("no video: no frame was drawn")
     elif video:
         envs = [episode.env // result.agents for episode in result.episodes]
-        shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.films)))
-        print(f"video: {video} (episode{'s' if len(result.films) > 1 else ''} {shown})")
+        shown = ", ".join(str(envs.index(env) + 1) for env in range(len(result.videos)))
+        print(f"video: {video} (episode{'s' if len(result.videos) > 1 else ''} {shown})")
     if json_file:
         head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
         head |= {"env_steps": trained.env_steps, "mode": mode, "seed": seed}
@@ -78,19 +78,19 @@ def evaluate_run(
 
 
 def _play(
-    trained: Trained, episodes: int, video: str | None, filmed: int, mode: Any, seed: int, env: plugins.EnvName
+    trained: Trained, episodes: int, video: str | None, video_episodes: int, mode: Any, seed: int, env: plugins.EnvName
 ) -> evaluation.Result:
     config = trained.config
     workers = evaluation.like_training(config.workers, config.workers.backend)
     if video:
-        evaluation.can_film(env, config.env_options, "on", workers)
+        evaluation.can_record(env, config.env_options, "on", workers)
     asked = dataclasses.replace(config.eval, episodes=episodes, mode=mode or config.eval.mode)
     result = evaluation.evaluate(
-        trained.agent, programs.jit_policy(trained.agent), trained.variables, asked, env, config.env_options, workers,
-        action_repeat=config.action_repeat, seed=seed, film=filmed if video else 0, report=print,
+        trained.agent, programs.jit_act(trained.agent), trained.variables, asked, env, config.env_options, workers,
+        action_repeat=config.action_repeat, seed=seed, record=video_episodes if video else 0, report=print,
     )  # fmt: skip
-    if video and result.films:
-        images.write_video(video, images.tiled(result.films), FPS)
+    if video and result.videos:
+        images.write_video(video, images.tiled(result.videos), FPS)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dreamer import plugins
 from dreamer.apps.acting import LoadedAgent, MakeEnv, env_of, restore, run_config
 from dreamer.apps.team import LoadedTeam
-from dreamer.runtime.env.parallel import agents_reading, is_parallel, sides_of
+from dreamer.runtime.env.parallel import adapt_agents, is_parallel, sides_of
 
 
 def load(
@@ -32,5 +32,5 @@ def load(
         if not is_parallel(env):
             return LoadedAgent(trained, env, mode=mode, seed=seed, make_env=make_env)
         sides = sides_of(env, config.env)
-        known, _ = agents_reading(env, sides, config.env)
+        known, _ = adapt_agents(env, sides, config.env)
         return LoadedTeam(LoadedAgent(trained, sides[0], mode=mode, seed=seed, known=known), sides)

@@ -14,8 +14,8 @@ from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.convolutions import Conv
 from dreamer.nets.encoder import missing
+from dreamer.nets.images import Group, from_unit, groups, to_unit
 from dreamer.nets.layers import MLP, BlockLinear, Linear, RMSNorm, to_blocks
-from dreamer.nets.pictures import Group, from_unit, groups, to_unit
 from dreamer.ops.distributions import symexp, symlog
 from dreamer.spaces import Space
 
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
 def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
     """Error of one key's output against its target [.., *shape], summed over the key's own axes -> [..].
 
-    Pictures: squared error against values from 0 to 1. Continuous: squared error in symlog space. Discrete:
+    Images: squared error against values from 0 to 1. Continuous: squared error in symlog space. Discrete:
     cross-entropy. A key that is missing in a row has loss 0 there.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
@@ -116,7 +116,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
 
 
 def to_observation(space: Space, out: Array) -> Array:
-    """One key's output in the units of the observation [.., *shape]: pictures as the agent sees them, classes int32."""
+    """One key's output in the units of the observation [.., *shape]: images as the agent sees them, classes int32."""
     if space.encoding.target == "unit":
         return from_unit(space, out)
     lead = out.shape[:-1]
@@ -131,11 +131,11 @@ def make(
 ) -> Network:  # fmt: skip
     """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}.
 
-    Errors: UserError when there are pictures and the blocks do not divide the channels of the first layer.
+    Errors: UserError when there are images and the blocks do not divide the channels of the first layer.
     """
     if any(space.image for space in spaces.values()) and (channels := depth * mults[-1]) % blocks:
         raise UserError(
-            f"with pictures, agent.world_model.depth times the last of mults must be a multiple of blocks "
+            f"with images, agent.world_model.depth times the last of mults must be a multiple of blocks "
             f"({blocks}), not {channels}"
         )
     fixed = tuple(sorted(spaces.items()))

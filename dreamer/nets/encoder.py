@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from dreamer.interfaces import Network
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.convolutions import Conv
+from dreamer.nets.images import Group, groups, to_unit
 from dreamer.nets.layers import Linear, RMSNorm
-from dreamer.nets.pictures import Group, groups, to_unit
 from dreamer.ops.distributions import symlog
 from dreamer.spaces import CENTRE, Space
 

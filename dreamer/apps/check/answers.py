@@ -10,9 +10,9 @@ import numpy as np
 
 from dreamer.apps.check.verdicts import Tally, Verdict, wrong
 from dreamer.apps.check.watch import EnvFailed
+from dreamer.runtime.env.adapter import described
 from dreamer.runtime.env.api_errors import NO_SEED, takes_no_seed
 from dreamer.runtime.env.observations import LARGEST
-from dreamer.runtime.env.reading import described
 
 
 class Answer(NamedTuple):

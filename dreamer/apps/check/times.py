@@ -52,10 +52,10 @@ def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
-    """Whether an environment made to draw returns frames of a film, and how fast. Raises EnvFailed of reset and step.
+    """Whether an environment made to draw returns frames of a video, and how fast. Raises EnvFailed of reset and step.
     """
     if getattr(env, "render_mode", None) != "rgb_array":
-        return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no films of its episodes")]
+        return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no videos of its episodes")]
     watch.place = "drawing"
     obs, info = env.reset(seed=seed)
     answer, choose = Answer(obs, info=info), chooser(env, seed)
@@ -67,7 +67,7 @@ def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
             frame = env.render()
             seconds.append(time.perf_counter() - start)
         except EnvFailed as failure:
-            return [warning("render", f"{failure}: no films of its episodes")]
+            return [warning("render", f"{failure}: no videos of its episodes")]
         obs, _, terminated, truncated, info = env.step(choose(answer))
         if terminated or truncated:
             obs, info = env.reset()
@@ -75,7 +75,7 @@ def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
     shape = getattr(frame, "shape", None)
     if getattr(frame, "dtype", None) != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3:
         got = type(frame).__name__ if shape is None else f"{frame.dtype} {list(shape)}"
-        return [warning("render", f"render() gives {got}, a film takes uint8 [height, width, 3]")]
+        return [warning("render", f"render() gives {got}, a video takes uint8 [height, width, 3]")]
     text = f"{shape[0]}x{shape[1]} pixels, {_spread(np.array(seconds[1:]))}"
     return [ok("render", text, **_facts(np.array(seconds[1:])))]
 

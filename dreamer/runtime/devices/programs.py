@@ -66,19 +66,29 @@ def jit_report(agent: Agent) -> Callable[..., Any]:
     return jax.jit(agent.report)
 
 
-def jit_policy(agent: Agent) -> Callable[..., tuple[Carry, Array, Any]]:
-    """(variables, key, count, carry, obs, is_first, mode) -> carry, action [E, A], packed latent {name: [E, ..]}.
+def jit_act(
+    agent: Agent, whole: Callable[[Any], Mapping[str, Variables]] = lambda variables: variables
+) -> Callable[..., tuple[Carry, Array, Any]]:
+    """(variables, key, count, carry, obs [R, ..], is_first [R], mode, streams [R] = None) -> carry, action, latent.
 
-    Acts on the first device of this process. count: a number that makes the random stream of each call unique.
+    Acts on the first device of this process. carry [E, ..], action [R, A], packed latent {name: [R, ..]}.
+    count: a number that makes the random numbers of each call unique.
+    streams: the rows are of these streams, the others keep their carry; an index of E marks a padding row. None: all.
+    whole: makes the variables of what is given in their place, see `PolicyPart`.
     """
 
-    def policy(
-        variables: Mapping[str, Variables], key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Mode
-    ) -> tuple[Carry, Array, Any]:
-        carry, action = agent.act(variables, jax.random.fold_in(key, count), carry, obs, is_first, mode)
-        return carry, action, agent.pack(carry.state)
+    def act(
+        variables: Any, key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Mode,
+        streams: Array | None = None,
+    ) -> tuple[Carry, Array, Any]:  # fmt: skip
+        own = carry if streams is None else jax.tree.map(lambda x: x.at[streams].get(mode="clip"), carry)
+        own, action = agent.act(whole(variables), jax.random.fold_in(key, count), own, obs, is_first, mode)
+        latent = agent.pack(own.state)
+        if streams is not None:
+            own = jax.tree.map(lambda whole, one: whole.at[streams].set(one, mode="drop"), carry, own)
+        return own, action, latent
 
-    return jax.jit(policy, static_argnames="mode")
+    return jax.jit(act, static_argnames="mode")
 
 
 class PolicyPart(NamedTuple):
@@ -112,23 +122,3 @@ def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
     jaxpr = jax.make_jaxpr(act)(forms, obs).jaxpr
     read = {id(var) for eqn in jaxpr.eqns for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
     return PolicyPart(tree, forms, [id(var) in read for var in jaxpr.invars[: len(forms)]])
-
-
-def jit_collect(agent: Agent, part: PolicyPart) -> Callable[..., tuple[Carry, Array, Any]]:
-    """(leaves, key, count, carry [E, ..], obs [R, ..], is_first [R], envs [R]) -> carry, action [R, A], packed latent.
-
-    Acts only for the environments `envs`; the others keep their carry. An index of E marks a padding row.
-    leaves: from `part.take`. count: a number that makes the random stream of each call unique.
-    """
-
-    def collect(
-        leaves: list[Array], key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, envs: Array
-    ) -> tuple[Carry, Array, Any]:
-        own = jax.tree.map(lambda x: x.at[envs].get(mode="clip"), carry)
-        own, action = agent.act(
-            part.whole(leaves), jax.random.fold_in(key, count), own, obs, is_first, "collect"
-        )
-        carry = jax.tree.map(lambda whole, one: whole.at[envs].set(one, mode="drop"), carry, own)
-        return carry, action, agent.pack(own.state)
-
-    return jax.jit(collect)

@@ -3,12 +3,12 @@
 How a space becomes keys (nested Dicts and Tuples are flattened with "/", a lone space is "image" or "vector"). Rows and
 replay keep the environment's own dtype:
 
-    Box of 3 axes within bounds         picture [H, W, C]; the channels come first if that axis is the shortest
-    Box uint8 [H, W]                    picture [H, W, 1]
-    Box uint8 of 4 axes                 a stack of pictures, [H, W, N * C]
+    Box of 3 axes within bounds         image [H, W, C]; the channels come first if that axis is the shortest
+    Box uint8 [H, W]                    image [H, W, 1]
+    Box uint8 of 4 axes                 a stack of images, [H, W, N * C]
     other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
     Discrete, MultiDiscrete             classes from 0 whatever the start; MultiDiscrete uses its largest number
-    MultiBinary                         numbers; of 3 axes a picture
+    MultiBinary                         numbers; of 3 axes an image
     a space that holds nothing          dropped, such as Box of shape [0]
 
 A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound marks a missing
@@ -42,7 +42,7 @@ class Reader(NamedTuple):
     """Finds, checks and writes one key of the observation.
 
     path: keys into nested Dicts and Tuples | shape, kinds: of the environment's array and numpy's letters of its dtype
-    low, high: accepted bounds, None for a picture of all uint8 | start: of the classes
+    low, high: accepted bounds, None for an image of all uint8 | start: of the classes
     axes: order of the environment's axes before they are joined to those of the row, () for unchanged
     plain: whether an array of the environment is the row's without conversion
     floor: the lowest finite number allowed for a float without a lower bound
@@ -241,21 +241,21 @@ def _box_reader(key: str, path: tuple, space: spaces.Box) -> Reader:
     shape, dtype = space.shape, space.dtype
     low, high = _bounds(space)
     kinds = "fiub" if dtype.kind == "f" else "iub"
-    if _is_picture(space):
+    if _is_image(space):
         row, axes = _picture_form(shape)
         ends = float(space.low.min()), float(space.high.max())
         whole = dtype == np.uint8 and ends == (0.0, 255.0)
-        picture = Space(row, dtype.name, bounds=None if whole else ends)
+        image = Space(row, dtype.name, bounds=None if whole else ends)
         if whole and (space.low == 0).all() and (space.high == 255).all():
-            return Reader(key, path, picture, shape, "u", axes=axes)
-        return Reader(key, path, picture, shape, "iu" if dtype == np.uint8 else kinds, low, high, axes=axes)
+            return Reader(key, path, image, shape, "u", axes=axes)
+        return Reader(key, path, image, shape, "iu" if dtype == np.uint8 else kinds, low, high, axes=axes)
     flat = shape or (1,) if len(shape) <= 2 else (int(np.prod(shape)),)
     plain = dtype.kind == "f" and flat == shape
     floor = -_largest(dtype) if dtype.kind == "f" and np.isneginf(low).any() else None
     return Reader(key, path, Space(flat, dtype.name), shape, kinds, low, high, plain=plain, floor=floor)
 
 
-def _is_picture(space: spaces.Box) -> bool:
+def _is_image(space: spaces.Box) -> bool:
     if not (len(space.shape) == 3 or (space.dtype == np.uint8 and len(space.shape) in (2, 4))):
         return False
     low, high = float(space.low.min()), float(space.high.max())

@@ -25,8 +25,8 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.adapter import EnvAdapter, adapt, checked_reset, described, spec_of
 from dreamer.runtime.env.observations import readers
-from dreamer.runtime.env.reading import Reading, checked_reset, described, reading, spec_of
 from dreamer.runtime.env.rows import EnvRows, drawn
 from dreamer.spaces import Spec
 from dreamer.steps import Step
@@ -99,18 +99,18 @@ def sides_of(team: Any, name: str) -> list[Side]:
     return sides
 
 
-def agents_reading(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[Reading, Any]:
-    """The Reading of every agent, and the result of the reset made to find it. Raises UserError."""
+def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[EnvAdapter, Any]:
+    """The EnvAdapter of every agent, and the result of the reset made to find it. Raises UserError."""
     answer = begun(team, seed, name)
     side = next((side for side in sides if side.agent in answer[0]), sides[0])
     side.answer = told_at_first(side, answer)
-    found = reading(side, name)
+    found = adapt(side, name)
     return found._replace(spec=dataclasses.replace(found.spec, agents=len(sides)), first=None), answer
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
     """The Spec of `env`, parallel or not; for an environment that will not be stepped. Raises UserError."""
-    return agents_reading(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
+    return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 
 def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
@@ -139,7 +139,7 @@ class ParallelRows:
         self.env, self.name = env, name or type(env).__name__
         self._seed, self._repeat = seed, action_repeat
         self._sides = sides_of(env, self.name)
-        read, self._fresh = agents_reading(env, self._sides, self.name, seed)
+        read, self._fresh = adapt_agents(env, self._sides, self.name, seed)
         self.spec = read.spec
         self._rows = [
             EnvRows(side, name=f"{self.name} {side.agent}", action_repeat=1, known=read) for side in self._sides
@@ -180,7 +180,7 @@ class ParallelRows:
         return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:
-        """A picture uint8 [H, W, 3] of the game, or None if the environment was not made to draw."""
+        """An image uint8 [H, W, 3] of the game, or None if the environment was not made to draw."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:

@@ -13,9 +13,9 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.adapter import EnvAdapter, adapt, checked_reset, described, mask_in
 from dreamer.runtime.env.observations import LARGEST, find, inside, read
 from dreamer.runtime.env.own_numbers import Tally, check_keys
-from dreamer.runtime.env.reading import Reading, checked_reset, described, mask_in, reading
 from dreamer.spaces import MASK, Spec
 from dreamer.steps import Step
 
@@ -33,19 +33,19 @@ class EnvRows:
     """Owns one environment; makes one row of it at a time.
 
     spec: Spec. seed: of the first reset. action_repeat: how often each action is taken, rewards summed.
-    name: for messages. known: the Reading of the environment, if already found. Raises UserError when the environment
-    breaks its own spaces. The constructor may already reset it, to see whether its info has an action mask.
+    name: for messages. known: the EnvAdapter of the environment, if already found. The constructor may reset the
+    environment, to see whether its info has an action mask. Raises UserError when it breaks its own spaces.
     """
 
     def __init__(
         self, env: gymnasium.Env, *, name: str = "", seed: int | None = None, action_repeat: int = 1,
-        known: Reading | None = None,
+        known: EnvAdapter | None = None,
     ):  # fmt: skip
         if action_repeat < 1:
             raise UserError(f"action_repeat is {action_repeat}; it must be 1 or more")
         self.env = env
         self.name = name or type(env).__name__
-        self.readers, actions, self.spec, self._masks, self._fresh = known or reading(env, self.name, seed)
+        self.readers, actions, self.spec, self._masks, self._fresh = known or adapt(env, self.name, seed)
         self._to_env, self._start = actions.to_env, actions.start
         self._seed = seed
         check_keys(env.observation_space, self.name)
@@ -126,7 +126,7 @@ class EnvRows:
         return out
 
     def render(self) -> np.ndarray | None:
-        """A picture uint8 [H, W, 3], or None if the environment was not made to draw."""
+        """An image uint8 [H, W, 3], or None if the environment was not made to draw."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:
@@ -213,14 +213,14 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """A picture uint8 [H, W, 3] of an environment, None if it was not made to draw. UserError for any other result."""
+    """An image uint8 [H, W, 3] of an environment, None if it was not made to draw. UserError for any other result."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
-    picture = env.render()
-    array = np.asarray(picture)
+    image = env.render()
+    array = np.asarray(image)
     whole = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[2] in (3, 4) and array.size > 0
     if not whole or array.min() < 0 or array.max() > 255:
-        raise UserError(f"render() must give a picture uint8 [H, W, 3], it gave {described(picture)}")
+        raise UserError(f"render() must give an image uint8 [H, W, 3], it gave {described(image)}")
     return array[..., :3].astype(np.uint8)  # a copy, as some draw into the same array again; without transparency
 
 

@@ -117,11 +117,11 @@ def _counters(layer: gymnasium.Wrapper) -> dict[str, Any]:
 
 
 def _attributes(env: gymnasium.Env) -> dict[str, Any]:
-    values = {name: value for name, value in vars(env).items() if name not in DRAWS and not _pictures(value)}
+    values = {name: value for name, value in vars(env).items() if name not in DRAWS and not _images(value)}
     return {name: value for name, value in values.items() if not isinstance(value, gymnasium.Space)}
 
 
-def _pictures(value: Any) -> bool:
+def _images(value: Any) -> bool:
     """Whether a value is pygame's, or contains only such values."""
     items = value if isinstance(value, list | tuple) and value else [value]
     return all(type(item).__module__.startswith("pygame") for item in items)

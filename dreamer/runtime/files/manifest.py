@@ -24,7 +24,7 @@ NAMES = {
     "latents": re.compile(r"latents-\d{1,18}-\d{1,9}\.dreamer"),
     "state": re.compile(r"state-\d{1,18}\.dreamer"),
 }
-FORMAT = 3  # of checkpoints: the contents of a train state and of the other files
+FORMAT = 4  # of checkpoints: the contents of a train state and of the other files
 _MOST = 1 << 53  # largest count
 _LARGEST_SPEC = 1 << 20  # characters
 _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
@@ -34,7 +34,7 @@ class Files(NamedTuple):
     """The files that a run resumes from besides the train state of a checkpoint.
 
     run: identity of the run, which every file contains | rows, latents, state: the files of each, oldest first
-    oldest: the first row that each ring of the replay holds | rows_per_env: length of the rings
+    oldest: the first row that each ring of the replay holds | rows_per_stream: length of the rings
     """
 
     run: str
@@ -42,7 +42,7 @@ class Files(NamedTuple):
     latents: tuple[Seal, ...]
     state: Seal
     oldest: tuple[int, ...]
-    rows_per_env: int
+    rows_per_stream: int
 
     @property
     def seals(self) -> tuple[Seal, ...]:
@@ -75,7 +75,7 @@ class Manifest(NamedTuple):
         files = {} if self.files is None else {
             "run": self.files.run, "rows": [list(seal) for seal in self.files.rows],
             "latents": [list(seal) for seal in self.files.latents], "state": list(self.files.state),
-            "oldest": list(self.files.oldest), "rows_per_env": self.files.rows_per_env,
+            "oldest": list(self.files.oldest), "rows_per_stream": self.files.rows_per_stream,
         }  # fmt: skip
         metrics = None if self.metrics is None else list(self.metrics)
         values = {
@@ -125,11 +125,11 @@ def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
     required = {
         "format": _counts, "run": _identity, "rows": _seals("rows"), "latents": _seals("latents"),
         "state": _seal("state"), "oldest": _list_of(_counts),
-        "rows_per_env": lambda value: _counts(value) and value > 0,
+        "rows_per_stream": lambda value: _counts(value) and value > 0,
     }  # fmt: skip
     _fields(meta, required, where)
     rows, latents = (tuple(Seal(*seal) for seal in meta[name]) for name in ("rows", "latents"))
-    return Files(meta["run"], rows, latents, Seal(*meta["state"]), tuple(meta["oldest"]), meta["rows_per_env"])
+    return Files(meta["run"], rows, latents, Seal(*meta["state"]), tuple(meta["oldest"]), meta["rows_per_stream"])
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _spec(value: Any) -> bool:
 
 
 def _replay(value: Any) -> bool:
-    if not isinstance(value, dict) or not {"counts", "rows_per_env", "queue", "rng", "report_rng"} <= value.keys():
+    if not isinstance(value, dict) or not {"counts", "rows_per_stream", "queue", "rng", "report_rng"} <= value.keys():
         return False
     try:
         check_generator(value["rng"], "PCG64")
@@ -241,7 +241,7 @@ def _replay(value: Any) -> bool:
     except ValueError:
         return False
     counts, queue = value["counts"], value["queue"]
-    if not (_list_of(_counts)(counts) and _counts(value["rows_per_env"]) and isinstance(queue, Sequence)):
+    if not (_list_of(_counts)(counts) and _counts(value["rows_per_stream"]) and isinstance(queue, Sequence)):
         return False
     return all(_counted(item, 2) and item[0] < len(counts) and item[1] < counts[item[0]] for item in queue)
 

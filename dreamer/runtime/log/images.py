@@ -1,6 +1,6 @@
 """Makes, combines, writes and reads images and videos. No jax.
 
-matplotlib, Pillow and ffmpeg are imported where they are used: a run without pictures does not wait for them.
+matplotlib, Pillow and ffmpeg are imported where they are used: a run without images does not wait for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dreamer.runtime.files.atomic import write_whole
 from dreamer.spaces import Space
 
 SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to it
-TILE_GAP = 4  # pixels between films shown side by side
+TILE_GAP = 4  # pixels between videos shown side by side
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
@@ -68,25 +68,25 @@ def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray,
     return write_video(path, np.stack([np.asarray(frame) for frame in frames]), fps)
 
 
-def tiled(films: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Films of frames [H, W, 3] uint8 side by side, as square as possible: [T, H', W', 3], T of the longest.
+def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Videos of frames [H, W, 3] uint8 side by side, as square as possible: [T, H', W', 3], T of the longest.
 
-    A film that ends earlier holds its last frame at a third of its brightness; a smaller one is padded with black.
+    A video that ends earlier holds its last frame at a third of its brightness; a smaller one is padded with black.
     """
-    steps = max(len(film) for film in films)
-    height, width = (max(film[0].shape[side] for film in films) for side in (0, 1))
-    columns = math.ceil(math.sqrt(len(films)))
-    rows = -(-len(films) // columns)
-    gap = TILE_GAP if len(films) > 1 else 0
+    steps = max(len(video) for video in videos)
+    height, width = (max(video[0].shape[side] for video in videos) for side in (0, 1))
+    columns = math.ceil(math.sqrt(len(videos)))
+    rows = -(-len(videos) // columns)
+    gap = TILE_GAP if len(videos) > 1 else 0
     shape = (steps, rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     out = np.zeros(shape, np.uint8)
-    for number, film in enumerate(films):
+    for number, video in enumerate(videos):
         top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
-        h, w = film[0].shape[:2]
+        h, w = video[0].shape[:2]
         tile = out[:, top : top + h, left : left + w]
-        for step, picture in enumerate(film):
-            tile[step] = picture
-        tile[len(film) :] = film[-1] // 3
+        for step, image in enumerate(video):
+            tile[step] = image
+        tile[len(video) :] = video[-1] // 3
     return out
 
 
@@ -100,7 +100,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def read_png(path: str | Path) -> np.ndarray:
-    """The picture of a PNG file, [H, W, 3] uint8."""
+    """The image of a PNG file, [H, W, 3] uint8."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -117,16 +117,16 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def to_bytes(space: Space, picture: np.ndarray) -> np.ndarray:
-    """A picture [.., H, W, C] of an observation as uint8, its bounds mapped to black and white."""
+def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
+    """An image [.., H, W, C] of an observation as uint8, its bounds mapped to black and white."""
     if space.bounds is None:
-        return picture
+        return image
     low, high = space.bounds
-    return as_bytes((np.asarray(picture, np.float32) - low) * (255 / (high - low)))
+    return as_bytes((np.asarray(image, np.float32) - low) * (255 / (high - low)))
 
 
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A report {"truth/k", "dream/k": [B, T, ..]} with its pictures as uint8."""
+    """A report {"truth/k", "dream/k": [B, T, ..]} with its images as uint8."""
     of = {name: spaces[name.partition("/")[2]] for name in report}
     return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
 

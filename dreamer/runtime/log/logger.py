@@ -132,10 +132,10 @@ class Logger:
                 sink.scalars(int(env_steps), values)
         return values
 
-    def picture(self, env_steps: int, name: str, image: np.ndarray) -> None:
+    def image(self, env_steps: int, name: str, image: np.ndarray) -> None:
         """Shows image [H, W, 3] uint8 under `name` in the sinks that can show one."""
         for sink in self._sinks:
-            sink.picture(int(env_steps), name, image)
+            sink.image(int(env_steps), name, image)
 
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Shows frames [T, H, W, 3] uint8 under `name` in the sinks that can show them, as a GIF."""

@@ -1,4 +1,4 @@
-"""Open-loop pictures: true observations beside the dreams of the world model. No jax."""
+"""Open-loop images: true observations beside the dreams of the world model. No jax."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ REPORT_FPS = 10
 
 
 class Show(Protocol):
-    """Shows pictures besides writing the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
+    """Shows images besides writing the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
 
-    def picture(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
+    def image(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None: ...
 
 
 def write_report(
     run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray], show: Show | None = None
 ) -> list[Path]:
-    """Writes the open-loop pictures of `Agent.report` into run_dir/pictures, named by env_steps; returns their paths.
+    """Writes the open-loop images of `Agent.report` into run_dir/pictures, named by env_steps; returns their paths.
 
     report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, the first half of T observed.
     Image keys (uint8 truth [B, T, H, W, C]) become openloop_<steps>.mp4, one key above the other; all others share
@@ -58,7 +58,7 @@ def write_report(
         true_lines, dream_lines = ({key: side[key] for key in vectors} for side in (truth, dream))
         paths.append(open_loop_plot(folder / f"openloop_{env_steps:09d}.png", true_lines, dream_lines, observed))
         if show:
-            show.picture(env_steps, "openloop/plot", read_png(paths[-1]))
+            show.image(env_steps, "openloop/plot", read_png(paths[-1]))
     return paths
 
 
@@ -66,7 +66,7 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
     """Frames [T, H', W', 3] uint8: a column for each sequence; in it truth, dream and their difference, top to bottom.
 
     truth, dream: [B, T, H, W, C] with values 0 to 255, any C (see `rgb`); the first 4 of B
-    are shown. The border is green while t < observed and red from then on. Equal pictures have a black difference.
+    are shown. The border is green while t < observed and red from then on. Equal images have a black difference.
     """
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
     if truth.shape != dream.shape:

@@ -32,7 +32,7 @@ class Sink(Protocol):
     """A destination of metrics. step: env_steps | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
     def close(self) -> None: ...
 
@@ -47,8 +47,8 @@ class Guarded:
         """Like `Sink.scalars`. Raises UserError, as all its calls do."""
         self._call("scalars", step, values)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Like `Sink.picture`: image [H, W, 3]."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Like `Sink.image`: image [H, W, 3]."""
         self._call("picture", step, name, image)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
@@ -200,7 +200,7 @@ class TensorBoard:
         """Writes one curve per name; nan is shown as a mark."""
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Stored as PNG."""
         self._write_image(step, name, image.shape, images.encode_png(image))
 
@@ -256,7 +256,7 @@ class WeightsAndBiases:
         """Logs one curve per name."""
         self._run.log(dict(values), step=step)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Stored as PNG."""
         self._run.log({name: self._wandb.Image(image)}, step=step)
 

@@ -1,1 +1,1 @@
-"""The rows of all environments: rings in memory and on the disk, and how sequences are drawn from them. No jax."""
+"""The rows of all streams: rings in memory and on the disk, and how sequences are drawn from them. No jax."""

@@ -14,13 +14,13 @@ LEAST_BETWEEN = 256 * 10**6  # bytes of rows below which no checkpoint is taken 
 class Capacity:
     """The size of a replay.
 
-    envs: rings. rows_per_env: rows of each. row_bytes: bytes of one row in memory.
+    streams: rings. rows_per_stream: rows of each. row_bytes: bytes of one row in memory.
     free_bytes: host memory that is free, None if unknown. bound: the setting that keeps it from being larger.
     disk_row_bytes, free_disk: the same for the columns on the disk.
     """
 
-    envs: int
-    rows_per_env: int
+    streams: int
+    rows_per_stream: int
     row_bytes: int
     free_bytes: int | None
     bound: str
@@ -30,7 +30,7 @@ class Capacity:
     @property
     def steps(self) -> int:
         """Rows of all rings."""
-        return self.envs * self.rows_per_env
+        return self.streams * self.rows_per_stream
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +58,7 @@ def rows_between_checkpoints(size: Capacity) -> int:
 
 def rows_between_flushes(size: Capacity) -> int:
     """Rows after which a file of rows is written early: a file is removed once no row in it is needed."""
-    return max(size.envs, rows_between_checkpoints(size) // 16)
+    return max(size.streams, rows_between_checkpoints(size) // 16)
 
 
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
@@ -85,7 +85,7 @@ def describe_rows(nbytes: int, free_disk: int) -> str:
 def fit(
     bytes_per_row: int,
     *,
-    envs: int,
+    streams: int,
     sequence: int,
     env_steps: int,
     capacity_steps: int,
@@ -102,22 +102,22 @@ def fit(
     disk_bytes_per_row, disk_gb, free_disk: the same for the columns on the disk; 0 bytes per row: there are none.
     Raises UserError when no sequence fits in a ring, or when the memory or the disk asked for is not there.
     """
-    limits = {"env_steps": -(-env_steps // envs), "replay.capacity_steps": capacity_steps // envs}
+    limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}
     stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, free_bytes)]
     if disk_bytes_per_row:
         stores.append(("disk", "replay.disk_gb", disk_bytes_per_row, disk_gb, free_disk))
     for store, setting, row, asked, free in stores:
         if asked:
-            limits[setting] = int(asked * GB / (row * envs))
+            limits[setting] = int(asked * GB / (row * streams))
         elif free is not None:
-            limits[f"half of the free {store} ({setting})"] = int(free / 2 / (row * envs))
+            limits[f"half of the free {store} ({setting})"] = int(free / 2 / (row * streams))
         else:
             raise UserError(f"{setting} is 0 (half of the free {store}), but this system does not tell what is free")
     bound = min(limits, key=lambda name: limits[name])
-    capacity = Capacity(envs, limits[bound], bytes_per_row, free_bytes, bound, disk_bytes_per_row, free_disk)
-    if capacity.rows_per_env < sequence:
+    capacity = Capacity(streams, limits[bound], bytes_per_row, free_bytes, bound, disk_bytes_per_row, free_disk)
+    if capacity.rows_per_stream < sequence:
         raise UserError(
-            f"replay: {bound} leaves {capacity.rows_per_env} rows for each of {envs} environments, "
+            f"replay: {bound} leaves {capacity.rows_per_stream} rows for each of {streams} environments, "
             f"but one sequence (replay.batch_length + replay.context) needs {sequence}"
         )
     for _, setting, row, _, free in stores:

@@ -1,4 +1,4 @@
-"""The columns of the rings [E, rows_per_env, ..]: memory for them, their checks, copies of sequences. No jax."""
+"""The columns of the rings [E, rows_per_stream, ..]: memory for them, their checks, copies of sequences. No jax."""
 
 from __future__ import annotations
 
@@ -16,43 +16,42 @@ from dreamer.spaces import Space, Spec
 WIDE = 1024
 
 
-def in_memory(spaces: Mapping[str, Space], envs: int, rows_per_env: int) -> dict[str, np.ndarray]:
-    """A column [E, rows_per_env, ..] for each space, filled with zeros.
+def in_memory(spaces: Mapping[str, Space], streams: int, rows_per_stream: int) -> dict[str, np.ndarray]:
+    """A column [E, rows_per_stream, ..] for each space, filled with zeros.
 
     Not `np.empty`: the system provides pages of zeros only when they are first written.
     """
-    return {
-        name: np.zeros((envs, rows_per_env, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()
-    }
+    ring = streams, rows_per_stream
+    return {name: np.zeros((*ring, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()}
 
 
-def gather(column: np.ndarray, ring: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
-    """A copy [B, length, ..] of the successive rows from `number` [B] on, at most a whole ring, of rings [B]."""
+def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
+    """A copy [B, length, ..] of the successive rows from `number` [B] on, at most a whole ring, of streams [B]."""
     rows = column.shape[1]
     first = number % rows
     if column[0, 0].nbytes < WIDE:
-        return flat(column).take((ring * rows)[:, None] + (first[:, None] + np.arange(length)) % rows, axis=0)
-    out = np.empty((len(ring), length, *column.shape[2:]), column.dtype)
-    for sequence, source, begin in zip(out, ring.tolist(), first.tolist(), strict=True):
+        return flat(column).take((stream * rows)[:, None] + (first[:, None] + np.arange(length)) % rows, axis=0)
+    out = np.empty((len(stream), length, *column.shape[2:]), column.dtype)
+    for sequence, source, begin in zip(out, stream.tolist(), first.tolist(), strict=True):
         before_wrap = min(length, rows - begin)
         sequence[:before_wrap] = column[source, begin : begin + before_wrap]
         sequence[before_wrap:] = column[source, : length - before_wrap]
     return out
 
 
-def scatter(column: np.ndarray, ring: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
-    """Writes value [B, L, ..] to the successive rows from `number` [B] on of rings [B], less the first `skip` [B].
+def scatter(column: np.ndarray, stream: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
+    """Writes value [B, L, ..] to the successive rows from `number` [B] on of streams [B], less the first `skip` [B].
 
     Where several sequences share a row, the last one is kept.
     """
     rows = column.shape[1]
     if column[0, 0].nbytes < WIDE:
         written = np.arange(value.shape[1]) >= skip[:, None]
-        row = (ring * rows)[:, None] + (number[:, None] + np.arange(value.shape[1])) % rows
+        row = (stream * rows)[:, None] + (number[:, None] + np.arange(value.shape[1])) % rows
         flat(column)[row[written]] = value[written]
         return
     first = (number + skip) % rows
-    for sequence, target, begin, less in zip(value, ring.tolist(), first.tolist(), skip.tolist(), strict=True):
+    for sequence, target, begin, less in zip(value, stream.tolist(), first.tolist(), skip.tolist(), strict=True):
         kept = sequence[less:]
         before_wrap = min(len(kept), rows - begin)
         column[target, begin : begin + before_wrap] = kept[:before_wrap]
@@ -60,7 +59,7 @@ def scatter(column: np.ndarray, ring: np.ndarray, number: np.ndarray, value: np.
 
 
 def flat(column: np.ndarray) -> np.ndarray:
-    """A column as a view [E * rows_per_env, ..]."""
+    """A column as a view [E * rows_per_stream, ..]."""
     return column.reshape(-1, *column.shape[2:])
 
 

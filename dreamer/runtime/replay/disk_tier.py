@@ -24,42 +24,42 @@ class DiskTier:
 
     A write into a mapped file whose disk is full kills the process. So space is taken by `reserve` before rows are
     written, where a full disk is an error like any other. (File systems that copy on write promise less.)
-    columns {name: [E, rows_per_env, ..]}: zeros at first, on the disk and cached in memory that the system can spare.
+    columns {name: [E, rows_per_stream, ..]}: zeros at first, on the disk and cached in spare memory.
     """
 
-    def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], envs: int, rows_per_env: int):
+    def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], streams: int, rows_per_stream: int):
         """Raises UserError when the files cannot be made."""
         self.folder = Path(run_dir).expanduser() / f"{FOLDER}-{os.getpid()}-{time.time_ns()}"
         self.columns: dict[str, np.ndarray] = {}
-        self._rows_per_env = rows_per_env
+        self._rows_per_stream = rows_per_stream
         row_bytes = {name: math.prod(space.shape) * columns.dtype_of(space).itemsize for name, space in spaces.items()}
         self._row_bytes = {self._path(name): size for name, size in row_bytes.items()}
         self._block = max(1, BLOCK // max(row_bytes.values(), default=1))
-        self._reserved = np.zeros(envs, np.int64)
+        self._reserved = np.zeros(streams, np.int64)
         try:
             self.folder.mkdir(parents=True)
             for name, space in spaces.items():
-                shape = (envs, rows_per_env, *space.shape)
+                shape = (streams, rows_per_stream, *space.shape)
                 with open(self._path(name), "xb") as file:
-                    file.truncate(envs * rows_per_env * row_bytes[name])
+                    file.truncate(streams * rows_per_stream * row_bytes[name])
                 mapped = np.memmap(self._path(name), columns.dtype_of(space), "r+", shape=shape)
                 self.columns[name] = mapped.view(np.ndarray)  # so that copies of its rows are plain arrays
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise disk_error(error, self.folder) from error
 
-    def reserve(self, ring: np.ndarray, slot: np.ndarray) -> None:
-        """Takes the disk space of slots [N] of different rings [N] and of all before them.
+    def reserve(self, stream: np.ndarray, slot: np.ndarray) -> None:
+        """Takes the disk space of slots [N] of different streams [N] and of all before them.
 
         Raises UserError when the disk is full.
         """
-        short = slot >= self._reserved[ring]
-        for one, last in zip(ring[short].tolist(), slot[short].tolist(), strict=True):
+        short = slot >= self._reserved[stream]
+        for one, last in zip(stream[short].tolist(), slot[short].tolist(), strict=True):
             begin = int(self._reserved[one])
-            end = min(max(begin + self._block, last + 1), self._rows_per_env)
+            end = min(max(begin + self._block, last + 1), self._rows_per_stream)
             for path, size in self._row_bytes.items():
                 try:
-                    _take_space(path, (one * self._rows_per_env + begin) * size, (end - begin) * size)
+                    _take_space(path, (one * self._rows_per_stream + begin) * size, (end - begin) * size)
                 except OSError as error:
                     raise disk_error(error, path) from error
             self._reserved[one] = end

@@ -1,4 +1,4 @@
-"""Items, the possible sequence starts of the rings, and drawing them evenly or by age. Plain numpy, no jax.
+"""Items, the possible sequence starts of the streams, and drawing them evenly or by age. Plain numpy, no jax.
 
 Source: spec section 10.
 """
@@ -11,27 +11,27 @@ import numpy as np
 
 
 class Items(NamedTuple):
-    """The items that exist: in ring e they begin at rows first[e] .. first[e] + per_ring[e] - 1.
+    """The items that exist: in stream e they begin at rows first[e] .. first[e] + per_stream[e] - 1.
 
-    first, per_ring [E] int64; first is also the oldest row that the ring holds.
+    first, per_stream [E] int64; first is also the oldest row held.
     """
 
     first: np.ndarray
-    per_ring: np.ndarray
+    per_stream: np.ndarray
 
 
-def existing(counts: np.ndarray, rows_per_env: int, sequence: int) -> Items:
-    """The items whose `sequence` rows are all held, after counts [E] rows were added to rings of `rows_per_env`."""
-    held = np.minimum(counts, rows_per_env)
+def existing(counts: np.ndarray, rows_per_stream: int, sequence: int) -> Items:
+    """The items whose `sequence` rows are all held, after counts [E] rows were added to rings of `rows_per_stream`."""
+    held = np.minimum(counts, rows_per_stream)
     return Items(counts - held, np.maximum(0, held - sequence + 1))
 
 
 def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Ring and first row number of items, both of shape [size], all equally likely. At least one item must exist."""
-    ends = np.cumsum(items.per_ring)
+    ends = np.cumsum(items.per_stream)
     item = rng.integers(ends[-1], size=size)
-    ring = np.searchsorted(ends, item, side="right")
-    return ring, items.first[ring] + item - (ends - items.per_ring)[ring]
+    stream = np.searchsorted(ends, item, side="right")
+    return stream, items.first[stream] + item - (ends - items.per_stream)[stream]
 
 
 def rank_sums(most: int, exponent: float) -> np.ndarray:
@@ -42,18 +42,18 @@ def rank_sums(most: int, exponent: float) -> np.ndarray:
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ring and first row number of items, both of shape [size], each with weight 1 / rank ** exponent.
 
-    Items are ranked by age, counted in rows of their own ring; at equal age, items of longer rings come first.
+    Items are ranked by age, counted in rows of their own stream; at equal age, items of longer streams come first.
     sums: `rank_sums` [most] of at least the number of items. At least one item must exist. Logarithmic in the items.
     """
-    total = int(items.per_ring.sum())
+    total = int(items.per_stream.sum())
     rank = np.searchsorted(sums[: total - 1], rng.random(size) * sums[total - 1], side="right")
     # Rings by length, shortest first: up to the length of the j-th there are E - j items of each age.
-    order = np.argsort(items.per_ring, kind="stable")
-    length = items.per_ring[order]
+    order = np.argsort(items.per_stream, kind="stable")
+    length = items.per_stream[order]
     each = len(order) - np.arange(len(order))
     before = np.cumsum(np.diff(length, prepend=0) * each)
     stage = np.searchsorted(before, rank, side="right")
     inside = rank - np.concatenate([[0], before])[stage]
     age = np.concatenate([[0], length])[stage] + inside // each[stage]
-    ring = order[len(order) - 1 - inside % each[stage]]
-    return ring, (items.first + items.per_ring)[ring] - 1 - age
+    stream = order[len(order) - 1 - inside % each[stage]]
+    return stream, (items.first + items.per_stream)[stream] - 1 - age

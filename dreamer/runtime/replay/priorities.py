@@ -20,23 +20,23 @@ NEW, KNOWN = 0, 1  # planes of the tree: 1 for each item with a new row; the wei
 class Priorities:
     """Owns a priority for each row and a weight for each item of rings of equal length.
 
-    rows [E, rows_per_env] float32: priority ** exponent. tree: the items' weights, each at the slot of its first row.
+    rows [E, rows_per_stream] float32: priority ** exponent. tree: weights of items, each at its first row's slot.
     """
 
-    def __init__(self, envs: int, rows_per_env: int, sequence: int, *, exponent: float, maxfrac: float):
-        self.rows = np.zeros((envs, rows_per_env), np.float32)
-        self.tree = SumTree(envs * rows_per_env, planes=2)
+    def __init__(self, streams: int, rows_per_stream: int, sequence: int, *, exponent: float, maxfrac: float):
+        self.rows = np.zeros((streams, rows_per_stream), np.float32)
+        self.tree = SumTree(streams * rows_per_stream, planes=2)
         self._sequence, self._exponent, self._maxfrac = sequence, exponent, maxfrac
 
-    def added(self, ring: np.ndarray, number: np.ndarray) -> None:
-        """Marks rows `number` [N], just appended to different rings [N], as new; drops the items they overwrite."""
+    def added(self, stream: np.ndarray, number: np.ndarray) -> None:
+        """Marks rows `number` [N], just appended to different streams [N], as new; drops the items they overwrite."""
         length = self.rows.shape[1]
-        self.rows[ring, number % length] = np.inf
+        self.rows[stream, number % length] = np.inf
         item = number - self._sequence + 1
         begun = item >= 0
-        leaf = np.concatenate([self._leaf(ring, number), self._leaf(ring[begun], item[begun])])
+        leaf = np.concatenate([self._leaf(stream, number), self._leaf(stream[begun], item[begun])])
         weight = np.zeros((len(leaf), 2))
-        weight[len(ring) :, NEW] = 1
+        weight[len(stream) :, NEW] = 1
         self.tree.update(leaf, weight)
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +44,9 @@ class Priorities:
 
         Within one call no item is drawn twice until no other has a weight; the rest is then drawn uniformly.
         """
-        ring, number = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        while len(ring) < size:
-            wanted = size - len(ring)
+        stream, number = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        while len(stream) < size:
+            wanted = size - len(stream)
             plane = NEW if self.tree.total[NEW] else KNOWN
             if self.tree.total[plane]:
                 leaf = np.unique(self.tree.find(rng.random(wanted), plane))
@@ -55,28 +55,28 @@ class Priorities:
                 start = items.first[drawn] + (slot - items.first[drawn]) % self.rows.shape[1]
             else:
                 drawn, start = uniform(rng, items, wanted)
-            ring, number = np.concatenate([ring, drawn]), np.concatenate([number, start])
+            stream, number = np.concatenate([stream, drawn]), np.concatenate([number, start])
             zeros = np.zeros((len(drawn), self._sequence), np.float32)
             self.write(items, drawn, start[:, None] + np.arange(self._sequence), zeros)
-        return ring, number
+        return stream, number
 
-    def write(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [N, L] of successive rows [N, L] of rings [N], and updates the weights of their items.
+    def write(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
+        """Sets the priorities [N, L] of successive rows [N, L] of streams [N], and updates the weights of their items.
 
         Rows that are no longer held are left alone. A priority that is negative or not a number counts as 0.
         """
         length = self.rows.shape[1]
-        held = number >= items.first[ring][:, None]
+        held = number >= items.first[stream][:, None]
         # Only rows never trained on may be infinite. fmax ignores a NaN.
         power = np.minimum(np.fmax(priority, 0) ** self._exponent, np.finfo(np.float32).max)
-        self.rows[np.broadcast_to(ring[:, None], number.shape)[held], number[held] % length] = power[held]
+        self.rows[np.broadcast_to(stream[:, None], number.shape)[held], number[held] % length] = power[held]
         # Every item that contains one of the rows: those that begin up to a sequence before.
         reach = self._sequence - 1
         item = number[:, :1] + np.arange(-reach, number.shape[1])
-        here = (item >= items.first[ring][:, None]) & (item < (items.first + items.per_ring)[ring][:, None])
+        here = (item >= items.first[stream][:, None]) & (item < (items.first + items.per_stream)[stream][:, None])
         around = number[:, :1] + np.arange(-reach, number.shape[1] + reach)
-        weight = self._weights(self.rows[ring[:, None], around % length])
-        self.tree.update(self._leaf(ring[:, None], item)[here], weight[here])
+        weight = self._weights(self.rows[stream[:, None], around % length])
+        self.tree.update(self._leaf(stream[:, None], item)[here], weight[here])
 
     def state(self) -> dict[str, np.ndarray]:
         """All that cannot be recomputed: rows [E, R] float32 and items [E * R, 2] float64. Views, not copies."""
@@ -87,8 +87,8 @@ class Priorities:
         self.rows[...] = state["rows"]
         self.tree.fill(state["items"])
 
-    def _leaf(self, ring: np.ndarray, number: np.ndarray) -> np.ndarray:
-        return ring * self.rows.shape[1] + number % self.rows.shape[1]
+    def _leaf(self, stream: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return stream * self.rows.shape[1] + number % self.rows.shape[1]
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:
         """[N, L] rows -> [N, L - sequence + 1, 2] weights of the items that begin at them."""

@@ -1,7 +1,7 @@
-"""The replay: a ring of rows for each environment. Plain numpy, no jax.
+"""The replay: a ring of rows for each stream. Plain numpy, no jax.
 
-Rows of an environment are numbered from its start; row `number` lies in slot `number % rows_per_env`, and the
-last `rows_per_env` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
+The rows of a stream are numbered from its start; row `number` lies in slot `number % rows_per_stream`, and the
+last `rows_per_stream` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
 rows are all held. Sequences run over episode boundaries, never over the head of a ring.
 The observations may lie in files (`disk_tier`); `samplers` chooses which items are drawn.
 Source: spec section 10.
@@ -29,7 +29,7 @@ from dreamer.steps import Batch, Rows, Step
 
 
 def size_replay(
-    spec: Spec, storage: Mapping[str, Space], config: Config, *, envs: int, env_steps: int, run_dir: str | Path = "."
+    spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int, run_dir: str | Path = "."
 ) -> Capacity:
     """The size that the replay will have; takes no memory. Print its `describe()` before making the replay.
 
@@ -40,7 +40,7 @@ def size_replay(
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
         row_bytes(held) + bytes_per_row(config),
-        envs=envs,
+        streams=streams,
         sequence=config.context + config.batch_length,
         env_steps=env_steps,
         capacity_steps=config.capacity_steps,
@@ -55,8 +55,8 @@ def size_replay(
 class Replay:
     """Owns the rings, in memory and in files. Threads may share it: a lock guards all that changes or copies rows.
 
-    Its whole state: `columns` {name: [E, rows_per_env, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
-    `queue` of (ring, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
+    Its whole state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
+    `queue` of (stream, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only where `config.context` needs them.
     env_steps: rows that the run makes. size: the result of an earlier `size_replay`, so that the printed size is used.
@@ -70,27 +70,27 @@ class Replay:
         storage: Mapping[str, Space],
         config: Config,
         *,
-        envs: int,
+        streams: int,
         seed: int,
         env_steps: int,
         size: Capacity | None = None,
         run_dir: str | Path = ".",
     ):
         self.config = config
-        self.size = size or size_replay(spec, storage, config, envs=envs, env_steps=env_steps, run_dir=run_dir)
+        self.size = size or size_replay(spec, storage, config, streams=streams, env_steps=env_steps, run_dir=run_dir)
         self.sequence = config.context + config.batch_length
         memory, disk = _tiers(spec, storage, config)
         self.spaces = {**disk, **memory}
-        self._disk = DiskTier(run_dir, disk, envs, self.size.rows_per_env) if disk else None
+        self._disk = DiskTier(run_dir, disk, streams, self.size.rows_per_stream) if disk else None
         self.columns = {
             **(self._disk.columns if self._disk else {}),
-            **in_memory(memory, envs, self.size.rows_per_env),
+            **in_memory(memory, streams, self.size.rows_per_stream),
         }
-        self.counts = np.zeros(envs, np.int64)
+        self.counts = np.zeros(streams, np.int64)
         self.queue: collections.deque[tuple[int, int]] = collections.deque(
-            maxlen=envs * (self.size.rows_per_env // self.sequence)
+            maxlen=streams * (self.size.rows_per_stream // self.sequence)
         )
-        self.sampler = make_sampler(config, Rings(envs, self.size.rows_per_env, self.sequence))
+        self.sampler = make_sampler(config, Rings(streams, self.size.rows_per_stream, self.sequence))
         self.rng = np.random.default_rng(seed)
         # A separate stream, so that reports do not change which sequences the run trains on.
         self.report_rng = np.random.default_rng((seed, 1))
@@ -98,7 +98,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Items that can be sampled."""
-        return int(self._items().per_ring.sum())
+        return int(self._items().per_stream.sum())
 
     @property
     def steps(self) -> int:
@@ -108,7 +108,7 @@ class Replay:
     @property
     def rows(self) -> int:
         """Rows held."""
-        return int(np.minimum(self.counts, self.size.rows_per_env).sum())
+        return int(np.minimum(self.counts, self.size.rows_per_stream).sum())
 
     @property
     def nbytes(self) -> int:
@@ -121,39 +121,39 @@ class Replay:
 
     def start(self, batch_size: int) -> int:
         """The environment step at which training may start if all environments are equally fast."""
-        envs = len(self.counts)
-        return envs * (-(-self._wanted(batch_size) // envs) + self.sequence - 1)
+        streams = len(self.counts)
+        return streams * (-(-self._wanted(batch_size) // streams) + self.sequence - 1)
 
-    def add(self, step: Step, latent: Mapping[str, np.ndarray], envs: np.ndarray | None = None) -> None:
-        """Append one row to the ring of each listed environment.
+    def add(self, step: Step, latent: Mapping[str, np.ndarray], streams: np.ndarray | None = None) -> None:
+        """Appends one row to the ring of each listed stream.
 
-        step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | envs [E'] int, None = all
+        step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | streams [E'], None = all
         Nothing is written when anything is wrong. Raises UserError naming the column whose shape or dtype is wrong,
         and when the disk is full.
         """
-        envs = np.arange(len(self.counts)) if envs is None else self._ring_indices(envs)
+        streams = np.arange(len(self.counts)) if streams is None else self._stream_indices(streams)
         given = {
             **{f"obs/{key}": value for key, value in step.obs.items()},
             **{name: getattr(step, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")},
             **self._named_latents(latent),
         }
-        values = checked(self.spaces, given, (len(envs),), "add")
+        values = checked(self.spaces, given, (len(streams),), "add")
         with self.lock:
-            slots = self.counts[envs] % self.size.rows_per_env
+            slots = self.counts[streams] % self.size.rows_per_stream
             if self._disk:
-                self._disk.reserve(envs, slots)
+                self._disk.reserve(streams, slots)
             for name, value in values.items():
-                self.columns[name][envs, slots] = value
-            self.sampler.added(envs, self.counts[envs])
-            self.counts[envs] += 1
-            for env in envs[self.counts[envs] % self.sequence == 0]:
-                self.queue.append((int(env), int(self.counts[env]) - self.sequence))
+                self.columns[name][streams, slots] = value
+            self.sampler.added(streams, self.counts[streams])
+            self.counts[streams] += 1
+            for stream in streams[self.counts[streams] % self.sequence == 0]:
+                self.queue.append((int(stream), int(self.counts[stream]) - self.sequence))
 
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
         """Draw sequences: queued fresh ones first, the rest by the shares of uniform, priority and recency.
 
         online: False draws uniformly and leaves queue and priorities alone, for evaluation and reports.
-        Returns a batch of context + T rows, a copy, and the env [B] and number [B, T] of its T trained rows.
+        Returns a batch of context + T rows, a copy, and the stream [B] and number [B, T] of its T trained rows.
         In the returned copy (not in the ring), is_first is set on row 0, and is_last on any row that is followed by
         the start of an episode. Raises ValueError when there is no item.
         """
@@ -175,7 +175,7 @@ class Replay:
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """At most `most` rows added after the first `seen` [E] and still held, oldest first within each ring.
 
-        Returns ring [n], row number [n] and observations {k: [n, ..]}, copies.
+        Returns stream [n], row number [n] and observations {k: [n, ..]}, copies.
         """
         with self.lock:
             return self._rows_since(seen, most)
@@ -183,24 +183,24 @@ class Replay:
     def _rows_since(
         self, seen: np.ndarray, most: int | None
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        length = self.size.rows_per_env
+        length = self.size.rows_per_stream
         first = np.maximum(seen, self.counts - length)
         behind = self.counts - first
-        ring = np.repeat(np.arange(len(first)), behind)[:most]
-        number = (np.arange(len(ring)) - np.repeat(np.cumsum(behind) - behind, behind)[:most]) + first[ring]
-        row = ring * length + number % length
+        stream = np.repeat(np.arange(len(first)), behind)[:most]
+        number = (np.arange(len(stream)) - np.repeat(np.cumsum(behind) - behind, behind)[:most]) + first[stream]
+        row = stream * length + number % length
         names = [name for name in self.columns if name.startswith("obs/")]
-        return ring, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
+        return stream, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
 
     def _sample(self, batch_size: int, online: bool, names: list[str]) -> tuple[Batch, Rows]:
         """A batch of the columns `names`; under the lock."""
         context = self.config.context
-        env, start = self._choose(batch_size, online)
+        stream, start = self._choose(batch_size, online)
         number = start[:, None] + np.arange(self.sequence)
         lengths = {name: context if name.startswith("latent/") else self.sequence for name in names}
-        data = {name: gather(self.columns[name], env, start, length) for name, length in lengths.items()}
-        follows = number + 1 < self.counts[env][:, None]
-        data["is_last"] |= follows & gather(self.columns["is_first"], env, start + 1, self.sequence)
+        data = {name: gather(self.columns[name], stream, start, length) for name, length in lengths.items()}
+        follows = number + 1 < self.counts[stream][:, None]
+        data["is_last"] |= follows & gather(self.columns["is_first"], stream, start + 1, self.sequence)
         data["is_first"][:, 0] = True
         batch = Batch(
             obs={n.removeprefix("obs/"): value for n, value in data.items() if n.startswith("obs/")},
@@ -211,7 +211,7 @@ class Replay:
             is_terminal=data["is_terminal"],
             latent={n.removeprefix("latent/"): value for n, value in data.items() if n.startswith("latent/")},
         )
-        return batch, Rows(env, number[:, context:])
+        return batch, Rows(stream, number[:, context:])
 
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
         """Write recomputed latents {name: [B, T, ..]} back to the successive rows of a sample.
@@ -222,10 +222,10 @@ class Replay:
         spaces = {name: self.spaces[name] for name in self._latent_names()}
         values = checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
         with self.lock:
-            overwritten = (self.counts - self.size.rows_per_env)[rows.env] - rows.number[:, 0]
+            overwritten = (self.counts - self.size.rows_per_stream)[rows.stream] - rows.number[:, 0]
             skip = np.clip(overwritten, 0, rows.number.shape[1])
             for name, value in values.items():
-                scatter(self.columns[name], rows.env, rows.number[:, 0], value, skip)
+                scatter(self.columns[name], rows.stream, rows.number[:, 0], value, skip)
 
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
         """Write the priorities [B, T] float32 of the rows of a sample; no effect where `config.priority` is 0.
@@ -235,12 +235,12 @@ class Replay:
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
         with self.lock:
-            self.sampler.prioritise(self._items(), rows.env, rows.number, values["priority"])
+            self.sampler.prioritise(self._items(), rows.stream, rows.number, values["priority"])
 
-    def reserve(self, env: int, slot: int) -> None:
+    def reserve(self, stream: int, slot: int) -> None:
         """Takes the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError when the disk is full."""
         if self._disk:
-            self._disk.reserve(np.array([env]), np.array([slot]))
+            self._disk.reserve(np.array([stream]), np.array([slot]))
 
     def close(self) -> None:
         """Removes the files of `tier: disk`; the replay must not be used any more."""
@@ -248,27 +248,27 @@ class Replay:
             self._disk.close()
 
     def _wanted(self, batch_size: int) -> int:
-        most = len(self.counts) * (self.size.rows_per_env - self.sequence + 1)
+        most = len(self.counts) * (self.size.rows_per_stream - self.sequence + 1)
         return min(batch_size * self.config.batch_length, most)
 
     def _items(self) -> Items:
-        return existing(self.counts, self.size.rows_per_env, self.sequence)
+        return existing(self.counts, self.size.rows_per_stream, self.sequence)
 
     def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
         """Ring [B] and first row number [B] of each sequence."""
         items = self._items()
-        if not items.per_ring.any():
+        if not items.per_stream.any():
             raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
         if not online:
             return uniform(self.report_rng, items, batch_size)
         chosen: list[tuple[int, int]] = []
         while self.config.online and self.queue and len(chosen) < batch_size:
-            env, start = self.queue.popleft()
-            if start >= self.counts[env] - self.size.rows_per_env:
-                chosen.append((env, start))
+            stream, start = self.queue.popleft()
+            if start >= self.counts[stream] - self.size.rows_per_stream:
+                chosen.append((stream, start))
         fresh = np.array(chosen, np.int64).reshape(-1, 2)
-        ring, number = self.sampler.draw(self.rng, items, batch_size - len(fresh))
-        return np.concatenate([fresh[:, 0], ring]), np.concatenate([fresh[:, 1], number])
+        streams, numbers = self.sampler.draw(self.rng, items, batch_size - len(fresh))
+        return np.concatenate([fresh[:, 0], streams]), np.concatenate([fresh[:, 1], numbers])
 
     def _latent_names(self) -> list[str]:
         return [name for name in self.columns if name.startswith("latent/")]
@@ -277,12 +277,13 @@ class Replay:
         """Latents by column name; none where they are not stored."""
         return {f"latent/{name}": value for name, value in latent.items()} if self.config.context else {}
 
-    def _ring_indices(self, envs: np.ndarray) -> np.ndarray:
-        envs = np.asarray(envs)
-        known = np.issubdtype(envs.dtype, np.integer) and ((envs >= 0) & (envs < len(self.counts))).all()
-        if not known or envs.ndim != 1 or len(np.unique(envs)) != len(envs):
-            raise UserError(f"replay.add: envs must be different numbers below {len(self.counts)}, got {envs.tolist()}")
-        return envs
+    def _stream_indices(self, streams: np.ndarray) -> np.ndarray:
+        streams = np.asarray(streams)
+        known = np.issubdtype(streams.dtype, np.integer) and ((streams >= 0) & (streams < len(self.counts))).all()
+        if not known or streams.ndim != 1 or len(np.unique(streams)) != len(streams):
+            limit = len(self.counts)
+            raise UserError(f"replay.add: streams must be different numbers below {limit}, got {streams.tolist()}")
+        return streams
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:

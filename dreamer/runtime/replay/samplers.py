@@ -22,8 +22,8 @@ Drawn = tuple[np.ndarray, np.ndarray]
 class Rings(NamedTuple):
     """The sizes of a replay: its number of rings, the rows of each, the rows of a sequence."""
 
-    envs: int
-    rows_per_env: int
+    streams: int
+    rows_per_stream: int
     sequence: int
 
 
@@ -34,9 +34,9 @@ def _nothing(*args: Any) -> None:
 class Way(NamedTuple):
     """A way of sampling, as functions that share their memory. A function that a way does not need does nothing.
 
-    draw(rng, items, size) -> ring [size], first row number [size] of items; at least one item must exist
-    added(ring [N], number [N]): called after these rows were appended, each to another ring
-    prioritise(items, ring [B], number [B, T], priority [B, T]): for successive rows; rows no longer held are left alone
+    draw(rng, items, size) -> stream [size], first row number [size] of items; at least one item must exist
+    added(stream [N], number [N]): called after these rows were appended, each to another stream
+    prioritise(items, stream [B], number [B, T], priority [B, T]): for successive rows; skips rows no longer held
     state() -> {name: array}, the whole memory, not copied | load(state)
     """
 
@@ -60,7 +60,7 @@ def priority_way(config: Config, rings: Rings) -> Way:
 
 def recency_way(config: Config, rings: Rings) -> Way:
     """An item weighs 1 / rank ** recency_exponent, the newest has rank 1."""
-    most = rings.envs * (rings.rows_per_env - rings.sequence + 1)
+    most = rings.streams * (rings.rows_per_stream - rings.sequence + 1)
     return Way(functools.partial(recent, sums=rank_sums(most, config.recency_exponent)))
 
 
@@ -112,21 +112,21 @@ class Sampler:
         if len(self._parts) == 1:
             return self._parts[0].way.draw(rng, items, size)
         chosen = rng.choice(len(self._parts), size, p=self._shares)
-        ring, number = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        stream, number = np.zeros(size, np.int64), np.zeros(size, np.int64)
         for index, part in enumerate(self._parts):
             here = chosen == index
-            ring[here], number[here] = part.way.draw(rng, items, int(here.sum()))
-        return ring, number
+            stream[here], number[here] = part.way.draw(rng, items, int(here.sum()))
+        return stream, number
 
-    def added(self, ring: np.ndarray, number: np.ndarray) -> None:
-        """Notes that rows `number` [N] were appended to different rings [N]."""
+    def added(self, stream: np.ndarray, number: np.ndarray) -> None:
+        """Notes that rows `number` [N] were appended to different streams [N]."""
         for part in self._parts:
-            part.way.added(ring, number)
+            part.way.added(stream, number)
 
-    def prioritise(self, items: Items, ring: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [B, T] of successive rows `number` [B, T] of rings [B]; skips rows no longer held."""
+    def prioritise(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
+        """Sets the priorities [B, T] of successive rows `number` [B, T] of streams [B]; skips rows no longer held."""
         for part in self._parts:
-            part.way.prioritise(items, ring, number, priority)
+            part.way.prioritise(items, stream, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
         """The memory of all ways, {"way/name": array}; priorities have rows [E, R] and items [E * R, 2]. Not copied."""

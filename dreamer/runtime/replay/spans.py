@@ -1,6 +1,6 @@
 """Copies the replay out and restores it, for the files of a run: rows, latents, and the state of the sampler.
 
-Rows travel as spans, runs of successive rows of one environment, and columns {name: [R, ..]} in which the spans follow
+Rows travel as spans, runs of successive rows of one stream, and columns {name: [R, ..]} in which the spans follow
 one another. Plain numpy, no jax.
 """
 
@@ -19,9 +19,9 @@ Columns = dict[str, np.ndarray]
 
 
 class Span(NamedTuple):
-    """The rows from `start` up to `stop` of one environment, by their running numbers."""
+    """The rows from `start` up to `stop` of one stream, by their running numbers."""
 
-    env: int
+    stream: int
     start: int
     stop: int
 
@@ -30,7 +30,8 @@ def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns
     """Copies of the rows from `numbers` [E] on that are held; {} for the columns when there is none."""
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
-        spans = [Span(env, int(start[env]), int(stop)) for env, stop in enumerate(replay.counts) if stop > start[env]]
+        ends = zip(start.tolist(), replay.counts.tolist(), strict=True)
+        spans = [Span(stream, first, stop) for stream, (first, stop) in enumerate(ends) if stop > first]
         return spans, {name: _copy(replay, name, spans) for name in replay.columns} if spans else {}
 
 
@@ -39,9 +40,9 @@ def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Colu
     names = latent_names(replay)
     row = sum(replay.columns[name][0, 0].nbytes for name in names)
     length = max(1, nbytes // row) if row else 0
-    for env, stop in enumerate(replay.counts.tolist() if names else []):
-        for start in range(max(0, stop - replay.size.rows_per_env), stop, length):
-            spans = [Span(env, start, min(start + length, stop))]
+    for stream, stop in enumerate(replay.counts.tolist() if names else []):
+        for start in range(max(0, stop - replay.size.rows_per_stream), stop, length):
+            spans = [Span(stream, start, min(start + length, stop))]
             with replay.lock:
                 columns = {name: _copy(replay, name, spans) for name in names}
             yield spans, columns
@@ -57,14 +58,14 @@ def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: boo
     with replay.lock:
         _put(replay, spans, values)
         for span in spans:
-            replay.counts[span.env] = span.stop
+            replay.counts[span.stream] = span.stop
             if fresh:
                 _tell_new(replay, span)
 
 
 def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None:
     """Puts latents back that `held_latents` returned. Raises UserError naming a column that is wrong or has no row."""
-    if any(span.stop > replay.counts[span.env] for span in spans):
+    if any(span.stop > replay.counts[span.stream] for span in spans):
         raise UserError("replay.put_latents: these are latents of rows that are not there")
     spaces = {name: replay.spaces[name] for name in latent_names(replay)}
     values = checked(spaces, columns, (_length(spans),), "put_latents")
@@ -76,8 +77,9 @@ def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
     """All that decides the next draws besides the rows: JSON values, and copies of arrays."""
     with replay.lock:
         values = {
-            "counts": replay.counts.tolist(), "rows_per_env": replay.size.rows_per_env, "queue": list(replay.queue),
-            "rng": replay.rng.bit_generator.state, "report_rng": replay.report_rng.bit_generator.state,
+            "counts": replay.counts.tolist(), "rows_per_stream": replay.size.rows_per_stream,
+            "queue": list(replay.queue), "rng": replay.rng.bit_generator.state,
+            "report_rng": replay.report_rng.bit_generator.state,
         }  # fmt: skip
         return values, {name: array.copy() for name, array in replay.sampler.state().items()}
 
@@ -94,7 +96,7 @@ def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndar
         raise UserError("the state of the replay is not of these rows")
     if any(start + replay.sequence > replay.counts[env] for env, start in values["queue"]):
         raise UserError("the state of the replay queues rows that are not there")
-    same = values["rows_per_env"] == replay.size.rows_per_env
+    same = values["rows_per_stream"] == replay.size.rows_per_stream
     with replay.lock:
         if same:
             _check_sampler(replay, arrays)
@@ -112,7 +114,7 @@ def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndar
 
 def oldest(replay: Replay) -> np.ndarray:
     """The first row [E] that each ring holds."""
-    return np.maximum(0, replay.counts - replay.size.rows_per_env)
+    return np.maximum(0, replay.counts - replay.size.rows_per_stream)
 
 
 def latent_names(replay: Replay) -> list[str]:
@@ -134,27 +136,27 @@ def _check_sampler(replay: Replay, arrays: Mapping[str, np.ndarray]) -> None:
 def _tell_new(replay: Replay, span: Span) -> None:
     """Adds the rows of a span to queue and sampler, as `Replay.add` does."""
     for number in range(span.start, span.stop):
-        replay.sampler.added(np.array([span.env]), np.array([number]))
+        replay.sampler.added(np.array([span.stream]), np.array([number]))
         if (number + 1) % replay.sequence == 0:
-            replay.queue.append((span.env, number + 1 - replay.sequence))
+            replay.queue.append((span.stream, number + 1 - replay.sequence))
 
 
 def _slots(replay: Replay, span: Span) -> np.ndarray:
-    return np.arange(span.start, span.stop) % replay.size.rows_per_env
+    return np.arange(span.start, span.stop) % replay.size.rows_per_stream
 
 
 def _copy(replay: Replay, name: str, spans: Sequence[Span]) -> np.ndarray:
     column = replay.columns[name]
-    return np.concatenate([column[span.env].take(_slots(replay, span), axis=0) for span in spans])
+    return np.concatenate([column[span.stream].take(_slots(replay, span), axis=0) for span in spans])
 
 
 def _put(replay: Replay, spans: Sequence[Span], columns: Mapping[str, np.ndarray]) -> None:
     offset = 0
     for span in spans:
         slots = _slots(replay, span)
-        replay.reserve(span.env, int(slots.max()))
+        replay.reserve(span.stream, int(slots.max()))
         for name, values in columns.items():
-            replay.columns[name][span.env, slots] = values[offset : offset + len(slots)]
+            replay.columns[name][span.stream, slots] = values[offset : offset + len(slots)]
         offset += len(slots)
 
 

@@ -1,6 +1,6 @@
 """The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
 
-A rows file holds, for every environment, the rows since the previous file, with their latents at that moment. A kill at
+A rows file holds, for every stream, the rows since the previous file, with their latents at that moment. A kill at
 any instant loses at most the rows not yet flushed. A checkpoint adds the latents of all rows held, as training has
 refreshed them, so that a resumed run continues from exactly the replay that was saved.
 """
@@ -32,7 +32,7 @@ _NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", r
 
 
 class _Written(NamedTuple):
-    """A rows file: its seal, and the rows of each environment that it holds."""
+    """A rows file: its seal, and the rows of each stream that it holds."""
 
     seal: Seal
     spans: list[Span]
@@ -78,7 +78,7 @@ class RowStore:
                 return
             self._flushed = start.copy()
             for span in spans:
-                self._flushed[span.env] = span.stop
+                self._flushed[span.stream] = span.stop
             path = self._folder / f"rows-{self._number:09d}.dreamer"
             head = {"run": self._run, "spans": [list(span) for span in spans]}
             self._number += 1
@@ -92,12 +92,12 @@ class RowStore:
     def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
         """The rows files on the disk, oldest first, starting at the first that holds a needed row; call `wait` before.
 
-        oldest [E]: the first row of each environment that is needed, None = all. All later files stay in the list,
-        even if an environment needs none of their rows: the rows of each environment must be contiguous.
+        oldest [E]: the first row of each stream that is needed, None = all. All later files stay in the list,
+        even if a stream needs none of their rows: the rows of each stream must be contiguous.
         """
         first = 0
         if oldest is not None:
-            needed = (i for i, file in enumerate(self._files) if any(s.stop > oldest[s.env] for s in file.spans))
+            needed = (i for i, file in enumerate(self._files) if any(s.stop > oldest[s.stream] for s in file.spans))
             first = next(needed, len(self._files))
         return [file.seal for file in self._files[first:]]
 
@@ -239,12 +239,12 @@ class RowStore:
         head, columns = self._read(name, seal)
         spans = _spans(head, len(replay.counts), self._folder / name)
         for span in spans:
-            held = int(replay.counts[span.env])
+            held = int(replay.counts[span.stream])
             # A ring overwritten entirely between two flushes is whole in the second file: no earlier row is held.
-            whole = span.start > held and span.stop - span.start == replay.size.rows_per_env
+            whole = span.start > held and span.stop - span.start == replay.size.rows_per_stream
             if held and span.start != held and not whole:
                 raise UserError(
-                    f"{self._folder / name} begins at row {span.start} of environment {span.env}, "
+                    f"{self._folder / name} begins at row {span.start} of stream {span.stream}, "
                     f"row {held} should come next: a file before it is missing"
                 )
         put_rows(replay, spans, columns, fresh)
@@ -317,8 +317,8 @@ def end_name(step: int) -> str:
     return f"end-{step:012d}.dreamer"
 
 
-def _spans(head: dict[str, Any], envs: int, path: Path) -> list[Span]:
-    return [Span(*span) for span in manifest.spans(head.get("spans"), envs, path)]
+def _spans(head: dict[str, Any], streams: int, path: Path) -> list[Span]:
+    return [Span(*span) for span in manifest.spans(head.get("spans"), streams, path)]
 
 
 def _number(name: str) -> int:

@@ -45,7 +45,7 @@ from dreamer.runtime.run.writeback import Writeback
 class Session(NamedTuple):
     """The parts that a run has from its first moment on.
 
-    stack: closes all that is opened, the last first | sinks: the caller's, for metrics and pictures
+    stack: closes all that is opened, the last first | sinks: the caller's, for metrics and images
     """
 
     stack: contextlib.ExitStack
@@ -55,14 +55,14 @@ class Session(NamedTuple):
 
 
 class Built(NamedTuple):
-    """The parts made before the run directory is read or made. film: whether evaluations are filmed."""
+    """The parts made before the run directory is read or made. record: whether evaluations are recorded."""
 
     environments: Environments
     agent: Agent
     learner: Learner
     size: Capacity
     limiter: Limiter
-    film: bool
+    record: bool
 
 
 class Storage(NamedTuple):
@@ -163,7 +163,7 @@ def _build(decision: Decision, session: Session) -> Built:
     workers = environments.workers
     if found:
         resume.check_spec(found, workers.spec, str(decision.env))
-    film, why_not = evaluation.can_film(
+    record, why_not = evaluation.can_record(
         decision.env, config.env_options, config.eval.video,
         evaluation.like_training(config.workers, workers.backend), workers.folder,
     )  # fmt: skip
@@ -173,7 +173,7 @@ def _build(decision: Decision, session: Session) -> Built:
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
         config=config.devices,
     )  # fmt: skip
-    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), film)
+    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record)
     session.display.header([*_introduction(config, built), *filter(None, [why_not])])
     if not found and config.init_from:
         taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
@@ -196,13 +196,13 @@ def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -
     config, workers = decision.config, environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
-        workers.spec, agent.storage, config.replay, envs=workers.streams,
+        workers.spec, agent.storage, config.replay, streams=workers.streams,
         env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
     )  # fmt: skip
     if not decision.found:
         return size
-    length = resume.ring_length(decision.found, size.rows_per_env, decision.longer)
-    return dataclasses.replace(size, rows_per_env=length, bound="the run that is resumed")
+    length = resume.ring_length(decision.found, size.rows_per_stream, decision.longer)
+    return dataclasses.replace(size, rows_per_stream=length, bound="the run that is resumed")
 
 
 def _introduction(config: Config, built: Built) -> list[str]:
@@ -241,7 +241,7 @@ def _open_storage(decision: Decision, built: Built, session: Session) -> Storage
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
     rings = Replay(
-        workers.spec, built.agent.storage, config.replay, envs=workers.streams, seed=config.seed,
+        workers.spec, built.agent.storage, config.replay, streams=workers.streams, seed=config.seed,
         env_steps=config.env_steps, size=built.size, run_dir=decision.run_dir,
     )  # fmt: skip
     stack.callback(rings.close)
@@ -289,7 +289,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     )
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
-        environments=built.environments, agent=built.agent, policy=programs.jit_policy(built.agent), film=built.film,
+        environments=built.environments, agent=built.agent, policy=programs.jit_act(built.agent), record=built.record,
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,

@@ -29,7 +29,7 @@ class Collector:
     """
 
     def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
-        self._policy: Callable[..., Any] = programs.jit_collect(agent, part)
+        self._policy: Callable[..., Any] = programs.jit_act(agent, part.whole)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
         # On the device from the start, like the policy's results: one compilation instead of two.
@@ -37,27 +37,27 @@ class Collector:
         self._count = 0
         self.seconds_for_envs = 0.0
 
-    def collect(self, snapshot: PolicyParams, least: int | None = None, patience: float = 0.0) -> Ready:
+    def collect(self, snapshot: PolicyParams, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Receives rows, acts, stores them, sends the actions. Returns the rows as stored.
 
-        least, patience: as in `Workers.receive`; None waits for a row of every environment.
+        min_ready, max_wait: as in `Workers.receive`; None waits for a row of every environment.
         The policy also runs on last rows, for their latents, but their actions are stored as zeros: none is executed.
         """
         start = time.monotonic()
-        envs, step = self._workers.receive(least, patience)
+        streams, step = self._workers.receive(min_ready, max_wait)
         self.seconds_for_envs += time.monotonic() - start
-        rows, full = len(envs), self._bucket(len(envs))
+        rows, full = len(streams), self._bucket(len(streams))
         obs = for_device(self._workers.spec.obs, step.obs)
         self._carry, action, latent = self._policy(
             snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in obs.items()},
-            _fill(step.is_first, full), _fill(envs, full, self._workers.streams),
+            _fill(step.is_first, full), "collect", _fill(streams, full, self._workers.streams),
         )  # fmt: skip
         self._count += 1
         action = np.where(step.is_last[:, None], np.float32(0), np.asarray(action)[:rows])
         step = step._replace(action=action)
-        self._replay.add(step, {name: x[:rows] for name, x in placement.to_host(latent).items()}, envs)
-        self._workers.send(envs, action)
-        return Ready(envs, step)
+        self._replay.add(step, {name: x[:rows] for name, x in placement.to_host(latent).items()}, streams)
+        self._workers.send(streams, action)
+        return Ready(streams, step)
 
     def state(self) -> dict[str, np.ndarray]:
         """The acting state: the leaves [E, ..] of the carry by number, and the number of policy calls, []."""
@@ -73,8 +73,8 @@ class Collector:
 
     def _bucket(self, rows: int) -> int:
         """The smallest compiled size for `rows` rows: a few programs serve every number of ready environments."""
-        streams = self._workers.streams
-        return min(size for size in (-(-streams // 2**i) for i in range(BUCKETS)) if size >= rows)
+        full = self._workers.streams
+        return min(size for size in (-(-full // 2**i) for i in range(BUCKETS)) if size >= rows)
 
 
 class Collecting:

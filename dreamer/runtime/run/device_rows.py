@@ -45,7 +45,7 @@ class DeviceRows:
     def __init__(self, mesh: Mesh, spec: Spec, replay: Replay):
         """Takes the memory of the full rings. Raises UserError when a device has too little."""
         self._spaces, self._replay = spec.obs, replay
-        self._rows = replay.size.rows_per_env
+        self._rows = replay.size.rows_per_stream
         self._seen = np.zeros_like(replay.counts)
         self._most = 1 << (max(1, MOST_BYTES // _row_bytes(spec)).bit_length() - 1)
         self._write = programs.jit_write_rows(mesh)
@@ -60,7 +60,7 @@ class DeviceRows:
         if free is not None and replay.size.nbytes + len(own(mesh)) * steps * _row_bytes(spec) > free:
             raise UserError(refused)
         try:
-            # Flat rows: a TPU would pad separate picture axes to many times their size.
+            # Flat rows: a TPU would pad separate image axes to many times their size.
             self._rings: dict[str, Array] = {
                 name: jnp.zeros((steps, math.prod(space.shape)), space.device_dtype, device=place)
                 for name, space in spec.obs.items()
@@ -80,26 +80,26 @@ class DeviceRows:
         self._send(*fresh)
         context = batch.reward.shape[1] - rows.number.shape[1]
         number = rows.number[:, :1] - context + np.arange(batch.reward.shape[1])
-        obs = self._gather(self._rings, self._index(rows.env[:, None], number))
+        obs = self._gather(self._rings, self._index(rows.stream[:, None], number))
         return batch._replace(obs=obs), rows
 
     def _behind(self) -> int:
         return int(np.minimum(self._replay.counts - self._seen, self._rows).sum())
 
-    def _send(self, env: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
-        """Sends rows `number` [n] of rings `env` [n] to the devices; obs {k: [n, ..]}."""
-        np.maximum.at(self._seen, env, number + 1)
+    def _send(self, stream: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
+        """Sends rows `number` [n] of streams `stream` [n] to the devices; obs {k: [n, ..]}."""
+        np.maximum.at(self._seen, stream, number + 1)
         # Padded to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
-        count, room = len(env), 1 << max(0, len(env) - 1).bit_length()
+        count, room = len(stream), 1 << max(0, len(stream) - 1).bit_length()
         if not count:
             return
         index = np.full(room, self._replay.size.steps, np.int32)
-        index[:count] = self._index(env, number)
+        index[:count] = self._index(stream, number)
         rows = {}
         for name, x in for_device(self._spaces, obs).items():
             rows[name] = np.zeros((room, x[0].size), x.dtype)
             rows[name][:count] = x.reshape(count, -1)
         self._rings = self._write(self._rings, index, rows)
 
-    def _index(self, env: np.ndarray, number: np.ndarray) -> np.ndarray:
-        return (env * self._rows + number % self._rows).astype(np.int32)
+    def _index(self, stream: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return (stream * self._rows + number % self._rows).astype(np.int32)

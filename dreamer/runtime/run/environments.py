@@ -41,9 +41,9 @@ class Environments:
 
     def shorten_timeouts(self) -> None:
         """Keeps environments that hang from delaying the end of the run. Callable from any thread."""
-        self.workers.hurry()
+        self.workers.shorten_timeouts()
         if self._evaluating:
-            self._evaluating.hurry()
+            self._evaluating.shorten_timeouts()
 
     def report_incidents(self) -> None:
         """Reports and counts the incidents of the environments since the last call."""

@@ -26,7 +26,7 @@ from dreamer.steps import Step
 
 MOST_ENVS = 16  # side by side
 PROGRESS = 30.0  # seconds between two lines on the progress of an evaluation
-LONGEST_FILM = 10**9  # bytes of the frames of one film
+LONGEST_VIDEO = 10**9  # bytes of the frames of one video
 SEED = 1_000_003  # apart from the seeds of the training environments
 
 
@@ -35,27 +35,27 @@ class Config:
     """Evaluation while training; the same environment seeds every time."""
 
     every: Annotated[int, at_least(0)] = 10_000
-    """Agent steps between two evaluations, open-loop pictures with each; 0 = only at the end."""
+    """Agent steps between two evaluations, open-loop images with each; 0 = only at the end."""
     episodes: Annotated[int, at_least(0)] = 10
     """Episodes per evaluation, counted per agent in multi-agent environments; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
     """Sample actions, as the reference does even in evaluation, or take the most likely one."""
     video: Annotated[Literal["auto", "on", "off"], SAME_GROUP] = "auto"
-    """Film the first episode; auto = if the environment can draw itself or shows pictures."""
+    """Record the first episode; auto = if the environment can draw itself or shows images."""
     max_steps: int = 108_000
     """Agent steps after which an episode is cut and counted as it is; without a limit, an environment that never ends
     would block the run. The default is the longest episode of Atari without action_repeat; 0 = no limit."""
 
 
 class Result(NamedTuple):
-    """episodes in order of environments | films: frames [H, W, 3] uint8 of the first episode of each filmed environment
+    """episodes in order of environments | videos: frames [H, W, 3] uint8 of the first episode of recorded environments
     incidents: environments that failed and were replaced | seeds: of each episode, the seed of its environment
     agents: of each environment, each agent a stream: Episode.env is environment * agents + agent
-    lines: to print: films that end early, episodes that were cut
+    lines: to print: videos that end early, episodes that were cut
     """
 
     episodes: list[Episode]
-    films: list[list[np.ndarray]]
+    videos: list[list[np.ndarray]]
     incidents: list[Incident]
     seeds: list[int]
     agents: int = 1
@@ -63,8 +63,8 @@ class Result(NamedTuple):
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """The film of the first environment, frames [H, W, 3] uint8; empty when nothing was filmed."""
-        return self.films[0] if self.films else []
+        """The video of the first environment, frames [H, W, 3] uint8; empty when nothing was recorded."""
+        return self.videos[0] if self.videos else []
 
     @property
     def returns(self) -> list[float]:
@@ -74,26 +74,26 @@ class Result(NamedTuple):
 
 def evaluate(
     agent: Agent, policy: Callable[..., Any], variables: Mapping[str, Variables], config: Config, env: EnvName,
-    options: Mapping[str, Any], workers: WorkersConfig, *, action_repeat: int, seed: int, film: int = 0,
+    options: Mapping[str, Any], workers: WorkersConfig, *, action_repeat: int, seed: int, record: int = 0,
     folder: str = "", check: Callable[[], None] = lambda: None, report: Callable[[str], None] = lambda line: None,
     begun: Callable[[Workers], None] = lambda workers: None,
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
-    policy: `programs.jit_policy(agent)`. workers: where environments run, and how failures are handled, see
+    policy: `programs.jit_act(agent)`. workers: where environments run, and how failures are handled, see
     `like_training`.
-    film, check: as in `run_episodes`. folder: where environments are made, "" = the current one.
+    record, check: as in `run_episodes`. folder: where environments are made, "" = the current one.
     report: called with a line on the progress every 30 seconds. begun: called with the environments once made.
     Raises UserError when an environment cannot be made, or fails too often in a row.
     """
     made = make_eval_workers(
-        env, options, episodes=config.episodes, action_repeat=action_repeat, seed=seed, film=bool(film),
+        env, options, episodes=config.episodes, action_repeat=action_repeat, seed=seed, record=bool(record),
         config=workers, folder=folder,
     )  # fmt: skip
     with contextlib.closing(made):
         begun(made)
         result = run_episodes(
-            agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, film=film,
+            agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, record=record,
             check=check, max_steps=config.max_steps, progress=Progress(report),
         )  # fmt: skip
     # Includes incidents while closing.
@@ -116,20 +116,20 @@ class Progress:
 
 def run_episodes(
     agent: Agent, policy: Callable[..., Any], variables: Mapping[str, Variables], workers: Workers, *, episodes: int,
-    seed: int, mode: str, film: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
+    seed: int, mode: str, record: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
     progress: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Result:  # fmt: skip
     """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
 
-    With several agents in an environment, each agent plays this share. policy: `programs.jit_policy(agent)`.
-    film: films the first episode of this many environments at most, from the first on. check: called at every step,
-    may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of each
-    environment and the episodes so far. Raises UserError as the environments do.
+    With several agents in an environment, each agent plays this share. policy: `programs.jit_act(agent)`.
+    record: records the first episode of at most this many environments, from the first on. check: called at every
+    step, may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of
+    each environment and the episodes so far. Raises UserError as the environments do.
     """
     envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
     tracker, playing = EpisodeTracker(streams), np.zeros(streams, bool)
-    films = [_Film() for _ in range(min(int(film), envs))]
+    videos = [_Recording() for _ in range(min(int(record), envs))]
     done: list[list[tuple[Episode, int]]] = [[] for _ in range(streams)]
     key, count, cut = jax.random.fold_in(jax.random.key(seed), 2), 0, 0
     carry = placement.first_copy(agent.initial_carry(streams))
@@ -139,8 +139,8 @@ def run_episodes(
         progress(count, sum(map(len, done)))
         ready, step = workers.receive()
         rows = _with(rows, ready, step)
-        for env, one in enumerate(films):
-            one.shoot(workers, rows, env, ready, step)
+        for env, one in enumerate(videos):
+            one.add(workers, rows, env, ready, step)
         for episode in tracker.observe(step, ready, workers.finished()):
             done[episode.env].append((episode, workers.seed(episode.env // agents)))
         playing[ready] = ~step.is_last
@@ -149,8 +149,8 @@ def run_episodes(
                 if playing[stream]:
                     done[stream].append((tracker.running(stream), workers.seed(env)))
                     cut += 1
-            if env < len(films):
-                films[env].over = True
+            if env < len(videos):
+                videos[env].over = True
             workers.restart(env)
         obs = for_device(workers.spec.obs, rows.obs)
         carry, action, _ = policy(variables, key, count, carry, obs, rows.is_first, mode)
@@ -158,11 +158,11 @@ def run_episodes(
         count += 1
     kept = [pair for own, share in zip(done, quota, strict=True) for pair in own[:share]]
     episodes_, seeds = [list(side) for side in zip(*kept, strict=True)]
-    lines = [one.fault for one in films if one.fault]
+    lines = [one.fault for one in videos if one.fault]
     if cut:
         lines.append(f"{cut} episodes of the evaluation were cut after {max_steps:,} steps (eval.max_steps)")
-    shot = [one.frames for one in films if one.frames]
-    return Result(episodes_, shot, workers.incidents(), seeds, agents, lines)
+    recorded = [one.frames for one in videos if one.frames]
+    return Result(episodes_, recorded, workers.incidents(), seeds, agents, lines)
 
 
 def _endless(
@@ -177,7 +177,7 @@ def _endless(
     return sorted({stream // agents for stream in long})
 
 
-class _Film:
+class _Recording:
     """The frames of the first episode of one environment. fault: one line with the reason if it ends early, else ""."""
 
     def __init__(self) -> None:
@@ -185,27 +185,27 @@ class _Film:
         self.over = False
         self.fault = ""
 
-    def shoot(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
-        """Adds the picture of one step. ready [R]: streams of `step`. rows: Step [E * agents] of all streams."""
+    def add(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
+        """Adds the image of one step. ready [R]: streams of `step`. rows: Step [E * agents] of all streams."""
         if self.over:
             return
         own = ready // workers.spec.agents == env
         if step.is_first[own].all():
-            self.frames.clear()  # a new environment begins a new film
+            self.frames.clear()  # a new environment begins a new video
         try:
-            picture = frame(workers, rows, env)
-            if self.frames and picture.shape != self.frames[0].shape:
-                sizes = f"{list(self.frames[0].shape)} to {list(picture.shape)}"
+            image = frame(workers, rows, env)
+            if self.frames and image.shape != self.frames[0].shape:
+                sizes = f"{list(self.frames[0].shape)} to {list(image.shape)}"
                 raise UserError(f"its frames change from {sizes}")
         except UserError as error:
             self.over = True
-            self.fault = f"the film of environment {env} ends after {len(self.frames)} frames: {error}"
+            self.fault = f"the video of environment {env} ends after {len(self.frames)} frames: {error}"
             return
-        self.frames.append(picture)
+        self.frames.append(image)
         self.over = bool(step.is_last[own].all())
-        if not self.over and len(self.frames) * picture.nbytes >= LONGEST_FILM:
+        if not self.over and len(self.frames) * image.nbytes >= LONGEST_VIDEO:
             self.over = True
-            self.fault = f"the film of environment {env} ends after {len(self.frames)} frames, which are 1 GB"
+            self.fault = f"the video of environment {env} ends after {len(self.frames)} frames, which are 1 GB"
 
 
 def metrics(result: Result) -> dict[str, float]:
@@ -234,7 +234,7 @@ def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
 
 
 def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
-    """A picture [H, W, 3] uint8 of one environment: its own drawing, else its (first agent's) first image observation.
+    """An image [H, W, 3] uint8 of one environment: its own drawing, else its (first agent's) first image observation.
 
     step: rows of all streams. UserError when it has neither, or fails to draw.
     """
@@ -258,17 +258,17 @@ def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
 
 
 def make_eval_workers(
-    env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, film: bool,
+    env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, record: bool,
     config: WorkersConfig = INLINE, folder: str = "",
 ) -> Workers:  # fmt: skip
     """Fresh environments, at most 16 side by side; seeds depend on `seed` alone. config: `like_training`."""
     return make_workers(
         dataclasses.replace(config, envs=min(episodes, MOST_ENVS)), env, options, action_repeat=action_repeat,
-        seed=SEED + seed, render_mode="rgb_array" if film else None, folder=folder,
+        seed=SEED + seed, render_mode="rgb_array" if record else None, folder=folder,
     )  # fmt: skip
 
 
-def can_film(
+def can_record(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
@@ -280,15 +280,15 @@ def can_film(
         return False, ""
     try:
         workers = make_eval_workers(
-            env, options, episodes=1, action_repeat=1, seed=0, film=True, config=config, folder=folder
+            env, options, episodes=1, action_repeat=1, seed=0, record=True, config=config, folder=folder
         )
         with contextlib.closing(workers):
             ready, step = workers.receive()
             frame(workers, _with(empty_step(workers.spec, workers.streams), ready, step))
         return True, "; ".join(incident.text for incident in workers.incidents())
     except Exception as error:
-        # Training does not need pictures: any error of a renderer is reported, and the run continues.
+        # Training does not need images: any error of a renderer is reported, and the run continues.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         if wanted == "on":
-            raise UserError(f"eval.video=on, but {env!r} cannot be filmed: {cause}") from error
+            raise UserError(f"eval.video=on, but {env!r} cannot be recorded: {cause}") from error
         return False, f"no episode videos: {cause}"

@@ -140,7 +140,7 @@ class Learner:
 
     def report(self, batch: Batch) -> dict[str, Any]:
         """`Agent.report` as numpy arrays, for a batch [B, C+T, ..] of this process alone."""
-        with self.as_user_errors("the pictures of the world model"):
+        with self.as_user_errors("the images of the world model"):
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:

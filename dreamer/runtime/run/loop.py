@@ -208,7 +208,7 @@ class Run:
         parts, workers = self.parts, self.parts.config.workers
         if parts.limiter.wait_for_learner():
             half = -(-workers.envs // 2)
-            self.collect(min(workers.least or half, workers.envs), workers.patience)
+            self.collect(min(workers.min_ready or half, workers.envs), workers.max_wait)
         return parts.replay.steps < parts.config.env_steps
 
     def _compile(self, batch: Batch) -> None:

@@ -34,7 +34,7 @@ class Parts:
     """The components of a run, opened and closed by runtime/run/build.py.
 
     config: with the absolute run directory | env: the environment's name or maker | identity: of the run
-    policy: `programs.jit_policy(agent)`, for evaluations | film: whether they are filmed
+    policy: `programs.jit_act(agent)`, for evaluations | record: whether they are recorded
     batches: drawn for the learner | writeback: handles the results of updates
     """
 
@@ -46,7 +46,7 @@ class Parts:
     environments: Environments
     agent: Agent
     policy: Callable[..., Any]
-    film: bool
+    record: bool
     learner: Learner
     replay: Replay
     collector: Collector

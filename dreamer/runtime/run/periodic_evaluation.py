@@ -1,4 +1,4 @@
-"""The evaluations of a run under way: episodes, their film, open-loop pictures of the world model."""
+"""The evaluations of a run under way: episodes, their video, open-loop images of the world model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreamer.runtime.run.evaluation import Result
 from dreamer.runtime.run.parts import Parts
 
 FPS = 30
-MOST_DREAMS = 6  # sequences in open-loop pictures
+MOST_DREAMS = 6  # sequences in open-loop images
 
 
 def evaluate(parts: Parts, env_steps: int) -> None:
-    """Plays episodes and draws open-loop pictures with the newest parameters; prints, logs and writes the results.
+    """Plays episodes and draws open-loop images with the newest parameters; prints, logs and writes the results.
 
     env_steps: of this evaluation; another thread may collect more meanwhile, but none may train.
     Raises UserError as environments and devices do.
@@ -24,7 +24,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
         result = play(parts)
         report(parts, env_steps, result)
         if result.frames:
-            write_film(parts, env_steps, result)
+            write_video(parts, env_steps, result)
     if len(parts.replay):
         draw_open_loop(parts, env_steps)
 
@@ -36,7 +36,7 @@ def play(parts: Parts) -> Result:
         return evaluation.evaluate(
             parts.agent, parts.policy, parts.learner.variables(), config.eval, parts.env,
             config.env_options, evaluation.like_training(config.workers, workers.backend),
-            action_repeat=config.action_repeat, seed=config.seed, film=int(parts.film), folder=workers.folder,
+            action_repeat=config.action_repeat, seed=config.seed, record=int(parts.record), folder=workers.folder,
             check=parts.stopping.check, report=parts.display.message, begun=parts.environments.evaluating,
         )  # fmt: skip
 
@@ -54,22 +54,22 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
     )
 
 
-def write_film(parts: Parts, env_steps: int, result: Result) -> None:
-    """Writes the film of the first episode into run_dir/pictures, or prints why it cannot."""
+def write_video(parts: Parts, env_steps: int, result: Result) -> None:
+    """Writes the video of the first episode into run_dir/pictures, or prints why it cannot."""
     path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
     try:
         images.write_episode_video(path, result.frames, FPS)
         parts.display.message(f"what the agent does: {path}")
     except UserError as error:
-        parts.display.message(f"no film of this evaluation: {error}")
+        parts.display.message(f"no video of this evaluation: {error}")
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:
-    """Writes pictures of the world model's dreams beside the true observations, for a batch of the replay."""
+    """Writes images of the world model's dreams beside the true observations, for a batch of the replay."""
     batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
-    pictures = parts.learner.report(batch)
-    if pictures:
+    report = parts.learner.report(batch)
+    if report:
         paths = open_loop.write_report(
-            parts.run_dir, env_steps, images.in_bytes(parts.workers.spec.obs, pictures), show=parts.logger
+            parts.run_dir, env_steps, images.in_bytes(parts.workers.spec.obs, report), show=parts.logger
         )
         parts.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")

@@ -136,8 +136,8 @@ def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True
     }  # fmt: skip
     state = parts.store.save_state(step, head, arrays)
     oldest = replay_state.oldest(parts.replay)
-    rows, rows_per_env = tuple(parts.store.seals(oldest)), parts.replay.size.rows_per_env
-    files = Files(parts.identity, rows, tuple(latents), state, tuple(oldest.tolist()), rows_per_env)
+    rows, rows_per_stream = tuple(parts.store.seals(oldest)), parts.replay.size.rows_per_stream
+    files = Files(parts.identity, rows, tuple(latents), state, tuple(oldest.tolist()), rows_per_stream)
     metrics, spec = (position["bytes"], position["crc"]), as_json(parts.workers.spec)
     return Manifest(step, parts.learner.updates, FORMAT, files, metrics, spec)
 
@@ -179,7 +179,7 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
     A ring that was full has dropped rows that a longer ring would still hold.
     """
     grows = longer and not any(found.files.oldest)
-    return max(planned, found.files.rows_per_env) if grows else found.files.rows_per_env
+    return max(planned, found.files.rows_per_stream) if grows else found.files.rows_per_stream
 
 
 class Restored(NamedTuple):
@@ -330,7 +330,7 @@ def _snapshot_arrays(envs: WorkersState) -> dict[str, np.ndarray]:
     step = envs.ready.step
     fields = {f"row/{name}": getattr(step, name) for name in step._fields if name != "obs"}
     obs = {f"row/obs/{key}": value for key, value in step.obs.items()}
-    return {**states, **fields, **obs, "ready": envs.ready.envs, "resets": envs.resets}
+    return {**states, **fields, **obs, "ready": envs.ready.streams, "resets": envs.resets}
 
 
 def _snapshot(restored: Restored, spec: Spec) -> WorkersState:

@@ -34,7 +34,7 @@ def train(
     resume_from: number of the checkpoint to resume from, None = the newest; implies resume "yes".
     make_env: called with config.env_options to make the environment, in place of config.env.
     trust: read pickled states of environments that were not made by this user on this machine.
-    sinks: receive metrics, pictures and videos besides those that config.log names; they are not closed.
+    sinks: receive metrics, images and videos besides those that config.log names; they are not closed.
     callbacks: called with each line of metrics, a `Line`; may return "stop", which saves and ends the run, or
     "evaluate". A callback that raises ends the run as any failure does.
     Raises UserError for everything that the user can fix. When interrupted, it saves and raises Stopped. After any

@@ -8,7 +8,7 @@ remote      shared code of both sets outside this process
 processes   in worker processes: process (one of them), child (its inside), messages and memory between
 ray_cluster in Ray actors on any machines: actor (the inside of one)
 own_thread  a thread for calls that may hang: the caller can stop waiting
-screen      no window for environments that only draw pictures
+screen      no window for environments that only draw images
 guarded     one environment of a worker process or an actor, its errors returned as incidents
 auto        inline or processes
 """

@@ -40,7 +40,7 @@ class Actor:
         return self._do(number, self._envs[number].get_state)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
+        """An image uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:

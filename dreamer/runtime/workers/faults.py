@@ -62,7 +62,7 @@ class Faults:
         """Records received rows: after a finished episode, or many rows, an environment counts as sound again."""
         if self._calm:
             return
-        envs = ready.envs // agents
+        envs = ready.streams // agents
         self._proven[envs] = True
         self._since[envs] += 1
         sound = envs[ready.step.is_last | (self._since[envs] >= QUIET)]
@@ -128,7 +128,7 @@ def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: boo
 
 
 def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
-    """A picture uint8 [H, W, 3] of an environment; None if it does not draw itself; the reason (str) if it fails."""
+    """An image uint8 [H, W, 3] of an environment; None if it does not draw itself; the reason (str) if it fails."""
     try:
         return rows.render()
     except KeyboardInterrupt:

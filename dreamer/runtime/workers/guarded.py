@@ -57,7 +57,7 @@ class Guarded:
         return self._rows.finished() if self._rows else {}
 
     def render(self) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
+        """An image uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
         return picture_of(self._rows) if self._rows else FAILED
 
     def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:

@@ -63,9 +63,9 @@ class InlineWorkers:
         self._parallel = isinstance(self.rows[0], ParallelRows)
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
-    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """The next rows [R] of all environments that were sent an action; `least` None: of all E."""
-        self._table.wanted(least)
+    def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
+        """The next rows [R] of all environments that were sent an action; `min_ready` None: of all E."""
+        self._table.wanted(min_ready)
         self._do(self._step)
         ready = self._table.take()
         self._faults.delivered(ready, self._table.agents)
@@ -80,7 +80,7 @@ class InlineWorkers:
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
+        """An image uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
         return self._do(picture_of, self.rows[number])
 
     def restart(self, number: int) -> None:
@@ -125,7 +125,7 @@ class InlineWorkers:
             self._table.phase[number] = BUSY
         return lost
 
-    def hurry(self) -> None:
+    def shorten_timeouts(self) -> None:
         """Does nothing: inline, an environment that hangs blocks everything."""
 
     def close(self) -> None:

@@ -28,10 +28,10 @@ class Config:
     address: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
     """Address of the Ray cluster to join. '' tries RAY_ADDRESS, then a cluster running on this machine, then starts
     one."""
-    least: Annotated[int, at_least(0), MAY_CHANGE] = 0
+    min_ready: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Environments that must be ready before the policy acts; 0 = half of them. All of them with `lockstep`."""
-    patience: Annotated[float, at_least(0), MAY_CHANGE] = 0.005
-    """Longest wait, in seconds, for `least` environments; after it, any ready one is enough."""
+    max_wait: Annotated[float, at_least(0), MAY_CHANGE] = 0.005
+    """Longest wait, in seconds, for `min_ready` environments; after it, any ready one is enough."""
     timeout: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 60.0
     """Seconds after which an environment that has not answered an action is replaced; 0 = never. Not inline."""
     restarts: Annotated[int, at_least(0), MAY_CHANGE, SAME_GROUP] = 3
@@ -41,11 +41,11 @@ class Config:
 class Ready(NamedTuple):
     """Rows ready for an action. step: a copy of R rows, their actions zero.
 
-    envs [R] int64, ascending: the stream of each row; agent a of environment e is stream e * agents + a, so with one
+    streams [R] int64, ascending: the stream of each row; agent a of environment e is stream e * agents + a, so with one
     agent the stream is the environment's number
     """
 
-    envs: np.ndarray
+    streams: np.ndarray
     step: Step
 
 
@@ -101,15 +101,15 @@ class Workers(Protocol):
     backend: str  # inline, processes or ray
     folder: str  # the current folder when the set was made
 
-    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows of all E environments if `least` is None, else all ready rows once `least` environments are ready.
+    def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
+        """Rows of all E environments if `min_ready` is None, else all ready rows once `min_ready` of them are ready.
 
-        After `patience` seconds any ready environment is enough. If fewer than `least` were sent an action, waits for
-        those. RuntimeError when no environment was, or with `least` None when any was not.
+        After `max_wait` seconds any ready environment is enough. If fewer than `min_ready` were sent an action, waits
+        for those. RuntimeError when no environment was, or with `min_ready` None when any was not.
         """
 
-    def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answers the rows of streams `envs` [R] with `actions` [R, A] float32.
+    def send(self, streams: np.ndarray, actions: np.ndarray) -> None:
+        """Answers the rows of `streams` [R] with `actions` [R, A] float32.
 
         RuntimeError for a stream not received since its last action, or if an environment's other agents are missing.
         """
@@ -127,7 +127,7 @@ class Workers(Protocol):
         """The seed of an environment as it is now; its replacement has another."""
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of an environment whose rows were received; None if it does not draw itself.
+        """An image uint8 [H, W, 3] of an environment whose rows were received; None if it does not draw itself.
 
         One line with the reason if it fails. If it hangs, it is replaced without counting against workers.restarts.
         """
@@ -148,7 +148,7 @@ class Workers(Protocol):
         seed. RuntimeError when rows were received before, ValueError when the number of environments differs.
         """
 
-    def hurry(self) -> None:
+    def shorten_timeouts(self) -> None:
         """Shortens all timeouts to a few seconds, as the run is ending. Callable from any thread; no effect inline."""
 
     def close(self) -> None: ...

@@ -8,7 +8,7 @@ lie in shared memory; the byte only signals that they are ready. The two sides t
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
     GET                             STATE with bytes, or the reason why not
     PUT with bytes                  STATE with the reason why not ("" if restored) and the numbers of END
-    RENDER                          FRAME with a picture, None, or the reason why there is none
+    RENDER                          FRAME with an image, None, or the reason why there is none
 """
 
 from __future__ import annotations

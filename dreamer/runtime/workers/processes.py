@@ -197,7 +197,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     def _get_states(self) -> list[bytes | str]:
         return self._ask([(number, messages.GET, None) for number in range(self.envs)])
 
-    def _get_picture(self, number: int) -> np.ndarray | str | None:
+    def _get_image(self, number: int) -> np.ndarray | str | None:
         return self._ask([(number, messages.RENDER, None)])[0]
 
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:

@@ -188,7 +188,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self._table.note(number, finished, self._plan.named(number))
         return given
 
-    def _get_picture(self, number: int) -> np.ndarray | str | None:
+    def _get_image(self, number: int) -> np.ndarray | str | None:
         return self._answer(self._homes[number].actor.render.remote(number))
 
     def _answer(self, answer: Any) -> Any:

@@ -48,9 +48,9 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._look = 0.0
         self._making = START
 
-    def receive(self, least: int | None = None, patience: float = 0.0) -> Ready:
-        """Rows [R] of all E, or of those ready once `least` are ready or `patience` seconds are over."""
-        self._wait(self._table.wanted(least), patience if least is not None else math.inf)
+    def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
+        """Rows [R] of all E, or of those ready once `min_ready` are ready or `max_wait` seconds are over."""
+        self._wait(self._table.wanted(min_ready), max_wait if min_ready is not None else math.inf)
         ready = self._table.take()
         self._faults.delivered(ready, self._table.agents)
         return ready
@@ -72,14 +72,14 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._faults.seed(number)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """A picture uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
-        picture = self._get_picture(number)
-        if isinstance(picture, str) and picture == SILENT:
+        """An image uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
+        image = self._get_image(number)
+        if isinstance(image, str) and image == SILENT:
             name, home = self._plan.named(number), self._homes[number]
             text = f"env {name!r} has ended, or not drawn itself for {self._timeout:g} seconds (workers.timeout)"
             self._replace(home, Incident(home.numbers, "hung", text, ""), forgiven=True)
             return text
-        return picture
+        return image
 
     def restart(self, number: int) -> None:
         """Replaces a waiting environment by a new one with a fresh seed."""
@@ -106,7 +106,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
             self._renew(number)
         return lost
 
-    def hurry(self) -> None:
+    def shorten_timeouts(self) -> None:
         """Shortens all timeouts to a few seconds. Callable from any thread.
 
         An environment that has not answered or started by then counts as hung.
@@ -151,20 +151,20 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         """The reason each environment refused its state, "" if it accepted. Keeps their numbers of ended episodes."""
 
     @abc.abstractmethod
-    def _get_picture(self, number: int) -> np.ndarray | str | None:
-        """A picture of an environment that is not at work; SILENT if it does not answer."""
+    def _get_image(self, number: int) -> np.ndarray | str | None:
+        """An image of an environment that is not at work; SILENT if it does not answer."""
 
     def _blame(self, incident: Incident, forgiven: bool) -> None:
         (self._faults.forgive if forgiven else self._faults.count)(incident)
 
-    def _wait(self, wanted: int, patience: float) -> None:
-        """Waits until `wanted` environments are ready; after `patience` seconds any ready one is enough."""
+    def _wait(self, wanted: int, max_wait: float) -> None:
+        """Waits until `wanted` environments are ready; after `max_wait` seconds any ready one is enough."""
         start = time.monotonic()
-        ready = self._hear(0.0, self.envs) if patience < math.inf else np.count_nonzero(self._table.phase == READY)
+        ready = self._hear(0.0, self.envs) if max_wait < math.inf else np.count_nonzero(self._table.phase == READY)
         while ready < wanted:
             seconds = LOOK if not self._timeout else min(LOOK, self._timeout / 4)
             if ready:
-                left = start + patience - time.monotonic()
+                left = start + max_wait - time.monotonic()
                 if left <= 0:
                     return
                 seconds = min(seconds, left)

@@ -1,4 +1,4 @@
-"""Keeps environments that only draw pictures from opening windows. No jax."""
+"""Keeps environments that only draw images from opening windows. No jax."""
 
 from __future__ import annotations
 

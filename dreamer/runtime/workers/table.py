@@ -41,26 +41,29 @@ class Table:
         """Whether all environments are in one phase; compared as bytes, which takes a tenth of an array's time."""
         return self.phase.tobytes().count(phase) == self.envs
 
-    def wanted(self, least: int | None) -> int:
-        """Number of environments to wait for. RuntimeError if none can be ready, or `least` is None and not all can."""
+    def wanted(self, min_ready: int | None) -> int:
+        """Number of environments to wait for.
+
+        RuntimeError if none can be ready, or if `min_ready` is None and not all can.
+        """
         taken = self.phase.tobytes().count(TAKEN)
-        if taken and (least is None or taken == self.envs):
+        if taken and (min_ready is None or taken == self.envs):
             raise RuntimeError("receive() was called twice without send(): environments wait for an action")
-        return self.envs if least is None else max(1, min(least, self.envs - taken))
+        return self.envs if min_ready is None else max(1, min(min_ready, self.envs - taken))
 
     def take(self) -> Ready:
         """Copies [R] of the rows that are ready, which now wait for actions."""
         ready = self.peek()
         self.finished = {}
         if self._noted:
-            own = [stream for stream in ready.envs.tolist() if stream in self._noted]
+            own = [stream for stream in ready.streams.tolist() if stream in self._noted]
             self.finished = {stream: self._noted.pop(stream) for stream in own}
-        if len(ready.envs) == self.streams:
+        if len(ready.streams) == self.streams:
             self.phase.fill(TAKEN)
         else:
             self.phase[self.phase == READY] = TAKEN
         if self.agents > 1:
-            self._held[ready.envs] = True
+            self._held[ready.streams] = True
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
@@ -130,8 +133,8 @@ class Table:
     def put(self, envs: Sequence[int], ready: Ready) -> None:
         """Makes the rows of `envs` in `ready` available to receive; agents without a row there are absent."""
         envs = list(envs)
-        chosen = np.isin(ready.envs // self.agents, envs)
-        streams = ready.envs[chosen]
+        chosen = np.isin(ready.streams // self.agents, envs)
+        streams = ready.streams[chosen]
         for key, array in self.rows.obs.items():
             array[streams] = ready.step.obs[key][chosen]
         for env in envs:
@@ -161,7 +164,7 @@ def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, env
         raise RuntimeError("restore() needs fresh workers, rows of these were received")
     if len(states) != envs:
         raise ValueError(f"the snapshot is of {len(states)} environments, not {envs}")
-    with_rows = set((ready.envs // agents).tolist())
+    with_rows = set((ready.streams // agents).tolist())
     rowless = {number for number, state in enumerate(states) if isinstance(state, bytes)} - with_rows
     if rowless:
         raise ValueError(f"the snapshot has a state but no row of the environments {sorted(rowless)}")

@@ -17,7 +17,7 @@ from dreamer.spaces import MASK, Space, Spec
 MASK_DTYPE = "int8"
 
 
-class Reading(NamedTuple):
+class EnvAdapter(NamedTuple):
     """keys: of the observation | actions: conversion of actions | spec: what the agent sees
 
     masks: the action space, when `info` holds MASK at each step, else None
@@ -31,8 +31,8 @@ class Reading(NamedTuple):
     first: tuple[Any, dict] | None
 
 
-def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Reading:
-    """The Reading of `env`. Raises UserError for spaces that are not supported.
+def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAdapter:
+    """The EnvAdapter of `env`. Raises UserError for spaces that are not supported.
 
     With discrete actions and no observation MASK the environment is reset, with `seed`, as only its info shows
     whether it has a mask.
@@ -41,17 +41,17 @@ def reading(env: gymnasium.Env, name: str = "", seed: int | None = None) -> Read
     keys = readers(env, name, actions.action)
     obs = {reader.key: reader.space for reader in keys}
     if MASK in obs or not actions.action.onehots:
-        return Reading(keys, actions, Spec(obs, actions.action), None, None)
+        return EnvAdapter(keys, actions, Spec(obs, actions.action), None, None)
     first = checked_reset(env, seed, name)
     if not (isinstance(first[1], dict) and MASK in first[1]):
-        return Reading(keys, actions, Spec(obs, actions.action), None, first)
+        return EnvAdapter(keys, actions, Spec(obs, actions.action), None, first)
     obs[MASK] = Space((actions.action.onehots,), MASK_DTYPE, 2)
-    return Reading(keys, actions, Spec(dict(sorted(obs.items())), actions.action), env.action_space, first)
+    return EnvAdapter(keys, actions, Spec(dict(sorted(obs.items())), actions.action), env.action_space, first)
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """The Spec of an environment that will not be stepped. Raises UserError as `reading` does."""
-    return reading(env, name).spec
+    """The Spec of an environment that will not be stepped. Raises UserError as `adapt` does."""
+    return adapt(env, name).spec
 
 
 def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:

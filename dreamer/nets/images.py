@@ -1,4 +1,4 @@
-"""Conventions of encoder and decoder for pictures of any size: groups of one size, stages, values from 0 to 1."""
+"""Conventions of encoder and decoder for images of any size: groups of one size, stages, values from 0 to 1."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
 
 
 class Group(NamedTuple):
-    """The pictures of one size, which share their convolutions.
+    """The images of one size, which share their convolutions.
 
     prefix: of the names of its layers, "" for a single group | keys: sorted | mults: channels of each stage, from the
-    picture on, times depth | height, width: of the pictures | grid: (height, width) after the last stage
+    image on, times depth | height, width: of the images | grid: (height, width) after the last stage
     """
 
     prefix: str
@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 
 def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
-    """The pictures among `spaces` by size; mults: channels of the usual stages."""
+    """The images among `spaces` by size; mults: channels of the usual stages."""
     sizes: dict[tuple[int, ...], list[str]] = {}
     for key in sorted(key for key, space in spaces.items() if space.image):
         sizes.setdefault(spaces[key].shape[:2], []).append(key)
@@ -50,7 +50,7 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 
 
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
-    """The channels of each stage for pictures of this size.
+    """The channels of each stage for images of this size.
 
     The stages of `mults`, fewer (dropping the first ones) where the grid would be smaller than 3, more (repeating the
     last one) where it would be larger than 16. With 4 mults, 33 to 256 pixels have 4 stages, so that 64 and 96 are as
@@ -74,16 +74,16 @@ def halved(side: int, times: int) -> int:
     return -(-side // 2**times)
 
 
-def to_unit(space: Space, picture: Array, dtype: Any = jnp.float32) -> Array:
-    """A picture [.., H, W, C] scaled to values from 0 to 1, in dtype."""
+def to_unit(space: Space, image: Array, dtype: Any = jnp.float32) -> Array:
+    """An image [.., H, W, C] scaled to values from 0 to 1, in dtype."""
     if space.bounds is None:
-        return picture.astype(dtype) / 255
+        return image.astype(dtype) / 255
     low, high = space.ends
-    return ((picture.astype(jnp.float32) - low) / (high - low)).astype(dtype)
+    return ((image.astype(jnp.float32) - low) / (high - low)).astype(dtype)
 
 
 def from_unit(space: Space, unit: Array) -> Array:
-    """The inverse of `to_unit` [.., H, W, C], in the agent's dtype of the picture; whole numbers are rounded."""
+    """The inverse of `to_unit` [.., H, W, C], in the agent's dtype of the image; whole numbers are rounded."""
     low, high = space.ends
     value = unit * 255 if space.bounds is None else low + unit * (high - low)
     whole = not space.dtype.startswith("float")

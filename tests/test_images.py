@@ -177,7 +177,7 @@ def test_a_report_is_shown_in_the_sinks_too(tmp_path):
         def __init__(self):
             self.seen = []
 
-        def picture(self, env_steps, name, image):
+        def image(self, env_steps, name, image):
             self.seen.append((env_steps, name, image.dtype, image.ndim))
 
         def video(self, env_steps, name, frames, fps):
@@ -215,19 +215,19 @@ def test_a_gif_and_a_png_hold_the_pixels(tmp_path):
         assert (np.asarray(png) == frames[2]).all()
 
 
-# ---- films side by side
+# ---- videos side by side
 
 
-def film(steps: int, level: int, height: int = 4, width: int = 6) -> list[np.ndarray]:
+def video(steps: int, level: int, height: int = 4, width: int = 6) -> list[np.ndarray]:
     return [np.full((height, width, 3), level + step, np.uint8) for step in range(steps)]
 
 
-def test_one_film_is_itself():
-    np.testing.assert_array_equal(images.tiled([film(3, 10)]), np.stack(film(3, 10)))
+def test_one_video_is_itself():
+    np.testing.assert_array_equal(images.tiled([video(3, 10)]), np.stack(video(3, 10)))
 
 
-def test_films_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimmed():
-    tiles = images.tiled([film(3, 90), film(1, 60), film(2, 30)])
+def test_videos_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimmed():
+    tiles = images.tiled([video(3, 90), video(1, 60), video(2, 30)])
     gap = images.TILE_GAP
     assert tiles.shape == (3, 4 + gap + 4, 6 + gap + 6, 3)
     corners = [tiles[:, top, left, 0].tolist() for top in (0, 4 + gap) for left in (0, 6 + gap)]
@@ -235,7 +235,7 @@ def test_films_stand_in_a_square_and_those_that_ended_hold_their_last_frame_dimm
     assert not tiles[:, 4 : 4 + gap].any() and not tiles[:, :, 6 : 6 + gap].any()
 
 
-def test_a_smaller_film_has_black_beside_it():
-    tiles = images.tiled([film(1, 9), film(1, 9, height=2, width=3)])
+def test_a_smaller_video_has_black_beside_it():
+    tiles = images.tiled([video(1, 9), video(1, 9, height=2, width=3)])
     assert tiles.shape == (1, 4, 6 + images.TILE_GAP + 6, 3)
     assert tiles[0, :, 6 + images.TILE_GAP :, 0].sum() == 2 * 3 * 9
