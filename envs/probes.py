@@ -182,14 +182,22 @@ class Counter(ProbeEnv):
 
 
 class Pixel(Both):
-    """A bright square left or right names the action that pays. Failing: the image encoder or decoder."""
+    """A bright square left or right names the action that pays. Failing: the image encoder or decoder.
 
-    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    side: of the image [side, side, 3], a multiple of 8.
+    """
+
+    def __init__(self, steps: int | None = None, side: int = 64):
+        super().__init__(steps)
+        if side < 8 or side % 8:
+            raise ValueError(f"the side of the image must be a multiple of 8, not {side}")
+        self.observation_space = gymnasium.spaces.Box(0, 255, (side, side, 3), np.uint8)
 
     def observe(self) -> np.ndarray:
-        image = np.zeros((64, 64, 3), np.uint8)
-        left = 40 if self.cue > 0 else 8
-        image[24:40, left : left + 16] = 255
+        image = np.zeros(self.observation_space.shape or (), np.uint8)
+        eighth = len(image) // 8
+        left = eighth * (5 if self.cue > 0 else 1)
+        image[3 * eighth : 5 * eighth, left : left + 2 * eighth] = 255
         return image
 
 
@@ -240,10 +248,14 @@ PROBES: dict[str, Probe] = {
 }  # fmt: skip
 
 
-def make(task: str, steps: int | None = None) -> gymnasium.Env:
-    """The probe called `task`, with episodes of `steps` steps. Raises ValueError."""
+def make(task: str, steps: int | None = None, side: int | None = None) -> gymnasium.Env:
+    """The probe called `task`, with episodes of `steps` steps. side: of the image of "pixel". Raises ValueError."""
     if task not in ENVS:
         close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"
         raise ValueError(f"there is no probe {task!r}; {hint}")
-    return ENVS[task](steps)
+    if side is None:
+        return ENVS[task](steps)
+    if task != "pixel":
+        raise ValueError(f"only the probe 'pixel' shows an image, so {task!r} takes no side")
+    return Pixel(steps, side)

@@ -9,18 +9,23 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import dreamer
+from dreamer.runtime.run.listening import Line
 from envs.probes import PROBES
 
 PRESET = Path(__file__).parents[1] / "experiments" / "probe.yaml"
 SETTINGS: dict[str, dict] = {
+    "constant": {"env_steps": 1500},
+    "observation": {"env_steps": 1500},
     "delayed": {"env_steps": 9000},
     "action_continuous": {"env_steps": 6000},
     "both": {"env_steps": 5000},
     # Pictures are dear on a CPU: small batches, more of them. Two groups learned sooner than eight; a guess at why: the
     # prior draws its groups independently, and cannot dream a random side that the posterior spelled in many of them.
     "pixel": {
+        "env_options": {"side": 32},
         "env_steps": 2000,
         "replay_ratio": 32,
         "replay.batch_size": 8,
@@ -37,8 +42,15 @@ def trained(name: str) -> Path:
     run_dir = Path(tempfile.mkdtemp()) / name
     overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False, "env_steps": 3000}
     overrides["lockstep"] = True  # a probe that fails fails again
+    overrides["eval.every"] = 500
     overrides |= SETTINGS.get(name, {})
-    return dreamer.train(dreamer.load_config(PRESET, overrides=overrides))
+
+    def solved(line: Line) -> Literal["stop"] | None:
+        return "stop" if line.values.get("eval/return", -1) >= PROBES[name].solved_return else None
+
+    # Where no action matters an evaluation shows nothing: the run needs all of its steps.
+    callbacks = [solved] if PROBES[name].solved_return > PROBES[name].random_return else []
+    return dreamer.train(dreamer.load_config(PRESET, overrides=overrides), callbacks=callbacks)
 
 
 def fails(name: str) -> str:

@@ -114,6 +114,20 @@ def test_pixel_probe_is_a_tiny_picture_of_two_faces():
     assert len(faces) == 2 and EnvRows(env).spec.obs["image"].image
 
 
+@pytest.mark.parametrize("side", [8, 32])
+def test_pixel_probe_of_another_side_shows_the_same_scene(side):
+    small, large = make("pixel", side=side), make("pixel")
+    shrunk = large.reset(seed=3)[0][:: 64 // side, :: 64 // side]
+    np.testing.assert_array_equal(small.reset(seed=3)[0], shrunk)
+
+
+def test_a_side_that_no_scene_fits_is_refused():
+    with pytest.raises(ValueError, match="multiple of 8, not 12"):
+        make("pixel", side=12)
+    with pytest.raises(ValueError, match="'both' takes no side"):
+        make("both", side=32)
+
+
 def test_unknown_probe_and_bad_length_are_refused():
     with pytest.raises(ValueError, match="did you mean 'counter'"):
         make("countr")
