@@ -30,6 +30,6 @@ def preset_line(file: Path) -> str:
 
 
 def nearest_preset(word: str) -> str:
-    """The name of the preset nearest to `word`, "" when none is near. Letter case and ending do not count."""
+    """The name of the preset nearest to `word`, "" when none is near. Ignores case and file ending."""
     close = difflib.get_close_matches(Path(word).stem.lower(), presets(), n=1, cutoff=0.6)
     return close[0] if close else ""

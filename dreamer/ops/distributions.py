@@ -120,7 +120,7 @@ def sample_onehot(key: Array, logits: Array) -> Array:
 
 @jax.custom_jvp
 def straight_through(onehot: Array, log_probs: Array) -> Array:
-    """The value of `onehot` with the gradient of exp(log_probs), log-probabilities [.., C] as of `mix_uniform`."""
+    """The value of `onehot` with the gradient of exp(log_probs), which are [.., C] as returned by `mix_uniform`."""
     return onehot
 
 

@@ -142,13 +142,13 @@ def _converted(key: Key, value: Any) -> Verdict | None:
     if not isinstance(value, np.ndarray | np.generic):
         return warning(
             "dtype",
-            f"key {key.name!r} is a {type(value).__name__}, not a numpy array: it is turned into one at every step, "
-            "other software may not do that",
+            f"key {key.name!r} is a {type(value).__name__}, not a numpy array: it is converted at every step, "
+            "other software may not do so",
         )
     if value.dtype != key.space.dtype:
         return warning(
             "dtype",
-            f"key {key.name!r} is {value.dtype}, its space says {key.space.dtype}: it is converted on the way, other "
-            f"software refuses it; give np.asarray(x, np.{key.space.dtype})",
+            f"key {key.name!r} is {value.dtype}, its space is {key.space.dtype}: it is converted at every step, other "
+            f"software refuses it; return np.asarray(x, np.{key.space.dtype})",
         )
     return None
