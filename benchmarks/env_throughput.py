@@ -1,4 +1,4 @@
-"""Environment steps per second with random actions, beside gymnasium's vector environments in the same run.
+"""Environment steps per second with random actions, compared with gymnasium's vector environments in the same run.
 
     python benchmarks/env_throughput.py [--seconds 1] [--repeats 5] [--envs 1 4 16]
 

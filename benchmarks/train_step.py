@@ -1,4 +1,4 @@
-"""Milliseconds of one train step and one policy step, operations, compile time and memory; beside a peer if asked.
+"""Milliseconds of a train step and a policy step, operations, compile time and memory, optionally next to a peer.
 
     python -m benchmarks.train_step --size size12m --obs image --json row.json
     python -m benchmarks.train_step --runs size1m:proprio:bfloat16 size12m:image:bfloat16 --json rows.json

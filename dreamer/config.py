@@ -138,12 +138,11 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
 def overlay(
     config: Any, layer: Layer, path: str = "", *, before: Sequence[Layer] = (), note: Note = tell
 ) -> Any:
-    """`config` with the differences of `layer`; `path` is the dotted key of `config`.
+    """Applies the differences in `layer` to `config`, whose dotted key is `path`.
 
-    A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other keys apply.
-    Values that the layers `before` set for the old plug-in are kept where the new one has such a field and accepts the
-    value; `note` is called with a line on the rest. An empty mapping empties a dict field; any other is merged into it.
-    Raises UserError.
+    If `layer` names another plug-in, that plug-in's defaults replace the old one first. Values that the layers `before`
+    set for the old plug-in are kept if the new one has such a field and accepts the value; `note` is called with a line
+    that lists the others. An empty mapping empties a dict field; any other mapping is merged into it. Raises UserError.
     """
     values = layer.values
     for part in path.split(".") if path else []:

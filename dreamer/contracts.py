@@ -215,7 +215,7 @@ def _is_packed(out: Any, storage: Mapping) -> None:
     for name, value in out.items():
         wanted = tuple(storage[name].shape)
         if tuple(value.shape)[len(value.shape) - len(wanted) :] != wanted:
-            raise Fault(f"{name!r} of shape {_shape(value)}, but storage says [.., {', '.join(map(str, wanted))}]")
+            raise Fault(f"{name!r} of shape {_shape(value)}, but storage declares [.., {', '.join(map(str, wanted))}]")
 
 
 def _is_decoded(out: Any, spec: Spec) -> None:

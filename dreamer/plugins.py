@@ -114,7 +114,7 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     if ":" not in name:
         env = _make_registered(name, name, options, render_mode)
     elif where == "__main__" or "<" in what:
-        raise UserError(f"env {name!r} was given as a function: give it again as make_env=, or put it into a module")
+        raise UserError(f"env {name!r} was passed as a function: pass it again as make_env=, or put it into a module")
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
     elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:

@@ -1,7 +1,7 @@
 """The folders that come with the package besides its code: `envs/` and `experiments/`. Imports no jax.
 
-In the checkout both lie beside the package, in a wheel inside it. No other place is searched: a folder of the same name
-in the current folder, or another installed package, never replaces them.
+Both lie next to the package in a checkout, and inside it in a wheel. No other place is searched, so a folder of the
+same name in the current folder, or another installed package, never replaces them.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
 
 
 def install(suite: str, more: str = "") -> str:
-    """The command that installs the extra of a suite, from the checkout or beside an installed package.
+    """The command that installs the extra of a suite, from the checkout or next to an installed package.
 
     more: a shell command to run after it.
     """

@@ -27,7 +27,8 @@ def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = 
 class InOrder(dict):
     """A set that is iterated in insertion order.
 
-    The game draws creatures by their position in a set of objects, and the order of a set differs between processes.
+    The game picks random creatures by their index in a set of objects, and the order of a set differs between
+    processes.
     """
 
     def add(self, item: Any) -> None:
@@ -70,7 +71,7 @@ class Crafter(gymnasium.Env):
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """An image uint8 [512, 512, 3]. Restores the world's random state, since the noise at night draws from it."""
+        """An image uint8 [512, 512, 3]. Restores the world's random state, which the noise at night advances."""
         random = self._env._world.random
         before = random.get_state()
         image = self._env.render((512, 512))

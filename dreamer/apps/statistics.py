@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """n scores in numbers. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
+    """Statistics of n scores. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
 
     n: int
     mean: float

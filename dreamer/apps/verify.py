@@ -68,7 +68,7 @@ def verify_run(run: str, json_file: str | None = None) -> int:
 
 
 def verify(run: Path, deep: bool = True) -> Report:
-    """Reads all of a run. deep: the arrays of checkpoints too, through Orbax. Raises UserError when there is no run."""
+    """Reads a whole run. deep: also the arrays of checkpoints, through Orbax. Raises UserError when there is no run."""
     run_dir = existing_run_dir(run)
     notes: list[str] = []
     faults: list[str] = []
@@ -117,7 +117,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def advice(report: Report) -> Iterator[str]:
-    """Lines on what can be done, and on what would be lost."""
+    """Yields lines of advice: what can be done, and what would be lost."""
     newest = report.newest_whole
     resume = f"dreamer train --run-dir {report.run_dir} --resume"
     if newest is None:

@@ -48,7 +48,7 @@ def same(size: int) -> tuple[int, int]:
 def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) -> Array:
     """[N, H, W, C] with kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
 
-    padding: (before, after) of rows and columns alike, together k - 1; None: `same`.
+    padding: (before, after) of both rows and columns, with sum k - 1; None: `same`.
     """
     return _convolve(x, kernel.astype(x.dtype), padding or same(kernel.shape[0]))
 

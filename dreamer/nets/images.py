@@ -52,9 +52,8 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
     """The channels of each stage for images of this size.
 
-    The stages of `mults`, fewer (dropping the first ones) where the grid would be smaller than 3, more (repeating the
-    last one) where it would be larger than 16. With 4 mults, 33 to 256 pixels have 4 stages, so that 64 and 96 are as
-    in the reference.
+    They are those of `mults`, without the first ones if the grid would be smaller than 3, or with the last one repeated
+    if it would be larger than 16. With 4 mults, sides of 33 to 256 pixels have 4 stages, as in the reference.
     """
     count = len(mults)
     while count and min(halved(height, count), halved(width, count)) < SMALLEST:

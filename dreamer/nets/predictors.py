@@ -47,7 +47,7 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """Bits [.., count] bool, such as an action mask: True where that is more likely. The loss sums over the bits."""
+    """Bits [.., count] bool, such as an action mask: True if its chance is above 1/2. The loss sums over the bits."""
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

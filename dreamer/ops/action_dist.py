@@ -124,7 +124,8 @@ def make(
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices that arrange one-hots of several lengths as rows of equal length.
 
-    pick [groups, largest]: index of each entry in [n] | back [n]: its index in groups * largest | real: no padding
+    pick [groups, largest]: index of each entry in [n] | back [n]: its index in groups * largest
+    real [groups, largest]: False for padding
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

@@ -8,8 +8,8 @@ The gradient is divided in the same way. The forward loop stores only the carrie
 the gradients of the carries. The intermediate values that it needs, and afterwards the gradients of weights and inputs,
 are computed for all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an array as
 large as W in each step, and devices that share a batch would also sum their shares in each step. The cost is a second
-evaluation of the steps, in large products; it saves the loops every array that `jax.lax.scan` writes in a step and
-reads back, which takes a kernel each on a GPU.
+evaluation of the steps, in large products. In return, the loops store no intermediate values: `jax.lax.scan` writes
+and reads one array for each of them in every step, and on a GPU each of these is a kernel.
 """
 
 from __future__ import annotations

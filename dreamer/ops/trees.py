@@ -56,8 +56,11 @@ def _sums_of_squares(leaves: list[Array]) -> Array:
 
 
 def _pieces(tree: Any) -> list[Array]:
-    """All numbers, float32: small leaves as one vector, so that a sum over dozens of biases is one kernel; large leaves
-    in their own shape, since flattening one that is split over devices would gather it."""
+    """All numbers of a tree as a few float32 arrays.
+
+    Small leaves are joined in one vector, so that a sum over dozens of biases is one kernel. Large leaves keep their
+    shape, since flattening a leaf that is split over devices would gather it.
+    """
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
     small = [x.reshape(-1) for x in leaves if x.size < SMALL]
     return [*([jnp.concatenate(small)] if small else []), *(x for x in leaves if x.size >= SMALL)]

@@ -37,7 +37,7 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def _still(key: Key, look: Look, rows: int) -> Verdict:
-    """The verdict on a constant key: a picture means a broken camera, numbers may only need better actions."""
+    """The verdict on a key that never changes: a warning for a picture (is the camera broken?), a note for numbers."""
     if key.reader.space.image:
         shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")
@@ -58,7 +58,7 @@ def _picture(key: Key, looks: list[Look]) -> list[Verdict]:
     if (high - black) / (white - black) < DARK:
         text = (
             f"picture {key.name!r} holds nothing above {high:g} of {black:g} to {white:g}: nearly black to the agent; "
-            "if these are classes, draw them or give them as MultiDiscrete"
+            "if these are classes, draw them or declare them as MultiDiscrete"
         )
         return [note("picture-range", text)]
     return []

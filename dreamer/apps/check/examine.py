@@ -158,7 +158,7 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """Verdicts on rendering, and the picture if one is wanted, which includes render() where it works."""
+    """The verdicts on rendering, and on the picture if one is requested, which includes frames if rendering works."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)

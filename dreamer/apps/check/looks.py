@@ -138,7 +138,7 @@ def _unreadable(key: Key, value: Any) -> Verdict | None:
 def _converted(key: Key, value: Any) -> Verdict | None:
     """A verdict on a value that the runtime accepts and converts, though it differs from the space."""
     if not isinstance(key.space, gymnasium.spaces.Box) or key.space.shape == ():
-        return None  # Discrete and the like are returned as int, np.int32 or np.int64 alike
+        return None  # classes may be int, np.int32 or np.int64
     if not isinstance(value, np.ndarray | np.generic):
         return warning(
             "dtype",

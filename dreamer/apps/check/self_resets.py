@@ -89,7 +89,7 @@ def _tail(hits: int, tries: int, chance: float) -> float:
 class _Twin(NamedTuple):
     """The last observation of an episode, and the first one of a reset in its place.
 
-    differs: whether a reset in place of a step in the middle gives another observation, as it does unless all
+    differs: whether a reset in place of a step in the middle returns another observation; it does, unless all
     observations have the same distribution
     """
 

@@ -1,6 +1,6 @@
 """Takes random steps in an environment, and records all its answers. No jax.
 
-An observation is examined when it is returned, and again after the next call, to find arrays written into meanwhile.
+Examines each observation when it is returned, and again after the next call, to find arrays overwritten in between.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class EnvFailed(Exception):
 
 
 class Watch:
-    """Records the call in progress and its start; once started, owns the thread that gives up on a call that hangs.
+    """Records the call in progress and its start. After `start`, owns the thread that reports a call that hangs.
 
     Only the thread that made it may use it.
     """
