@@ -2,10 +2,10 @@
 
     python benchmarks/compare_curves.py cheetah_run=runs/cheetah finger_spin=runs/finger --out curves.png
 
-Each run's training returns (`episode/return` of metrics.jsonl) are averaged in bins of 10k environment frames like the
-published ones. Prints a table: our mean, the published minimum, mean and maximum in each bin. `--reference TASK=FILE`
-adds a run of the reference with the settings of ours, a CSV of the columns frames and return, one episode a line.
-`dreamer report` draws many runs and seeds; this draws single episodes, and the reference's beside ours.
+Each run's training returns (`episode/return` in metrics.jsonl) are averaged in bins of 10k environment frames, like the
+published ones. Prints a table with our mean and the published minimum, mean and maximum of each bin.
+`--reference TASK=FILE` adds a run of the reference with our settings: a CSV with the columns frames and return, one
+episode per line. `dreamer report` draws many runs and seeds; this script compares single runs with the reference.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def published(task: str) -> list[Points]:
 
 
 def own(run: Run) -> Points:
-    """Frames [N] and mean return [N] of the lines of metrics.jsonl in which episodes ended."""
+    """Frames [N] and mean return [N] from the lines of metrics.jsonl in which episodes ended."""
     points = run.metrics[TRAINING]
     return Points(points.x * run.config.action_repeat, points.y)
 
 
 def episodes(file: Path) -> Points:
-    """Frames [N] and returns [N] of a CSV."""
+    """Frames [N] and returns [N] from a CSV."""
     with open(file, newline="") as lines:
         points = [(int(row["frames"]), float(row["return"])) for row in csv.DictReader(lines)]
     return Points(*np.array(points).T)
 
 
 def main() -> None:
-    """One panel a task."""
+    """Draws one panel per task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="TASK=RUN")
     parser.add_argument("--reference", action="append", default=[], metavar="TASK=FILE")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def draw(axis: plt.Axes, task: str, run: Run, reference: Path | None) -> None:
-    """Published seeds thin, their band shaded, our run on top, the reference's beside it; the same numbers printed."""
+    """Draws the published seeds as a shaded band, our run and the reference's run, and prints the same numbers."""
     seeds, points = published(task), own(run)
     ours = binned(points, BIN)
     last = ours.x[-1] + 2 * BIN
@@ -84,9 +84,9 @@ def draw(axis: plt.Axes, task: str, run: Run, reference: Path | None) -> None:
     if reference:
         others = episodes(reference)
         axis.plot(*others, ".", color="tab:orange", ms=4, alpha=0.5)
-        axis.plot(*binned(others, BIN), "s-", color="tab:orange", label="the reference, with the settings of ours")
+        axis.plot(*binned(others, BIN), "s-", color="tab:orange", label="the reference, with our settings")
         beside = dict(zip(*binned(others, BIN), strict=True))
-    # Settings that the published runs did not have belong in the picture.
+    # The plot names each setting that differs from the published runs.
     axis.set(title=f"{task}, our learning rate {run.config.agent.optimizer.learning_rate:g}", xlim=(0, last))
     axis.set(xlabel="environment frames", ylabel="return of training episodes")
     axis.legend(loc="upper left", fontsize=8)

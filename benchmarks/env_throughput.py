@@ -1,11 +1,11 @@
-"""Environment steps per second with random actions, beside gymnasium's vector environments in the same run.
+"""Environment steps per second with random actions, compared with gymnasium's vector environments in the same run.
 
     python benchmarks/env_throughput.py [--seconds 1] [--repeats 5] [--envs 1 4 16]
 
-CartPole-v1, and pictures 64x64x3 whose step takes 3 ms of a core. All contenders are open at once and take turns, so
-that a machine whose speed drifts is unfair to none; medians over the repeats. Ours is driven in lockstep, and as the
-collector does it, by whoever is ready: half of the environments, or those there after 5 ms. Then one environment whose
-step waits 50 times as long as the others', relative to the others alone.
+Measures CartPole-v1, and 64x64x3 images whose step takes 3 ms of a core. All contenders stay open and run alternately,
+so that drifting machine speed affects all of them equally; the table shows medians over the repeats. Our workers run in
+lockstep, and also like the collector, which continues once half of the environments are ready or after 5 ms. The last
+table adds one environment whose step waits 50 times as long, and compares the rates with and without it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.workers import Config, make_workers
 
 COST = 3e-3  # seconds of a pixel step
-Turn = Callable[[], int]  # advances a set of environments, gives the steps made
+Turn = Callable[[], int]  # advances a set of environments, returns the number of steps
 
 
 class Pixels(gymnasium.Env):
-    """Pictures; a step takes `COST` seconds of a core, or waits `slow` times that when it is environment 0."""
+    """Image observations; a step takes `COST` seconds of a core. Environment 0 waits `slow` times as long instead."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = gymnasium.spaces.Discrete(4)
@@ -40,7 +40,7 @@ class Pixels(gymnasium.Env):
         self.image = np.zeros((64, 64, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Seed 0 makes the slow one."""
+        """Begin an episode; seed 0 makes this the slow environment."""
         super().reset(seed=seed)
         if seed == 0:
             self.wait = self.slow * COST
@@ -48,7 +48,7 @@ class Pixels(gymnasium.Env):
         return self.image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Work, or a wait as for a simulator elsewhere."""
+        """Keep a core busy, or wait as if for an external simulator."""
         if self.wait:
             time.sleep(self.wait)
         else:
@@ -60,12 +60,12 @@ class Pixels(gymnasium.Env):
 
 
 def pixels(slow: float = 0.0) -> gymnasium.Env:
-    """The factory that workers call."""
+    """The environment factory that workers call."""
     return Pixels(slow)
 
 
 def ours(stack: contextlib.ExitStack, backend: str, name: str, envs: int, lockstep: bool, **options: float) -> Turn:
-    """A turn of a set of our workers."""
+    """Returns a function that advances our workers by one turn."""
     crew = stack.enter_context(make_workers(Config(backend, envs=envs), name, options))  # type: ignore[arg-type]
     if backend == "auto":
         print(f"  {crew.describe()}", flush=True)
@@ -83,7 +83,7 @@ def ours(stack: contextlib.ExitStack, backend: str, name: str, envs: int, lockst
 
 
 def theirs(stack: contextlib.ExitStack, kind: str, make: Callable[[], gymnasium.Env], envs: int) -> Turn:
-    """A turn of one of gymnasium's vector environments."""
+    """Returns a function that advances one of gymnasium's vector environments by one turn."""
     vector = getattr(gymnasium.vector, kind)([make] * envs)
     stack.callback(vector.close)
     vector.reset(seed=0)
@@ -109,7 +109,7 @@ def rate(turn: Turn, seconds: float) -> float:
 
 
 def medians(turns: dict[str, Turn], seconds: float, repeats: int) -> dict[str, float]:
-    """Median rate of each, after a warm-up, in turns."""
+    """The median rate of each contender, run alternately after a warm-up."""
     for turn in turns.values():
         rate(turn, seconds / 4)
     rounds = [{name: rate(turn, seconds) for name, turn in turns.items()} for _ in range(repeats)]
@@ -117,7 +117,7 @@ def medians(turns: dict[str, Turn], seconds: float, repeats: int) -> dict[str, f
 
 
 def kinds() -> Iterator[tuple[str, str, Callable[[], gymnasium.Env]]]:
-    """(label, name for us, factory for gymnasium); its checker is off on both sides."""
+    """Yields (label, our env name, factory for gymnasium); gymnasium's checker is off on both sides."""
     yield "CartPole-v1", "CartPole-v1", functools.partial(gymnasium.make, "CartPole-v1", disable_env_checker=True)
     yield "pixels 3 ms", "env_throughput:pixels", pixels
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--envs", type=int, nargs="*", default=(1, 4, 16), help="none: only the slow environment")
+    parser.add_argument("--envs", type=int, nargs="*", default=(1, 4, 16), help="if empty: only the slow environment")
     args = parser.parse_args()
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {load}, ", end="")
@@ -144,13 +144,13 @@ def main() -> None:
                     "ours, processes in lockstep": ours(stack, "processes", name, envs, True),
                     "ours, processes as ready": ours(stack, "processes", name, envs, False),
                 }
-                for who, value in medians(turns, args.seconds, args.repeats).items():
-                    print(f"  {who:28} {value:10,.0f}", flush=True)
+                for name, value in medians(turns, args.seconds, args.repeats).items():
+                    print(f"  {name:28} {value:10,.0f}", flush=True)
     slowest(args.seconds * 2, args.repeats)
 
 
 def slowest(seconds: float, repeats: int) -> None:
-    """What one environment that waits 50 times as long does to 15 others."""
+    """Measures how one environment that waits 50 times as long slows 15 others."""
     print("pixels 3 ms x 15, and with one more that waits 150 ms: steps per second", flush=True)
     with contextlib.ExitStack() as stack:
         name, slow = "env_throughput:pixels", functools.partial(pixels, slow=50.0)
@@ -161,9 +161,9 @@ def slowest(seconds: float, repeats: int) -> None:
             "ours 15 + 1": ours(stack, "processes", name, 16, False, slow=50.0),
         }
         found = medians(turns, seconds, repeats)
-        for who in ("AsyncVectorEnv", "ours"):
-            alone, both = found[f"{who} 15"], found[f"{who} 15 + 1"]
-            print(f"  {who:28} {alone:10,.0f} {both:10,.0f}  {both / alone:6.1%}", flush=True)
+        for name in ("AsyncVectorEnv", "ours"):
+            alone, both = found[f"{name} 15"], found[f"{name} 15 + 1"]
+            print(f"  {name:28} {alone:10,.0f} {both:10,.0f}  {both / alone:6.1%}", flush=True)
 
 
 if __name__ == "__main__":

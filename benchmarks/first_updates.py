@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def main() -> None:
-    """One panel a metric."""
+    """Draws one panel per metric."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The text of a compiled program: its computations, how often loops run, sizes of arrays."""
+"""Parses the text of a compiled program: computations, trip counts of loops, sizes of arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation by its name; "ENTRY " stands before that of the first."""
+    """{name: lines} of the computations; the name of the entry computation begins with "ENTRY "."""
     bodies: dict[str, list[str]] = {}
     name = None
     for line in text.splitlines():
@@ -25,12 +25,12 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def entry(bodies: Mapping[str, Sequence[str]]) -> str:
-    """The name of the computation that a program begins with."""
+    """The name of the entry computation."""
     return next(name for name in bodies if name.startswith("ENTRY "))
 
 
 def trips(bodies: Mapping[str, Sequence[str]], loop: str) -> int:
-    """How often a loop runs: as it says, else the number that its condition compares with, else once."""
+    """The trip count of a loop: its known_trip_count, else the number that its condition compares with, else 1."""
     if known := re.search(r"known_trip_count[^0-9]*(\d+)", loop):
         return int(known[1])
     condition = bodies[re.search(r"condition=%?([\w.\-]+)", loop)[1]]
@@ -39,7 +39,7 @@ def trips(bodies: Mapping[str, Sequence[str]], loop: str) -> int:
 
 
 def nbytes(shapes: str) -> int:
-    """Bytes of all arrays whose shapes stand in a text."""
+    """The total size in bytes of the array shapes in a text."""
     return sum(
         SIZES[dtype] * math.prod(map(int, filter(None, sizes.split(","))))
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)

@@ -1,11 +1,11 @@
-"""What an update launches on a GPU, from the program compiled for one that need not be there.
+"""Counts the kernel launches of an update on a GPU, from the compiled program; no GPU is needed.
 
     pip install "jax[cuda13]"
     JAX_PLATFORMS=cpu python -m benchmarks.launches --size size1m --obs proprio --dtype bfloat16 [--list]
 
-Each kernel, copy and call of a library counts once for each trip of the loops it stands in. A small update is bound by
-their number: on an H200 one takes about two microseconds, however little it does. Nothing is run and nothing is tuned:
-XLA chooses the forms of its products by timing them on the device, so that a few launches differ there.
+Each kernel, copy and library call counts once per trip of the loops around it. Their number bounds the speed of a small
+update: on an H200 a launch takes about two microseconds, however little it does. Nothing is run or autotuned: on a real
+device XLA chooses its matrix products by timing them, so a few launches differ there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import hlo, serve
 
-# As CUDA describes the device.
+# The description of the device by CUDA.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -37,8 +37,8 @@ NOTHING = {"bitcast", "get-tuple-element", "tuple", "parameter", "constant", "af
 
 
 class Launch(NamedTuple):
-    """kind: fusion, custom-call, copy .. | name, result: in the program | loop: "" outside of loops | times: an update
-    | source: jax's"""
+    """kind: fusion, custom-call, copy .. | name, result: in the program | loop: "" outside of loops
+    times: launches per update | source: the operation in JAX"""
 
     kind: str
     name: str
@@ -49,7 +49,7 @@ class Launch(NamedTuple):
 
 
 def launches(text: str) -> list[Launch]:
-    """All launches of a compiled program, from its text; of branches none, as they are not known to be taken."""
+    """All launches in the text of a compiled program, except those in branches, which may not be taken."""
     bodies = hlo.computations(text)
     found: list[Launch] = []
 
@@ -72,7 +72,8 @@ def launches(text: str) -> list[Launch]:
 
 
 def compile_for(args: argparse.Namespace, target: str = H100) -> str:
-    """The text of the compiled update that the arguments of `serve` name. Raises ImportError without CUDA's plugin."""
+    """Compiles the update selected by the arguments of `serve` and returns its text. Raises ImportError without CUDA.
+    """
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
@@ -102,12 +103,12 @@ def main() -> None:
     """Compiles, counts and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_arguments(parser)
-    parser.add_argument("--list", action="store_true", help="each launch inside of loops, too")
+    parser.add_argument("--list", action="store_true", help="also list each launch inside loops")
     args = parser.parse_args()
     start = time.perf_counter()
     found = launches(compile_for(args))
     print(f"{args.size} {args.obs} {args.dtype}, compiled in {time.perf_counter() - start:.0f} s: "
-          f"{sum(one.times for one in found):,} launches an update")  # fmt: skip
+          f"{sum(one.times for one in found):,} launches per update")  # fmt: skip
     for loop in dict.fromkeys(one.loop for one in found):
         inside = [one for one in found if one.loop == loop]
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(one.kind for one in inside).most_common())

@@ -1,4 +1,4 @@
-"""One size, observation and dtype under the clock: what is measured and how."""
+"""Measures one combination of size, observation and dtype: times, operations and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPECS = {
 
 @dataclasses.dataclass
 class Subject:
-    """A compiled update with its state and a batch on the device. `step` runs it once and waits."""
+    """A compiled update with its state and a batch on the device. `step` runs the update once and waits for it."""
 
     agent: Agent
     spec: Spec
@@ -51,11 +51,11 @@ class Subject:
     facts: dict[str, Any]
 
     def step(self) -> None:
-        """One update; the state moves on."""
+        """Runs one update, which replaces the state, and waits for it."""
         jax.block_until_ready(self.start())
 
     def start(self) -> Any:
-        """One update, not waited for."""
+        """Dispatches one update without waiting for it."""
         self.state, out = self.update(self.state, self.batch)
         return self.state, out
 
@@ -67,7 +67,7 @@ def load(size: str, dtype: str, overrides: Mapping[str, Any]) -> agents.Config:
 
 
 def build(config: agents.Config, spec: Spec, batch: tuple[int, int]) -> Subject:
-    """Traces and compiles the update for one device, each on its own clock, and counts what it computes."""
+    """Traces and compiles the update for one device, timing both separately, and counts its operations."""
     agent, mesh = agents.make(config, spec), meshes.make_mesh(jax.devices()[:1])
     state = programs.jit_init(agent, mesh)(jax.random.key(0))
     data = jax.device_put(make_batch(spec, agent.storage, *batch), placement.split(mesh))
@@ -105,7 +105,7 @@ def make_batch(spec: Spec, storage: Mapping, batch_size: int, length: int) -> Ba
 
 
 def update_times(subject: Subject, steps: int, warmup: int) -> dict[str, Any]:
-    """Milliseconds of updates, each waited for; ms_pipelined: of as many in a row with one wait at the end."""
+    """Milliseconds of updates, waiting for each; ms_pipelined: per update, if only the last is waited for."""
     time_steps(subject.step, warmup)
     row: dict[str, Any] = summary(time_steps(subject.step, steps))
     count = min(steps, 20)
@@ -134,7 +134,7 @@ def policy_times(subject: Subject, envs: int, steps: int = 50) -> dict[str, floa
 
 
 def matmul_peak(dtype: str, repeats: int = 8) -> float:
-    """GFLOP/s of the best of some square products: the roof of this machine, now. Float32 on a CPU."""
+    """GFLOP/s of the best of several square matrix products: the machine's current peak. Float32 on a CPU."""
     on_cpu = jax.default_backend() == "cpu"
     n, kind = (2048, "float32") if on_cpu else (8192, dtype)
     a, b = (jax.random.normal(jax.random.key(i), (n, n), kind) for i in range(2))
@@ -144,13 +144,13 @@ def matmul_peak(dtype: str, repeats: int = 8) -> float:
 
 
 def device_peak_mb() -> int | None:
-    """Peak bytes in use on the device; None where it does not tell, as on a CPU."""
+    """Peak megabytes in use on the device; None if the device does not report it, as on a CPU."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] // 2**20 if "peak_bytes_in_use" in stats else None
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what a row was measured."""
+    """The machine and the versions with which a row is measured."""
     device = jax.devices()[0]
     names = ("jax", "jaxlib", "numpy", "flax", "optax")
     return {
@@ -161,13 +161,13 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The model of the processor, as the kernel names it."""
+    """The model of the processor, as reported by the kernel."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with a + when files differ from it; None where there is no git."""
+    """The commit of this checkout, with a + if files differ from it; None without git."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,9 +1,9 @@
-"""Operations of a program: matrix products and convolutions, counted from its jaxpr. Imports nothing but jax.
+"""Counts the operations of matrix products and convolutions in a program's jaxpr. Imports nothing but jax.
 
-From the jaxpr, not from the compiled program: XLA's cost_analysis counts the body of a loop once, and its optimized
-text names the same product `dot`, `__cublas$gemm` or a Triton fusion by platform. The jaxpr is the same everywhere.
-Dead code is eliminated first, as jit would; a scan counts its body `length` times, a Pallas kernel its grid.
-2 operations a multiply-add. Zeros of padding and dilation count. Of the branches of a cond the dearest counts.
+The jaxpr is the same on every platform, unlike the compiled program: XLA's cost_analysis counts the body of a loop
+once, and its optimized text calls the same product `dot`, `__cublas$gemm` or a Triton fusion. Dead code is eliminated
+first, as by jit. A scan counts its body `length` times, a Pallas kernel once per grid point, and a cond its most
+expensive branch. A multiply-add is 2 operations. Zeros from padding and dilation count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 
 
 class Operations(NamedTuple):
-    """matmul, conv | in_loops: those of both inside a scan | unknown: loops counted once, of unknown length."""
+    """matmul, conv: operations | in_loops: both inside scans | unknown: loops of unknown length, counted once."""
 
     matmul: int = 0
     conv: int = 0
@@ -30,19 +30,19 @@ class Operations(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of matrix products and convolutions."""
+        """The operations of matrix products and convolutions together."""
         return self.matmul + self.conv
 
     def __add__(self, other: tuple) -> Operations:
         return Operations(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> Operations:
-        """The same body, `count` times over."""
+        """The operations of `count` repetitions."""
         return Operations(self.matmul * count, self.conv * count, self.in_loops * count, self.unknown)
 
 
 def of_function(fun: Callable[..., Any], *args: Any) -> Operations:
-    """Operations of `fun(*args)`; args may be shapes."""
+    """Operations of `fun(*args)`; args may be ShapeDtypeStructs."""
     return of_closed(jax.make_jaxpr(fun)(*args))
 
 
@@ -54,7 +54,7 @@ def of_closed(closed: Any) -> Operations:
 
 
 def carried_bytes(closed: Any) -> int:
-    """Bytes that the scans of a closed jaxpr hand from step to step, all steps and nested scans together."""
+    """Bytes of the carries of all scans in a closed jaxpr, summed over their steps, nested scans included."""
     jaxpr = getattr(closed, "jaxpr", closed)
     live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _carried(live)
@@ -73,7 +73,7 @@ def _carried(jaxpr: Any) -> int:
 
 
 def of_jaxpr(jaxpr: Any) -> Operations:
-    """Operations of a jaxpr as it stands."""
+    """Operations of a jaxpr, dead code included."""
     total = Operations()
     for eqn in jaxpr.eqns:
         total += of_equation(eqn)
@@ -81,7 +81,7 @@ def of_jaxpr(jaxpr: Any) -> Operations:
 
 
 def of_equation(eqn: Any) -> Operations:
-    """Operations of one equation and of all that it calls."""
+    """Operations of one equation and of the jaxprs that it calls."""
     name = eqn.primitive.name
     if name == "dot_general":
         return Operations(matmul=dot(eqn))
@@ -104,7 +104,7 @@ def of_equation(eqn: Any) -> Operations:
 
 
 def called(params: dict) -> Iterator[Any]:
-    """The jaxprs among the parameters of an equation, also those inside tuples."""
+    """The jaxprs among the parameters of an equation, including those inside tuples."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             one = getattr(one, "jaxpr", one)
@@ -113,13 +113,13 @@ def called(params: dict) -> Iterator[Any]:
 
 
 def dot(eqn: Any) -> int:
-    """2 x outputs x length of the contraction."""
+    """Operations of a matrix product: 2 x outputs x length of the contraction."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     shape = eqn.invars[0].aval.shape
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
 
 
 def convolution(eqn: Any) -> int:
-    """2 x outputs x kernel elements that one output sees."""
+    """Operations of a convolution: 2 x outputs x kernel elements per output."""
     kernel, outputs = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[outputs]

@@ -1,10 +1,10 @@
-"""Rates of the replay: rows put in, batches drawn and written back, beside plain copies of the same bytes.
+"""Rates of the replay: inserting rows, drawing batches and writing back, compared with plain copies of the same bytes.
 
     python benchmarks/replay_rate.py --rows 40000 --folder /tmp
 
-16 environments with 64x64x3 pictures, batches of 16 sequences of 64 + 1 rows, latents of the sizes given. Medians of
-milliseconds after some calls to warm up; `put` is the transfer of a batch to the device, `copy` is numpy copying as
-many bytes from one place to a new array.
+Uses 16 environments with 64x64x3 images, batches of 16 sequences of 64 + 1 rows, and latents of the given sizes. Prints
+median milliseconds after a warm-up; `put` is the transfer of a batch to the device, `copy` is a numpy copy of the same
+number of bytes into a new array.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ COLUMNS = ("rows/s in", "draw ms", "put ms", "back ms", "prio ms", "copy ms", "d
 
 
 def main() -> None:
-    """One line for each size of the latents, tier and sampler."""
+    """Prints one line for each size of the latents, tier and sampler."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", default=("size1m", "size12m"))
     parser.add_argument("--tiers", nargs="+", default=("memory", "disk"))
     parser.add_argument("--samplers", nargs="+", default=tuple(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--rows", type=int, default=40_000)
     parser.add_argument("--calls", type=int, default=100)
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the disk tier keeps its files")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="folder for the files of the disk tier")
     args = parser.parse_args()
     print(f"{args.rows:,} rows, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, numpy {np.__version__}")
     print(f"{'size':8} {'tier':7} {'sampler':9}" + "".join(f"{name:>11}" for name in COLUMNS), flush=True)
@@ -57,7 +57,7 @@ def main() -> None:
             for name in args.samplers:
                 config = Config(capacity_steps=args.rows, batch_size=BATCH, batch_length=LENGTH, tier=tier,
                                 online=False, **SAMPLERS[name])  # fmt: skip
-                # A process of its own, so that memory freed by the one before is not used again.
+                # Each runs in a new process, so that memory freed by the previous one is not reused.
                 with tempfile.TemporaryDirectory(dir=args.folder) as folder, ProcessPoolExecutor(1, SPAWN) as pool:
                     values = pool.submit(measure, config, storage(size), folder, args.calls).result()
                 print(f"{size:8} {tier:7} {name:9}" + "".join(f"{value:>11}" for value in values), flush=True)
@@ -71,7 +71,7 @@ def storage(size: str) -> dict[str, Space]:
 
 
 def measure(config: Config, latents: dict[str, Space], folder: str, calls: int) -> list[str]:
-    """The values of COLUMNS. overhead: resident memory taken beyond the plan's; the file cache does not count."""
+    """The values of COLUMNS. overhead: resident memory beyond the planned size, without the file cache."""
     before = resident()
     replay = Replay(SPEC, latents, config, streams=ENVS, seed=0, env_steps=10**9, run_dir=folder)
     step, latent = rows(latents)
@@ -120,7 +120,7 @@ def rows(latents: dict[str, Space]) -> tuple[Step, dict[str, np.ndarray]]:
 
 
 def copies(replay: Replay, rng: np.random.Generator) -> None:
-    """The least that drawing must do: copies of the same bytes, the large ones from one stretch each."""
+    """Copies the bytes of one batch, large arrays as single slices: the least work that drawing a batch needs."""
     ring = int(rng.integers(ENVS))
     for name, column in replay.columns.items():
         length = BATCH * (1 if name.startswith("latent/") else LENGTH + 1)
@@ -139,7 +139,7 @@ def times(call: Callable[[], Any], count: int) -> list[float]:
 
 
 def resident() -> int:
-    """Bytes of anonymous memory that this process holds."""
+    """Bytes of anonymous resident memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 

@@ -1,10 +1,11 @@
-"""Trains with the rounding errors that the reference's compiled two-hot mean has, to see what they do.
+"""Trains with the rounding errors of the reference's compiled two-hot mean, to measure their effect.
 
     python benchmarks/rounded_readout.py experiments/dmc_proprio_paper.yaml --env dmc:cheetah-run
 
-Takes what `dreamer train` takes. The reference sums p * b over mirrored bins as low + high. Compiled, each pair becomes
-one fused multiply-add, high + round(low): with the same p on both sides, what is left is not 0 but the rounding error
-of one product, up to 0.06 where b is 5e8. Here that error is computed exactly and added to our mean, which has none.
+Accepts the arguments of `dreamer train`. The reference sums p * b over mirrored bins as low + high. Compiled, each pair
+becomes one fused multiply-add, high + round(low). With the same p on both sides, the result is not 0 but the rounding
+error of one product, up to 0.06 where b is 5e8. This script computes that error exactly and adds it to our mean, which
+has none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from dreamer.apps import cli
 from dreamer.ops import distributions
 
-SPLITTER = 4097.0  # 2 ** 12 + 1: parts a float32 into two of 12 bits
+SPLITTER = 4097.0  # 2 ** 12 + 1: splits a float32 into two parts of 12 bits
 
 exact_mean = distributions.twohot_mean
 
@@ -31,7 +32,7 @@ def rounding_error(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def rounded_mean(logits: jax.Array, bins: np.ndarray) -> jax.Array:
-    """The two-hot mean of logits [.., K] as the reference's compiled program gives it -> [..]."""
+    """The two-hot mean of logits [.., K] as computed by the reference's compiled program -> [..]."""
     middle = len(bins) // 2
     low = jax.nn.softmax(logits.astype(jnp.float32))[..., :middle][..., ::-1]
     upper = jnp.broadcast_to(jnp.asarray(bins[middle + 1 :]), low.shape)

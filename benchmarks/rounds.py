@@ -1,6 +1,6 @@
-"""Two programs in turns on one machine: both compile once and stay alive, then run k steps each, round after round.
+"""Runs two programs alternately on one machine: both compile once and stay alive, then run k steps each per round.
 
-What disturbs the machine disturbs both. Imports no jax.
+Disturbances of the machine affect both alike. Imports no jax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Process:
-    """A program that speaks peers/protocol.py. hello: what it said when it was ready | times: all its milliseconds."""
+    """A program that implements peers/protocol.py. hello: its first message | times: milliseconds of all its steps."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         self.name, self.hello, self.times = name, {}, []  # type: str, dict[str, Any], list[float]
@@ -28,18 +28,18 @@ class Process:
         )
 
     def begin(self) -> None:
-        """Waits until it is ready."""
+        """Waits until the program is ready."""
         self.hello = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._popen.stdout
         line = self._popen.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended with code {self._popen.wait()}; what it said stands above")
+            raise RuntimeError(f"{self.name} ended with code {self._popen.wait()}; its output is above")
         return json.loads(line)
 
     def run(self, steps: int) -> list[float]:
-        """Milliseconds of `steps` steps."""
+        """Runs `steps` steps and returns the milliseconds of each."""
         assert self._popen.stdin
         print(steps, file=self._popen.stdin, flush=True)
         times = self._answer()["ms"]
@@ -47,24 +47,25 @@ class Process:
         return times
 
     def finish(self) -> dict[str, Any]:
-        """What it knows at its end."""
+        """Ends the program's input and returns its last message."""
         assert self._popen.stdin
         self._popen.stdin.close()
         return self._answer()
 
     def stop(self) -> None:
-        """Ends it, whatever it does."""
+        """Kills the program."""
         self._popen.kill()
         with self._popen:  # closes its pipes and waits
             pass
 
 
 def alternate(commands: Mapping[str, Sequence[str]], steps: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Runs the programs in turns; {name: its hello, its last words, and medians and minima of all and of each round}.
+    """Runs the programs alternately; returns {name: facts}.
 
-    The order turns about from round to round, so that none is always second.
+    The facts hold a program's first and last message, the `summary` of all steps, and the median of each round. The
+    order is reversed in every second round, so that no program is always second.
     """
-    # Both live on one accelerator: each gets its half at once, and neither grows into the other.
+    # Both share one accelerator: each reserves about half of its memory from the start.
     env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".45", **os.environ}
     alive: list[Process] = []
     try:
@@ -91,7 +92,7 @@ def summary(times: Sequence[float]) -> dict[str, Any]:
 
 
 def ratios(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any]:
-    """The peer's milliseconds over ours: above 1, ours is faster. rounds: the range of the ratios round by round."""
+    """The peer's milliseconds divided by ours: above 1, ours is faster. rounds: lowest and highest ratio of a round."""
     each = [theirs / mine for theirs, mine in zip(peer["ms_rounds"], ours["ms_rounds"], strict=True)]
     return {
         "median": round(peer["ms_median"] / ours["ms_median"], 3), "min": round(peer["ms_min"] / ours["ms_min"], 3),
@@ -100,15 +101,15 @@ def ratios(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def peer_command(name: str, python: str, checkout: str, words: Sequence[str]) -> list[str]:
-    """The command of the adapter benchmarks/peers/NAME.py; a name that ends in .py is an adapter of one's own."""
+    """The command of the adapter benchmarks/peers/NAME.py; a name that ends in .py is the path of another adapter."""
     adapter = Path(name) if name.endswith(".py") else Path(__file__).parent / "peers" / f"{name}.py"
     if not adapter.exists():
-        raise SystemExit(f"no adapter for {name!r}: {adapter} is not there")
+        raise SystemExit(f"no adapter for {name!r}: {adapter} does not exist")
     return [python or sys.executable, str(adapter), "--checkout", str(Path(checkout).resolve()), *words]
 
 
 def checkouts_in_turns(other: Path, rounds: int, measure: Callable[[Path], T]) -> dict[str, list[T]]:
-    """What `measure` gives for this checkout and for another one, in turns: {"ours", "other": a value a round}."""
+    """Runs `measure` alternately for this checkout and another: {"ours", "other": its results, one per round}."""
     seen: dict[str, list[T]] = {"ours": [], "other": []}
     sides = [("ours", ROOT), ("other", other.resolve())]
     for number in range(rounds):

@@ -1,10 +1,10 @@
-"""Environment steps per second of whole runs, this checkout and another one in turns.
+"""Environment steps per second of whole runs, alternating between this checkout and another one.
 
     python -m benchmarks.run_rate --compare ../other-checkout --rounds 3
 
-Runs the quickstart cut short, and the quickstart and a task of pictures without training, where nothing hides what a
-row costs. The rate is that between the first line of metrics that counts and the last one, so that starting and
-compiling do not count. Ratio: this checkout over the other.
+Runs a shortened quickstart, and also the quickstart and an image task without training, where nothing hides the cost of
+a row. The rate is measured between the first and the last line of metrics with steps, so that starting and compiling
+are left out. Ratio: this checkout divided by the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, required=True, help="the other checkout")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; env steps per second, {args.rounds} rounds in turns")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; env steps per second, {args.rounds} rounds")
     for name, words in RUNS.items():
         rates = checkouts_in_turns(args.compare, args.rounds, functools.partial(rate, words=words))
         each = [ours / other for ours, other in zip(rates["ours"], rates["other"], strict=True)]

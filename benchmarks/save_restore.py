@@ -1,9 +1,10 @@
-"""Seconds to save and to restore a run whose replay holds some GB, and to flush its rows.
+"""Measures the seconds to save and to restore a run with a replay of some GB, and to flush its rows.
 
     python benchmarks/save_restore.py --gb 1 --folder /tmp
 
 Fills the replay of a size1m agent with random 64x64x3 pictures (which do not compress), saves as the loop does, and
-restores into a fresh run. `save` is how long collecting and training stand still; `on disk` is when all of it is safe.
+restores into a fresh run. `save` is the time for which collecting and training pause; `on disk` is the time until
+everything is on the disk.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ ENVS = 16
 
 
 def main() -> None:
-    """One line of seconds for each repeat."""
+    """Prints one line of seconds for each repeat."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the run directory lies")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="folder for the run directory")
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; seconds")
     print(f"{'GB':>6}{'flush':>9}{'save':>9}{'on disk':>9}{'restore':>9}", flush=True)
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def measure(run_dir: Path, gigabytes: float) -> list[float]:
-    """[GB of replay, and the seconds of: flushing its rows, saving, until all is on the disk, restoring]."""
+    """[GB of replay, seconds to flush its rows, to save, until everything is on the disk, to restore]."""
     config = dreamer.config.load(
         overrides={
             "env": "probes:pixel", "run_dir": str(run_dir), "env_steps": 10**9, "eval.video": "off",
@@ -74,7 +75,7 @@ def measure(run_dir: Path, gigabytes: float) -> list[float]:
 
 
 def fill(parts: Parts) -> None:
-    """Random rows until the rings are full."""
+    """Adds random rows until the rings are full."""
     rng = np.random.default_rng(0)
     ((key, space),) = parts.workers.spec.obs.items()
     latent = {n: rng.integers(0, 4, (ENVS, *s.shape)).astype(s.dtype) for n, s in parts.agent.storage.items()}

@@ -1,10 +1,10 @@
-"""What an update says between devices: the collectives of the compiled program, beside what paper expects.
+"""Counts the communication of an update between devices: the collectives of the compiled program.
 
     python -m benchmarks.scaling --size size1m --devices 1 2 4 8
 
-Each row is compiled in a process of its own, for so many virtual devices of this CPU, or with --tpu v5e:2x4 and the
-package libtpu for TPUs that need not be there; nothing is run. Bytes are those of a collective's result, times the
-trips of the loops that it stands in. Prints the rows of a Markdown table; SCALING.md holds what came out.
+Each row is compiled in its own process, for the given number of virtual devices of this CPU, or with --tpu v5e:2x4 and
+the package libtpu for TPUs that need not exist; nothing is run. The bytes are those of a collective's result times the
+trip counts of the loops around it. Prints the rows of a Markdown table; SCALING.md holds the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """kind: of KINDS | nbytes: of one result, per device | times: a step | depth: of loops around it | source: jax's"""
+    """kind: of KINDS | nbytes: of one result, per device | times: per update | depth: number of loops around it
+    source: the operation in JAX"""
 
     kind: str
     nbytes: int
@@ -36,11 +37,11 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of a compiled program, from its text. A loop that does not tell how often it runs counts once."""
+    """All collectives in the text of a compiled program. A loop with an unknown trip count counts once."""
     bodies = hlo.computations(text)
     found: list[Collective] = []
 
-    pieces = set()  # of a collective that a TPU does a piece at a time beside other work, a loop for example
+    pieces = set()  # of collectives that a TPU splits, in a loop for example, to overlap them with other work
 
     def walk(name: str, times: int, depth: int) -> None:
         for line in bodies[name]:
@@ -80,7 +81,7 @@ def wire(one: Collective, group: int) -> float:
 
 
 def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[int, int], tpu: str) -> dict:
-    """Compiles the update for `count` devices and counts what it says; run in a process that has so many."""
+    """Compiles the update for `count` devices and counts its collectives; the process must have that many devices."""
     import jax
     from jax.experimental import topologies
 
@@ -108,13 +109,13 @@ def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[
 
 
 def main() -> None:
-    """Measures every combination in a process of its own, or one of them (--child)."""
+    """Measures every combination, each in its own process, or with --child only one in this process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="size1m")
     parser.add_argument("--kind", default="proprio", choices=("proprio", "image"))
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8))
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
-    parser.add_argument("--tpu", default="", help="a topology such as v5e:2x4 to compile for, with libtpu and no TPU")
+    parser.add_argument("--tpu", default="", help="a topology to compile for, such as v5e:2x4; needs libtpu but no TPU")
     parser.add_argument("--child", type=int, nargs=2, metavar=("COUNT", "FSDP"))
     args = parser.parse_args()
     if args.child:
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 def child(argv: list[str], count: int, fsdp: int) -> dict:
-    """What `count_collectives` gives in a process with `count` virtual devices."""
+    """Runs `count_collectives` in a process with `count` virtual devices."""
     flags = f"--xla_force_host_platform_device_count={count} --xla_llvm_disable_expensive_passes=true"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
@@ -137,7 +138,7 @@ def child(argv: list[str], count: int, fsdp: int) -> dict:
 
 
 def row(count: int, fsdp: int, found: dict) -> str:
-    """A line of the table."""
+    """One line of the table."""
     ones = [Collective(**one) for one in found["collectives"]]
     cells = [str(count), str(fsdp), f"{found['params']:,}"]
     for kind in KINDS:

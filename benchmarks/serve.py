@@ -1,4 +1,4 @@
-"""Our update in a process of its own, run when asked to as peers/protocol.py says: python -m benchmarks.serve."""
+"""Runs our update in its own process on request, by peers/protocol.py: python -m benchmarks.serve."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is measured, in words that train_step shares."""
+    """Adds the arguments that select what is measured; train_step shares them."""
     parser.add_argument("--size", default="size1m", help="a preset experiments/SIZE.yaml")
     parser.add_argument("--obs", choices=("proprio", "image"), default="proprio")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 64), metavar=("SEQUENCES", "ROWS"))
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--policy", action=argparse.BooleanOptionalAction, default=True, help="time acting too")
+    parser.add_argument("--policy", action=argparse.BooleanOptionalAction, default=True, help="also time the policy")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, agent.horizon=100")
 
 
 def subject(args: argparse.Namespace) -> Any:
-    """Builds and compiles what the arguments name."""
+    """Builds and compiles the update selected by the arguments."""
     import yaml
 
     from benchmarks import measure
@@ -30,7 +30,7 @@ def subject(args: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Compiles, warms up, then answers as the protocol says."""
+    """Compiles, warms up, then answers requests by the protocol."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args()

@@ -1,18 +1,17 @@
-"""A long run at full rate with a full replay: resident memory and the run's bytes on the disk over time.
+"""Records the memory and the disk space of a long run at full rate with a full replay.
 
     python benchmarks/soak.py --minutes 30 --out soak.png [--flags of dreamer train]
 
-Trains a tiny agent on 64x64x3 pictures in worker processes, so that rows, updates, batches, flushes, checkpoints pass
-at many times their usual rate. The memory is that of the whole process tree, pages shared between its processes counted
-once, without the pages of files: of libraries each process counts its share, which changes by tens of MB when any
-other program on the machine loads or leaves them. The slope is that of least squares, from a fifth of the time after
-the replay was full on; `noise` is what the residuals let it be by chance (two standard errors, with their
-autocorrelation). Exit code 1 when memory grows by more than that and by more than 1 % an hour, or when the disk passes
-the bound that the run has announced. What was measured is kept beside the picture, as CSV.
+Trains a tiny agent on 64x64x3 images in worker processes, so that rows, updates, flushes and checkpoints occur at many
+times their usual rate. The memory is that of the whole process tree. Pages shared between its processes count once, and
+pages of files do not count: a process's share of a library changes by tens of MB when another program loads it.
+The slope is a least-squares fit that starts after the replay is full and a fifth of the remaining time has passed.
+`noise` is two standard errors of the slope, corrected for the autocorrelation of the residuals. The exit code is 1 if
+memory grows by more than the noise and by more than 1 % an hour, or if the disk space exceeds the bound that the run
+has announced. The measurements are written to a CSV file next to the picture.
 
-Saves are the one thing that leaves something behind: TensorStore (0.1.72 to 0.1.86) leaks what it turns from JSON into
-Python, and at every save Orbax asks it for the address of each array, 273 bytes each time, and for its counters, 3 kB,
-twice.
+Only saves are known to leak: TensorStore (0.1.72 to 0.1.86) leaks the values that it converts from JSON to Python, and
+at every save Orbax requests the address of each array (273 bytes each) and, twice, its counters (3 kB).
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ FLAGS = [
 
 
 def main() -> int:
-    """Runs it, prints a table of both slopes, draws both curves."""
+    """Trains, prints both slopes and draws both curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two measurements")
     parser.add_argument("--out", type=Path, required=True)
     args, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,19 +61,20 @@ def main() -> int:
             finally:
                 process.terminate()
                 process.wait(60)
-        said = log.read_text()
+        output = log.read_text()
         last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1]) if rows else {}
     if process.returncode != 143 or len(rows) < 20:
-        print(said[-3000:])
+        print(output[-3000:])
         return 1
-    announced = re.search(r"rows on the disk: at most ([\d.]+) ([MG])B", said)
-    assert announced, said
+    announced = re.search(r"rows on the disk: at most ([\d.]+) ([MG])B", output)
+    assert announced, output
     bound = float(announced[1]) * {"M": 1, "G": 1000}[announced[2]]
-    return tell(np.array(rows), last, bound, args.out)
+    return report(np.array(rows), last, bound, args.out)
 
 
 def watch(process: subprocess.Popen, run_dir: Path, minutes: float, every: float) -> list[tuple[float, ...]]:
-    """(seconds, rows held, MB resident, MB in rows/, MB of the run, MB of the trainer) every so many seconds."""
+    """Measures (seconds, rows held, MB resident, MB in rows/, MB of the run, MB of the trainer) every `every` seconds.
+    """
     rows, start = [], time.monotonic()
     while (now := time.monotonic() - start) < 60 * minutes and process.poll() is None:
         held = 0.0
@@ -90,7 +90,7 @@ def watch(process: subprocess.Popen, run_dir: Path, minutes: float, every: float
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """A process and all its descendants."""
     found, parents = [pid], {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,7 +104,7 @@ def tree(pid: int) -> list[int]:
 
 
 def pss(pid: int) -> int:
-    """Bytes of memory of a process that belong to no file, its part of what it shares."""
+    """Bytes of a process's memory that belong to no file; of shared pages, its proportional share."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -113,9 +113,9 @@ def pss(pid: int) -> int:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder; files and folders that vanish meanwhile count nothing."""
+    """Bytes of all files below a folder; files and folders that vanish meanwhile count as 0."""
     total = 0
-    for parent, _, names in os.walk(folder):  # unlike rglob it passes over folders that are gone
+    for parent, _, names in os.walk(folder):  # unlike rglob, it skips folders that have vanished
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.stat(os.path.join(parent, name)).st_size
@@ -123,7 +123,7 @@ def size(folder: Path) -> int:
 
 
 def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """(units an hour, two standard errors of it); residuals that follow each other count as fewer."""
+    """(units per hour, two standard errors of it), corrected for the autocorrelation of the residuals."""
     hours = (times - times.mean()) / 3600
     rate = (hours * values).sum() / (hours**2).sum()
     rest = values - values.mean() - rate * hours
@@ -132,15 +132,15 @@ def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     return float(rate), float(2 * error)
 
 
-def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) -> int:
-    """Prints and draws; 1 when something grows."""
+def report(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) -> int:
+    """Prints and draws the measurements. Returns 1 if the memory grows or the disk exceeds its bound, else 0."""
     times, held, memory, disk, whole, trainer = rows.T
     header = "seconds,rows,memory_mb,rows_on_disk_mb,run_mb,trainer_mb"
     np.savetxt(out.with_suffix(".csv"), rows, "%.3f", ",", header=header, comments="")
     full = times[np.argmax(held >= held.max())]
     kept = times >= full + 0.2 * (times[-1] - full)
     if kept.sum() < 20:
-        print(f"the replay was full after {full:.0f} of {times[-1]:.0f} s: too short to tell anything")
+        print(f"the replay was full after {full:.0f} of {times[-1]:.0f} s: too short for a slope")
         return 1
     rate, noise = slope(times[kept], memory[kept])
     print(f"full after {full:.0f} s; {last['env_steps']:,} env steps, {last['updates']:,} updates in {times[-1]:.0f} s")
@@ -148,7 +148,7 @@ def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) 
     middle = times[kept].mean()
     for name, part in (("first", kept & (times < middle)), ("second", kept & (times >= middle))):
         print("  {} half: {:+.2f} +-{:.2f}".format(name, *slope(times[part], memory[part])))
-    print("  of it the trainer: {:+.2f} +-{:.2f}".format(*slope(times[kept], trainer[kept])))
+    print("  the trainer alone: {:+.2f} +-{:.2f}".format(*slope(times[kept], trainer[kept])))
     print(f"rows on the disk: at most {disk.max():.1f} of {announced:.1f} MB announced; whole run {whole[-1]:.1f} MB")
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     axes[0].plot(times / 60, memory)
@@ -156,7 +156,7 @@ def tell(rows: np.ndarray, last: dict[str, float], announced: float, out: Path) 
     axes[0].set(title=f"resident memory: {rate:+.1f} +- {noise:.1f} MB an hour")
     axes[1].plot(times / 60, disk)
     axes[1].axhline(announced, color="0.6", linestyle=":")
-    axes[1].set(title="rows on the disk, and what was announced")
+    axes[1].set(title="rows on the disk, and the announced bound")
     for axis in axes:
         axis.set(xlabel="minutes", ylabel="MB", ylim=(0, None))
     figure.savefig(out, dpi=120)

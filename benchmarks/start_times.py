@@ -1,9 +1,9 @@
-"""Seconds from `dreamer train` to the first collected row and to the first update, this checkout and another in turns.
+"""Seconds from `dreamer train` to the first row and to the first update, alternating between two checkouts.
 
     python -m benchmarks.start_times --compare ../other-checkout --rounds 3
 
-Reads the lines that a run prints with `--log.every 0`: the first that counts rows, and the first that counts an update.
-Compiling the update is part of the second.
+Reads the lines that a run prints with `--log.every 0`: the first one with rows, and the first one with an update. The
+time to the first update includes compiling it.
 """
 
 from __future__ import annotations

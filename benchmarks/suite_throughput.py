@@ -1,9 +1,10 @@
-"""Steps per second of every suite that is installed, as its preset makes it, with random actions and no learner.
+"""Steps per second of every installed suite with the settings of its preset, random actions and no learner.
 
     python benchmarks/suite_throughput.py [--seconds 3] [--repeats 3] [--envs 8] [experiments/atari.yaml ...]
 
-One environment in this process, then `--envs` in worker processes, by whoever is ready. A step is one row of the
-replay, however many frames an action is held. Medians over the repeats; environments are reset before the clock starts.
+Measures one environment in this process, then `--envs` in worker processes, which need not wait for each other. A step
+is one row of the replay, however many frames an action is held. Prints medians over the repeats; environments are reset
+before the clock starts.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
 
 
 def turn_of(stack: contextlib.ExitStack, config: Config, backend: str, envs: int) -> Turn:
-    """A turn of workers as the collector takes it: those answer who are ready, half of them or all after 5 ms.
+    """Returns a function that advances the workers by one turn and returns the number of rows, one for each agent.
 
-    Gives how many rows there were; of several agents in an environment each has one.
+    Like the collector, a turn waits for half of the workers, or for 5 ms.
     """
     workers = WorkersConfig(backend, envs=envs)  # type: ignore[arg-type]
     crew = make_workers(workers, config.env, config.env_options, action_repeat=config.action_repeat)
@@ -56,7 +57,7 @@ def turn_of(stack: contextlib.ExitStack, config: Config, backend: str, envs: int
 
 
 def measure(config: Config, backend: str, envs: int, seconds: float, repeats: int) -> float:
-    """Median steps per second."""
+    """The median steps per second."""
     with contextlib.ExitStack() as stack:
         turn = turn_of(stack, config, backend, envs)
         made = 0

@@ -1,8 +1,9 @@
-"""The table of benchmarks/README.md, drawn from the JSON files in benchmarks/results/ between two marks.
+"""Writes the table of benchmarks/README.md, between two marks, from the JSON files in benchmarks/results/.
 
     python -m benchmarks.table [--results benchmarks/results] [--readme benchmarks/README.md]
 
-One table for each machine and version of jax. A ratio is the peer's milliseconds over ours, taken in turns.
+There is one table for each machine and version of jax. A ratio is the peer's milliseconds divided by ours, measured
+alternately.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows as JSON with one fact a line, so that a difference can be read."""
+    """Writes rows as JSON with one fact per line, so that diffs are readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = [",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in row.items()) for row in rows]
     path.write_text("[\n " + ",\n ".join(f"{{\n{one}\n }}" for one in facts) + "\n]\n")
 
 
 def rewrite(text: str, table: str) -> str:
-    """`text` with the table between the marks. ValueError without both marks."""
+    """`text` with the table between the marks. Raises ValueError unless both marks are there."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"the marks {BEGIN!r} and {END!r} are not both there")
     before, _, rest = text.partition(BEGIN)
@@ -52,7 +53,7 @@ def rewrite(text: str, table: str) -> str:
 
 
 def draw(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown: a heading and a table for each machine."""
+    """Returns Markdown with a heading and a table for each machine."""
     machines: dict[str, list[str]] = {}
     for row in rows:
         machines.setdefault(machine(row), []).append(line(row))
@@ -61,7 +62,7 @@ def draw(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def machine(row: Mapping[str, Any]) -> str:
-    """Where a row was measured, in words."""
+    """A description of the machine and versions of a row."""
     device = row["cpu"] if row["platform"] == "cpu" else row["device"]
     return f"{device}, {row['cores']} cores; jax {row['jax']}, Python {row['python']}"
 
@@ -84,13 +85,13 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def memory(row: Mapping[str, Any]) -> str:
-    """Peaks in GB; of the device where it tells."""
+    """Peak memory in GB, of the device too if it reports it."""
     peaks = [row["rss_mb"]] + ([row["device_peak_mb"]] if row.get("device_peak_mb") else [])
     return ", ".join(f"{peak / 1024:.1f} GB" for peak in peaks)
 
 
 def peer(row: Mapping[str, Any]) -> str:
-    """Name, milliseconds and ratio of what ran beside it."""
+    """Name, milliseconds and ratio of the peer."""
     if "peer" not in row:
         return ""
     ratio, low_high = row["ratio"], row["ratio"]["rounds"]
@@ -99,12 +100,12 @@ def peer(row: Mapping[str, Any]) -> str:
 
 
 def rate(gflops: float) -> str:
-    """GFLOP/s, from a thousand on TFLOP/s."""
+    """A rate in GFLOP/s, or in TFLOP/s from a thousand on."""
     return f"{number(gflops / 1e3)} TFLOP/s" if gflops >= 1e3 else f"{number(gflops)} GFLOP/s"
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """A number with three significant digits and no exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,7 +1,7 @@
-"""Where the milliseconds of an update go: a profiler trace of a few updates, its dearest operations by name.
+"""Traces a few updates with the profiler and lists the most expensive operations by name.
 
 On an accelerator the events are its kernels (the lines "Stream"), on a CPU the operations of the compiled program on
-each thread. What an operation calls is its own cost and not its caller's. The trace also opens in Perfetto and xprof.
+each thread. The time of a called operation is not counted for its caller. The trace also opens in Perfetto and xprof.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-OUTSIDE = re.compile(r"^(while|conditional|call)([._-]?\d+)*$")  # they only wait for what they call
+OUTSIDE = re.compile(r"^(while|conditional|call)([._-]?\d+)*$")  # these only wait for the operations they call
 NUMBER = re.compile(r"([._]\d+)+$")
 
 
@@ -30,9 +30,9 @@ class Event(NamedTuple):
 
 
 def profile(subject: Any, folder: str, updates: int = 3, rows: int = 10) -> dict[str, Any]:
-    """Traces `updates` updates of a warm subject into `folder`, prints the dearest, keeps them in summary.json."""
+    """Traces `updates` updates of a warm subject into `folder`; prints the slowest operations, also in summary.json."""
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # thousands of Python calls would slow what is traced
+    options.python_tracer_level = 0  # tracing thousands of Python calls would slow the update
     with jax.profiler.trace(folder, profiler_options=options):
         for _ in range(updates):
             subject.step()
@@ -59,7 +59,7 @@ def events(path: Path) -> Iterator[Event]:
 
 
 def own_times(found: Iterable[Event]) -> Iterator[tuple[Event, float]]:
-    """Each event with its nanoseconds less those of the events inside it on the same line."""
+    """Each event with its nanoseconds, without those of the events inside it on the same line."""
     lines: dict[str, list[Event]] = collections.defaultdict(list)
     for event in found:
         lines[event.line].append(event)
@@ -84,7 +84,7 @@ def busy_ns(found: Iterable[Event]) -> float:
 
 
 def digest(found: list[Event], updates: int, source: dict[str, str]) -> dict[str, Any]:
-    """Milliseconds an update: by operation and by kind (the name without its number), dearest first."""
+    """Milliseconds per update by operation and by kind (the name without its number), slowest first."""
     if not found:
         return {"events": 0, "operations": [], "kinds": []}
     spent: dict[str, collections.Counter[str]] = {"operations": collections.Counter(), "kinds": collections.Counter()}
@@ -114,7 +114,7 @@ def digest(found: list[Event], updates: int, source: dict[str, str]) -> dict[str
 
 
 def sources(hlo: str) -> dict[str, str]:
-    """{name of an HLO operation, also as a kernel is called: where in the program it comes from}."""
+    """{name of an HLO operation, or of its kernel: the operation in JAX that it comes from}."""
     found = {}
     for name, source in re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', hlo, re.M):
         found[name] = found[re.sub(r"[.-]", "_", name)] = source
@@ -122,11 +122,11 @@ def sources(hlo: str) -> dict[str, str]:
 
 
 def print_digest(result: dict[str, Any], rows: int) -> None:
-    """The first rows of both tables."""
+    """Prints the first rows of both tables."""
     if not result["events"]:
         print("no operations in the trace")
         return
-    print(f"{result['events']:.0f} operations an update in {result['ms']:.2f} ms, {result['busy_ms']:.2f} ms of "
+    print(f"{result['events']:.0f} operations per update in {result['ms']:.2f} ms, {result['busy_ms']:.2f} ms of "
           f"{result['span_ms']:.2f} with at least one running")  # fmt: skip
     for which in ("operations", "kinds"):
         print(f"  {'ms':>9} {'share':>6} {'runs':>6}  {which}")

@@ -1,14 +1,14 @@
-"""Milliseconds of one train step and one policy step, operations, compile time and memory; beside a peer if asked.
+"""Milliseconds of a train step and a policy step, operations, compile time and memory, optionally next to a peer.
 
     python -m benchmarks.train_step --size size12m --obs image --json row.json
     python -m benchmarks.train_step --runs size1m:proprio:bfloat16 size12m:image:bfloat16 --json rows.json
     python -m benchmarks.train_step --size size12m --obs image --compare dreamerv3=/path/to/checkout
     python -m benchmarks.train_step --size size12m --obs image --profile trace_dir
 
-Synthetic data, batch 16 x 64 with one context row, float32 unless --dtype says otherwise. Operations are those of the
-matrix products and convolutions of the jaxpr after dead code elimination (operations.py), flops_per_s at the median.
-The peak is a square matrix product timed in the same run, float32 2048 on a CPU, 8192 in the dtype elsewhere.
-Several --runs: each in a fresh process, so that peak memory is its own.
+The data are synthetic, a batch is 16 x 64 with one context row, and the default --dtype is float32. Operations are
+those of matrix products and convolutions in the jaxpr after dead code elimination (operations.py); flops_per_s is at
+the median time. The peak is that of a square matrix product timed in the same run: size 2048 in float32 on a CPU, size
+8192 in the dtype elsewhere. Each of several --runs gets a fresh process, so that peak memory is its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN = (
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measures all that the command line names, prints it, and keeps it as JSON if asked."""
+    """Measures the combinations on the command line, prints the results, and writes them to --json."""
     args = parse(argv)
     rows: list[dict[str, Any]] = []
     for run in args.runs or [None]:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             rows += in_fresh_process(run, args)
         else:
             rows.append(compare(args) if args.compare else measure_one(args))
-        if args.json:  # after each, so that a run cut short keeps what it has
+        if args.json:  # after each run, so that an interruption loses nothing
             table.write(Path(args.json), rows)
     if len(rows) < len(args.runs or ()):
         raise SystemExit(f"{len(args.runs) - len(rows)} of {len(args.runs)} runs failed")
@@ -49,22 +49,22 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_arguments(parser)
-    parser.add_argument("--steps", type=int, default=10, help="timed updates; with --compare, of each round")
-    parser.add_argument("--runs", nargs="+", metavar="SIZE:OBS[:DTYPE]", help="several, each in a fresh process")
-    parser.add_argument("--json", metavar="FILE", help="keep everything there")
-    parser.add_argument("--compare", metavar="PEER=CHECKOUT", help="in turns with a peer of benchmarks/peers/")
-    parser.add_argument("--peer-python", default="", help="the peer's interpreter; this one if left out")
-    parser.add_argument("--peer-args", default="", help="more words for the peer's adapter, as one string")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side with --compare")
-    parser.add_argument("--profile", metavar="DIR", help="trace a few updates and print the ten dearest operations")
+    parser.add_argument("--steps", type=int, default=10, help="timed updates; with --compare, per round")
+    parser.add_argument("--runs", nargs="+", metavar="SIZE:OBS[:DTYPE]", help="each in a fresh process")
+    parser.add_argument("--json", metavar="FILE", help="file for all results")
+    parser.add_argument("--compare", metavar="PEER=CHECKOUT", help="alternate with a peer of benchmarks/peers/")
+    parser.add_argument("--peer-python", default="", help="the peer's interpreter; default: this one")
+    parser.add_argument("--peer-args", default="", help="further arguments of the peer's adapter, as one string")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds with --compare")
+    parser.add_argument("--profile", metavar="DIR", help="trace a few updates and print the ten slowest operations")
     return parser.parse_args(argv)
 
 
 def measure_one(args: argparse.Namespace) -> dict[str, Any]:
-    """One row, measured in this process."""
+    """Measures one row in this process."""
     from benchmarks import measure
     from benchmarks.peers.protocol import peak_rss_mb
 
@@ -86,7 +86,7 @@ def measure_one(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """One row with the peer's own under "peer": both sides in turns, each in its own process."""
+    """Measures one row and, under "peer", the peer's row: both alternately, each in its own process."""
     peer, _, checkout = args.compare.partition("=")
     words = ["--size", args.size, "--obs", args.obs, "--dtype", args.dtype, "--warmup", str(args.warmup)]
     words += ["--batch", *map(str, args.batch), "--policy" if args.policy else "--no-policy"]
@@ -108,7 +108,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_fresh_process(run: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of one SIZE:OBS[:DTYPE]. One that fails is told and left out, so that the others are kept."""
+    """Yields the rows of one SIZE:OBS[:DTYPE]. Reports and skips a run that fails, so that the others are kept."""
     size, obs, dtype = (run.split(":") + [args.dtype])[:3]
     words = ["--size", size, "--obs", obs, "--dtype", dtype, "--steps", str(args.steps), "--rounds", str(args.rounds)]
     words += ["--warmup", str(args.warmup), "--batch", *map(str, args.batch)]
@@ -128,17 +128,17 @@ def in_fresh_process(run: str, args: argparse.Namespace) -> Iterator[dict[str, A
 
 
 def named(args: argparse.Namespace) -> dict[str, Any]:
-    """What a row is a measurement of."""
+    """The fields of a row that name what was measured."""
     return {"size": args.size, "obs": args.obs, "dtype": args.dtype, "batch": list(args.batch), "set": list(args.set)}
 
 
 def title(row: dict[str, Any]) -> str:
-    """One line that names a row."""
+    """A one-line title of a row."""
     return f"{row['size']} {row['obs']} {row['dtype']} on {row.get('device')}, jax {row.get('jax')}"
 
 
 def achieved(row: dict[str, Any], peak: float | None) -> dict[str, Any]:
-    """Operations a second at the median, and their share of the peak in GFLOP/s."""
+    """Operations per second at the median time, and their share of `peak`, which is in GFLOP/s."""
     if not row.get("flops"):
         return {}
     rate = row["flops"] / row["ms_median"] * 1e3
@@ -148,7 +148,7 @@ def achieved(row: dict[str, Any], peak: float | None) -> dict[str, Any]:
 
 
 def show(heading: str, row: dict[str, Any]) -> None:
-    """A row, one fact a line."""
+    """Prints a row, one fact per line."""
     print(heading)
     for key in SHOWN:
         if row.get(key) not in (None, ""):

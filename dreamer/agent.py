@@ -1,4 +1,4 @@
-"""World model + behavior + optimizers = Agent. With losses.py the only file that knows both."""
+"""Joins a world model, a behavior and optimizers into an Agent. Only this file and losses.py know both parts."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Config:
     optimizer: optimizers.Config = optimizers.Config()
     "the optimizer of all parameters without an entry in `optimizers`"
     optimizers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    "other optimizers by prefix of a parameter's name, such as behavior or world_model/dec; differences from optimizer"
+    "other optimizers by prefix of parameter names, such as behavior or world_model/dec; only changes to optimizer"
 
     def __post_init__(self) -> None:
         optimizer_configs(self)
 
 
 def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
-    """The optimizers of an agent {prefix of a parameter's name: Config}, "" the rest. Raises UserError."""
+    """The optimizers of an agent {prefix of parameter names: Config}; "" is that of all others. Raises UserError."""
     kinds = get_type_hints(optimizers.Config)
     found = {"": config.optimizer}
     for prefix, differences in config.optimizers.items():
@@ -96,8 +96,8 @@ def compute_dtype(name: str) -> Any:
 def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     """The agent for an environment, its parts found by name. priorities: see `assemble`.
 
-    Errors: UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
-    contract (dreamer/contracts.py), now or later when it is traced.
+    Raises UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
+    contract (dreamer/contracts.py). The functions of the Agent raise it too, when they are traced.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name
@@ -121,7 +121,7 @@ def assemble(
 
     optimizer: one for all parameters, or several as returned by `optimizer_configs`.
     priorities: whether updates return how badly each row was predicted, for a prioritised replay.
-    Errors: UserError when both parts have a loss of the same name, when the behavior needs a prediction that the world
+    Raises UserError when both parts have a loss of the same name, when the behavior needs a prediction that the world
     model lacks, or when no parameter's name begins with the prefix of an optimizer.
     """
     configs = {"": optimizer} if isinstance(optimizer, optimizers.Config) else dict(optimizer)
@@ -161,7 +161,7 @@ def make_update(
     behavior: Behavior, loss: Callable[..., Any], transformation: optax.GradientTransformation,
     configs: Mapping[str, optimizers.Config], prefixes: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Update]]:  # fmt: skip
-    """`Agent.update`: one gradient step of all parts. loss: see `total_loss`. prefixes: see `optimizers.partition`."""
+    """Returns `Agent.update`, one gradient step of all parts. loss: see `total_loss`. prefixes: see `partition`."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
         key = jax.random.fold_in(state.key, state.step)
@@ -185,7 +185,7 @@ def make_update(
 
 
 def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Carry, Array]]:
-    """`Agent.act`: filters a row of each environment, then asks the behavior."""
+    """Returns `Agent.act`, which filters one row of each environment and lets the behavior choose the actions."""
 
     def act(
         variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
@@ -204,7 +204,7 @@ def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callabl
 
 
 def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
-    """`Agent.encode`: the features of observations without a past."""
+    """Returns `Agent.encode`, which computes the features of observations without a past."""
 
     def encode(variables: Mapping[str, Variables], key: Key, obs: Obs) -> Array:
         envs = len(next(iter(obs.values())))
@@ -249,7 +249,7 @@ def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]
 
 
 def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> None:
-    """Raises UserError naming an optimizer's prefix with which no parameter's name begins."""
+    """Raises UserError naming an optimizer's prefix that matches no parameter's name."""
     used = set(jax.tree.leaves(optimizers.prefixes_of(configs, params)))
     if unknown := sorted(set(configs) - used - {""}):
         leaves = jax.tree.leaves_with_path(params)
@@ -264,7 +264,7 @@ def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> Non
 def train_metrics(
     total: Array, rates: Mapping[str, Array], grads: Params, updates: Params, params: Params
 ) -> Metrics:
-    """Sizes, each [], of loss, unclipped gradients, applied updates and the parameters after them."""
+    """Metrics, each []: learning rates, loss, sizes of unclipped gradients, applied updates and updated parameters."""
     named = {f"train/learning_rate{f'/{prefix}' if prefix else ''}": rate for prefix, rate in rates.items()}
     return named | {
         "train/loss": total, "train/grad_norm": trees.norm(grads),
@@ -274,7 +274,7 @@ def train_metrics(
 
 
 def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
-    """Truth and dream {"truth/k", "dream/k": [B, T, ..]} of up to 6 sequences of a batch [B, C+T].
+    """Truth and dream {"truth/k", "dream/k": [B, T, ..]} for the first 6 sequences of a batch [B, C+T].
 
     The first half of T is observed, the rest is dreamed under the true actions.
     """

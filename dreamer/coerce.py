@@ -16,9 +16,9 @@ import yaml
 from dreamer.errors import nearest
 
 MOST_NESTED = 50  # levels of lists and mappings in one value
-MOST_BITS = 10_000  # of a whole number, about 3,000 digits: Python converts no more than 4,300 to text
+MOST_BITS = 10_000  # in a whole number, about 3,000 digits: Python converts at most 4,300 digits to text
 _FLOAT = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-# YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML's own are those of YAML 1.1.
+# YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML itself follows YAML 1.1.
 _SCALARS = [
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE"),
     ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9_]*)"),
@@ -68,9 +68,9 @@ Dumper.add_representer(list, lambda self, data: self.represent_sequence("tag:yam
 
 
 def parse(texts: list[str], kind: Any) -> Any:
-    """The texts after a flag as the value that a preset would hold for the type `kind`.
+    """Converts the texts after a flag to the value that a preset would hold for the type `kind`.
 
-    For a text type they are kept unchanged, otherwise they are read as YAML; several texts make a list.
+    Texts are kept unchanged if `kind` is a text type, and read as YAML otherwise; several texts make a list.
     """
     values = [text if _wants_text(kind) else _read(text) for text in texts]
     return values[0] if len(values) == 1 and (isinstance(values[0], list) or not is_sequence(kind)) else values
@@ -93,10 +93,10 @@ def _wants_text(kind: Any) -> bool:
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` as the type `kind`, without loss: 1e6 is a valid int, "7e-4" a float, 1 is not a bool.
+    """Converts `value` to the type `kind` without loss: 1e6 is a valid int, "7e-4" a float, 1 is not a bool.
 
-    Numbers and arrays of numpy and jax count as Python's, paths as text; Any accepts all that `plain` accepts.
-    Raises ValueError(what it must be, a hint), or its subclass NotPlain where a part of the value is at fault.
+    Numpy and jax numbers and arrays count as Python's, paths as text. The type Any accepts all that `plain` accepts.
+    Raises ValueError(the expected value in words, a hint), or its subclass NotPlain if a part of the value is at fault.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -125,10 +125,10 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any, inside: str = "", level: int = 0) -> Any:
-    """`value` as YAML's types: null, bool, numbers, text, lists, and mappings of these by text or whole number.
+    """Converts `value` to YAML's types: null, bool, numbers, text, lists, and mappings by text or whole number.
 
-    Tuples and arrays become lists, numpy's numbers Python's, paths text; nothing is rounded. `inside` and `level`
-    are the place of `value` in a larger one. Raises NotPlain.
+    Tuples and arrays become lists, numpy numbers become Python's, and paths become text; nothing is rounded.
+    inside, level: the position of `value` in a larger value. Raises NotPlain.
     """
     value = _native(value)
     if value is None or isinstance(value, bool):
@@ -139,7 +139,7 @@ def plain(value: Any, inside: str = "", level: int = 0) -> Any:
         return int(value)
     if isinstance(value, float):
         if math.isnan(value):
-            raise NotPlain(inside, "is not a number (nan), which equals nothing; leave it out or give null")
+            raise NotPlain(inside, "is nan, which does not equal itself; leave it out or use null")
         return float(value)
     if isinstance(value, str):
         return str.__str__(value)
@@ -161,13 +161,13 @@ def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:
         name = plain(name, inside)
         out[name] = plain(item, f"{inside}.{name}", level + 1)
     if len({str(name) for name in out}) < len(value):
-        raise NotPlain(inside, "has two keys of the same text")
+        raise NotPlain(inside, "has two keys with the same text")
     return out
 
 
 def _native(value: Any) -> Any:
-    """Numbers and arrays of numpy and jax as Python's, paths as text, members of an IntEnum or StrEnum as their value;
-    anything else as it is."""
+    """Converts numpy and jax numbers and arrays to Python's, paths to text, members of an IntEnum or StrEnum to their
+    values; returns anything else unchanged."""
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__array__"):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUO":

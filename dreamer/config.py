@@ -52,7 +52,7 @@ class Config:
     env: str = "CartPole-v1"
     """Environment: a gymnasium id, suite:task (envs/suite.py) or package.module:factory."""
     env_options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
+    """Keyword arguments of the environment; --env-options.KEY VALUE sets one."""
     action_repeat: Annotated[int, at_least(1)] = 1
     """Environment frames for which each action is held."""
     env_steps: Annotated[int, at_least(1), MAY_CHANGE] = 1_000_000
@@ -62,13 +62,13 @@ class Config:
     run_dir: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
     """Folder of the run; empty: runs/<time>-<env>-seed<seed>."""
     init_from: str = ""
-    """Run directory from whose newest weights a new run starts; empty: from scratch."""
+    """Run directory whose newest weights initialise a new run; empty: start from scratch."""
     init_parts: Literal["all", "world_model", "behavior"] = "all"
-    """The parts taken from that run."""
+    """Parts to initialise from that run."""
     init_missing: Annotated[float, between(0, 1)] = 0.0
-    """Share of the arrays of these parts that may be missing or differ in shape; these arrays start from scratch."""
+    """Share of the arrays in `init_parts` that may be missing or differ in shape; such arrays start from scratch."""
     lockstep: bool = False
-    """Collect and train in turns: the same seed gives the same run to the last bit."""
+    """Alternate collecting and training, so that the same seed gives a bit-identical run."""
     agent: Any = _default("agent")
     """World model, behavior and optimizer."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
@@ -94,7 +94,7 @@ class Config:
             raise UserError("env must name an environment, not be empty")
 
 
-Note = Callable[[str], object]  # called with each line that a user should know about a config although it is no error
+Note = Callable[[str], object]  # called with each fact about a config that is worth knowing but no error
 
 
 def tell(note: str) -> None:
@@ -108,8 +108,8 @@ def load(
     """The defaults, then the presets left to right, then `overrides` by dotted key.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of shipped ones, or files. note: see `overlay`. trust: files may name code that is not part of
-    dreamer; `overrides` always may.
+    presets: names of shipped presets, or files. note: see `overlay`. trust: allows files to name code outside dreamer;
+    `overrides` always may.
     Raises UserError: one line with the key, its file and line, and the nearest valid name.
     """
     own = layer({} if overrides is None else overrides, origin="overrides")
@@ -138,12 +138,11 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
 def overlay(
     config: Any, layer: Layer, path: str = "", *, before: Sequence[Layer] = (), note: Note = tell
 ) -> Any:
-    """`config` with the differences of `layer`; `path` is the dotted key of `config`.
+    """Applies the differences in `layer` to `config`, whose dotted key is `path`.
 
-    A plug-in whose `name` differs is replaced by the defaults of the plug-in of that name before its other keys apply.
-    Values that the layers `before` set for the old plug-in are kept where the new one has such a field and accepts the
-    value; `note` is called with a line on the rest. An empty mapping empties a dict field; any other is merged into it.
-    Raises UserError.
+    If `layer` names another plug-in, that plug-in's defaults replace the old one first. Values that the layers `before`
+    set for the old plug-in are kept if the new one has such a field and accepts the value; `note` is called with a line
+    that lists the others. An empty mapping empties a dict field; any other mapping is merged into it. Raises UserError.
     """
     values = layer.values
     for part in path.split(".") if path else []:
@@ -193,7 +192,7 @@ def expect_config(value: Any, call: str) -> None:
         raise UserError(f"{call} takes a Config: {call}(dreamer.load_config({os.fspath(value)!r}))")
     if isinstance(value, Mapping):
         raise UserError(f"{call} takes a Config, not a mapping: {call}(dreamer.load_config(overrides={{...}}))")
-    raise UserError(f"{call} takes a Config, as dreamer.load_config gives it, not {show(value)}")
+    raise UserError(f"{call} takes a Config, as returned by dreamer.load_config, not {show(value)}")
 
 
 def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
@@ -216,7 +215,7 @@ def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
 
 
 def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """A dict field with the entries of `value`, none for an empty one; entries that are dicts by `kind` are merged."""
+    """Merges `value` into a dict field, and its entries that are dicts likewise; an empty `value` empties the field."""
     if not value:
         return {}
     inner = get_args(kind)[1:]
@@ -226,7 +225,7 @@ def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> 
 
 
 def _exact(key: str, value: Any, kind: Any) -> Any:
-    """A value given in Python as its declared type; in a nested config each of its fields. Raises UserError."""
+    """Converts a value given in Python, or each field of a nested config, to its declared type. Raises UserError."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = declared(value)
         new = {name: _exact(f"{key}.{name}", getattr(value, name), fields[name]) for name in fields}
@@ -242,7 +241,7 @@ def _exact(key: str, value: Any, kind: Any) -> Any:
 
 
 def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any:
-    """`config`, the defaults of a newly named plug-in, with values that `before` set for another where they fit."""
+    """Adds the values that `before` set for the old plug-in to `config`, the defaults of the new one, if they fit."""
     given: dict[str, tuple[Any, str]] = {}
     for one in before:
         inside: Any = one.values
@@ -253,15 +252,16 @@ def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any
     given.pop("name", None)
     left = dict(given)
     fitting = [key for key, (value, _) in given.items() if _fits(config, key, value)]
-    for some in (fitting, *([key] for key in fitting)):  # together, since fields may be checked together, or each alone
+    # All at once, since some fields are valid only together, then one by one.
+    for some in (fitting, *([key] for key in fitting)):
         try:
             config = overlay(config, layer({key: left[key][0] for key in some if key in left}, path))
         except UserError:
             continue
         left = {key: item for key, item in left.items() if key not in some}
     if left:
-        told = ", ".join(f"{key} = {show(value)} (from {where})" for key, (value, where) in left.items())
-        note(f"{path} {config.name!r} has no such field, or refuses the value, so that it is left out: {told}")
+        ignored = ", ".join(f"{key} = {show(value)} (from {where})" for key, (value, where) in left.items())
+        note(f"{path} {config.name!r} has no such field, or refuses the value, so that it is left out: {ignored}")
     return config
 
 
@@ -307,7 +307,7 @@ def _nearest_key(config: Any, key: str, name: str) -> str:
 
 
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
-    """Config, tuples and mappings as YAML's types; a float field given as 32 is 32.0. Raises UserError."""
+    """Converts a Config, tuples and mappings to YAML's types; 32 in a float field becomes 32.0. Raises UserError."""
     if dataclasses.is_dataclass(value):
         return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in declared(value).items()}
     try:

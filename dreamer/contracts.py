@@ -1,4 +1,4 @@
-"""Checks that a plug-in returns what `interfaces.py` requires; else one line names plug-in, function and fault.
+"""Checks that plug-ins return what `interfaces.py` requires. An error is one line: plug-in, function and fault.
 
 The functions of a record are wrapped: shapes are compared while jax traces, so that a compiled step has no overhead.
 """
@@ -17,7 +17,7 @@ from dreamer.spaces import Spec
 
 LONGEST = 400  # characters of another library's message
 NOT_FUNCTIONS = ("scales", "storage", "needs")
-PREDICTIONS = ("reward", "cont")  # of one number each
+PREDICTIONS = ("reward", "cont")  # predictions of one number per row
 SIGNATURES = {
     WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
     Behavior: "make(config, spec, *, feat_width, dtype, horizon, contdisc) -> Behavior",
@@ -25,13 +25,13 @@ SIGNATURES = {
 
 
 class Fault(Exception):
-    """A wrong result of a function of a plug-in, in words."""
+    """A plug-in's function has returned a wrong result, which the message describes."""
 
 
 class Plugin(NamedTuple):
-    """The plug-in at fault, "world model 'my_lab.model'", and the environment that it was made for."""
+    """A plug-in. label: for errors, such as "world model 'my_lab.model'" | spec: of the environment it was made for"""
 
-    who: str
+    label: str
     spec: Spec
 
 
@@ -53,7 +53,7 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
     model = _guarded(plugin, model, checks)
     shape = jax.eval_shape(lambda: model.feat(model.latent(model.initial(1)))).shape
     if len(shape) != 2 or shape[0] != 1:
-        raise UserError(f"{plugin.who}: feat(latent(initial(1))) has shape {list(shape)}, not [1, F]")
+        raise UserError(f"{plugin.label}: feat(latent(initial(1))) has shape {list(shape)}, not [1, F]")
     return model, shape[-1]
 
 
@@ -76,23 +76,24 @@ def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any
 def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping[str, Any]) -> Any:
     """The result of the module's `make`, as a `record` with all its fields."""
     if not callable(getattr(module, "make", None)):
-        raise UserError(f"{plugin.who} has no function {SIGNATURES[record]}")
+        raise UserError(f"{plugin.label} has no function {SIGNATURES[record]}")
     made = _called(plugin, "make", module.make, args, shared)
     missing = [f for f in record._fields if not hasattr(made, f) and f not in record._field_defaults]
     if missing:
-        raise UserError(f"{plugin.who}: make gives a {type(made).__name__}, not a {record.__name__}: no {missing[0]!r}")
+        kind = type(made).__name__
+        raise UserError(f"{plugin.label}: make returns a {kind}, not a {record.__name__}: no {missing[0]!r}")
     made = record(*(getattr(made, f, record._field_defaults.get(f)) for f in record._fields))
     for field in record._fields:
         value = getattr(made, field)
         if field not in NOT_FUNCTIONS and not callable(value):
-            raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a function")
+            raise UserError(f"{plugin.label}: {field} is a {type(value).__name__}, not a function")
         if field == "needs" and not isinstance(value, frozenset | set):
-            raise UserError(f"{plugin.who}: needs is a {type(value).__name__}, not a set of names")
+            raise UserError(f"{plugin.label}: needs is a {type(value).__name__}, not a set of names")
         if field in ("scales", "storage") and not isinstance(value, Mapping):
-            raise UserError(f"{plugin.who}: {field} is a {type(value).__name__}, not a mapping by name")
+            raise UserError(f"{plugin.label}: {field} is a {type(value).__name__}, not a mapping by name")
     for loss, scale in made.scales.items():
         if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise UserError(f"{plugin.who}: the scale of loss {loss!r} is a {type(scale).__name__}, not a number")
+            raise UserError(f"{plugin.label}: the scale of loss {loss!r} is a {type(scale).__name__}, not a number")
     return made
 
 
@@ -109,7 +110,7 @@ def _guard(plugin: Plugin, name: str, function: Callable, check: Callable | None
             try:
                 check(out, *args, **kwargs)
             except Fault as fault:
-                raise UserError(f"{plugin.who}: {name} gives {fault}") from None
+                raise UserError(f"{plugin.label}: {name} returns {fault}") from None
         return out
 
     return guarded
@@ -118,16 +119,16 @@ def _guard(plugin: Plugin, name: str, function: Callable, check: Callable | None
 def _called(plugin: Plugin, name: str, function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
-    except (UserError, jax.errors.JaxRuntimeError):  # the second is a device's, which `devices.errors` explains
+    except (UserError, jax.errors.JaxRuntimeError):  # `devices.errors` explains those of a device
         raise
     except Exception as error:
         text = one_line(error)
-        if len(text) > LONGEST:  # the place stands at the end
+        if len(text) > LONGEST:  # the file and line are at the end
             text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-        raise UserError(f"{plugin.who}: {name} failed: {text}") from error
+        raise UserError(f"{plugin.label}: {name} failed: {text}") from error
 
 
-# What functions give --------------------------------------------------------------------------------------------------
+# The results of functions ---------------------------------------------------------------------------------------------
 
 
 def _is_variables(out: Any, *args: Any) -> None:
@@ -214,7 +215,7 @@ def _is_packed(out: Any, storage: Mapping) -> None:
     for name, value in out.items():
         wanted = tuple(storage[name].shape)
         if tuple(value.shape)[len(value.shape) - len(wanted) :] != wanted:
-            raise Fault(f"{name!r} of shape {_shape(value)}, but storage says [.., {', '.join(map(str, wanted))}]")
+            raise Fault(f"{name!r} of shape {_shape(value)}, but storage declares [.., {', '.join(map(str, wanted))}]")
 
 
 def _is_decoded(out: Any, spec: Spec) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """An input of the user is wrong. The command line prints the one line of the error and exits with code 2."""
+    """Raised when the user's input is wrong. The command line prints its one line and exits with code 2."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

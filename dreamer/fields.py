@@ -43,7 +43,7 @@ class Mark(NamedTuple):
 
 # A field with MAY_CHANGE does not affect the agent, its observations or its training.
 MAY_CHANGE = Mark("may change when a run is resumed")
-SAME_GROUP = Mark("runs that differ in it alone are one group of a report")
+SAME_GROUP = Mark("runs that differ only in this field form one group in a report")
 
 
 def declared(config: Any) -> Mapping[str, Any]:

@@ -61,7 +61,7 @@ def similar_key(names: Iterable[str], key: str) -> str | None:
 
 
 def nearest_preset_file(path: str) -> str:
-    """A hint at the preset that a missing file may have meant, beside it or shipped; never empty."""
+    """A hint at the preset that a missing file may have meant, in its folder or shipped; never empty."""
     folder = os.path.dirname(path) or "."
     choices = []
     if os.path.isdir(folder):

@@ -88,7 +88,7 @@ class WorldModel(NamedTuple):
     imagine(v, key, state [N, ..], action [N, A]) -> state [N, ..], one prior step
     latent(state [N, ..]) -> latent [N, ..]
     feat(latent) -> [.., F]
-    predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, those that it has learned;
+    predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, only those that it learns;
         reward and cont are expectations, allowed marks the entries of an action's one-hots that may be chosen
     loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T]) -> losses {name: [B, T']}, T' <= T, Learned
     decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
@@ -156,7 +156,8 @@ class Behavior(NamedTuple):
     initial(envs) -> carry [E, ..] from row to row, () for most
     act(v, key, dream, state [E, ..], carry [E, ..], ask, mode) -> action [E, A], carry
         mode "collect": for training, with exploration | "sample": for evaluation | "mode": the most likely action
-    loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics); {} without a gradient
+    loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics)
+        losses are {} for a behavior that learns without gradients
     refresh(v) -> extra, after each optimizer step (the slow critic)
     scales: {loss name: weight in the total}
     needs: the predictions of the world model that it uses

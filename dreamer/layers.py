@@ -90,7 +90,7 @@ def _text_of(name: str) -> str:
 def layer_of(text: str, name: str, first: int = 1) -> Layer:
     """The differences in the text of a preset, each with its line. Raises UserError when it is not valid YAML.
 
-    name: of the file, for messages. first: number of the first line in the file.
+    name: of the file, for messages. first: the number that the first line of `text` has in the file.
     """
     try:
         node = yaml.compose(text, Loader)
@@ -119,7 +119,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
 
 
 def _check_size(node: Any, left: list[int]) -> None:
-    """Raises ValueError when a YAML document has too many nodes, aliases followed. left: nodes that may still come."""
+    """Raises ValueError when a YAML document has too many nodes, aliases expanded. left: [number still allowed]."""
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"it holds more than {MOST_NODES:,} values")

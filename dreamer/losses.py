@@ -78,7 +78,7 @@ def check_losses(losses: Losses, rows: Batch) -> None:
 
 
 def joined(metrics: Metrics, more: Metrics) -> Metrics:
-    """Both merged. Raises ValueError when they share a name, so that no metric hides another."""
+    """Merges two sets of metrics. Raises ValueError when they share a name, so that no metric hides another."""
     if clash := metrics.keys() & more.keys():
         raise ValueError(f"metrics named {sorted(clash)} come from two places")
     return {**metrics, **more}
@@ -89,8 +89,8 @@ def total_loss(
 ) -> Callable[..., tuple[Array, Aux]]:
     """The scalar to minimise: (params, extra, hyper, key, batch) -> sum of scale * mean loss, Aux with each mean loss.
 
-    hyper["scale"] {name: []}: the scales. priorities: Aux has a surprise, else None.
-    ValueError when the names of losses and scales differ, so that no term is forgotten.
+    hyper["scale"] {name: []}: the scales. priorities: whether Aux has a surprise; otherwise it is None.
+    Raises ValueError when the names of losses and scales differ, so that no term is forgotten.
     """
     all_losses = make_losses(world_model, behavior, spec)
     names = {**world_model.scales, **behavior.scales}
@@ -121,15 +121,15 @@ def row_losses(
     """
     own = {name: losses[name] for name in world_model.scales}
     if any(loss.shape != shape for loss in own.values()):
-        raise UserError("replay.priority needs a world model that gives the surprise of each row; this one does not")
+        raise UserError("replay.priority needs a world model that returns the surprise of each row; this one does not")
     return sg(jnp.sum(jnp.stack([scales[name] * loss.astype(jnp.float32) for name, loss in own.items()]), 0))
 
 
 def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Array, Batch]:
     """A batch as stored -> initial state [B, ..], prev_action [B, T, A], and the T trained rows.
 
-    The one place where the action of row t becomes the previous action of row t + 1. A context row lends its latent
-    and its action and is dropped; without one, sequences start from the initial state.
+    Only here does the action of row t become the previous action of row t + 1. A context row is dropped: its latent
+    becomes the initial state, and its action the first previous action. Without one, the initial state is the default.
     """
     check_rows(spec, batch.obs, batch.action, batch.is_first, batch.reward.shape)
     batch_size = batch.reward.shape[0]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 SUITES = "dreamer.suites"  # the package whose modules are environment suites
-RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a folder with the first and any other one holds a run
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a run directory holds the first and one of the others
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
 
@@ -114,7 +114,7 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     if ":" not in name:
         env = _make_registered(name, name, options, render_mode)
     elif where == "__main__" or "<" in what:
-        raise UserError(f"env {name!r} was given as a function: give it again as make_env=, or put it into a module")
+        raise UserError(f"env {name!r} was passed as a function: pass it again as make_env=, or put it into a module")
     elif "." not in where and where in suite_names():
         env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
     elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
@@ -232,7 +232,7 @@ def _make_registered(name: str, env_id: str, options: dict[str, Any], render_mod
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         try:
-            # dreamer.runtime.env.rows checks every row; gymnasium's own checker would cost half of the speed.
+            # dreamer.runtime.env.rows checks every row; gymnasium's own checker would halve the speed.
             return gymnasium.make(env_id, disable_env_checker=True, **options, **extra)
         except TypeError as error:
             if not extra or "render_mode" not in str(error):
@@ -278,10 +278,10 @@ def _checked(name: str, env: Any) -> gymnasium.Env:
     import gymnasium
 
     if isinstance(env, gymnasium.vector.VectorEnv):
-        raise UserError(f"env {name!r} is a vector of environments; give one, it is copied by --workers.envs")
+        raise UserError(f"env {name!r} is a vector environment; name a single one, --workers.envs sets how many run")
     missing = [key for key in ("observation_space", "action_space", "reset", "step") if not hasattr(env, key)]
     if missing:
-        raise UserError(f"env {name!r} gave a {type(env).__name__}, not a gymnasium.Env: it has no {missing[0]!r}")
+        raise UserError(f"env {name!r} returned a {type(env).__name__}, not a gymnasium.Env: it has no {missing[0]!r}")
     return env
 
 
@@ -310,7 +310,7 @@ def _nearest_id(env_id: str) -> str:
             name = re.sub(r"-v\d+$", "", name).removeprefix("MemoryMaze-")
         name = name.lower() if suite == "atari" else name
         ours = f"{suite}:{name} (extra {suite.replace('_', '-')})"
-        return f"; it is one of {module}, which is not imported: take our suite's, {ours}, or {module}:{env_id}"
+        return f"; it belongs to {module}, which is not imported: use our suite's {ours}, or {module}:{env_id}"
     if slash and family:
         near = f"did you mean {by_lower[task.lower()]!r}?" if task.lower() in by_lower else ""
         near = near or f"name the module that does, such as my_package:{env_id}"

@@ -1,7 +1,7 @@
 """The folders that come with the package besides its code: `envs/` and `experiments/`. Imports no jax.
 
-In the checkout both lie beside the package, in a wheel inside it. No other place is searched: a folder of the same name
-in the current folder, or another installed package, never replaces them.
+Both lie next to the package in a checkout, and inside it in a wheel. No other place is searched, so a folder of the
+same name in the current folder, or another installed package, never replaces them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ def preset_line(file: Path) -> str:
 
 
 def nearest_preset(word: str) -> str:
-    """The name of the preset nearest to `word`, "" when none is near. Letter case and ending do not count."""
+    """The name of the preset nearest to `word`, "" when none is near. Ignores case and file ending."""
     close = difflib.get_close_matches(Path(word).stem.lower(), presets(), n=1, cutoff=0.6)
     return close[0] if close else ""

@@ -17,7 +17,8 @@ BYTE = (0.0, 255.0)  # bounds of an image without its own
 class Encoding(NamedTuple):
     """How the agent encodes and predicts one key of the observation; used by the networks and by `dreamer check`.
 
-    input: of the encoder | network: that encodes it | target: of the decoder's prediction | loss: of the prediction
+    input, target: its form at the encoder's input and as the decoder's target | network: the encoder for it
+    loss: compares the decoder's output with the target
     """
 
     input: Literal["unit", "one-hot", "symlog"]
@@ -114,7 +115,7 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The observations (`obs`, by key) and the action of an environment; with several agents, of each agent."""
+    """The observations (`obs`, by key) and the action of an environment, or of each of its agents if it has several."""
 
     obs: Mapping[str, Space]
     action: Action

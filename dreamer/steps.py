@@ -12,8 +12,8 @@ Time alignment:
       3        reset's        0         1         0         0         a_3        the next episode
 
 is_last ends an episode; is_terminal marks a true end (value 0 beyond) as opposed to a time limit.
-A batch holds `context` (0 or 1) rows before its T rows: the context row only lends its latent as the
-initial carry and its action as the first previous action.
+A batch holds `context` (0 or 1) rows before its T rows. A context row is not trained on: its latent is the
+initial carry, and its action is the first previous action.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Decides whether files may make this process run code: only if this user made them here or says so. No jax.
+"""Decides whether files may make this process run code: only if this user made them here or trusts them. No jax.
 
 A run directory or a preset names objects: an environment, a world model, a behavior, an encoder. Names of gymnasium
 ids, of the suites and of dreamer's own modules are safe. All others may be anybody's code, and are imported only
 
     when the command names them itself                          --env, make_env=, --agent.world-model.name
     when this user made the run on this machine                 proven by a seal with this user's key
-    when the user says so                                       --trust, trust=True
+    when the user trusts the file                               --trust, trust=True
 
 and never from a run directory (`plugins`). Every config that comes from a file passes `check`. Pickled states of
 environments carry a seal with the same key. docs/threat-model.md lists what this prevents, and what it does not.
@@ -34,7 +34,7 @@ IMPORTING = ("GymV21Environment", "GymV26Environment")
 _OURS = re.compile(r"dreamer\.(world_models|behaviors|nets)(\.[a-z]\w*)+(:[A-Za-z]\w*)?", re.ASCII)
 # The process at an address sends objects that are unpickled (Ray), or takes part in the learning.
 ADDRESSES = {"workers.address": ("", "auto", "local"), "devices.coordinator": ("", "auto")}
-_TASK = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", re.ASCII)  # of a suite, which compares it with its own list
+_TASK = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", re.ASCII)  # a suite compares it with its own list
 _FILE = re.compile(r"[/\\\0]|^[~.]|\.[^\W\d]")  # a path, or a name with an ending such as .xml
 _NUMBERS = re.compile(r"[\d:. -]*", re.ASCII)  # 4:3, 12:30
 # Fields of a config that name code, by dotted key.
@@ -116,7 +116,7 @@ def sealed_text(text: str, run: str) -> str:
 
 
 def unsealed(text: str) -> Unsealed:
-    """The arguments of `sealed_text`; a text without such a first line is unchanged. ValueError if it was changed."""
+    """The inverse of `sealed_text`; returns a text without a seal as it is. Raises ValueError if it was edited."""
     if not text.startswith(_BEGINS):
         return Unsealed(text, None, False)
     first, newline, rest = text.partition("\n")

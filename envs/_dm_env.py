@@ -1,4 +1,4 @@
-"""An environment of DeepMind's interface dm_env with gymnasium's face, for suites that have one. No suite itself."""
+"""Wraps DeepMind's dm_env interface as a gymnasium environment, for the suites that use it. Not a suite itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class DMEnv(gymnasium.Env):
-    """A dm_env.Environment. Its discount tells the two endings apart: 0 is a true end, 1 at the last step a time limit.
+    """A dm_env.Environment as a gymnasium one. A discount of 0 at the last step means terminated, 1 means truncated.
 
-    Images stay uint8, all other numbers become float32, scalars [1]. `_seed` and `render` are the suite's to give.
+    Images stay uint8, all other numbers become float32, and scalars become [1]. Subclasses define `_seed` and `render`.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -38,7 +38,7 @@ class DMEnv(gymnasium.Env):
         return self._observed(now.observation), float(now.reward or 0.0), terminated, bool(ended and not terminated), {}
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Close the environment."""
         self._env.close()
 
     def _seed(self, seed: int) -> None:

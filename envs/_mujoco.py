@@ -1,4 +1,4 @@
-"""How MuJoCo draws without a screen, and its state. No suite itself."""
+"""Rendering by MuJoCo without a screen, and quiet imports of dm_control. Not a suite itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 
 def choose_graphics(suite: str) -> None:
-    """Let dm_control draw without a screen: it would try one first and fail.
+    """Select a renderer for dm_control that needs no screen; by default it tries a screen first and fails.
 
-    MUJOCO_GL decides when it is set. Raises ValueError when nothing can draw.
+    An existing MUJOCO_GL is kept. Raises ValueError when no renderer is installed.
     """
     if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ:
         return
@@ -24,7 +24,7 @@ def choose_graphics(suite: str) -> None:
     for library, backend in (("EGL", "egl"), ("OSMesa", "osmesa")):
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = backend
-            if "dm_control._render" in sys.modules:  # imported before for vectors alone, and settled on a screen
+            if "dm_control._render" in sys.modules:  # an earlier import has chosen a screen
                 importlib.reload(sys.modules["dm_control._render"])
             return
     advice = "on Debian or Ubuntu: apt install libegl1 libgl1, or libosmesa6 and MUJOCO_GL=osmesa"
@@ -33,10 +33,10 @@ def choose_graphics(suite: str) -> None:
 
 @contextlib.contextmanager
 def loading(library: str) -> Iterator[None]:
-    """Around imports of dm_control: one that is there and does not load is an ImportError that names MUJOCO_GL."""
+    """Context for imports of dm_control: if it is installed and fails to load, the ImportError names MUJOCO_GL."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="glfw")  # it looks for a screen, also where none is needed
+            warnings.filterwarnings("ignore", module="glfw")  # glfw looks for a screen even if none is needed
             yield
     except ModuleNotFoundError:
         raise
@@ -47,7 +47,7 @@ def loading(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """dm_control's own models use what MuJoCo calls deprecated, and it says so once for every environment."""
+    """Context that hides MuJoCo's deprecation warnings, which dm_control's own models cause in each environment."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

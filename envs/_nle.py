@@ -1,4 +1,4 @@
-"""An environment of NLE with gymnasium's face, for NetHack and MiniHack. No suite itself."""
+"""Wraps NLE as a gymnasium environment, for NetHack and MiniHack. Not a suite itself."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ TILE = 16  # pixels
 
 
 def check_keys(suite: str, keys: Sequence[str], fields: int) -> None:
-    """Raises ValueError unless each key is an observation of NLE, and there is anything to see."""
+    """Raises ValueError unless each key is an observation of NLE, and there is at least one observation."""
     from nle.env import base
 
     for key in keys:
         check_choice(suite, "one of keys", key, dict(base.NLE_SPACE_ITEMS))
     if not (fields or keys):
-        raise ValueError(f"{suite}: with no fields and no keys there is nothing to see")
+        raise ValueError(f"{suite}: without fields and keys there is no observation")
 
 
 def take_over_limit(env: Any, limit: int | None) -> int:
-    """How many steps an episode of `env` lasts, which it does not know from here on.
+    """Disables the step limit of `env` and returns it, or `limit` if that is given.
 
-    NLE quits the game before it shows the last state, so that the limit must be counted outside.
+    At its own limit NLE quits the game before it shows the last state, so the caller must count the steps.
     """
     own, env._max_episode_steps = env._max_episode_steps, sys.maxsize
     return int(own) if limit is None else limit
 
 
 class NetHack(gymnasium.Env):
-    """A task of NLE. Death and the task's own end are true ends, `limit` and what NLE calls aborted are not."""
+    """A task of NLE. Death and the task's own end terminate an episode; `limit` and NLE's "aborted" truncate it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -53,7 +53,7 @@ class NetHack(gymnasium.Env):
         self.action_space = env.action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin a game, its seeds drawn from gymnasium's. The Challenge does not let itself be seeded."""
+        """Begin a game; its seeds are drawn from gymnasium's. The Challenge cannot be seeded."""
         super().reset(seed=seed)
         if not type(self._env).__name__.endswith("Challenge"):
             self._env.seed(*(int(draw) for draw in self.np_random.integers(2**62, size=2)), reseed=False)
@@ -62,7 +62,7 @@ class NetHack(gymnasium.Env):
         return self._shown(obs), info
 
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
-        """One key. What NLE aborts (the Challenge, when the game's time stands still) shows its last state again."""
+        """Press one key. A game that NLE aborts (the Challenge, when game time stands still) repeats its last state."""
         obs, reward, over, _, info = self._env.step(int(action))
         self._time += 1
         aborted = info["end_status"] == self._env.StepStatus.ABORTED
@@ -79,13 +79,13 @@ class NetHack(gymnasium.Env):
         self._env.close()
 
     def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._seen = {key: obs[key].copy() for key in self._keys}  # NLE writes into the same arrays again
+        self._seen = {key: obs[key].copy() for key in self._keys}  # NLE overwrites these arrays
         if self._fields:
             self._seen["image"] = self._surroundings(*obs["blstats"][:2])
         return self._seen
 
     def _surroundings(self, x: int, y: int) -> np.ndarray:
-        """The fields around column x, row y of the map, black where it ends."""
+        """The fields around column x, row y of the map; black beyond its border."""
         half = self._fields // 2
         image = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
         drawn = self._env.render()

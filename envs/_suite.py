@@ -1,4 +1,4 @@
-"""What suites have in common: errors, names of tasks, states. No suite itself, as its underscore says."""
+"""Shared code of the suites: errors, task names, states. The underscore marks a file that is not a suite itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-# Attributes that stay as they were made.
+# Attributes that never change after construction.
 NO_STATE = {
     "env", "_env", "spec", "_cached_spec", "observation_space", "_observation_space", "action_space", "_action_space",
     "metadata", "_metadata", "render_mode", "window", "clock",
@@ -20,9 +20,9 @@ NO_STATE = {
 
 @contextlib.contextmanager
 def extra(suite: str, command: str = "") -> Iterator[None]:
-    """Around the imports of a suite: a package that is missing becomes an ImportError that names the extra.
+    """Context for the imports of a suite: a missing package raises an ImportError that names the extra.
 
-    command: what installs the suite, by default the extra of its name.
+    command: installs the suite, by default the extra of its name.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
 
 
 def install(suite: str, more: str = "") -> str:
-    """The command that installs the extra of a suite, from the checkout or beside an installed package.
+    """The command that installs the extra of a suite, from the checkout or next to an installed package.
 
     more: a shell command to run after it.
     """
@@ -42,7 +42,7 @@ def install(suite: str, more: str = "") -> str:
 
 
 def find_task(suite: str, task: str, known: Iterable[str]) -> str:
-    """The name in `known` that `task` means, whatever its case and its hyphens. Raises ValueError with the nearest."""
+    """The name in `known` that matches `task`, ignoring case and hyphens. Raises ValueError naming the nearest."""
     known = list(known)
     if task in known:
         return task
@@ -65,9 +65,9 @@ def check_choice(suite: str, option: str, value: str | None, choices: Iterable[s
 
 
 def get_attributes(env: Any) -> list[dict[str, Any]]:
-    """A copy of what `env` and each environment that it wraps remember, outermost first.
+    """A copy of the attributes of `env` and of each environment that it wraps, outermost first.
 
-    For environments in plain Python only, all of whose state is in attributes. Functions are not state.
+    Only for environments in plain Python, which hold all of their state in attributes. Functions are not state.
     """
     kept = [
         {key: value for key, value in vars(layer).items() if key not in NO_STATE and not callable(value)}
@@ -77,20 +77,20 @@ def get_attributes(env: Any) -> list[dict[str, Any]]:
 
 
 def set_attributes(env: Any, state: list[dict[str, Any]]) -> None:
-    """Puts an environment made in the same way where the other was."""
+    """Restores a state from `get_attributes` in an environment that was made in the same way."""
     for layer, values in zip(_layers(env), copy.deepcopy(state), strict=True):
         vars(layer).update(values)
 
 
 class Plain(gymnasium.Wrapper):
-    """Around an environment in plain Python, that it can be continued where it was."""
+    """Adds `get_state` and `set_state` to an environment in plain Python, so that a resumed run can continue it."""
 
     def get_state(self) -> list[dict[str, Any]]:
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
         return get_attributes(self.env)
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         set_attributes(self.env, state)
 
 

@@ -1,4 +1,4 @@
-"""Atari 2600 games, played by the Arcade Learning Environment: `make("breakout")`. One step is one frame.
+"""Atari 2600 games of the Arcade Learning Environment: `make("breakout")`. One step is one frame.
 
 The defaults are the protocol of 200M frames (Machado et al. 2018, with the images of DreamerV3's reference): sticky
 actions, all 18 actions, lives ignored. Hold each action for four frames with `--action-repeat 4`, as the presets do.
@@ -30,11 +30,11 @@ def make(
     limit_is_terminal: bool = False,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """One game, its image uint8 [height, width, 1 or 3], and 18 actions or as many as the game knows.
+    """One game: an image uint8 [height, width, 1 or 3], and either all 18 actions or those that the game uses.
 
     size: [height, width]. sticky: probability that a frame repeats the last action. actions: "all" or "minimal".
-    noops: an episode begins after 0 to so many frames without action. limit: frames until an episode is cut off;
-    limit_is_terminal calls that a true end, as the reference does. Raises ValueError and ImportError.
+    noops: most frames without action before an episode begins; their number is random. limit: frames after which an
+    episode is truncated, or terminated with limit_is_terminal, as in the reference. Raises ValueError and ImportError.
     """
     with extra("atari"):
         import ale_py
@@ -43,11 +43,11 @@ def make(
     name = find_task("atari", task, roms.get_all_rom_ids())
     rom = roms.get_rom_path(name)
     if rom is None:
-        raise ValueError(f"atari: ale-py names the game {name!r} and has no ROM of it: install it again")
+        raise ValueError(f"atari: ale-py lists the game {name!r} but has no ROM of it: reinstall ale-py")
     check_choice("atari", "actions", actions, ACTIONS)
     check_choice("atari", "render_mode", render_mode, (None, "rgb_array"))
     if not 0 <= sticky < 1:
-        raise ValueError(f"atari: sticky is a probability below 1, not {sticky}")
+        raise ValueError(f"atari: sticky must be a probability below 1, not {sticky}")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.setFloat("repeat_action_probability", sticky)
@@ -58,7 +58,7 @@ def make(
 
 
 class Atari(gymnasium.Env):
-    """One emulator with gymnasium's face. What is seen is the brighter of the last two frames, pixel by pixel."""
+    """One emulator as a gymnasium environment. The observation is the pixelwise maximum of the last two frames."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 60}
 
@@ -77,7 +77,7 @@ class Atari(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(len(actions))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode; `seed` starts the emulator anew. Its first frame counts as the one before it as well."""
+        """Begin an episode; `seed` restarts the emulator. The first observation uses its frame twice."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
             self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
@@ -93,7 +93,7 @@ class Atari(gymnasium.Env):
         return self._observed(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One frame. Only the end of the game is an end, not the loss of a life."""
+        """Advance one frame. The end of the game ends an episode; the loss of a life does not."""
         reward = self._ale.act(self._actions[int(action)])
         self._frame += 1
         self._frames = [self._frames[1], self._ale.getScreenRGB()]
@@ -106,13 +106,13 @@ class Atari(gymnasium.Env):
         return self._frames[1]
 
     def get_state(self) -> dict[str, Any]:
-        """All that the next frames depend on."""
+        """Everything that the next frames depend on."""
         random = self.np_random.bit_generator.state
         emulator = self._ale.cloneState(include_rng=True)
         return {"emulator": emulator, "random": random, "frame": self._frame, "frames": self._frames}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         self._ale.restoreState(state["emulator"])
         self.np_random.bit_generator.state = state["random"]
         self._frame, self._frames, self._seeded = state["frame"], state["frames"], True

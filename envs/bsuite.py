@@ -1,7 +1,7 @@
-"""BSuite: `make("catch/0")`, an experiment and the number of its setting. Small tasks, each of which asks one question.
+"""BSuite: `make("catch/0")`, an experiment and the number of its setting. Each small task tests one capability.
 
-Its episodes are counted by the suite, `episodes` says how many; the end of each is a true one, a time limit as well.
-The tasks mnist* fetch the digits from the network when they are first made.
+An experiment lasts a fixed number of episodes, `BSuite.episodes`. Every episode ends with terminated, also at a time
+limit. The tasks mnist* download the digits when they are first made.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ def make(task: str) -> gymnasium.Env:
 
 
 class BSuite(DMEnv):
-    """One environment of the suite. What it shows has one or two axes; it draws no images."""
+    """One environment of the suite. Its observations have one or two axes; it renders no images."""
 
     metadata = {"render_modes": []}
 
     @property
     def episodes(self) -> int:
-        """How many episodes the experiment lasts."""
+        """The number of episodes in the experiment."""
         return self._env.bsuite_num_episodes
 
     def get_state(self) -> list[dict[str, Any]]:
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
         return [{"random": self.np_random.bit_generator.state}, *get_attributes(self._env)]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         self.np_random.bit_generator.state = state[0]["random"]
         set_attributes(self._env, state[1:])
 
     def _seed(self, seed: int) -> None:
-        """Settings leave the seed open; what a setting fixes, such as which arm pays, is not drawn from it."""
+        """Seeds the random numbers of an episode. What the setting fixes, such as which arm pays, stays the same."""
         layer = self._env
         while layer is not None:
             if "_rng" in vars(layer):

@@ -12,11 +12,11 @@ import numpy as np
 from ._suite import check_choice, extra, find_task
 
 TASKS = ("reward", "noreward")
-VIEWS = ("_local_view", "_sem_view")  # what looks at the world
+VIEWS = ("_local_view", "_sem_view")  # attributes that refer to the world
 
 
 def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = None) -> gymnasium.Env:
-    """The game, with its achievements as the reward or without reward. Raises ValueError and ImportError."""
+    """The game, rewarded for achievements ("reward") or not at all ("noreward"). Raises ValueError and ImportError."""
     name = find_task("crafter", task, TASKS)
     check_choice("crafter", "render_mode", render_mode, (None, "rgb_array"))
     with extra("crafter"):
@@ -25,22 +25,23 @@ def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = 
 
 
 class InOrder(dict):
-    """A set that is gone through in the order of what came in.
+    """A set that is iterated in insertion order.
 
-    The game draws which creature goes by its place in a set of objects, which is another in every process.
+    The game picks random creatures by their index in a set of objects, and the order of a set differs between
+    processes.
     """
 
     def add(self, item: Any) -> None:
-        """As of a set."""
+        """Like the method of a set."""
         self[item] = None
 
     def remove(self, item: Any) -> None:
-        """As of a set."""
+        """Like the method of a set."""
         del self[item]
 
 
 class Crafter(gymnasium.Env):
-    """The game with gymnasium's face. A length limit cuts the episode, death ends it."""
+    """The game as a gymnasium environment. Death terminates an episode, the length limit truncates it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -64,13 +65,13 @@ class Crafter(gymnasium.Env):
         return image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One step of the game, whose interface is the old one of four values; its discount is 0 at death."""
+        """One step of the game, which uses gym's old interface of four values; its discount is 0 at death."""
         image, reward, over, info = self._env.step(action)
         dead = over and info["discount"] == 0
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """An image uint8 [512, 512, 3]; the game draws its noise at night from the random numbers of its world."""
+        """An image uint8 [512, 512, 3]. Restores the world's random state, which the noise at night advances."""
         random = self._env._world.random
         before = random.get_state()
         image = self._env.render((512, 512))
@@ -78,12 +79,12 @@ class Crafter(gymnasium.Env):
         return image
 
     def get_state(self) -> dict[str, Any]:
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
         inner = {key: value for key, value in vars(self._env).items() if not key.endswith(("_view", "_textures"))}
         return copy.deepcopy(inner)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         vars(self._env).update(copy.deepcopy(state))
         for view in VIEWS:
             getattr(self._env, view)._world = self._env._world

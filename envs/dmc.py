@@ -13,9 +13,9 @@ from ._dm_env import DMEnv
 from ._mujoco import choose_graphics, loading, quiet
 from ._suite import check_choice, extra, find_task, install
 
-CAMERAS = {"quadruped": 2}  # elsewhere camera 0; the quadruped's camera 0 looks past it
+CAMERAS = {"quadruped": 2}  # all others use camera 0; the quadruped's camera 0 looks past it
 
-# What tasks change in their model when an episode begins.
+# The parts of the model that tasks change when an episode begins.
 CHANGED = (
     "body_pos", "body_quat", "dof_damping", "geom_pos", "geom_quat", "geom_size", "geom_rgba", "site_pos", "site_rgba",
     "site_size", "light_pos", "wrap_prm",
@@ -33,8 +33,8 @@ def make(
 ) -> gymnasium.Env:
     """One task of the suite, "domain-task" ("walker-walk", "ball_in_cup-catch").
 
-    image: show an image `size` [height, width] under "image". proprio: show the vectors of the suite, by default when
-    there is no image. camera: number, by default the customary one. Raises ValueError and ImportError.
+    image: observe an image `size` [height, width] as "image". proprio: observe the vectors of the suite, by default if
+    there is no image. camera: number, by default the usual one. Raises ValueError and ImportError.
     """
     check_choice("dmc", "render_mode", render_mode, (None, "rgb_array"))
     if image or render_mode:
@@ -43,17 +43,17 @@ def make(
     by_name = {f"{domain}-{name}": (domain, name) for domain, name in suite.ALL_TASKS}
     domain, name = by_name[find_task("dmc", task, by_name)]
     with quiet():
-        # The fixed seed makes the random models (lqr) one and the same in every worker; reset(seed) does the rest.
+        # With a fixed seed, random models (lqr) are the same in every worker; reset(seed) seeds everything else.
         env = suite.load(domain, name, task_kwargs={"random": 0})
     number = CAMERAS.get(domain, 0) if camera is None else camera
     proprio = not image if proprio is None else proprio
     if not (image or proprio):
-        raise ValueError("dmc: with image and proprio both off there is nothing to see")
+        raise ValueError("dmc: with image and proprio both off there is no observation")
     return DMC(env, image, proprio, (int(size[0]), int(size[1])), number, render_mode)
 
 
 class DMC(DMEnv):
-    """A dm_control environment with gymnasium's face: float32 vectors by key, and an image where it is asked for."""
+    """A dm_control environment as a gymnasium one: float32 vectors by key, and an image if requested."""
 
     def __init__(
         self, env: Any, image: bool, proprio: bool, size: tuple[int, int], camera: int, render_mode: str | None
@@ -66,19 +66,19 @@ class DMC(DMEnv):
         self.observation_space = gymnasium.spaces.Dict(parts)
 
     def render(self) -> np.ndarray:
-        """An image uint8 [height, width, 3], drawn large enough to be looked at."""
+        """An image uint8 [240, 320, 3], large enough for a video."""
         return self._draw(240, 320)
 
     def get_state(self) -> dict[str, Any]:
-        """All that the next steps depend on; the simulator ends a step with what `mj_step1` makes of its state.
+        """Everything that the next steps depend on; `set_state` recomputes the rest by `mj_step1`.
 
-        Raises ValueError for quadruped-escape, whose terrain the graphics library holds.
+        Raises ValueError for quadruped-escape, whose terrain is held by the graphics library.
         """
         import mujoco
 
         model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
         if type(self._env.task).__name__ == "Escape":
-            raise ValueError("its terrain, drawn anew in each episode, cannot be set")
+            raise ValueError("its terrain, which is random in each episode, cannot be set")
         simulator = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(model, data, simulator, mujoco.mjtState.mjSTATE_INTEGRATION)
         return {
@@ -89,7 +89,7 @@ class DMC(DMEnv):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         import mujoco
 
         model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
@@ -114,7 +114,7 @@ class DMC(DMEnv):
 
 
 def _suite() -> Any:
-    # dm_control requires labmaze, which has no wheel for 3.13; the suite does without (pyproject.toml, extra dmc).
+    # dm_control requires labmaze, which has no wheel for 3.13; the suite works without it (pyproject.toml, extra dmc).
     alone = " && pip install --no-deps dm-control" if sys.version_info >= (3, 13) else ""
     with extra("dmc", install("dmc", alone)), loading("dm_control"):
         from dm_control import suite

@@ -1,6 +1,6 @@
-"""Memory Maze: `make("9x9")`. Mazes seen from within, whose border shows the colour of the object to be found next.
+"""Memory Maze: `make("9x9")`. First-person mazes; the image border has the colour of the object to find next.
 
-Needs OpenGL, also without a screen.
+Needs OpenGL, even without a screen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TASKS = ("9x9", "11x11", "13x13", "15x15")
 
 
 def make(task: str, size: int = 64, render_mode: str | None = None) -> gymnasium.Env:
-    """One size of maze, its image uint8 [size, size, 3], and 6 actions. Raises ValueError and ImportError."""
+    """Mazes of one size: an image uint8 [size, size, 3] and 6 actions. Raises ValueError and ImportError."""
     name = find_task("memory_maze", task, TASKS)
     check_choice("memory_maze", "render_mode", render_mode, (None, "rgb_array"))
     choose_graphics("memory_maze")
@@ -31,7 +31,7 @@ def make(task: str, size: int = 64, render_mode: str | None = None) -> gymnasium
 
 
 class MemoryMaze(DMEnv):
-    """One maze after another. An episode has a time limit and no true end."""
+    """A new maze for each episode. A time limit truncates episodes; they never terminate."""
 
     def __init__(self, build: Any, render_mode: str | None):
         self._build = build
@@ -45,7 +45,7 @@ class MemoryMaze(DMEnv):
             return super().reset(seed=seed, options=options)
 
     def render(self) -> np.ndarray:
-        """What the agent sees."""
+        """The agent's observation."""
         return self._picture
 
     def _seed(self, seed: int) -> None:
@@ -59,7 +59,7 @@ class MemoryMaze(DMEnv):
 
 def _tasks() -> Any:
     with extra("memory_maze"), loading("memory_maze"):
-        # The package's __init__ needs the old gym, which its tasks do not: they are imported without it.
+        # Only the package's __init__ needs the old gym, so the tasks are imported without running it.
         if "memory_maze" not in sys.modules:
             spec = importlib.util.find_spec("memory_maze")
             if spec is None:

@@ -1,6 +1,6 @@
 """MetaWorld: `make("reach-v3")`, one arm on one of 50 tasks, the suite's MT1.
 
-It pins an old MuJoCo that dm_control cannot use: give it a virtual environment of its own (experiments/README.md).
+It pins an old MuJoCo that dm_control cannot use, so it needs its own virtual environment (experiments/README.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ._mujoco import choose_graphics
 from ._suite import check_choice, extra, find_task
 
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-ARM = 4  # numbers of the state about the arm: the hand's place and how far it is open
+ARM = 4  # numbers of the state that describe the arm: the hand's position and its opening
 
 
 def make(
@@ -28,8 +28,8 @@ def make(
 ) -> gymnasium.Env:
     """One task: "state" [39], which holds the goal, and "log/success" [1], which the agent does not see.
 
-    goals: how many of the suite's 50 places of object and goal are drawn from, the same in every copy; 1 fixes them.
-    image: show an image `size` [height, width] of `camera` and the arm's own part of the state instead of the state.
+    goals: number of the suite's 50 positions of object and goal to draw from, the same in every copy; 1 fixes them.
+    image: instead of the state, observe an image `size` [height, width] of `camera` and the arm's part of the state.
     Raises ValueError and ImportError.
     """
     check_choice("metaworld", "render_mode", render_mode, (None, "rgb_array"))
@@ -40,7 +40,7 @@ def make(
         import metaworld
     name = find_task("metaworld", task if task.endswith("-v3") else f"{task}-v3", metaworld.ALL_V3_ENVIRONMENTS)
     if not 1 <= goals <= 50:
-        raise ValueError(f"metaworld: goals is {goals}; there are 50")
+        raise ValueError(f"metaworld: goals must be from 1 to 50, not {goals}")
     benchmark = metaworld.MT1(name, seed=0)
     height, width = (int(size[0]), int(size[1])) if image else (240, 320)
     env = benchmark.train_classes[name](
@@ -51,7 +51,7 @@ def make(
 
 
 class MetaWorld(gymnasium.Env):
-    """A task whose places of object and goal are drawn anew for each episode."""
+    """A task whose positions of object and goal are drawn for each episode."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
@@ -70,14 +70,14 @@ class MetaWorld(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, env.action_space.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin an episode; the suite itself has nothing that is random but the places."""
+        """Begin an episode; only the positions of object and goal are random."""
         super().reset(seed=seed)
         self._env.set_task(self._tasks[int(self.np_random.integers(len(self._tasks)))])
         state, info = self._env.reset()
         return self._shown(state, 0.0), info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """One step; success does not end the episode, the time limit cuts it."""
+        """One step; the time limit truncates an episode, and success does not end it."""
         state, reward, over, cut, info = self._env.step(np.asarray(action, np.float32))
         return self._shown(state, info["success"]), float(reward), bool(over), bool(cut), info
 
@@ -87,7 +87,7 @@ class MetaWorld(gymnasium.Env):
         return np.flipud(image) if self._flipped else image
 
     def close(self) -> None:
-        """Free the simulator and its graphics."""
+        """Close the simulator and its graphics."""
         self._env.close()
 
     def _shown(self, state: np.ndarray, success: float) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """MiniGrid and BabyAI: `make("Empty-5x5-v0")` is gymnasium's MiniGrid-Empty-5x5-v0.
 
-The text of the mission is left out: tasks in which it changes, as in most of BabyAI, do not show what to fetch.
+Observations leave out the text of the mission, so in tasks where it varies (most of BabyAI) the goal is not observed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ VIEWS = ("picture", "symbols", "whole")
 def make(
     task: str, view: str = "picture", tile: int = 8, render_mode: str | None = None, **options: Any
 ) -> gymnasium.Env:
-    """One task. view: what the agent sees.
+    """One task. view: the observation.
 
-    picture: its 7 x 7 fields ahead, drawn, uint8 [7 * tile, 7 * tile, 3]; with tile 8 that is [56, 56, 3].
-    symbols: the same as classes, "image" [147] of at most 11, object, colour and state of each field, and
-        "direction", one of 4. | whole: the whole grid, drawn; a grid of 8 x 8 with tile 8 is [64, 64, 3].
+    view "picture": an image of the 7 x 7 fields ahead, uint8 [7 * tile, 7 * tile, 3], [56, 56, 3] with tile 8.
+    view "symbols": the same fields as classes: "image" [147], the object, colour and state of each field, at most 11
+        classes each, and "direction", one of 4.
+    view "whole": an image of the whole grid, [64, 64, 3] for a grid of 8 x 8 with tile 8.
     All other options go to gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("minigrid"):
@@ -51,6 +52,6 @@ class Symbols(gymnasium.ObservationWrapper):
         self.observation_space = gymnasium.spaces.Dict(parts)
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Without the mission, the fields one after the other."""
+        """Drops the mission and flattens the fields."""
         image = observation["image"].astype(np.int64).ravel()
         return {"image": image, "direction": np.int64(observation["direction"])}

@@ -25,7 +25,7 @@ def make(
     render_mode: str | None = None,
     **options: Any,
 ) -> gymnasium.Env:
-    """One task. fields, size, keys: as of envs/nethack.py. limit: steps of an episode, by default the task's own.
+    """One task. fields, size, keys: as in envs/nethack.py. limit: steps of an episode, by default the task's own.
 
     All other options go to gymnasium.make. Raises ValueError and ImportError.
     """

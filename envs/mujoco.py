@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo tasks: `make("HalfCheetah-v5")`. As by their ids alone, and drawn without a screen as well."""
+"""Gymnasium's MuJoCo tasks, rendered without a screen as well: `make("HalfCheetah-v5")`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
-    """One task; "HalfCheetah" is its newest version. Options are the task's. Raises ValueError and ImportError."""
+    """One task; "HalfCheetah" means its newest version. Options are the task's. Raises ValueError and ImportError."""
     check_choice("mujoco", "render_mode", render_mode, (None, "rgb_array"))
     if render_mode:
         choose_graphics("mujoco")
@@ -27,7 +27,7 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium
     size: dict[str, Any] = {"width": 320, "height": 240} if render_mode else {}
     name = known[find_task("mujoco", task, known)]
     before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)  # gymnasium's own models use what MuJoCo calls deprecated
+    mujoco.set_mju_user_warning(lambda text: None)  # gymnasium's own models use deprecated features
     try:
         return MuJoCo(gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **size, **options))
     finally:
@@ -35,17 +35,17 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium
 
 
 class MuJoCo(gymnasium.Wrapper):
-    """A task that can be continued where it was. Its model never changes, so that the simulator's data say all."""
+    """A task that a resumed run can continue. Its model never changes, so its state is the simulator's data."""
 
     def get_state(self) -> dict[str, Any]:
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
         inner: Any = self.unwrapped
         counters = [{key: vars(layer)[key] for key in COUNTERS if key in vars(layer)} for layer in self._layers()]
-        # A copy of all data, contacts and what is computed from the state as well: nothing is rounded anew.
+        # Copies all data, including contacts and derived values, so that nothing is recomputed and rounded.
         return {"data": copy.copy(inner.data), "random": inner.np_random.bit_generator.state, "counters": counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         import mujoco
 
         inner: Any = self.unwrapped

@@ -1,6 +1,6 @@
-"""NetHack: `make("Score")` is NLE's NetHackScore-v0. What is seen is the surroundings drawn in tiles, and numbers.
+"""NetHack: `make("Score")` is NLE's NetHackScore-v0. Observations are an image of the surroundings, and numbers.
 
-NLE pins an older gymnasium than this library needs, and works with it all the same: experiments/README.md has the
+NLE pins an older gymnasium than this library needs, but works with the newer one too: experiments/README.md has the
 commands that install it.
 """
 
@@ -28,11 +28,11 @@ def make(
 ) -> gymnasium.Env:
     """One of NLE's tasks.
 
-    fields: how many of the map's fields the image shows, [fields, fields] with the hero in the middle, drawn at
-    `size` [height, width] under "image"; 0 for no image. keys: of NLE's observations, shown as they are: "blstats"
-    [27] are the numbers of the bottom line, "message" [256] are letters, "glyphs" [21, 79] the whole map as numbers of
-    one of 5976 things. limit: steps until an episode is cut off, by default NLE's own, 5,000, or 1,000,000 of the
-    Challenge. All other options go to the task's class. Raises ValueError and ImportError.
+    fields: side of the square of map fields around the hero that "image" shows; 0 for no image. size: [height, width]
+    of the image. keys: NLE's observations to pass on unchanged, such as "blstats" [27], the numbers of the bottom line,
+    "message" [256], its letters, or "glyphs" [21, 79], the whole map as classes, 5976 of them. limit: steps after which
+    an episode is truncated, by default NLE's own limit: 5,000, or 1,000,000 for the Challenge.
+    All other options go to the task's class. Raises ValueError and ImportError.
     """
     with extra("nethack", COMMAND):
         from nle.env import tasks
@@ -43,7 +43,7 @@ def make(
     env = known[name](
         render_mode="pixel",
         observation_keys=tuple(dict.fromkeys(("blstats", *keys))),
-        fix_moon_phase=True,  # else the day of the game is today
+        fix_moon_phase=True,  # otherwise the game depends on today's date
         **options,
     )
     return NetHack(env, fields, (int(size[0]), int(size[1])), tuple(keys), take_over_limit(env, limit), render_mode)

@@ -1,8 +1,8 @@
 """PettingZoo's parallel environments, and those of MPE: `make("knights_archers_zombies")`, `make("simple_spread")`.
 
-All agents of a task share one policy, so they must see and take the same: simple_tag, simple_adversary and others of
-MPE with roles do not. pursuit comes with the extra too, multiwalker needs the extra box2d beside it. Images come
-whole, 280 x 480 in cooperative_pong: scale them, in SuperSuit or a wrapper of yours, before you train on them.
+All agents of a task share one policy, so their spaces must be equal. Those of MPE tasks with roles, such as simple_tag
+and simple_adversary, are not. The extra also covers pursuit; multiwalker needs the extra box2d as well. Images have
+their full size, 280 x 480 in cooperative_pong: scale them before training, with SuperSuit or your own wrapper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VERSION = re.compile(r"_v\d+$")
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> Any:
-    """The ParallelEnv called `task`; its family before it and its version behind it may be left out.
+    """The ParallelEnv called `task`; the family before the name and the version after it may be left out.
 
     All other options go to its parallel_env. Raises ValueError and ImportError.
     """
@@ -33,7 +33,7 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> Any:
     module = known[find_task("pettingzoo", _VERSION.sub("", wanted), known)]
     version = _VERSION.search(wanted)
     if version and not module.endswith(version.group()):
-        raise ValueError(f"pettingzoo has no task {task!r}; the version installed is {module.rpartition('.')[2]!r}")
+        raise ValueError(f"pettingzoo has no task {task!r}; the installed version is {module.rpartition('.')[2]!r}")
     with extra("box2d" if "multiwalker" in module else "pettingzoo"):
         made = importlib.import_module(module)
     return made.parallel_env(render_mode=render_mode, **options)

@@ -1,6 +1,6 @@
 """POPGym: `make("RepeatPreviousEasy")`. Small tasks that need memory, in three difficulties: Easy, Medium, Hard.
 
-Spaces are the suite's own: Autoencode shows a Tuple, Battleship and MineSweeper take a MultiDiscrete action.
+Spaces are the suite's own: Autoencode has a Tuple observation, Battleship and MineSweeper have MultiDiscrete actions.
 """
 
 from __future__ import annotations

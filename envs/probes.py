@@ -1,7 +1,7 @@
 """Small environments, each of which fails when one part of an agent is broken. `make("counter")`.
 
-An episode lasts a few steps and ends truly, so every value is small and known: with one step the critic's value of
-the first row is the reward itself.
+An episode terminates after a few steps, so every value is small and known: with one step the critic's value of the
+first row is the reward itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """What a probe asks, what is broken when it fails, and the returns of an episode of default length.
+    """A probe's task, the part that is broken when it fails, and the returns of an episode of default length.
 
-    random_return: of uniform actions | best_return: of the best policy | solved_return: a mean from which it counts
-    as solved. Where these are equal no action matters, and the description says what must be predicted.
+    random_return: of uniform actions | best_return: of the best policy | solved_return: mean return that counts as
+    solved. If these are equal, actions do not matter, and the description states what must be predicted.
     """
 
     description: str
@@ -29,7 +29,7 @@ class Probe(NamedTuple):
 
 
 class ProbeEnv(gymnasium.Env):
-    """Shared by all probes: `steps` to the end, and a cue of -1 or 1 that each probe draws and shows or hides."""
+    """Base class of the probes: ends after `steps`, and draws a cue of -1 or 1, which a probe shows or hides."""
 
     metadata = {"render_modes": []}
     observation_space: gymnasium.Space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -51,39 +51,39 @@ class ProbeEnv(gymnasium.Env):
         return self.observe(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Answer one action."""
+        """Take one action."""
         reward = float(self.reward(action))
         self.time += 1
         self.draw()
         return self.observe(), reward, self.time >= self.steps, False, {}
 
     def get_state(self) -> dict[str, Any]:
-        """All that the next steps depend on, to continue from it later."""
+        """Everything that the next steps depend on."""
         return copy.deepcopy(vars(self))
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Continue from a state returned by `get_state`."""
         vars(self).update(copy.deepcopy(state))
 
     def draw(self) -> None:
-        """A new cue, at every step unless a probe says otherwise."""
+        """Draws a new cue; called at every step unless a probe overrides it."""
         self.cue = int(self.np_random.integers(2)) * 2 - 1
 
     def observe(self) -> np.ndarray:
-        """Nothing to see."""
+        """The observation; 0 by default."""
         return np.zeros(1, np.float32)
 
     def reward(self, action: Any) -> float:
-        """The reward of `action`, before time moves on."""
+        """The reward of `action` in the current step."""
         raise NotImplementedError
 
     def best(self) -> Any:
-        """The action that the best policy takes now."""
+        """The action of the best policy in the current step."""
         return 0
 
 
 class Constant(ProbeEnv):
-    """Reward 1, whatever is seen or done. Failing: the reward head, the critic or the optimizer."""
+    """The reward is always 1. Failing: the reward head, the critic or the optimizer."""
 
     default_steps = 1
 
@@ -92,7 +92,7 @@ class Constant(ProbeEnv):
 
 
 class Observation(ProbeEnv):
-    """Reward is the cue that is seen all along. Failing: the encoder, the posterior, or the critic's input."""
+    """The reward is the cue, which is always visible. Failing: the encoder, the posterior, or the critic's input."""
 
     default_steps = 1
 
@@ -108,7 +108,7 @@ class Observation(ProbeEnv):
 
 
 class Delayed(ProbeEnv):
-    """The first row's cue says which first action pays, and it pays at the end only.
+    """The cue in the first row names the first action that is rewarded; the reward arrives at the end only.
 
     Failing: the recurrent state, lambda-returns, or the continue weights.
     """
@@ -132,7 +132,7 @@ class Delayed(ProbeEnv):
 
 
 class Action(ProbeEnv):
-    """Action 1 pays 1, action 0 nothing. Failing: the actor's loss, its advantages, or the action's way to the env."""
+    """Action 1 gives reward 1, action 0 none. Failing: the actor's loss, its advantages, or the path of actions."""
 
     def reward(self, action: Any) -> float:
         return float(action == 1)
@@ -142,7 +142,7 @@ class Action(ProbeEnv):
 
 
 class ActionContinuous(ProbeEnv):
-    """Pays 1 - |action - 1| / 2 for actions of -2 to 2. Failing: the continuous actor, or the stretching of actions."""
+    """Reward 1 - |action - 1| / 2 for actions in -2 to 2. Failing: the continuous actor, or the scaling of actions."""
 
     action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
@@ -154,7 +154,7 @@ class ActionContinuous(ProbeEnv):
 
 
 class Both(ProbeEnv):
-    """The action that the cue names pays 1. Failing: the actor does not see the row that it acts on."""
+    """The action named by the cue is rewarded with 1. Failing: the actor does not see the row that it acts on."""
 
     def observe(self) -> np.ndarray:
         return np.full(1, self.cue, np.float32)
@@ -167,9 +167,10 @@ class Both(ProbeEnv):
 
 
 class Counter(ProbeEnv):
-    """The reward that arrives with a row is the number, 0 to 3, of the action chosen at the row before.
+    """The reward of a row is the index, 0 to 3, of the action chosen in the row before.
 
-    Nothing is seen, so only the previous action can tell the reward. Failing: an action is stored or fed one row off.
+    Observations are empty, so only the previous action predicts the reward. Failing: an action is stored or fed one
+    row off.
     """
 
     action_space = gymnasium.spaces.Discrete(4)
@@ -182,7 +183,7 @@ class Counter(ProbeEnv):
 
 
 class Pixel(Both):
-    """A bright square left or right names the action that pays. Failing: the image encoder or decoder.
+    """A bright square at the left or right names the rewarded action. Failing: the image encoder or decoder.
 
     side: of the image [side, side, 3], a multiple of 8.
     """
@@ -214,35 +215,35 @@ ENVS: dict[str, type[ProbeEnv]] = {
 
 PROBES: dict[str, Probe] = {
     "constant": Probe(
-        "reward 1 at the only step: the reward head must say 1 at the last row, the critic 1 at the first",
+        "reward 1 at the only step: the reward head must predict 1 at the last row, the critic 1 at the first",
         "the reward head, the critic or the optimizer", 1.0, 1.0, 1.0,
     ),
     "observation": Probe(
-        "reward is the number seen, -1 or 1: the critic must say that number at the first row",
+        "the reward is the observed number, -1 or 1: the critic must predict that number at the first row",
         "the encoder, the posterior, or the critic's input", 0.0, 0.0, 0.0,
     ),
     "delayed": Probe(
-        "the first cue names the first action that pays, three steps later",
+        "the first cue names the first action that is rewarded, three steps later",
         "the recurrent state, the lambda-returns, or the continue weights", 0.5, 1.0, 0.95,
     ),
     "action": Probe(
-        "action 1 pays",
-        "the actor's loss, its advantages, or the action's way to the environment", 4.0, 8.0, 7.5,
+        "action 1 is rewarded",
+        "the actor's loss, its advantages, or how actions reach the environment", 4.0, 8.0, 7.5,
     ),
     "action_continuous": Probe(
-        "action 1 of -2 to 2 pays most",
-        "the continuous actor, or the stretching of actions to the environment's bounds", 3.0, 8.0, 7.0,
+        "action 1, of -2 to 2, has the highest reward",
+        "the continuous actor, or the scaling of actions to the environment's bounds", 3.0, 8.0, 7.0,
     ),
     "both": Probe(
-        "the action that the cue names pays",
+        "the action named by the cue is rewarded",
         "the actor does not see the row that it acts on", 4.0, 8.0, 7.5,
     ),
     "counter": Probe(
-        "the reward is the previous action: while actions are random the reward head must still know it",
+        "the reward is the previous action: the reward head must predict it even while actions are random",
         "the time alignment: an action is stored or fed one row off", 12.0, 24.0, 22.5,
     ),
     "pixel": Probe(
-        "a square at the left or right names the action that pays",
+        "a square at the left or right names the rewarded action",
         "the image encoder or decoder", 4.0, 8.0, 7.5,
     ),
 }  # fmt: skip

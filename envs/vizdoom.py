@@ -1,4 +1,4 @@
-"""ViZDoom: `make("basic")`, the scenarios that come with it. One step is one of the game's 35 tics a second.
+"""ViZDoom's own scenarios: `make("basic")`. One step is one tic, of which the game has 35 a second.
 
 Hold each action for four tics with `--action-repeat 4`, as the preset does.
 """
@@ -25,10 +25,11 @@ def make(
     render_mode: str | None = None,
     **options: Any,
 ) -> gymnasium.Env:
-    """One scenario: "image" uint8 [height, width, 3] and, where it has some, "variables" such as health.
+    """One scenario: "image" uint8 [height, width, 3] and, if the scenario has any, "variables" such as health.
 
-    size: [height, width]. variables: show them. buttons: how many may be pressed at once; 0 for any, as a MultiBinary
-    action, else a Discrete one. All other options go to ViZDoom's gymnasium.make. Raises ValueError and ImportError.
+    size: [height, width]. variables: whether to observe them. buttons: most buttons pressed at once, as a Discrete
+    action; 0 for any number, as a MultiBinary action. All other options go to ViZDoom's gymnasium.make.
+    Raises ValueError and ImportError.
     """
     with extra("vizdoom"):
         import vizdoom.gymnasium_wrapper  # noqa: F401 its import registers them
@@ -46,14 +47,14 @@ def make(
 
 
 class ViZDoom(gymnasium.Wrapper):
-    """A scenario with smaller images. The game shows nothing once it is over: its last state is shown again."""
+    """A scenario with smaller images. A finished game has no observation, so the last one is returned again."""
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
         super().__init__(env)
         self._size = size
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         game: Any = env.unwrapped
-        game.game.set_doom_config_path(str(Path(self._folder.name) / "settings.ini"))  # else it lies where one works
+        game.game.set_doom_config_path(str(Path(self._folder.name) / "settings.ini"))  # not in the current folder
         parts: dict[str, gymnasium.Space] = {"image": gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)}
         inner = env.observation_space
         self._variables = variables and "gamevariables" in inner  # type: ignore[operator]
@@ -68,7 +69,7 @@ class ViZDoom(gymnasium.Wrapper):
         return self._shown(obs), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
-        """One tic. A time limit is no true end, though the game is over then as well."""
+        """Advance one tic. A time limit truncates the episode, although the game itself is over."""
         obs, reward, over, timeout, info = self.env.step(action)
         if over or timeout:
             return self._seen, float(reward), bool(over and not timeout), bool(timeout), info

@@ -312,7 +312,7 @@ def test_check_help_lists_its_flags(capsys):
 
 def test_the_picture_shows_the_raw_observation_and_the_agents_row(tmp_path):
     with contextlib.closing(EnvRows(Scene(), seed=0, action_repeat=2)) as rows:
-        story = picture.tell(rows, seed=0)
+        story = picture.record(rows, seed=0)
     assert story.seen.keys() == story.raw.keys() == {"camera", "speed"}
     assert all((story.raw[key] == story.seen[key]).all() for key in story.raw)
     assert story.starts[0] == 0 and len(story.starts) > 1 and not story.drawn

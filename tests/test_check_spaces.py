@@ -176,7 +176,7 @@ def test_the_range_of_actions_told_is_that_which_the_agent_uses(space, span, fre
     assert f"{low.min():.6g}..{high.max():.6g}" == span
     warned = texts(verdicts, "action-bounds")
     assert len(warned) == (free is not None)
-    assert all(f"{free} actions have no finite bounds: the agent uses {span} of them only" in text for text in warned)
+    assert all(f"{free} actions have no finite bounds: the agent uses {span} only" in text for text in warned)
 
 
 def test_boxes_without_bounds_are_told_wherever_they_are_nested():

@@ -84,11 +84,11 @@ def test_the_contracts_hold_for_a_sound_pair():
     [
         (
             {"loss": changed_loss(lambda losses, out: ({"echo": losses["echo"].mean(1)}, out))}, model_loss,
-            ["loss gives loss 'echo' of shape [2], not [2, 4]"],
+            ["loss returns loss 'echo' of shape [2], not [2, 4]"],
         ),
         (
             {"loss": changed_loss(lambda losses, out: (losses, out._replace(surprise=losses["echo"][:, 1:])))},
-            model_loss, ["loss gives a surprise of shape [2, 3], not [2, 4]"],
+            model_loss, ["loss returns a surprise of shape [2, 3], not [2, 4]"],
         ),
         (
             {"loss": changed_loss(lambda losses, out: ({**losses, "more": losses["echo"]}, out))}, model_loss,
@@ -108,36 +108,36 @@ def test_the_contracts_hold_for_a_sound_pair():
         ({"feat": lambda latent: latent["prev"][0]}, None, ["feat(latent(initial(1))) has shape [2], not [1, F]"]),
         (
             {"predict": lambda v, feat: {"reward": feat}}, lambda world: world.predict(V, jnp.zeros((4, 2))),
-            ["predict gives reward of shape [4, 2], not [4]"],
+            ["predict returns reward of shape [4, 2], not [4]"],
         ),
         (
             {"predict": lambda v, feat: (feat, feat)}, lambda world: world.predict(V, jnp.zeros((4, 2))),
-            ["predict gives a tuple, not a mapping by name"],
+            ["predict returns a tuple, not a mapping by name"],
         ),
         (
             {"imagine": lambda v, key, state, action: {"prev": action[:, :1]}},
             lambda world: world.imagine(V, KEY, world.initial(4), jnp.zeros((4, 2))),
-            ["imagine gives state['prev'] of shape [4, 1], not [4, 2]"],
+            ["imagine returns state['prev'] of shape [4, 1], not [4, 2]"],
         ),
         (
             {"starts": lambda v, latent, *rest: latent}, started,
-            ["starts gives state['prev'] of shape [2, 4, 2], not [8, 2]"],
+            ["starts returns state['prev'] of shape [2, 4, 2], not [8, 2]"],
         ),
         (
             {"observe": lambda v, key, state, *rest: (state, {"post": state["prev"]})}, observed,
-            ["observe gives latent with ['post'], which it was not given"],
+            ["observe returns latent with ['post'], which it was not given"],
         ),
-        ({"observe": lambda v, key, state, *rest: state}, observed, ["observe gives a dict, not a pair"]),
+        ({"observe": lambda v, key, state, *rest: state}, observed, ["observe returns a dict, not a pair"]),
         (
             {"pack": lambda latent: {"other": latent["prev"]}}, lambda world: world.pack(world.initial(1)),
-            ["pack gives ['other'], but storage describes ['prev']"],
+            ["pack returns ['other'], but storage describes ['prev']"],
         ),
         (
             {"decode": lambda v, latent: {"image": latent["prev"]}},
             lambda world: world.decode(V, world.initial(1)),
-            ["decode gives 'image', which is no observation; there are ['vector']"],
+            ["decode returns 'image', which is no observation; there are ['vector']"],
         ),
-        ({"init": lambda key: {}}, lambda world: world.init(KEY), ["init gives a dict, not Variables"]),
+        ({"init": lambda key: {}}, lambda world: world.init(KEY), ["init returns a dict, not Variables"]),
         ({"imagine": None}, None, ["imagine is a NoneType, not a function"]),
         ({"scales": {"echo": "1"}}, None, ["the scale of loss 'echo' is a str"]),
         ({"storage": 3}, None, ["storage is a int, not a mapping"]),
@@ -155,11 +155,11 @@ def test_a_world_model_that_breaks_its_contract_is_named(fields, call, parts):
 @pytest.mark.parametrize(
     ("fields", "call", "part"),
     [
-        ({"act": lambda *rest: (jnp.zeros((5, 3)), ())}, acted, "act gives an action of shape [5, 3], not [5, 2]"),
+        ({"act": lambda *rest: (jnp.zeros((5, 3)), ())}, acted, "act returns an action of shape [5, 3], not [5, 2]"),
         ({"act": lambda *rest: jnp.zeros((5, 2))}, acted, "not a pair (action, carry)"),
         ({"act": lambda *rest: (jnp.zeros((5, 2)), {"n": 1})}, acted, "carry with ['n'], which it was not given"),
         ({"needs": "reward"}, acted, "needs is a str, not a set of names"),
-        ({"loss": lambda *rest: {}}, mind_loss, "loss gives a dict, not losses, (extra, metrics)"),
+        ({"loss": lambda *rest: {}}, mind_loss, "loss returns a dict, not losses, (extra, metrics)"),
         ({"scales": {}}, mind_loss, "'given' has no scale"),
         ({"loss": lambda v, *rest: ({"given": 1}, (v.extra, {}))}, mind_loss, "loss 'given' as int, not an"),
         (
@@ -179,7 +179,7 @@ def test_a_behavior_that_breaks_its_contract_is_named(fields, call, part):
     ("module", "part"),
     [
         (types.SimpleNamespace(), "has no function make(config, spec, *, dtype, horizon, contdisc) -> WorldModel"),
-        (types.SimpleNamespace(make=lambda *args, **shared: {}), "make gives a dict, not a WorldModel: no 'init'"),
+        (types.SimpleNamespace(make=lambda *args, **shared: {}), "make returns a dict, not a WorldModel: no 'init'"),
         (types.SimpleNamespace(make=lambda *args, **shared: 1 / 0), "make failed: ZeroDivisionError"),
         (types.SimpleNamespace(make=lambda config: None), "make failed: TypeError"),
     ],
@@ -196,5 +196,5 @@ def test_an_agent_of_named_parts_is_checked(monkeypatch):
     config = types.SimpleNamespace(
         compute_dtype="float32", horizon=9, contdisc=True, world_model=types.SimpleNamespace(name="lab.model")
     )
-    with pytest.raises(UserError, match="world model 'lab.model': feat gives a int, not an array"):
+    with pytest.raises(UserError, match="world model 'lab.model': feat returns a int, not an array"):
         agents.make(config, SPEC)

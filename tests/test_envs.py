@@ -151,7 +151,7 @@ class TestDMC:
         [
             ("dmc:walker-wlk", {}, "no task 'walker-wlk'; did you mean 'walker-walk'"),
             ("dmc:walker-walk", {"imag": True}, "no option 'imag'; did you mean 'image'"),
-            ("dmc:walker-walk", {"proprio": False}, "nothing to see"),
+            ("dmc:walker-walk", {"proprio": False}, "no observation"),
         ],
     )
     def test_wrong_name_gets_the_nearest_one(self, name, options, message):

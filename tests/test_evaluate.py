@@ -323,7 +323,7 @@ def test_an_observation_that_does_not_fit_is_refused(agent, obs, part):
 
 def test_a_state_or_mask_of_another_number_of_environments_is_refused(agent):
     _, state = agent.act(observations(3))
-    with pytest.raises(UserError, match="2 observations, but the state is of 3"):
+    with pytest.raises(UserError, match="2 observations, but the state is for 3"):
         agent.act(observations(2), state)
     with pytest.raises(UserError, match="2 flags for 3 observations"):
         agent.act(observations(3), state, is_first=[True, False])

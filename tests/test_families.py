@@ -84,7 +84,7 @@ def test_a_loss_may_have_fewer_rows_than_the_batch():
 
 def test_a_prioritised_replay_needs_a_number_for_each_row():
     agent = assemble(echo(loss=shorter, scales={"echo": 1.0, "near": 2.0}), random(), PLAIN, SPEC, priorities=True)
-    with pytest.raises(UserError, match="replay.priority needs a world model that gives the surprise of each row"):
+    with pytest.raises(UserError, match="replay.priority needs a world model that returns the surprise of each row"):
         jax.eval_shape(agent.update, agent.init(KEY), batch())
 
 
@@ -94,7 +94,7 @@ def test_losses_that_are_all_shorter_than_the_batch_rate_no_rows():
         return {"echo": losses["echo"][:, 1:]}, learned
 
     agent = assemble(echo(loss=loss), random(), PLAIN, SPEC, priorities=True)
-    with pytest.raises(UserError, match="replay.priority needs a world model that gives the surprise of each row"):
+    with pytest.raises(UserError, match="replay.priority needs a world model that returns the surprise of each row"):
         jax.eval_shape(agent.update, agent.init(KEY), batch())
 
 

@@ -58,7 +58,7 @@ def test_it_is_loaded_and_scored_when_it_is_given_again(run):
 
 
 def test_without_it_the_error_says_what_to_do(run):
-    with pytest.raises(UserError, match="give it again as make_env="):
+    with pytest.raises(UserError, match="pass it again as make_env="):
         dreamer.load(run)
 
 

@@ -70,7 +70,7 @@ TEAMS = [
     Suite("pettingzoo:simple_spread", "mpe2", wrong=("simple_spred", "did you mean 'simple_spread'")),
     Suite("pettingzoo:butterfly/knights_archers_zombies_v11", "pettingzoo", {"max_cycles": 60}),
     Suite("pettingzoo:pursuit", "pettingzoo", {"max_cycles": 20}),
-    Suite("pettingzoo:simple_tag", "mpe2", wrong=("pistonball_v1", "the version installed is 'pistonball_v6'")),
+    Suite("pettingzoo:simple_tag", "mpe2", wrong=("pistonball_v1", "the installed version is 'pistonball_v6'")),
 ]
 every_team = of(TEAMS[:3])
 # What the packages themselves warn of.

@@ -1,17 +1,18 @@
-"""danijar/dreamerv3 (tried at e3f0224) under the clock, in its own interpreter; imports nothing of dreamer.
+"""Measures danijar/dreamerv3 (tested at e3f0224) in its own interpreter; imports nothing from dreamer.
 
     PEER_PYTHON benchmarks/peers/dreamerv3.py --checkout PATH --size size12m --obs image --dtype bfloat16
 
-Its own Agent, configs.yaml and size preset; random data of the same spaces, batch 16 x 64 and one context row, already
-on the device. A step is `agent.train(carry, batch)` and a wait for parameters and carry; its own jit, donation, replay
-entries, metrics and policy sync are in it. The checkout is not edited. Patched in memory, none of it part of a step:
+Uses the peer's Agent, configs.yaml and size preset with random data of the same spaces on the device: batch 16 x 64 and
+one context row. A step is `agent.train(carry, batch)` and a wait for parameters and carry; it includes the peer's jit,
+donation, replay entries, metrics and policy sync. The checkout is not edited. These patches in memory are not part of a
+step:
 
-- jax.jit takes shardings, static and donated arguments by position again, as it did when the peer was written.
-- portal, cloudpickle and colored_traceback are stubs where they are not installed: processes and tracebacks only.
-- Its transfer guard and its profiler (updates 100 to 120) are off, its report is not compiled, and memory is taken as
-  the environment says (it sets XLA_PYTHON_CLIENT_PREALLOCATE itself).
-- The XLA flags that it sets are kept (autotune level 1, deterministic operations), but for those that this jaxlib does
-  not know, which would end the process. --xla-flags none drops them all, --xla-flags own keeps those of the caller.
+- jax.jit accepts shardings, static and donated arguments by position, as it did when the peer was written.
+- portal, cloudpickle and colored_traceback are stubs if they are not installed: only processes and tracebacks use them.
+- Its transfer guard and its profiler (updates 100 to 120) are off, its report is not compiled, and the environment
+  decides how memory is reserved (the peer sets XLA_PYTHON_CLIENT_PREALLOCATE itself).
+- Its XLA flags are kept (autotune level 1, deterministic operations), except those that are unknown to this jaxlib and
+  would end the process. --xla-flags none drops them all, --xla-flags own keeps those of the caller.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ACTIONS = {"image": ("int32", (), 0, 18), "proprio": ("float32", (6,), -1, 1)}
 
 
 def main() -> None:
-    """Builds, compiles, then answers as `protocol` says."""
+    """Builds, compiles, then answers requests by `protocol`."""
     parser = protocol.arguments()
     parser.add_argument("--platform", default="", help="the jax platform; jax's own choice if left out")
     parser.add_argument("--xla-flags", choices=("peer", "own", "none"), default="peer")
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def prepare(checkout: str) -> None:
-    """Makes the checkout importable on a jax newer than its own. jax is not yet at work here."""
+    """Makes the checkout importable on a newer jax. Must run before jax is initialised."""
     import jax
 
     sys.path.insert(0, checkout)
@@ -78,7 +79,7 @@ def prepare(checkout: str) -> None:
 
 
 def make_agent(args: argparse.Namespace) -> Any:
-    """The peer's agent as its main.py makes it, for our spaces."""
+    """The peer's agent for our spaces, made like in its main.py."""
     before = {k: os.environ.get(k) for k in ("XLA_FLAGS", "XLA_PYTHON_CLIENT_PREALLOCATE")}
     import elements
     from embodied.jax import internal
@@ -116,7 +117,7 @@ def make_agent(args: argparse.Namespace) -> Any:
 
 
 def configs(checkout: str) -> dict:
-    """The peer's configs.yaml. YAML 1.2, where 4e-5 is a number."""
+    """The peer's configs.yaml, read as YAML 1.2, where 4e-5 is a number."""
     text = Path(checkout, "dreamerv3", "configs.yaml").read_text()
     try:
         from ruamel.yaml import YAML
@@ -135,7 +136,7 @@ def configs(checkout: str) -> dict:
 
 
 def known_flags(flags: list[str]) -> list[str]:
-    """Those of `flags` whose name stands in all of the libraries that will parse them."""
+    """The `flags` whose names occur in all libraries that will parse them."""
     roots = [Path(spec.origin).parent for name in ("jaxlib",) if (spec := importlib.util.find_spec(name))]
     files = [max(glob.glob(f"{roots[0]}/*.so"), key=os.path.getsize)]
     for folder in {Path(path) for path in sys.path}:
@@ -155,7 +156,7 @@ def holds(path: str, text: bytes) -> bool:
 
 
 def compile_train(agent: Any, batch: tuple[int, int]) -> dict[str, Any]:
-    """Compiles the train step as its _compile_train does, in two steps on the clock, and counts its operations."""
+    """Traces and compiles the train step like its _compile_train, timing both, and counts its operations."""
     import jax
 
     data = make_data(agent, batch)
@@ -181,7 +182,7 @@ def compile_train(agent: Any, batch: tuple[int, int]) -> dict[str, Any]:
 
 
 def count(jaxpr: Any) -> int:
-    """Operations, by the file beside this folder."""
+    """Counts operations with benchmarks/operations.py."""
     path = Path(HERE).parent / "operations.py"
     spec = importlib.util.spec_from_file_location("operations", path)
     assert spec and spec.loader
@@ -210,7 +211,7 @@ def make_data(agent: Any, batch: tuple[int, int]) -> dict[str, Any]:
 
 
 def make_step(agent: Any, batch: tuple[int, int]) -> Any:
-    """One train step that waits for parameters and carry."""
+    """Runs one train step and waits for parameters and carry."""
     import jax
 
     data = {**make_data(agent, batch), "seed": agent._seeds(0, agent.train_mirrored)}
@@ -239,7 +240,7 @@ def policy_times(agent: Any, envs: int) -> dict[str, float]:
 
 
 def device_peak() -> dict[str, Any]:
-    """Peak bytes in use on the device, where it tells."""
+    """Peak memory in use on the device, if the device reports it."""
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}

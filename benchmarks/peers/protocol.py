@@ -1,7 +1,7 @@
-"""How two programs take turns at the clock: the same few lines in each process. Standard library only.
+"""The protocol by which two measured programs run alternately. Standard library only.
 
-A process under measure writes one JSON line when it has compiled and warmed up ("hello"), then for each line "K" that
-it reads runs K steps and writes {"ms": [..]}. At the end of its input it writes {"rss_mb": ..} and stops.
+A measured process writes one JSON line ("hello") when it has compiled and warmed up. For each line "K" that it reads,
+it runs K steps and writes {"ms": [..]}. At the end of its input it writes {"rss_mb": ..} and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What every adapter is asked for: which checkout, what is measured, and how."""
+    """The arguments of every adapter: the checkout, what is measured, and how."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkout", required=True)
     parser.add_argument("--size", default="size1m")
@@ -29,14 +29,14 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def own_stdout() -> TextIO:
-    """The stream that answers go to. All that is printed from now on, by C code too, goes to stderr."""
+    """Returns a stream to stdout for answers, and redirects all other output, of C code too, to stderr."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return stream
 
 
 def serve(answers: TextIO, hello: dict[str, Any], step: Callable[[], Any], last: Callable[[], dict]) -> None:
-    """Says hello, then runs and times `step` as often as asked. last: what is known only at the end."""
+    """Writes `hello`, then runs and times `step` on request. last: returns the facts known only at the end."""
     print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps({"ms": time_steps(step, int(line))}), file=answers, flush=True)
@@ -54,6 +54,6 @@ def time_steps(step: Callable[[], Any], count: int) -> list[float]:
 
 
 def peak_rss_mb() -> int:
-    """Peak resident memory of this process. Not ru_maxrss, which a child inherits from its parent."""
+    """Peak resident memory of this process in MB. Does not use ru_maxrss, which a child inherits from its parent."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024

@@ -1,14 +1,14 @@
-"""NM512/r2dreamer (tried at 546e4fa) under the clock, in its own interpreter; imports nothing of dreamer.
+"""Measures NM512/r2dreamer (tested at 546e4fa) in its own interpreter; imports nothing from dreamer.
 
     PEER_PYTHON benchmarks/peers/r2dreamer.py --checkout PATH --size size12m --obs image --dtype float32
 
-With `rep_loss=dreamer` it has the network and the parameter count of the reference. Its own Dreamer and model configs;
-size1m, which it lacks, has the reference's widths. Random data of the same spaces, batch 16 x 64, already on the
-device, in place of its replay. A step is `agent.update(replay)`, eager, and a wait for the device. The checkout is not
+With `rep_loss=dreamer` it has the network and the parameter count of the reference. Uses the peer's Dreamer and model
+configs, and the reference's widths for size1m, which it lacks. Random data of the same spaces, batch 16 x 64 on the
+device, replace its replay. A step is an eager `agent.update(replay)` and a wait for the device. The checkout is not
 edited. Patched in memory:
 
-- autocast, float16 in its source, is off for float32 and takes the dtype that was asked for otherwise.
-- torch has as many threads as the process has cores.
+- autocast, float16 in its source, is off for float32 and uses the requested dtype otherwise.
+- torch uses one thread per core of the process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ACTIONS = {"image": 18, "proprio": 6}
 
 
 def main() -> None:
-    """Builds, warms up, then answers as `protocol` says."""
+    """Builds, warms up, then answers requests by `protocol`."""
     parser = protocol.arguments()
     parser.add_argument("--platform", default="", help="cpu or cuda; cuda where there is one if left out")
     args = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
     }  # fmt: skip
     start = time.perf_counter()
     protocol.time_steps(step, 1)
-    facts["compile_s"] = round(time.perf_counter() - start, 2)  # what the first step takes: it is eager
+    facts["compile_s"] = round(time.perf_counter() - start, 2)  # the time of the first step, as it is eager
     protocol.time_steps(step, args.warmup)
     if args.policy:
         for envs in (1, 16):
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_agent(args: argparse.Namespace, device: str) -> Any:
-    """The peer's agent as its train.py makes it, for our spaces."""
+    """The peer's agent for our spaces, made like in its train.py."""
     import torch
     from omegaconf import OmegaConf
 
@@ -95,18 +95,18 @@ def make_agent(args: argparse.Namespace, device: str) -> Any:
 
 
 class Fixed:
-    """Stands for its replay: gives the same batch each time and forgets what is written back."""
+    """Replaces its replay: returns the same batch each time and discards what is written back."""
 
     def __init__(self, agent: Any, obs: str, batch: tuple[int, int], device: str):
         self.data = make_data(obs, batch, device)
         self.initial = tuple(x.to(device) for x in agent.rssm.initial(batch[0]))
 
     def sample(self) -> tuple[Any, None, Any]:
-        """A batch [B, T, ..] whose dictionary is its own, and the latents before it."""
+        """A batch [B, T, ..] in a new dictionary, and the latents before it."""
         return self.data.copy(), None, self.initial
 
     def update(self, *_: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def make_data(obs: str, batch: tuple[int, ...], device: str) -> Any:
@@ -141,7 +141,7 @@ def policy_times(agent: Any, obs: str, envs: int, wait: Callable[[], Any], steps
 
 
 def device_peak(device: str) -> dict[str, Any]:
-    """Peak bytes that torch had of the device."""
+    """Peak device memory allocated by torch."""
     import torch
 
     return {"device_peak_mb": torch.cuda.max_memory_allocated() // 2**20} if device == "cuda" else {}

@@ -45,7 +45,7 @@ MakeEnv = Callable[..., gymnasium.Env] | None
 
 
 def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
-    """The environment of a run: `make_env` where it is given, else the name in its config."""
+    """The environment of a run: `make_env` if it is given, else the name in the run's config."""
     return plugins.maker(make_env) if make_env else config.env
 
 
@@ -61,7 +61,7 @@ def run_config(
 ) -> Config:
     """The config of a run, with `env_options` applied over its own.
 
-    trust: the run may name code outside dreamer although this user did not make it on this machine.
+    trust: allows the run to name code outside dreamer even if this user did not make it on this machine.
     Raises UserError when there is no run, when it is not trusted, or when the options change the spaces.
     """
     if not isinstance(run, str | os.PathLike):
@@ -126,7 +126,7 @@ def restore(
 
 
 class LoadedAgent:
-    """Acts in the environment's own terms: its observations in, its actions out.
+    """Acts with the environment's own observations and actions, without conversion by the caller.
 
         agent = dreamer.load("runs/...")
         obs, _ = env.reset()
@@ -193,7 +193,7 @@ class LoadedAgent:
         return concatenate(self.action_space, actions, out), after
 
     def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
-        """Converts observations of `act` to {k: [E, ..]} for the agent; and whether it was one. Raises UserError."""
+        """Converts the obs of `act` to {k: [E, ..]}, and returns whether they were a single one. Raises UserError."""
         batch, single = agent_obs(self._adapter.keys, obs, self.config.env)
         if (masks := self._adapter.masks) is not None:
             batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
@@ -202,12 +202,12 @@ class LoadedAgent:
     def choose(
         self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
     ) -> tuple[list[Any], State]:
-        """The actions for a batch {k: [E, ..]} of `rows`, each for `env.step`, and the next state. Raises UserError."""
+        """Actions for `env.step`, one per row of a batch from `rows`, and the next state. Raises UserError."""
         envs = len(next(iter(batch.values())))
         fresh = state is None
         state = state or State(placement.first_copy(self._agent.initial_carry(envs)), 0)
         if len(state.carry.prev_action) != envs:
-            raise UserError(f"act: {envs} observations, but the state is of {len(state.carry.prev_action)}")
+            raise UserError(f"act: {envs} observations, but the state is for {len(state.carry.prev_action)}")
         first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
@@ -221,7 +221,7 @@ class LoadedAgent:
             if isinstance(infos, dict):
                 infos = [{MASK: mask} for mask in infos.get(MASK, ())]
             if infos is None or len(infos) != envs or None in infos:
-                raise ValueError("give what reset or step said last as info=, it holds the action mask")
+                raise ValueError("pass the info of the last reset or step as info=, it holds the action mask")
             return np.stack([mask_in(one, masks) for one in infos]).astype(np.int32)
         except ValueError as error:
             raise UserError(f"act, env {self.config.env!r}: {error}") from None

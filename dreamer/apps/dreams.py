@@ -52,7 +52,7 @@ class LoadedWorldModel:
         return self._observed(episode, seed)[0]
 
     def decode(self, latent: Latent) -> dict[str, np.ndarray]:
-        """Latents [.., ..] as observations {k: [.., ..]} in their units."""
+        """Decodes latents [.., ..] to observations {k: [.., ..]} in the units of the environment."""
         return _to_numpy(self._decode(self._variables["world_model"], latent))
 
     def predict(self, latent: Latent) -> dict[str, np.ndarray]:

@@ -56,8 +56,8 @@ def evaluate_run(
     for line in result.lines:
         print(line)
     for i, episode in enumerate(result.episodes):
-        who = f", agent {episode.env % result.agents}" if result.agents > 1 else ""
-        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}{who}")
+        agent = f", agent {episode.env % result.agents}" if result.agents > 1 else ""
+        print(f"episode {i + 1:3d}: return {episode.episode_return:10.3f}, length {episode.length}{agent}")
     of_returns = summary(result.returns, resamples=RESAMPLES)
     for line in _lines(of_returns):
         print(line)
@@ -111,7 +111,7 @@ def _lines(of_returns: Summary) -> list[str]:
 
 
 def _own(result: evaluation.Result) -> dict[str, float]:
-    """The environments' own numbers, means over the episodes that have them."""
+    """The environments' own metrics, each averaged over the episodes that have it."""
     return mean_of([episode.metrics for episode in result.episodes])
 
 

@@ -17,13 +17,13 @@ def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
     make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
-    """The agent of a run directory, ready to act. mode: None = as the run's own evaluation. Raises UserError.
+    """The agent of a run directory, ready to act. mode: None = as in the run's own evaluation. Raises UserError.
 
     For an environment with several agents, returns all of them as a LoadedTeam.
 
     make_env: the function given to `train`, needed if it is not an attribute of a module.
     env_options: applied over the run's own; the environment must keep its spaces.
-    trust: import the environment and the plug-ins named by the run although this user did not make it here.
+    trust: import the environment and the plug-ins named by the run even if this user did not make it here.
     """
     config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as env:

@@ -18,7 +18,7 @@ RESAMPLES = 2000
 SEED = 0  # the same scores give the same interval
 CHUNK = 4_000_000  # drawn values held at a time
 
-Statistic = Callable[[np.ndarray], np.ndarray]  # [.., N, ..] -> the same without the axis of the scores
+Statistic = Callable[[np.ndarray], np.ndarray]  # [.., N, ..] -> [.., ..], reduced over the scores
 
 
 class Interval(NamedTuple):
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """n scores in numbers. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
+    """Statistics of n scores. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
 
     n: int
     mean: float

@@ -30,7 +30,7 @@ class LoadedTeam:
     """
 
     def __init__(self, agent: LoadedAgent, sides: list[Side]):
-        """sides: of an environment of the run, in the order of its agents."""
+        """sides: those of one of the run's environments, in the order of its agents."""
         self.config, self.env_steps = agent.config, agent.env_steps
         self.possible_agents = [side.agent for side in sides]
         self._agent, self._sides = agent, sides
@@ -46,10 +46,10 @@ class LoadedTeam:
         """
         if hint := whole_answer(obs):
             raise UserError(f"act, env {self.config.env!r}: {hint}")
-        strangers = [who for who in obs if who not in self.possible_agents] if isinstance(obs, Mapping) else [obs]
+        strangers = [name for name in obs if name not in self.possible_agents] if isinstance(obs, Mapping) else [obs]
         if strangers or not obs:
             raise UserError(
-                f"act, env {self.config.env!r}: observations of {strangers or 'nobody'}; give a dict by agent, "
+                f"act, env {self.config.env!r}: observations of {strangers or 'no agent'}; pass a dict by agent, "
                 f"its agents are {self.possible_agents}"
             )
         seen: frozenset = frozenset() if state is None else state.seen

@@ -16,7 +16,7 @@ from dreamer.runtime.run import run_config, verifying
 
 
 class Checked(NamedTuple):
-    """One checkpoint. faults: a line each, none = whole | resumable: whether it names rows to resume with"""
+    """One checkpoint. faults: a line each, none if it is whole | resumable: whether it names rows to resume with"""
 
     step: int
     faults: list[str]
@@ -68,7 +68,7 @@ def verify_run(run: str, json_file: str | None = None) -> int:
 
 
 def verify(run: Path, deep: bool = True) -> Report:
-    """Reads all of a run. deep: the arrays of checkpoints too, through Orbax. Raises UserError when there is no run."""
+    """Reads a whole run. deep: also the arrays of checkpoints, through Orbax. Raises UserError when there is no run."""
     run_dir = existing_run_dir(run)
     notes: list[str] = []
     faults: list[str] = []
@@ -117,7 +117,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def advice(report: Report) -> Iterator[str]:
-    """Lines on what can be done, and on what would be lost."""
+    """Yields lines of advice: what can be done, and what would be lost."""
     newest = report.newest_whole
     resume = f"dreamer train --run-dir {report.run_dir} --resume"
     if newest is None:
@@ -133,7 +133,7 @@ def advice(report: Report) -> Iterator[str]:
     else:
         yield f"go on from checkpoint {newest:,}: {resume}"
     if report.later:
-        yield f"    {report.later:,} rows came after it: kept, but in lockstep where they are made again"
+        yield f"    {report.later:,} rows are newer: they are kept, but in lockstep they are collected again"
 
 
 def as_json(report: Report) -> str:
@@ -162,14 +162,14 @@ def _notes(run_dir: Path, checked: Sequence[Checked]) -> list[str]:
     notes = []
     held = lock.look(run_dir)
     if held:
-        state = "stale, the next run takes it over" if held.stale else f"last heartbeat {held.age:.0f} s ago"
+        state = "stale, the next run replaces it" if held.stale else f"last heartbeat {held.age:.0f} s ago"
         notes.append(f"locked by {held.card}: {state}")
     if not checked:
         notes.append("no checkpoint yet")
     if not (run_dir / METRICS).exists():
         notes.append(f"no {METRICS}")
     if (run_dir / ASIDE).exists():
-        notes.append(f"{run_dir / ASIDE} holds what a resume has set aside; the next checkpoint removes it")
+        notes.append(f"{run_dir / ASIDE} holds files that a resume has set aside; the next checkpoint removes them")
     if (run_dir / ERROR).exists():
-        notes.append(f"the run has ended with an error before: {run_dir / ERROR}")
+        notes.append(f"the last process of this run ended with an error: {run_dir / ERROR}")
     return notes

@@ -71,13 +71,13 @@ class Config:
     slow_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the critic's pull to the slow critic's mean"
     slow_target: bool = False
-    "take the values in returns and advantages from the slow critic"
+    "use the slow critic's values in returns and advantages"
     return_norm: Literal["percentiles", "moments", "none"] = "percentiles"
-    "what scales the returns in the advantage"
+    "normaliser that scales the returns in the advantage"
     value_norm: Literal["percentiles", "moments", "none"] = "none"
-    "what normalises the critic's targets"
+    "normaliser of the critic's targets"
     advantage_norm: Literal["percentiles", "moments", "none"] = "none"
-    "what normalises the advantages"
+    "normaliser of the advantages"
     policy_scale: Annotated[float, at_least(0)] = 1.0
     "weight of the actor's loss"
     value_scale: Annotated[float, at_least(0)] = 1.0

@@ -39,7 +39,7 @@ class Imagined(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Numbers of the losses; all but `bins` and `slow_target` may be traced.
+    """Settings of the losses; all but `bins` and `slow_target` may be traced.
 
     bins [K] of the critic | discount: 1 when cont contains it already
     """
@@ -65,7 +65,7 @@ def imagined_losses(
     value = sg(dist.twohot_mean(dreamed.value_logits, settings.bins)) * scale + offset
     slow_value = sg(dreamed.slow_value) * scale + offset
     baseline = slow_value if settings.slow_target else value
-    # The start's own cont weights the whole trajectory: dreams from a terminal state have weight 0.
+    # The whole trajectory is weighted by the cont of its start: dreams from a terminal state have weight 0.
     cont = settings.discount * dreamed.cont
     weight = sg(jnp.cumprod(cont, 1) / settings.discount)
     returns = sg(
@@ -110,7 +110,7 @@ def replayed_loss(
     """The critic's loss on real sequences `rows` [B, T] -> loss [B, T-1], returns [B, T-1].
 
     boot [B, T]: the dreamed return from each row, which bootstraps where a sequence is cut. logits [B, T, K] with
-    gradient. The value beyond a terminal row is 0, beyond a merely last row it is boot.
+    gradient. The value after a terminal row is 0; after a row that is last but not terminal it is boot.
     """
     last = rows.is_last.astype(jnp.float32)
     live = (1 - rows.is_terminal.astype(jnp.float32)) * discount

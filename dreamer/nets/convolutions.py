@@ -19,8 +19,8 @@ Array = jax.Array
 class Conv(nn.Module):
     """Convolution, stride 1, padding SAME: [.., H, W, C] -> [.., H, W, features].
 
-    With `pooled`, `max_pool` of it: [.., H, W, C] -> [.., H/2, W/2, features]. With `upsampled`, the convolution of
-    `upsample(x)`: [.., H, W, C] -> [.., 2H, 2W, features].
+    With `pooled`, `max_pool` follows: [.., H, W, C] -> [.., H/2, W/2, features]. With `upsampled`, `upsample` comes
+    first: [.., H, W, C] -> [.., 2H, 2W, features].
     """
 
     features: int
@@ -41,14 +41,14 @@ class Conv(nn.Module):
 
 
 def same(size: int) -> tuple[int, int]:
-    """The padding (before, after) with which a kernel of that size keeps the size of its input."""
+    """The padding (before, after) with which a convolution by a kernel of this size keeps the size of its input."""
     return (size - 1) // 2, size // 2
 
 
 def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) -> Array:
     """[N, H, W, C] with kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
 
-    padding: (before, after) of rows and columns alike, together k - 1; None: `same`.
+    padding: (before, after) of both rows and columns, with sum k - 1; None: `same`.
     """
     return _convolve(x, kernel.astype(x.dtype), padding or same(kernel.shape[0]))
 
@@ -89,8 +89,8 @@ def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int])
     """The gradient of a convolution's kernel as matrix products: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F].
 
     d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], for the padded x. The columns of all v lie
-    side by side, each u is one product, a few images at a time, so that they stay in the cache. On CPUs two to five
-    times as fast as XLA's convolution with a window of the whole image.
+    side by side, so that each u is one product. It takes a few images at a time, so that the columns stay in the cache.
+    On CPUs this is two to five times as fast as XLA's convolution, whose window is the whole image.
     """
     n, h, w, channels = x.shape
     features = dy.shape[-1]
@@ -102,7 +102,7 @@ def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int])
         x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
         columns = jnp.concatenate([x[:, :, v : v + w] for v in range(size)], -1)
         dy = dy.reshape(-1, features)
-        # The narrow side in front: a product with few columns is several times slower than one with few rows.
+        # The narrow side comes first: a product with few columns is several times slower than one with few rows.
         rows = [dy.T @ columns[:, u : u + h].reshape(-1, size * channels) for u in range(size)]
         return total + jnp.stack(rows), None
 
@@ -117,10 +117,10 @@ WIDEN_BELOW = 17  # input channels
 def convolve_and_pool(x: Array, kernel: Array) -> Array:
     """`max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
 
-    With few channels, in a form that suits processors better: the 2x2 pixels of a block become 4 C channels, the
-    four outputs of a block 4 F features. The output at 2i + a sees through tap u the pixel at 2i + a + u, which is
-    pixel (a + u) mod 2 of block i + floor((a + u) / 2); a 5x5 kernel becomes one of 3x3, with 144 products in place
-    of 100, and the numbers to pool lie side by side.
+    With few channels, it uses a form that runs faster: the 2x2 pixels of a block become 4 C channels, and the four
+    outputs of a block become 4 F features. The output at 2i + a sees, through tap u, the pixel at 2i + a + u, which
+    is pixel (a + u) mod 2 of block i + floor((a + u) / 2). A 5x5 kernel becomes a 3x3 kernel, with 144 products in
+    place of 100, and the numbers to pool lie side by side.
     """
     if x.shape[-1] >= WIDEN_BELOW:
         return max_pool(convolve(x, kernel))
@@ -140,8 +140,8 @@ def upsample_and_convolve(x: Array, kernel: Array) -> Array:
     """`convolve(upsample(x), kernel)` with fewer operations: [N, H, W, C] -> [N, 2H, 2W, F].
 
     The output at 2i + a sees, through tap u, the input at i + floor((a + u) / 2): several taps see the same input.
-    Adding them up leaves four small kernels, one for each parity (a, b) of the output's row and column; a 5x5 kernel
-    becomes four of 3x3, with 36 products in place of 100.
+    Adding them up leaves four small kernels, one for each parity (a, b) of the output's row and column. A 5x5 kernel
+    becomes four 3x3 kernels, with 36 products in place of 100.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     source = (np.arange(2)[:, None] + np.arange(size) - same(size)[0]) // 2

@@ -131,7 +131,7 @@ def make(
 ) -> Network:  # fmt: skip
     """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}.
 
-    Errors: UserError when there are images and the blocks do not divide the channels of the first layer.
+    Raises UserError when there are images and the blocks do not divide the channels of the first layer.
     """
     if any(space.image for space in spaces.values()) and (channels := depth * mults[-1]) % blocks:
         raise UserError(

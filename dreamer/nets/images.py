@@ -17,8 +17,8 @@ SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
 class Group(NamedTuple):
     """The images of one size, which share their convolutions.
 
-    prefix: of the names of its layers, "" for a single group | keys: sorted | mults: channels of each stage, from the
-    image on, times depth | height, width: of the images | grid: (height, width) after the last stage
+    prefix: begins the names of its layers, "" if there is one group only | keys: sorted | height, width: of the images
+    mults: channels of each stage as multiples of depth, the stage next to the image first
     """
 
     prefix: str
@@ -29,17 +29,17 @@ class Group(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) after the last stage, each of which halves them and rounds up."""
+        """(height, width) after the last stage; each stage halves both, rounding up."""
         return halved(self.height, len(self.mults)), halved(self.width, len(self.mults))
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(height, width) that all stages can halve."""
+        """(height, width), padded so that every stage can halve both exactly."""
         return self.grid[0] << len(self.mults), self.grid[1] << len(self.mults)
 
 
 def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
-    """The images among `spaces` by size; mults: channels of the usual stages."""
+    """Groups the images among `spaces` by size. mults: channels of the usual stages, as multiples of depth."""
     sizes: dict[tuple[int, ...], list[str]] = {}
     for key in sorted(key for key, space in spaces.items() if space.image):
         sizes.setdefault(spaces[key].shape[:2], []).append(key)
@@ -52,9 +52,8 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
     """The channels of each stage for images of this size.
 
-    The stages of `mults`, fewer (dropping the first ones) where the grid would be smaller than 3, more (repeating the
-    last one) where it would be larger than 16. With 4 mults, 33 to 256 pixels have 4 stages, so that 64 and 96 are as
-    in the reference.
+    They are those of `mults`, without the first ones if the grid would be smaller than 3, or with the last one repeated
+    if it would be larger than 16. With 4 mults, sides of 33 to 256 pixels have 4 stages, as in the reference.
     """
     count = len(mults)
     while count and min(halved(height, count), halved(width, count)) < SMALLEST:
@@ -70,7 +69,7 @@ def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
 
 
 def halved(side: int, times: int) -> int:
-    """`side` halved `times` times, rounded up."""
+    """Halves `side` `times` times, rounding up."""
     return -(-side // 2**times)
 
 

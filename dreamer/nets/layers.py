@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
-    """Initialiser (key, shape, dtype) -> [*shape]: normal cut at two sigma, standard deviation outscale / sqrt(fan_in).
+    """Initialiser (key, shape, dtype) -> [*shape]: normal truncated at two sigma, deviation outscale / sqrt(fan_in).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -115,7 +115,7 @@ class RMSNorm(nn.Module):
 
 
 class BlockRMSNorm(nn.Module):
-    """`RMSNorm` over all blocks together of [blocks, N, n]."""
+    """`RMSNorm` of [blocks, N, n] over all blocks together."""
 
     dtype: Any = jnp.float32
 
@@ -129,7 +129,7 @@ class BlockRMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """`layers` times Linear -> RMSNorm -> SiLU: [.., n] -> [.., units]."""
+    """Linear -> RMSNorm -> SiLU, repeated `layers` times: [.., n] -> [.., units]."""
 
     layers: int
     units: int

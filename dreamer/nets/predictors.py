@@ -37,7 +37,7 @@ def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -
 
 
 def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
-    """A probability [..] float32, such as that an episode continues. target: 0 to 1, [..]."""
+    """A probability [..] float32, such as the chance that an episode continues. target [..]: from 0 to 1."""
     head = from_flax(BinaryHead(layers, units, dtype))
     return Predictor(
         init=head.init,
@@ -47,7 +47,7 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """Bits [.., count] bool, such as an action mask: whether each is more likely than not. The loss sums over them."""
+    """Bits [.., count] bool, such as an action mask: True if its chance is above 1/2. The loss sums over the bits."""
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

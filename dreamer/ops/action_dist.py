@@ -36,7 +36,7 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
     pick, back, real = _groups(classes)
 
     def log_probs(outs: Outs, allowed: Array | None) -> Array:
-        """Normalised [.., groups, largest group]."""
+        """Normalised log-probabilities [.., groups, largest group]."""
         logits = outs["logits"].astype(jnp.float32)[..., pick]
         if allowed is None and real.all():
             return dist.mix_uniform(logits, unimix)
@@ -90,7 +90,7 @@ def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0)
 
 
 def hybrid_actions(discrete: ActionDist, continuous: ActionDist, onehots: int) -> ActionDist:
-    """Both, independent: the first `onehots` entries of an action belong to `discrete`, the rest to `continuous`."""
+    """Joins two independent parts: the first `onehots` entries of an action are `discrete`, the rest `continuous`."""
 
     def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
         keys = jax.random.split(key)
@@ -113,7 +113,7 @@ def make(
     classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: Array | float = 0.1,
     maxstd: Array | float = 1.0,
 ) -> ActionDist:
-    """The distribution of actions [.., A] with one one-hot for each of `classes`, then `continuous` numbers."""
+    """The distribution of actions [.., A]: a one-hot for each of `classes`, then `continuous` numbers."""
     numbers = continuous_actions(minstd, maxstd)
     if not classes:
         return numbers
@@ -124,7 +124,8 @@ def make(
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices that arrange one-hots of several lengths as rows of equal length.
 
-    pick [groups, largest]: the place of each entry in [n] | back [n]: its place in groups * largest | real: not padding
+    pick [groups, largest]: index of each entry in [n] | back [n]: its index in groups * largest
+    real [groups, largest]: False for padding
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

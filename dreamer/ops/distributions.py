@@ -47,8 +47,8 @@ def twohot_encode(target: Array, bins: np.ndarray) -> Array:
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
     """Cross-entropy of logits [.., K] with the two-hot of target [..] -> [..].
 
-    -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, for i and j the neighbours of the target, and its
-    gradient softmax(l) - w: neither keeps an array [.., K] of weights.
+    -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, where i and j are the neighbours of the target; the
+    gradient is softmax(l) - w. No array [.., K] of weights is kept.
     """
     chex.assert_equal_shape_prefix([logits, target], target.ndim)
     return _neighbour_loss(logits.astype(jnp.float32), *_neighbours(target, bins))
@@ -120,7 +120,7 @@ def sample_onehot(key: Array, logits: Array) -> Array:
 
 @jax.custom_jvp
 def straight_through(onehot: Array, log_probs: Array) -> Array:
-    """The value of `onehot` with the gradient of exp(log_probs), log-probabilities [.., C] as of `mix_uniform`."""
+    """The value of `onehot` with the gradient of exp(log_probs). log_probs [.., C]: as returned by `mix_uniform`."""
     return onehot
 
 

@@ -48,10 +48,10 @@ class Normal(NamedTuple):
 def categorical(
     groups: int, classes: int, unimix: float = 0.01, draw: Callable[[Array, Array], Array] = dist.sample_onehot
 ) -> LatentDist:
-    """S one-hots of C classes with straight-through gradients; `unimix` of each is the uniform distribution.
+    """S one-hots of C classes with straight-through gradients; a share `unimix` of each distribution is uniform.
 
-    draw(key, log-probabilities [.., S, C]) -> one-hots. A state is packed as the class of each group, and the all-zero
-    state before the first step as one more value. Source: DreamerV3, section on the world model.
+    draw(key, log-probabilities [.., S, C]) -> one-hots. A state is packed as the class of each group; one more value
+    stands for the all-zero state before the first step. Source: DreamerV3, section on the world model.
     """
     index = "uint8" if classes < 256 else "uint16"
 

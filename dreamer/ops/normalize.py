@@ -28,7 +28,7 @@ class Percentiles(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Moving averages of x and x^2, and of 1, which corrects their start at 0."""
+    """Moving averages of x, x^2 and 1; the last one corrects the bias of starting at 0."""
 
     mean: Array
     sqrs: Array
@@ -52,7 +52,7 @@ def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: 
 
 
 def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
-    """Offset = mean, scale = max(limit, standard deviation), both corrected for their start at 0."""
+    """Offset = mean, scale = max(limit, standard deviation), both with bias correction."""
 
     def init() -> Moments:
         return Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))

@@ -15,7 +15,7 @@ from dreamer.ops import trees
 
 Array = jax.Array
 
-FLOOR = 0.1  # of the peak, at the end of a falling schedule
+FLOOR = 0.1  # learning rate at the end of a falling schedule, relative to its peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Config:
     warmup: Annotated[int, at_least(0)] = 1000
     "updates over which the learning rate rises linearly from 0"
     schedule: Literal["const", "linear", "cosine"] = "const"
-    "how the learning rate falls after the warm-up, to a tenth of itself; const = not at all"
+    "how the learning rate falls to a tenth after the warm-up; const = it does not"
     anneal: Annotated[int, at_least(0)] = 0
-    "update at which it has fallen to the tenth; needed unless schedule is const"
+    "update at which the learning rate reaches that tenth; required unless schedule is const"
     agc: Annotated[float, at_least(0)] = 0.3
     "adaptive gradient clipping: largest gradient norm relative to the parameter norm, per tensor; 0 = off"
     beta1: Annotated[float, between(0, 1)] = 0.9
-    "decay of the momentum, taken after the normalisation"
+    "decay of the momentum, which averages the normalised gradients"
     beta2: Annotated[float, between(0, 1)] = 0.999
     "decay of the second moment"
     eps: Annotated[float, at_least(0)] = 1e-20
     "added to the root of the second moment"
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    "decoupled decay of kernels, before the learning rate"
+    "decoupled weight decay of kernels; multiplied by the learning rate"
     start: Annotated[int, at_least(0)] = 0
-    "update at which it begins; until then its parameters stay, and the warm-up counts from there"
+    "first update of this optimizer: its parameters are frozen before, and its warm-up starts there"
     stop: Annotated[int, at_least(0)] = 0
-    "update from which its parameters stay; 0 = never"
+    "update from which its parameters are frozen; 0 = never"
 
     def __post_init__(self) -> None:
         if self.stop and self.stop <= self.start:
@@ -78,14 +78,14 @@ def kernels(params: Any) -> Any:
 
 
 class PhaseState(NamedTuple):
-    """updates [] int32, all that were made; inner: the state of the optimizer, which rests outside its phase."""
+    """updates [] int32: updates made so far | inner: the state of the optimizer, unchanged outside its phase."""
 
     updates: Array
     inner: Any
 
 
 def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.GradientTransformation:
-    """`inner` from update `start` on and before update `stop` (0 = for ever); outside, updates are 0 and it rests."""
+    """Applies `inner` from update `start` until `stop` (0 = no end); outside, updates are 0 and its state is kept."""
 
     def init(params: Any) -> PhaseState:
         return PhaseState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -116,9 +116,9 @@ def make(config: Config) -> optax.GradientTransformation:
 
 
 def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
-    """Several optimizers {prefix of a parameter's name: Config}, "" the rest; and the prefix of each parameter.
+    """Joins the optimizers {prefix of parameter names: Config}, "" for all others; also returns each leaf's prefix.
 
-    params: a tree of the parameters, shapes suffice. The longest prefix wins. One Config: its own transformation.
+    params: a tree of the parameters, shapes suffice. The longest prefix wins. A single Config is not wrapped.
     """
     prefixes = prefixes_of(configs, params)
     if len(configs) == 1:
@@ -127,7 +127,7 @@ def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.Gradien
 
 
 def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
-    """A tree like `params`: for each parameter, the longest prefix in `configs` with which its name begins."""
+    """A tree like `params`: for each parameter, the longest prefix in `configs` that matches its name."""
 
     def longest(path: tuple[Any, ...], _: Any) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -137,10 +137,10 @@ def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
 
 
 def learning_rate(config: Config, peak: Array, step: Array) -> Array:
-    """Linear from 0 at step `start` to `peak` `warmup` steps later, then according to `schedule`. The first update
-    changes nothing, unless there is no warm-up.
+    """The learning rate [] at `step`: from 0 at `start` linearly to `peak` at `start + warmup`, then by `schedule`.
 
-    linear and cosine reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.
+    The schedules linear and cosine reach peak / 10 at step `anneal` and stay there. With a warm-up, the first update
+    changes nothing. peak [] float32, traced; step [] int32.
     """
     begun = jnp.maximum(0, step - config.start) if config.start else step
     rise = jnp.minimum(1.0, begun / config.warmup) if config.warmup else 1.0

@@ -8,8 +8,8 @@ The gradient is divided in the same way. The forward loop stores only the carrie
 the gradients of the carries. The intermediate values that it needs, and afterwards the gradients of weights and inputs,
 are computed for all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an array as
 large as W in each step, and devices that share a batch would also sum their shares in each step. The cost is a second
-evaluation of the steps, in large products; it saves the loops every array that `jax.lax.scan` writes in a step and
-reads back, which takes a kernel each on a GPU.
+evaluation of the steps, in large products. In return, the loops store no intermediate values: `jax.lax.scan` writes
+and reads one array for each of them in every step, and on a GPU each of these is a kernel.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan(step, carry, inputs)`, equal but for the order of sums.
+    """Equals `jax.lax.scan(step, carry, inputs)` up to the order of sums.
 
     inputs: leaves [T, ..]. Differentiable in all values that the step reads, by `jax.grad` and `jax.vjp` only.
     """
@@ -96,7 +96,7 @@ def divide(step: Jaxpr, carries: int) -> Loop:
 
 
 def _part(step: Jaxpr, eqns: Sequence[JaxprEqn], results: Iterable[Var]) -> Jaxpr:
-    """The equations among `eqns` that the results need, as a separate jaxpr; its arguments are the missing values."""
+    """The equations among `eqns` that the results need, as a jaxpr; values from elsewhere are its arguments."""
     results = list(dict.fromkeys(results))
     needed, kept = dict.fromkeys(results), []
     for eqn in reversed(eqns):
@@ -178,9 +178,10 @@ _run.defvjp(_run_forward, _run_backward)
 
 
 def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tuple[Callable[[list[Any]], Any], Any]:
-    """The function of jax.vjp that pullback_of(*xs[t]) returns, for all t together: arrays -> it, arrays [T, ..].
+    """Computes the pullbacks (functions of jax.vjp) that pullback_of(*xs[t]) returns for all t together.
 
-    Arrays that are the same at each step, such as weights, stay with the function.
+    Returns (restore, arrays [T, ..]): the arrays are the residuals, and restore(arrays of one t) is its pullback.
+    Residuals that are the same at each step, such as weights, are kept inside `restore`.
     """
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     traced, shapes = jax.make_jaxpr(pullback_of, return_shape=True)(*first)

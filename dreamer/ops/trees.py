@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-SMALL = 65_536  # numbers in an array; larger ones may be split over devices, and a copy of them would count
-ROW = 128  # numbers in a row of small arrays side by side
+SMALL = 65_536  # numbers in an array; larger ones may be split over devices and are expensive to copy
+ROW = 128  # row length of the matrix that holds the small arrays
 
 
 def count(tree: Any) -> int:
-    """How many numbers the leaves [..] hold, such as trainable parameters."""
+    """The number of elements in all leaves [..], such as trainable parameters."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
@@ -35,7 +35,7 @@ def largest(tree: Any) -> Array:
 
 
 def norms(tree: Any) -> Any:
-    """The root of the sum of squares of each leaf -> [] float32 in its place; small ones in a few kernels together."""
+    """A tree with the norm [] float32 of each leaf; small leaves share a few kernels."""
     leaves, structure = jax.tree.flatten(tree)
     small = [i for i, x in enumerate(leaves) if x.size < SMALL]
     found = {i: jnp.sum(jnp.square(x.astype(jnp.float32))) for i, x in enumerate(leaves) if x.size >= SMALL}
@@ -45,7 +45,7 @@ def norms(tree: Any) -> Any:
 
 
 def _sums_of_squares(leaves: list[Array]) -> Array:
-    """The sums of squares [L] float32: leaves as rows of one zero-padded matrix, then the sums of the rows of each."""
+    """The sum of squares of each leaf, [L] float32. Each leaf fills rows of one zero-padded matrix."""
     vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
     counts = [-(-x.size // ROW) for x in vectors]
     rows = jnp.concatenate([jnp.pad(x, (0, n * ROW - x.size)) for x, n in zip(vectors, counts, strict=True)])
@@ -56,8 +56,11 @@ def _sums_of_squares(leaves: list[Array]) -> Array:
 
 
 def _pieces(tree: Any) -> list[Array]:
-    """All numbers, float32: small leaves as one vector, so that a sum over dozens of biases is one kernel; large leaves
-    in their own shape, since flattening one that is split over devices would gather it."""
+    """All numbers of a tree as a few float32 arrays.
+
+    Small leaves are joined in one vector, so that a sum over dozens of biases is one kernel. Large leaves keep their
+    shape, since flattening a leaf that is split over devices would gather it.
+    """
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
     small = [x.reshape(-1) for x in leaves if x.size < SMALL]
     return [*([jnp.concatenate(small)] if small else []), *(x for x in leaves if x.size >= SMALL)]

@@ -27,8 +27,8 @@ from dreamer.ops.latent_dist import LatentDist, Stats
 from dreamer.ops.scan import scan_time
 from dreamer.spaces import MASK, Space, Spec
 
-MOST_CLASSES = 65_536  # of one observation
-NAMES = {"rew": "reward", "con": "cont", "mask": "allowed"}  # of a head's parameters and loss -> of its prediction
+MOST_CLASSES = 65_536  # in one observation
+NAMES = {"rew": "reward", "con": "cont", "mask": "allowed"}  # head -> prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
     hidden: Annotated[int, at_least(1)] = 64
     "width of the hidden layers of core, prior and posterior"
     latent: Literal["categorical", "gaussian"] = "categorical"
-    "what the stochastic state is drawn from: one-hot classes, or normals as in DreamerV1"
+    "distribution of the stochastic state: one-hot classes, or normals as in DreamerV1"
     stoch: Annotated[int, at_least(1)] = 32
     "S, groups of the stochastic state"
     classes: Annotated[int, at_least(1)] = 4
@@ -62,7 +62,7 @@ class Config:
     encoder: str = "encoder"
     "module in dreamer.nets, or your own 'package.module:make', that makes the encoder Network"
     decoder: str = "decoder"
-    "likewise for the decoder"
+    "module in dreamer.nets, or your own 'package.module:make', that makes the decoder Network"
     encoder_layers: Annotated[int, at_least(0)] = 3
     "hidden layers of the vector encoder and decoder"
     core_layers: Annotated[int, at_least(0)] = 1
@@ -82,7 +82,7 @@ class Config:
     unimix: Annotated[float, between(0, 1)] = 0.01
     "share of the uniform distribution mixed into prior and posterior"
     free_nats: Annotated[float, at_least(0)] = 1.0
-    "KL below which dyn and rep give no gradient, per time step"
+    "KL per time step below which the dynamics and representation losses have no gradient"
     rec_scale: Annotated[float, at_least(0)] = 1.0
     "weight of each key's reconstruction loss"
     reward_scale: Annotated[float, at_least(0)] = 1.0
@@ -166,16 +166,16 @@ def _maker(name: str) -> Callable[..., Network]:
 def to_reconstruct(spec: Spec) -> dict[str, Space]:
     """The observations that the decoder reconstructs: all but the action mask, which has its own head.
 
-    Errors: UserError when there is none, or one has too many classes.
+    Raises UserError when there is none, or one has too many classes.
     """
     decoded = {name: space for name, space in spec.obs.items() if not (spec.masked and name == MASK)}
     if not decoded:
-        raise UserError("the environment shows no observation that the agent can see")
+        raise UserError("the environment has no observation that the agent can use")
     for key, space in decoded.items():
         if space.discrete and space.width > MOST_CLASSES:
             raise UserError(
-                f"observation {key!r} has {space.width:,} classes, an input and an output of the networks for each; at "
-                f"most {MOST_CLASSES:,}: give it as a Box"
+                f"observation {key!r} has {space.width:,} classes, and each needs its own input and output in the "
+                f"networks; at most {MOST_CLASSES:,} are supported: use a Box"
             )
     return decoded
 
@@ -230,7 +230,7 @@ def make(
     """The world model for an environment; `sample(key, mixed logits [.., S, C]) -> one-hot` draws posterior and prior.
 
     With contdisc, the discount 1 - 1 / horizon is folded into the continue target and so into `predict`'s cont.
-    Errors: UserError when an observation does not suit the encoder.
+    Raises UserError when an observation does not suit the encoder.
     """
     decoded = to_reconstruct(spec)
     nets = make_nets(config, spec, dtype, sample)
@@ -284,7 +284,7 @@ def make(
 
 
 def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) -> Latent:
-    """Dreams begin from each row's latent: [B, T, ..] -> [B * T, ..]."""
+    """`WorldModel.starts`: dreams begin from the latent of each row, [B, T, ..] -> [B * T, ..]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
 
 
@@ -344,7 +344,7 @@ def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[s
 def _packing(
     drawn: LatentDist, deter: int, dtype: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
-    """Replay keeps deter in the compute dtype and the stochastic state as its distribution packs it."""
+    """pack, unpack and storage: deter in the compute dtype, the stochastic state as packed by its distribution."""
     def pack(latent: Latent) -> Mapping[str, Array]:
         return {"deter": latent.deter.astype(dtype), "stoch": drawn.pack(latent.stoch)}
 

@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """The answer cannot be read at all; `verdict` holds the reason."""
+    """Raised when an answer cannot be read at all; `verdict` holds the reason."""
 
     def __init__(self, verdict: Verdict):
         super().__init__(verdict.text)
@@ -46,7 +46,7 @@ def begin(env: gymnasium.Env, seed: int | None, tally: Tally, where: str) -> Ans
             answer = _begin_without(env)
             tally.add(wrong("reset-seed", NO_SEED))
     if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise NoAnswer(wrong("reset-api", f"reset() must give (obs, info), it gave {described(answer)}"))
+        raise NoAnswer(wrong("reset-api", f"reset() must return (obs, info), it returned {described(answer)}"))
     return Answer(answer[0], info=_info(answer[1], tally, where))
 
 
@@ -63,8 +63,8 @@ def take(env: gymnasium.Env, action: Any, tally: Tally, where: str) -> Answer:
     """Takes one step. Raises NoAnswer."""
     answer = env.step(action)
     if not (isinstance(answer, tuple) and len(answer) == 5):
-        text = "step() must give (obs, reward, terminated, truncated, info)"
-        raise NoAnswer(wrong("step-api", f"{text}, it gave {described(answer)}"))
+        text = "step() must return (obs, reward, terminated, truncated, info)"
+        raise NoAnswer(wrong("step-api", f"{text}, it returned {described(answer)}"))
     obs, reward, terminated, truncated, info = answer
     return Answer(
         obs, _reward(reward, tally, where), _flag(terminated, "terminated", tally, where),
@@ -90,7 +90,7 @@ def _flag(flag: Any, name: str, tally: Tally, where: str) -> bool:
     array = np.asarray(flag)
     if array.shape != () or array.dtype.kind not in "biu":
         tally.add(wrong("flags", f"{name} must be a bool, it is {described(flag)}"), name, where)
-        return array.dtype.kind in "biuf" and bool(np.any(array))  # the most likely meaning, to continue with
+        return array.dtype.kind in "biuf" and bool(np.any(array))  # its most likely meaning, so that the check goes on
     return bool(array)
 
 

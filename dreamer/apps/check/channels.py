@@ -37,7 +37,7 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def _still(key: Key, look: Look, rows: int) -> Verdict:
-    """A constant picture means a broken camera; a constant number may only need better than random actions."""
+    """The verdict on a key that never changes: a warning for a picture (is the camera broken?), a note for numbers."""
     if key.reader.space.image:
         shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")
@@ -48,7 +48,7 @@ def _picture(key: Key, looks: list[Look]) -> list[Verdict]:
     high = max(look.high for look in looks)
     black, white = key.reader.space.ends
     if any(look.dtype.kind == "f" and "f" not in key.reader.kinds for look in looks):
-        return []  # refused already, as the wrong dtype
+        return []  # already reported as the wrong dtype
     if (black, white) == BYTE and high <= 1:
         text = (
             f"picture {key.name!r} holds nothing above {high:g} of 255: looks like floats from 0 to 1 turned into "
@@ -58,7 +58,7 @@ def _picture(key: Key, looks: list[Look]) -> list[Verdict]:
     if (high - black) / (white - black) < DARK:
         text = (
             f"picture {key.name!r} holds nothing above {high:g} of {black:g} to {white:g}: nearly black to the agent; "
-            "if these are classes, draw them or give them as MultiDiscrete"
+            "if these are classes, draw them or declare them as MultiDiscrete"
         )
         return [note("picture-range", text)]
     return []
@@ -83,14 +83,14 @@ def _numbers(key: Key, looks: list[Look]) -> list[Verdict]:
         i = int(grown[np.argmax(last[grown])])
         text = (
             f"{key.name!r}[{i}] grows from {first[i]:.3g} to {last[i]:.3g} between the first and the last quarter of "
-            "the random steps: the agent meets values that it has never seen; give differences, or reset it"
+            "the random steps: the agent will meet values that it has never seen; return differences, or reset it"
         )
         verdicts.append(warning("exploding", text))
     elif large.size:
         i = int(large[np.argmax(size.max(0)[large])])
         text = (
-            f"{key.name!r}[{i}] reaches {size[:, i].max():.3g}: symlog leaves little of the differences between such "
-            "values; scale it in the environment"
+            f"{key.name!r}[{i}] reaches {size[:, i].max():.3g}: symlog makes such values nearly equal; scale them in "
+            "the environment"
         )
         verdicts.append(warning("exploding", text))
     return verdicts

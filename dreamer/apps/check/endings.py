@@ -31,7 +31,7 @@ def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
     resets = self_resets.of_walk(walk, episodes, env)
     stale = [] if resets else _stale(episodes, env)
     if not (resets or stale):
-        verdicts.append(ok("last-row", "the last observations are neither those before them nor the next first ones"))
+        verdicts.append(ok("last-row", "last observations differ from those before them and from the next first ones"))
     return verdicts + resets + stale
 
 
@@ -42,7 +42,7 @@ def _endless(walk: Walk, env: gymnasium.Env) -> Verdict:
         return note("endings", f"no episode ended in {steps}, its time limit is {limit:,} (--steps {2 * limit})")
     text = (
         f"no episode ended in {steps}, neither terminated nor truncated: the agent never sees a start again and no "
-        "return is ever told; set the flags or use gymnasium.wrappers.TimeLimit. Longer episodes need more --steps here"
+        "return is ever logged; set the flags or use gymnasium.wrappers.TimeLimit. Longer episodes need more --steps"
     )
     return warning("never-ends", text)
 
@@ -59,24 +59,24 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
     if not cuts and ends >= FEW and longest > 1 and (at_longest == 1 or (at_longest >= 0.5 and longest >= 5)):
         share = "all" if at_longest == 1 else f"{100 * at_longest:.0f} % of"
         text = (
-            f"{share} {number} are `terminated` at step {longest:,}, none is `truncated`: looks like a time limit told "
-            "as an end. The agent takes the value beyond it for 0; give truncated=True there, unless it truly ends"
+            f"{share} {number} are `terminated` at step {longest:,}, none is `truncated`: looks like a time limit "
+            "reported as an end. The agent assumes a value of 0 after it; return truncated=True, unless it truly ends"
         )
         verdicts.append(warning("time-limit", text))
     if not ends and shortest == longest:
-        text = "no episode truly ends: the agent expects every one to go on; if one can be won or lost, say terminated"
+        text = "no episode truly ends: the agent expects all to go on; if one can be won or lost, return terminated"
         verdicts.append(note("no-true-end", text))
     if not ends and cuts >= FEW and shortest != longest:
         text = (
             f"all {number} are `truncated`, after {shortest:,} to {longest:,} steps, none is `terminated`: a time "
-            "limit has one length. Give terminated=True where the task truly ends, else the agent expects it to go on"
+            "limit has one length. Return terminated=True where the task truly ends, else the agent expects it to go on"
         )
         verdicts.append(warning("uneven-limit", text))
     return verdicts
 
 
 def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """Keys that do not change at any end, though they change in most of the steps before it."""
+    """The verdicts on keys that change in most steps shortly before an end, but never in the last one."""
     stop = _stop_action(episodes, env)
     verdicts = []
     for key in episodes[0][-1].looks:
@@ -96,7 +96,7 @@ def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
             verdicts.append(note("stale-end", f"{text}, each ended by an action that is taken nowhere else"))
             continue
         rate = f"{100 * (1 - np.mean(others)):.3g} %"
-        end = f", though it changes at {rate} of the steps just before: step() gives the old observation when it ends"
+        end = f", though it changes at {rate} of the steps just before: the last step() returns the old observation"
         verdicts.append(wrong("stale-end", text + end))
     return verdicts
 

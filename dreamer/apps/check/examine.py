@@ -55,39 +55,39 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
 
     env = make() if parallel else env
     lines = gymnasium_checker.lines(env, watch)
-    said = []
+    own = []
     for verdict in _own(name, settings, watch, make, env):
-        said.append(verdict)
+        own.append(verdict)
         yield verdict
-    yield from gymnasium_checker.verdicts(lines, said)
+    yield from gymnasium_checker.verdicts(lines, own)
 
 
 def _own(
     name: str, settings: Settings, watch: Watch, make: Callable[..., gymnasium.Env], env: gymnasium.Env
 ) -> Iterator[Verdict]:
-    """All verdicts except those of gymnasium's checker, over which these take precedence."""
+    """All verdicts except those of gymnasium's checker, which are dropped where these report the same."""
     keys, found = _spaces(env, name)
     yield from found
     whole = seeded = False
-    told: list[Verdict] = []
+    of_steps: list[Verdict] = []
     if keys:
         taken = walk(
             env, keys, watch, steps=settings.steps, episodes=settings.episodes, seed=settings.seed,
             repeat=settings.action_repeat,
         )  # fmt: skip
         whole, seeded = taken.whole, all(verdict.key != "reset-seed" for verdict in taken.verdicts)
-        told = _of_walk(taken, keys, env)
-        yield from told
+        of_steps = _of_walk(taken, keys, env)
+        yield from of_steps
         if taken.rows and (MASK in taken.rows[0].info or any(key.name == MASK for key in keys)):
-            yield note("mask", "it offers an action mask, which is obeyed; gymnasium's checker does not obey it")
+            yield note("mask", "it has an action mask, which the random steps obey; gymnasium's checker does not")
     watch.place = "the end of the random steps"
     yield from _attempt(lambda: _closed(env))
     if not whole or not seeded:
-        yield note("stopped", "what comes after this was not looked at: seeds, times, pictures")
+        yield note("stopped", "the remaining checks were skipped: seeds, times, pictures")
         return
     decided = _attempt(lambda: seeds.check(make, keys, watch, seed=settings.seed, steps=settings.steps))
     yield from decided
-    if not {verdict.key for verdict in (*told, *decided)} & {"reset-inside", "unseeded", "reset-leaks", "raises"}:
+    if not {verdict.key for verdict in (*of_steps, *decided)} & {"reset-inside", "unseeded", "reset-leaks", "raises"}:
         yield from _attempt(lambda: self_resets.check(make, keys, watch, taken, settings.seed))
     plan = WorkerPlan(name, settings.env_options, settings.action_repeat, settings.seed, None, settings.workers)
     yield from _attempt(lambda: times.check(taken, plan, watch))
@@ -97,7 +97,10 @@ def _own(
 def _of_agents(
     env: Any, name: str, settings: Settings, watch: Watch
 ) -> Generator[Verdict, None, bool | None]:
-    """The verdict on all agents of a parallel environment; returns whether it is one, None where the check ends."""
+    """Yields the verdict on all agents of a parallel environment.
+
+    Returns whether it is one, or None if the check cannot go on.
+    """
     try:
         parallel = is_parallel(env)
     except UserError as error:
@@ -110,7 +113,7 @@ def _of_agents(
     close_quietly(env)
     if found[0].level == "ok":
         return True
-    yield note("stopped", "nothing else was looked at")
+    yield note("stopped", "the remaining checks were skipped")
     return None
 
 
@@ -155,12 +158,12 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """Verdicts on rendering, and the picture if one is wanted, which includes render() where it works."""
+    """The verdicts on rendering, and on the picture if one is requested, which includes frames if rendering works."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)
     except (EnvFailed, UserError) as error:
-        verdicts = [note("render", f"it cannot be made to draw: {error}")]
+        verdicts = [note("render", f"it cannot be made with render_mode 'rgb_array': {error}")]
     else:
         verdicts = times.render(env, watch, settings.seed)
         close_quietly(env)

@@ -52,30 +52,30 @@ RULES = (
          ("constant", "action-bounds")),
     Rule("low value is greater than a high value", "wrong", "a Box has a low bound above its high bound"),
     Rule("not within the observation space", "warning", "an observation is not in observation_space", VALUES),
-    Rule("expecting (a )?numpy array", "warning", "an observation is not the numpy array that its space says", VALUES),
+    Rule("expecting (a )?numpy array", "warning", "an observation is not a numpy array, as its space requires", VALUES),
     Rule("observation keys is not same", "note",
-         "observations hold other keys than observation_space; those that it does not list are not seen", VALUES),
+         "observations and observation_space differ in their keys; keys that it does not list are ignored", VALUES),
     Rule("reward is (a NaN|an inf)|reward returned by", "warning", "", ("reward-nan", "reward-type")),
-    Rule("signal to be a boolean", "note", "terminated or truncated is no bool; numbers are taken as such", ("flags",)),
+    Rule("signal to be a boolean", "note", "terminated or truncated is not a bool; numbers are converted", ("flags",)),
     Rule("default seed argument", "warning",
          "reset() has a default seed that is not None: without one every episode may be the same"),
     Rule("does not provide an `options`|can be passed `options`", "note",
-         "reset() takes no options; the runtime gives none"),
-    Rule("`seed` function is dropped", "note", "its seed() method is never called; reset(seed=...) must do all"),
+         "reset() takes no options; the runtime passes none"),
+    Rule("`seed` function is dropped", "note", "its seed() method is never called; reset(seed=...) must set all seeds"),
     Rule("super\\(\\)\\.reset\\(seed=seed\\)", "note",
-         "reset() does not seed self.np_random by super().reset(seed=seed); what it shows is compared under 'seeds'",
+         "reset() does not seed self.np_random by super().reset(seed=seed); the verdict 'seeds' compares observations",
          ("reset-seed", "unseeded")),
     Rule("non-deterministic|Deterministic step|not equal although similar|np_random` is not properly", "warning", "",
          ("unseeded", "reset-leaks", "last-digits", "nan")),
     Rule("infos? .*(share|not equivalent)", DROPPED),  # the runtime reads no info
     Rule("observations returned by .* share an object", "note",
-         "successive observations share memory, though it is not written into", ("buffers",)),
+         "successive observations share memory, but it is never overwritten", ("buffers",)),
     Rule("not a tuple|2-tuple|old step API|four or five element|values to unpack", "wrong", "",
          ("reset-api", "step-api")),
     Rule("`info`|dictionary", "wrong", "info must be a dict", ("info-type", "reset-api", "step-api")),
     Rule("must inherit from the gymnasium.Env", "note",
-         "it is no gymnasium.Env; it is taken for what it does, gymnasium's wrappers will refuse it"),
-    Rule("Gym is incompatible", "wrong", "it is written for gym, the package before gymnasium", ("space",)),
+         "it is not a gymnasium.Env; it works here, but gymnasium's wrappers will refuse it"),
+    Rule("Gym is incompatible", "wrong", "it is written for gym, the predecessor of gymnasium", ("space",)),
 )  # fmt: skip
 
 
@@ -92,23 +92,23 @@ def lines(env: Any, watch: Watch) -> list[str]:
             found.append(f"!{failure}")
         except Exception as error:  # AssertionError, gymnasium.error.Error, TypeError: failed checks
             found.append(f"!{' '.join(str(error).split())}")
-    told = [_CODES.sub("", str(warning.message)) for warning in caught]
-    return [line.removeprefix("WARN: ") for line in told if line.startswith("WARN: ")] + found
+    messages = [_CODES.sub("", str(warning.message)) for warning in caught]
+    return [line.removeprefix("WARN: ") for line in messages if line.startswith("WARN: ")] + found
 
 
 def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
     """The lines as verdicts, without those that one of `others` reports better."""
     known = {verdict.key for verdict in others if verdict.level != "ok"}
-    told: dict[str, Verdict] = {}
+    by_text: dict[str, Verdict] = {}
     for line in found:
         verdict = _verdict(line, known)
         if verdict:
-            told.setdefault(verdict.text, verdict)
-    return list(told.values()) or [Verdict("ok", KEY, "gymnasium's own checker has nothing to add")]
+            by_text.setdefault(verdict.text, verdict)
+    return list(by_text.values()) or [Verdict("ok", KEY, "gymnasium's own checker has nothing to add")]
 
 
 def _verdict(line: str, known: set[str]) -> Verdict | None:
-    """The verdict for a line; an unknown line is kept unchanged, as wrong if it ended the checker."""
+    """The verdict for a line; an unknown line is kept unchanged, and counts as wrong if it ended the checker."""
     ended, line = line.startswith("!"), line.removeprefix("!")
     if " raised in " in line:
         return None if known & {"raises", "reset-seed", "mask"} else Verdict("wrong", KEY, line)

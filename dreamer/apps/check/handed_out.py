@@ -18,8 +18,8 @@ def _buffers(walk: Walk) -> list[Verdict]:
         return []
     keys = sorted({key for row in rewritten for key in row.rewritten})
     text = (
-        f"the array of {listed([repr(key) for key in keys])} is written into after it was handed out "
-        f"({rewritten[0].where}; {len(rewritten):,} of {len(walk.rows):,} rows): here each row is copied at once, but "
+        f"the array of {listed([repr(key) for key in keys])} is overwritten after it was returned "
+        f"({rewritten[0].where}; {len(rewritten):,} of {len(walk.rows):,} rows): training copies each row at once, but "
         "wrappers that stack or delay observations, and gymnasium's vector environments, see it change; return a copy"
     )
     return [warning("buffers", text)]
@@ -34,7 +34,7 @@ def _infos(walk: Walk) -> list[Verdict]:
         return []
     first = next(row for row in steps if row.info != always)
     text = (
-        f"info has other keys at some steps: {listed([repr(key) for key in odd])} ({first.where}, not at all others). "
-        "Nothing here reads them; gymnasium's vector environments and loggers that do will miss some"
+        f"info has some keys at some steps only: {listed([repr(key) for key in odd])} (found in {first.where}). "
+        "Training ignores them, but gymnasium's vector environments and loggers will miss some"
     )
     return [warning("info-keys", text)]

@@ -1,4 +1,4 @@
-"""Runs the check in a separate process, the only one that an environment which hangs or crashes can end. No jax."""
+"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that one. No jax."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def verdicts_of(
     """
     plugins.add_folder_for(name)
     with tempfile.TemporaryFile() as place:
-        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent must handle it.
+        # SIGINT is set first: Ctrl-C reaches the whole group, and only the parent must handle it.
         code = (
             "import signal; signal.signal(signal.SIGINT, lambda *_: None); "
             f"import sys; sys.path[:] = {sys.path!r}; "
@@ -56,7 +56,7 @@ def verdicts_of(
 
 
 def _ask(child: subprocess.Popen, name: str, settings: Settings) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it has died already, which shows when its answer is read
+    with contextlib.suppress(BrokenPipeError):  # it has already died; reading its answer reports that
         child.stdin.write(json.dumps([name, dataclasses.asdict(settings)]).encode() + b"\n")  # type: ignore[union-attr]
         child.stdin.flush()  # type: ignore[union-attr]
 
@@ -90,7 +90,8 @@ def _noted(place: int) -> str:
 
 
 def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
-    """JSON objects, one per line, until the other side closes; {"silent": ..} after `patience` seconds without one."""
+    """Yields JSON objects, one per line, until the other side closes; {"silent": ..} for `patience` seconds of silence.
+    """
     data, limit = b"", max(patience, START)
     while True:
         if not select.select([descriptor], [], [], limit)[0]:
@@ -105,9 +106,9 @@ def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
 
 
 def serve(place: int) -> None:
-    """The other process: reads the settings from stdin, writes messages to the old stdout, and prints to stderr.
+    """Runs in the separate process: reads the settings from stdin, writes messages to stdout, and prints to stderr.
 
-    place: descriptor of the file in which it records its place in the check.
+    place: descriptor of the file in which it records the current place of the check.
     """
     os.set_inheritable(place, False)
     out = os.fdopen(os.dup(1), "w")

@@ -138,17 +138,17 @@ def _unreadable(key: Key, value: Any) -> Verdict | None:
 def _converted(key: Key, value: Any) -> Verdict | None:
     """A verdict on a value that the runtime accepts and converts, though it differs from the space."""
     if not isinstance(key.space, gymnasium.spaces.Box) or key.space.shape == ():
-        return None  # Discrete and the like are returned as int, np.int32 or np.int64 alike
+        return None  # classes may be int, np.int32 or np.int64
     if not isinstance(value, np.ndarray | np.generic):
         return warning(
             "dtype",
-            f"key {key.name!r} is a {type(value).__name__}, not a numpy array: it is turned into one at every step, "
-            "other software may not do that",
+            f"key {key.name!r} is a {type(value).__name__}, not a numpy array: it is converted at every step, "
+            "other software may not do so",
         )
     if value.dtype != key.space.dtype:
         return warning(
             "dtype",
-            f"key {key.name!r} is {value.dtype}, its space says {key.space.dtype}: it is converted on the way, other "
-            f"software refuses it; give np.asarray(x, np.{key.space.dtype})",
+            f"key {key.name!r} is {value.dtype}, its space is {key.space.dtype}: it is converted at every step, other "
+            f"software refuses it; return np.asarray(x, np.{key.space.dtype})",
         )
     return None

@@ -20,10 +20,10 @@ from dreamer.runtime.log.images import to_bytes
 from dreamer.spaces import Space
 
 ROWS = 128  # rows under random actions that are shown
-MOMENTS = 8  # rows of these that are shown as pictures
+MOMENTS = 8  # rows among these that are shown as pictures
 LINES = 8  # numbers of a key that are drawn as lines; more are drawn as a strip of colors
 KEYS = 12  # keys of vectors and classes that are shown
-RAW, SEEN = "as the environment gives it", "as the agent sees it"
+RAW, SEEN = "as the environment returns it", "as the agent sees it"
 
 
 class Story(NamedTuple):
@@ -42,7 +42,7 @@ def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> l
     watch.place = "the rows of the picture"
     rows = EnvRows(env, seed=seed, action_repeat=action_repeat)
     try:
-        story = tell(rows, seed)
+        story = record(rows, seed)
     except UserError as error:
         return [note("picture", f"not drawn, the agent gets no rows: {error}")]
     spaces = rows.spec.obs
@@ -51,8 +51,8 @@ def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> l
     return [ok("picture", f"{path}: {ROWS} rows, raw and as the agent sees them")]
 
 
-def tell(rows: EnvRows, seed: int) -> Story:
-    """The first rows under random actions."""
+def record(rows: EnvRows, seed: int) -> Story:
+    """Records the first rows under random actions."""
     out, choose = empty_step(rows.spec, 1), chooser(rows.env, seed)
     raw: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
     seen: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
@@ -137,7 +137,7 @@ def _over_time(part: Any, key: str, raw: np.ndarray, seen: np.ndarray, space: Sp
     left.set_title(f"{key}, {RAW}: {_kind(raw)}", fontsize=9, loc="left")
     if space.classes is not None:
         _ones(right, flat, space.classes)
-        right.set_title(f"{SEEN}: the ones among {space.width} numbers, of {_kind(seen)}", fontsize=9, loc="left")
+        right.set_title(f"{SEEN}: the ones among {space.width} numbers of {_kind(seen)}", fontsize=9, loc="left")
     else:
         _numbers(right, np.sign(flat) * np.log1p(np.abs(flat)), discrete=False)
         right.set_title(f"{SEEN}: symlog of {_kind(seen)}", fontsize=9, loc="left")
@@ -162,7 +162,7 @@ def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
 
 
 def _ones(axis: Any, table: np.ndarray, classes: int) -> None:
-    """Draws table [T, n] of classes: the places of the ones in the joint one-hot. As dots, which stay visible."""
+    """Draws table [T, n] of classes: where the joint one-hot is 1, as dots, which stay visible at any size."""
     places = table + classes * np.arange(table.shape[1])
     axis.plot(places, "s", ms=3, color="#1f77b4")
     axis.set_ylim(-0.5, classes * table.shape[1] - 0.5)

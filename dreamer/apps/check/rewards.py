@@ -31,7 +31,7 @@ def _scale(rewards: np.ndarray) -> list[Verdict]:
     }  # fmt: skip
     if largest == 0:
         text = (
-            f"never other than 0 in {steps}: a random policy does not find it; more exploration, a shaped reward or an "
+            f"always 0 in {steps}: a random policy does not find it; more exploration, a shaped reward or an "
             "easier start may be needed"
         )
         return [note("reward", text, **facts)]
@@ -40,15 +40,15 @@ def _scale(rewards: np.ndarray) -> list[Verdict]:
     verdicts = [ok("reward", f"{spread} {rewards.max():.4g}, mean {rewards.mean():.4g}, {often}", **facts)]
     if largest > LARGE:
         beyond = largest * HORIZON * share > LARGEST
-        text = f"rewards reach {rewards[size.argmax()]:.4g}: divide them, so that a good episode adds up to 1 to 1,000"
+        text = f"rewards reach {rewards[size.argmax()]:.4g}: scale them, so that a good episode adds up to 1 to 1,000"
         end = (
             f"; returns of {HORIZON:.0f} steps pass {LARGEST:.2g}, where the bins of the critic end"
             if beyond
-            else "; the bins of reward head and critic are coarse there, small rewards beside it are not seen"
+            else "; the bins of reward head and critic are coarse there, small rewards get lost beside such values"
         )
         verdicts.append((wrong if beyond else warning)("reward-scale", text + end))
     elif largest < SMALL:
-        text = f"no reward was above {largest:.3g}, which is hardly told from 0: multiply them if no policy gets more"
+        text = f"no reward was above {largest:.3g}, close to 0 for the agent: scale them if no policy gets more"
         verdicts.append(note("reward-scale", text))
     return verdicts
 

@@ -1,6 +1,6 @@
 """Checks that an environment is determined by its seed, and by nothing else. No jax.
 
-Two environments take the same actions in turns, as several do in one process of a run, which also reveals shared state.
+Two environments in one process, as in a run, take the same actions alternately. That also reveals shared state.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dreamer.apps.check.verdicts import Tally, Verdict, counted, note, ok, warni
 from dreamer.apps.check.walk import chooser
 from dreamer.apps.check.watch import Watch, close_quietly
 
-STEPS = 200  # taken by both, at most
-MIXED = 20  # steps of one that must not change the observation of the other
+STEPS = 200  # most steps that both take
+MIXED = 20  # steps of one environment that must not change the observation of the other
 OTHERS = 5  # seeds, and episodes without one, whose starts are compared
 CLOSE = 1e-5  # relative: differences in the last digits
 
@@ -55,7 +55,7 @@ def check(
     if mixed:
         text = (
             f"key {mixed!r} is one array for all environments of a process: a step of one overwrites the observation "
-            "of another; make the array in __init__ or give a copy"
+            "of another; make the array in __init__ or return a copy"
         )
         verdicts.append(wrong("shared-buffers", text))
     return verdicts + _starts(seeded, free)
@@ -64,19 +64,19 @@ def check(
 def _side_by_side(
     envs: list[gymnasium.Env], keys: Sequence[Key], seed: int, steps: int
 ) -> list[list[Seen]]:
-    """The answers of each of `envs` to the same random actions, in turns; the actions obey the first one's masks."""
+    """The answers of each env to the same random actions, taken alternately; actions obey the masks of `envs[0]`."""
     tally, choose = Tally(), chooser(envs[0], seed)
-    told: list[list[Seen]] = [[] for _ in envs]
+    all_seen: list[list[Seen]] = [[] for _ in envs]
     answers: list[Answer] = [Answer(None) for _ in envs]
     for _ in range(steps):
         action = choose(answers[0])
-        for i, (env, seen) in enumerate(zip(envs, told, strict=True)):
+        for i, (env, seen) in enumerate(zip(envs, all_seen, strict=True)):
             if not seen or seen[-1].terminated or seen[-1].truncated:
                 answers[i] = begin(env, None if seen else seed, tally, "")
             else:
                 answers[i] = take(env, action, tally, "")
             seen.append(Seen(look(keys, answers[i].obs), *answers[i][1:4]))
-    return told
+    return all_seen
 
 
 def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int) -> str:
@@ -113,11 +113,11 @@ def _same_seed(first: list[Seen], second: list[Seen], again: list[Seen], env: gy
         verdicts.append(note("last-digits", f"two environments with one seed and the same actions: {found.text}"))
     later = _difference(first[: len(again)], again)
     if later and not later.close:
-        text = f"an environment that is reset with its seed again does not do the same: {later.text}"
-        verdicts.append(warning("reset-leaks", f"{text}. Something outlives reset(): set everything there"))
+        text = f"a second reset of one environment with the same seed gives another episode: {later.text}"
+        verdicts.append(warning("reset-leaks", f"{text}. Some state survives reset(): initialise everything there"))
     elif later and not found:
-        verdicts.append(note("last-digits", f"an environment that is reset with its seed again: {later.text}"))
-    text = f"the same seed and actions give the same {counted(len(first), 'row')}, in another environment and again"
+        verdicts.append(note("last-digits", f"a second reset of one environment with the same seed: {later.text}"))
+    text = f"the same seed and actions give the same {counted(len(first), 'row')}, in a second environment and again"
     return verdicts or [ok("seeds", text)]
 
 
@@ -134,14 +134,14 @@ def _difference(one: list[Seen], other: list[Seen]) -> _Difference | None:
             return _Difference(f"{place}, reward and flags {a[1:]} and {b[1:]}", close=False)
         for key in a.looks:
             if key not in b.looks or a.looks[key].mark != b.looks[key].mark:
-                return _told(place, key, a.looks[key], b.looks.get(key))
+                return _difference_of(place, key, a.looks[key], b.looks.get(key))
         if a.reward is not None and b.reward is not None and a.reward != b.reward:
             near = abs(a.reward - b.reward) <= CLOSE * max(1.0, abs(a.reward))
             return _Difference(f"{place}, rewards {a.reward:.9g} and {b.reward:.9g}", near)
     return None
 
 
-def _told(place: str, key: str, one: Look, other: Look | None) -> _Difference:
+def _difference_of(place: str, key: str, one: Look, other: Look | None) -> _Difference:
     if one.value is None or other is None or other.value is None or one.value.shape != other.value.shape:
         return _Difference(f"{place}, key {key!r}", close=False)
     gap = np.abs(one.value - other.value)
@@ -152,13 +152,13 @@ def _told(place: str, key: str, one: Look, other: Look | None) -> _Difference:
 
 
 def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) -> list[Verdict]:
-    """seeded: first observations of different seeds | free: of a seeded reset and of later resets without a seed."""
+    """seeded: first observations for different seeds | free: of a seeded reset, then of resets without a seed."""
     varied = not all(same(looks, seeded[0]) for looks in seeded[1:])
     repeated = all(same(looks, free[0]) for looks in free[1:])
     if varied and repeated:
         text = (
-            "every episode begins the same unless reset() gets another seed, and a run gives one seed only: the agent "
-            "sees a single start. reset(seed=None) must go on with self.np_random"
+            "every episode begins the same unless reset() gets another seed, and a run passes a seed only once: the "
+            "agent sees a single start. reset(seed=None) must continue with self.np_random"
         )
         return [wrong("same-episode", text)]
     if not varied and repeated:

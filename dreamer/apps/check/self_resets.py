@@ -28,14 +28,14 @@ OUTSIDE = 0.2  # share of other rows near the starts
 SPREAD, STARTS = 1.2, 5  # largest distance from the starts' centre, relative to theirs; least number of starts
 TWINS, BUDGET = 5, 2000  # episodes that are played twice, and steps for them
 BEYOND = 20  # steps after an end
-ADVICE = "the end is lost; give the true last observation, the runtime calls reset() itself"
+ADVICE = "so the end is lost; return the true last observation, the runtime calls reset() itself"
 
 
 def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdict on the random steps. If they leave a doubt, `env` is stepped further."""
-    told = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
-    if told:
-        text = f"info holds another final observation than the one given with the end ({told[0].where}): "
+    """The verdict on the random steps. Steps `env` further if they leave a doubt."""
+    odd = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
+    if odd:
+        text = f"the final observation in info is not the one returned with the end ({odd[0].where}): "
         return [wrong("reset-inside", f"{text}step() resets by itself, {ADVICE}")]
     last = [rows[-1] for rows in episodes]
     middle = [row for row in walk.rows if row.step and not row.last]
@@ -66,7 +66,7 @@ def check(
         return []
     one, other = make(), make()
     try:
-        watch.place = "episodes with a reset in the place of their last step"
+        watch.place = "episodes with a reset in place of their last step"
         twins = _twins(one, other, keys, seed, BUDGET // 2)
         if not twins or not all(same(twin.last, twin.first) and twin.differs for twin in twins):
             return []
@@ -77,7 +77,7 @@ def check(
     finally:
         close_quietly(one)
         close_quietly(other)
-    text = f"the last observation of {counted(len(twins), 'episode')} is what reset() gives in the place of that step"
+    text = f"the last observation of {counted(len(twins), 'episode')} is what reset() returns in place of that step"
     return [wrong("reset-inside", f"{text}: step() resets by itself, {ADVICE}")]
 
 
@@ -89,7 +89,7 @@ def _tail(hits: int, tries: int, chance: float) -> float:
 class _Twin(NamedTuple):
     """The last observation of an episode, and the first one of a reset in its place.
 
-    differs: whether a reset in place of a step in the middle gives another observation, as it does unless all
+    differs: whether a reset in place of a step in the middle returns another observation; it does, unless all
     observations have the same distribution
     """
 
@@ -128,7 +128,7 @@ def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequen
 
 
 def _goes_on(env: gymnasium.Env, shortest: int) -> bool:
-    """Whether `env` accepts steps after some episodes' ends, as if a new episode of `shortest` steps had begun."""
+    """Whether `env` accepts steps after an episode's end as if a new episode of `shortest` steps had begun."""
     tally, choose = Tally(), chooser(env, 0)
     try:
         with warnings.catch_warnings():
@@ -170,7 +170,7 @@ class _Cloud(NamedTuple):
         return len(self.values) >= STARTS and self._close(numbers)
 
     def _close(self, numbers: np.ndarray) -> bool:
-        """Compares the mean distance over all numbers, as some of many numbers always leave the box of a few starts."""
+        """Compares mean distances over all numbers: of many numbers, some always leave the box of a few starts."""
         assert self.values is not None
         middle, spread = self.values.mean(0), self.values.std(0)
         moves = spread > 0

@@ -37,21 +37,21 @@ class Solo(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self._told = begun(self.team, seed, self.name)
-        self._side = next(side for side in self.sides if side.agent in self._told[0])
+        self._last = begun(self.team, seed, self.name)
+        self._side = next(side for side in self.sides if side.agent in self._last[0])
         self._over: set = set()
-        return self._side.shown(self._told[0][self._side.agent]), self._told[1].get(self._side.agent, {})
+        return self._side.shown(self._last[0][self._side.agent]), self._last[1].get(self._side.agent, {})
 
     def step(self, action: Any) -> Any:
         """The agent's answer after all agents have acted."""
         own = self._side.agent
-        others = [agent for agent in self._told[0] if agent != own and agent not in self._over]
+        others = [agent for agent in self._last[0] if agent != own and agent not in self._over]
         answer = self.team.step({own: action, **{agent: self._chosen(agent) for agent in others}})
         observations, rewards, terminations, truncations, infos = answer
-        self._told = observations, infos
+        self._last = observations, infos
         self._over |= {agent for agent in others if terminations.get(agent) or truncations.get(agent)}
-        told = (part[own] for part in (rewards, terminations, truncations))
-        return self._side.shown(observations[own]), *told, infos.get(own, {})
+        results = (part[own] for part in (rewards, terminations, truncations))
+        return self._side.shown(observations[own]), *results, infos.get(own, {})
 
     def render(self) -> Any:
         """The picture of the parallel environment."""
@@ -62,7 +62,7 @@ class Solo(gymnasium.Env):
         self.team.close()
 
     def _chosen(self, agent: Any) -> Any:
-        obs, info = self._told[0][agent], self._told[1].get(agent, {})
+        obs, info = self._last[0][agent], self._last[1].get(agent, {})
         mask = obs[MASK] if isinstance(obs, dict) and MASK in obs else info.get(MASK)
         allowed = None if mask is None else flat_mask(self.action_space, mask)
         return self._actions.to_env(random_actions(self._actions.action, self._rng, 1, allowed)[0])
@@ -88,8 +88,8 @@ def check_team(team: Any, name: str, settings: Settings, watch: Watch) -> Verdic
     first = next(iter(team.possible_agents))
     return ok(
         "agents",
-        f"a parallel environment of {counted(agents, 'agent')}: {counted(rows_made, 'row')} of theirs fit, "
-        f"{counted(ends, 'episode')} ended. What follows is of agent {first!r}, the others act at random; a step is "
-        "one of the environment, a row for every agent in the game",
+        f"a parallel environment of {counted(agents, 'agent')}: {counted(rows_made, 'row')} fit their spaces, "
+        f"{counted(ends, 'episode')} ended. The other checks look at agent {first!r} while the others act at random; "
+        "each step of the environment makes a row for every agent in the game",
         agents=agents, rows=rows_made,
     )  # fmt: skip

@@ -17,7 +17,7 @@ SEEN = {
     "unit": f"scaled to {-CENTRE:g}..{1 - CENTRE:g}", "one-hot": "one-hot ({width} numbers)", "symlog": "symlog",
 }  # fmt: skip
 PREDICTED = {"unit": "pixels 0..1", "one-hot": "class probabilities", "symlog": "symlog values"}
-MASKED = "action mask -> allowed or not, as two classes each; predicted by a head of its own, obeyed in dreams"
+MASKED = "action mask -> allowed or not, as two classes each; predicted by its own head, obeyed in dreams"
 
 
 def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
@@ -59,7 +59,7 @@ def _action(env: gymnasium.Env) -> list[Verdict]:
         first = ok("action", f"{space}: {kind.text} -> a vector of {kind.width}, {parts}")
     verdicts = [first, *_unbounded(space), *_powerless(space)]
     if kind.discrete and set(kind.classes) == {1}:
-        verdicts.append(warning("action-bounds", "there is one action only: the agent has nothing to choose"))
+        verdicts.append(warning("action-bounds", "there is only one action: the agent has nothing to choose"))
     return verdicts
 
 
@@ -83,7 +83,7 @@ def _unbounded(space: gymnasium.Space) -> list[Verdict]:
         return []
     text = (
         f"{int((~bounded).sum())} of {bounded.size} actions have no finite bounds: the agent uses "
-        f"{_span(low[~bounded], high[~bounded])} of them only; say in action_space which values make sense"
+        f"{_span(low[~bounded], high[~bounded])} only; set meaningful bounds in action_space"
     )
     return [warning("action-bounds", text)]
 
@@ -91,7 +91,7 @@ def _unbounded(space: gymnasium.Space) -> list[Verdict]:
 def _powerless(space: gymnasium.Space) -> list[Verdict]:
     equal = sum(int((box.low == box.high).sum()) for box in _boxes(space))
     many = sum(box.low.size for box in _boxes(space))
-    text = f"{equal} of {many} actions have equal bounds: they can do nothing"
+    text = f"{equal} of {many} actions have equal bounds: they have no effect"
     return [warning("action-bounds", text)] if equal else []
 
 

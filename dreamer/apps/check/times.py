@@ -16,13 +16,13 @@ from dreamer.apps.check.watch import EnvFailed, Watch
 from dreamer.runtime.workers.auto import ROUND_TRIP, choose
 from dreamer.runtime.workers.interface import WorkerPlan
 
-FRAMES = 10  # rendered
+FRAMES = 10  # frames to render
 RUN = 1_000_000  # agent steps of the run whose duration is reported
 SLOW = 20.0  # agent steps per second, all workers together
 
 
 def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
-    """Step and reset times, and the speed of plan.envs environments that follows. Raises EnvFailed."""
+    """Reports step and reset times, and the speed that follows for plan.envs environments. Raises EnvFailed."""
     steps, resets = (np.array(walk.seconds[name][1:] or walk.seconds[name]) for name in ("step", "reset"))
     if not walk.whole or not steps.size:
         return []
@@ -52,8 +52,7 @@ def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
-    """Whether an environment made to draw returns frames of a video, and how fast. Raises EnvFailed of reset and step.
-    """
+    """Checks whether the environment renders frames for a video, and how fast. Raises EnvFailed for reset and step."""
     if getattr(env, "render_mode", None) != "rgb_array":
         return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no videos of its episodes")]
     watch.place = "drawing"
@@ -75,7 +74,7 @@ def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
     shape = getattr(frame, "shape", None)
     if getattr(frame, "dtype", None) != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3:
         got = type(frame).__name__ if shape is None else f"{frame.dtype} {list(shape)}"
-        return [warning("render", f"render() gives {got}, a video takes uint8 [height, width, 3]")]
+        return [warning("render", f"render() returns {got}, a video needs uint8 [height, width, 3]")]
     text = f"{shape[0]}x{shape[1]} pixels, {_spread(np.array(seconds[1:]))}"
     return [ok("render", text, **_facts(np.array(seconds[1:])))]
 

@@ -18,7 +18,7 @@ class Settings:
     """The settings of `dreamer check` besides the environment."""
 
     env_options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the environment; one of them: --env-options.KEY VALUE."""
+    """Keyword arguments of the environment; --env-options.KEY VALUE sets one."""
     action_repeat: Annotated[int, at_least(1)] = 1
     """Environment frames for which each action is held."""
     steps: Annotated[int, at_least(1)] = 5000
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
     """One line of a check.
 
     level: "wrong" costs a training run, "warning" may, "note" is worth knowing
-    key: of the examined property, the same in every version | facts: figures for programs
+    key: names the examined property, the same in every version | facts: figures for programs
     """
 
     level: Level
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 class Tally:
-    """Holds the verdicts on single answers: the first of each kind, and their number. first {(key, what): ..}"""
+    """Collects verdicts on single answers: the first of each kind (key, what), and how often the kind was found."""
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], Verdict] = {}
@@ -72,7 +72,7 @@ class Tally:
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def verdicts(self) -> list[Verdict]:
-        """A verdict for each kind, with the number of times if it was found often."""
+        """One verdict for each kind, with its count if it was found more than once."""
         found = []
         for kind, verdict in self.first.items():
             often = f"; {self._counts[kind]:,} times in all" if self._counts[kind] > 1 else ""

@@ -1,6 +1,6 @@
 """Takes random steps in an environment, and records all its answers. No jax.
 
-An observation is examined when it is returned, and again after the next call, to find arrays written into meanwhile.
+Examines each observation when it is returned, and again after the next call, to find arrays overwritten in between.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FINAL = (  # in the info of environments that reset themselves inside step
 class Row(NamedTuple):
     """One answer of the environment: step 0 belongs to a reset, without action and flags, its reward 0.
 
-    reward: None when it is not a finite number | info: its keys | final: looks of the observation that info calls the
-    final one | rewritten: keys of the observation whose arrays were written into after they were returned
+    reward: None when it is not a finite number | info: its keys | final: looks of the final observation held by info
+    rewritten: keys of the observation whose arrays were overwritten after they were returned
     """
 
     episode: int
@@ -120,9 +120,9 @@ def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
     actions, rng, space = action_reader(env), np.random.default_rng(seed), env.action_space
 
     def choose(answer: Answer) -> Any:
-        told = answer.obs if isinstance(answer.obs, Mapping) and MASK in answer.obs else answer.info
+        source = answer.obs if isinstance(answer.obs, Mapping) and MASK in answer.obs else answer.info
         try:
-            allowed = flat_mask(space, told[MASK]) if MASK in told and actions.action.onehots else None
+            allowed = flat_mask(space, source[MASK]) if MASK in source and actions.action.onehots else None
         except ValueError:  # `faults` reports it
             allowed = None
         return actions.to_env(random_actions(actions.action, rng, 1, allowed)[0])
@@ -132,10 +132,10 @@ def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
 
 def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answer) -> Row:
     looks = look(keys, answer.obs)
-    told = (look(keys, answer.info[name]) for name in FINAL if answer.info.get(name) is not None)
+    finals = (look(keys, answer.info[name]) for name in FINAL if answer.info.get(name) is not None)
     return Row(
         episode, step, looks, action, answer.reward, answer.terminated, answer.truncated, frozenset(answer.info),
-        next((final for final in told if _alike(final, looks)), None),
+        next((final for final in finals if _alike(final, looks)), None),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Watches every call of the environment, to tell its errors from those of the check, and to name a call that hangs."""
+"""Watches all calls of the environment: separates its errors from those of the check, and names a call that hangs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class EnvFailed(Exception):
 
 
 class Watch:
-    """Records the call in progress and its start; once started, owns the thread that gives up on a call that hangs.
+    """Records the call in progress and its start. After `start`, owns the thread that reports a call that hangs.
 
-    Only for the thread that made it.
+    Only the thread that made it may use it.
     """
 
     def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
         """note: called with every place of the check, so that the place is known even after a crash."""
         self._note = note
-        self.place = "the making of it"
+        self.place = "its creation"
         self._call: tuple[str, float] | None = None
         self._main = threading.get_ident()
 
