@@ -136,8 +136,8 @@ def test_masks_as_gymnasium_samples_with_them_become_flat(space, mask, expected)
     "space, mask, message",
     [
         (spaces.Discrete(3), [1, 0], r"is \[2\], it must be \[3\]"),
-        (spaces.Discrete(2), [1, 2], "0 and 1 only"),
-        (spaces.Discrete(2), [0.5, 1.0], "0 and 1 only"),
+        (spaces.Discrete(2), [1, 2], "only 0 and 1"),
+        (spaces.Discrete(2), [0.5, 1.0], "only 0 and 1"),
         (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Discrete(3)}), {"b": [1, 0]}, "at 'b' is"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_fact
 @pytest.mark.parametrize(
     "how, restarts, parts",
     [
-        ("outside", 0, ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
+        ("outside", 0, ["key 'vector' at [2] is 7", "outside its space's bounds"]),
         ("raise", 3, ["failed: RuntimeError: the cable is loose", "broken_envs.py", "(incident 4 in a row)"]),
     ],
 )
@@ -276,7 +276,7 @@ def test_no_device_memory_for_an_update_keeps_the_rows(capsys, failing, monkeypa
     failing(MEMORY)
     path = preset(run, lockstep=lockstep, replay__flush=0.0)
     line = error_line(capsys, "train", path)
-    assert "no device memory left for an update" in line and "the update 3.5 GB beside it" in line
+    assert "no device memory left for an update" in line and "the update 3.5 GB in addition" in line
     assert saved(run)[1] == {"env_steps": 0, "updates": 0}
     monkeypatch.undo()
     assert cli.main(["train", path, "--trust", "--resume", "--env-steps", "60"]) == 0

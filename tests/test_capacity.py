@@ -66,7 +66,7 @@ def test_line_names_steps_bytes_and_bound():
         ({"env_steps": 500}, "env_steps leaves 32 rows"),
         ({"free_bytes": 10**6}, "half of the free memory .* leaves 2 rows"),
         ({"capacity_gb": 100, "capacity_steps": 10**8}, "replay.capacity_gb: .* only 64.0 GB are free"),
-        ({"free_bytes": None}, "does not tell what is free"),
+        ({"free_bytes": None}, "does not report free memory"),
     ],
 )
 def test_too_little_is_refused_with_its_cause(limits, message):

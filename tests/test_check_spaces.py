@@ -111,7 +111,7 @@ def test_the_number_of_classes_told_is_that_of_the_one_hots_wherever_they_start(
 def test_a_key_that_holds_nothing_is_told_and_dropped():
     space = spaces.Dict({"a": Ball.observation_space, "none": spaces.Box(0, 1, (0,)), "log/b": spaces.Discrete(2)})
     told = texts(of(space), "observation")
-    assert "'none': not given to the agent, its shape [0] holds no number" in told
+    assert "'none': not given to the agent, its shape [0] is empty" in told
     assert "'log/b': not given to the agent, keys log/... are for logs" in told
     env = Ball()
     env.observation_space = space
@@ -127,7 +127,7 @@ def test_an_observation_that_holds_nothing_is_wrong(space):
             return np.zeros(0, space.dtype)
 
     found = [v for v in examine(Maker("nothing", Nothing), Settings(steps=20), Watch()) if v.level == "wrong"]
-    assert [v.key for v in found] == ["space"] and "holds no key for the agent" in found[0].text
+    assert [v.key for v in found] == ["space"] and "has no key for the agent" in found[0].text
 
 
 @pytest.mark.parametrize("top, found", [(255, ["picture-range"]), (10, ["picture-range"]), (1, [])])

@@ -176,7 +176,7 @@ def test_a_step_that_is_stored_is_left_as_it_is(tmp_path):
 def test_saving_an_older_step_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, {"x": jnp.zeros(1)})
-        with pytest.raises(UserError, match="holds the newer 5"):
+        with pytest.raises(UserError, match="the newer checkpoint 5 exists"):
             checkpoints.save(4, {"x": jnp.zeros(1)})
 
 
@@ -203,7 +203,7 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path):
 def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, {"x": jnp.zeros(1)})
-        with pytest.raises(UserError, match="no checkpoint 11 .*it holds 10"):
+        with pytest.raises(UserError, match="no checkpoint 11 .*available: 10"):
             checkpoints.restore({"x": jnp.zeros(1)}, step=11)
 
 

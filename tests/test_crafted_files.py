@@ -140,20 +140,20 @@ def test_many_sealed_files(tmp_path_factory, whole, data):
 )  # fmt: skip
 def test_an_array_that_is_described_oddly_is_refused(tmp_path, form):
     seal_file(tmp_path / "x", {"head": {}, "arrays": [form]}, bytes(4))
-    with pytest.raises(UserError, match="its head is odd|cut short or too long"):
+    with pytest.raises(UserError, match="its head is invalid|cut short or too long"):
         sealed.read(tmp_path / "x")
 
 
 def test_two_arrays_of_one_name_are_refused(tmp_path):
     seal_file(tmp_path / "x", {"head": {}, "arrays": [["a", "uint8", [2]], ["a", "uint8", [2]]]}, bytes(4))
-    with pytest.raises(UserError, match="two arrays have one name"):
+    with pytest.raises(UserError, match="two arrays have the same name"):
         sealed.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("text", [DEEP, b'{"a":' * 100_000, b"1" * 10_000, b"NaN", b"\xff", b""], ids=range(6))
 def test_a_head_that_is_no_sound_json_is_refused(tmp_path, text):
     seal_text(tmp_path / "x", text)
-    with pytest.raises(UserError, match="its head is odd"):
+    with pytest.raises(UserError, match="its head is invalid"):
         sealed.read(tmp_path / "x")
 
 
@@ -301,7 +301,7 @@ def test_rows_of_odd_places_are_refused(copy, spans):
     [
         (lambda head, arrays: head["replay"]["queue"].append([0, 10**9]), "'replay' is not what a run saves"),
         (lambda head, arrays: head["replay"]["rng"]["state"].update(state=-1), "'replay' is not what a run saves"),
-        (lambda head, arrays: head["replay"]["counts"].append(7), "not of these rows"),
+        (lambda head, arrays: head["replay"]["counts"].append(7), "belongs to other rows"),
         (lambda head, arrays: head.update(limiter="1/0"), "'limiter' is not what a run saves"),
         (lambda head, arrays: head["loop"].update(eval_due="soon"), "'loop' is not what a run saves"),
         (lambda head, arrays: head["logger"].update(bytes=-1), "'logger' is not what a run saves"),
@@ -310,7 +310,7 @@ def test_rows_of_odd_places_are_refused(copy, spans):
         (lambda head, arrays: arrays.pop("envs/row/reward"), "envs/row/reward is not what a run saves"),
         (lambda head, arrays: arrays.update({"tracker/returns": np.zeros(9)}), "tracker/returns is not what a run"),
         (lambda head, arrays: arrays.pop("collector/count"), "collector/count is not what a run saves"),
-        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler is of another replay"),
+        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler belongs to another replay"),
     ],
     ids=range(12),
 )
@@ -355,7 +355,7 @@ def test_what_is_no_regular_file_of_the_run_is_refused(copy, tmp_path, place, ki
     (tmp_path / "elsewhere").mkdir()
     path = PLACES[place](copy)
     replace(path, kind, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="no regular file|is a link|leads out|neither a file nor a folder"):
+    with pytest.raises(UserError, match="not a regular file|is a link|leads out|neither a file nor a folder"):
         dreamer.train(tiny(copy, **ENV), resume="yes")
     assert not verify.verify(copy, deep=False).whole
 
@@ -381,7 +381,7 @@ def test_a_crafted_line_of_metrics_is_named(tmp_path, line):
 def test_metrics_that_are_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     for read in (read_lines, lambda path: sinks.tail_of(path, 0, 9), lambda path: sinks.lines_damage(path, 0, 0)):
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read(tmp_path / "metrics.jsonl")
 
 

@@ -108,7 +108,7 @@ def test_a_full_disk_is_an_error_before_the_row_is_written(tmp_path, monkeypatch
     replay = build(tmp_path)
     fill(replay, 5)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"no space left on the disk of .*obs-.*; all that was written before is kept"):
+    with pytest.raises(UserError, match=r"no space left on the disk of .*obs-.*; everything written before is kept"):
         replay.add(*collected([0, 1], [5, 5]))
     assert replay.counts.tolist() == [5, 5]
     batch, rows = replay.sample(20)

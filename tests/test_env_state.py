@@ -94,9 +94,9 @@ def test_what_may_hide_a_state_gives_the_reason(make, why):
 
 def test_a_state_that_cannot_be_given_or_pickled_gives_the_error():
     env = Gives()
-    assert "the state of Gives cannot be had, AttributeError: " in get_state(env)  # there is no value yet
+    assert "the state of Gives cannot be read, AttributeError: " in get_state(env)  # there is no value yet
     env.value = lambda: None
-    assert "the state of Gives cannot be had, " in get_state(env)
+    assert "the state of Gives cannot be read, " in get_state(env)
 
 
 @pytest.mark.parametrize("wrap", [lambda env: env, Outermost, lambda env: wrappers.OrderEnforcing(Outermost(env))])

@@ -127,8 +127,8 @@ def test_what_draws_or_shows_pictures_can_be_recorded(env):
 def test_what_cannot_be_recorded_says_why():
     options = {"first_seed": 0}
     recorded, reason = evaluation.can_record("broken_envs:uneven", options, "auto")
-    assert not recorded and "neither draws itself" in reason
-    with pytest.raises(UserError, match="eval.video=on.*neither draws itself"):
+    assert not recorded and "neither renders" in reason
+    with pytest.raises(UserError, match="eval.video=on.*neither renders"):
         evaluation.can_record("broken_envs:uneven", options, "on")
 
 

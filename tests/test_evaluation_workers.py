@@ -94,7 +94,7 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
 @pytest.mark.parametrize(
     "how, text",
     [
-        ("raise", "RuntimeError: the lamp is out"), ("none", "it gave a NoneType"), ("exit", "SystemExit"),
+        ("raise", "RuntimeError: the lamp is out"), ("none", "it returned a NoneType"), ("exit", "SystemExit"),
         ("size", r"its frames change from \[16, 16, 3\] to \[8, 8, 3\]"), ("dtype", r"array float64 \[16, 16, 3\]"),
     ],
 )  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_frame_that_hangs_ends_its_video_and_is_no_fault_of_the_environment():
     config = Config("processes", processes=1, timeout=0.5, restarts=0)
     result = evaluate("telling_envs:Drawn", {"how": "hang"}, config, episodes=1, record=1)
     assert [episode.length for episode in result.episodes] == [5] and len(result.frames) == 2
-    assert "not drawn itself for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
+    assert "not rendered for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
 
 
 def test_what_cannot_be_recorded_at_the_start_is_refused_or_told():
@@ -186,9 +186,9 @@ def test_a_close_that_hangs_is_left_behind_and_told(config, short):
 def test_a_close_that_hangs_does_not_hold_the_start_of_a_run(short):
     recorded, line = evaluation.can_record("telling_envs:NotClosed", {"how": "hang"}, "auto")
     what = "close() of env 'telling_envs:NotClosed #0'"
-    assert recorded and line == f"{what} has not returned for 0.1 seconds; it is left behind"
+    assert recorded and line == f"{what} has not returned for 0.1 seconds; it is abandoned"
     with make_workers(Config("auto", envs=1), "telling_envs:NotClosed", {"how": "hang"}) as crew:
-        assert crew.backend == "processes" and "its close() hung when it was measured" in crew.describe()
+        assert crew.backend == "processes" and "its close() hung during the measurement" in crew.describe()
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_an_episode_that_never_ends_is_cut_and_told(config):
     assert [(one.length, one.episode_return) for one in result.episodes] == [(4, 4.0)] * 18
     assert [one.env for one in result.episodes] == [0, 0, 1, 1, *range(2, 16)]
     assert len(result.frames) == 5 and not result.incidents
-    assert result.lines == ["18 episodes of the evaluation were cut after 4 steps (eval.max_steps)"]
+    assert result.lines == ["18 episodes of the evaluation were cut off after 4 steps (eval.max_steps)"]
     first = evaluation.SEED + 7
     assert result.seeds[:4] == [first, first + 16, first + 1, first + 17]
 
@@ -240,7 +240,7 @@ def test_an_evaluation_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr(evaluation, "PROGRESS", 0.0)
     told: list[str] = []
     evaluate("broken_envs:sound", {}, INLINE, report=told.append)
-    assert told[5] == "evaluating: 5 steps in each environment, 0 episodes have ended"
+    assert told[5] == "evaluating: 5 steps in each environment, 0 episodes finished"
 
 
 # ---- threads and folders
@@ -267,7 +267,7 @@ def test_an_environment_bound_to_its_thread_is_made_anew_once_and_no_more(tmp_pa
         in_thread(turn)
         first, second = crew.incidents()
         assert "of another thread (" in first.text and "of another thread (" in second.text
-        assert first.text.endswith("from now on all environments live in one thread of their own")
+        assert first.text.endswith("from now on all environments run in one separate thread")
         for _ in range(3):
             assert all(isinstance(state, bytes) for state in crew.states().states)
             in_thread(turn)

@@ -130,7 +130,7 @@ def test_a_reset_that_gives_the_observation_alone_is_told_to_be_the_old_interfac
         def reset(self, *, seed=None, options=None):
             return super().reset(seed=seed)[0]
 
-    assert "the old gym interface gives the observation alone" in one_line(lambda: EnvRows(Alone()))
+    assert "the old gym interface returns only the observation" in one_line(lambda: EnvRows(Alone()))
 
 
 # ---- act
@@ -151,7 +151,7 @@ def test_a_whole_answer_in_the_place_of_an_observation_is_named(space, obs, rest
     keys = readers(env)
     text = one_line(lambda: agent_obs(keys, (obs, *rest), "my-env"))
     what = "reset() gives, (obs, info)" if len(rest) == 1 else "step() gives"
-    assert f"this tuple is all that {what}; give its first value alone: act(obs, state, info=info)" in text
+    assert f"this tuple is everything that {what}; pass only its first value: act(obs, state, info=info)" in text
 
 
 def test_an_observation_that_is_a_pair_of_an_array_and_a_dict_is_taken():

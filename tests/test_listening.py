@@ -119,5 +119,5 @@ def test_requests_of_several_callbacks_are_joined():
 
 
 def test_an_unknown_request_is_named_with_the_choices():
-    with pytest.raises(UserError, match="callback .* gives 'pause'; it may ask for 'stop' or 'evaluate', or give None"):
+    with pytest.raises(UserError, match="callback .* returned 'pause'; it may return 'stop' or 'evaluate', or None"):
         ask([lambda line: "pause"], LINE)

@@ -83,10 +83,10 @@ def test_a_number_that_would_become_minus_infinity_on_its_way_is_refused(dtype, 
 )
 def test_a_whole_number_that_would_wrap_round_in_its_row_is_refused(dtype, value):
     whole = np.iinfo(dtype)
-    with pytest.raises(UserError, match="outside of its space's bounds"):
+    with pytest.raises(UserError, match="outside its space's bounds"):
         seen(spaces.Box(whole.min, whole.max, (1,), dtype), [np.array([value])])
 
 
 def test_minus_1_in_a_space_that_starts_at_0_is_refused():
-    with pytest.raises(UserError, match="is -1, outside of its space's bounds 0 to 2"):
+    with pytest.raises(UserError, match="is -1, outside its space's bounds 0 to 2"):
         seen(spaces.Discrete(3), [-1])

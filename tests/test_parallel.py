@@ -126,7 +126,7 @@ def test_an_agent_that_enters_later_begins_there():
 def test_all_agents_of_an_environment_are_answered_together(config):
     with crew_of(config) as crew:
         crew.receive()
-        with pytest.raises(RuntimeError, match="some agents"):
+        with pytest.raises(RuntimeError, match="all agents of an environment together"):
             crew.send(np.array([3, 4]), np.eye(4, dtype=np.float32)[:2])
         crew.send(np.array([3, 4, 5]), np.eye(4, dtype=np.float32)[:3])
         assert crew.receive(min_ready=1).streams.tolist() == [3, 4, 5]
@@ -256,12 +256,12 @@ class Odd(Team):
     [
         ("sees more", r"agent 'blue' shows 'vector' as Box\(.*\(4,\).*agent 'red' Box.*must be equal"),
         ("does more", r"agent 'green' takes Discrete\(5\), agent 'red' Discrete\(4\)"),
-        ("takes the key", "the observation key 'agent' is the number of the agent; rename it"),
-        ("is empty", r"reset\(\) gave no agent an observation"),
-        ("forgets one", r"env 'it', episode 1: step\(\) gave no rewards of agent 'green', which has not ended"),
-        ("loses one", "agent 'blue' has left `agents`, neither terminated nor truncated"),
+        ("takes the key", "the observation key 'agent' is reserved for the agent's index; rename it"),
+        ("is empty", r"reset\(\) returned an observation for no agent"),
+        ("forgets one", r"env 'it', episode 1: step\(\) returned no rewards for agent 'green', which has not ended"),
+        ("loses one", "agent 'blue' is no longer in `agents`, but neither terminated nor truncated"),
         ("shows nan", r"env 'it blue', episode 1, step 1: key 'vector' at \[1\] is nan"),
-        ("answers", r"step\(\) must give five dicts by agent .* it gave 3 values"),
+        ("answers", r"step\(\) must return five dicts by agent .* it returned 3 values"),
     ],
 )
 def test_what_is_wrong_is_named(what, message):
@@ -274,7 +274,7 @@ def test_what_is_wrong_is_named(what, message):
 def test_agents_that_take_turns_are_refused():
     turns = Team()
     turns.agent_selection = "red"
-    with pytest.raises(UserError, match="one after the other; give its parallel form"):
+    with pytest.raises(UserError, match="take turns; use its parallel form"):
         is_parallel(turns)
     assert is_parallel(Team()) and not is_parallel(gymnasium.make("CartPole-v1"))
 

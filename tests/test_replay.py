@@ -334,7 +334,7 @@ def test_wrong_row_is_named_and_nothing_is_written(part, name, value, message):
 
 @pytest.mark.parametrize("envs", [[0, 0], [0, 2], [-1, 0], [0.0, 1.0], [[0, 1]]])
 def test_wrong_environments_are_named(envs):
-    with pytest.raises(UserError, match="envs must be different numbers below 2"):
+    with pytest.raises(UserError, match="streams must be different numbers below 2"):
         build().add(*collected([0, 1], [0, 0]), np.array(envs))
 
 

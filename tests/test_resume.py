@@ -156,7 +156,7 @@ def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
     dreamer.train(tiny(run_dir, **{**ENV, "env": "broken_envs:sound"}), resume="yes")
     out = capsys.readouterr().out
     assert "resumed: parameters, optimizer" in out and "42 rows of replay" in out
-    assert "episodes of all environments, since Sound has no get_state and set_state; cut there, new ones begin" in out
+    assert "episodes of all environments, since Sound has no get_state and set_state; new episodes start" in out
 
 
 BUSY = """
@@ -178,7 +178,7 @@ with Stopping(lambda text: (print(text, flush=True), answered.set())) as stoppin
 def test_signals_are_answered_while_the_main_thread_is_busy_and_the_second_ends_at_once():
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert done.stdout == "SIGTERM: saving, then the end; once more ends at once\n"
+    assert done.stdout == "SIGTERM: saving and stopping; a second signal stops at once\n"
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
@@ -197,5 +197,5 @@ def test_a_run_whose_environment_is_never_made_ends_when_asked_to(tmp_path, caps
     never = {"env": "broken_envs:never_made", "env_options.asks": os.getpid()}
     with pytest.raises(Stopped):
         dreamer.train(tiny(tmp_path / "run", **never, workers__backend=backend, workers__envs=1))
-    assert "SIGINT: the end, nothing to save yet" in capsys.readouterr().out
+    assert "SIGINT: stopping, nothing to save yet" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -165,7 +165,7 @@ def test_a_missing_file_between_others_is_named(tmp_path):
             store.flush(replay)
     (tmp_path / "rows-000000001.dreamer").unlink()
     back, store = loaded(tmp_path, manifest)
-    with store, pytest.raises(UserError, match=r"rows-000000002\.dreamer begins at row 4 of environment 0, row 2"):
+    with store, pytest.raises(UserError, match=r"rows-000000002\.dreamer starts at row 4 of stream 0, but row 2"):
         store.load_later(back)
 
 

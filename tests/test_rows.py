@@ -208,11 +208,11 @@ class TestObservationSpaces:
             (spaces.Dict({"action_mask": spaces.MultiBinary(3), "a": spaces.Discrete(2)}), "each of the 2 choices"),
             (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), "no key for the agent"),
             (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),
-            (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is taken"),
-            (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is taken"),
+            (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is reserved"),
+            (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is reserved"),
             (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent.*'log/a': keys log/... are for logs"),
-            (spaces.Box(0, 1, (0,)), r"no key for the agent \('vector': its shape \[0\] holds no number\)"),
-            (spaces.Dict({"a": spaces.Box(0, 1, (0, 8, 3))}), r"'a': its shape \[0, 8, 3\] holds no number"),
+            (spaces.Box(0, 1, (0,)), r"no key for the agent \('vector': its shape \[0\] is empty\)"),
+            (spaces.Dict({"a": spaces.Box(0, 1, (0, 8, 3))}), r"'a': its shape \[0, 8, 3\] is empty"),
             (spaces.Discrete(2**40), "'vector'.*1,099,511,627,776 classes.*at most 16,777,216"),
             (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "two.*'a/b'"),
         ],
@@ -295,7 +295,7 @@ class TestBrokenEnvironments:
             (PICTURE, np.zeros((4, 4, 3), np.float32), "float32 .*its space is uint8"),
             (PICTURE, np.full((4, 4, 3), 256, np.int64), "int64 .*its space is uint8"),
             (PICTURE, np.zeros((4, 3, 4), np.uint8), r"\[4, 3, 4\], its space"),
-            (spaces.Discrete(3, start=1), 0, "'vector' is 0, outside of its space's bounds 1 to 3"),
+            (spaces.Discrete(3, start=1), 0, "'vector' is 0, outside its space's bounds 1 to 3"),
             (spaces.Discrete(3), 1.5, "its space is integer"),
             (spaces.MultiDiscrete([2, 5]), np.array([2, 0]), r"at \[0\] is 2, outside"),
             (spaces.MultiBinary(2), np.array([0, 2]), r"at \[1\] is 2, outside"),
@@ -339,14 +339,14 @@ class TestBrokenEnvironments:
 
     def test_old_interface_is_named(self):
         rows = EnvRows(Script([(number(0),), (number(0), 0.0, False)]))
-        with pytest.raises(UserError, match=r"step\(\) must give .*4 values \(the old gym interface\)"):
+        with pytest.raises(UserError, match=r"step\(\) must return .*4 values \(the old gym interface\)"):
             run(rows, 2)
         rows.env.reset = lambda seed=None: number(0)
-        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+        with pytest.raises(UserError, match=r"reset\(\) must return \(obs, info\), it returned one array"):
             EnvRows(rows.env)
         rows = EnvRows(Script([(number(0),)], action_space=spaces.Box(-1, 1)))
         rows.env.reset = lambda seed=None: number(0)
-        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+        with pytest.raises(UserError, match=r"reset\(\) must return \(obs, info\), it returned one array"):
             run(rows, 1, np.zeros(1, np.float32))
 
 
@@ -418,4 +418,4 @@ def test_rows_import_no_jax():
 def test_a_state_that_is_refused_says_why():
     rows = EnvRows(ENVS["both"](), seed=0)
     assert rows.set_state(rows.get_state()) == ""
-    assert rows.set_state(b"none").startswith("it does not take its state back, UnpicklingError: ")
+    assert rows.set_state(b"none").startswith("it refused its saved state, UnpicklingError: ")

@@ -26,7 +26,7 @@ def odd(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("link", "it is a link"), ("folder", "no regular file"), ("pipe", "no regular file"), ("socket", "no regular")],
+    [("link", "it is a link"), ("folder", "not a regular file"), ("pipe", "not a regular file"), ("socket", "not a regular")],
 )
 def test_what_is_no_regular_file_is_not_opened(odd, name, why):
     with pytest.raises(UserError, match=why):
@@ -75,5 +75,5 @@ def test_odd_json_is_a_value_error(text):
 
 def test_references_that_are_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "scores.csv")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         references.read(tmp_path)

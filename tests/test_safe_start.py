@@ -173,7 +173,7 @@ REFUSALS = {
     "train state": (flip_newest, {}, "checksum of .* differs"),
     "host state": (flip_state_file, {}, r"state-\d+\.dreamer"),
     "rows": (flip_rows, {}, r"rows-0+\.dreamer"),
-    "metrics": (flip_metrics, {}, "move it away to go on"),
+    "metrics": (flip_metrics, {}, "move it away to resume"),
     "cut metrics": (cut_metrics, {}, "cut short"),
     "latents": (flip_latents, {}, r"latents-\d+-\d+\.dreamer"),
     "missing rows": (remove_rows, {}, r"rows-0+\.dreamer is missing"),
@@ -257,7 +257,7 @@ def test_rows_that_came_later_and_are_damaged_are_named_and_stay(tmp_path, threa
     run_dir = shutil.copytree(threads, tmp_path / "run")
     flip_later_rows(run_dir)
     before = tree(run_dir)
-    with pytest.raises(UserError, match="it came after the checkpoint: move it and the rows files after it away"):
+    with pytest.raises(UserError, match="it is newer than the checkpoint: move it and all later rows files away"):
         dreamer.train(tiny(run_dir, **ENV, lockstep=False), resume="yes")
     assert tree(run_dir) == before
 
@@ -280,7 +280,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_
     last = newest(run_dir)
     flip_newest(run_dir)
     config = tiny(run_dir, **ENV, lockstep=False)
-    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 is whole: --resume-from 0"):
+    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 is undamaged: resume from it with --resume-from 0"):
         dreamer.train(config, resume="yes")
     kept = rows_by_place(run_dir)
     dreamer.train(config, resume_from=0)
@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_
     assert newest(run_dir) == 96 and not (run_dir / "aside").exists()
     for place, row in kept.items():
         np.testing.assert_equal(rows[place], row)
-    assert f"set aside until the next checkpoint: the newer checkpoints {last}" in capsys.readouterr().out
+    assert f"moved aside until the next checkpoint: the newer checkpoints {last}" in capsys.readouterr().out
 
 
 def test_a_damaged_old_checkpoint_does_not_keep_a_run_from_its_newest(tmp_path, half, capsys):
@@ -344,7 +344,7 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
     for place, row in kept.items():
         np.testing.assert_equal(rows[place], row)
     assert lines(run_dir)[: len(told)] == told
-    assert "not resumed: the running episodes of all environments, since it does not take its state back" in (
+    assert "not resumed: the running episodes of all environments, since it refused its saved state" in (
         capsys.readouterr().out
     )
 
@@ -481,7 +481,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path, half):
     run_dir = shutil.copytree(half, tmp_path / "run")
     shutil.move(run_dir / "checkpoints", tmp_path / "elsewhere")
     before = tree(run_dir)
-    with pytest.raises(UserError, match="holds rows or metrics but no checkpoint"):
+    with pytest.raises(UserError, match="has rows or metrics but no checkpoint"):
         dreamer.train(tiny(run_dir, **ENV), resume="yes")
     assert tree(run_dir) == before
 
@@ -496,7 +496,7 @@ def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
         assert not list(tmp_path.iterdir())
         return
     path.symlink_to("nowhere") if kind == "link" else path.mkdir()
-    with pytest.raises(UserError, match="is no lock file; remove it"):
+    with pytest.raises(UserError, match="is not a lock file; remove it"):
         lock.RunLock(tmp_path, print, print)
     assert [one.name for one in tmp_path.iterdir()] == ["lock"]
 
@@ -572,7 +572,7 @@ def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, mo
     with pytest.raises(RunFailed, match="not finite"):
         dreamer.train(tiny(tmp_path / "run", **ENV))
     assert newest(tmp_path / "run") == 0
-    assert "parameters are not finite any more and not saved" in capsys.readouterr().out
+    assert "the parameters are no longer finite and are not saved" in capsys.readouterr().out
 
 
 # ---- evaluation

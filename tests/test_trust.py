@@ -224,7 +224,7 @@ def test_the_config_of_another_run_is_named(tmp_path, made):
     run = shutil.copytree(made, tmp_path / "run")
     other = dreamer.train(tiny(tmp_path / "other", env="probes:both", eval__episodes=0, env_steps=40))
     shutil.copy(other / "config.yaml", run / "config.yaml")
-    with pytest.raises(UserError, match="config.yaml belongs to another run: checkpoint 40 is of run"):
+    with pytest.raises(UserError, match="config.yaml belongs to another run: checkpoint 40 belongs to run"):
         dreamer.train(tiny(run, env="probes:both", eval__episodes=0, env_steps=60), resume="yes")
     with pytest.raises(UserError, match="belongs to another run"):
         dreamer.load(run)
@@ -307,7 +307,7 @@ def test_only_small_regular_text_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to("/etc/hostname")
     (tmp_path / "large").write_bytes(b"x" * 1001)
     (tmp_path / "bytes").write_bytes(b"\xff")
-    for name, told in {"pipe": "no regular file", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
+    for name, told in {"pipe": "not a regular file", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
                        "none": "is missing"}.items():  # fmt: skip
         with pytest.raises(UserError, match=told):
             safe_files.read_text(tmp_path / name, most=1000)

@@ -409,8 +409,8 @@ def test_rows_come_as_if_nobody_had_asked_for_states(config):
 def test_only_fresh_workers_of_the_same_number_are_restored(config):
     with facts_workers(config) as crew:
         snapshot = crew.states()
-        with pytest.raises(ValueError, match="of 2 environments, not 5"):
+        with pytest.raises(ValueError, match="has 2 environments, not 5"):
             crew.restore(snapshot.states[:2], snapshot.ready, snapshot.resets)
         crew.receive()
-        with pytest.raises(RuntimeError, match="fresh workers"):
+        with pytest.raises(RuntimeError, match="new workers"):
             crew.restore(*snapshot)
