@@ -1,4 +1,4 @@
-"""Distributions of actions by hand: groups of several lengths, numbers beside them, masks."""
+"""Action distributions checked by hand: groups of several lengths, numbers beside them, masks."""
 
 from __future__ import annotations
 

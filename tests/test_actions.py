@@ -1,4 +1,4 @@
-"""Action vectors become actions of every space, none permuted, scaled wrongly or outside; masks become flat."""
+"""Action vectors are converted to actions of every space, in order, in scale and in bounds; masks are flattened."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_each_choice_is_reached_by_its_own_one_hot(space, seed):
 
 
 def flattened(space, action):
-    """The choices of an action from 0, in the order of the one-hots, by recursion over gymnasium's own spaces."""
+    """Returns the choices of an action, counted from 0, in the order of the one-hots, by recursion over the space."""
     if isinstance(space, spaces.Dict):
         return [i for key in space for i in flattened(space[key], action[key])]
     if isinstance(space, spaces.Tuple):

@@ -1,4 +1,4 @@
-"""Whatever is wrong ends with one line that names the cause and exit code 2, and nothing written before is lost."""
+"""Every error of the user ends with one line that names the cause and exit code 2, and loses nothing written before."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PREFIX = "dreamer: error: "
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """Where a run of this test goes."""
+    """The run directory of this test."""
     return tmp_path / "run"
 
 
 @pytest.fixture
 def preset(tmp_path):
-    """Writes the tiny config with overrides as a preset and gives its path."""
+    """Writes the tiny config with overrides as a preset and returns its path."""
 
     def write(run: Path, **overrides) -> str:
         path = tmp_path / "preset.yaml"
@@ -43,7 +43,7 @@ def preset(tmp_path):
 
 
 def error_line(capsys, *args: str) -> str:
-    """The one line on stderr of a command that must end with code 2."""
+    """Runs a command that must end with code 2, and returns its only line on stderr."""
     assert cli.main([*args, "--trust"] if args[0] == "train" else args) == 2
     err = capsys.readouterr().err
     assert err.startswith(PREFIX) and err.count("\n") == 1 and err.endswith("\n"), err
@@ -75,7 +75,7 @@ UNUSABLE = pytest.mark.parametrize(
 
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
-    """The current folder holds a module that raises, and one that imports what is not there."""
+    """Makes a current folder with a module that raises, and one that imports a missing package."""
     (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('no licence')")
     (tmp_path / "needs_a_package.py").write_text("import not_installed")
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(
 
 
 class NearlyFull:
-    """A file on a disk with room for so many bytes: the last write is taken in part, the next one refused."""
+    """A file on a disk with `room` bytes: the last write is done in part, and the next one fails."""
 
     def __init__(self, file, room: int):
         self.file, self.room = file, room
@@ -222,7 +222,7 @@ def test_no_space_for_a_checkpoint(capsys, monkeypatch, preset, run):
 
 
 class FailingUpdate:
-    """An update that fails as a device does: at compiling, or at the second call, when its state is donated already."""
+    """An update that fails like a device: while compiling, or at the second call, when its state is already donated."""
 
     def __init__(self, update, text: str, compiles: bool):
         self.update, self.text, self.compiles, self.calls = update, text, compiles, 0
@@ -327,17 +327,17 @@ def test_what_no_device_raised_is_one_line_with_its_traceback_in_a_file(capsys, 
     assert "Traceback" in (run / "error.txt").read_text()
 
 
-# ---- using what is not there, or is of another config
+# ---- missing checkpoints, and checkpoints of another config
 
 
 @pytest.fixture
 def copy(tmp_path, tmp_path_factory) -> Path:
-    """A trained run to be damaged."""
+    """A copy of a trained run, to damage."""
     return Path(shutil.copytree(trained(tmp_path_factory), tmp_path / "copy"))
 
 
 def edit_sealed(path: Path, old: str, new: str) -> None:
-    """Changes the config of a run as only this user can: with a seal that is right."""
+    """Changes the config of a run and seals it again, which only this user can do."""
     text, run, _ = trust.unsealed(path.read_text())
     assert run and text.count(old) == 1
     path.write_text(trust.sealed_text(text.replace(old, new), run))

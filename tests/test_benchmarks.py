@@ -1,4 +1,4 @@
-"""Benchmarks: operations are counted exactly, rows become a table, two programs take turns."""
+"""Benchmarks: exact counts of operations, a table of rows, and two programs in alternation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seven(x, w):
 
 
 def half_dead(x, w):
-    """Seven products whose other half, also in the loop, nobody reads."""
+    """Seven products that are used, and others, also in the loop, that are not."""
     def body(carry, _):
         return (carry[0] @ w, carry[1] @ w), carry[0] @ w.T
 
@@ -52,12 +52,12 @@ def branches(x, w):
         (seven, (SQUARE, SQUARE), 7 * SQUARED),
         (half_dead, (SQUARE, SQUARE), 7 * SQUARED),
         (branches, (SQUARE, SQUARE), 2 * SQUARED),
-        # Gradient of one operand: the other's product and the value are dead code.
+        # Gradient of one operand: the value and the product for the other operand are dead code.
         (jax.grad(lambda a, b: product(a, b).sum()), (A, B), PRODUCT),
         (jax.grad(lambda x, k: convolve(x, k).sum()), (IMAGES, KERNEL), CONVOLVED),
-        # Forward, and both operands on the way back.
+        # Forward, and both operands backward.
         (jax.value_and_grad(lambda x, w: seven(x, w).sum(), (0, 1)), (SQUARE, SQUARE), 3 * 7 * SQUARED),
-        # Computed again on the way back.
+        # Recomputed backward.
         (jax.grad(lambda x, w: jnp.sin(jax.checkpoint(seven)(x, w)).sum(), (0, 1)), (SQUARE, SQUARE), 4 * 7 * SQUARED),
     ],
 )  # fmt: skip
@@ -141,7 +141,7 @@ protocol.serve(answers, {{"params": 7, "words": sys.argv[1:]}}, lambda: time.sle
 
 @pytest.fixture
 def fake(tmp_path):
-    """Writes a peer whose step takes the given seconds; its command."""
+    """Writes a peer whose step takes the given seconds, and returns its command."""
 
     def write(seconds):
         path = tmp_path / f"peer_{seconds}.py"
@@ -174,7 +174,7 @@ def test_a_peer_without_an_adapter_is_told():
 
 @pytest.mark.parametrize("path", sorted((table.HERE / "peers").glob("*.py")), ids=lambda path: path.stem)
 def test_adapters_import_nothing_of_ours(path):
-    """They run in interpreters where it is not installed."""
+    """Adapters run in interpreters without dreamer."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

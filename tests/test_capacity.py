@@ -82,7 +82,7 @@ def write(root, files):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine with 8 MB available."""
+    """Simulates a machine with 8 MB of free memory."""
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8_000_000))
 
 

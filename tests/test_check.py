@@ -1,4 +1,4 @@
-"""`dreamer check`: it finds each planted fault by its name, and is silent on sound environments."""
+"""`dreamer check` finds each planted fault and names it, and reports nothing on healthy environments."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_what_the_environment_raises_is_told_apart_from_an_error_of_the_check():
         watch.call("step", fails)
 
 
-# ---- the process of its own
+# ---- the separate process
 
 
 def test_an_environment_that_hangs_is_named_with_its_line():

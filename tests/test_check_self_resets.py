@@ -1,4 +1,4 @@
-"""`dreamer check` finds environments that reset themselves inside step, and takes no other for one."""
+"""`dreamer check` finds environments that reset themselves inside step, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `dreamer check` says of spaces is what the agent does with them, by numbers."""
+"""`dreamer check` describes spaces as the agent uses them, compared by numbers."""
 
 from __future__ import annotations
 

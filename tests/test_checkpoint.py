@@ -30,11 +30,11 @@ class Moments(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """An optimizer state without arrays, as optax has them."""
+    """An optimizer state without arrays, like some of optax."""
 
 
 def arrays(seed: int) -> dict:
-    """Parameters under names as Flax and Haiku make them, values as awkward as floats can be."""
+    """Makes parameters with names like those of Flax and Haiku, and with special float values."""
     values = np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32)
     values[0] = [np.nan, np.inf, np.float32(1e-40)]
     return {
@@ -44,7 +44,7 @@ def arrays(seed: int) -> dict:
 
 
 def train_state(seed: int = 0) -> TrainState:
-    """A state with all that silent bug 20 forgets: return normaliser, slow critic, optimizer moments, key."""
+    """Makes a state with all parts that silent bug 20 loses: return normaliser, slow critic, moments, key."""
     params = {"world_model": arrays(seed), "behavior": {"actor": arrays(seed + 1), "critic": arrays(seed + 2)}}
     extra = {
         "world_model": {},
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_in_the_background_is_told_and_older_checkpoints_sta
 
 @pytest.mark.parametrize("free, files", [(3, 1000), (10**9, 10)], ids=["bytes", "files"])
 def test_a_disk_without_room_for_a_save_is_told_before_orbax_begins_one(tmp_path, monkeypatch, free, files):
-    """Orbax's threads would wait for minutes for a folder that could not be made, and print a traceback each."""
+    """Otherwise Orbax's threads wait for minutes for a folder that could not be created, and print tracebacks."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.ones(3)})
         checkpoints.wait()
@@ -329,7 +329,7 @@ print(Checkpoints(sys.argv[1]).restore({"x": jnp.zeros(3)})[0]["x"].sum())
 
 
 def test_a_write_that_the_system_refuses_is_told_without_a_traceback(tmp_path):
-    """The real thing, a file that may not grow, in a process of its own."""
+    """A real failure: a file that may not grow, in a separate process."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"cannot write {tmp_path}/checkpoints: File too large", "3.0"]
     assert "Traceback" not in done.stderr
@@ -394,7 +394,7 @@ def test_each_damaged_file_of_a_state_is_named_and_nothing_is_read(tmp_path, dam
         with pytest.raises(UserError, match=f"is damaged: .*{path.relative_to(folder)}"):
             Checkpoints(tmp_path).leaves()
         path.write_bytes(data)
-    gc.collect()  # reads that Orbax left behind would now say so
+    gc.collect()  # reads that Orbax abandoned would now print errors
     assert capfd.readouterr().err == ""
     assert_same_bits(Checkpoints(tmp_path).restore(state)[0], state)
 

@@ -1,4 +1,4 @@
-"""The collector: what is stored is what was seen, felt and done, row by row."""
+"""The collector stores the observations, rewards, actions and latents that belong together, row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTHING_LEARNED = PolicyParams(0, [jnp.zeros(4)])
 
 
 def collected(seed: int = 0, backend: str = "inline") -> Replay:
-    """The replay after some turns in the counter, whose reward is the previous action; episodes of 4 steps."""
+    """Returns a replay collected in the counter, whose reward is the previous action; episodes have 4 steps."""
     with workers.make_workers(
         workers.Config(backend=backend, envs=ENVS, processes=2), "probes:counter", {"steps": 4}, seed=seed
     ) as crew:
@@ -100,7 +100,7 @@ def test_the_policy_is_compiled_once():
 
 
 class Partly:
-    """Workers that are ready as they are told: one list of environments for each receive."""
+    """Workers with a given list of ready environments for each receive."""
 
     envs = streams = 4
 

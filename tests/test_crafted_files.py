@@ -1,6 +1,6 @@
-"""Run directories that somebody has crafted, with right checksums: one line says what is odd, and nothing else happens.
+"""Crafted run directories with correct checksums are refused with one line, and nothing else happens.
 
-Files are drawn from all that JSON can say and from small changes of true ones. An audit hook watches what is opened.
+The tests draw arbitrary JSON and small changes to real files. An audit hook records which files are opened.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMS = st.lists(st.tuples(NAMES, KINDS | JSON, SHAPES | JSON) | JSON, max_size=
 HEADS = st.fixed_dictionaries({"head": st.dictionaries(NAMES, JSON, max_size=3) | JSON, "arrays": FORMS}) | JSON
 DEEP = b"[" * 100_000
 
-opened: list[str] | None = None  # by the audit hook, while `watching`
+opened: list[str] | None = None  # files recorded by the audit hook while `watching`
 
 
 def _note(event: str, arguments: tuple) -> None:
@@ -61,7 +61,7 @@ sys.addaudithook(_note)
 
 @contextlib.contextmanager
 def watching(*folders: Path) -> Iterator[None]:
-    """Fails when a file is opened that lies neither in these folders nor among those of Python itself."""
+    """Fails if a file is opened that is neither in these folders nor part of Python."""
     global opened
     opened = []
     try:
@@ -75,7 +75,7 @@ def watching(*folders: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Either nothing is wrong or a UserError says so in one line."""
+    """A context that allows no error except a UserError of one line."""
     try:
         yield
     except UserError as error:
@@ -84,7 +84,7 @@ def one_line() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run that was stopped in the middle, in lockstep."""
+    """A lockstep run that was stopped in the middle."""
     return stopped(tmp_path_factory.mktemp("crafted") / "run", 20)
 
 
@@ -94,7 +94,7 @@ def copy(run, tmp_path) -> Path:
 
 
 def refused(run_dir: Path, match: str) -> None:
-    """The run is not resumed, for this reason, and stays as it is."""
+    """Fails unless a resume is refused for this reason and changes nothing."""
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=match) as error:
         dreamer.train(tiny(run_dir, **ENV), resume="yes")
@@ -169,7 +169,7 @@ def test_a_head_that_says_it_is_longer_than_its_file_is_refused(tmp_path, length
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any, names: tuple[str, ...] = ()) -> Any:
-    """A JSON value with one place in it, or the whole, replaced or gone."""
+    """Draws a JSON value in which one place, or the whole value, is replaced or removed."""
     if isinstance(value, dict) and value and draw(st.integers(0, 9)):
         name = draw(st.sampled_from(names or sorted(value)))
         if not draw(st.integers(0, 9)):
@@ -182,7 +182,7 @@ def changed(draw: st.DrawFn, value: Any, names: tuple[str, ...] = ()) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """A JSON value without nan and infinity, which no writer takes."""
+    """Returns a JSON value without nan and infinity, which the writer refuses."""
     if isinstance(value, dict):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -191,7 +191,7 @@ def finite(value: Any) -> Any:
 
 
 def try_meta(run: Path, data: st.DataObject) -> None:
-    """A crafted manifest: found and verified, or refused in a line."""
+    """Tries a crafted manifest: it must be found and verified, or refused in one line."""
     step = checkpoint_files.steps(run)[-1]
     path = run / "checkpoints" / str(step) / checkpoint_files.META
     before = path.read_bytes()
@@ -222,7 +222,7 @@ def test_many_crafted_manifests(run, data):
 
 
 def try_head(run: Path, data: st.DataObject) -> None:
-    """A crafted head of the host's state: checked, or refused in a line."""
+    """Tries a crafted head of the host's state: it must be accepted, or refused in one line."""
     meta = checkpoint_files.read_meta(run, checkpoint_files.steps(run)[-1])["meta"]
     where = run / "rows" / meta["state"][0]
     head, _ = sealed.read(where)
@@ -310,7 +310,7 @@ def test_rows_of_odd_places_are_refused(copy, spans):
         (lambda head, arrays: arrays.pop("envs/row/reward"), "envs/row/reward is not what a run saves"),
         (lambda head, arrays: arrays.update({"tracker/returns": np.zeros(9)}), "tracker/returns is not what a run"),
         (lambda head, arrays: arrays.pop("collector/count"), "collector/count is not what a run saves"),
-        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler belongs to another replay"),
+        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler belongs to another"),
     ],
     ids=range(12),
 )
@@ -319,11 +319,11 @@ def test_a_state_that_no_run_writes_is_refused(copy, change, why):
     refused(copy, why)
 
 
-# What is no regular file ----------------------------------------------------------------------------------------------
+# Files that are not regular -------------------------------------------------------------------------------------------
 
 
 def replace(path: Path, kind: str, elsewhere: Path) -> None:
-    """A pipe, a link to a copy elsewhere, or a folder in place of a file or folder."""
+    """Replaces a file or folder by a pipe, a link to a copy elsewhere, or a folder."""
     target = elsewhere / path.name
     os.rename(path, target)
     if kind == "pipe":

@@ -1,6 +1,6 @@
-"""Every place that may run what a file or a name says is listed here, with the reason why it is safe.
+"""Lists every call that may run code named by a file or a string, with the reason why it is safe.
 
-A new place fails until somebody has looked at it; an entry that is no longer needed fails too.
+A new call fails until somebody has reviewed it. An entry that is no longer needed fails too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from dreamer import coerce
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Modules of which every mention counts, and names of others that count.
+# Modules whose every use counts, and single names of other modules that count.
 MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "importlib", "code"}
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 ATTRIBUTES = {
@@ -24,7 +24,7 @@ ATTRIBUTES = {
     ("pd", "read_pickle"), ("torch", "load"), ("ctypes", "CDLL"),
 }  # fmt: skip
 OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn", "fork", "startfile")
-# {file: {what: reason}}
+# {file: {call: reason}}
 KNOWN: dict[str, dict[str, str]] = {
     "dreamer/__init__.py": {"importlib": "names of the package's own functions, when they are first used"},
     "dreamer/plugins.py": {
@@ -51,7 +51,7 @@ KNOWN: dict[str, dict[str, str]] = {
 
 
 def dangerous(source: str) -> Iterator[str]:
-    """What a source uses that may run what it is given."""
+    """Yields the names in a source that may run code from their arguments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name for alias in node.names if (name := alias.name.split(".")[0]) in MODULES | {"subprocess"})

@@ -1,4 +1,4 @@
-"""Observations on the devices: batches are those of the replay to the last bit, whatever happens to its rings."""
+"""Observations on the devices: batches equal those of the replay bit for bit, in every state of its rings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def on_devices(replay) -> DeviceRows:
 
 
 def watched(monkeypatch, source) -> list[list[tuple[int, int]]]:
-    """The rows (ring, number) of each piece that is sent from now on."""
+    """Records the rows (stream, number) of each piece that is sent from now on."""
     sent, send = [], source._send
 
-    def heard(env, number, obs):
+    def recorded(env, number, obs):
         sent.append(list(zip(env.tolist(), number.tolist(), strict=True)))
         send(env, number, obs)
 
-    monkeypatch.setattr(source, "_send", heard)
+    monkeypatch.setattr(source, "_send", recorded)
     return sent
 
 
 def equal(ours, theirs) -> bool:
-    """Whether two (batch, rows) are the same bits in the same dtypes, ours with observations on the devices."""
+    """Whether two (batch, rows) are bitwise equal with equal dtypes; `ours` has observations on the devices."""
     batch = theirs[0]._replace(obs=for_device(SPEC.obs, theirs[0].obs))
     assert all(isinstance(x, jax.Array) for x in ours[0].obs.values())
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves((batch, theirs[1])), strict=True)

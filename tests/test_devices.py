@@ -23,7 +23,7 @@ from dreamer.runtime.devices import distributed, placement, programs
 from dreamer.runtime.devices import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
+LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # (devices, devices over which large leaves are split)
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
@@ -60,7 +60,7 @@ for count, fsdp in LAYOUTS:
     ours.compile(batch)
     found = collectives(ours._update.as_text())
     assert (count == 1) != any(one.kind == "all-reduce" for one in found)
-    assert not [one for one in found if one.depth]  # gradients meet once, not in every step of a scan
+    assert not [one for one in found if one.depth]  # gradients are reduced once, not in every step of a scan
     gathered = [one.source for one in found if one.kind == "all-gather"]
     assert fsdp > 1 or all("percentile" in source for source in gathered), gathered  # no activations are sent
     for _ in range(3):
@@ -74,7 +74,7 @@ for count, fsdp in LAYOUTS:
     assert out.out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
     save(f"{count}-{fsdp}", (state.params, state.extra, out.out.latent, out.out.metrics))
 
-# What acts, what is shown and what is saved of a state that is split is what it would be whole.
+# Acting, reports and checkpoints are the same with a split state as with a whole one.
 acting = ours.snapshot().leaves
 assert all(leaf.devices() == {jax.devices()[0]} for leaf in acting)
 for leaf, source in zip(acting, ours.part.take(agent.variables(state)), strict=True):
@@ -93,7 +93,7 @@ with Checkpoints(folder) as checkpoints:
 save("saved", state.params)
 save("report", ours.report(batch))
 
-# Observations that lie on the devices: each gathers its part of the batch, by itself.
+# Observations on the devices: each device gathers its part of the batch by itself.
 ours_rows, theirs_rows = (test_replay.build(envs=2, rows=10, length=3) for _ in range(2))
 test_replay.fill(ours_rows, 13), test_replay.fill(theirs_rows, 13)
 mesh = meshes.make_mesh()
@@ -115,7 +115,7 @@ for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """What one process with eight virtual devices saved, by name, and what it said."""
+    """Returns the files that a process with eight virtual devices saved, by name, and its output."""
     folder = tmp_path_factory.mktemp("eight")
     done = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=environment(8), capture_output=True, text=True,
@@ -126,7 +126,7 @@ def eight(tmp_path_factory):
 
 
 def environment(count: int) -> dict[str, str]:
-    """Of a process with so many virtual devices, whose programs are compiled plainly."""
+    """Returns the environment variables of a process with `count` virtual devices and without XLA optimization."""
     quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
     return os.environ | {
         "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={count}", *quick]),
@@ -141,7 +141,7 @@ def loaded(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Equal but for the order in which sums were taken."""
+    """Fails unless equal up to the order of summation."""
     assert set(found) == set(expected)
     for name, value in expected.items():
         scale = max(1.0, np.abs(value.astype(np.float64)).max())
@@ -197,7 +197,7 @@ def test_mesh_holds_all_devices():
 
 
 def toy_agent():
-    """An agent whose state is a sum of batches."""
+    """Makes an agent whose state is a sum of batches."""
 
     def update(state, batch):
         return state + batch.sum(0), Update({"deter": batch}, {"mean": batch.mean()})
@@ -265,7 +265,7 @@ if count > 1:
     distributed.start(config)
 else:
     config = meshes.Config(count=4)
-import tiny  # which asks XLA for what it knows
+import tiny  # after start, because it starts the XLA backend
 
 placement.SMALLEST_SPLIT = 64
 assert jax.process_count() == distributed.count() == count and jax.device_count() == 4

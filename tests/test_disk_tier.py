@@ -1,4 +1,4 @@
-"""The disk tier: the same samples from files, files that come and go, and a disk that is full."""
+"""The disk tier: equal samples from files, creation and removal of the files, and a full disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build(folder, tier="disk", rows=10, **settings):
 
 
 def taken(folder):
-    """Bytes that the files of a tier take on the disk."""
+    """Returns the bytes that the files of a tier take on the disk."""
     return sum(file.stat().st_blocks * 512 for file in folder.glob(f"{FOLDER}-*/*"))
 
 
@@ -114,7 +114,7 @@ def test_a_full_disk_is_an_error_before_the_row_is_written(tmp_path, monkeypatch
     batch, rows = replay.sample(20)
     np.testing.assert_array_equal(batch.obs["id"][:, 1:, 1], rows.number)
     monkeypatch.undo()
-    fill(replay, 5)  # once there is room, it goes on
+    fill(replay, 5)  # once there is room, it continues
     replay.close()
 
 

@@ -1,4 +1,4 @@
-"""The state of an environment: whole, or none at all."""
+"""The state of an environment is saved completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.probes import ENVS
 
 
 def play(env, actions):
-    """What the environment answers, resets where episodes end included."""
+    """Returns the answers of the environment, including resets after episodes."""
     out = []
     for action in actions:
         obs, reward, terminated, truncated, _ = env.step(action)
@@ -54,7 +54,7 @@ def test_a_state_is_not_moved_by_later_steps():
 
 
 class Plain(gymnasium.Env):
-    """Could be pickled whole, but nobody knows whether that is its state."""
+    """Could be pickled, but its pickle may not be its whole state."""
 
     action_space = observation_space = gymnasium.spaces.Discrete(2)
 
@@ -68,7 +68,7 @@ class Gives(Plain):
 
 
 class Scaled(gymnasium.Wrapper):
-    """A wrapper that nobody knows."""
+    """An unknown wrapper."""
 
 
 class Outermost(Scaled):

@@ -16,7 +16,7 @@ OPEN = Incident((1,), "not closed", "env 'x' #1 is left open", "")
 
 
 class Set:
-    """What `Environments` uses of a set of workers."""
+    """The part of a set of workers that `Environments` uses."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

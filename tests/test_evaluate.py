@@ -1,4 +1,4 @@
-"""Scoring and using what was trained: shares of episodes, `dreamer eval`, `dreamer.load`."""
+"""Evaluating and using a trained agent: shares of episodes, `dreamer eval`, `dreamer.load`."""
 
 from __future__ import annotations
 

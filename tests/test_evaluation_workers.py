@@ -1,4 +1,4 @@
-"""Evaluation survives what training survives: environments that end their process or hang, videos that fail."""
+"""Evaluation survives the same failures as training: environments that exit or hang, and videos that fail."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_the_users_own_driver_stays(monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Nobody waits long for close()."""
+    """Shortens the wait for close()."""
     from dreamer.runtime.workers import faults, processes
 
     monkeypatch.setattr(faults, "CLOSE", 0.1)
@@ -247,7 +247,7 @@ def test_an_evaluation_says_how_far_it_is(monkeypatch):
 
 
 def in_thread(function):
-    """What a function gives in another thread, as the collector's."""
+    """Returns the result of a function called in another thread, like that of the collector."""
     out: list = []
     thread = threading.Thread(target=lambda: out.append(function()))
     thread.start()

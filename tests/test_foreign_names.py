@@ -1,4 +1,4 @@
-"""What a config from a stranger may say, and what the current folder may hold, without running anything."""
+"""Configs from a stranger and modules in the current folder run no code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def foreign(text: str) -> list[str]:
-    """The keys of what is foreign in a config."""
+    """Returns the keys of the foreign names in a config."""
     return [key for key, _ in trust.foreign(yaml.load(text, Loader), plugins.suite_names())]
 
 

@@ -19,7 +19,7 @@ from dreamer.runtime.log.open_loop import DREAMED, OBSERVED
 
 
 def frames_of(path) -> np.ndarray:
-    """All frames of a video. By ffmpeg itself: imageio's reader forks, which jax forbids once it is loaded."""
+    """Reads all frames of a video with ffmpeg itself, because imageio's reader forks, which jax forbids once loaded."""
     with tempfile.TemporaryDirectory() as folder:
         command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-fps_mode", "passthrough", f"{folder}/%04d.png"]
         subprocess.run(command, check=True, capture_output=True)
@@ -54,9 +54,9 @@ def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Files may not grow beyond 2000 bytes, as on a disk that is nearly full.
+    """A context in which files cannot grow beyond 2000 bytes, as on a disk that is nearly full.
 
-    Around the call only: a fixture would hold until pytest writes its own progress, which may go to a longer file.
+    Use it only around the call: a fixture would still be active when pytest writes to its own output, perhaps a file.
     """
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
@@ -128,7 +128,7 @@ def test_panels_are_shared_between_keys_and_the_rest_is_counted():
 
 
 def drawn(monkeypatch, tmp_path, truth, dream, observed):
-    """The axes of a plot and its title, caught as it is written."""
+    """Returns the axes and the title of a plot, captured while it is written."""
     from matplotlib.figure import Figure
 
     caught = []

@@ -1,4 +1,4 @@
-"""A run that begins with another's weights takes what fits and says what does not."""
+"""A run that starts with the weights of another loads the arrays that fit and reports the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path):
 
 
 def changed(ours: TrainState, taken: TrainState) -> set[str]:
-    """The first two parts of the names of leaves that differ."""
+    """Returns the first two parts of the names of leaves that differ."""
 
     def bits(leaf):
         return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
@@ -65,7 +65,7 @@ def test_what_is_taken_is_taken_to_the_last_bit(run):
 
 @pytest.fixture
 def wide():
-    """A state with one array of another shape and one that the run lacks."""
+    """A state with one array of another shape, and one that is missing in the run."""
     ours = state(0)
     model = {**ours.params["world_model"], "dyn": {"kernel": jnp.zeros((4, 4))}, "head": {"w": jnp.ones(3)}}
     return ours._replace(params={**ours.params, "world_model": model})

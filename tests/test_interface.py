@@ -1,4 +1,4 @@
-"""Where an environment or a user leaves gymnasium's interface, one line says so and what to do."""
+"""If an environment or a user violates gymnasium's interface, one line names the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.teams import Team
 
 
 class OldDiscrete:
-    """As gym.spaces.Discrete of the old package; no gymnasium.Space."""
+    """Like gym.spaces.Discrete of the old package; not a gymnasium.Space."""
 
     __module__ = "gym.spaces.discrete"
 

@@ -1,4 +1,4 @@
-"""The learner: which parameters act, and that they outlive the donated state."""
+"""The learner: the parameters used for acting are the right ones, and outlive the donated state."""
 
 from __future__ import annotations
 

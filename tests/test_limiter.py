@@ -1,4 +1,4 @@
-"""The limiter: updates that are due, and neither side running away from the other."""
+"""The limiter: updates become due at the ratio, and neither side runs ahead of the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An environment given as a function: trained on in this process and in others, loaded, scored, resumed."""
+"""An environment given as a function is trained on in this and other processes, loaded, evaluated and resumed."""
 
 from __future__ import annotations
 

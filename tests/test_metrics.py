@@ -30,7 +30,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def read_events(path: Path) -> list:
-    """The events of the one TensorBoard file, parsed from its record format."""
+    """Reads the events of the only TensorBoard file from its record format."""
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = path.glob("events.out.tfevents*")
@@ -138,7 +138,7 @@ def test_a_resumed_run_is_the_same_run_for_wandb(tmp_path):
         logger.add({"loss/dyn": 1.25}, latest=True)
         logger.write(1280, 40)
     ids = [path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
-    assert ids == [position["wandb"]] * 2  # `wandb sync` joins files of one id
+    assert ids == [position["wandb"]] * 2  # `wandb sync` joins files with the same id
 
 
 def test_wandb_online_without_an_account_is_told_in_one_line(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_line_that_did_not_fit_leaves_the_file_as_it_was(tmp_path):
     real = lines._file
 
     class NearlyFull:
-        """Takes ten bytes, then none."""
+        """Accepts ten bytes, then none."""
 
         taken = 0
 
@@ -258,7 +258,7 @@ def test_a_run_that_is_not_there_is_told(tmp_path):
 
 
 def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
-    """A run that wrote a line at each of `steps`, and its logger's position after the line at `checkpoint`."""
+    """Writes a line at each of `steps`; returns the logger's position after the line at `checkpoint`."""
     position: dict = {}
     with Logger(path, PLAIN, clock=iter(np.arange(100.0)).__next__) as logger:
         for step in steps:
@@ -271,7 +271,7 @@ def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
 
 
 def resumed(path: Path, position: dict, env_steps: int, later: bool) -> list[tuple[int, float]]:
-    """(env_steps, time) of all lines after one more was written by the resumed run at step 99."""
+    """Returns (env_steps, time) of all lines, after the resumed run has written one at step 99."""
     tail = tail_of(path / "metrics.jsonl", position["bytes"], env_steps if later else None)
     set_aside(path, [], tail)
     going_on = Resumed(position, env_steps, later, tail.seconds)

@@ -1,4 +1,4 @@
-"""What the encoder takes for missing: nothing that is inside its space, but for -inf where there is no lower bound."""
+"""The encoder treats no value inside its space as missing, except -inf where there is no lower bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.any_spaces import Anything, boxes, discretes, nested, one_hot_action
 
 
 def seen(space: spaces.Space, values: list) -> np.ndarray:
-    """What the encoder sees of each of these observations, [N, width]."""
+    """Returns the input of the encoder for each of these observations, [N, width]."""
     env = Ball()
     env.observation_space = space
     keys = readers(env)

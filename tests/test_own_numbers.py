@@ -1,4 +1,4 @@
-"""The numbers that environments tell of their own episodes: from `info` and "log/..." keys into the metrics."""
+"""The numbers that environments report about their episodes, from `info` and "log/..." keys to the metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline
 
 
 def play(crew, steps):
-    """What the environments told, a dict for each receive, answering with the first action."""
+    """Returns the reported numbers of each receive, acting with the first action."""
     told = []
     for _ in range(steps):
         ready = crew.receive()

@@ -1,4 +1,4 @@
-"""Several agents in one environment: each is a stream of rows of its own, and never sees another's."""
+"""Several agents in one environment: each has its own stream of rows, which are never mixed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def crew_of(config, name="team", seed=10, **options):
 
 
 def chosen(ready):
-    """Actions that tell the streams and the steps apart."""
+    """Returns actions that differ between streams and steps."""
     return (ready.streams * 3 + ready.step.obs["vector"][:, 1].astype(int)) % 4
 
 
@@ -45,11 +45,11 @@ def answer(crew, ready):
 
 
 class Auditor:
-    """Holds each row against what alone can follow in its stream, when environments never fail."""
+    """Checks that each row is the next of its stream, for environments that never fail."""
 
     def __init__(self, seed=10):
         self.seed = seed
-        self.at: dict[int, tuple[int, int]] = {}  # game and step of the row before, by stream
+        self.at: dict[int, tuple[int, int]] = {}  # game and step of the previous row, by stream
         self.sent: dict[int, int] = {}
         self.rows = 0
 
@@ -156,7 +156,7 @@ def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, 
         assert ready.step.obs["seed"].ravel().tolist() == [10, 14, 14, 14, 12]
 
 
-# ---- going on
+# ---- saving and restoring
 
 
 @backends
@@ -221,7 +221,7 @@ def test_a_mask_in_info_is_each_agents_own():
 
 
 class Odd(Team):
-    """One in which something is not as it must be."""
+    """A team with one violation of the interface."""
 
     def __init__(self, what):
         super().__init__()
@@ -289,7 +289,7 @@ def test_the_check_says_that_there_are_several_agents_and_looks_at_one():
     assert "a parallel environment of 3 agents" in first.text and "of agent 'red'" in first.text
     found = {verdict.key for verdict in others}
     assert {"endings", "reward", "step-time", "throughput"} <= found
-    # Games are counted beyond resets, and 5 steps are always 5: this environment does just that.
+    # This environment counts games across resets, and its episodes always have 5 steps.
     assert {verdict.key for verdict in others if verdict.level in ("wrong", "warning")} == {"reset-leaks", "time-limit"}
 
 
@@ -302,7 +302,7 @@ def test_the_check_names_what_is_wrong_with_the_agents():
 
 
 def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch):
-    """The replay of a run: per stream whole games of one agent, its number in every row."""
+    """Each stream of a run's replay has complete games of one agent, with its index in every row."""
     held = {}
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
@@ -321,13 +321,13 @@ def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch
         assert (own["obs/vector"][:, 1] == times).all()
         assert (own["is_first"] == (times == 0)).all() and (own["is_last"] == (times == ENDS[agent])).all()
         assert (own["reward"] == np.where(times, 100 * agent + times, 0)).all()
-    # The longest-lived agent has the most rows: nobody's are filled up.
+    # The agent that lives longest has the most rows; no stream is padded.
     assert held["counts"][0] > held["counts"][2] > held["counts"][1]
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs train an agent that compiles at once."""
+    """Makes runs train an agent that compiles fast."""
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
 

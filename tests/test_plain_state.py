@@ -1,4 +1,4 @@
-"""States of environments as bytes that run nothing when they are read."""
+"""States of environments are encoded as bytes that run no code when they are read."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_known_environments_need_no_pickle(make):
 
 
 class Holds(gymnasium.Env):
-    """Remembers an object of its own type."""
+    """Has an object of its own type as state."""
 
     action_space = observation_space = gymnasium.spaces.Discrete(2)
     value: object = object

@@ -1,4 +1,4 @@
-"""Names become things, and wrong names one clear line."""
+"""Names are resolved to objects, and wrong names raise one clear line."""
 
 import sys
 
@@ -11,7 +11,7 @@ from dreamer.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A user's own folder, the current one; what is imported from it is forgotten afterwards."""
+    """Makes a folder of the user the current one; its modules are removed afterwards."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The probes give what they promise, so that a failing one speaks about the agent and not about itself."""
+"""The probes behave as described, so that a failing probe shows a fault of the agent and not of the probe."""
 
 import warnings
 

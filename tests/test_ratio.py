@@ -14,7 +14,7 @@ strides = st.lists(st.integers(0, 300), min_size=1, max_size=60)
 
 
 def run(rate, steps):
-    """Updates made at each of the given step counts."""
+    """Returns the number of updates made at each of the given step counts."""
     credited, made = None, []
     for step in steps:
         updates, credited = ratio.due(credited, step, rate)

@@ -1,4 +1,4 @@
-"""Environments on other machines: a Ray cluster of several nodes on this one, some of which are killed."""
+"""Environments on other machines: a Ray cluster of several nodes on this machine, some of which are killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.runtime.workers import Config, make_workers
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of ray's own modules
 ROOT = Path(__file__).parent.parent
 ALL = np.arange(3)
 APART, TOGETHER = Config("ray", envs=3, timeout=1.0), Config("ray", envs=3, processes=1, timeout=1.0)
@@ -34,7 +34,7 @@ ways = pytest.mark.parametrize("config", [APART, TOGETHER], ids=["apart", "toget
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    """A head that runs no actors, this process connected to it, and two machines that do."""
+    """A cluster with a head without actors, to which this process is connected, and two machines for actors."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=2)
@@ -47,7 +47,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def another(cluster) -> Iterator[None]:
-    """After the test another machine takes the place of the one that was killed."""
+    """After the test, adds a machine to replace the one that was killed."""
     yield
     cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
@@ -55,7 +55,7 @@ def another(cluster) -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where environments note what they have made."""
+    """The folder in which environments record their rows."""
     (tmp_path / "notes").mkdir()
     return tmp_path / "notes"
 
@@ -79,12 +79,12 @@ def same(some: list, others: list) -> None:
 
 
 def homes() -> set[str]:
-    """The machines that actors live on."""
+    """Returns the machines that run actors."""
     return {info["Address"]["NodeID"] for info in ray._private.state.actors().values() if info["State"] == "ALIVE"}
 
 
 def kill_machine(cluster: Cluster) -> None:
-    """Kills a machine that actors live on."""
+    """Kills a machine that runs actors."""
     node = next(node for node in cluster.worker_nodes if node.node_id in homes())
     cluster.remove_node(node, allow_graceful=False)
 
@@ -97,7 +97,7 @@ def gone(pid: int) -> bool:
 
 
 def eventually(condition) -> bool:
-    """Whether it becomes true; a limit far beyond what it takes."""
+    """Waits until a condition is true. Returns False after a generous limit."""
     for _ in range(600):
         if condition():
             return True

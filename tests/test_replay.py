@@ -19,13 +19,13 @@ STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half
 
 
 def build(envs=2, rows=10, length=3, context=1, online=False, seed=0, **settings):
-    """A replay whose every ring holds `rows` rows."""
+    """Makes a replay with rings of `rows` rows."""
     config = Config(capacity_steps=envs * rows, batch_length=length, context=context, online=online, **settings)
     return Replay(SPEC, STORAGE, config, streams=envs, seed=seed, env_steps=10**9)
 
 
 def collected(envs, numbers, first=False, last=False, seed=0):
-    """Row `number` of each listed environment: contents that name their ring and number, else random."""
+    """Makes row `number` of each listed environment. Some values identify ring and number; others are random."""
     rng = np.random.default_rng([seed, *envs, *numbers])
     count = len(envs)
     flags = [np.broadcast_to(np.asarray(flag, bool), count).copy() for flag in (first, last, False)]
@@ -43,7 +43,7 @@ def collected(envs, numbers, first=False, last=False, seed=0):
 
 
 def fill(replay, rows, first=(), last=()):
-    """Append `rows` rows to every ring; `first`, `last`: the row numbers that carry the flag."""
+    """Appends `rows` rows to every ring. first, last: numbers of the rows with the flag."""
     envs = list(range(len(replay.counts)))
     for _ in range(rows):
         number = int(replay.counts[0])
@@ -52,7 +52,7 @@ def fill(replay, rows, first=(), last=()):
 
 
 def flat(step, latent, index):
-    """One row as a plain dictionary."""
+    """Returns one row as a plain dictionary."""
     return {
         **{f"obs/{key}": value[index] for key, value in step.obs.items()},
         **{name: getattr(step, name)[index] for name in step._fields if name != "obs"},
@@ -62,7 +62,7 @@ def flat(step, latent, index):
 
 @st.composite
 def histories(draw):
-    """A replay and, per environment, the plain list of all rows ever added to it; subsets of environments at random."""
+    """Draws a replay filled by random subsets of environments, and for each a list of all rows ever added."""
     envs, length, context = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(0, 1))
     rows = length + context + draw(st.integers(0, 6))
     replay = build(envs, rows, length, context, online=draw(st.booleans()), seed=draw(st.integers(0, 99)))
@@ -299,7 +299,7 @@ def test_ready_is_reached_by_a_replay_smaller_than_that():
 
 
 def change(part, name, value):
-    """A row of two environments with one array replaced (None: left out)."""
+    """Makes a row of two environments with one array replaced (None: removed)."""
     step, latent = collected([0, 1], [0, 0])
     if part == "step":
         return step._replace(**{name: value}), latent

@@ -19,7 +19,7 @@ PRIORITISED = {"uniform": 0.0, "priority": 1.0}
 
 
 def rows_of(replay, env, *starts):
-    """The trained rows of sequences that begin at `starts` of a ring."""
+    """Returns the trained rows of sequences that start at `starts` of a ring."""
     number = np.array(starts)[:, None] + np.arange(replay.config.context, replay.sequence)
     return Rows(np.full(len(starts), env), number)
 
@@ -78,7 +78,7 @@ def test_sequences_with_large_losses_are_drawn_most_often():
         replay.prioritise(rows_of(replay, 0, *range(27)), np.full((27, 3), 0.01, np.float32))
         replay.prioritise(rows_of(replay, 0, 12), np.full((1, 3), 100, np.float32))
         drawn.append(int(replay.sample(1)[1].number[0, 0]) - 1)
-    drawn = np.array(drawn[30:])  # as long as there are new rows, they come first
+    drawn = np.array(drawn[30:])  # new rows come first as long as there are any
     assert (np.abs(drawn - 12) <= 3).mean() > 0.95
 
 

@@ -1,4 +1,4 @@
-"""What goes from a run directory: files of rows that no checkpoint needs, and what a resume has set aside."""
+"""Removal from a run directory: files of rows that no checkpoint needs, and files that a resume moved aside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def manifest(*rows: str) -> Manifest:
 
 
 class Saved:
-    """The checkpoints on a disk {step: manifest}, None for one that is damaged, in place of `Checkpoints`."""
+    """Replaces `Checkpoints`, with {step: manifest} on the disk; None is a damaged checkpoint."""
 
     def __init__(self, held: dict[int, Manifest | None]):
         self.held = held
@@ -41,7 +41,7 @@ class Saved:
 
 
 class Store:
-    """Holds what `RowStore.prune` was called with last."""
+    """Records the last argument of `RowStore.prune`."""
 
     kept: Collection[str] = ()
 

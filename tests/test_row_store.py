@@ -1,4 +1,4 @@
-"""Rows on the disk: nothing flushed is lost or doubled, what does not belong is named, files are let go in time."""
+"""Rows on the disk: no flushed row is lost or repeated, wrong files are named, and old files are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamer.steps import Rows
 
 
 def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
-    """A manifest of the replay as a checkpoint at its step holds it."""
+    """Returns the manifest of a checkpoint of the replay."""
     store.flush(replay)
     store.wait()
     latents = store.save_latents(replay, replay.steps)
@@ -28,7 +28,7 @@ def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
 
 
 def opened(folder: Path, run: str = "run") -> RowStore:
-    """A store that may write."""
+    """Returns a store opened for writing."""
     store = RowStore(folder, run)
     store.open()
     return store
@@ -139,7 +139,7 @@ def test_files_go_when_no_kept_checkpoint_names_them_and_the_one_kept_comes_back
 
 
 def test_rows_of_environments_that_run_at_different_speeds_come_back_without_a_gap(tmp_path):
-    """A file that the slow environment alone still needs is followed by files that only the fast one has filled."""
+    """A file that only the slow environment needs is followed by files with rows of the fast one only."""
     replay = build(rows=6)
     with opened(tmp_path) as store:
         fill(replay, 1)

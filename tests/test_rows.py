@@ -1,4 +1,4 @@
-"""An environment becomes rows: spaces, time alignment, and what a broken environment is told."""
+"""Rows of an environment: spaces, time alignment, and errors for broken environments."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from envs.probes import ENVS
 
 
 class Script(gymnasium.Env):
-    """Plays back `rows` of (obs, reward, terminated, truncated); the first obs of `rows` is the reset's."""
+    """Replays `rows` of (obs, reward, terminated, truncated); reset returns the first obs."""
 
     def __init__(self, rows, obs_space=None, action_space=None):
         self.rows, self.time, self.actions, self.seeds = rows, 0, [], []
@@ -41,7 +41,7 @@ def number(x):
 
 
 def episode(*ends, last=(False, True)):
-    """Rows whose obs and reward are 1, 2, 3 ..; the reset's obs is 0 with a reward that must never be seen."""
+    """Makes rows with obs and reward 1, 2, 3 ..; the reset has obs 0 and a reward that must never appear."""
     rows = [(number(0), 99.0, False, False)]
     rows += [(number(i), float(i), False, False) for i in ends[:-1]]
     return [*rows, (number(ends[-1]), float(ends[-1]), *last)]
@@ -78,7 +78,7 @@ class TestTime:
     def test_action_after_the_last_row_never_reaches_the_environment(self):
         env = Script(episode(1, 2))
         rows = EnvRows(env)
-        for index in (1, 0, 1, 1, 0):  # the 1st and 4th meet a reset
+        for index in (1, 0, 1, 1, 0):  # the 1st and 4th are ignored by a reset
             rows.step(one_hot(index))
         assert env.actions == [0, 1, 0]
 
@@ -104,7 +104,7 @@ class TestTime:
 
     def test_action_repeat_sums_rewards_and_shows_the_last_observation(self):
         steps = run(EnvRows(Script(episode(1, 2, 3, 4, 5)), action_repeat=2), 4)
-        assert [s.reward.item() for s in steps] == [0, 3, 7, 5]  # the episode ends inside of the last repeat
+        assert [s.reward.item() for s in steps] == [0, 3, 7, 5]  # the episode ends within the last repeat
         assert [s.obs["vector"].item() for s in steps] == [0, 2, 4, 5]
         assert steps[-1].is_last.item()
 
@@ -261,7 +261,7 @@ class TestMasks:
 
 
 class Masked(Script):
-    """Gives `masks` in its info, one after another; None leaves it out."""
+    """Returns `masks` in its info, one per step; None leaves the mask out."""
 
     def __init__(self, masks):
         super().__init__(episode(*range(1, len(masks) + 1)))
@@ -351,14 +351,14 @@ class TestBrokenEnvironments:
 
 
 class Unreadable:
-    """What raises when it is looked at."""
+    """Raises when it is converted to an array."""
 
     def __array__(self, *_, **__):
         raise RuntimeError("not today")
 
 
 def answers():
-    """What a step may give: most are plain, some end an episode, some break the space in one way or another."""
+    """Draws results of a step: most are plain, some end an episode, and some violate the space."""
     plain = st.floats(-10, 10, width=32).map(number)
     obs = st.one_of(plain, plain, plain, st.sampled_from([
         number(11.0), number(np.nan), np.zeros(2, np.float32), np.zeros((1, 1), np.float32), np.zeros((), np.float32),
@@ -373,7 +373,7 @@ def answers():
 
 
 def crew(envs):
-    """EnvRows that have written their reset row."""
+    """Makes EnvRows that have written their reset row."""
     made = [EnvRows(obs_env(spaces.Box(-10, 10, (1,), np.float32), number(0))) for _ in range(envs)]
     for rows in made:
         rows.step(one_hot(0))

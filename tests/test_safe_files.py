@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made."""
+"""Reading untrusted files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.runtime.files.safe_files import check_inside, check_links, json_val
 
 @pytest.fixture
 def odd(tmp_path):
-    """One of each that is no regular file."""
+    """Makes one of each kind of irregular file."""
     (tmp_path / "file").write_text("text")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "folder").mkdir()
@@ -26,7 +26,7 @@ def odd(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("link", "it is a link"), ("folder", "not a regular file"), ("pipe", "not a regular file"), ("socket", "not a regular")],
+    [("link", "it is a link"), ("folder", "not a regular"), ("pipe", "not a regular"), ("socket", "not a regular")],
 )
 def test_what_is_no_regular_file_is_not_opened(odd, name, why):
     with pytest.raises(UserError, match=why):

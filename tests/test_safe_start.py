@@ -1,4 +1,4 @@
-"""Starting and going on: nothing is lost, a refusal changes no byte, and a ring that goes round can be resumed."""
+"""Starting and resuming: nothing is lost, a refusal changes no byte, and a ring that has wrapped can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopping
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
-# Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.
+# Rings of 24 rows and a checkpoint every 12 rows: the rings wrap several times, and files are pruned often.
 ROUND = {
     **ENV, "replay__capacity_steps": 48, "env_steps": 240, "replay__flush": 1e-9, "checkpoint__every": 1e9,
     "checkpoint__keep": 2,
@@ -38,7 +38,7 @@ ROUND = {
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file and folder under `folder` with a checksum of its content."""
+    """Returns every file and folder under `folder` with a checksum of its contents."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -60,18 +60,18 @@ def damage(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> Path:
-    """A lockstep run that was stopped half way, with two checkpoints."""
+    """A lockstep run that was stopped halfway, with two checkpoints."""
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3}
     return stopped(tmp_path_factory.mktemp("half") / "run", 20, **settings)
 
 
 @pytest.fixture(scope="module")
 def threads(tmp_path_factory) -> Path:
-    """A run of threads that was stopped, with a checkpoint at its beginning and at its end."""
+    """A run with threads that was stopped, with a checkpoint at its start and at its end."""
     return stopped(tmp_path_factory.mktemp("threads") / "run", 6, **ENV, lockstep=False)
 
 
-# ---- rings that go round
+# ---- rings that wrap
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
@@ -191,7 +191,7 @@ REFUSALS = {
     "devices": (None, {"devices__count": 4096}, "devices"),
     "workers": (None, {"workers__backend": "nowhere"}, "backend"),
 }  # fmt: skip
-BOTH = ("train state", "host state", "rows", "metrics", "lock")  # what a run without lockstep meets on another way
+BOTH = ("train state", "host state", "rows", "metrics", "lock")  # also tested without lockstep
 
 
 @pytest.mark.parametrize("kind, form", [*((kind, "half") for kind in REFUSALS), *((kind, "threads") for kind in BOTH)])
@@ -280,7 +280,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_
     last = newest(run_dir)
     flip_newest(run_dir)
     config = tiny(run_dir, **ENV, lockstep=False)
-    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 is undamaged: resume from it with --resume-from 0"):
+    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 .* --resume-from 0"):
         dreamer.train(config, resume="yes")
     kept = rows_by_place(run_dir)
     dreamer.train(config, resume_from=0)
@@ -449,7 +449,7 @@ def test_a_default_name_that_exists_gets_a_number(tmp_path):
 
 
 def test_a_start_that_comes_too_late_leaves_the_run_of_the_first_alone(tmp_path, monkeypatch):
-    """Between its look and its making of the directory another process begins there."""
+    """Another process starts there between the check and the creation of the directory."""
     make, first = start.Created._make, []
 
     def late(self, own_name):
@@ -502,7 +502,7 @@ def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
 
 
 def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, monkeypatch):
-    """Lockstep: ended at 96, taken back to an older checkpoint, killed in the last evaluation at 96 again."""
+    """Lockstep: a run ended at 96, was resumed from an older checkpoint, and was killed in the evaluation at 96."""
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "eval__episodes": 1, "eval__video": "off"}
     run_dir = dreamer.train(tiny(tmp_path / "run", **settings))
     with Checkpoints(run_dir) as checkpoints:
@@ -527,11 +527,11 @@ def test_the_run_directory_is_absolute(tmp_path, monkeypatch):
     assert dreamer.train(config) == tmp_path / "runs" / "here"
 
 
-# ---- any end saves
+# ---- every end saves
 
 
 class Odd(Exception):
-    """What nobody expects."""
+    """An unexpected exception."""
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
@@ -629,7 +629,7 @@ def test_rows_are_flushed_while_the_main_thread_is_busy(tmp_path, monkeypatch):
     def slow(run, batch):
         steps = run.parts.replay.steps
         while len(rows_by_place(run.parts.run_dir)) < steps:
-            pass  # nothing but the flushing thread can end this
+            pass  # only the flushing thread can end this loop
         compile_(run, batch)
 
     monkeypatch.setattr(Run, "_compile", slow)

@@ -1,4 +1,4 @@
-"""Choosing sequences: the sum tree, items by age and by priority, and mixtures, against what is plainly so."""
+"""Sampling: the sum tree, items by age and priority, and mixtures, compared with simple implementations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mixture(uniform=0.0, priority=0.0, recency=0.0):
 
 
 def listed(items):
-    """All items as (stream, number)."""
+    """Returns all items as (stream, number)."""
     return [(e, n) for e, (first, count) in enumerate(zip(*items, strict=True)) for n in range(first, first + count)]
 
 
@@ -36,14 +36,14 @@ def pairs(drawn):
 
 
 def unlike(drawn, expected):
-    """Chi-square of how often items were drawn against their expected shares {item: share}."""
+    """Returns the chi-square of the draws against the expected shares {item: share}."""
     seen, draws = collections.Counter(drawn), len(drawn)
     assert set(seen) <= {item for item, share in expected.items() if share}
     return sum((seen[item] - draws * share) ** 2 / (draws * share) for item, share in expected.items() if share)
 
 
 def bound(items):
-    """Far beyond the 99.99 % point of chi-square with so many degrees of freedom."""
+    """Returns a bound far beyond the 99.99 % point of chi-square for this number of items."""
     return items + 6 * np.sqrt(2 * items) + 10
 
 
@@ -135,7 +135,7 @@ def test_an_exponent_of_0_makes_recency_uniform():
 
 
 class Twin:
-    """Priorities beside a plain list of each row's own, for rings filled at random."""
+    """Priorities, and a plain list of every row's priority, for rings filled at random."""
 
     def __init__(self, envs, rows, sequence, maxfrac=0.5):
         self.rows, self.sequence, self.maxfrac = rows, sequence, maxfrac
@@ -168,7 +168,7 @@ class Twin:
         return streams, numbers
 
     def weights(self):
-        """{item: weight}, infinite when it has a new row."""
+        """Returns {item: weight}, infinite if the item has a new row."""
         result = {}
         for stream, number in listed(self.items):
             powers = np.array(self.plain[stream][number : number + self.sequence]) ** 0.8
@@ -179,7 +179,7 @@ class Twin:
 
 @st.composite
 def histories(draw):
-    """A twin after rows, priorities and draws in any order."""
+    """Draws a twin after rows, priorities and draws in any order."""
     envs, sequence = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     twin = Twin(envs, sequence + draw(st.integers(0, 8)), sequence, draw(st.sampled_from([0.0, 0.5, 1.0])))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
@@ -223,7 +223,7 @@ def test_draws_by_priority_exist_and_come_once_and_the_new_ones_first(twin, size
     assert len(drawn) == size and set(drawn) <= set(weights)
     assert not new or drawn[0] in new
     left = twin.weights()
-    if any(left.values()):  # so that none had to be drawn for want of weights
+    if any(left.values()):  # so that no item was drawn without a weight
         assert len(set(drawn)) == size
     if any(np.isinf(list(left.values()))):
         assert set(drawn) <= new
@@ -253,7 +253,7 @@ def test_frequencies_follow_the_weights():
     numbers = np.tile(np.arange(5, 14), (2, 1))
     priority = (rng.random(numbers.shape) * 4).astype(np.float32)
     drawn = []
-    for _ in range(3000):  # one at a time: what was drawn has priority 0 until it is written again
+    for _ in range(3000):  # one at a time: a drawn item has priority 0 until it is written again
         twin.write(np.array([0, 1]), numbers, priority)
         drawn += pairs(twin.ours.draw(rng, twin.items, 1))
     twin.write(np.array([0, 1]), numbers, priority)

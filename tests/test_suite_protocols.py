@@ -1,4 +1,4 @@
-"""What each suite promises beyond gymnasium: its protocol, its ends, its options. Where its package is installed."""
+"""The protocol, ends and options of each suite, tested if its package is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.runtime.env.adapter import spec_of
 
-# What the packages themselves warn of.
+# Warnings of the packages themselves.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
@@ -18,14 +18,14 @@ pytestmark = [
 
 
 class TestAtari:
-    """The protocol, frame by frame, against the emulator itself."""
+    """Compares the protocol with the emulator, frame by frame."""
 
     @pytest.fixture(autouse=True)
     def package(self):
         pytest.importorskip("ale_py")
 
     def emulator(self, env):
-        """The emulator of an environment without sticky actions, anew, after as many frames as the episode waited."""
+        """Returns a new emulator without sticky actions, advanced by the frames that the episode waited."""
         import ale_py
 
         waited = env.unwrapped._ale.getEpisodeFrameNumber()
@@ -56,7 +56,7 @@ class TestAtari:
         from PIL import Image
 
         env = plugins.make_env("atari:breakout", {"gray": False, "size": [64, 48]})
-        for _ in range(2):  # the second time after an episode, of which nothing may be left
+        for _ in range(2):  # the second time after an episode, which must leave nothing
             obs, _ = env.reset()
             wanted = Image.fromarray(env.unwrapped._ale.getScreenRGB()).resize((48, 64), Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(obs, np.asarray(wanted))
@@ -201,7 +201,7 @@ class TestMetaWorld:
     def test_success_is_shown_but_not_to_the_agent(self):
         env = plugins.make_env("metaworld:reach-v3")
         obs, _ = env.reset(seed=0)
-        for _ in range(100):  # the hand is led to the goal
+        for _ in range(100):  # moves the hand to the goal
             *_, info = answer = env.step(np.append(np.clip(10 * (obs["state"][-3:] - obs["state"][:3]), -1, 1), 0))
             obs = answer[0]
         assert obs["log/success"] == info["success"] == 1
@@ -213,7 +213,7 @@ class TestMetaWorld:
 
 
 class TestNetHack:
-    """What is shown, and the ends."""
+    """Observations and ends."""
 
     @pytest.fixture(autouse=True)
     def package(self):

@@ -1,4 +1,4 @@
-"""What the README says of one's own environment holds for the installed wheel, in a folder outside of the checkout."""
+"""The README's custom environment works with the installed wheel, in a folder outside the checkout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MyMaze(gymnasium.Env):
 
 
 def block(after: str) -> str:
-    """The first Python block of the README below a heading."""
+    """Returns the first Python block of the README below a heading."""
     found = re.search(r"```python\n(.*?)```", README.partition(f"## {after}")[2], re.DOTALL)
     assert found, f"README.md has no Python below {after!r}"
     return found.group(1)
@@ -48,7 +48,7 @@ def block(after: str) -> str:
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A folder with my_lab/envs.py as the README has it, and what runs Python there on the wheel alone."""
+    """Makes a folder with my_lab/envs.py from the README; returns a function that runs Python there with the wheel."""
     folder = tmp_path_factory.mktemp("outside")
     source = folder / "source"
     for name in ("dreamer", "envs", "experiments"):
@@ -61,7 +61,7 @@ def outside(tmp_path_factory):
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "installed", wheel], **quiet)
     work = folder / "work"
-    for name in ("envs", "experiments"):  # a user's own folders of these names, which hide nothing
+    for name in ("envs", "experiments"):  # folders of the user with these names, which must hide nothing
         (work / name).mkdir(parents=True)
         (work / name / "__init__.py").write_text("raise ImportError('not this one')")
     (work / "my_lab").mkdir()

@@ -1,4 +1,4 @@
-"""Both sets of workers do the same, in turns or as they are ready, and nothing is left behind."""
+"""Both sets of workers behave equally, in lockstep or by readiness, and leave nothing behind."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Facts(gymnasium.Env):
-    """Shows what a worker can know: its seed, its process, whether jax is imported, and the last action."""
+    """Shows facts about its worker: seed, process, whether jax is imported, and the last action."""
 
     action_space = gymnasium.spaces.Discrete(4)
     observation_space = gymnasium.spaces.Dict(
@@ -46,7 +46,7 @@ class Facts(gymnasium.Env):
         if self.hang:
             threading.Event().wait()
         if self.wait_for and self.seed == 11:
-            with open(self.wait_for) as fifo:  # until somebody opens the other end
+            with open(self.wait_for) as fifo:  # waits until the other end is opened
                 fifo.read()
         return self.observe(action), float(action), self.time >= self.steps, False, {}
 
@@ -228,7 +228,7 @@ def test_script_without_main_guard_is_run_once(tmp_path):
 
 
 def test_workers_of_a_killed_parent_go_too(tmp_path):
-    # The worker holds stdout and stderr too: run_script returns only when it is gone, else its time runs out.
+    # The worker has stdout and stderr open too, so run_script returns only when it is gone, and otherwise times out.
     done = run_script(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)\n")
     assert done.returncode == -signal.SIGKILL
 
@@ -280,7 +280,7 @@ def test_config_that_makes_no_sense(config, message):
         make_workers(config, "CartPole-v1", {})
 
 
-# ---- whoever is ready
+# ---- any ready environments
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_auto_compares_a_step_with_the_way_to_a_process(monkeypatch, round_trip,
         assert f"2 environments in {place}: a step takes" in crew.describe()
 
 
-# ---- going on where another set stopped
+# ---- restoring the state of another set
 
 
 def state_config(backend):
@@ -349,7 +349,7 @@ def state_config(backend):
 
 
 def advance(crew, rng, steps, width):
-    """Steps in lockstep; every row, and the last one answered."""
+    """Steps in lockstep; returns every row, with the last one answered."""
     out = []
     for _ in range(steps):
         envs, step = crew.receive()

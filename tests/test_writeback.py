@@ -1,4 +1,4 @@
-"""What follows an update: in order, one at a time, and no error is lost."""
+"""Results of updates are handled in order, one at a time, and no error is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_item_waits_until_the_one_before_is_done():
 
     writeback = Writeback(handle, threaded=True)
     writeback.put(1)
-    assert started.wait(10) and not handled  # the first did not make its caller wait
+    assert started.wait(10) and not handled  # the first call did not wait
     other = threading.Thread(target=writeback.put, args=(2,))
     other.start()
     other.join(0.05)
