@@ -94,7 +94,7 @@ def test_explicit_discount_does_not_weigh_the_start():
     np.testing.assert_allclose(part / whole, [[1, 0.5]], rtol=1e-5)
 
 
-def test_policy_gradient_is_the_weighted_advantage_and_the_critics_is_none_of_its_business():
+def test_policy_gradient_is_the_weighted_advantage_and_does_not_reach_the_critic():
     dream = dreamed(reward=(7, 1, 2), value=(1, 2, 3), cont=(0.5, 1, 1))
     grads = tiny.jit(jax.grad(lambda d: losses_of(d)[0]["policy"].sum()))(dream)
     _, returns = plain_losses(dream)

@@ -90,7 +90,7 @@ def test_an_environment_that_cannot_be_used(capsys, preset, modules, run, env, o
 
 
 @pytest.mark.parametrize("env, options", [("broken_envs:fails", {"how": "spaces"}), ("raises_at_import:make", {})])
-def test_worker_processes_tell_the_same_line(capsys, preset, modules, run, env, options):
+def test_worker_processes_raise_the_same_line(capsys, preset, modules, run, env, options):
     here = error_line(capsys, "train", preset(run, env=env, env_options=options))
     there = error_line(capsys, "train", preset(run, env=env, env_options=options, workers__backend="processes"))
     assert here == there
@@ -165,7 +165,7 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
 
 
-def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(capsys, preset, run):
+def test_an_environment_that_fails_sometimes_is_reported_and_the_run_continues(capsys, preset, run):
     overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
     options = {"how": "raise", "after": 18}
     assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides), "--trust"]) == 0
@@ -314,13 +314,13 @@ def test_a_device_that_fails_while_acting_saves_what_was_learned(capsys, monkeyp
     assert saved(run)[1]["updates"] == 3
 
 
-def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):
+def test_a_lost_device_is_reported(capsys, failing, preset, run):
     failing("UNAVAILABLE: TPU worker 3 stopped answering")
     line = error_line(capsys, "train", preset(run))
     assert "a device failed or is gone while an update" in line and "--resume" in line and "worker 3" in line
 
 
-def test_what_no_device_raised_is_one_line_with_its_traceback_in_a_file(capsys, failing, preset, run):
+def test_another_error_of_an_update_is_one_line_with_its_traceback_in_a_file(capsys, failing, preset, run):
     failing("INVALID_ARGUMENT: a bug")
     line = error_line(capsys, "train", preset(run))
     assert "JaxRuntimeError: INVALID_ARGUMENT: a bug" in line and f"details: {run}/error.txt" in line

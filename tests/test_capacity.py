@@ -119,6 +119,6 @@ def test_limit_above_the_machine_does_not_count(tmp_path):
     assert memory.free_memory(tmp_path) == 8_000_000
 
 
-def test_this_machine_tells_its_free_memory(monkeypatch):
+def test_the_free_memory_of_this_machine_is_found(monkeypatch):
     monkeypatch.undo()
     assert memory.free_memory() > 0

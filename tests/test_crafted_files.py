@@ -151,14 +151,14 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", [DEEP, b'{"a":' * 100_000, b"1" * 10_000, b"NaN", b"\xff", b""], ids=range(6))
-def test_a_head_that_is_no_sound_json_is_refused(tmp_path, text):
+def test_a_head_that_is_not_valid_json_is_refused(tmp_path, text):
     seal_text(tmp_path / "x", text)
     with pytest.raises(UserError, match="its head is invalid"):
         sealed.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 1000])
-def test_a_head_that_says_it_is_longer_than_its_file_is_refused(tmp_path, length):
+def test_a_head_with_a_declared_length_beyond_the_file_is_refused(tmp_path, length):
     seal_text(tmp_path / "x", b"{}", length=length)
     with pytest.raises(UserError, match="cut short or too long"):
         sealed.read(tmp_path / "x")
@@ -246,7 +246,7 @@ def test_many_crafted_heads(run, data):
 @pytest.mark.slow
 @hypothesis.settings(max_examples=500, **HEALTH)
 @hypothesis.given(data=st.data())
-def test_a_run_with_a_crafted_state_goes_on_or_is_refused(run, tmp_path_factory, data):
+def test_a_run_with_a_crafted_state_continues_or_is_refused(run, tmp_path_factory, data):
     copy = shutil.copytree(run, tmp_path_factory.mktemp("copy") / "run")
 
     def change(head, arrays):
@@ -351,7 +351,7 @@ ODD = [*((place, "link") for place in PLACES), *((place, "pipe") for place in PL
 
 
 @pytest.mark.parametrize("place, kind", ODD)
-def test_what_is_no_regular_file_of_the_run_is_refused(copy, tmp_path, place, kind):
+def test_an_irregular_file_in_a_run_is_refused(copy, tmp_path, place, kind):
     (tmp_path / "elsewhere").mkdir()
     path = PLACES[place](copy)
     replace(path, kind, tmp_path / "elsewhere")
@@ -385,7 +385,7 @@ def test_metrics_that_are_a_pipe_are_refused(tmp_path):
             read(tmp_path / "metrics.jsonl")
 
 
-def test_arrays_that_are_said_to_be_larger_than_their_files_are_refused(copy):
+def test_arrays_declared_larger_than_their_files_are_refused(copy):
     step = checkpoint_files.steps(copy)[-1]
     folder = copy / "checkpoints" / str(step) / "state"
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()

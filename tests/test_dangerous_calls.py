@@ -74,7 +74,7 @@ def _counts(module: str, name: str) -> bool:
     return (module, name) in ATTRIBUTES or (module == "os" and name.startswith(OF_OS)) or name == "find_spec"
 
 
-def test_every_place_that_may_run_what_it_is_given_is_known():
+def test_every_call_that_may_run_code_from_its_arguments_is_listed():
     found = {}
     for folder in ("dreamer", "envs"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -97,7 +97,7 @@ def test_a_use_is_found_however_it_is_written(source, what):
 
 
 @pytest.mark.parametrize("source", ["re.compile(x)", "model.eval()", "yaml.safe_load(x)", "f(allow_pickle=False)"])
-def test_what_is_harmless_is_not_found(source):
+def test_harmless_calls_are_not_found(source):
     assert not set(dangerous(source))
 
 

@@ -162,7 +162,7 @@ def test_a_checkpoint_restores_on_another_layout(eight, layout):
         np.testing.assert_array_equal(saved[f"restored-{layout}"][name], value)
 
 
-def test_a_report_of_a_state_that_is_split_is_that_of_a_whole_one(eight):
+def test_a_report_of_a_split_state_equals_that_of_a_whole_state(eight):
     assert_close(eight[0]["report"], eight[0]["report-1-1"])
 
 
@@ -338,12 +338,12 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ({"coordinator": "here:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* not 2"),
     ],
 )
-def test_processes_that_are_told_half_are_a_user_error(given, told):
+def test_incomplete_settings_of_processes_are_a_user_error(given, told):
     with pytest.raises(UserError, match=told):
         distributed.start(meshes.Config(**given))
 
 
-def test_one_process_meets_nobody():
+def test_one_process_connects_to_no_others():
     distributed.start(meshes.Config())
     assert not jax.distributed.is_initialized()
     assert (distributed.count(), distributed.share("x", 7)) == (1, 7)

@@ -78,7 +78,7 @@ def test_closing_removes_the_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_of_this_process(tmp_path):
+def test_files_of_a_killed_run_are_removed_and_those_of_this_process_stay(tmp_path):
     (tmp_path / f"{FOLDER}-1-1").mkdir()
     (tmp_path / f"{FOLDER}-1-1" / "obs-old.bin").write_bytes(bytes(100))
     replay = build(tmp_path)

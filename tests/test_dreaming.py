@@ -81,7 +81,7 @@ def test_a_horizon_of_one_step_has_two_states():
     np.testing.assert_array_equal(action, [[5, 10], [1, 2]])
 
 
-def test_what_the_policy_remembers_goes_from_step_to_step():
+def test_the_carry_of_the_policy_is_passed_from_step_to_step():
     _, action = run(counting, [0, 0])
     np.testing.assert_array_equal(action, [[0, 1, 2, 3], [0, 1, 2, 3]])
     _, _, carry = compiled(counting, 0.0, 3)(jax.random.key(0), np.zeros((2, 1), np.float32))

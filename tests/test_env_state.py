@@ -35,7 +35,7 @@ MAKERS = [*ENVS.values(), *(lambda name=name: gymnasium.make(name) for name in C
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=[*ENVS, *CLASSIC, *TOY])
-def test_another_of_its_kind_goes_on_to_the_bit(make):
+def test_a_restored_environment_continues_bit_for_bit(make):
     env, other = made(make, 3), made(make, 4)
     actions = [env.action_space.sample() for _ in range(60)]
     play(env, actions[:30])
@@ -88,7 +88,7 @@ class Outermost(Scaled):
     ],
     ids=["no get_state", "a wrapper not known", "one below a known one"],
 )
-def test_what_may_hide_a_state_gives_the_reason(make, why):
+def test_an_environment_that_may_hide_state_returns_the_reason(make, why):
     assert why in get_state(make())
 
 
@@ -108,7 +108,7 @@ def test_the_outermost_layer_that_gives_a_state_is_asked(wrap):
     assert other.value == [1]
 
 
-def test_the_time_limit_goes_on_counting():
+def test_the_time_limit_continues_counting():
     env, other = (wrappers.TimeLimit(ENVS["both"](100), 5) for _ in range(2))
     env.reset(seed=0)
     play(env, [0] * 3)

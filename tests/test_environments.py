@@ -70,7 +70,7 @@ def test_incidents_of_an_evaluation_are_reported_and_not_counted(owned, lines):
     assert lines == [LOST.line] and owned.incidents == 0
 
 
-def test_what_happens_at_closing_is_reported(owned, lines):
+def test_incidents_while_closing_are_reported(owned, lines):
     owned.workers.waiting = [OPEN]
     owned.close()
     assert owned.workers.calls == ["close"] and lines == ["env 'x' #1 is left open"]

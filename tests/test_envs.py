@@ -104,7 +104,7 @@ class FakeCrafter:
 
 
 @pytest.mark.parametrize("action, steps, terminal", [(3, 1, True), (0, 4, False)])
-def test_crafter_tells_death_from_the_length_limit(monkeypatch, action, steps, terminal):
+def test_crafter_distinguishes_death_from_the_length_limit(monkeypatch, action, steps, terminal):
     monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=FakeCrafter))
     rows = EnvRows(plugins.make_env("crafter:reward", {"size": [32, 32]}), seed=1)
     assert rows.spec.obs == {"image": Space((32, 32, 3), "uint8")} and rows.spec.action_width == 17
@@ -158,7 +158,7 @@ class TestDMC:
         with pytest.raises(UserError, match=message):
             plugins.make_env(name, options)
 
-    def test_time_limit_is_no_true_end(self):
+    def test_time_limit_is_not_a_true_end(self):
         rows = EnvRows(plugins.make_env("dmc:pendulum-swingup"), seed=0, action_repeat=10)
         episode = [rows.step(np.zeros(1, np.float32)) for _ in range(101)]
         assert [row.is_last.item() for row in episode] == [False] * 100 + [True]

@@ -98,7 +98,7 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
         ("size", r"its frames change from \[16, 16, 3\] to \[8, 8, 3\]"), ("dtype", r"array float64 \[16, 16, 3\]"),
     ],
 )  # fmt: skip
-def test_a_frame_that_fails_ends_its_video_alone_and_is_told_once(how, text):
+def test_a_frame_that_fails_ends_only_its_video_and_is_reported_once(how, text):
     config = PROCESSES if how == "raise" else INLINE  # the same code in both
     result = evaluate("telling_envs:Drawn", {"how": how}, config, record=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and not result.incidents
@@ -107,14 +107,14 @@ def test_a_frame_that_fails_ends_its_video_alone_and_is_told_once(how, text):
     assert len(result.frames) == 2
 
 
-def test_a_frame_that_hangs_ends_its_video_and_is_no_fault_of_the_environment():
+def test_a_frame_that_hangs_ends_its_video_and_does_not_count_as_a_failure():
     config = Config("processes", processes=1, timeout=0.5, restarts=0)
     result = evaluate("telling_envs:Drawn", {"how": "hang"}, config, episodes=1, record=1)
     assert [episode.length for episode in result.episodes] == [5] and len(result.frames) == 2
     assert "not rendered for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
 
 
-def test_what_cannot_be_recorded_at_the_start_is_refused_or_told():
+def test_an_environment_that_cannot_be_recorded_is_refused_or_reported_at_the_start():
     options = {"how": "raise", "after": 0}
     assert evaluation.can_record("telling_envs:Drawn", options, "auto", PROCESSES)[0] is False
     with pytest.raises(UserError, match="cannot be recorded: RuntimeError: the lamp is out"):
@@ -175,7 +175,7 @@ def short(monkeypatch):
 
 
 @everywhere
-def test_a_close_that_hangs_is_left_behind_and_told(config, short):
+def test_a_close_that_hangs_is_abandoned_and_reported(config, short):
     result = evaluate("telling_envs:NotClosed", {"how": "hang"}, config, episodes=1)
     assert [episode.length for episode in result.episodes] == [5]
     (incident,) = result.incidents
@@ -221,7 +221,7 @@ def never():
 
 
 @everywhere
-def test_an_episode_that_never_ends_is_cut_and_told(config):
+def test_an_episode_that_never_ends_is_cut_off_and_reported(config):
     result = evaluate("telling_envs:Endless", {}, config, episodes=18, record=1, max_steps=4)
     assert [(one.length, one.episode_return) for one in result.episodes] == [(4, 4.0)] * 18
     assert [one.env for one in result.episodes] == [0, 0, 1, 1, *range(2, 16)]
@@ -236,7 +236,7 @@ def test_an_episode_that_ends_at_the_limit_is_not_cut():
     assert [one.length for one in result.episodes] == [5, 5] and result.lines == []
 
 
-def test_an_evaluation_says_how_far_it_is(monkeypatch):
+def test_an_evaluation_reports_its_progress(monkeypatch):
     monkeypatch.setattr(evaluation, "PROGRESS", 0.0)
     told: list[str] = []
     evaluate("broken_envs:sound", {}, INLINE, report=told.append)
@@ -255,7 +255,7 @@ def in_thread(function):
     return out[0]
 
 
-def test_an_environment_bound_to_its_thread_is_made_anew_once_and_no_more(tmp_path):
+def test_an_environment_bound_to_its_thread_is_replaced_only_once(tmp_path):
     note = tmp_path / "note"
 
     def turn():
@@ -282,7 +282,7 @@ def test_an_environment_bound_to_its_thread_is_closed_there(tmp_path):
 
 
 @everywhere
-def test_an_environment_that_changes_the_folder_is_made_anew_where_it_was_made(config, tmp_path, monkeypatch):
+def test_an_environment_that_changes_the_folder_is_replaced_in_the_original_folder(config, tmp_path, monkeypatch):
     (tmp_path / "marker").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -98,7 +98,7 @@ def test_losses_that_are_all_shorter_than_the_batch_rate_no_rows():
         jax.eval_shape(agent.update, agent.init(KEY), batch())
 
 
-def test_a_model_that_tells_its_surprise_is_believed():
+def test_the_surprise_that_a_model_returns_is_used():
     def loss(v, key, state, prev_action, rows):
         losses, learned = shorter(v, key, state, prev_action, rows)
         return losses, learned._replace(surprise=rows.reward)

@@ -47,7 +47,7 @@ def foreign(text: str) -> list[str]:
         ("agent: {world_model: {name: 'dreamer.nets.encoder:jax.numpy'}}", "agent.world_model.name"),
     ],
 )  # fmt: skip
-def test_what_may_lead_to_code_needs_a_word(text, key):
+def test_names_that_may_lead_to_code_need_permission(text, key):
     assert foreign(text) == [key]
 
 
@@ -60,11 +60,11 @@ def test_what_may_lead_to_code_needs_a_word(text, key):
         "agent: {world_model: {name: dreamer.world_models.rssm, encoder: 'dreamer.nets.encoder:make'}}",
     ],
 )  # fmt: skip
-def test_what_leads_to_no_code_needs_none(text):
+def test_names_that_lead_to_no_code_need_no_permission(text):
     assert not foreign(text)
 
 
-def test_the_shipped_presets_need_no_word():
+def test_the_shipped_presets_need_no_permission():
     from dreamer import shipped
 
     for file in shipped.presets().values():

@@ -46,7 +46,7 @@ def test_a_video_shows_the_frames_that_it_was_given(tmp_path):
 
 
 @pytest.mark.parametrize("shape, dtype", [((2, 8, 8, 3), float), ((8, 8), np.uint8), ((0, 8, 8, 3), np.uint8)])
-def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
+def test_frames_that_are_not_a_video_are_refused(tmp_path, shape, dtype):
     frames = np.zeros(shape, dtype)
     with pytest.raises(ValueError, match="a video needs uint8 frames"):
         images.write_video(tmp_path / "video.mp4", frames, fps=10)
@@ -66,20 +66,20 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_a_video_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+def test_a_video_that_does_not_fit_on_the_disk_is_reported_and_leaves_nothing(tmp_path):
     with small_files(), pytest.raises(UserError, match=r"cannot write .*video\.mp4") as error:
         images.write_video(tmp_path / "video.mp4", noise(30, 64, 64, 3), fps=10)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_a_plot_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+def test_a_plot_that_does_not_fit_on_the_disk_is_reported_and_leaves_nothing(tmp_path):
     values = {"position": np.zeros((1, 8, 2))}
     with small_files(), pytest.raises(UserError, match=r"cannot write .*plot\.png"):
         open_loop.open_loop_plot(tmp_path / "plot.png", values, values, 4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place_is_told(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         images.write_video(tmp_path / "file" / "video.mp4", noise(2, 8, 8, 3), fps=10)
@@ -153,7 +153,7 @@ def test_a_plot_draws_the_true_and_the_dreamed_line_of_each_dimension(monkeypatc
     assert axes[-1].get_xlabel() and "4 steps observed" in title and "not shown" not in title
 
 
-def test_a_plot_of_many_dimensions_tells_how_many_are_left_out(monkeypatch, tmp_path):
+def test_a_plot_of_many_dimensions_names_the_number_left_out(monkeypatch, tmp_path):
     values = {"position": np.zeros((1, 8, 50))}
     axes, title = drawn(monkeypatch, tmp_path, values, values, 4)
     assert len(axes) == open_loop.PLOT_PANELS and "38 of 50 dimensions are not shown" in title

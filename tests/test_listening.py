@@ -71,7 +71,7 @@ def test_a_sink_takes_metrics_and_pictures_and_stays_open(listened):
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_a_callback_stops_a_run_which_can_go_on(tmp_path, lockstep, capsys):
+def test_a_callback_stops_a_run_that_can_be_resumed(tmp_path, lockstep, capsys):
     config = tiny_runs.tiny(tmp_path / "run", **QUICK, lockstep=lockstep)
     run_dir = dreamer.train(config, callbacks=[lambda line: "stop" if line.env_steps >= 32 else None])
     last = tiny_runs.lines(run_dir)[-1]

@@ -69,7 +69,7 @@ def test_the_config_is_saved_as_a_preset(base):
     assert load(base / "config.yaml") == tiny(base)
 
 
-def test_every_line_of_metrics_tells_when_and_never_goes_back(base):
+def test_every_line_of_metrics_has_its_time_and_never_goes_back(base):
     found = lines(base)
     for name in ("env_steps", "updates", "time"):
         assert (np.diff([line[name] for line in found]) >= 0).all(), name
@@ -116,7 +116,7 @@ def test_a_run_without_a_name_is_named_by_time_env_and_seed():
     assert re.fullmatch(r"runs/\d{8}-\d{6}-dmc-walker-walk-seed3", header.default_run_dir(config))
 
 
-def test_the_memory_and_the_ratio_are_told_first(tmp_path, capsys):
+def test_the_memory_and_the_ratio_are_printed_first(tmp_path, capsys):
     with pytest.raises(dreamer.errors.UserError):
         dreamer.train(tiny(tmp_path / "run", env="broken_envs:fails", env_options={"how": "nan", "after": 1}))
     out = capsys.readouterr().out

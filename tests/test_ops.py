@@ -318,7 +318,7 @@ def test_agc_leaves_small_and_zero_gradients_alone():
 
 
 def run_optimizer(grads, **config):
-    """Returns the updates, before the learning rate, for successive scalar gradients."""
+    """Returns the updates for successive scalar gradients, without the learning rate."""
     optimizer = optimizers.make(optimizers.Config(agc=0.0, **config))
     params, out = {"kernel": jnp.ones(())}, []
     state = optimizer.init(params)

@@ -50,7 +50,7 @@ def test_log_keys_come_as_mean_and_highest_over_the_rows_of_an_episode(config):
 
 
 @everywhere
-def test_an_episode_under_way_goes_on_with_its_numbers_after_a_restore(config):
+def test_a_current_episode_keeps_its_numbers_after_a_restore(config):
     with make_workers(config, "telling_envs:Logged", seed=5) as crew:
         play(crew, 2)
         snapshot, told = crew.states(), play(crew, 6)
@@ -60,7 +60,7 @@ def test_an_episode_under_way_goes_on_with_its_numbers_after_a_restore(config):
 
 
 @everywhere
-def test_an_episode_that_ended_in_a_row_nobody_had_received_is_told_after_a_restore(config):
+def test_an_episode_that_ended_in_an_unreceived_row_is_reported_after_a_restore(config):
     with make_workers(config, "telling_envs:Logged", seed=5) as crew:
         play(crew, 3)
         snapshot, told = crew.states(), play(crew, 1)
@@ -70,7 +70,7 @@ def test_an_episode_that_ended_in_a_row_nobody_had_received_is_told_after_a_rest
 
 
 @everywhere
-def test_a_name_that_is_the_runs_own_is_refused_in_a_line(config):
+def test_a_name_that_the_run_uses_is_refused_in_one_line(config):
     line = r"env 'telling_envs:Telling #\d': the info key 'return' would be logged as episode/return, which"
     with make_workers(config, "telling_envs:Telling", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
         play(crew, 5)
@@ -92,7 +92,7 @@ def test_odd_characters_become_underscores_and_what_collides_then_is_refused():
         named({"a" * 101: 1.0}, "e")
 
 
-def test_names_of_the_lines_of_metrics_are_no_clash():
+def test_names_of_other_metrics_do_not_clash():
     assert named({"env_steps": 1.0, "time": 2.0, "nonfinite": 0.0}, "e")
 
 

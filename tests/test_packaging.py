@@ -71,7 +71,7 @@ def test_every_folder_of_the_library_is_a_package():
         assert (file.parent / "__init__.py").exists(), f"{file.parent} would be left out of the wheel"
 
 
-def test_the_version_is_said_alike():
+def test_the_version_is_the_same_everywhere():
     assert dreamer.__version__ == PROJECT["version"]
 
 
@@ -86,7 +86,7 @@ def test_the_command_exists():
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_what_is_thorough_exists():
+def test_every_thorough_test_exists():
     """So a renamed test cannot enter the quick set unnoticed."""
     folder = pathlib.Path(__file__).parent
     for name in thorough.FILES:

@@ -142,7 +142,7 @@ def test_all_agents_of_an_environment_are_answered_together(config):
         (BACKENDS[2], "exit", "exited"), (BACKENDS[2], "kill", "killed"), (BACKENDS[2], "hang", "hung"),
     ],
 )  # fmt: skip
-def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, kind):
+def test_a_failed_environment_is_replaced_with_all_of_its_agents(config, fault, kind):
     with crew_of(config, fault=fault, at=4, only=11) as crew:
         for _ in range(4):
             ready = crew.receive()
@@ -161,7 +161,7 @@ def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, 
 
 @backends
 @pytest.mark.parametrize("turns", [2, 4, 6, 12])
-def test_restored_workers_go_on_to_the_bit(config, turns):
+def test_restored_workers_continue_bit_for_bit(config, turns):
     def go(crew, turns):
         out = []
         for _ in range(turns):
@@ -178,7 +178,7 @@ def test_restored_workers_go_on_to_the_bit(config, turns):
         equal(go(crew, 20), later)
 
 
-def test_what_cannot_be_restored_is_told_and_begins_anew():
+def test_environments_that_cannot_be_restored_are_reported_and_start_a_new_episode():
     with crew_of(BACKENDS[0]) as crew:
         answer(crew, crew.receive())
         snapshot = crew.states()
@@ -196,7 +196,7 @@ def rows_of(env, **options):
     return rows, empty_step(rows.spec, rows.spec.agents)
 
 
-def test_an_action_is_held_as_often_as_asked_and_an_end_cuts_it_short_for_that_agent_alone():
+def test_action_repeat_ends_early_only_for_an_agent_that_ends():
     rows, out = rows_of(Team(), action_repeat=3)
     rows.turn(out, 0)
     rows.turn(out, 0)
@@ -264,7 +264,7 @@ class Odd(Team):
         ("answers", r"step\(\) must return five dicts by agent .* it returned 3 values"),
     ],
 )
-def test_what_is_wrong_is_named(what, message):
+def test_a_violation_of_the_interface_is_named(what, message):
     with pytest.raises(UserError, match=message):
         rows, out = rows_of(Odd(what))
         rows.turn(out, 0)
@@ -283,7 +283,7 @@ def verdicts_of(name, **options):
     return list(examine(name, Settings(steps=200, env_options=options), Watch()))
 
 
-def test_the_check_says_that_there_are_several_agents_and_looks_at_one():
+def test_the_check_reports_the_number_of_agents_and_examines_one():
     first, *others = verdicts_of("teams:team")
     assert (first.level, first.key, first.facts["agents"]) == ("ok", "agents", 3)
     assert "a parallel environment of 3 agents" in first.text and "of agent 'red'" in first.text
@@ -293,7 +293,7 @@ def test_the_check_says_that_there_are_several_agents_and_looks_at_one():
     assert {verdict.key for verdict in others if verdict.level in ("wrong", "warning")} == {"reset-leaks", "time-limit"}
 
 
-def test_the_check_names_what_is_wrong_with_the_agents():
+def test_the_check_names_the_faults_of_the_agents():
     first, second = verdicts_of(f"{__name__}:Odd", what="sees more")
     assert (first.level, first.key, second.key) == ("wrong", "agents", "stopped") and "agent 'blue' shows" in first.text
 
@@ -357,7 +357,7 @@ def test_a_resumed_run_is_one_that_was_never_stopped(tmp_path, quick, turn):
     assert timeless(run) == timeless(whole) and rows_on_disk(run) == rows_on_disk(whole)
 
 
-def test_a_run_whose_environments_have_no_state_says_so_and_cuts_their_episodes(tmp_path, quick, capsys):
+def test_a_run_reports_environments_without_state_and_cuts_off_their_episodes(tmp_path, quick, capsys):
     run = stopped(tmp_path / "run", 5, env="teams:team")
     dreamer.train(tiny(run, **KEPT | {"env": "teams:team"}), resume="yes")
     assert "running episodes of all environments, since Team has no get_state and set_state" in capsys.readouterr().out

@@ -183,7 +183,7 @@ def test_an_id_of_a_package_that_is_not_imported_names_our_suite_and_the_package
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_of_ones_own_called_envs_hides_no_suite(folder):
+def test_a_users_folder_named_envs_does_not_hide_a_suite(folder):
     (folder / "envs").mkdir()
     (folder / "envs" / "__init__.py").write_text("raise ImportError('not this one')")
     (folder / "envs" / "mine.py").touch()

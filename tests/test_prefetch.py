@@ -47,7 +47,7 @@ def test_nothing_is_made_before_the_first_is_wanted(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_as_many_are_made_ahead_as_the_depth_and_no_more(depth):
+def test_exactly_depth_items_are_made_in_advance(depth):
     source = Source()
     ahead = Prefetch(source, depth)
     for taken in range(1, 5):

@@ -63,7 +63,7 @@ def test_a_preset_holds_differences_only(path):
 
 
 @every_preset
-def test_a_preset_says_what_it_is_and_how_to_run_it(path):
+def test_a_preset_has_a_description_and_a_command(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert path.read_text().startswith("# ") and any(f"experiments/{path.name}" in line for line in comments)
 

@@ -142,7 +142,7 @@ def test_batches_drawn_are_the_updates_and_those_ahead(tmp_path, monkeypatch, se
     assert set(drawn) == {"prefetch" if ahead else threading.main_thread().name}
 
 
-def test_what_drawing_raises_reaches_the_loop(tmp_path, monkeypatch):
+def test_an_error_while_drawing_reaches_the_loop(tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError("no batch")
 

@@ -116,7 +116,7 @@ def test_rows_are_those_of_inline_workers_to_the_bit(config):
 
 
 @ways
-def test_restored_workers_go_on_to_the_bit(config):
+def test_restored_workers_continue_bit_for_bit(config):
     with make_workers(config, "CartPole-v1", seed=5) as crew:
         advance(crew, np.random.default_rng(1), 13)
         snapshot = crew.states()
@@ -165,7 +165,7 @@ def test_an_environment_that_blocks_delays_only_itself(tmp_path):
         ("hang", "hung", "env 'faulty_envs:witness #1' has not answered for 1 seconds (workers.timeout)"),
     ],
 )
-def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, kind, text):
+def test_an_environment_that_fails_is_replaced_and_reported(config, folder, how, kind, text):
     with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
         first = crew.receive()
         crew.send(first.envs, act(first))
@@ -178,7 +178,7 @@ def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, ki
     assert not alone or lives == [10, 14, 12]
 
 
-def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(cluster, another, folder):
+def test_no_row_is_lost_repeated_or_mixed_under_failures_and_a_killed_machine(cluster, another, folder):
     config = Config("ray", envs=6, timeout=30.0, restarts=10)
     faults = [how for how in FAULTS if how != "hang"]
     with crew_of(config, folder, faults=faults, rate=0.002, spared=1) as crew:
@@ -188,7 +188,7 @@ def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(
     audit.check(folder, lost_with_others=died)
 
 
-def test_a_run_goes_on_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
+def test_a_run_continues_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
     options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -213,7 +213,7 @@ def test_environment_that_cannot_be_made_ends_the_start(name, message):
         make_workers(APART, name)
 
 
-def test_a_failure_too_many_ends_the_run_with_the_traceback_of_the_environment(folder):
+def test_too_many_failures_end_the_run_with_the_traceback_of_the_environment(folder):
     with crew_of(Config("ray", envs=1, restarts=1), folder, faults=["raise"], rate=1.0) as crew:
         with pytest.raises(UserError, match="incident 2 in a row") as caught:
             while ready := crew.receive():
@@ -246,7 +246,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_cluster_started_for_a_run_that_is_killed_goes_with_it(tmp_path):
+def test_a_cluster_started_by_a_killed_run_ends_with_it(tmp_path):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, text=True,

@@ -262,7 +262,7 @@ def test_sequences_leave_the_queue_once_their_first_row_is_overwritten(added, fi
     assert rows.number[0, 0] - 1 == first
 
 
-def test_queue_stays_bounded_when_nobody_trains():
+def test_the_queue_stays_bounded_without_training():
     replay = build(envs=2, rows=10, length=3, online=True)
     fill(replay, 200)
     assert len(replay.queue) <= 4
@@ -282,7 +282,7 @@ def test_online_can_be_switched_off():
     assert replay.sample(25)[1].number[:, 0].tolist() != list(range(1, 100, 4))
 
 
-def test_ready_waits_for_as_many_items_as_a_batch_has_rows():
+def test_ready_needs_one_item_per_trained_row_of_a_batch():
     replay = build(envs=2, rows=100, length=3)
     fill(replay, 8)
     assert len(replay) == 10 and not replay.ready(4)
@@ -347,7 +347,7 @@ def test_wrong_refresh_is_named():
         replay.refresh(rows, {**latent, "deter": np.zeros((4, 4, 3), np.float32)})
 
 
-def test_memory_taken_is_what_the_plan_said():
+def test_the_allocated_memory_equals_the_plan():
     config = Config(capacity_steps=1000, batch_length=8)
     size = size_replay(SPEC, STORAGE, config, streams=3, env_steps=10**6)
     replay = Replay(SPEC, STORAGE, config, streams=3, seed=0, env_steps=10**6, size=size)

@@ -145,7 +145,7 @@ def test_fresh_sequences_come_before_the_mixture():
     assert rows.number[:4, 0].tolist() == [1, 1, 5, 5]
 
 
-def test_the_plan_counts_what_choosing_takes():
+def test_the_plan_includes_the_memory_of_sampling():
     size = {
         name: size_replay(SPEC, STORAGE, Config(**shares), streams=2, env_steps=10**6)
         for name, shares in {"plain": {}, "priority": PRIORITISED, "recency": {"uniform": 0, "recency": 1}}.items()

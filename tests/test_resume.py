@@ -150,7 +150,7 @@ def test_a_damaged_file_is_named_and_not_loaded(tmp_path, whole, kind, damage):
         dreamer.train(tiny(run_dir, **{**ENV, "env_steps": 120}), resume="yes")
 
 
-def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
+def test_restored_and_unrestored_parts_are_reported(tmp_path, capsys):
     run_dir = stopped(tmp_path / "run", 20, env="broken_envs:sound")
     capsys.readouterr()
     dreamer.train(tiny(run_dir, **{**ENV, "env": "broken_envs:sound"}), resume="yes")

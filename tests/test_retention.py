@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_keeps_all_rows_that_are_there_and_is_named(tmp_pat
 
 
 @pytest.mark.parametrize(("newest", "goes"), [(40, False), (41, True)])
-def test_what_was_set_aside_goes_once_a_newer_checkpoint_is_on_the_disk(tmp_path, newest, goes):
+def test_files_moved_aside_are_removed_once_a_newer_checkpoint_is_on_the_disk(tmp_path, newest, goes):
     (tmp_path / "aside").mkdir()
     retention(tmp_path, Saved({newest: manifest("rows-1")}), Store(), resumed_at=40).remove_aside()
     assert (tmp_path / "aside").exists() is not goes

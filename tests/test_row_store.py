@@ -56,7 +56,7 @@ def same(a: Replay, b: Replay) -> bool:
 
 @settings(deadline=None, max_examples=25)
 @given(flushes=st.lists(st.integers(0, 13), min_size=1, max_size=6), rows=st.integers(4, 12))
-def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(tmp_path_factory, flushes, rows):
+def test_flushed_rows_are_restored_bit_for_bit_from_any_division_into_files(tmp_path_factory, flushes, rows):
     folder = tmp_path_factory.mktemp("rows")
     form = dict(envs=2, rows=rows, length=3, online=True, priority=0.5, uniform=0.5)
     replay = build(**form)
@@ -170,7 +170,7 @@ def test_a_missing_file_between_others_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_a_damaged_file_of_a_manifest_is_named_and_nothing_else_is_taken_for_it(tmp_path, damage):
+def test_a_damaged_file_of_a_manifest_is_named_and_not_replaced_by_another(tmp_path, damage):
     replay = build()
     with opened(tmp_path) as store:
         fill(replay, 5)

@@ -244,7 +244,7 @@ class TestMasks:
         assert [rows.step(one_hot(0)).obs["action_mask"].tolist() for _ in range(3)] == [[[1, 0]], [[0, 1]], [[1, 1]]]
         assert env.seeds == [7]
 
-    def test_a_mask_that_stays_away_is_named(self):
+    def test_a_missing_mask_is_named(self):
         rows = EnvRows(Masked([[1, 0], None]), name="my-env")
         rows.step(one_hot(0))
         with pytest.raises(UserError, match="'my-env', episode 1, step 1: info has no 'action_mask'"):
@@ -320,7 +320,7 @@ class TestBrokenEnvironments:
             (np.zeros(1), "reward must be a number"),
         ],
     )
-    def test_reward_that_is_no_finite_number(self, reward, message):
+    def test_reward_that_is_not_a_finite_number(self, reward, message):
         rows = EnvRows(Script([(number(0), 0.0, False, False), (number(0), reward, False, False)]), name="my-env")
         with pytest.raises(UserError, match=message) as caught:
             run(rows, 2)
@@ -333,7 +333,7 @@ class TestBrokenEnvironments:
         with pytest.raises(UserError, match="episode 2, step 1"):
             run(rows, 1)
 
-    def test_flag_that_is_no_bool(self):
+    def test_flag_that_is_not_a_bool(self):
         with pytest.raises(UserError, match="truncated must be a bool, it is a dict"):
             run(EnvRows(Script([(number(0),), (number(0), 0.0, False, {})])), 2)
 
@@ -415,7 +415,7 @@ def test_rows_import_no_jax():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_state_that_is_refused_says_why():
+def test_a_refused_state_returns_the_reason():
     rows = EnvRows(ENVS["both"](), seed=0)
     assert rows.set_state(rows.get_state()) == ""
     assert rows.set_state(b"none").startswith("it refused its saved state, UnpicklingError: ")

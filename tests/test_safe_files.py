@@ -28,7 +28,7 @@ def odd(tmp_path):
     ("name", "why"),
     [("link", "it is a link"), ("folder", "not a regular"), ("pipe", "not a regular"), ("socket", "not a regular")],
 )
-def test_what_is_no_regular_file_is_not_opened(odd, name, why):
+def test_irregular_files_are_not_opened(odd, name, why):
     with pytest.raises(UserError, match=why):
         open_regular(odd / name)
 
@@ -38,7 +38,7 @@ def test_a_link_is_followed_on_demand(odd):
         assert file.read() == b"text"
 
 
-def test_what_is_special_in_a_folder_is_listed(odd):
+def test_irregular_files_in_a_folder_are_listed(odd):
     assert sorted(special(odd)) == ["link", "pipe", "socket"]
 
 

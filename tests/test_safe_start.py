@@ -242,7 +242,7 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
     assert tree(tmp_path) == before
 
 
-def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
+def test_a_corrected_init_from_is_used_by_the_run(tmp_path, half, monkeypatch):
     taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
     monkeypatch.setattr(build, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
@@ -275,7 +275,7 @@ def test_an_environment_that_shows_something_else_is_named_by_its_key(tmp_path, 
 # ---- a damaged checkpoint
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_be_taken(tmp_path, threads, capsys):
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_can_be_resumed(tmp_path, threads, capsys):
     run_dir = shutil.copytree(threads, tmp_path / "run")
     last = newest(run_dir)
     flip_newest(run_dir)
@@ -301,7 +301,7 @@ def test_a_damaged_old_checkpoint_does_not_keep_a_run_from_its_newest(tmp_path, 
     assert f"not used, and kept as it is: checkpoint {first}" in capsys.readouterr().out
 
 
-def test_what_lockstep_makes_again_is_set_aside_until_the_next_checkpoint(tmp_path, half, monkeypatch):
+def test_files_that_lockstep_writes_again_are_moved_aside_until_the_next_checkpoint(tmp_path, half, monkeypatch):
     run_dir = shutil.copytree(half, tmp_path / "run")
     with Checkpoints(run_dir) as checkpoints:
         first = checkpoints.steps()[0]
@@ -352,7 +352,7 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
 # ---- the lock
 
 
-def test_a_second_run_in_the_same_directory_is_refused_with_who_the_first_is(tmp_path, half):
+def test_a_second_run_in_the_same_directory_is_refused_and_the_first_is_named(tmp_path, half):
     run_dir = shutil.copytree(half, tmp_path / "run")
     with lock.RunLock(run_dir, print, print), pytest.raises(UserError, match=rf"is in use by process {os.getpid()} of"):
         dreamer.train(tiny(run_dir, **ENV), resume="auto")
@@ -365,7 +365,7 @@ def test_a_new_run_is_refused_where_another_is_about_to_begin(tmp_path):
         dreamer.train(tiny(tmp_path / "run", **ENV))
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over_and_said(tmp_path):
+def test_the_lock_of_an_ended_process_is_replaced_and_reported(tmp_path):
     card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
     (tmp_path / "lock").write_text(json.dumps(card._asdict()))
     told: list[str] = []
@@ -383,7 +383,7 @@ def test_a_lock_of_another_machine_is_stale_when_its_heartbeat_is_old(tmp_path, 
         lock.RunLock(tmp_path, print, print).close()
 
 
-def test_an_owner_that_has_lost_its_lock_hears_of_it(tmp_path, monkeypatch):
+def test_an_owner_is_notified_that_it_has_lost_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
     lost: list[UserError] = []
     own = lock.RunLock(tmp_path, print, lost.append)
@@ -409,7 +409,7 @@ def test_a_run_that_lost_its_lock_stops_and_writes_no_more(tmp_path, monkeypatch
     assert newest(tmp_path / "run") == 0
 
 
-def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
+def test_a_lost_lock_stops_all_writers_and_fails_the_next_check():
     stopping, error, reached = Stopping(print), UserError("the lock of this run was taken"), []
     stopping.on_failure(reached.append)
     assert stopping.failure is None
@@ -419,7 +419,7 @@ def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
         stopping.check()
 
 
-def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):
+def test_only_one_of_many_processes_gets_a_stale_lock(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
@@ -448,7 +448,7 @@ def test_a_default_name_that_exists_gets_a_number(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_start_that_comes_too_late_leaves_the_run_of_the_first_alone(tmp_path, monkeypatch):
+def test_a_start_that_comes_too_late_does_not_change_the_first_run(tmp_path, monkeypatch):
     """Another process starts there between the check and the creation of the directory."""
     make, first = start.Created._make, []
 
@@ -487,7 +487,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path, half):
 
 
 @pytest.mark.parametrize("kind", ["empty", "link", "folder"])
-def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
+def test_an_invalid_lock_is_replaced_or_named(tmp_path, kind):
     path = tmp_path / "lock"
     if kind == "empty":
         path.touch()
@@ -535,7 +535,7 @@ class Odd(Exception):
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkeypatch, lockstep):
+def test_any_exception_saves_the_run_and_names_the_file_of_its_traceback(tmp_path, monkeypatch, lockstep):
     log = Run.log
 
     def odd(run):

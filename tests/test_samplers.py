@@ -51,7 +51,7 @@ def bound(items):
 
 
 @given(WEIGHTS, st.integers(0, 99))
-def test_the_tree_finds_what_a_cumulative_sum_finds(weights, seed):
+def test_the_tree_finds_the_same_leaf_as_a_cumulative_sum(weights, seed):
     weights = np.round(np.array(weights) * 64) / 64  # so that no sum is rounded
     tree = SumTree(len(weights))
     tree.fill(weights[:, None])
@@ -271,7 +271,7 @@ def test_without_any_weight_items_are_drawn_uniformly():
 
 
 @pytest.mark.parametrize("value", [np.nan, -1.0])
-def test_what_is_no_priority_counts_as_0(value):
+def test_an_invalid_priority_counts_as_0(value):
     twin = Twin(envs=1, rows=9, sequence=3)
     for _ in range(3):
         twin.add({0})
@@ -340,7 +340,7 @@ def test_a_loaded_mixture_draws_the_same(mix):
 
 
 @pytest.mark.parametrize("mix", [mixture(0.2, 0.5, 0.3), mixture(0.5, 0.5, 0), mixture(0, 0.5, 0.5)])
-def test_mixtures_draw_as_many_as_asked_of_what_exists(mix):
+def test_mixtures_draw_the_requested_number_of_existing_items(mix):
     sampler, items = filled(mix)
     for size in (0, 1, 16):
         drawn = pairs(sampler.draw(np.random.default_rng(size), items, size))

@@ -100,7 +100,7 @@ def test_it_can_be_jitted_and_mapped_over_seeds(arguments, kind):
     assert_same(both(scan), both(jax.lax.scan))
 
 
-def test_bfloat16_goes_through(arguments):
+def test_bfloat16_is_supported(arguments):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, arguments)
     (_, (carry, _)), gradients = value_and_gradients(scan, "recurrent", half)
     assert {x.dtype for x in jax.tree.leaves((carry, gradients))} == {jnp.dtype(jnp.bfloat16)}

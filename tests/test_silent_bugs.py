@@ -264,7 +264,7 @@ def test_ending_is_never_masked_in_training():
     assert rows.is_terminal[:, 0].any() and rows.is_terminal[:, -1].any()
 
 
-def test_ending_is_seen_by_the_model_with_what_led_to_it():
+def test_ending_is_seen_by_the_model_with_the_rows_before_it():
     """Bug 6: the posterior of a terminal row depends on the rows before it, and its continuation is trained to 0."""
     batch = sequences(last=[(0, 3)], terminal=[(0, 3)])
     assert not same_latents(batch, changed(batch, 0, slice(2, 3)))[0, 3]
@@ -416,7 +416,7 @@ def test_return_normaliser_of_an_update_is_kept():
 
 @pytest.mark.parametrize("action_repeat", [1, 4])
 def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, action_repeat):
-    """Bug 15: the real loop makes ratio / (B * T) updates for each row of the replay, whatever the action repeat."""
+    """Bug 15: the real loop makes ratio / (B * T) updates for each row of the replay, with any action repeat."""
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, action_repeat=action_repeat, replay_ratio=6, lockstep=True)
         first = None
@@ -543,7 +543,7 @@ def test_newest_sequence_is_trained_on_at_once():
     assert replay.sample(4)[0].obs["number"][:3, 0].tolist() == [0, 4, 8]
 
 
-def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+def test_restored_state_continues_as_if_it_had_never_stopped(tmp_path, monkeypatch):
     """Bug 20: a checkpoint of the loop restores normaliser, slow critic, optimizer, step and key in another agent."""
     update, saved, other = learning().update, learned()[0], learning().state(seed=1)
     with contextlib.ExitStack() as stack:

@@ -126,7 +126,7 @@ def test_curves_are_drawn_as_a_whole():
     np.testing.assert_allclose(together.high, [ends.high for ends in alone])
 
 
-def test_the_seed_gives_the_interval_whatever_is_held_at_a_time(monkeypatch):
+def test_the_seed_determines_the_interval_for_any_chunk_size(monkeypatch):
     scores = [np.random.default_rng(3).normal(size=50)]
     assert few(scores) == few(scores) != few(scores, seed=1)
     whole = few(scores)

@@ -1,8 +1,9 @@
 """The cost of an update of the smallest size on images, measured on its program and not by a clock.
 
 Recorded with jaxlib 0.10.2 on a CPU. No figure may grow. A change that makes the step cheaper must also lower the
-record, because each figure must be above four fifths of it. The operations include the scan over time twice: once in the loop,
-and once with all steps together for the gradient (`ops/scan.py`). This costs 1.9 % and makes loops without residuals.
+record, because each figure must be above four fifths of it. The operations include the scan over time twice: once in
+the loop, and once with all steps together for the gradient (`ops/scan.py`). This costs 1.9 % and makes loops without
+residuals.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class TestAtari:
         ends = [env.step(0)[2:4] for _ in range(4)]
         assert ends == [(False, False)] * 3 + [(terminal, not terminal)]
 
-    def test_the_loss_of_a_life_is_no_end(self):
+    def test_the_loss_of_a_life_is_not_an_end(self):
         env = plugins.make_env("atari:breakout", {"sticky": 0.0})
         env.reset(seed=0)
         lives, ends = [], []
@@ -104,7 +104,7 @@ class TestAtari:
             plugins.make_env("atari:pong", options)
 
 
-def test_vizdooms_timeout_is_no_true_end():
+def test_a_vizdoom_timeout_is_not_a_true_end():
     pytest.importorskip("vizdoom")
     env = plugins.make_env("vizdoom:Basic")
     env.reset(seed=0)
@@ -151,7 +151,7 @@ def test_minigrids_symbols_are_the_fields_of_its_view():
     assert obs["direction"] == inner["direction"]
 
 
-def test_minigrids_whole_grid_has_8_pixels_a_field():
+def test_the_whole_grid_of_minigrid_has_8_pixels_per_field():
     pytest.importorskip("minigrid")
     assert plugins.make_env("minigrid:Empty-8x8-v0", {"view": "whole"}).observation_space.shape == (64, 64, 3)
 
@@ -192,7 +192,7 @@ class TestMetaWorld:
         seen = {tuple(env.reset()[0]["state"][-3:]) for _ in range(8)}
         assert len(seen) >= different and (goals > 1 or len(seen) == 1)
 
-    def test_the_time_limit_is_no_true_end(self):
+    def test_the_time_limit_is_not_a_true_end(self):
         env = plugins.make_env("metaworld:reach-v3")
         env.reset(seed=0)
         ends = [env.step(np.zeros(4))[2:4] for _ in range(500)]
@@ -246,7 +246,7 @@ class TestNetHack:
 
 
 @pytest.mark.slow
-def test_every_task_of_dmc_goes_on_from_its_state_to_the_bit():
+def test_every_task_of_dmc_continues_from_its_state_bit_for_bit():
     pytest.importorskip("dm_control")
     from dm_control import suite
 

@@ -128,7 +128,7 @@ def test_a_seed_decides_the_episodes_that_follow(suite):
 
 
 @of([s for s in SUITES if s.has_state])
-def test_an_environment_goes_on_from_its_state_as_if_it_had_not_been_left(suite):
+def test_an_environment_continues_from_its_state_as_if_uninterrupted(suite):
     env, other = make(suite), make(suite)
     play(env, 1)
     other.reset(seed=2)

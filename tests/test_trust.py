@@ -53,7 +53,7 @@ def lab(tmp_path, monkeypatch, marker) -> Path:
 
 
 def run_of_a_stranger(folder: Path, **settings) -> Path:
-    """Writes a run directory with a config of another machine that names code."""
+    """Writes a run directory whose config, written on another machine, names code."""
     run = folder / "runs" / "downloaded"
     config = tiny(run, env_steps=40)
     text = to_yaml(config)
@@ -230,7 +230,7 @@ def test_the_config_of_another_run_is_named(tmp_path, made):
         dreamer.load(run)
 
 
-def test_a_config_without_its_seal_is_not_taken_for_a_sealed_run(tmp_path, made):
+def test_a_config_without_its_seal_is_refused_for_a_sealed_run(tmp_path, made):
     run = shutil.copytree(made, tmp_path / "run")
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.partition("\n")[2].replace("seed: 0", "seed: 1"))

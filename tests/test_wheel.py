@@ -77,7 +77,7 @@ def outside(tmp_path_factory):
     return folder, python
 
 
-def test_the_wheel_is_what_runs(outside):
+def test_the_installed_wheel_is_imported(outside):
     folder, python = outside
     assert python("-c", "import dreamer; print(dreamer.__file__)").startswith(str(folder / "installed"))
 
@@ -110,7 +110,7 @@ def test_a_shipped_suite_runs_in_worker_processes(outside):
     assert "['vector']" in python("-c", program)
 
 
-def test_a_shipped_preset_is_found_by_name_whatever_the_current_folder_holds(outside):
+def test_a_shipped_preset_is_found_by_name_from_any_folder(outside):
     _, python = outside
     assert "env_steps: 30000" in python("-m", "dreamer", "train", "quickstart", "--print-config")
 

@@ -56,7 +56,7 @@ def fail_once(config, folder, how):
         ("nan", "broke its space", "env 'faulty_envs:witness #1', episode 1, step 1: reward is nan"),
     ],
 )
-def test_an_environment_that_fails_is_made_anew_alone(config, folder, how, kind, text):
+def test_only_the_environment_that_fails_is_replaced(config, folder, how, kind, text):
     ready, (incident,) = fail_once(config, folder, how)
     assert ready.streams.tolist() == [0, 1, 2] and ready.step.is_first.tolist() == [False, True, False]
     assert ready.step.obs["life"].ravel().tolist() == [10, 14, 12]

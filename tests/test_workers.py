@@ -307,7 +307,7 @@ def test_a_blocked_environment_delays_only_itself(config, fifo):
         assert ready.streams.tolist() == [1] and ready.step.obs["action"].tolist() == [1]
 
 
-def test_after_its_patience_a_receive_gives_what_there_is(fifo):
+def test_after_max_wait_a_receive_returns_the_ready_rows(fifo):
     with facts_workers(BACKENDS[1], wait_for=fifo) as crew:
         crew.receive()
         crew.send(ALL, actions(0, 0, 0, 0, 0))
@@ -320,7 +320,7 @@ def test_after_its_patience_a_receive_gives_what_there_is(fifo):
         assert seen == {0, 2, 3, 4}
 
 
-def test_a_receive_waits_beyond_its_patience_for_the_first_row(fifo):
+def test_a_receive_waits_beyond_max_wait_for_the_first_row(fifo):
     with facts_workers(Config("processes", envs=2), wait_for=fifo) as crew:
         crew.receive()
         crew.send(np.array([1]), actions(0))
@@ -360,7 +360,7 @@ def advance(crew, rng, steps, width):
 
 @pytest.mark.parametrize("backend", ["inline", "processes"])
 @pytest.mark.parametrize("env, width", [("CartPole-v1", 2), ("probes:delayed", 2), ("FrozenLake-v1", 4)])
-def test_restored_workers_go_on_to_the_bit(backend, env, width):
+def test_restored_workers_continue_bit_for_bit(backend, env, width):
     rng = np.random.default_rng(1)
     with make_workers(state_config(backend), env, seed=5) as crew:
         advance(crew, rng, 13, width)
@@ -375,7 +375,7 @@ def test_restored_workers_go_on_to_the_bit(backend, env, width):
 
 
 @both
-def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
+def test_an_environment_without_a_state_starts_over_with_a_new_seed(config):
     with facts_workers(config) as crew:
         assert crew.receive().step.obs["seed"].ravel().tolist() == [10, 11, 12, 13, 14]
         crew.send(ALL, actions(0, 0, 0, 0, 0))
@@ -391,7 +391,7 @@ def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
 
 
 @both
-def test_states_are_given_only_when_all_rows_are_answered(config):
+def test_states_are_returned_only_if_all_rows_are_answered(config):
     with facts_workers(config) as crew:
         crew.receive()
         with pytest.raises(RuntimeError, match="wait for an action"):
@@ -399,7 +399,7 @@ def test_states_are_given_only_when_all_rows_are_answered(config):
 
 
 @both
-def test_rows_come_as_if_nobody_had_asked_for_states(config):
+def test_reading_the_states_does_not_change_the_rows(config):
     with facts_workers(config) as crew:
         pending = crew.states().ready.step
         np.testing.assert_equal(crew.receive().step._asdict(), pending._asdict())

@@ -133,7 +133,7 @@ def begin_to_host(tree: Any) -> None:
 
 
 def to_host(tree: Any) -> Any:
-    """Waits for the computation and returns the tree as numpy arrays; of a global batch, the part of this process."""
+    """Waits for the computation and returns numpy arrays. Arrays split over processes give the part of this one."""
     begin_to_host(tree)
     return jax.tree.map(_to_numpy, tree)
 

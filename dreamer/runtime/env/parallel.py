@@ -176,7 +176,7 @@ class ParallelRows:
             self._ended = [False] * len(self._sides)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns the environment's own numbers of the episodes that the last written rows end, by agent index."""
+        """Returns the environment's own numbers of the episodes that end in the last written rows, by agent index."""
         return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:

@@ -113,7 +113,7 @@ class EnvRows:
         self._tally.end(info)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns {0: numbers}, the environment's own, if the last written row ends an episode; else {}."""
+        """Returns {0: the environment's own numbers} if an episode ends in the last written row, else {}."""
         return {0: self._tally.finished} if self._tally.finished else {}
 
     def forget_finished(self) -> None:

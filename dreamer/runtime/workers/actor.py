@@ -32,7 +32,7 @@ class Actor:
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps with actions [W, A] of W agents; returns a Step of W rows, and own numbers of episodes that end."""
+        """Steps with actions [W, A] of W agents; returns a Step of W rows, and the numbers of episodes that end."""
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
@@ -44,7 +44,7 @@ class Actor:
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state; returns "" or the reason of a failure, and own numbers of an episode that has ended."""
+        """Restores a state; returns "" or the reason of a failure, and the numbers of an episode that has ended."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ class Guarded:
         return None
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns the environment's own numbers of the episodes that its last rows end, by agent."""
+        """Returns the environment's own numbers of the episodes that end in its last rows, by agent."""
         return self._rows.finished() if self._rows else {}
 
     def render(self) -> np.ndarray | str | None:

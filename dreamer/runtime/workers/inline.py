@@ -76,7 +76,7 @@ class InlineWorkers:
         self._table.answer(envs, actions)
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that the last received rows end, by stream."""
+        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream."""
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
@@ -225,7 +225,7 @@ class InlineWorkers:
             self._thread = None if self._thread is None else OwnThread()
 
     def _note(self) -> None:
-        """Stores the environments' own numbers of the episodes that their new rows end."""
+        """Stores the environments' own numbers of the episodes that end in their new rows."""
         table = self._table
         if not np.count_nonzero(table.rows.is_last):
             return

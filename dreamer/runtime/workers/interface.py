@@ -119,7 +119,7 @@ class Workers(Protocol):
         """Returns the incidents since the last call."""
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that the last received rows end, by stream.
+        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream.
 
         The names are those in the log, see `own_numbers`. Streams without numbers are missing.
         """

@@ -4,7 +4,7 @@ A message starts with one byte, its kind. If the kind has a body, the length and
 in shared memory, and the byte only signals that they are ready. The two sides alternate on each socket:
 
     parent                          worker
-    STEP                            ROW, or END with the numbers of episodes that end, or FAULT with an Incident
+    STEP                            ROW, or END with the numbers of ended episodes, or FAULT with an Incident
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
     GET                             STATE with bytes, or the reason (str) of a failure
     PUT with bytes                  STATE with the reason of a failure ("" if restored) and the numbers of END

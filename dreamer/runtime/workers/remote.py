@@ -64,7 +64,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._faults.drain()
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that the last received rows end, by stream."""
+        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream."""
         return self._table.finished
 
     def seed(self, number: int) -> int:

@@ -67,7 +67,7 @@ class Table:
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
-        """Stores an environment's own numbers of the episodes that its rows end, by agent, until the rows are taken.
+        """Stores an environment's own numbers of the episodes that end in its rows, by agent, until the rows are taken.
 
         Raises UserError for a number that cannot be logged.
         """
