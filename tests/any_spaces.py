@@ -93,14 +93,14 @@ class Anything(gymnasium.Env):
     def __init__(self, obs_space: spaces.Space, action_space: spaces.Space, seed: int = 0):
         self.observation_space, self.action_space = obs_space, action_space
         obs_space.seed(seed)
-        self.shown, self.told, self.time = [], [], 0
+        self.shown, self.taken, self.time = [], [], 0
 
     def reset(self, *, seed=None, options=None):
         self.time = 0
         return self._show(), {}
 
     def step(self, action):
-        self.told.append(action)
+        self.taken.append(action)
         self.time += 1
         return self._show(), 0.0, self.time >= 5, False, {}
 

@@ -51,7 +51,7 @@ class Team:
         self.game, self.time = self.game + 1, 0
         self.agents = [agent for agent in self.possible_agents if not self.enters[agent]]
         self.actions = dict.fromkeys(self.possible_agents, -1)
-        return self.seen(), self.told()
+        return self.seen(), self.infos()
 
     def step(self, actions):
         assert sorted(actions) == sorted(self.agents), f"actions of {sorted(actions)}, playing are {self.agents}"
@@ -63,7 +63,7 @@ class Team:
         over = {agent: self.time == self.ends[agent] for agent in self.agents}
         cut = {agent: over[agent] and agent in self.truncated for agent in self.agents}
         dead = {agent: over[agent] and not cut[agent] for agent in self.agents}
-        answer = self.seen(), self.rewards(), dead, cut, self.told()
+        answer = self.seen(), self.rewards(), dead, cut, self.infos()
         self.agents = [agent for agent in self.agents if not over[agent]]
         return answer
 
@@ -78,7 +78,7 @@ class Team:
     def rewards(self):
         return {agent: 100.0 * self.possible_agents.index(agent) + self.time for agent in self.agents}
 
-    def told(self):
+    def infos(self):
         if not self.mask:
             return {agent: {} for agent in self.agents}
         allowed = {agent: np.eye(4, dtype=np.int8)[self.possible_agents.index(agent)] for agent in self.agents}

@@ -100,13 +100,13 @@ def test_every_reward_is_that_of_the_action_in_the_row_before(space, seed):
     env = Paid(spaces.Box(-1, 1, (2,)), space, seed)
     rows, steps = collected(env, seed)
     batch = replayed(rows, steps)
-    told = iter(env.told)
+    taken = iter(env.taken)
     for number in range(1, ROWS):
         if batch.is_first[0, number]:
             continue
         action = rows._to_env(batch.action[0, number - 1])
         assert batch.reward[0, number] == price(action)
-        assert same(action, next(told))
+        assert same(action, next(taken))
 
 
 class Strict(Anything):

@@ -169,8 +169,8 @@ def test_an_environment_that_fails_sometimes_is_reported_and_the_run_continues(c
     overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
     options = {"how": "raise", "after": 18}
     assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides), "--trust"]) == 0
-    told = capsys.readouterr()
-    assert "environment restarted: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
+    std = capsys.readouterr()
+    assert "environment restarted: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in std.out + std.err
     assert lines(run)[-1]["env_steps"] == 60
 
 

@@ -267,9 +267,9 @@ def test_an_environment_that_ends_its_process_is_named():
 def test_output_of_an_environment_stays_out_of_the_json(capfd):
     assert cli.main(["check", FAULTY, "--env-options.fault", "Prints", "--steps", "40", "--json", "-"]) == 0
     out, err = capfd.readouterr()
-    told = json.loads(out)
-    assert told["sound"] and told["env"] == FAULTY and told["env_options"] == {"fault": "Prints"}
-    assert {verdict["key"] for verdict in told["verdicts"]} >= {"observation", "action", "step-time", "throughput"}
+    report = json.loads(out)
+    assert report["sound"] and report["env"] == FAULTY and report["env_options"] == {"fault": "Prints"}
+    assert {verdict["key"] for verdict in report["verdicts"]} >= {"observation", "action", "step-time", "throughput"}
     assert "a step" in err
 
 
@@ -278,8 +278,8 @@ def test_a_wrong_environment_gives_exit_code_1_and_a_line_a_verdict(capfd, tmp_p
     code = cli.main(["check", FAULTY, "--env-options.fault", "StaleEnd", "--steps", "400", "--json", str(file)])
     lines = capfd.readouterr().out.splitlines()
     assert code == 1
-    told = json.loads(file.read_text())
-    assert len(lines) == len(told["verdicts"]) + 2 and lines[-1].startswith("not sound: 1 wrong")
+    report = json.loads(file.read_text())
+    assert len(lines) == len(report["verdicts"]) + 2 and lines[-1].startswith("not sound: 1 wrong")
     assert [line for line in lines if line.startswith("wrong    stale-end ")]
 
 

@@ -110,9 +110,9 @@ def test_the_reported_number_of_classes_is_that_of_the_one_hots_for_any_start():
 
 def test_an_empty_key_is_reported_and_dropped():
     space = spaces.Dict({"a": Ball.observation_space, "none": spaces.Box(0, 1, (0,)), "log/b": spaces.Discrete(2)})
-    told = texts(of(space), "observation")
-    assert "'none': not given to the agent, its shape [0] is empty" in told
-    assert "'log/b': not given to the agent, keys log/... are for logs" in told
+    reported = texts(of(space), "observation")
+    assert "'none': not given to the agent, its shape [0] is empty" in reported
+    assert "'log/b': not given to the agent, keys log/... are for logs" in reported
     env = Ball()
     env.observation_space = space
     assert [reader.key for reader in readers(env)] == ["a"]
@@ -143,8 +143,8 @@ def test_a_picture_is_called_dark_by_its_own_range(top, found):
     env = Bounded()
     keys = keys_of(env, readers(env))
     taken = walk(env, keys, Watch(), steps=60, episodes=9, seed=0, repeat=1)
-    told = [v.key for v in channels.check(taken, keys) if v.level in ("warning", "note") and v.key == "picture-range"]
-    assert told == found
+    verdicts = channels.check(taken, keys)
+    assert [v.key for v in verdicts if v.level in ("warning", "note") and v.key == "picture-range"] == found
 
 
 # ---- actions

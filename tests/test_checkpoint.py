@@ -302,8 +302,8 @@ def test_a_disk_without_room_for_a_save_is_reported_before_orbax_starts_one(tmp_
 
 def test_errors_of_tasks_of_a_failed_save_are_not_printed():
     quiet = checkpoint._Quiet()
-    said = "Task exception was never retrieved future: <Task coro=<run() at orbax/checkpoint/serialization.py>"
-    assert not quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, said, (), None))
+    text = "Task exception was never retrieved future: <Task coro=<run() at orbax/checkpoint/serialization.py>"
+    assert not quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, text, (), None))
     assert quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, "of a user", (), None))
 
 

@@ -288,8 +288,8 @@ with Checkpoints(f"{folder}/{count}") as checkpoints:
     distributed.gather([0])  # it is written
     ours.load(checkpoints.restore(placement.local_copy(ours.state))[0], 2)
 ours.step(ours.place(mine), None)
-said = distributed.gather([number, 2**40 + number])
-assert said.tolist() == [[i, 2**40 + i] for i in range(count)]
+gathered = distributed.gather([number, 2**40 + number])
+assert gathered.tolist() == [[i, 2**40 + i] for i in range(count)]
 try:
     distributed.share("replay.batch_size", 7)
 except UserError as error:
@@ -311,9 +311,9 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ]  # fmt: skip
         try:
             for one in started:
-                told, errors = one.communicate(timeout=240)
+                output, errors = one.communicate(timeout=240)
                 assert one.returncode == 0, errors
-                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in told
+                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in output
         finally:
             for one in started:
                 one.kill()
@@ -328,7 +328,7 @@ def test_two_processes_make_the_update_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, expected",
     [
         ({"processes": 2}, "devices.processes is set, but devices.coordinator is ''"),
         ({"coordinator": "auto", "process_id": 1}, "devices.process_id is set, but devices.coordinator is 'auto'"),
@@ -338,8 +338,8 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ({"coordinator": "here:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* not 2"),
     ],
 )
-def test_incomplete_settings_of_processes_are_a_user_error(given, told):
-    with pytest.raises(UserError, match=told):
+def test_incomplete_settings_of_processes_are_a_user_error(given, expected):
+    with pytest.raises(UserError, match=expected):
         distributed.start(meshes.Config(**given))
 
 

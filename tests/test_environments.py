@@ -23,8 +23,8 @@ class Set:
         self.waiting: list[Incident] = []
 
     def incidents(self) -> list[Incident]:
-        told, self.waiting = self.waiting, []
-        return told
+        reported, self.waiting = self.waiting, []
+        return reported
 
     def shorten_timeouts(self) -> None:
         self.calls.append("shorten_timeouts")

@@ -238,9 +238,9 @@ def test_an_episode_that_ends_at_the_limit_is_not_cut():
 
 def test_an_evaluation_reports_its_progress(monkeypatch):
     monkeypatch.setattr(evaluation, "PROGRESS", 0.0)
-    told: list[str] = []
-    evaluate("broken_envs:sound", {}, INLINE, report=told.append)
-    assert told[5] == "evaluating: 5 steps in each environment, 0 episodes finished"
+    reported: list[str] = []
+    evaluate("broken_envs:sound", {}, INLINE, report=reported.append)
+    assert reported[5] == "evaluating: 5 steps in each environment, 0 episodes finished"
 
 
 # ---- threads and folders

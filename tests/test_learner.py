@@ -180,6 +180,6 @@ def test_memory_reports_the_known_facts():
     program = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=2.5e9))
     device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80e9})
     state = jax.device_put(np.zeros(250_000, np.float32))
-    told = ["the train state takes 1.0 MB", "the update 2.5 GB in addition", "the device has 80.0 GB"]
-    assert device_errors.memory(state, program, [device]) == told
-    assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == told[:1]
+    expected = ["the train state takes 1.0 MB", "the update 2.5 GB in addition", "the device has 80.0 GB"]
+    assert device_errors.memory(state, program, [device]) == expected
+    assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == expected[:1]

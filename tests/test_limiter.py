@@ -86,6 +86,6 @@ def test_the_counts_are_saved_and_restored():
 def test_waiting_times_are_reported_once():
     limiter = Limiter(Fraction(1), envs=1)
     limiter.wait_for_rows()
-    told = limiter.drain()
-    assert told["learner_for_rows"] > 0 == told["collector_for_learner"]
+    waited = limiter.drain()
+    assert waited["learner_for_rows"] > 0 == waited["collector_for_learner"]
     assert set(limiter.drain().values()) == {0.0}

@@ -310,8 +310,8 @@ def test_a_damaged_line_after_the_checkpoint_is_cut_with_those_after_it(tmp_path
     assert tail.keep == position["bytes"] and "is damaged after byte" in tail.note
 
 
-@pytest.mark.parametrize("damage, told", [("cut", "is cut short"), ("gone", "is missing"), ("flip", "is damaged")])
-def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, damage, told):
+@pytest.mark.parametrize("damage, expected", [("cut", "is cut short"), ("gone", "is missing"), ("flip", "is damaged")])
+def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, damage, expected):
     position = stopped_at(tmp_path, [1, 2, 3], checkpoint=2)
     path = tmp_path / "metrics.jsonl"
     data = bytearray(path.read_bytes())
@@ -320,7 +320,7 @@ def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, dama
     path.write_bytes(b"{}\n" if damage == "cut" else data)
     if damage == "gone":
         path.unlink()
-    assert lines_damage(path, position["bytes"], position["crc"]).startswith(told)
+    assert lines_damage(path, position["bytes"], position["crc"]).startswith(expected)
 
 
 def test_a_resumed_logger_also_seals_the_earlier_lines(tmp_path):

@@ -23,12 +23,12 @@ everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline
 
 def play(crew, steps):
     """Returns the reported numbers of each receive, acting with the first action."""
-    told = []
+    reported = []
     for _ in range(steps):
         ready = crew.receive()
-        told.append({stream: dict(numbers) for stream, numbers in crew.finished().items()})
+        reported.append({stream: dict(numbers) for stream, numbers in crew.finished().items()})
         crew.send(ready.streams, np.eye(3, dtype=np.float32)[np.zeros(len(ready.streams), int)])
-    return told
+    return reported
 
 
 OWN = {"is_success": 1.0, "height": 3.0, "count": 3.0}
@@ -44,29 +44,29 @@ def test_the_last_scalars_of_an_episode_come_with_its_last_row_and_no_other(conf
 def test_log_keys_come_as_mean_and_highest_over_the_rows_of_an_episode(config):
     with make_workers(config, "telling_envs:Logged") as crew:
         assert "log/step" not in crew.spec.obs
-        told = play(crew, 8)
+        reported = play(crew, 8)
     of_keys = {"step/mean": 1.5, "step/max": 3.0, "one/mean": -1.5, "one/max": 0.0}
-    assert told[3] == told[7] == {0: OWN | of_keys, 1: OWN | of_keys}
+    assert reported[3] == reported[7] == {0: OWN | of_keys, 1: OWN | of_keys}
 
 
 @everywhere
 def test_a_current_episode_keeps_its_numbers_after_a_restore(config):
     with make_workers(config, "telling_envs:Logged", seed=5) as crew:
         play(crew, 2)
-        snapshot, told = crew.states(), play(crew, 6)
+        snapshot, reported = crew.states(), play(crew, 6)
     with make_workers(config, "telling_envs:Logged", seed=77) as crew:
         assert crew.restore(*snapshot) == {}
-        assert play(crew, 6) == told and told[1]
+        assert play(crew, 6) == reported and reported[1]
 
 
 @everywhere
 def test_an_episode_that_ended_in_an_unreceived_row_is_reported_after_a_restore(config):
     with make_workers(config, "telling_envs:Logged", seed=5) as crew:
         play(crew, 3)
-        snapshot, told = crew.states(), play(crew, 1)
+        snapshot, reported = crew.states(), play(crew, 1)
     with make_workers(config, "telling_envs:Logged", seed=77) as crew:
         crew.restore(*snapshot)
-        assert play(crew, 1) == told and set(told[0]) == {0, 1}
+        assert play(crew, 1) == reported and set(reported[0]) == {0, 1}
 
 
 @everywhere

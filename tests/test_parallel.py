@@ -98,7 +98,7 @@ def played(config, turns, name="team", **options):
 
 def equal(one, other):
     for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a.envs, b.envs)
+        np.testing.assert_array_equal(a.streams, b.streams)
         np.testing.assert_equal(a.step._asdict(), b.step._asdict())
 
 
@@ -119,7 +119,7 @@ def test_an_agent_that_enters_later_begins_there():
     turns = played(Config("inline", envs=1), 8, enters=(0, 0, 1))
     assert [ready.streams.tolist() for ready in turns[:3]] == [[0, 1], [0, 1, 2], [0, 1, 2]]
     assert turns[1].step.is_first.tolist() == [False, False, True] and turns[1].step.reward[2] == 0
-    assert turns[6].envs.tolist() == [0, 1] and turns[6].step.is_first.all()
+    assert turns[6].streams.tolist() == [0, 1] and turns[6].step.is_first.all()
 
 
 @backends

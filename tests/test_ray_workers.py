@@ -168,7 +168,7 @@ def test_an_environment_that_blocks_delays_only_itself(tmp_path):
 def test_an_environment_that_fails_is_replaced_and_reported(config, folder, how, kind, text):
     with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
         first = crew.receive()
-        crew.send(first.envs, act(first))
+        crew.send(first.streams, act(first))
         ready, (incident,) = crew.receive(), crew.incidents()
     alone = config is APART or kind in ("raised", "broke its space")
     assert incident.envs == ((1,) if alone else (0, 1, 2)) and incident.kind == kind

@@ -199,7 +199,7 @@ def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch
     import wandb
 
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    prepare, changed, told = REFUSALS[kind]
+    prepare, changed, expected = REFUSALS[kind]
     run_dir = shutil.copytree(request.getfixturevalue(form), tmp_path / "run")
     if prepare:
         prepare(run_dir)
@@ -207,7 +207,7 @@ def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "lockstep": form == "half"}
     resume_from = changed.get("resume_from")
     overrides = {**settings, **{key: value for key, value in changed.items() if key != "resume_from"}}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         config = load(overrides={k.replace("__", "."): v for k, v in {**flat_tiny(run_dir), **overrides}.items()})
         dreamer.train(config, resume="yes", resume_from=resume_from)
     assert tree(tmp_path) == before
@@ -231,13 +231,13 @@ NEW = {
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("kind", NEW)
 def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
-    changed, told = NEW[kind]
+    changed, expected = NEW[kind]
     run_dir = tmp_path / "runs" / "deep" / "run"
     if there:
         run_dir.mkdir(parents=True)
         (run_dir / "notes.txt").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         dreamer.train(tiny(run_dir, **{**ENV, **changed}), resume="auto")
     assert tree(tmp_path) == before
 
@@ -337,13 +337,13 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         dreamer.train(tiny(run_dir, **env))
     monkeypatch.undo()
-    kept, told = rows_by_place(run_dir), lines(run_dir)
+    kept, logged = rows_by_place(run_dir), lines(run_dir)
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
     dreamer.train(tiny(run_dir, **env), resume="yes")
     rows = rows_by_place(run_dir)
     for place, row in kept.items():
         np.testing.assert_equal(rows[place], row)
-    assert lines(run_dir)[: len(told)] == told
+    assert lines(run_dir)[: len(logged)] == logged
     assert "not resumed: the running episodes of all environments, since it refused its saved state" in (
         capsys.readouterr().out
     )
@@ -368,10 +368,10 @@ def test_a_new_run_is_refused_where_another_is_about_to_begin(tmp_path):
 def test_the_lock_of_an_ended_process_is_replaced_and_reported(tmp_path):
     card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
     (tmp_path / "lock").write_text(json.dumps(card._asdict()))
-    told: list[str] = []
-    with lock.RunLock(tmp_path, told.append, print) as own:
+    reported: list[str] = []
+    with lock.RunLock(tmp_path, reported.append, print) as own:
         assert json.loads((tmp_path / "lock").read_text())["token"] == own.card.token
-    assert len(told) == 1 and told[0].endswith("that process is gone") and not list(tmp_path.iterdir())
+    assert len(reported) == 1 and reported[0].endswith("that process is gone") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("age, stale", [(lock.STALE / 2, False), (lock.STALE * 2, True)])

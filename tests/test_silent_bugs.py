@@ -554,7 +554,7 @@ def test_restored_state_continues_as_if_it_had_never_stopped(tmp_path, monkeypat
     for part in (lambda s: s.extra["behavior"]["norms"], lambda s: s.extra["behavior"]["slow"], lambda s: s.opt_state):
         pairs = [jax.tree.leaves(part(state)) for state in (saved, restored, other)]
         assert all(np.array_equal(a, b) for a, b, _ in zip(*pairs, strict=True))
-        assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states cannot be told apart"
+        assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states are equal"
     (ours, before), (theirs, after) = (update(state, learning().batch) for state in (saved, restored))
     for a, b in zip(jax.tree.leaves((ours.params, before)), jax.tree.leaves((theirs.params, after)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -307,9 +307,9 @@ def test_only_small_regular_text_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to("/etc/hostname")
     (tmp_path / "large").write_bytes(b"x" * 1001)
     (tmp_path / "bytes").write_bytes(b"\xff")
-    for name, told in {"pipe": "not a regular", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
+    for name, why in {"pipe": "not a regular", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
                        "none": "is missing"}.items():  # fmt: skip
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=why):
             safe_files.read_text(tmp_path / name, most=1000)
 
 

@@ -88,8 +88,8 @@ def test_the_environment_in_five_lines_trains_and_its_agent_acts(outside):
     assert command, "README.md has no command for one's own environment"
     small = {"workers.envs": 2, **{k: v for k, v in flat(TINY).items() if k != "env"}}
     flags = [word for key, value in small.items() for word in (f"--{key.replace('_', '-')}", str(value).strip("[]"))]
-    said = python("-m", "dreamer", *command.group(1).split(), *flags, "--run-dir", "runs/my-run")
-    assert "shows vector int64 2, takes one of 4" in said
+    output = python("-m", "dreamer", *command.group(1).split(), *flags, "--run-dir", "runs/my-run")
+    assert "shows vector int64 2, takes one of 4" in output
     act = block("Load and act").replace("obs as the", "# obs as the")
     print(python("-c", "import numpy as np\nobs = np.array([3, 4])\n" + act + "\nassert action in range(4)"))
 

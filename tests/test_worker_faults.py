@@ -41,7 +41,7 @@ def fail_once(config, folder, how):
     """Makes environment 1 fail at its first step; returns the rows after that, and the incidents."""
     with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
         first = crew.receive()
-        crew.send(first.envs, act(first))
+        crew.send(first.streams, act(first))
         return crew.receive(), crew.incidents()
 
 
@@ -100,7 +100,7 @@ def test_others_are_received_while_a_new_process_starts(folder):
         ready = crew.receive()
         crew.send(ready.streams, act(ready))
         seen: list[int] = []
-        while not (told := crew.incidents()):
+        while not (reported := crew.incidents()):
             ready = crew.receive(min_ready=1)
             seen += ready.streams.tolist()
             crew.send(ready.streams, act(ready))
@@ -109,7 +109,7 @@ def test_others_are_received_while_a_new_process_starts(folder):
             ready = crew.receive(min_ready=1)
             seen += ready.streams.tolist()
             crew.send(ready.streams, act(ready))
-        assert told[0].envs == (1,) and {0, 2} <= set(seen)
+        assert reported[0].envs == (1,) and {0, 2} <= set(seen)
 
 
 def test_a_row_written_before_the_process_died_is_received(folder):
