@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 
 class Telling(Sound):
-    """Reports scalars in info, of which the last count, and values that are not logged. Episodes have 3 steps.
+    """Reports scalars in info, which are logged at the end, and other values, which are not. Episodes have 3 steps.
 
     name: of another number in its info, for tests of names
     """

@@ -220,7 +220,7 @@ def test_dyn_trains_the_prior_and_rep_the_posterior():
 
 
 def test_free_nats_are_a_floor_of_the_sum_over_groups():
-    # Two groups of KL ln 2 each: 1.386 lies above one free nat, though each group alone does not.
+    # Two groups of KL ln 2 each: 1.386 is above one free nat, but each single group is below.
     post = jnp.log(jnp.float32([[1, 1e-30], [1, 1e-30]]))
     prior = jnp.log(jnp.full((2, 2), 0.5))
     balance = tiny.jit(kl_balance)

@@ -1,4 +1,4 @@
-"""The files of rows of a run stay within the bound that the run prints, however fast rows are added."""
+"""The files of rows of a run stay within the bound that the run prints, even if rows are added fast."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def random_actions(
 
 
 class _Numbers:
-    """The continuous part of a vector, taken from the front."""
+    """The continuous part of a vector, consumed from the front."""
 
     def __init__(self, vector: np.ndarray):
         self.vector, self.taken = vector, 0

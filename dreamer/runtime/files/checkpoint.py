@@ -41,7 +41,7 @@ SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
 FILES_OF_A_SAVE = 64  # more than Orbax creates
 BEST_PACKED = 1000  # maximum bytes of arrays for each byte of a file
-LEAST_BOUND = 1 << 30  # bytes of arrays that are always accepted, whatever the size of the files
+LEAST_BOUND = 1 << 30  # bytes of arrays that are always accepted, for files of any size
 PRUNED = "pruned"  # a step is moved into this folder in one operation before its files are deleted
 
 

@@ -52,7 +52,7 @@ class Capacity:
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
-    """Returns the rows after which a checkpoint is taken early, as files of the previous one must stay until then."""
+    """Returns the rows after which a checkpoint is taken early: the files of the previous one must stay until then."""
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 

@@ -65,7 +65,7 @@ def write_video(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:
-    """Writes images of the world model's dreams beside the true observations, for a batch of the replay."""
+    """Writes images of the world model's dreams next to the true observations, for a batch of the replay."""
     batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
     report = parts.learner.report(batch)
     if report:

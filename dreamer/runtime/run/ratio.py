@@ -10,7 +10,7 @@ def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) ->
     """Returns the number of updates per collected environment (agent) step.
 
     replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is
-    one row of the replay, however often the environment repeats the action inside it. Source: spec section 11.
+    one row of the replay, even if the environment repeats the action inside it. Source: spec section 11.
     """
     # Converts the decimal form, so that 0.1 means a tenth and not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)

@@ -32,7 +32,7 @@ HomeT = TypeVar("HomeT", bound=Home)
 
 
 class RemoteWorkers(abc.ABC, Generic[HomeT]):
-    """E environments in homes outside this process. A subclass communicates with the homes and replaces them."""
+    """E environments in processes or actors, the homes. A subclass communicates with the homes and replaces them."""
 
     spec: Spec
     streams: int
