@@ -178,7 +178,7 @@ class ResetsInside(Ball):
         return obs, reward, terminated, truncated, info
 
 
-class TellsTheFinal(ResetsInside):
+class ReturnsTheFinal(ResetsInside):
     def start(self):
         self.place, self.speed = self.random().uniform(-0.3, 0.3, 2)
 

@@ -42,7 +42,7 @@ FAULTS = {
     "StaleEnd": {"stale-end": "wrong"},
     "StaleCamera": {"stale-end": "wrong"},
     "ResetsInside": {"reset-inside": "wrong"},
-    "TellsTheFinal": {"reset-inside": "wrong"},
+    "ReturnsTheFinal": {"reset-inside": "wrong"},
     "Unseeded": {"unseeded": "warning"},
     "Remembers": {"reset-leaks": "warning"},
     "SameEpisode": {"same-episode": "wrong"},

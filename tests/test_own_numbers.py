@@ -36,13 +36,13 @@ OWN = {"is_success": 1.0, "height": 3.0, "count": 3.0}
 
 @everywhere
 def test_the_last_scalars_of_an_episode_come_with_its_last_row_and_no_other(config):
-    with make_workers(config, "telling_envs:Telling") as crew:
+    with make_workers(config, "reporting_envs:Reporting") as crew:
         assert play(crew, 8) == [{}, {}, {}, {0: OWN, 1: OWN}, {}, {}, {}, {0: OWN, 1: OWN}]
 
 
 @everywhere
 def test_log_keys_come_as_mean_and_highest_over_the_rows_of_an_episode(config):
-    with make_workers(config, "telling_envs:Logged") as crew:
+    with make_workers(config, "reporting_envs:Logged") as crew:
         assert "log/step" not in crew.spec.obs
         reported = play(crew, 8)
     of_keys = {"step/mean": 1.5, "step/max": 3.0, "one/mean": -1.5, "one/max": 0.0}
@@ -51,28 +51,28 @@ def test_log_keys_come_as_mean_and_highest_over_the_rows_of_an_episode(config):
 
 @everywhere
 def test_a_current_episode_keeps_its_numbers_after_a_restore(config):
-    with make_workers(config, "telling_envs:Logged", seed=5) as crew:
+    with make_workers(config, "reporting_envs:Logged", seed=5) as crew:
         play(crew, 2)
         snapshot, reported = crew.states(), play(crew, 6)
-    with make_workers(config, "telling_envs:Logged", seed=77) as crew:
+    with make_workers(config, "reporting_envs:Logged", seed=77) as crew:
         assert crew.restore(*snapshot) == {}
         assert play(crew, 6) == reported and reported[1]
 
 
 @everywhere
 def test_an_episode_that_ended_in_an_unreceived_row_is_reported_after_a_restore(config):
-    with make_workers(config, "telling_envs:Logged", seed=5) as crew:
+    with make_workers(config, "reporting_envs:Logged", seed=5) as crew:
         play(crew, 3)
         snapshot, reported = crew.states(), play(crew, 1)
-    with make_workers(config, "telling_envs:Logged", seed=77) as crew:
+    with make_workers(config, "reporting_envs:Logged", seed=77) as crew:
         crew.restore(*snapshot)
         assert play(crew, 1) == reported and set(reported[0]) == {0, 1}
 
 
 @everywhere
 def test_a_name_that_the_run_uses_is_refused_in_one_line(config):
-    line = r"env 'telling_envs:Telling #\d': the info key 'return' would be logged as episode/return, which"
-    with make_workers(config, "telling_envs:Telling", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
+    line = r"env 'reporting_envs:Reporting #\d': the info key 'return' would be logged as episode/return, which"
+    with make_workers(config, "reporting_envs:Reporting", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
         play(crew, 5)
     assert re.match(line, str(caught.value)) and "\n" not in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_the_mean_is_over_the_episodes_that_have_a_number():
 
 def test_a_run_logs_them_of_training_and_of_evaluation_and_eval_shows_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: plain_agent(spec))
-    config = tiny(tmp_path / "run", env="telling_envs:Logged", env_steps=32)
+    config = tiny(tmp_path / "run", env="reporting_envs:Logged", env_steps=32)
     dreamer.train(config)
     found = {name: value for line in lines(tmp_path / "run") for name, value in line.items()}
     wanted = OWN | {"step/mean": 1.5, "step/max": 3.0, "one/mean": -1.5, "one/max": 0}

@@ -13,7 +13,7 @@ from broken_envs import Sound
 from gymnasium import spaces
 
 
-class Telling(Sound):
+class Reporting(Sound):
     """Reports scalars in info, which are logged at the end, and other values, which are not. Episodes have 3 steps.
 
     name: of another number in its info, for tests of names
@@ -42,7 +42,7 @@ class Telling(Sound):
         self.time, self.episode, self.np_random.bit_generator.state = state
 
 
-class Logged(Telling):
+class Logged(Reporting):
     """Also has observation keys "log/...": the step, nested too, and a key with two numbers."""
 
     observation_space = spaces.Dict(
