@@ -72,7 +72,8 @@ def test_an_episode_that_ended_in_an_unreceived_row_is_reported_after_a_restore(
 @everywhere
 def test_a_name_that_the_run_uses_is_refused_in_one_line(config):
     line = r"env 'reporting_envs:Reporting #\d': the info key 'return' would be logged as episode/return, which"
-    with make_workers(config, "reporting_envs:Reporting", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
+    workers = make_workers(config, "reporting_envs:Reporting", {"name": "return"})
+    with workers as crew, pytest.raises(UserError) as caught:
         play(crew, 5)
     assert re.match(line, str(caught.value)) and "\n" not in str(caught.value)
 
