@@ -1,4 +1,4 @@
-"""Hypothesis strategies: any legal space of observations or actions, nested, and environments over them."""
+"""Hypothesis strategies for any valid space of observations or actions, nested too, and environments with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def boxes(draw: st.DrawFn, shapes: st.SearchStrategy = SHAPES) -> spaces.Box:
 
 
 def discretes() -> st.SearchStrategy[spaces.Space]:
-    """Discrete, MultiDiscrete of one and two axes, MultiBinary; any start."""
+    """Discrete, MultiDiscrete of one or two axes, MultiBinary, with any start."""
     one = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), STARTS)
     bits = st.one_of(st.integers(1, 3), st.sampled_from([(2, 2), (2, 1, 3)])).map(spaces.MultiBinary)
     return st.one_of(one, multidiscretes(), bits)
@@ -36,7 +36,7 @@ def discretes() -> st.SearchStrategy[spaces.Space]:
 
 @st.composite
 def multidiscretes(draw: st.DrawFn) -> spaces.MultiDiscrete:
-    """MultiDiscretes of one and two axes and several dtypes; one start for all entries, or one each."""
+    """MultiDiscretes of one or two axes and several dtypes, with one start for all entries or one for each."""
     shape = draw(st.sampled_from([(1,), (3,), (2, 2)]))
     dtype = draw(st.sampled_from([np.int64, np.int8, np.uint8]))
     sizes = [draw(st.integers(1, 4)) for _ in range(int(np.prod(shape)))]
@@ -48,7 +48,7 @@ def multidiscretes(draw: st.DrawFn) -> spaces.MultiDiscrete:
 
 @st.composite
 def pictures(draw: st.DrawFn) -> spaces.Box:
-    """Pictures of any size, with channels first or last, stacks, of uint8 or floats."""
+    """Images of any size and stacks of them, with channels first or last, of uint8 or floats."""
     height, width, channels = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 4))
     form = draw(st.sampled_from(["last", "first", "flat", "stack"]))
     shape = {
@@ -61,7 +61,7 @@ def pictures(draw: st.DrawFn) -> spaces.Box:
 
 
 def nested(leaves: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.Space]:
-    """A leaf, or Dicts and Tuples of them, two levels deep at most."""
+    """Leaves, and Dicts and Tuples of them at most two levels deep."""
 
     def grow(inner: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.Space]:
         named = st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3).map(spaces.Dict)
@@ -71,7 +71,7 @@ def nested(leaves: st.SearchStrategy[spaces.Space]) -> st.SearchStrategy[spaces.
 
 
 def action_spaces(numbers: bool = True) -> st.SearchStrategy[spaces.Space]:
-    """Any action space; without `numbers`, none with a Box."""
+    """Any action space; if not `numbers`, without Boxes."""
     return nested(st.one_of(discretes(), boxes()) if numbers else discretes()).filter(spaces.flatdim)
 
 
@@ -81,26 +81,26 @@ def observation_spaces() -> st.SearchStrategy[spaces.Space]:
 
 
 def small_spaces() -> st.SearchStrategy[spaces.Space]:
-    """Observations or actions whose agent compiles soon: no pictures, no nesting but a pair."""
+    """Spaces whose agent compiles fast: no images, and no nesting except pairs."""
     leaves = st.one_of(discretes(), boxes())
     pairs = st.fixed_dictionaries({"a": leaves, "b": leaves}).map(spaces.Dict)
     return st.one_of(leaves, pairs).filter(spaces.flatdim)
 
 
 class Anything(gymnasium.Env):
-    """Samples of an observation space; keeps what it showed and was told. Episodes of 5 steps."""
+    """Returns samples of an observation space; records its observations and actions. Episodes have 5 steps."""
 
     def __init__(self, obs_space: spaces.Space, action_space: spaces.Space, seed: int = 0):
         self.observation_space, self.action_space = obs_space, action_space
         obs_space.seed(seed)
-        self.shown, self.told, self.time = [], [], 0
+        self.shown, self.taken, self.time = [], [], 0
 
     def reset(self, *, seed=None, options=None):
         self.time = 0
         return self._show(), {}
 
     def step(self, action):
-        self.told.append(action)
+        self.taken.append(action)
         self.time += 1
         return self._show(), 0.0, self.time >= 5, False, {}
 
@@ -110,5 +110,5 @@ class Anything(gymnasium.Env):
 
 
 def one_hot_action(classes: int) -> np.ndarray:
-    """The first of so many choices, as an agent's vector [classes] float32."""
+    """Returns the one-hot [classes] float32 of the first choice."""
     return np.eye(1, classes, dtype=np.float32)[0]

@@ -1,4 +1,4 @@
-"""Holds what workers give of `faulty_envs:witness` against what must come next, and against what was made."""
+"""Checks the rows that workers return from `faulty_envs:witness` against the expected next rows and the files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def act(ready):
-    """Actions that the rows can be held against."""
+    """Returns actions that the next rows can be checked against."""
     return np.eye(4, dtype=np.float32)[chosen(ready)]
 
 
@@ -15,7 +15,7 @@ def chosen(ready):
 
 
 class Auditor:
-    """Owns what was received, and refuses whatever could not follow it."""
+    """Keeps the received rows, and fails on a row that cannot follow them."""
 
     def __init__(self, envs):
         self.life, self.time, self.over, self.sent = [-1] * envs, [(0, 0)] * envs, [True] * envs, [4] * envs
@@ -44,7 +44,7 @@ class Auditor:
         self.total += len(ready.streams)
 
     def check(self, folder, lost_with_others=0):
-        """What every life has noted was received; a process that dies takes at most one row of each with it."""
+        """Fails unless every row that a life has written was received; a process that dies may lose one row of each."""
         made = {int(file.name): int(file.read_text() or 0) for file in folder.iterdir()}
         missing = {life: count - self.rows.get(life, 0) for life, count in made.items()}
         assert all(0 <= count <= 1 for count in missing.values()), missing
@@ -52,7 +52,7 @@ class Auditor:
 
 
 def play(crew, rows, min_ready=None, max_wait=0.0, halfway=None):
-    """Receives so many rows, then those still on their way. halfway: called once, when half of them are there."""
+    """Receives `rows` rows, then those in progress. halfway: called once, after half of the rows."""
     auditor, incidents = Auditor(crew.envs), []
     while auditor.total < rows:
         if halfway and auditor.total >= rows / 2:

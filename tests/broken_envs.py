@@ -1,6 +1,6 @@
-"""Environments for tests of the loop: small sound ones, and ones that break a promise. No jax: workers import it.
+"""Environments for tests of the loop: small healthy ones, and ones with a fault. No jax, because workers import it.
 
-Named "broken_envs:sound"; the tests folder is on the path (setup.cfg).
+Their names are "broken_envs:sound" and so on; the tests folder is on the path (setup.cfg).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 
 class Sound(gymnasium.Env):
-    """Three noisy numbers are seen; action 1 pays more than 2 and 3. Draws itself, ends by a time limit."""
+    """Shows three noisy numbers; action 1 pays more than 2 and 3. Can render, and ends by a time limit."""
 
     metadata = {"render_modes": ["rgb_array"]}
     observation_space: gymnasium.Space = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -47,7 +47,7 @@ class Sound(gymnasium.Env):
 
 
 class Mixed(Sound):
-    """A picture and two numbers are seen, the action is continuous. Draws nothing but shows pictures."""
+    """Shows an image and two numbers; actions are continuous. Cannot render, but has image observations."""
 
     metadata = {"render_modes": []}
     observation_space = spaces.Dict(
@@ -66,7 +66,7 @@ class Mixed(Sound):
 
 
 class Uneven(Sound):
-    """The environment of seed n has episodes of n + 1 steps, each of which pays 1."""
+    """With seed n, episodes have n + 1 steps, and each step pays 1."""
 
     def __init__(self, first_seed: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Uneven(Sound):
 
 
 class Fails(Sound):
-    """Breaks at the `after`-th step of its life in the way that `how` says."""
+    """Fails at its step number `after`. how: the kind of failure."""
 
     def __init__(self, how: str, after: int = 8):
         super().__init__()
@@ -108,7 +108,7 @@ class Fails(Sound):
 
 
 class FailsOnce(Sound):
-    """Raises at its third step, unless the file `note` says that another has done so."""
+    """Raises at its third step, unless the file `note` exists, which records that another one has."""
 
     def __init__(self, note: str, render_mode: str | None = None):
         super().__init__(render_mode=render_mode)
@@ -123,7 +123,7 @@ class FailsOnce(Sound):
 
 
 class Hangs(Sound):
-    """Tells the process `asks` to end and hangs, once: the file `note` says that it was done."""
+    """Sends a signal to the process `asks` and hangs, but only once: the file `note` records it."""
 
     def __init__(self, asks: int, note: str):
         super().__init__()
@@ -138,7 +138,7 @@ class Hangs(Sound):
 
 
 class RefusesItsState(Sound):
-    """Says where it is, and does not go on from there."""
+    """Returns its state, but refuses to restore it."""
 
     def get_state(self):
         return self.time
@@ -148,7 +148,7 @@ class RefusesItsState(Sound):
 
 
 class PicklesItsState(Sound):
-    """Its state is an object of a class of its own."""
+    """Has a state of its own class, which must be pickled."""
 
     def get_state(self):
         return Noted(time=self.time, rng=copy.deepcopy(self.np_random))
@@ -158,7 +158,7 @@ class PicklesItsState(Sound):
 
 
 class Noted(dict):
-    """No plain dict."""
+    """A dict subclass, which has no plain form."""
 
 
 def pickles_its_state() -> gymnasium.Env:
@@ -186,7 +186,7 @@ def hangs(asks: int, note: str) -> gymnasium.Env:
 
 
 def never_made(asks: int) -> gymnasium.Env:
-    """asks: process that is told to end meanwhile."""
+    """Signals the process `asks` and never returns."""
     os.kill(asks, signal.SIGINT)
     threading.Event().wait()
     raise AssertionError

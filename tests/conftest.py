@@ -14,9 +14,10 @@ import thorough
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 
-# What a user gets, and speed. All other programs run for moments: compiled plainly they take a third of the time.
+# Files whose programs XLA optimizes, because they test numbers or costs as users get them. All others run only briefly
+# and compile three times as fast without optimization.
 OPTIMIZED = ("test_golden_", "test_learning", "test_step_cost")
 LONG = (
     "test_learning_pixels", "test_learning", "test_devices", "test_ray_workers", "test_golden_agent", "test_step_cost",
@@ -25,9 +26,9 @@ CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process has compiled, all others of the session load: most of a test is compiling. A key for runs.
+    """Sets up the compilation cache that all processes of the session share, and a key that seals the runs.
 
-    A folder that is set already outlives the session, so that the next one finds what this one has compiled.
+    If a cache folder is already set, it is kept after the session, so that the next session can use it.
     """
     if not hasattr(config, "workerinput"):
         folder, state = os.environ.get(CACHE[0].upper()), tempfile.mkdtemp(prefix="state-")
@@ -44,13 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than cores: a fifth of the time a test waits, for a process, a disk or a machine of the cluster."""
+    """Returns the number of cores plus one, because tests spend a fifth of the time waiting for processes and disks."""
     return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is thorough. Files that take minutes come first, so that no core is left alone with one at the end."""
+    """Marks thorough tests. Files that take minutes come first, so that no core runs one alone at the end."""
     for item in items:
         if thorough.is_thorough(item.path.stem, getattr(item, "originalname", item.name)):
             item.add_marker(pytest.mark.thorough)
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whether XLA optimizes the programs of a file."""
+    """Sets whether XLA optimizes the programs of a file."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not request.module.__name__.startswith(OPTIMIZED))
     yield
@@ -68,13 +69,13 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def key() -> jax.Array:
-    """A random key, the same in every run."""
+    """A fixed random key."""
     return jax.random.key(0)
 
 
 @pytest.fixture(autouse=True)
 def forget_modules_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Modules that a test wrote into its folder, and the folder's place on the path, end with the test."""
+    """After a test, removes the modules that it wrote into its folder, and the folder from the path."""
     path, folder = list(sys.path), str(tmp_path_factory.getbasetemp())
     yield
     sys.path[:] = path

@@ -1,4 +1,4 @@
-"""Files of a run directory that somebody has changed on purpose, with all checksums right."""
+"""Writes crafted files of a run directory with correct checksums."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dreamer.runtime.files.sealed import Seal
 
 
 def seal_file(path: Path, whole: Any, data: bytes = b"") -> Seal:
-    """A sealed file with any head and any bytes, rightly summed."""
+    """Writes a sealed file with any head and any bytes, and correct checksums."""
     if isinstance(whole, dict):
         whole = {"crc": zlib.crc32(data), **whole}
     return seal_text(path, json.dumps(whole).encode(), data)
 
 
 def seal_text(path: Path, text: bytes, data: bytes = b"", length: int | None = None) -> Seal:
-    """The same with any text as head, which says that it is `length` long."""
+    """Like `seal_file`, with any text as head and `length` as its declared length."""
     fixed = struct.pack("<8sQI", sealed.MAGIC, len(text) if length is None else length, zlib.crc32(text))
     path.write_bytes(fixed + text + data)
     return Seal(path.name, path.stat().st_size, zlib.crc32(text))
 
 
 def change_meta(run_dir: Path, change: Callable[[dict], Any], step: int | None = None) -> None:
-    """Has the manifest of a checkpoint, by default the newest, be what `change` gives, or makes of it in place."""
+    """Changes the manifest of a checkpoint (None = the newest) to the result of `change`, or in place."""
     step = checkpoint_files.steps(run_dir)[-1] if step is None else step
     path = run_dir / "checkpoints" / str(step) / checkpoint_files.META
     content = json.loads(path.read_bytes())
@@ -40,7 +40,7 @@ def change_meta(run_dir: Path, change: Callable[[dict], Any], step: int | None =
 
 
 def change_state(run_dir: Path, change: Callable[[dict, dict], Any]) -> None:
-    """Has `change` change head and arrays of the newest checkpoint's host state; the manifest fits afterwards."""
+    """Applies `change` to head and arrays of the newest checkpoint's host state, and updates the manifest."""
     step = checkpoint_files.steps(run_dir)[-1]
     name = checkpoint_files.read_meta(run_dir, step)["meta"]["state"][0]
     head, arrays = sealed.read(run_dir / "rows" / name)
@@ -51,7 +51,7 @@ def change_state(run_dir: Path, change: Callable[[dict, dict], Any]) -> None:
 
 
 def change_file(run_dir: Path, kind: str, change: Callable[[dict, dict], Any]) -> None:
-    """The same for the first file of "rows" or "latents"."""
+    """Like `change_state`, for the first file of "rows" or "latents"."""
     step = checkpoint_files.steps(run_dir)[-1]
     name = checkpoint_files.read_meta(run_dir, step)["meta"][kind][0][0]
     head, arrays = sealed.read(run_dir / "rows" / name)

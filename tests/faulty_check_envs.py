@@ -1,7 +1,7 @@
-"""Environments with one fault each, for `dreamer check` to find, and sound ones for it to pass. No jax.
+"""Environments with one fault each that `dreamer check` must find, and healthy ones that must pass. No jax.
 
-Each fault is the sound environment with one thing changed. Named "faulty_check_envs:make"; the option `fault` is a
-function of `FAULTS`.
+Each fault is one change to a healthy environment. Use "faulty_check_envs:make" with the option `fault`, the name of a
+class in this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LIMIT = 40
 
 
 class Ball(gymnasium.Env):
-    """A ball that is pushed left or right along a line and falls off its ends; place and speed are seen."""
+    """A ball that is pushed left or right along a line and falls off its ends. Shows position and speed."""
 
     metadata = {"render_modes": []}
     observation_space: gymnasium.Space = spaces.Box(-10.0, 10.0, (2,), np.float32)
@@ -55,7 +55,7 @@ class Ball(gymnasium.Env):
 
 
 class Scene(Ball):
-    """The ball as a picture, with its speed beside it."""
+    """The ball as an image, and its speed as a number."""
 
     observation_space = spaces.Dict(
         {"camera": spaces.Box(0, 255, (48, 48, 3), np.uint8), "speed": spaces.Box(-10.0, 10.0, (1,), np.float32)}
@@ -157,7 +157,7 @@ class StaleEnd(Ball):
 
 
 class StaleCamera(Scene):
-    """Only one key of two is old."""
+    """Only one of two keys is stale."""
 
     def step(self, action):
         before = self.observe()
@@ -178,7 +178,7 @@ class ResetsInside(Ball):
         return obs, reward, terminated, truncated, info
 
 
-class TellsTheFinal(ResetsInside):
+class ReturnsTheFinal(ResetsInside):
     def start(self):
         self.place, self.speed = self.random().uniform(-0.3, 0.3, 2)
 
@@ -198,7 +198,7 @@ class Unseeded(Ball):
 
 
 class Remembers(Ball):
-    """Something outlives reset()."""
+    """Keeps a value across reset()."""
 
     def __init__(self):
         self.wind = 0.0
@@ -282,7 +282,7 @@ class OwnBuffer(Ball):
 
 
 class OneBuffer(Ball):
-    """All of them write into one array."""
+    """All instances write into the same array."""
 
     buffer = np.zeros(2, np.float32)
 
@@ -364,7 +364,7 @@ class Exits(Ball):
 
 
 class Prints(Ball):
-    """Sound; what it prints must not reach the JSON on standard output."""
+    """Healthy, but prints; its output must not reach the JSON on standard output."""
 
     def step(self, action):
         print("a step")
@@ -372,5 +372,5 @@ class Prints(Ball):
 
 
 def make(fault: str) -> gymnasium.Env:
-    """The environment that is the class `fault` of this module."""
+    """Makes the class `fault` of this module."""
     return globals()[fault]()

@@ -1,6 +1,7 @@
-"""An environment that says in every row who made it, and fails as it is told to. No jax: workers import it.
+"""An environment whose rows identify it, and which fails on request. No jax, because workers import it.
 
-What each life of an environment has made is noted in a file, so that a test can hold what it received against it.
+Each life (one instance of the environment) writes its rows to a file, so that a test can compare them with the rows
+received.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ FAULTS = ("raise", "exit", "kill", "hang", "nan", "slow")
 
 
 class Witness(gymnasium.Env):
-    """Shows its seed (one for each life), its episode and its step; notes the rows it has made in folder/<seed>.
+    """Shows its seed (one for each life), its episode and its step; records its rows in folder/<seed>.
 
-    faults: ways to fail, one of which is taken with probability `rate` at each step, by the environment's own dice
-    only: the life that fails, -1 for all | spared: the first episodes of each life, without faults
+    faults: kinds of failures; each step fails in one of them with probability `rate`, by its own random generator
+    only: index of the life that fails, -1 = all | spared: number of first episodes of each life without faults
     """
 
     observation_space = spaces.Dict(

@@ -1,4 +1,4 @@
-"""Loads the golden numbers of tests/golden and compares with them, each file within its own tolerance."""
+"""Loads the golden numbers of tests/golden and compares results with them, with a tolerance for each file."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_flat(file: str) -> dict[str, np.ndarray]:
-    """The arrays of `file` (without .npz) by their full names."""
+    """Loads the arrays of `file` (without .npz) by full name."""
     with np.load(FOLDER / f"{file}.npz") as data:
         return {name: data[name] for name in data.files}
 
 
 def load(file: str) -> Golden:
-    """The component `file` (without .npz)."""
+    """Loads the component `file` (without .npz)."""
     flat = load_flat(file)
 
     def kind(prefix: str) -> Tree:
@@ -65,7 +65,7 @@ def load(file: str) -> Golden:
 
 @functools.cache
 def tolerances() -> dict[tuple[str, str], float]:
-    """(file, group) -> the relative error of the reference's own float32."""
+    """Returns {(file, group): relative error of the reference in float32}."""
     with open(FOLDER / "tolerances.csv", newline="") as file:
         return {(row["file"], row["group"]): float(row["rel"]) for row in csv.DictReader(file)}
 
@@ -75,7 +75,7 @@ def assert_close(
 ) -> None:
     """Fails when `actual` differs by more than the tolerance of (file, group), relative to the largest |expected|.
 
-    A sum that cancels may name the `magnitude` of its terms, against which the least tolerance is then taken.
+    If terms of a sum cancel, pass the `magnitude` of the terms, which then sets the minimum tolerance.
     Integers and booleans must be equal. Infinities must be equal and in the same places.
     """
     label = f"{file} {group}/{tensor}"
@@ -101,7 +101,7 @@ def assert_tree_close(
     expected: Mapping[str, Any],
     magnitudes: Mapping[str, float] | None = None,
 ) -> None:
-    """`assert_close` for every tensor of `expected`; `actual` must have exactly these."""
+    """Applies `assert_close` to every tensor of `expected`; `actual` must have the same tensors."""
     actual, expected = flatten(actual), flatten(expected)
     assert set(actual) == set(expected), f"{file} {group}: names differ: {sorted(set(actual) ^ set(expected))}"
     for name in sorted(expected):
@@ -113,8 +113,8 @@ def check(
 ) -> None:
     """Compares outputs and gradients of forward(params, inputs) -> outputs with the component `file`.
 
-    The gradients are those of J = sum of cotangent * output with respect to every parameter and to every
-    input that has a golden gradient.
+    The gradients are of J = sum of cotangent * output, with respect to every parameter and every input with a golden
+    gradient.
     """
     golden = load(file)
     cot = flatten(golden.cot)

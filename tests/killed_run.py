@@ -1,7 +1,7 @@
-"""A run that kills itself with SIGKILL at its event number N; N 0 lets it finish. main(RUN_DIR, N, settings).
+"""A run that kills itself with SIGKILL at event number N, or finishes with N = 0: main(RUN_DIR, N, settings).
 
-Events are the turns of the loop and all that Python does to files of the run: opening, renaming, removing, making
-folders. So a random N falls between turns, into writing rows, and into saving. The last line says how many there were.
+Events are the turns of the loop and all operations of Python on files of the run: open, rename, remove, make a folder.
+So a random N can be between turns, while writing rows, or while saving. The last printed line has the number of events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
-    """Trains in `run_dir` with SETTINGS and `settings`, going on where an earlier call was killed."""
+    """Trains in `run_dir` with SETTINGS and `settings`, and resumes if an earlier call was killed."""
     events = 0
 
     def happened(event: str, args: tuple = ()) -> None:
@@ -52,7 +52,7 @@ def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
 
 
 def started(run_dir: pathlib.Path, kill_at: int, settings: dict[str, Any]) -> subprocess.Popen:
-    """`main` in a process of its own."""
+    """Starts `main` in a separate process."""
     path = f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parent.parent)]!r}; "
     code = path + f"import killed_run; killed_run.main({str(run_dir)!r}, {kill_at}, {settings!r})"
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Environments that tell which actions are allowed, and raise when another one is taken."""
+"""Environments that return a mask of allowed actions, and raise if another action is taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ACTIONS = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (1,)), "c
 
 
 class Strict(gymnasium.Env):
-    """At each step one choice of each part is forbidden, seen as a number and told by the mask. Episodes of 6 steps."""
+    """Forbids one choice of each part at each step: the mask and an observed number show it. Episodes have 6 steps."""
 
     action_space = ACTIONS
 
@@ -45,5 +45,5 @@ class Strict(gymnasium.Env):
 
 
 def make(where: str = "obs") -> gymnasium.Env:
-    """The factory that workers call."""
+    """Makes the environment; workers call it."""
     return Strict(where)

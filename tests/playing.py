@@ -1,4 +1,4 @@
-"""Environments played with random actions, and what they gave compared."""
+"""Plays environments with random actions and compares their results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def play(env: gymnasium.Env, seed: int, steps: int = 30) -> list[Any]:
-    """What an episode, and those after it, give for random actions that depend on nothing."""
+    """Returns the results of the first `steps` steps, over several episodes, with fixed random actions."""
     answers: list[Any] = [env.reset(seed=seed)[0]]
     env.action_space.seed(0)
     for _ in range(steps):
@@ -21,7 +21,7 @@ def play(env: gymnasium.Env, seed: int, steps: int = 30) -> list[Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two things nested in the same way hold equal arrays."""
+    """Whether two nested structures are equal, including their arrays."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

@@ -1,6 +1,6 @@
-"""Agents trained on the probes of envs/probes.py by the whole program, each once in a session.
+"""Trains agents on the probes of envs/probes.py with the whole program, each once in a session.
 
-`dreamer train experiments/probe.yaml --env probes:NAME` is the same by hand.
+`dreamer train experiments/probe.yaml --env probes:NAME` does the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SETTINGS: dict[str, dict] = {
     "delayed": {"env_steps": 9000},
     "action_continuous": {"env_steps": 6000},
     "both": {"env_steps": 5000},
-    # Pictures are dear on a CPU: small batches, more of them. Two groups learned sooner than eight; a guess at why: the
-    # prior draws its groups independently, and cannot dream a random side that the posterior spelled in many of them.
+    # Images are expensive on a CPU, so batches are smaller and more frequent. Two latent groups learn faster than 8,
+    # perhaps because the prior samples groups independently, and cannot dream a random side encoded in many groups.
     "pixel": {
         "env_options": {"side": 32},
         "env_steps": 2000,
@@ -38,10 +38,10 @@ SETTINGS: dict[str, dict] = {
 
 @functools.cache
 def trained(name: str) -> Path:
-    """The run directory of an agent trained on the probe."""
+    """Returns the run directory of an agent trained on the probe."""
     run_dir = Path(tempfile.mkdtemp()) / name
     overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False, "env_steps": 3000}
-    overrides["lockstep"] = True  # a probe that fails fails again
+    overrides["lockstep"] = True  # so that a failure is reproducible
     overrides["eval.every"] = 500
     overrides |= SETTINGS.get(name, {})
 
@@ -58,7 +58,7 @@ def fails(name: str) -> str:
 
 
 def check_solved(name: str) -> None:
-    """AssertionError naming the broken part unless the agent gets what solves the probe."""
+    """Fails and names the broken part unless the agent solves the probe."""
     lines = [json.loads(line) for line in (trained(name) / "metrics.jsonl").read_text().splitlines()]
     returned = next(line["eval/return"] for line in reversed(lines) if "eval/return" in line)
     assert returned >= PROBES[name].solved_return, fails(name)

@@ -1,4 +1,4 @@
-"""Rigs of test_silent_bugs.py: the smallest thing around one part in which a bug of it shows."""
+"""Fixtures of test_silent_bugs.py: for each part the smallest setup in which a bug of it shows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LABEL = 1 - 1 / tiny.HORIZON
 
 
 class Learning(NamedTuple):
-    """`tiny.echo_world` under the real actor-critic and optimizer: compiles in a quarter of the real agent's time."""
+    """`tiny.echo_world` under the real actor-critic and optimizer: compiles four times as fast as the real agent."""
 
     agent: Agent
     batch: Batch
@@ -52,7 +52,7 @@ class Learning(NamedTuple):
     update: Callable[..., Any]
 
     def state(self, seed: int = 0) -> TrainState:
-        """Fresh, and committed to a device as a restored one is, so that both run the same compiled update."""
+        """Returns a new state, committed to a device like a restored one, so that both use the same compiled update."""
         return jax.device_put(self.init(jax.random.key(seed)), jax.devices()[0])
 
 
@@ -67,7 +67,7 @@ def learning() -> Learning:
 
 @functools.cache
 def learned() -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after three updates, and the metrics of the last."""
+    """Returns the state after three updates, and the metrics of the last."""
     state = learning().state()
     for _ in range(3):
         state, out = learning().update(state, learning().batch)
@@ -76,7 +76,7 @@ def learned() -> tuple[TrainState, dict[str, jax.Array]]:
 
 @functools.cache
 def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
-    """A replay of two environments, filled by the real workers and the real collector."""
+    """Returns a replay of two environments, filled by the real workers and collector."""
     with make_workers(WorkersConfig("inline", envs=2), f"tiny:{env}", {}, seed=0) as workers:
         agent = tiny.echo_agent(workers.spec)
         config = ReplayConfig(batch_length=5, capacity_steps=1000, online=False)
@@ -90,12 +90,12 @@ def collected(env: str, turns: int = 25) -> tuple[Spec, Replay]:
 
 
 def column(replay: Replay, name: str) -> np.ndarray:
-    """All rows that were added [E, rows, ..]."""
+    """Returns all rows that were added [E, rows, ..]."""
     return replay.columns[name][:, : replay.counts[0]]
 
 
 def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **settings) -> Run:
-    """The real loop around `tiny.echo_agent` and two diaries."""
+    """Makes the real loop with `tiny.echo_agent` and two Diary environments."""
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
     config = Config(
         env="tiny:Diary", env_options={"steps": 40}, env_steps=1000, run_dir=str(folder / "run"),
@@ -106,7 +106,7 @@ def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **s
 
 
 def turn(run: Run) -> None:
-    """One turn of the lockstep loop, without what is tended to beside."""
+    """Makes one turn of the lockstep loop without `tend`."""
     run.collect()
     while run.parts.limiter.due():
         run.learn()
@@ -117,7 +117,7 @@ def turn(run: Run) -> None:
 
 @functools.cache
 def posterior():
-    """(batch, free nats) -> the losses of the world model {name: [B, T]} and its latents [B, T, ..]."""
+    """Returns a function (batch, free nats) -> losses of the world model {name: [B, T]}, latents [B, T, ..]."""
     world_model, _ = tiny.parts(KIND)
     state = tiny.state(KIND)
 
@@ -133,7 +133,7 @@ def posterior():
 
 
 def sequences(first=(), last=(), terminal=()) -> Batch:
-    """A random batch whose flags are true at the given (sequence, trained row) only."""
+    """Makes a random batch whose flags are true only at the given (sequence, trained row)."""
     batch = tiny.make_batch(SPEC)
     flags = {}
     for name, places in (("is_first", first), ("is_last", last), ("is_terminal", terminal)):
@@ -144,7 +144,7 @@ def sequences(first=(), last=(), terminal=()) -> Batch:
 
 
 def changed(batch: Batch, b: int, rows: slice, latent: bool = False) -> Batch:
-    """The batch with other observations and actions in these rows, the context row being row -1."""
+    """Returns the batch with other observations and actions in these rows; row -1 is the context row."""
     rows = slice(rows.start + 1, rows.stop + 1)
     obs, action = {k: x.copy() for k, x in batch.obs.items()}, batch.action.copy()
     for array in (*obs.values(), action):
@@ -157,7 +157,7 @@ def changed(batch: Batch, b: int, rows: slice, latent: bool = False) -> Batch:
 
 
 def same_latents(before: Batch, after: Batch) -> np.ndarray:
-    """[B, T] whether a row's posterior is the same to the last bit."""
+    """Returns [B, T]: whether the posterior of each row is bitwise equal."""
     a, b = (posterior()(batch)[1] for batch in (before, after))
     return np.asarray((a.deter == b.deter).all(-1) & (a.stoch == b.stoch).all((-2, -1)))
 
@@ -173,7 +173,7 @@ def rows_of(*values: float) -> np.ndarray:
 
 
 def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, entropy=(0,) * 4):
-    """A dream whose critic says exactly `value`."""
+    """Makes a dream in which the critic predicts exactly `value`."""
     reward, cont, value, log_prob, entropy = map(lambda x: rows_of(*x), (reward, cont, value, log_prob, entropy))
     logits = jnp.log(distributions.twohot_encode(value, BINS) + 1e-30)
     return ac.Imagined(reward, cont, logits, value, log_prob, entropy)
@@ -181,7 +181,7 @@ def dreamed(reward=(0,) * 4, cont=(1,) * 4, value=(0,) * 4, log_prob=(-1,) * 4, 
 
 @functools.cache
 def imagined():
-    """(dream, lam, entropy weight, lo, hi) -> losses, returns, the next state of the return normaliser, its metrics."""
+    """Returns a function (dream, lam, entropy, lo, hi) -> losses, returns, next return normaliser, metrics."""
 
     @tiny.jit
     def run(dream, lam=0.95, entropy=0.0, lo=0.0, hi=0.0):
@@ -195,7 +195,7 @@ def imagined():
 
 @functools.cache
 def replayed():
-    """(reward, is_last, is_terminal, boot, lam) each [COUNT, STATES] -> loss, returns [COUNT, STATES - 1]."""
+    """Returns a function (reward, is_last, is_terminal, boot [COUNT, STATES], lam) -> loss, returns."""
 
     @tiny.jit
     def run(reward, is_last, is_terminal, boot, lam):

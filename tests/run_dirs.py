@@ -1,4 +1,4 @@
-"""Run directories as a training leaves them, written by hand for the tests of the report: no agent, no jax."""
+"""Writes run directories like those of a training, for the tests of the report. No agent, no jax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamer.runtime.log import images
 
 
 def write_run(path: Path, lines: Sequence[Mapping[str, Any]] | None = None, **settings: Any) -> Path:
-    """A run directory with these settings ("agent.horizon" nested) and lines of metrics, by default `climbing` ones."""
+    """Writes a run directory with settings (dotted keys) and lines of metrics (None: those of `climbing`)."""
     path.mkdir(parents=True)
     nested: dict[str, Any] = {"env": "CartPole-v1", "env_steps": 1000, "eval": {"every": 100, "episodes": 5}}
     for key, value in settings.items():
@@ -29,7 +29,7 @@ def write_run(path: Path, lines: Sequence[Mapping[str, Any]] | None = None, **se
 
 
 def climbing(seed: int, steps: int = 1000, slope: float = 0.1) -> list[dict[str, Any]]:
-    """Lines every 50 steps whose returns climb by `slope` a step; the seed is added. Evaluations every 100, 3 late."""
+    """Returns lines every 50 steps with return slope * step + seed, and evaluations 3 steps after every 100."""
     lines: list[dict[str, Any]] = []
     for step in range(50, steps + 1, 50):
         row = {"env_steps": step, "updates": step // 2, "time": step / 10, "loss/dyn": 10 - step * 0.001}
@@ -42,14 +42,14 @@ def climbing(seed: int, steps: int = 1000, slope: float = 0.1) -> list[dict[str,
 
 
 def add_pictures(run: Path, steps: int) -> None:
-    """The pictures that an evaluation leaves."""
+    """Adds the images that an evaluation writes."""
     frames = np.full((3, 48, 64, 3), steps % 256, np.uint8)
     images.write_episode_video(run / "pictures" / f"episode_{steps:09d}.mp4", frames, 30)
     (run / "pictures" / f"openloop_{steps:09d}.png").write_bytes(images.encode_png(frames[0]))
 
 
 def write_curves(folder: Path, task: str, suite: str, ends: float, seeds: int = 3) -> None:
-    """Published curves of a task in ten bins up to `ends`: seed s has s at every bin."""
+    """Writes published curves of a task in ten bins up to `ends`; seed s scores s in every bin."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         f"{suite},{task},theirs,{seed},{ends * bin / 10:.0f},{seed}" for seed in range(seeds) for bin in range(1, 11)

@@ -1,4 +1,4 @@
-"""Environments that begin the next episode inside step(), and sound ones that look a little like it. No jax."""
+"""Environments that start the next episode inside step(), and healthy ones that look similar. No jax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 
 class Corridor(gymnasium.Env):
-    """One of 8 places in a row; begins at the first, which it passes often, and ends at the last."""
+    """A corridor of 8 places. Starts at the first, which is often revisited, and ends at the last."""
 
     observation_space: gymnasium.Space = spaces.Discrete(8)
     action_space = spaces.Discrete(2)
@@ -27,7 +27,7 @@ class Corridor(gymnasium.Env):
 
 
 class Drift(gymnasium.Env):
-    """20 numbers, all random at first, that drift away as they are pushed; no randomness after the start."""
+    """20 numbers that start at random and then drift, without further randomness."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (20,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -49,10 +49,10 @@ class LongDrift(Drift):
 
 
 class Inside(gymnasium.Wrapper):
-    """Resets inside step; `final`: the key of info that holds the true last observation, if any."""
+    """Resets inside step. final: key of info with the true last observation, if any."""
 
     def __init__(self, env: gymnasium.Env, final: str = "", idle: bool = False):
-        """idle: a reset of the user's after that does nothing."""
+        """idle: the next reset by the user does nothing."""
         super().__init__(env)
         self.final, self.idle, self.fresh = final, idle, None
 
@@ -73,7 +73,7 @@ class Inside(gymnasium.Wrapper):
 
 
 class Contexts(gymnasium.Env):
-    """Every observation is drawn alike, from the generator that reset() draws from too."""
+    """Draws every observation in the same way, also in reset()."""
 
     observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
     action_space = spaces.Discrete(2)
@@ -92,7 +92,7 @@ class Contexts(gymnasium.Env):
 
 
 class Home(Corridor):
-    """Ends where it began, once it has been at place 3."""
+    """Ends at its start, after it was at place 3."""
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
         self.far = self.over = False
@@ -130,5 +130,5 @@ SOUND = {
 
 
 def make(kind: str, sound: bool = False) -> gymnasium.Env:
-    """The environment called so."""
+    """Makes an environment by its name in the tables above."""
     return (SOUND if sound else SELF_RESETTING)[kind]()

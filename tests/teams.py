@@ -1,4 +1,4 @@
-"""Parallel environments for tests, which import neither dreamer nor PettingZoo: every observation tells what it is."""
+"""Parallel environments for tests, with observations that identify themselves. No dreamer and no PettingZoo."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NEVER = 10_000
 
 
 class Team:
-    """Shows seed, game, step and the last action, and who sees it; rewards are 100 * agent + step.
+    """Shows seed, game, step, the last action and the agent; rewards are 100 * agent + step.
 
-    ends: after how many steps each agent ends | truncated: agents whose end is a truncation | enters: the step at
-    which an agent comes into the game | fault: how it fails, in game 1 at step `at`, if its seed is `only`
+    ends: steps after which each agent ends | truncated: agents that end by truncation | enters: step at which each
+    agent enters the game | fault: kind of failure, in game 1 at step `at`, if the seed is `only`
     """
 
     metadata: dict = {"render_modes": ["rgb_array"]}
@@ -51,7 +51,7 @@ class Team:
         self.game, self.time = self.game + 1, 0
         self.agents = [agent for agent in self.possible_agents if not self.enters[agent]]
         self.actions = dict.fromkeys(self.possible_agents, -1)
-        return self.seen(), self.told()
+        return self.seen(), self.infos()
 
     def step(self, actions):
         assert sorted(actions) == sorted(self.agents), f"actions of {sorted(actions)}, playing are {self.agents}"
@@ -63,7 +63,7 @@ class Team:
         over = {agent: self.time == self.ends[agent] for agent in self.agents}
         cut = {agent: over[agent] and agent in self.truncated for agent in self.agents}
         dead = {agent: over[agent] and not cut[agent] for agent in self.agents}
-        answer = self.seen(), self.rewards(), dead, cut, self.told()
+        answer = self.seen(), self.rewards(), dead, cut, self.infos()
         self.agents = [agent for agent in self.agents if not over[agent]]
         return answer
 
@@ -78,7 +78,7 @@ class Team:
     def rewards(self):
         return {agent: 100.0 * self.possible_agents.index(agent) + self.time for agent in self.agents}
 
-    def told(self):
+    def infos(self):
         if not self.mask:
             return {agent: {} for agent in self.agents}
         allowed = {agent: np.eye(4, dtype=np.int8)[self.possible_agents.index(agent)] for agent in self.agents}
@@ -102,7 +102,7 @@ class Team:
 
 
 class Kept(Team):
-    """One that can be continued where it was."""
+    """A Team with get_state and set_state."""
 
     def get_state(self):
         return self.seed, self.game, self.time, list(self.agents), dict(self.actions)
@@ -113,7 +113,7 @@ class Kept(Team):
 
 
 class Signals(Team):
-    """Each agent is rewarded for the action of its own number: only who knows which agent it is can do well."""
+    """Rewards each agent for the action equal to its index, so that the policy must know the agent."""
 
     def __init__(self, steps=4, **options):
         super().__init__(ends=(steps,) * 3, truncated=AGENTS, **options)

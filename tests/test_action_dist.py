@@ -1,4 +1,4 @@
-"""Distributions of actions by hand: groups of several lengths, numbers beside them, masks."""
+"""Action distributions checked by hand: groups of several lengths, numbers beside them, masks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_hybrid_is_the_sum_of_both(key):
 
 
 @pytest.mark.parametrize("unimix", [0.0, 0.1])
-def test_what_is_not_allowed_is_never_chosen_and_the_rest_keeps_its_proportions(key, unimix):
+def test_forbidden_choices_are_never_drawn_and_the_others_keep_their_proportions(key, unimix):
     actions = action_dist.make((3, 2), 0, unimix=unimix)
     allowed = jnp.array([[False, True, True, True, False]])
     outs = {"logits": jnp.broadcast_to(OUTS["logits"], (5_000, 5))}
@@ -71,13 +71,13 @@ def test_what_is_not_allowed_is_never_chosen_and_the_rest_keeps_its_proportions(
     np.testing.assert_allclose(actions.log_prob(OUTS, jnp.float32([[0, 1, 0, 1, 0]]), allowed), [-np.log(2)], rtol=1e-5)
 
 
-def test_a_one_hot_of_which_nothing_is_allowed_is_free():
+def test_a_one_hot_with_no_allowed_entry_is_unrestricted():
     actions = action_dist.make((3, 2), 0)
     nothing = jnp.array([[False, False, False, True, True]])
     np.testing.assert_allclose(actions.entropy(OUTS, nothing), actions.entropy(OUTS), rtol=1e-6)
 
 
-def test_gradients_under_masks_are_finite_and_do_not_reach_what_is_not_allowed():
+def test_gradients_under_masks_are_finite_and_zero_for_forbidden_choices():
     actions = action_dist.make((3, 2), 0, unimix=0.01)
     allowed = jnp.array([[False, True, True, True, False]])
 

@@ -1,4 +1,4 @@
-"""Action vectors become actions of every space, none permuted, scaled wrongly or outside; masks become flat."""
+"""Action vectors are converted to actions of every space, in order, in scale and in bounds; masks are flattened."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_each_choice_is_reached_by_its_own_one_hot(space, seed):
 
 
 def flattened(space, action):
-    """The choices of an action from 0, in the order of the one-hots, by recursion over gymnasium's own spaces."""
+    """Returns the choices of an action, counted from 0, in the order of the one-hots, by recursion over the space."""
     if isinstance(space, spaces.Dict):
         return [i for key in space for i in flattened(space[key], action[key])]
     if isinstance(space, spaces.Tuple):
@@ -136,8 +136,8 @@ def test_masks_as_gymnasium_samples_with_them_become_flat(space, mask, expected)
     "space, mask, message",
     [
         (spaces.Discrete(3), [1, 0], r"is \[2\], it must be \[3\]"),
-        (spaces.Discrete(2), [1, 2], "0 and 1 only"),
-        (spaces.Discrete(2), [0.5, 1.0], "0 and 1 only"),
+        (spaces.Discrete(2), [1, 2], "only 0 and 1"),
+        (spaces.Discrete(2), [0.5, 1.0], "only 0 and 1"),
         (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Discrete(3)}), {"b": [1, 0]}, "at 'b' is"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The actor-critic's losses worked out by hand, and how a fresh one behaves."""
+"""The losses of the actor-critic checked by hand, and the behavior of an untrained one."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ LN3 = np.log(3)
 
 
 def logits_of(values):
-    """Logits over BINS whose mean is each value in (-4, 4)."""
+    """Returns logits over BINS whose mean is each value in (-4, 4)."""
     values = np.float32(values)
     weights = np.stack([np.maximum(-values, 0) / 4, 1 - np.abs(values) / 4, np.maximum(values, 0) / 4], -1)
     return np.log(np.maximum(weights, 1e-30))
 
 
 def dreamed(reward, cont=(1, 1, 1), value=None, log_prob=(-1, -2, -9), entropy=(0.5, 0.25, 9), slow=(0, 0, 0)):
-    """One dream of two steps. Without `value`, the critic is undecided between its three bins: mean 0."""
+    """Makes one dream of two steps. Without `value`, the critic is uniform over its three bins, with mean 0."""
     row = lambda x: jnp.float32(x)[None]  # noqa: E731
     logits = np.zeros((3, 3), np.float32) if value is None else logits_of(value)
     return ac.Imagined(row(reward), row(cont), row(logits), row(slow), row(log_prob), row(entropy))
 
 
 def losses_of(dream, discount=1.0, slow_target=False):
-    """Losses {name: [1, 2]} and returns [1, 2] without normalisers."""
+    """Returns losses {name: [1, 2]} and returns [1, 2] without normalisers."""
     settings = SETTINGS._replace(discount=discount, slow_target=slow_target)
     return ac.imagined_losses(settings, PLAIN, ac.Norms((), (), ()), dream)[:2]
 
@@ -94,7 +94,7 @@ def test_explicit_discount_does_not_weigh_the_start():
     np.testing.assert_allclose(part / whole, [[1, 0.5]], rtol=1e-5)
 
 
-def test_policy_gradient_is_the_weighted_advantage_and_the_critics_is_none_of_its_business():
+def test_policy_gradient_is_the_weighted_advantage_and_does_not_reach_the_critic():
     dream = dreamed(reward=(7, 1, 2), value=(1, 2, 3), cont=(0.5, 1, 1))
     grads = tiny.jit(jax.grad(lambda d: losses_of(d)[0]["policy"].sum()))(dream)
     _, returns = plain_losses(dream)
@@ -122,7 +122,7 @@ def test_large_returns_are_scaled_down_and_small_ones_are_left():
 
 
 def replayed(last, terminal):
-    """Loss and returns [3] of rewards (9, 1, 2, 3), boot (0, 10, 20, 30), lambda and discount 0.5."""
+    """Returns loss and returns [3] for rewards (9, 1, 2, 3), boot (0, 10, 20, 30), lambda and discount 0.5."""
     row = lambda x: jnp.asarray(x)[None]  # noqa: E731
     reward, last, terminal = (row(x) for x in (np.float32([9, 1, 2, 3]), np.array(last) > 0, np.array(terminal) > 0))
     rows = Batch({}, None, reward, None, last, terminal, {})
@@ -140,7 +140,7 @@ def test_replayed_returns_by_hand():
     # R_2 = 3 + 0.5 * 30;  R_1 = 2 + 0.5 (0.5 * 20 + 0.5 * 18);  R_0 = 1 + 0.5 (0.5 * 10 + 0.5 * 11.5)
     loss, returns = replayed([0, 0, 0, 0], [0, 0, 0, 0])
     np.testing.assert_allclose(returns, [6.375, 11.5, 18])
-    np.testing.assert_allclose(loss, 2 * LN3, rtol=1e-5)  # an undecided critic, and its slow copy's 0
+    np.testing.assert_allclose(loss, 2 * LN3, rtol=1e-5)  # a uniform critic, and 0 from its slow copy
 
 
 def test_replayed_returns_bootstrap_at_a_time_limit():
@@ -157,11 +157,11 @@ def test_replayed_returns_end_at_a_terminal_row():
     np.testing.assert_array_equal(loss != 0, [True, True, False])
 
 
-# --- a fresh behavior -------------------------------------------------------------------------------
+# --- an untrained behavior --------------------------------------------------------------------------
 
 
 def fresh(kind: str, mode: str, count: int = 4096):
-    """Actions [count, A] of a fresh actor on random features."""
+    """Returns actions [count, A] of an untrained actor on random features."""
     _, behavior = tiny.parts(kind)
     feat = jax.random.normal(jax.random.key(1), (count, tiny.FEAT))
     dream, ask = Dream(None, feat=lambda state: state, predict=None, decode=None), Ask(np.zeros(count, bool))

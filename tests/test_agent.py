@@ -21,17 +21,17 @@ DTYPES = ("float32", "bfloat16")
 
 
 def to_numpy(leaf) -> np.ndarray:
-    """An array, random keys included, as numpy."""
+    """Converts an array or a random key to numpy."""
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
 def bits(tree) -> list[bytes]:
-    """The bits of every leaf."""
+    """Returns the bits of every leaf."""
     return [to_numpy(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def assert_near(actual, expected, atol: float = 1e-5, rtol: float = 1e-3) -> None:
-    """Every leaf alike; atol is relative to the leaf's largest magnitude, where that is more than 1."""
+    """Fails unless all leaves are close; atol is relative to the leaf's largest magnitude if that is above 1."""
     actual, expected = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
     assert len(actual) == len(expected) > 0
     for (path, ours), (_, theirs) in zip(actual, expected, strict=True):
@@ -43,7 +43,7 @@ def assert_near(actual, expected, atol: float = 1e-5, rtol: float = 1e-3) -> Non
 
 
 def shapes_of_update(batch, kind: str = "vector"):
-    """Traces the update, computes nothing."""
+    """Traces the update without computing it."""
     return jax.eval_shape(tiny.make_agent(kind).update, tiny.state(kind), batch)
 
 
@@ -98,7 +98,7 @@ def stacked(*trees):
 
 @functools.cache
 def two_seeds():
-    """Inputs [2, ..] of two seeds, and what `UPDATES` updates in one scan under one vmap make of them."""
+    """Returns inputs [2, ..] of two seeds, and the results of `UPDATES` updates in one scan under one vmap."""
     update, spec, seeds = tiny.make_agent("vector").update, tiny.SPECS["vector"], (0, 1)
     batches, states = [tiny.make_batch(spec, seed=i) for i in seeds], [tiny.state("vector", seed=i) for i in seeds]
 
@@ -125,7 +125,7 @@ def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each(se
 
 
 def test_first_update_moves_nothing():
-    """The learning rate rises from 0."""
+    """The learning rate starts at 0."""
     before = tiny.state("vector")
     after, _, metrics = tiny.trained("vector", updates=1)
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
@@ -187,7 +187,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
 def test_bfloat16_losses_are_near_those_of_float32():
     for updates in (2, 3):
         single, half = (tiny.trained("vector", dtype, updates)[2] for dtype in DTYPES)
-        # Values are exactly 0 at first, then the outermost bins, e^20, times what rounding leaves of equal logits.
+        # Values are exactly 0 at first, and then the outermost bins, e^20, times the rounding error of equal logits.
         ill_conditioned = {"loss/policy"} if updates > 2 else set()
         for name in set(single) - ill_conditioned:
             if name.startswith(("loss/", "latent/")):
@@ -259,7 +259,7 @@ def test_action_of_a_wrong_width_is_refused():
 
 
 def shapes_with(world_model, behavior) -> None:
-    """Traces the total loss."""
+    """Traces the total loss of an agent of these parts."""
     state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
     total = total_loss(world_model, behavior, tiny.SPECS["vector"])
     jax.eval_shape(total, state.params, state.extra, state.hyper, state.key, batch)
@@ -298,7 +298,7 @@ def test_world_model_losses_are_one_number_per_row():
 
 @functools.cache
 def gradients_of_the_behavior():
-    """Gradients of the dreamed losses and of repval with respect to all parameters."""
+    """Returns the gradients of the dreamed losses and of repval with respect to all parameters."""
     losses, state = make_losses(*tiny.parts("vector"), tiny.SPECS["vector"]), tiny.trained("vector")[0]
 
     def split(params, batch):
@@ -319,7 +319,7 @@ def test_dreamed_losses_do_not_reach_the_world_model():
 
 
 def test_no_behavior_can_change_the_world_model_through_its_dream():
-    """Not even one that follows the gradient of what it dreams; only `Replayed.feat` carries a gradient."""
+    """This includes a behavior that uses the gradient of its dreams; only `Replayed.feat` carries a gradient."""
     world_model, behavior = tiny.parts("vector")
     state, batch = tiny.trained("vector")[0], tiny.make_batch(tiny.SPECS["vector"])
 
@@ -357,7 +357,7 @@ def argmax_agent():
 
 
 def test_acting_sees_the_latents_of_training():
-    """Step by step with its own actions, resets included, and then the same rows as one sequence."""
+    """Acts step by step with its own actions, over resets, and then observes the same rows as one sequence."""
     agent, world_model = argmax_agent(), tiny.parts("vector")[0]
     variables, spec = tiny.variables("vector"), tiny.SPECS["vector"]
     batch = tiny.make_batch(spec, batch_size=3, length=8, context=0, seed=2)
@@ -398,7 +398,7 @@ def test_behavior_is_deterministic_in_mode_and_random_in_sample(kind, key):
 
 
 def test_environments_are_acted_in_apart_from_each_other():
-    """What one environment shows changes the latent of no other."""
+    """The observation of one environment does not change the latent of another."""
     agent, variables = argmax_agent(), tiny.variables("vector")
     act = tiny.jit(agent.act, static_argnames="mode")
     obs = tiny.make_batch(tiny.SPECS["vector"], batch_size=3, length=1, context=0).obs["vector"][:, 0]
@@ -447,7 +447,7 @@ def test_report_observes_the_first_half_and_only_dreams_the_rest():
 
 @pytest.mark.parametrize("row, changes", [(4, [4, 5]), (tiny.LENGTH, [])])
 def test_report_dreams_under_the_true_actions(row, changes):
-    """The action of stored row r, the context row being 0, leads to trained row r; the last one leads nowhere."""
+    """The action of stored row r (row 0 is the context row) leads to trained row r; the last action is unused."""
     state, batch = tiny.trained("mixed")[0], tiny.make_batch(tiny.SPECS["mixed"])
     action = batch.action.copy()
     action[:, row] *= -1

@@ -1,4 +1,4 @@
-"""Any legal space of observations and actions: kept bit for bit, paid exactly, trained on."""
+"""Any valid space of observations and actions: stored bit for bit, rewarded exactly, and trained on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS = 13
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal structure, dtypes and bits."""
+    """Whether structure, dtypes and bits are equal."""
     if isinstance(a, (dict, tuple)):
         keys = a.keys() if isinstance(a, dict) else range(len(a))
         return type(a) is type(b) and len(a) == len(b) and all(same(a[key], b[key]) for key in keys)
@@ -46,7 +46,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def collected(env: gymnasium.Env, seed: int) -> tuple[EnvRows, list[Step]]:
-    """Rows of random actions, each with the action that was chosen at it."""
+    """Collects rows with random actions; each row has the action chosen at it."""
     rows, steps = EnvRows(env), []
     actions = random_actions(rows.spec.action, np.random.default_rng(seed), ROWS)
     for number in range(ROWS):
@@ -56,7 +56,7 @@ def collected(env: gymnasium.Env, seed: int) -> tuple[EnvRows, list[Step]]:
 
 
 def replayed(rows: EnvRows, steps: list[Step]) -> Batch:
-    """All of them as one sequence out of a replay."""
+    """Returns all rows as one sequence from a replay."""
     replay = Replay(
         rows.spec, {}, Config(capacity_steps=ROWS, batch_length=ROWS, batch_size=1, context=0), streams=1, seed=0,
         env_steps=ROWS,
@@ -79,7 +79,7 @@ def test_every_observation_comes_back_from_replay_bit_for_bit(space, seed):
 
 
 class Paid(Anything):
-    """The reward that arrives with a row is a number of the very action chosen at the row before."""
+    """Returns with each row a reward that identifies the action chosen at the previous row."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         obs, _, terminated, truncated, info = super().step(action)
@@ -87,7 +87,7 @@ class Paid(Anything):
 
 
 def price(action: Any) -> float:
-    """A number below 2 ** 20, another one for each action but by chance."""
+    """Hashes an action to a number below 2 ** 20."""
     if isinstance(action, (dict, tuple)):
         parts = [price(part) for part in (action.values() if isinstance(action, dict) else action)]
         return float(zlib.crc32(json.dumps(parts).encode()) % 2**20)
@@ -100,17 +100,17 @@ def test_every_reward_is_that_of_the_action_in_the_row_before(space, seed):
     env = Paid(spaces.Box(-1, 1, (2,)), space, seed)
     rows, steps = collected(env, seed)
     batch = replayed(rows, steps)
-    told = iter(env.told)
+    taken = iter(env.taken)
     for number in range(1, ROWS):
         if batch.is_first[0, number]:
             continue
         action = rows._to_env(batch.action[0, number - 1])
         assert batch.reward[0, number] == price(action)
-        assert same(action, next(told))
+        assert same(action, next(taken))
 
 
 class Strict(Anything):
-    """Takes no action outside its space."""
+    """Fails on an action outside its space."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action), action
@@ -118,7 +118,7 @@ class Strict(Anything):
 
 
 class QuickJax:
-    """The module jax, but that programs are compiled as quickly as may be."""
+    """The module jax, with programs compiled as fast as possible."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
@@ -128,7 +128,7 @@ class QuickJax:
 
 
 def check_then_train(obs_space: spaces.Space, action_space: spaces.Space, seed: int) -> set[str]:
-    """What `dreamer check` finds wrong. What it calls sound makes two updates, and a space that it refuses none."""
+    """Returns the faults that `dreamer check` finds. Makes two updates if there are none."""
 
     def make() -> gymnasium.Env:
         return Strict(obs_space, action_space, seed)

@@ -1,4 +1,4 @@
-"""The import table: who may import whom, read from the syntax trees."""
+"""The import table: which room may import which, checked on the syntax trees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 def module_name(file: pathlib.Path) -> str:
-    """dreamer/nets/mlp.py -> dreamer.nets.mlp; a package is named as its folder."""
+    """Returns the module of a file: dreamer/nets/mlp.py -> dreamer.nets.mlp; a package has the name of its folder."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -23,10 +23,10 @@ def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
 
 
 
-NOUNS = {"errors", "spaces", "steps", "plugins", "fields"}  # words that every room but ops may use
-LOOSE = {"shipped", "suites", "trust", "coerce", "hints", "layers", "config"}  # of configs and who is trusted
+NOUNS = {"errors", "spaces", "steps", "plugins", "fields"}  # modules that every room except ops may import
+LOOSE = {"shipped", "suites", "trust", "coerce", "hints", "layers", "config"}  # for configs and trust
 RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "run")}
-# room -> the rooms of dreamer that it may import besides the nouns, itself apart.
+# room -> the rooms of dreamer that it may import, in addition to the nouns and itself.
 TABLE: dict[str, set[str]] = {
     "errors": set(),
     "spaces": set(),
@@ -64,7 +64,7 @@ TABLE: dict[str, set[str]] = {
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
-# Rooms that a process without jax uses, and of other rooms the files that do.
+# Rooms and files that must work in a process without jax.
 NO_JAX_ROOMS = ("runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
@@ -90,7 +90,7 @@ NO_JAX = (
 
 
 def imports(source: str, module: str, package: bool = False, top_only: bool = False) -> Iterator[str]:
-    """Full dotted names that `source` imports anywhere; "from a import b" gives a.b. `top_only`: when it is loaded."""
+    """Yields the full dotted names that `source` imports; "from a import b" is a.b. top_only: only on loading."""
     tree = ast.parse(source)
     for node in _loaded(tree) if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -104,7 +104,7 @@ def imports(source: str, module: str, package: bool = False, top_only: bool = Fa
 
 
 def _loaded(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when the module is loaded: not in functions, not under `if TYPE_CHECKING`."""
+    """Yields the nodes that run when the module is loaded: not in functions, not under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -119,17 +119,17 @@ def imports_of(file: pathlib.Path, top_only: bool = False) -> set[str]:
 
 
 def room(dotted: str) -> str:
-    """The room that a dotted name of dreamer lies in."""
+    """Returns the room of a dotted name of dreamer."""
     parts = dotted.split(".")[1:]
     return next((name for name in ("/".join(parts[:2]), *parts[:1]) if name in TABLE), "dreamer")
 
 
 def strangers(module: str, imported: set[str]) -> list[str]:
-    """The imports of `module` that the table does not allow."""
+    """Returns the imports of `module` that the table does not allow."""
     home = room(module)
     inside = {name for name in imported if name.split(".")[0] == "dreamer"} - {"dreamer.__version__"}
     wrong = {name for name in inside if room(name) not in TABLE[home] | {home}}
-    if home == "world_models" or home == "behaviors":  # never each other: a file of a family stands alone
+    if home == "world_models" or home == "behaviors":  # never each other: each family is independent
         own = (module, f"dreamer.{home}.") if module == f"dreamer.{home}" else (module,)
         wrong |= {name for name in inside if room(name) == home and not name.startswith(own)}
     return sorted(wrong)
@@ -161,7 +161,7 @@ def test_rooms_do_not_import_each_other_in_circles():
     for module, file in modules("dreamer"):
         graph[room(module)] |= {room(name) for name in imports_of(file) if name.split(".")[0] == "dreamer"}
     graph["apps"] -= {"apps/check", "apps/report"}  # the table of commands
-    graph["dreamer"] = set()  # what it offers is loaded lazily
+    graph["dreamer"] = set()  # it loads its public names lazily
     assert not circle({home: others - {home, "dreamer"} for home, others in graph.items()})
 
 
@@ -175,7 +175,7 @@ def test_files_do_not_import_each_other_in_circles():
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes of a graph that lie on circles, or lead only to them; empty when there is none."""
+    """Returns the nodes of a graph that are on cycles or lead only to them; empty if there are none."""
     left = {node: set(others) for node, others in graph.items()}
     while leaves := [node for node, others in left.items() if not others & left.keys()]:
         for node in leaves:

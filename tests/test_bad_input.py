@@ -1,4 +1,4 @@
-"""Whatever is wrong ends with one line that names the cause and exit code 2, and nothing written before is lost."""
+"""Every error of the user ends with one line that names the cause and exit code 2, and loses nothing written before."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PREFIX = "dreamer: error: "
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """Where a run of this test goes."""
+    """The run directory of this test."""
     return tmp_path / "run"
 
 
 @pytest.fixture
 def preset(tmp_path):
-    """Writes the tiny config with overrides as a preset and gives its path."""
+    """Writes the tiny config with overrides as a preset and returns its path."""
 
     def write(run: Path, **overrides) -> str:
         path = tmp_path / "preset.yaml"
@@ -43,7 +43,7 @@ def preset(tmp_path):
 
 
 def error_line(capsys, *args: str) -> str:
-    """The one line on stderr of a command that must end with code 2."""
+    """Runs a command that must end with code 2, and returns its only line on stderr."""
     assert cli.main([*args, "--trust"] if args[0] == "train" else args) == 2
     err = capsys.readouterr().err
     assert err.startswith(PREFIX) and err.count("\n") == 1 and err.endswith("\n"), err
@@ -75,7 +75,7 @@ UNUSABLE = pytest.mark.parametrize(
 
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
-    """The current folder holds a module that raises, and one that imports what is not there."""
+    """Makes a current folder with a module that raises, and one that imports a missing package."""
     (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('no licence')")
     (tmp_path / "needs_a_package.py").write_text("import not_installed")
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_an_environment_that_cannot_be_used(capsys, preset, modules, run, env, o
 
 
 @pytest.mark.parametrize("env, options", [("broken_envs:fails", {"how": "spaces"}), ("raises_at_import:make", {})])
-def test_worker_processes_tell_the_same_line(capsys, preset, modules, run, env, options):
+def test_worker_processes_raise_the_same_line(capsys, preset, modules, run, env, options):
     here = error_line(capsys, "train", preset(run, env=env, env_options=options))
     there = error_line(capsys, "train", preset(run, env=env, env_options=options, workers__backend="processes"))
     assert here == there
@@ -142,7 +142,7 @@ def test_a_run_directory_that_holds_a_run_is_left_as_it_is(capsys, tmp_path_fact
 @pytest.mark.parametrize(
     "how, restarts, parts",
     [
-        ("outside", 0, ["key 'vector' at [2] is 7", "outside of its space's bounds"]),
+        ("outside", 0, ["key 'vector' at [2] is 7", "outside its space's bounds"]),
         ("raise", 3, ["failed: RuntimeError: the cable is loose", "broken_envs.py", "(incident 4 in a row)"]),
     ],
 )
@@ -165,12 +165,12 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
 
 
-def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(capsys, preset, run):
+def test_an_environment_that_fails_sometimes_is_reported_and_the_run_continues(capsys, preset, run):
     overrides = {"env_steps": 60, "replay_ratio": 0, "eval__episodes": 0}
     options = {"how": "raise", "after": 18}
     assert cli.main(["train", preset(run, env="broken_envs:fails", env_options=options, **overrides), "--trust"]) == 0
-    told = capsys.readouterr()
-    assert "environment restarted: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in told.out + told.err
+    std = capsys.readouterr()
+    assert "environment restarted: env 'broken_envs:fails #1' failed: RuntimeError: the cable" in std.out + std.err
     assert lines(run)[-1]["env_steps"] == 60
 
 
@@ -178,7 +178,7 @@ def test_an_environment_that_breaks_now_and_then_is_told_of_and_the_run_goes_on(
 
 
 class NearlyFull:
-    """A file on a disk with room for so many bytes: the last write is taken in part, the next one refused."""
+    """A file on a disk with `room` bytes: the last write is done in part, and the next one fails."""
 
     def __init__(self, file, room: int):
         self.file, self.room = file, room
@@ -222,7 +222,7 @@ def test_no_space_for_a_checkpoint(capsys, monkeypatch, preset, run):
 
 
 class FailingUpdate:
-    """An update that fails as a device does: at compiling, or at the second call, when its state is donated already."""
+    """An update that fails like a device: while compiling, or at the second call, when its state is already donated."""
 
     def __init__(self, update, text: str, compiles: bool):
         self.update, self.text, self.compiles, self.calls = update, text, compiles, 0
@@ -276,7 +276,7 @@ def test_no_device_memory_for_an_update_keeps_the_rows(capsys, failing, monkeypa
     failing(MEMORY)
     path = preset(run, lockstep=lockstep, replay__flush=0.0)
     line = error_line(capsys, "train", path)
-    assert "no device memory left for an update" in line and "the update 3.5 GB beside it" in line
+    assert "no device memory left for an update" in line and "the update 3.5 GB in addition" in line
     assert saved(run)[1] == {"env_steps": 0, "updates": 0}
     monkeypatch.undo()
     assert cli.main(["train", path, "--trust", "--resume", "--env-steps", "60"]) == 0
@@ -314,30 +314,30 @@ def test_a_device_that_fails_while_acting_saves_what_was_learned(capsys, monkeyp
     assert saved(run)[1]["updates"] == 3
 
 
-def test_a_device_that_is_gone_is_told(capsys, failing, preset, run):
+def test_a_lost_device_is_reported(capsys, failing, preset, run):
     failing("UNAVAILABLE: TPU worker 3 stopped answering")
     line = error_line(capsys, "train", preset(run))
     assert "a device failed or is gone while an update" in line and "--resume" in line and "worker 3" in line
 
 
-def test_what_no_device_raised_is_one_line_with_its_traceback_in_a_file(capsys, failing, preset, run):
+def test_another_error_of_an_update_is_one_line_with_its_traceback_in_a_file(capsys, failing, preset, run):
     failing("INVALID_ARGUMENT: a bug")
     line = error_line(capsys, "train", preset(run))
     assert "JaxRuntimeError: INVALID_ARGUMENT: a bug" in line and f"details: {run}/error.txt" in line
     assert "Traceback" in (run / "error.txt").read_text()
 
 
-# ---- using what is not there, or is of another config
+# ---- missing checkpoints, and checkpoints of another config
 
 
 @pytest.fixture
 def copy(tmp_path, tmp_path_factory) -> Path:
-    """A trained run to be damaged."""
+    """A copy of a trained run, to damage."""
     return Path(shutil.copytree(trained(tmp_path_factory), tmp_path / "copy"))
 
 
 def edit_sealed(path: Path, old: str, new: str) -> None:
-    """Changes the config of a run as only this user can: with a seal that is right."""
+    """Changes the config of a run and seals it again, which only this user can do."""
     text, run, _ = trust.unsealed(path.read_text())
     assert run and text.count(old) == 1
     path.write_text(trust.sealed_text(text.replace(old, new), run))

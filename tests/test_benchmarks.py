@@ -1,4 +1,4 @@
-"""Benchmarks: operations are counted exactly, rows become a table, two programs take turns."""
+"""Benchmarks: exact counts of operations, a table of rows, and two programs in alternation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seven(x, w):
 
 
 def half_dead(x, w):
-    """Seven products whose other half, also in the loop, nobody reads."""
+    """Seven products that are used, and others, also in the loop, that are not."""
     def body(carry, _):
         return (carry[0] @ w, carry[1] @ w), carry[0] @ w.T
 
@@ -52,12 +52,12 @@ def branches(x, w):
         (seven, (SQUARE, SQUARE), 7 * SQUARED),
         (half_dead, (SQUARE, SQUARE), 7 * SQUARED),
         (branches, (SQUARE, SQUARE), 2 * SQUARED),
-        # Gradient of one operand: the other's product and the value are dead code.
+        # Gradient of one operand: the value and the product for the other operand are dead code.
         (jax.grad(lambda a, b: product(a, b).sum()), (A, B), PRODUCT),
         (jax.grad(lambda x, k: convolve(x, k).sum()), (IMAGES, KERNEL), CONVOLVED),
-        # Forward, and both operands on the way back.
+        # Forward, and both operands backward.
         (jax.value_and_grad(lambda x, w: seven(x, w).sum(), (0, 1)), (SQUARE, SQUARE), 3 * 7 * SQUARED),
-        # Computed again on the way back.
+        # Recomputed backward.
         (jax.grad(lambda x, w: jnp.sin(jax.checkpoint(seven)(x, w)).sum(), (0, 1)), (SQUARE, SQUARE), 4 * 7 * SQUARED),
     ],
 )  # fmt: skip
@@ -65,12 +65,12 @@ def test_operations_are_counted_exactly(fun, args, expected):
     assert operations.of_function(fun, *args).total == expected
 
 
-def test_kinds_of_operations_are_told_apart():
+def test_kinds_of_operations_are_counted_separately():
     count = operations.of_function(lambda x, w, i, k: (seven(x, w), convolve(i, k)), SQUARE, SQUARE, IMAGES, KERNEL)
     assert count == (7 * SQUARED, CONVOLVED, 7 * SQUARED, 0)
 
 
-def test_a_loop_of_unknown_length_is_told():
+def test_a_loop_of_unknown_length_is_reported():
     def until(x, w):
         return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
 
@@ -141,7 +141,7 @@ protocol.serve(answers, {{"params": 7, "words": sys.argv[1:]}}, lambda: time.sle
 
 @pytest.fixture
 def fake(tmp_path):
-    """Writes a peer whose step takes the given seconds; its command."""
+    """Writes a peer whose step takes the given seconds, and returns its command."""
 
     def write(seconds):
         path = tmp_path / f"peer_{seconds}.py"
@@ -161,27 +161,27 @@ def test_two_programs_take_turns(fake, tmp_path):
     assert rounds.ratios(both["ours"], both["peer"])["min"] > 1
 
 
-def test_a_peer_that_fails_is_told(tmp_path):
+def test_a_peer_that_fails_is_reported(tmp_path):
     (tmp_path / "broken.py").write_text("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="peer ended with code 3"):
         rounds.alternate({"peer": rounds.peer_command(str(tmp_path / "broken.py"), "", ".", [])}, 1, 1)
 
 
-def test_a_peer_without_an_adapter_is_told():
+def test_a_peer_without_an_adapter_is_reported():
     with pytest.raises(SystemExit, match="no adapter for 'nobody'"):
         rounds.peer_command("nobody", "", ".", [])
 
 
 @pytest.mark.parametrize("path", sorted((table.HERE / "peers").glob("*.py")), ids=lambda path: path.stem)
 def test_adapters_import_nothing_of_ours(path):
-    """They run in interpreters where it is not installed."""
+    """Adapters run in interpreters without dreamer."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in names} & {"dreamer", "envs", "benchmarks"}
 
 
-def test_what_an_operation_calls_is_not_its_own_cost():
+def test_the_cost_of_an_operation_excludes_the_operations_that_it_calls():
     found = [
         trace.Event("outer.1", "outer.1", 0, 10e6, "a"), trace.Event("inner.2", "inner.2", 2e6, 3e6, "a"),
         trace.Event("inner.3", "inner.3", 6e6, 2e6, "a"), trace.Event("inner.2", "inner.2", 8e6, 6e6, "b"),
@@ -230,7 +230,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 """
 
 
-def test_launches_count_once_a_trip_and_what_a_fusion_holds_not_at_all():
+def test_launches_count_once_per_trip_and_operations_inside_a_fusion_do_not_count():
     found = launches.launches(PROGRAM)
     assert [(one.kind, one.name, one.loop, one.times) for one in found] == [
         ("fusion", "double", "body", 15), ("custom-call", "gemm", "body", 15), ("copy", "last", "", 1),

@@ -66,7 +66,7 @@ def test_line_names_steps_bytes_and_bound():
         ({"env_steps": 500}, "env_steps leaves 32 rows"),
         ({"free_bytes": 10**6}, "half of the free memory .* leaves 2 rows"),
         ({"capacity_gb": 100, "capacity_steps": 10**8}, "replay.capacity_gb: .* only 64.0 GB are free"),
-        ({"free_bytes": None}, "does not tell what is free"),
+        ({"free_bytes": None}, "does not report free memory"),
     ],
 )
 def test_too_little_is_refused_with_its_cause(limits, message):
@@ -82,7 +82,7 @@ def write(root, files):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine with 8 MB available."""
+    """Simulates a machine with 8 MB of free memory."""
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8_000_000))
 
 
@@ -119,6 +119,6 @@ def test_limit_above_the_machine_does_not_count(tmp_path):
     assert memory.free_memory(tmp_path) == 8_000_000
 
 
-def test_this_machine_tells_its_free_memory(monkeypatch):
+def test_the_free_memory_of_this_machine_is_found(monkeypatch):
     monkeypatch.undo()
     assert memory.free_memory() > 0

@@ -1,4 +1,4 @@
-"""`dreamer check`: it finds each planted fault by its name, and is silent on sound environments."""
+"""`dreamer check` finds each planted fault and names it, and reports nothing on healthy environments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FAULTS = {
     "StaleEnd": {"stale-end": "wrong"},
     "StaleCamera": {"stale-end": "wrong"},
     "ResetsInside": {"reset-inside": "wrong"},
-    "TellsTheFinal": {"reset-inside": "wrong"},
+    "ReturnsTheFinal": {"reset-inside": "wrong"},
     "Unseeded": {"unseeded": "warning"},
     "Remembers": {"reset-leaks": "warning"},
     "SameEpisode": {"same-episode": "wrong"},
@@ -96,11 +96,11 @@ def test_each_planted_fault_is_found_by_its_name_and_nothing_else_is(fault):
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_nothing_is_held_against_a_sound_environment(name):
+def test_a_healthy_environment_has_no_faults(name):
     assert bad(found(name)) == {}
 
 
-def test_nothing_is_held_against_the_control_suite():
+def test_the_control_suite_has_no_faults():
     pytest.importorskip("dm_control")
     assert bad(found("dmc:walker-walk", steps=1100)) == {}
 
@@ -121,12 +121,12 @@ def test_an_error_names_file_and_line_of_the_environment():
     assert one(verdicts, "stopped").level == "note"
 
 
-def test_what_goes_wrong_in_the_making_names_file_and_line():
+def test_an_error_while_making_names_file_and_line():
     text = one(found(FAULTY, fault="Unmakeable"), "construction").text
     assert "no such licence" in text and "faulty_check_envs.py, line" in text
 
 
-def test_a_stop_action_that_leaves_all_as_it_is_is_no_stale_observation(monkeypatch):
+def test_an_action_that_changes_nothing_is_not_a_stale_observation(monkeypatch):
     class Stopping(Ball):
         def step(self, action):
             if action == 2:
@@ -138,17 +138,17 @@ def test_a_stop_action_that_leaves_all_as_it_is_is_no_stale_observation(monkeypa
     assert one(found("faulty_check_envs:Ball"), "stale-end").level == "note"
 
 
-def test_that_no_episode_truly_ends_is_noted_for_it_may_be_meant():
+def test_a_note_says_that_no_episode_terminates():
     verdicts = found(FAULTY, fault="NeverTerminated")
     assert bad(verdicts) == {} and one(verdicts, "no-true-end").level == "note"
 
 
-def test_a_registered_time_limit_beyond_the_steps_is_no_fault():
+def test_a_registered_time_limit_beyond_the_steps_is_not_a_fault():
     verdicts = found("Acrobot-v1", steps=100)
     assert bad(verdicts) == {} and "time limit is 500" in one(verdicts, "endings").text
 
 
-def test_a_random_policys_return_is_told_with_its_standard_error():
+def test_the_return_of_a_random_policy_is_reported_with_its_standard_error():
     returns = [sum(row.reward for row in rows) for rows in taken(Ball()).episodes()]
     facts = one(found("faulty_check_envs:Ball"), "return").facts
     assert facts["episodes"] == len(returns) and facts["mean"] == pytest.approx(np.mean(returns))
@@ -197,7 +197,7 @@ def test_a_key_is_described_by_how_it_is_encoded_and_decoded(space, words):
     assert all(word in spaces.described(space) for word in words)
 
 
-def test_a_tally_tells_the_first_of_each_kind_and_how_many_there_were():
+def test_a_tally_reports_the_first_of_each_kind_and_the_count():
     tally = Tally()
     for step in range(3):
         tally.add(wrong("nan", "it is nan"), "speed", f"step {step}")
@@ -206,12 +206,12 @@ def test_a_tally_tells_the_first_of_each_kind_and_how_many_there_were():
     assert first.text == "it is nan (step 0); 3 times in all" and second.text == "it is inf (step 2)"
 
 
-def test_a_line_of_gymnasiums_checker_that_nothing_else_tells_is_told():
+def test_a_line_of_gymnasiums_checker_is_reported_if_no_verdict_covers_it():
     assert gymnasium_checker.verdicts(["something new"], []) == [Verdict("warning", "gymnasium", "something new")]
     assert gymnasium_checker.verdicts(["!something new"], [])[0].level == "wrong"
 
 
-def test_a_line_of_gymnasiums_checker_gives_way_to_the_verdict_that_tells_more():
+def test_a_line_of_gymnasiums_checker_is_dropped_if_a_verdict_covers_it():
     line = "The obs returned by the `step()` method is not within the observation space."
     assert gymnasium_checker.verdicts([line], [wrong("nan", "it is nan")])[0].level == "ok"
     assert gymnasium_checker.verdicts([line], [])[0].level == "warning"
@@ -225,7 +225,7 @@ def test_gymnasiums_checker_is_run():
     assert any("maximum and minimum values are equal" in line for line in lines)
 
 
-def test_what_the_environment_raises_is_told_apart_from_an_error_of_the_check():
+def test_errors_of_the_environment_are_distinguished_from_errors_of_the_check():
     watch = Watch()
 
     def fails():
@@ -236,7 +236,7 @@ def test_what_the_environment_raises_is_told_apart_from_an_error_of_the_check():
         watch.call("step", fails)
 
 
-# ---- the process of its own
+# ---- the separate process
 
 
 def test_an_environment_that_hangs_is_named_with_its_line():
@@ -247,7 +247,7 @@ def test_an_environment_that_hangs_is_named_with_its_line():
     assert "faulty_check_envs.py, line" in last.text
 
 
-def test_a_process_without_a_sign_of_life_is_given_up(monkeypatch):
+def test_a_process_that_does_not_respond_is_given_up(monkeypatch):
     monkeypatch.setattr(isolation, "START", 0.01)
     reading, writing = os.pipe()
     with open(reading, "rb"), open(writing, "wb"):
@@ -264,12 +264,12 @@ def test_an_environment_that_ends_its_process_is_named():
 # ---- the command
 
 
-def test_what_an_environment_prints_stays_out_of_the_json(capfd):
+def test_output_of_an_environment_stays_out_of_the_json(capfd):
     assert cli.main(["check", FAULTY, "--env-options.fault", "Prints", "--steps", "40", "--json", "-"]) == 0
     out, err = capfd.readouterr()
-    told = json.loads(out)
-    assert told["sound"] and told["env"] == FAULTY and told["env_options"] == {"fault": "Prints"}
-    assert {verdict["key"] for verdict in told["verdicts"]} >= {"observation", "action", "step-time", "throughput"}
+    report = json.loads(out)
+    assert report["sound"] and report["env"] == FAULTY and report["env_options"] == {"fault": "Prints"}
+    assert {verdict["key"] for verdict in report["verdicts"]} >= {"observation", "action", "step-time", "throughput"}
     assert "a step" in err
 
 
@@ -278,8 +278,8 @@ def test_a_wrong_environment_gives_exit_code_1_and_a_line_a_verdict(capfd, tmp_p
     code = cli.main(["check", FAULTY, "--env-options.fault", "StaleEnd", "--steps", "400", "--json", str(file)])
     lines = capfd.readouterr().out.splitlines()
     assert code == 1
-    told = json.loads(file.read_text())
-    assert len(lines) == len(told["verdicts"]) + 2 and lines[-1].startswith("not sound: 1 wrong")
+    report = json.loads(file.read_text())
+    assert len(lines) == len(report["verdicts"]) + 2 and lines[-1].startswith("not sound: 1 wrong")
     assert [line for line in lines if line.startswith("wrong    stale-end ")]
 
 
@@ -322,7 +322,7 @@ def test_the_picture_shows_the_raw_observation_and_the_agents_row(tmp_path):
     assert (image == 230).all(-1).any(), "the ball is not to be seen"
 
 
-def test_what_render_draws_is_in_the_picture(tmp_path):
+def test_the_rendered_image_is_in_the_picture(tmp_path):
     settings = Settings(steps=50, picture=str(tmp_path / "pole.png"))
     assert one(list(examine("CartPole-v1", settings, Watch())), "picture").level == "ok"
     assert read_png(settings.picture).std() > 10

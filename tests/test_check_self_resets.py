@@ -1,4 +1,4 @@
-"""`dreamer check` finds environments that reset themselves inside step, and takes no other for one."""
+"""`dreamer check` finds environments that reset themselves inside step, and no others."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def test_an_environment_that_resets_itself_inside_step_is_found(kind):
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_a_sound_environment_is_not_taken_for_one(kind):
+def test_a_healthy_environment_is_not_reported(kind):
     assert wrongs(kind=kind, sound=True) == {}

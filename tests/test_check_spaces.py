@@ -1,4 +1,4 @@
-"""What `dreamer check` says of spaces is what the agent does with them, by numbers."""
+"""`dreamer check` describes spaces as the agent uses them, compared by numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PICTURES = [
 
 
 @pytest.mark.parametrize("space", PICTURES, ids=str)
-def test_the_range_of_a_picture_is_that_which_becomes_0_to_1(space):
+def test_the_reported_range_of_an_image_is_the_one_scaled_to_0_to_1(space):
     (text,) = texts(of(space), "observation")
     low, high = map(float, re.search(r"of (\S+) to (\S+) -> scaled to -0.5..0.5, convolutions", text).groups())
     env = Ball()
@@ -62,7 +62,7 @@ def test_the_range_of_a_picture_is_that_which_becomes_0_to_1(space):
     "space", [spaces.Box(5, 5, (8, 8), np.uint8), spaces.Box(-1, np.inf, (8, 8, 3)), spaces.Box(0, 1e9, (8, 8, 3))],
     ids=str,
 )  # fmt: skip
-def test_what_has_no_range_of_a_picture_is_a_vector_to_both(space):
+def test_a_space_without_the_range_of_an_image_is_a_vector_for_check_and_agent(space):
     (text,) = texts(of(space), "observation")
     assert text.startswith("'vector': vector of ") and "symlog, MLP" in text
 
@@ -77,7 +77,7 @@ def test_what_has_no_range_of_a_picture_is_a_vector_to_both(space):
     ],
     ids=str,
 )
-def test_the_words_for_encoding_and_decoding_are_what_the_networks_do(space, words):
+def test_the_described_encoding_and_decoding_is_that_of_the_networks(space, words):
     assert words in checks.described(space)
     rng = np.random.default_rng(0)
     value = jnp.asarray(rng.integers(0, 4, (1, *space.shape)).astype(space.device_dtype))
@@ -103,23 +103,23 @@ def test_the_words_for_encoding_and_decoding_are_what_the_networks_do(space, wor
     np.testing.assert_allclose(to_observation(space, perfect), value, rtol=1e-5)
 
 
-def test_the_number_of_classes_told_is_that_of_the_one_hots_wherever_they_start():
+def test_the_reported_number_of_classes_is_that_of_the_one_hots_for_any_start():
     (text,) = texts(of(spaces.Discrete(3, start=-1)), "observation")
     assert "one of 3 classes -> one-hot (3 numbers)" in text
 
 
-def test_a_key_that_holds_nothing_is_told_and_dropped():
+def test_an_empty_key_is_reported_and_dropped():
     space = spaces.Dict({"a": Ball.observation_space, "none": spaces.Box(0, 1, (0,)), "log/b": spaces.Discrete(2)})
-    told = texts(of(space), "observation")
-    assert "'none': not given to the agent, its shape [0] holds no number" in told
-    assert "'log/b': not given to the agent, keys log/... are for logs" in told
+    reported = texts(of(space), "observation")
+    assert "'none': not given to the agent, its shape [0] is empty" in reported
+    assert "'log/b': not given to the agent, keys log/... are for logs" in reported
     env = Ball()
     env.observation_space = space
     assert [reader.key for reader in readers(env)] == ["a"]
 
 
 @pytest.mark.parametrize("space", [spaces.Box(0, 1, (0,)), spaces.MultiDiscrete([])], ids=str)
-def test_an_observation_that_holds_nothing_is_wrong(space):
+def test_an_empty_observation_is_a_fault(space):
     class Nothing(Ball):
         observation_space = space
 
@@ -127,7 +127,7 @@ def test_an_observation_that_holds_nothing_is_wrong(space):
             return np.zeros(0, space.dtype)
 
     found = [v for v in examine(Maker("nothing", Nothing), Settings(steps=20), Watch()) if v.level == "wrong"]
-    assert [v.key for v in found] == ["space"] and "holds no key for the agent" in found[0].text
+    assert [v.key for v in found] == ["space"] and "has no key for the agent" in found[0].text
 
 
 @pytest.mark.parametrize("top, found", [(255, ["picture-range"]), (10, ["picture-range"]), (1, [])])
@@ -143,8 +143,8 @@ def test_a_picture_is_called_dark_by_its_own_range(top, found):
     env = Bounded()
     keys = keys_of(env, readers(env))
     taken = walk(env, keys, Watch(), steps=60, episodes=9, seed=0, repeat=1)
-    told = [v.key for v in channels.check(taken, keys) if v.level in ("warning", "note") and v.key == "picture-range"]
-    assert told == found
+    verdicts = channels.check(taken, keys)
+    assert [v.key for v in verdicts if v.level in ("warning", "note") and v.key == "picture-range"] == found
 
 
 # ---- actions
@@ -164,7 +164,7 @@ INF, MOST = np.inf, np.finfo(np.float32).max
     ],
     ids=str,
 )
-def test_the_range_of_actions_told_is_that_which_the_agent_uses(space, span, free):
+def test_the_reported_range_of_actions_is_that_of_the_agent(space, span, free):
     verdicts = of(action=space)
     assert texts(verdicts, "action") == [
         f"{space.shape[0]} number{'s' * (space.shape[0] > 1)}, each -1..1 stretched to {span}"
@@ -179,7 +179,7 @@ def test_the_range_of_actions_told_is_that_which_the_agent_uses(space, span, fre
     assert all(f"{free} actions have no finite bounds: the agent uses {span} only" in text for text in warned)
 
 
-def test_boxes_without_bounds_are_told_wherever_they_are_nested():
+def test_nested_boxes_without_bounds_are_reported():
     pair = spaces.Tuple([spaces.Box(0, INF, (2,)), spaces.Box(-1, 1, (1,))])
     space = spaces.Dict({"a": pair, "b": spaces.Discrete(2)})
     (text,) = texts(of(action=space), "action-bounds")

@@ -30,11 +30,11 @@ class Moments(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """An optimizer state without arrays, as optax has them."""
+    """An optimizer state without arrays, like some of optax."""
 
 
 def arrays(seed: int) -> dict:
-    """Parameters under names as Flax and Haiku make them, values as awkward as floats can be."""
+    """Makes parameters with names like those of Flax and Haiku, and with special float values."""
     values = np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32)
     values[0] = [np.nan, np.inf, np.float32(1e-40)]
     return {
@@ -44,7 +44,7 @@ def arrays(seed: int) -> dict:
 
 
 def train_state(seed: int = 0) -> TrainState:
-    """A state with all that silent bug 20 forgets: return normaliser, slow critic, optimizer moments, key."""
+    """Makes a state with all parts that silent bug 20 loses: return normaliser, slow critic, moments, key."""
     params = {"world_model": arrays(seed), "behavior": {"actor": arrays(seed + 1), "critic": arrays(seed + 2)}}
     extra = {
         "world_model": {},
@@ -91,7 +91,7 @@ def test_a_state_is_restored_from_its_shapes_alone(tmp_path):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
 
 
-def test_numpy_and_python_numbers_stay_what_they_are(tmp_path):
+def test_numpy_and_python_numbers_keep_their_types(tmp_path):
     state = {"a": np.arange(5), "b": np.ones(2, ml_dtypes.bfloat16), "c": 3, "d": 0.1, "e": np.float64(0.25)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
@@ -176,11 +176,11 @@ def test_a_step_that_is_stored_is_left_as_it_is(tmp_path):
 def test_saving_an_older_step_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, {"x": jnp.zeros(1)})
-        with pytest.raises(UserError, match="holds the newer 5"):
+        with pytest.raises(UserError, match="the newer checkpoint 5 exists"):
             checkpoints.save(4, {"x": jnp.zeros(1)})
 
 
-def test_a_later_run_goes_on_in_the_same_directory(tmp_path):
+def test_a_later_run_continues_in_the_same_directory(tmp_path):
     for step in (1, 2):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(step, {"x": jnp.zeros(1)})
@@ -200,14 +200,14 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path):
     assert Checkpoints(tmp_path).latest() is None
 
 
-def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_the_error_for_a_missing_step_lists_the_available_steps(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, {"x": jnp.zeros(1)})
-        with pytest.raises(UserError, match="no checkpoint 11 .*it holds 10"):
+        with pytest.raises(UserError, match="no checkpoint 11 .*available: 10"):
             checkpoints.restore({"x": jnp.zeros(1)}, step=11)
 
 
-def test_a_checkpoint_of_another_config_is_told_leaf_by_leaf(tmp_path):
+def test_a_checkpoint_of_another_config_is_reported_leaf_by_leaf(tmp_path):
     saved = train_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, saved)
@@ -229,7 +229,7 @@ def test_a_leaf_of_another_form_is_never_cast_or_cut(tmp_path, like):
             checkpoints.restore({"x": like})
 
 
-def test_a_leaf_that_is_forgotten_in_the_target_is_told(tmp_path):
+def test_a_leaf_missing_in_the_target_is_reported(tmp_path):
     saved = train_state()
     extra = {**saved.extra, "behavior": {k: v for k, v in saved.extra["behavior"].items() if k != "returns"}}
     with Checkpoints(tmp_path) as checkpoints:
@@ -238,7 +238,7 @@ def test_a_leaf_that_is_forgotten_in_the_target_is_told(tmp_path):
             checkpoints.restore(saved._replace(extra=extra))
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path):
+def test_a_damaged_checkpoint_is_reported_in_one_line(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.zeros(3)})
     for file in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*"):
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_without_its_state_is_told(tmp_path):
+def test_a_checkpoint_without_its_state_is_reported(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.zeros(3)})
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "state")
@@ -263,7 +263,7 @@ FULL = [
 
 
 @pytest.mark.parametrize("failure", FULL, ids=["OSError", "tensorstore"])
-def test_a_disk_that_is_full_in_the_background_is_told_and_older_checkpoints_stay(tmp_path, monkeypatch, failure):
+def test_a_full_disk_in_the_background_is_reported_and_older_checkpoints_stay(tmp_path, monkeypatch, failure):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"x": jnp.ones(3)})
     checkpoints.wait()
@@ -286,8 +286,8 @@ def test_a_disk_that_is_full_in_the_background_is_told_and_older_checkpoints_sta
 
 
 @pytest.mark.parametrize("free, files", [(3, 1000), (10**9, 10)], ids=["bytes", "files"])
-def test_a_disk_without_room_for_a_save_is_told_before_orbax_begins_one(tmp_path, monkeypatch, free, files):
-    """Orbax's threads would wait for minutes for a folder that could not be made, and print a traceback each."""
+def test_a_disk_without_room_for_a_save_is_reported_before_orbax_starts_one(tmp_path, monkeypatch, free, files):
+    """Otherwise Orbax's threads wait for minutes for a folder that could not be created, and print tracebacks."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.ones(3)})
         checkpoints.wait()
@@ -300,10 +300,10 @@ def test_a_disk_without_room_for_a_save_is_told_before_orbax_begins_one(tmp_path
         checkpoints.save(3, {"x": jnp.zeros(3)})
 
 
-def test_what_a_failed_save_left_behind_is_not_printed():
+def test_errors_of_tasks_of_a_failed_save_are_not_printed():
     quiet = checkpoint._Quiet()
-    said = "Task exception was never retrieved future: <Task coro=<run() at orbax/checkpoint/serialization.py>"
-    assert not quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, said, (), None))
+    text = "Task exception was never retrieved future: <Task coro=<run() at orbax/checkpoint/serialization.py>"
+    assert not quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, text, (), None))
     assert quiet.filter(logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, "of a user", (), None))
 
 
@@ -328,8 +328,8 @@ print(Checkpoints(sys.argv[1]).restore({"x": jnp.zeros(3)})[0]["x"].sum())
 """
 
 
-def test_a_write_that_the_system_refuses_is_told_without_a_traceback(tmp_path):
-    """The real thing, a file that may not grow, in a process of its own."""
+def test_a_write_that_the_system_refuses_is_reported_without_a_traceback(tmp_path):
+    """A real failure: a file that may not grow, in a separate process."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"cannot write {tmp_path}/checkpoints: File too large", "3.0"]
     assert "Traceback" not in done.stderr
@@ -348,7 +348,7 @@ def test_an_error_at_closing_does_not_hide_the_first_one(tmp_path, monkeypatch):
     assert "no space" in error.value.__notes__[0]
 
 
-def test_a_directory_that_cannot_be_written_is_told(tmp_path):
+def test_a_directory_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "run").touch()
     with Checkpoints(tmp_path / "run") as checkpoints, pytest.raises(UserError, match="cannot write"):
         checkpoints.save(1, {"x": jnp.zeros(1)})
@@ -360,7 +360,7 @@ def test_meta_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_leaf_that_is_no_number_is_named(tmp_path):
+def test_a_leaf_that_is_not_a_number_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match="leaf name of the state is a str"):
         checkpoints.save(1, {"name": "rssm"})
 
@@ -394,7 +394,7 @@ def test_each_damaged_file_of_a_state_is_named_and_nothing_is_read(tmp_path, dam
         with pytest.raises(UserError, match=f"is damaged: .*{path.relative_to(folder)}"):
             Checkpoints(tmp_path).leaves()
         path.write_bytes(data)
-    gc.collect()  # reads that Orbax left behind would now say so
+    gc.collect()  # reads that Orbax abandoned would now print errors
     assert capfd.readouterr().err == ""
     assert_same_bits(Checkpoints(tmp_path).restore(state)[0], state)
 

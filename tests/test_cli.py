@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture
 def preset(tmp_path):
-    """Writes a preset file and gives its path."""
+    """Writes a preset file and returns its path."""
 
     def write(text: str, name: str = "mine.yaml") -> str:
         path = tmp_path / name
@@ -35,7 +35,7 @@ def preset(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The configs that reach `train`."""
+    """Records the configs that `train` receives."""
     configs: list[Config] = []
     module = types.ModuleType("dreamer.runtime.run.train")
     module.train = lambda config, **_: configs.append(config)
@@ -45,7 +45,7 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """The arguments that reach evaluate_run."""
+    """Records the arguments that `evaluate_run` receives."""
     calls: list[tuple] = []
     module = types.ModuleType("dreamer.apps.evaluate")
     module.evaluate_run = lambda run, **options: calls.append((run, options))
@@ -248,7 +248,7 @@ def test_presets_are_listed_with_what_they_are(capsys):
 
 @pytest.fixture
 def kept_lab(tmp_path, monkeypatch):
-    """A world model of the user's own whose Config inherits ours: kept_lab.model."""
+    """Writes kept_lab.model, a world model of the user whose Config inherits ours."""
     (tmp_path / "kept_lab").mkdir()
     (tmp_path / "kept_lab" / "model.py").write_text(
         "import dataclasses\nfrom dreamer.world_models import rssm\n\n@dataclasses.dataclass(frozen=True)\n"

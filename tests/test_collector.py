@@ -1,4 +1,4 @@
-"""The collector: what is stored is what was seen, felt and done, row by row."""
+"""The collector stores the observations, rewards, actions and latents that belong together, row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTHING_LEARNED = PolicyParams(0, [jnp.zeros(4)])
 
 
 def collected(seed: int = 0, backend: str = "inline") -> Replay:
-    """The replay after some turns in the counter, whose reward is the previous action; episodes of 4 steps."""
+    """Returns a replay collected in the counter, whose reward is the previous action; episodes have 4 steps."""
     with workers.make_workers(
         workers.Config(backend=backend, envs=ENVS, processes=2), "probes:counter", {"steps": 4}, seed=seed
     ) as crew:
@@ -66,7 +66,7 @@ def test_the_policy_begins_afresh_where_an_episode_does(columns):
     assert not columns["latent/previous"][columns["is_first"]].any()
 
 
-def test_the_policy_is_told_its_previous_action(columns):
+def test_the_policy_receives_its_previous_action(columns):
     inside = ~columns["is_first"][:, 1:]
     assert np.array_equal(columns["latent/previous"][:, 1:][inside], columns["action"][:, :-1][inside])
 
@@ -100,7 +100,7 @@ def test_the_policy_is_compiled_once():
 
 
 class Partly:
-    """Workers that are ready as they are told: one list of environments for each receive."""
+    """Workers with a given list of ready environments for each receive."""
 
     envs = streams = 4
 
@@ -134,7 +134,7 @@ def test_the_policy_is_compiled_once_for_the_parameters_of_a_learner():
         assert collector._policy._cache_size() == 1
 
 
-def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent():
+def test_ready_environments_continue_without_the_others_and_keep_their_own_latents():
     turns = [[0, 1, 2, 3], [2], [0, 2], [1, 2, 3], [2], [0, 1, 2, 3], [3], [0, 1]]
     four = workers.Config(backend="inline", envs=4)
     with workers.make_workers(four, "probes:counter", {"steps": 30}, seed=0) as crew:
@@ -152,7 +152,7 @@ def test_environments_that_are_ready_go_on_alone_and_each_keeps_its_own_latent()
         assert np.array_equal(inside, replay.columns["action"][env, : count - 1])
 
 
-def test_the_acting_state_goes_on_where_it_was():
+def test_the_acting_state_is_saved_and_restored():
     with workers.make_workers(workers.Config(backend="inline", envs=2), "probes:counter", {}, seed=0) as crew:
         agent = recording_agent(crew.spec)
         sizes = Config(batch_length=4)
@@ -166,7 +166,7 @@ def test_the_acting_state_goes_on_where_it_was():
     assert replays[1].columns["latent/count"][:, 0, 0].tolist() == [4, 4]
 
 
-def test_a_thread_collects_until_there_is_no_more():
+def test_a_thread_collects_until_the_turn_returns_false():
     turns: list[int] = []
 
     def turn():
@@ -195,7 +195,7 @@ def test_every_pause_is_granted_and_no_turn_falls_into_one():
     assert not overlaps
 
 
-def test_what_ends_the_thread_is_raised_by_the_next_check():
+def test_the_next_check_raises_the_error_that_ended_the_thread():
     def turn():
         raise ValueError("the cable")
 

@@ -1,4 +1,4 @@
-"""Copies into and out of rings, for narrow and for wide rows alike, against plain indices."""
+"""Copies into and out of rings, for narrow and wide rows, compared with plain indexing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTHS = (1, WIDE)
 
 @st.composite
 def sequences(draw):
-    """(column, stream [B], number [B], length) with sequences at random, over the wrap too."""
+    """Draws (column, stream [B], number [B], length) with random sequences, some across the wrap."""
     envs, rows, width = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.sampled_from(WIDTHS))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     column = rng.integers(0, 256, (envs, rows, width), dtype=np.uint8)

@@ -27,7 +27,7 @@ from dreamer.fields import MAY_CHANGE, SAME_GROUP, get, has_mark, keys, marked, 
 
 @pytest.fixture
 def preset(tmp_path):
-    """Writes a preset file and gives its path."""
+    """Writes a preset file and returns its path."""
 
     def write(text: str, name: str = "mine.yaml") -> str:
         path = tmp_path / name
@@ -99,7 +99,7 @@ def test_env_options_merge_key_by_key_and_an_empty_mapping_empties_them(preset):
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A world model of the user's own, lab.model, in the current folder."""
+    """Writes lab.model, a world model of the user, into the current folder."""
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -457,7 +457,7 @@ options = st.dictionaries(names, nested)
 
 
 def twice(value: Any) -> bool:
-    """Whether a mapping in it has two keys of the same text, such as 1 and "1"."""
+    """Whether a mapping in `value` has two keys with the same text, such as 1 and "1"."""
     if isinstance(value, dict):
         return len({str(key) for key in value}) < len(value) or any(map(twice, value.values()))
     return isinstance(value, list) and any(map(twice, value))
@@ -479,7 +479,7 @@ def test_text_that_looks_like_something_else_stays_text_for_every_reader_of_yaml
     assert load(preset(saved), trust=True).env_options["text"] == text
 
 
-# ---- what Python gives
+# ---- values from Python
 
 
 class Level(enum.Enum):
@@ -580,7 +580,7 @@ def test_a_call_with_something_else_says_how_to_call_it(call, part):
         call()
 
 
-# ---- a plug-in that takes the place of another
+# ---- a plug-in that replaces another
 
 
 def test_a_plug_in_keeps_what_earlier_layers_set_as_far_as_it_fits(preset, lab, tmp_path):

@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 
 
 def model(**changes):
-    """The checked echo world with some of its fields changed."""
+    """Returns the checked echo world with some fields changed."""
     module = types.SimpleNamespace(make=lambda config, spec, **shared: echo_world(spec)._replace(**changes))
     return contracts.make_world_model(module, "lab.model", None, SPEC, dtype=None)[0]
 

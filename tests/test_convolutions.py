@@ -1,4 +1,4 @@
-"""dreamer.nets.convolutions: the fast forms equal the plain ones."""
+"""dreamer.nets.convolutions: the fast forms are equal to the plain ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamer.nets.convolutions import (
 
 
 def assert_same_values_and_gradients(fast, plain, shapes, key):
-    """Two functions of arrays of these shapes agree, and so do their gradients."""
+    """Fails unless two functions of arrays of these shapes agree in values and gradients."""
     *inputs, cotangent_key = jax.random.split(key, len(shapes) + 1)
     inputs = [jax.random.normal(k, shape) for k, shape in zip(inputs, shapes, strict=True)]
     expected, plain_back = jax.vjp(plain, *inputs)

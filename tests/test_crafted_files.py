@@ -1,6 +1,6 @@
-"""Run directories that somebody has crafted, with right checksums: one line says what is odd, and nothing else happens.
+"""Crafted run directories with correct checksums are refused with one line, and nothing else happens.
 
-Files are drawn from all that JSON can say and from small changes of true ones. An audit hook watches what is opened.
+The tests draw arbitrary JSON and small changes to real files. An audit hook records which files are opened.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMS = st.lists(st.tuples(NAMES, KINDS | JSON, SHAPES | JSON) | JSON, max_size=
 HEADS = st.fixed_dictionaries({"head": st.dictionaries(NAMES, JSON, max_size=3) | JSON, "arrays": FORMS}) | JSON
 DEEP = b"[" * 100_000
 
-opened: list[str] | None = None  # by the audit hook, while `watching`
+opened: list[str] | None = None  # files recorded by the audit hook while `watching`
 
 
 def _note(event: str, arguments: tuple) -> None:
@@ -61,7 +61,7 @@ sys.addaudithook(_note)
 
 @contextlib.contextmanager
 def watching(*folders: Path) -> Iterator[None]:
-    """Fails when a file is opened that lies neither in these folders nor among those of Python itself."""
+    """Fails if a file is opened that is neither in these folders nor part of Python."""
     global opened
     opened = []
     try:
@@ -75,7 +75,7 @@ def watching(*folders: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Either nothing is wrong or a UserError says so in one line."""
+    """A context that allows no error except a UserError of one line."""
     try:
         yield
     except UserError as error:
@@ -84,7 +84,7 @@ def one_line() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run that was stopped in the middle, in lockstep."""
+    """A lockstep run that was stopped in the middle."""
     return stopped(tmp_path_factory.mktemp("crafted") / "run", 20)
 
 
@@ -94,7 +94,7 @@ def copy(run, tmp_path) -> Path:
 
 
 def refused(run_dir: Path, match: str) -> None:
-    """The run is not resumed, for this reason, and stays as it is."""
+    """Fails unless a resume is refused for this reason and changes nothing."""
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=match) as error:
         dreamer.train(tiny(run_dir, **ENV), resume="yes")
@@ -140,25 +140,25 @@ def test_many_sealed_files(tmp_path_factory, whole, data):
 )  # fmt: skip
 def test_an_array_that_is_described_oddly_is_refused(tmp_path, form):
     seal_file(tmp_path / "x", {"head": {}, "arrays": [form]}, bytes(4))
-    with pytest.raises(UserError, match="its head is odd|cut short or too long"):
+    with pytest.raises(UserError, match="its head is invalid|cut short or too long"):
         sealed.read(tmp_path / "x")
 
 
 def test_two_arrays_of_one_name_are_refused(tmp_path):
     seal_file(tmp_path / "x", {"head": {}, "arrays": [["a", "uint8", [2]], ["a", "uint8", [2]]]}, bytes(4))
-    with pytest.raises(UserError, match="two arrays have one name"):
+    with pytest.raises(UserError, match="two arrays have the same name"):
         sealed.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("text", [DEEP, b'{"a":' * 100_000, b"1" * 10_000, b"NaN", b"\xff", b""], ids=range(6))
-def test_a_head_that_is_no_sound_json_is_refused(tmp_path, text):
+def test_a_head_that_is_not_valid_json_is_refused(tmp_path, text):
     seal_text(tmp_path / "x", text)
-    with pytest.raises(UserError, match="its head is odd"):
+    with pytest.raises(UserError, match="its head is invalid"):
         sealed.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 1000])
-def test_a_head_that_says_it_is_longer_than_its_file_is_refused(tmp_path, length):
+def test_a_head_with_a_declared_length_beyond_the_file_is_refused(tmp_path, length):
     seal_text(tmp_path / "x", b"{}", length=length)
     with pytest.raises(UserError, match="cut short or too long"):
         sealed.read(tmp_path / "x")
@@ -169,7 +169,7 @@ def test_a_head_that_says_it_is_longer_than_its_file_is_refused(tmp_path, length
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any, names: tuple[str, ...] = ()) -> Any:
-    """A JSON value with one place in it, or the whole, replaced or gone."""
+    """Draws a JSON value in which one place, or the whole value, is replaced or removed."""
     if isinstance(value, dict) and value and draw(st.integers(0, 9)):
         name = draw(st.sampled_from(names or sorted(value)))
         if not draw(st.integers(0, 9)):
@@ -182,7 +182,7 @@ def changed(draw: st.DrawFn, value: Any, names: tuple[str, ...] = ()) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """A JSON value without nan and infinity, which no writer takes."""
+    """Returns a JSON value without nan and infinity, which the writer refuses."""
     if isinstance(value, dict):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -191,7 +191,7 @@ def finite(value: Any) -> Any:
 
 
 def try_meta(run: Path, data: st.DataObject) -> None:
-    """A crafted manifest: found and verified, or refused in a line."""
+    """Tries a crafted manifest: it must be found and verified, or refused in one line."""
     step = checkpoint_files.steps(run)[-1]
     path = run / "checkpoints" / str(step) / checkpoint_files.META
     before = path.read_bytes()
@@ -222,7 +222,7 @@ def test_many_crafted_manifests(run, data):
 
 
 def try_head(run: Path, data: st.DataObject) -> None:
-    """A crafted head of the host's state: checked, or refused in a line."""
+    """Tries a crafted head of the host's state: it must be accepted, or refused in one line."""
     meta = checkpoint_files.read_meta(run, checkpoint_files.steps(run)[-1])["meta"]
     where = run / "rows" / meta["state"][0]
     head, _ = sealed.read(where)
@@ -246,7 +246,7 @@ def test_many_crafted_heads(run, data):
 @pytest.mark.slow
 @hypothesis.settings(max_examples=500, **HEALTH)
 @hypothesis.given(data=st.data())
-def test_a_run_with_a_crafted_state_goes_on_or_is_refused(run, tmp_path_factory, data):
+def test_a_run_with_a_crafted_state_continues_or_is_refused(run, tmp_path_factory, data):
     copy = shutil.copytree(run, tmp_path_factory.mktemp("copy") / "run")
 
     def change(head, arrays):
@@ -301,7 +301,7 @@ def test_rows_of_odd_places_are_refused(copy, spans):
     [
         (lambda head, arrays: head["replay"]["queue"].append([0, 10**9]), "'replay' is not what a run saves"),
         (lambda head, arrays: head["replay"]["rng"]["state"].update(state=-1), "'replay' is not what a run saves"),
-        (lambda head, arrays: head["replay"]["counts"].append(7), "not of these rows"),
+        (lambda head, arrays: head["replay"]["counts"].append(7), "belongs to other rows"),
         (lambda head, arrays: head.update(limiter="1/0"), "'limiter' is not what a run saves"),
         (lambda head, arrays: head["loop"].update(eval_due="soon"), "'loop' is not what a run saves"),
         (lambda head, arrays: head["logger"].update(bytes=-1), "'logger' is not what a run saves"),
@@ -310,7 +310,7 @@ def test_rows_of_odd_places_are_refused(copy, spans):
         (lambda head, arrays: arrays.pop("envs/row/reward"), "envs/row/reward is not what a run saves"),
         (lambda head, arrays: arrays.update({"tracker/returns": np.zeros(9)}), "tracker/returns is not what a run"),
         (lambda head, arrays: arrays.pop("collector/count"), "collector/count is not what a run saves"),
-        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler is of another replay"),
+        (lambda head, arrays: arrays.update({"sampler/priority/rows": np.zeros(2)}), "sampler belongs to another"),
     ],
     ids=range(12),
 )
@@ -319,11 +319,11 @@ def test_a_state_that_no_run_writes_is_refused(copy, change, why):
     refused(copy, why)
 
 
-# What is no regular file ----------------------------------------------------------------------------------------------
+# Files that are not regular -------------------------------------------------------------------------------------------
 
 
 def replace(path: Path, kind: str, elsewhere: Path) -> None:
-    """A pipe, a link to a copy elsewhere, or a folder in place of a file or folder."""
+    """Replaces a file or folder by a pipe, a link to a copy elsewhere, or a folder."""
     target = elsewhere / path.name
     os.rename(path, target)
     if kind == "pipe":
@@ -351,11 +351,11 @@ ODD = [*((place, "link") for place in PLACES), *((place, "pipe") for place in PL
 
 
 @pytest.mark.parametrize("place, kind", ODD)
-def test_what_is_no_regular_file_of_the_run_is_refused(copy, tmp_path, place, kind):
+def test_an_irregular_file_in_a_run_is_refused(copy, tmp_path, place, kind):
     (tmp_path / "elsewhere").mkdir()
     path = PLACES[place](copy)
     replace(path, kind, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="no regular file|is a link|leads out|neither a file nor a folder"):
+    with pytest.raises(UserError, match="not a regular file|is a link|leads out|neither a file nor a folder"):
         dreamer.train(tiny(copy, **ENV), resume="yes")
     assert not verify.verify(copy, deep=False).whole
 
@@ -381,11 +381,11 @@ def test_a_crafted_line_of_metrics_is_named(tmp_path, line):
 def test_metrics_that_are_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     for read in (read_lines, lambda path: sinks.tail_of(path, 0, 9), lambda path: sinks.lines_damage(path, 0, 0)):
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read(tmp_path / "metrics.jsonl")
 
 
-def test_arrays_that_are_said_to_be_larger_than_their_files_are_refused(copy):
+def test_arrays_declared_larger_than_their_files_are_refused(copy):
     step = checkpoint_files.steps(copy)[-1]
     folder = copy / "checkpoints" / str(step) / "state"
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()

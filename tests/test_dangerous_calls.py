@@ -1,6 +1,6 @@
-"""Every place that may run what a file or a name says is listed here, with the reason why it is safe.
+"""Lists every call that may run code named by a file or a string, with the reason why it is safe.
 
-A new place fails until somebody has looked at it; an entry that is no longer needed fails too.
+A new call fails until somebody has reviewed it. An entry that is no longer needed fails too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from dreamer import coerce
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Modules of which every mention counts, and names of others that count.
+# Modules whose every use counts, and single names of other modules that count.
 MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "importlib", "code"}
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 ATTRIBUTES = {
@@ -24,24 +24,24 @@ ATTRIBUTES = {
     ("pd", "read_pickle"), ("torch", "load"), ("ctypes", "CDLL"),
 }  # fmt: skip
 OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn", "fork", "startfile")
-# {file: {what: reason}}
+# {file: {call: reason}}
 KNOWN: dict[str, dict[str, str]] = {
     "dreamer/__init__.py": {"importlib": "names of the package's own functions, when they are first used"},
     "dreamer/plugins.py": {
-        "importlib": "what a config names, after trust.check has let it pass",
-        "pickle": "a maker of environments that travels between own processes",
-        "cloudpickle": "the same for one that pickle does not take",
+        "importlib": "names in a config, after trust.check has accepted them",
+        "pickle": "a function that makes environments, between this program's processes",
+        "cloudpickle": "the same for a function that pickle refuses",
     },
-    "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
-    "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes nothing but plain values"},
-    "dreamer/apps/start.py": {"os.execve": "the same command once more, with another environment"},
+    "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
+    "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
+    "dreamer/apps/start.py": {"os.execve": "the same command again, with other environment variables"},
     "dreamer/apps/check/isolation.py": {"subprocess": "this program's own child, with a list of arguments"},
     "dreamer/runtime/files/checkpoint.py": {"ctypes.CDLL": "the C library of this process"},
     "dreamer/runtime/env/state.py": {"pickle": "states that this user pickled or vouches for (resume._untrusted)"},
     "dreamer/runtime/log/images.py": {"subprocess": "ffmpeg, with a list of arguments"},
-    "dreamer/runtime/workers/messages.py": {"pickle": "between own processes over a pair of sockets"},
+    "dreamer/runtime/workers/messages.py": {"pickle": "between this program's processes, over a pair of sockets"},
     "dreamer/runtime/workers/process.py": {
-        "pickle": "what a worker is to do, to an own process over a pair of sockets",
+        "pickle": "the plan of a worker, to this program's process, over a pair of sockets",
         "subprocess": "this program's own worker, with a list of arguments",
     },
     "envs/_mujoco.py": {"importlib": "a module of dm_control that was imported before"},
@@ -51,7 +51,7 @@ KNOWN: dict[str, dict[str, str]] = {
 
 
 def dangerous(source: str) -> Iterator[str]:
-    """What a source uses that may run what it is given."""
+    """Yields the names in a source that may run code from their arguments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name for alias in node.names if (name := alias.name.split(".")[0]) in MODULES | {"subprocess"})
@@ -74,7 +74,7 @@ def _counts(module: str, name: str) -> bool:
     return (module, name) in ATTRIBUTES or (module == "os" and name.startswith(OF_OS)) or name == "find_spec"
 
 
-def test_every_place_that_may_run_what_it_is_given_is_known():
+def test_every_call_that_may_run_code_from_its_arguments_is_listed():
     found = {}
     for folder in ("dreamer", "envs"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -97,7 +97,7 @@ def test_a_use_is_found_however_it_is_written(source, what):
 
 
 @pytest.mark.parametrize("source", ["re.compile(x)", "model.eval()", "yaml.safe_load(x)", "f(allow_pickle=False)"])
-def test_what_is_harmless_is_not_found(source):
+def test_harmless_calls_are_not_found(source):
     assert not set(dangerous(source))
 
 

@@ -1,4 +1,4 @@
-"""Observations on the devices: batches are those of the replay to the last bit, whatever happens to its rings."""
+"""Observations on the devices: batches equal those of the replay bit for bit, in every state of its rings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def on_devices(replay) -> DeviceRows:
 
 
 def watched(monkeypatch, source) -> list[list[tuple[int, int]]]:
-    """The rows (ring, number) of each piece that is sent from now on."""
+    """Records the rows (stream, number) of each piece that is sent from now on."""
     sent, send = [], source._send
 
-    def heard(env, number, obs):
+    def recorded(env, number, obs):
         sent.append(list(zip(env.tolist(), number.tolist(), strict=True)))
         send(env, number, obs)
 
-    monkeypatch.setattr(source, "_send", heard)
+    monkeypatch.setattr(source, "_send", recorded)
     return sent
 
 
 def equal(ours, theirs) -> bool:
-    """Whether two (batch, rows) are the same bits in the same dtypes, ours with observations on the devices."""
+    """Whether two (batch, rows) are bitwise equal with equal dtypes; `ours` has observations on the devices."""
     batch = theirs[0]._replace(obs=for_device(SPEC.obs, theirs[0].obs))
     assert all(isinstance(x, jax.Array) for x in ours[0].obs.values())
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves((batch, theirs[1])), strict=True)
@@ -43,7 +43,7 @@ def equal(ours, theirs) -> bool:
 
 @given(turns=st.lists(st.tuples(st.integers(0, 25), st.integers(1, 4)), min_size=1, max_size=6))
 @settings(max_examples=20, deadline=None)
-def test_batches_are_those_of_the_replay_however_many_rows_come_between_two(turns):
+def test_batches_equal_those_of_the_replay_after_any_number_of_rows(turns):
     ours, theirs = (build(envs=2, rows=10, length=3, online=True) for _ in range(2))
     source = on_devices(ours)
     for rows, batch_size in turns:
@@ -84,12 +84,12 @@ def test_no_row_is_sent_twice(monkeypatch):
     assert len(rows) == len(set(rows)) == replay.steps
 
 
-def test_the_line_before_the_memory_is_taken_tells_how_much():
+def test_the_line_before_the_allocation_names_the_memory():
     line = device_rows.describe_observations(SPEC, 20_000_000)
     assert line == "observations on each device that learns: 20,000,000 steps x 56 B = 1.12 GB"
 
 
-def test_a_device_without_the_memory_is_told_with_what_to_lower(monkeypatch):
+def test_a_device_without_enough_memory_is_reported_with_the_setting_to_lower(monkeypatch):
     def no_memory(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1120 bytes.")
 
@@ -99,7 +99,7 @@ def test_a_device_without_the_memory_is_told_with_what_to_lower(monkeypatch):
         on_devices(replay)
 
 
-def test_a_cpu_that_has_not_the_memory_is_not_asked_for_it(monkeypatch):
+def test_memory_that_a_cpu_does_not_have_is_not_requested(monkeypatch):
     replay = build(envs=2, rows=10)
     monkeypatch.setattr(device_rows.memory, "free_memory", lambda: replay.size.nbytes + 20 * 56 - 1)
     with pytest.raises(UserError, match=r"replay.on_device: no device memory left"):

@@ -23,7 +23,7 @@ from dreamer.runtime.devices import distributed, placement, programs
 from dreamer.runtime.devices import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # devices, and over how many of them large leaves are split
+LAYOUTS = ((1, 1), (2, 1), (8, 1), (8, 4))  # (devices, devices over which large leaves are split)
 EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
@@ -60,7 +60,7 @@ for count, fsdp in LAYOUTS:
     ours.compile(batch)
     found = collectives(ours._update.as_text())
     assert (count == 1) != any(one.kind == "all-reduce" for one in found)
-    assert not [one for one in found if one.depth]  # gradients meet once, not in every step of a scan
+    assert not [one for one in found if one.depth]  # gradients are reduced once, not in every step of a scan
     gathered = [one.source for one in found if one.kind == "all-gather"]
     assert fsdp > 1 or all("percentile" in source for source in gathered), gathered  # no activations are sent
     for _ in range(3):
@@ -74,7 +74,7 @@ for count, fsdp in LAYOUTS:
     assert out.out.latent["deter"].addressable_shards[0].data.shape[0] == tiny.BATCH // count
     save(f"{count}-{fsdp}", (state.params, state.extra, out.out.latent, out.out.metrics))
 
-# What acts, what is shown and what is saved of a state that is split is what it would be whole.
+# Acting, reports and checkpoints are the same with a split state as with a whole one.
 acting = ours.snapshot().leaves
 assert all(leaf.devices() == {jax.devices()[0]} for leaf in acting)
 for leaf, source in zip(acting, ours.part.take(agent.variables(state)), strict=True):
@@ -93,7 +93,7 @@ with Checkpoints(folder) as checkpoints:
 save("saved", state.params)
 save("report", ours.report(batch))
 
-# Observations that lie on the devices: each gathers its part of the batch, by itself.
+# Observations on the devices: each device gathers its part of the batch by itself.
 ours_rows, theirs_rows = (test_replay.build(envs=2, rows=10, length=3) for _ in range(2))
 test_replay.fill(ours_rows, 13), test_replay.fill(theirs_rows, 13)
 mesh = meshes.make_mesh()
@@ -115,7 +115,7 @@ for count, fsdp, size in ((8, 1, 12), (16, 1, 16), (8, 3, 8), (0, 5, 8)):
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """What one process with eight virtual devices saved, by name, and what it said."""
+    """Returns the files that a process with eight virtual devices saved, by name, and its output."""
     folder = tmp_path_factory.mktemp("eight")
     done = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES, str(folder)], env=environment(8), capture_output=True, text=True,
@@ -126,7 +126,7 @@ def eight(tmp_path_factory):
 
 
 def environment(count: int) -> dict[str, str]:
-    """Of a process with so many virtual devices, whose programs are compiled plainly."""
+    """Returns the environment variables of a process with `count` virtual devices and without XLA optimization."""
     quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
     return os.environ | {
         "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={count}", *quick]),
@@ -141,7 +141,7 @@ def loaded(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Equal but for the order in which sums were taken."""
+    """Fails unless equal up to the order of summation."""
     assert set(found) == set(expected)
     for name, value in expected.items():
         scale = max(1.0, np.abs(value.astype(np.float64)).max())
@@ -162,7 +162,7 @@ def test_a_checkpoint_restores_on_another_layout(eight, layout):
         np.testing.assert_array_equal(saved[f"restored-{layout}"][name], value)
 
 
-def test_a_report_of_a_state_that_is_split_is_that_of_a_whole_one(eight):
+def test_a_report_of_a_split_state_equals_that_of_a_whole_state(eight):
     assert_close(eight[0]["report"], eight[0]["report-1-1"])
 
 
@@ -197,7 +197,7 @@ def test_mesh_holds_all_devices():
 
 
 def toy_agent():
-    """An agent whose state is a sum of batches."""
+    """Makes an agent whose state is a sum of batches."""
 
     def update(state, batch):
         return state + batch.sum(0), Update({"deter": batch}, {"mean": batch.mean()})
@@ -265,7 +265,7 @@ if count > 1:
     distributed.start(config)
 else:
     config = meshes.Config(count=4)
-import tiny  # which asks XLA for what it knows
+import tiny  # after start, because it starts the XLA backend
 
 placement.SMALLEST_SPLIT = 64
 assert jax.process_count() == distributed.count() == count and jax.device_count() == 4
@@ -288,8 +288,8 @@ with Checkpoints(f"{folder}/{count}") as checkpoints:
     distributed.gather([0])  # it is written
     ours.load(checkpoints.restore(placement.local_copy(ours.state))[0], 2)
 ours.step(ours.place(mine), None)
-said = distributed.gather([number, 2**40 + number])
-assert said.tolist() == [[i, 2**40 + i] for i in range(count)]
+gathered = distributed.gather([number, 2**40 + number])
+assert gathered.tolist() == [[i, 2**40 + i] for i in range(count)]
 try:
     distributed.share("replay.batch_size", 7)
 except UserError as error:
@@ -311,9 +311,9 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ]  # fmt: skip
         try:
             for one in started:
-                told, errors = one.communicate(timeout=240)
+                output, errors = one.communicate(timeout=240)
                 assert one.returncode == 0, errors
-                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in told
+                assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in output
         finally:
             for one in started:
                 one.kill()
@@ -328,7 +328,7 @@ def test_two_processes_make_the_update_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, expected",
     [
         ({"processes": 2}, "devices.processes is set, but devices.coordinator is ''"),
         ({"coordinator": "auto", "process_id": 1}, "devices.process_id is set, but devices.coordinator is 'auto'"),
@@ -338,12 +338,12 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ({"coordinator": "here:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* not 2"),
     ],
 )
-def test_processes_that_are_told_half_are_a_user_error(given, told):
-    with pytest.raises(UserError, match=told):
+def test_incomplete_settings_of_processes_are_a_user_error(given, expected):
+    with pytest.raises(UserError, match=expected):
         distributed.start(meshes.Config(**given))
 
 
-def test_one_process_meets_nobody():
+def test_one_process_connects_to_no_others():
     distributed.start(meshes.Config())
     assert not jax.distributed.is_initialized()
     assert (distributed.count(), distributed.share("x", 7)) == (1, 7)

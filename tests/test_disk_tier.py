@@ -1,4 +1,4 @@
-"""The disk tier: the same samples from files, files that come and go, and a disk that is full."""
+"""The disk tier: equal samples from files, creation and removal of the files, and a full disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build(folder, tier="disk", rows=10, **settings):
 
 
 def taken(folder):
-    """Bytes that the files of a tier take on the disk."""
+    """Returns the bytes that the files of a tier take on the disk."""
     return sum(file.stat().st_blocks * 512 for file in folder.glob(f"{FOLDER}-*/*"))
 
 
@@ -78,7 +78,7 @@ def test_closing_removes_the_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_of_this_process(tmp_path):
+def test_files_of_a_killed_run_are_removed_and_those_of_this_process_stay(tmp_path):
     (tmp_path / f"{FOLDER}-1-1").mkdir()
     (tmp_path / f"{FOLDER}-1-1" / "obs-old.bin").write_bytes(bytes(100))
     replay = build(tmp_path)
@@ -108,13 +108,13 @@ def test_a_full_disk_is_an_error_before_the_row_is_written(tmp_path, monkeypatch
     replay = build(tmp_path)
     fill(replay, 5)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"no space left on the disk of .*obs-.*; all that was written before is kept"):
+    with pytest.raises(UserError, match=r"no space left on the disk of .*obs-.*; everything written before is kept"):
         replay.add(*collected([0, 1], [5, 5]))
     assert replay.counts.tolist() == [5, 5]
     batch, rows = replay.sample(20)
     np.testing.assert_array_equal(batch.obs["id"][:, 1:, 1], rows.number)
     monkeypatch.undo()
-    fill(replay, 5)  # once there is room, it goes on
+    fill(replay, 5)  # once there is room, it continues
     replay.close()
 
 

@@ -1,4 +1,4 @@
-"""Rollouts inside a world that a person can follow: the latent is a number, an action is added to it."""
+"""Rollouts in a world simple enough to check by hand: the latent is a number, and actions are added to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.interfaces import Dream
 
 
 def adding_dream(noise: float = 0.0) -> Dream:
-    """state [N, 1]; feat is the state."""
+    """Returns a dream with state [N, 1], whose feat is the state."""
 
     def imagine(key, state, action):
         return state + action + noise * jax.random.normal(key, state.shape)
@@ -31,7 +31,7 @@ def random(carry, key, feat):
 
 
 def counting(carry, key, feat):
-    """Acts by the number of steps before."""
+    """Acts with the number of previous steps."""
     return carry + 1, carry[:, None]
 
 
@@ -41,7 +41,7 @@ def compiled(policy, noise, horizon):
 
 
 def run(policy, start, horizon: int = 3, noise: float = 0.0, seed: int = 0):
-    """feat and action [2, H+1] from two starts."""
+    """Returns feat and action [2, H+1] from two starts."""
     feat, action, _ = compiled(policy, noise, horizon)(jax.random.key(seed), np.float32(start)[:, None])
     assert feat.shape == action.shape == (2, horizon + 1, 1)
     return np.asarray(feat[..., 0]), np.asarray(action[..., 0])
@@ -81,7 +81,7 @@ def test_a_horizon_of_one_step_has_two_states():
     np.testing.assert_array_equal(action, [[5, 10], [1, 2]])
 
 
-def test_what_the_policy_remembers_goes_from_step_to_step():
+def test_the_carry_of_the_policy_is_passed_from_step_to_step():
     _, action = run(counting, [0, 0])
     np.testing.assert_array_equal(action, [[0, 1, 2, 3], [0, 1, 2, 3]])
     _, _, carry = compiled(counting, 0.0, 3)(jax.random.key(0), np.zeros((2, 1), np.float32))

@@ -1,4 +1,4 @@
-"""The state of an environment: whole, or none at all."""
+"""The state of an environment is saved completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.probes import ENVS
 
 
 def play(env, actions):
-    """What the environment answers, resets where episodes end included."""
+    """Returns the answers of the environment, including resets after episodes."""
     out = []
     for action in actions:
         obs, reward, terminated, truncated, _ = env.step(action)
@@ -35,7 +35,7 @@ MAKERS = [*ENVS.values(), *(lambda name=name: gymnasium.make(name) for name in C
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=[*ENVS, *CLASSIC, *TOY])
-def test_another_of_its_kind_goes_on_to_the_bit(make):
+def test_a_restored_environment_continues_bit_for_bit(make):
     env, other = made(make, 3), made(make, 4)
     actions = [env.action_space.sample() for _ in range(60)]
     play(env, actions[:30])
@@ -54,7 +54,7 @@ def test_a_state_is_not_moved_by_later_steps():
 
 
 class Plain(gymnasium.Env):
-    """Could be pickled whole, but nobody knows whether that is its state."""
+    """Could be pickled, but its pickle may not be its whole state."""
 
     action_space = observation_space = gymnasium.spaces.Discrete(2)
 
@@ -68,7 +68,7 @@ class Gives(Plain):
 
 
 class Scaled(gymnasium.Wrapper):
-    """A wrapper that nobody knows."""
+    """An unknown wrapper."""
 
 
 class Outermost(Scaled):
@@ -88,15 +88,15 @@ class Outermost(Scaled):
     ],
     ids=["no get_state", "a wrapper not known", "one below a known one"],
 )
-def test_what_may_hide_a_state_gives_the_reason(make, why):
+def test_an_environment_that_may_hide_state_returns_the_reason(make, why):
     assert why in get_state(make())
 
 
 def test_a_state_that_cannot_be_given_or_pickled_gives_the_error():
     env = Gives()
-    assert "the state of Gives cannot be had, AttributeError: " in get_state(env)  # there is no value yet
+    assert "the state of Gives cannot be read, AttributeError: " in get_state(env)  # there is no value yet
     env.value = lambda: None
-    assert "the state of Gives cannot be had, " in get_state(env)
+    assert "the state of Gives cannot be read, " in get_state(env)
 
 
 @pytest.mark.parametrize("wrap", [lambda env: env, Outermost, lambda env: wrappers.OrderEnforcing(Outermost(env))])
@@ -108,7 +108,7 @@ def test_the_outermost_layer_that_gives_a_state_is_asked(wrap):
     assert other.value == [1]
 
 
-def test_the_time_limit_goes_on_counting():
+def test_the_time_limit_continues_counting():
     env, other = (wrappers.TimeLimit(ENVS["both"](100), 5) for _ in range(2))
     env.reset(seed=0)
     play(env, [0] * 3)

@@ -16,15 +16,15 @@ OPEN = Incident((1,), "not closed", "env 'x' #1 is left open", "")
 
 
 class Set:
-    """What `Environments` uses of a set of workers."""
+    """The part of a set of workers that `Environments` uses."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.waiting: list[Incident] = []
 
     def incidents(self) -> list[Incident]:
-        told, self.waiting = self.waiting, []
-        return told
+        reported, self.waiting = self.waiting, []
+        return reported
 
     def shorten_timeouts(self) -> None:
         self.calls.append("shorten_timeouts")
@@ -70,7 +70,7 @@ def test_incidents_of_an_evaluation_are_reported_and_not_counted(owned, lines):
     assert lines == [LOST.line] and owned.incidents == 0
 
 
-def test_what_happens_at_closing_is_reported(owned, lines):
+def test_incidents_while_closing_are_reported(owned, lines):
     owned.workers.waiting = [OPEN]
     owned.close()
     assert owned.workers.calls == ["close"] and lines == ["env 'x' #1 is left open"]

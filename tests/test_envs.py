@@ -1,4 +1,4 @@
-"""The suites: adapters that work where their package is there, and one clear line where it is not."""
+"""The suites: adapters work if their package is installed, and raise one clear line if not."""
 
 import ast
 import pathlib
@@ -16,7 +16,7 @@ from dreamer.spaces import Space
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "envs").glob("*.py"))
-# What a file wraps, where it is not called as the file is.
+# The package that a file wraps, if its name differs from the file.
 OWN = {
     "dmc": {"dm_control", "mujoco"}, "_mujoco": {"mujoco"}, "atari": {"ale_py"}, "nethack": {"nle"}, "_nle": {"nle"},
 }  # fmt: skip
@@ -86,7 +86,7 @@ def test_nethack_that_is_missing_comes_with_the_command_that_installs_it(monkeyp
 
 
 class FakeCrafter:
-    """The face of crafter.Env that the adapter meets: four values, and a discount in the info."""
+    """The part of crafter.Env that the adapter uses: four values, and a discount in the info."""
 
     def __init__(self, size, reward, seed):
         self.size, self.seed, self.discount = size, seed, 1.0
@@ -104,7 +104,7 @@ class FakeCrafter:
 
 
 @pytest.mark.parametrize("action, steps, terminal", [(3, 1, True), (0, 4, False)])
-def test_crafter_tells_death_from_the_length_limit(monkeypatch, action, steps, terminal):
+def test_crafter_distinguishes_death_from_the_length_limit(monkeypatch, action, steps, terminal):
     monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=FakeCrafter))
     rows = EnvRows(plugins.make_env("crafter:reward", {"size": [32, 32]}), seed=1)
     assert rows.spec.obs == {"image": Space((32, 32, 3), "uint8")} and rows.spec.action_width == 17
@@ -113,7 +113,7 @@ def test_crafter_tells_death_from_the_length_limit(monkeypatch, action, steps, t
 
 
 class TestDMC:
-    """dm_control comes with the extra `dmc`; without it only its error line can be tested."""
+    """Needs dm_control from the extra `dmc`; without it only the error line can be tested."""
 
     @pytest.fixture(autouse=True)
     def suite(self):
@@ -158,7 +158,7 @@ class TestDMC:
         with pytest.raises(UserError, match=message):
             plugins.make_env(name, options)
 
-    def test_time_limit_is_no_true_end(self):
+    def test_time_limit_is_not_a_true_end(self):
         rows = EnvRows(plugins.make_env("dmc:pendulum-swingup"), seed=0, action_repeat=10)
         episode = [rows.step(np.zeros(1, np.float32)) for _ in range(101)]
         assert [row.is_last.item() for row in episode] == [False] * 100 + [True]

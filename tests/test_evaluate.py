@@ -1,4 +1,4 @@
-"""Scoring and using what was trained: shares of episodes, `dreamer eval`, `dreamer.load`."""
+"""Evaluating and using a trained agent: shares of episodes, `dreamer eval`, `dreamer.load`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_each_environment_plays_its_fixed_share_however_short_its_episodes(monke
     assert result.returns == [1, 1, 1, 2, 2, 2, 3, 3]
 
 
-def test_an_environment_that_fails_is_made_anew_and_told(monkeypatch):
+def test_an_environment_that_fails_is_replaced_and_reported(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVS", 1)
     result = play("broken_envs:fails", {"how": "raise", "after": 8}, episodes=2)
     assert [episode.length for episode in result.episodes] == [5, 5]
@@ -86,13 +86,13 @@ def test_the_first_episode_of_each_of_the_first_environments_is_recorded(monkeyp
     assert len(play("broken_envs:sound", {"steps": 2}, episodes=2, record=9).videos) == 2
 
 
-def test_an_environment_made_anew_is_recorded_anew(tmp_path):
+def test_a_replaced_environment_is_recorded_from_its_start(tmp_path):
     result = play("broken_envs:FailsOnce", {"note": str(tmp_path / "note")}, episodes=1, record=1)
     assert len(result.incidents) == 1 and result.seeds == [evaluation.SEED + 8]
     assert levels(result.frames) == [0, 50, 100, 150, 200, 250]
 
 
-def test_each_episode_tells_the_seed_of_its_environment(monkeypatch):
+def test_each_episode_has_the_seed_of_its_environment(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVS", 2)
     first = evaluation.SEED + 7
     assert play("broken_envs:sound", {}, episodes=3, seed=7).seeds == [first, first, first + 1]
@@ -119,16 +119,16 @@ def test_a_picture_is_shown_where_the_environment_draws_nothing():
 
 
 @pytest.mark.parametrize("env", ["broken_envs:sound", "broken_envs:mixed"])
-def test_what_draws_or_shows_pictures_can_be_recorded(env):
+def test_environments_that_render_or_show_images_can_be_recorded(env):
     assert evaluation.can_record(env, {}, "auto") == evaluation.can_record(env, {}, "on") == (True, "")
     assert evaluation.can_record(env, {}, "off") == (False, "")
 
 
-def test_what_cannot_be_recorded_says_why():
+def test_the_reason_why_an_environment_cannot_be_recorded_is_reported():
     options = {"first_seed": 0}
     recorded, reason = evaluation.can_record("broken_envs:uneven", options, "auto")
-    assert not recorded and "neither draws itself" in reason
-    with pytest.raises(UserError, match="eval.video=on.*neither draws itself"):
+    assert not recorded and "neither renders" in reason
+    with pytest.raises(UserError, match="eval.video=on.*neither renders"):
         evaluation.can_record("broken_envs:uneven", options, "on")
 
 
@@ -236,7 +236,7 @@ def test_env_options_that_change_what_is_seen_are_refused_by_the_key(tmp_path, o
 
 @pytest.mark.parametrize("call", [dreamer.load, dreamer.evaluate])
 @pytest.mark.parametrize("run", [dreamer.load_config(), None, 3])
-def test_what_is_no_directory_is_refused(call, run):
+def test_a_run_that_is_not_a_directory_is_refused(call, run):
     with pytest.raises(UserError, match="a run is given by its directory"):
         call(run)
 

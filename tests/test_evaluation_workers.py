@@ -1,4 +1,4 @@
-"""Evaluation survives what training survives: environments that end their process or hang, videos that fail."""
+"""Evaluation survives the same failures as training: environments that exit or hang, and videos that fail."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def evaluate(env, options, config, *, episodes=2, record=0, report=lambda line: 
 )  # fmt: skip
 def test_an_evaluation_outlives_its_environments(tmp_path, how, text):
     config = dataclasses.replace(PROCESSES, timeout=5.0 if how == "hang" else 30.0)
-    result = evaluate("telling_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, record=1)
+    result = evaluate("reporting_envs:Fails", {"how": how, "note": str(tmp_path / "note")}, config, record=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and len(result.frames) == 6
     assert [text in one.text for one in result.incidents] == [True], [one.text for one in result.incidents]
 
 
 def test_sys_exit_in_a_step_is_an_incident_inline(tmp_path):
-    result = evaluate("telling_envs:Fails", {"how": "sys.exit", "note": str(tmp_path / "note")}, INLINE)
+    result = evaluate("reporting_envs:Fails", {"how": "sys.exit", "note": str(tmp_path / "note")}, INLINE)
     assert [episode.length for episode in result.episodes] == [5, 5]
     assert ["failed: SystemExit: 0" in incident.text for incident in result.incidents] == [True]
 
@@ -66,7 +66,7 @@ def test_sys_exit_in_a_step_is_an_incident_inline(tmp_path):
 @everywhere
 def test_an_environment_that_fails_again_and_again_ends_the_evaluation_with_its_line(config):
     with pytest.raises(UserError, match=r"failed: SystemExit: 5.*\(incident 4 in a row\)"):
-        evaluate("telling_envs:Exits", {}, config)
+        evaluate("reporting_envs:Exits", {}, config)
 
 
 @pytest.mark.parametrize("backend, there", [("inline", "inline"), ("processes", "processes"), ("ray", "processes")])
@@ -80,7 +80,7 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
     monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: plain_agent(spec))
     options = {"how": "exit", "note": str(tmp_path / "note")}
     config = tiny(
-        tmp_path / "run", env="telling_envs:Fails", env_options=options, env_steps=24, eval__video="off",
+        tmp_path / "run", env="reporting_envs:Fails", env_options=options, env_steps=24, eval__video="off",
         workers__backend="processes", workers__envs=1, eval__episodes=1,
     )  # fmt: skip
     dreamer.train(config)
@@ -94,31 +94,31 @@ def test_a_run_with_processes_survives_an_exit_in_its_evaluation(tmp_path, monke
 @pytest.mark.parametrize(
     "how, text",
     [
-        ("raise", "RuntimeError: the lamp is out"), ("none", "it gave a NoneType"), ("exit", "SystemExit"),
+        ("raise", "RuntimeError: the lamp is out"), ("none", "it returned a NoneType"), ("exit", "SystemExit"),
         ("size", r"its frames change from \[16, 16, 3\] to \[8, 8, 3\]"), ("dtype", r"array float64 \[16, 16, 3\]"),
     ],
 )  # fmt: skip
-def test_a_frame_that_fails_ends_its_video_alone_and_is_told_once(how, text):
+def test_a_frame_that_fails_ends_only_its_video_and_is_reported_once(how, text):
     config = PROCESSES if how == "raise" else INLINE  # the same code in both
-    result = evaluate("telling_envs:Drawn", {"how": how}, config, record=1)
+    result = evaluate("reporting_envs:Drawn", {"how": how}, config, record=1)
     assert [episode.length for episode in result.episodes] == [5, 5] and not result.incidents
     (line,) = result.lines
     assert re.search(f"^the video of environment 0 ends after 2 frames: .*{text}", line)
     assert len(result.frames) == 2
 
 
-def test_a_frame_that_hangs_ends_its_video_and_is_no_fault_of_the_environment():
+def test_a_frame_that_hangs_ends_its_video_and_does_not_count_as_a_failure():
     config = Config("processes", processes=1, timeout=0.5, restarts=0)
-    result = evaluate("telling_envs:Drawn", {"how": "hang"}, config, episodes=1, record=1)
+    result = evaluate("reporting_envs:Drawn", {"how": "hang"}, config, episodes=1, record=1)
     assert [episode.length for episode in result.episodes] == [5] and len(result.frames) == 2
-    assert "not drawn itself for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
+    assert "not rendered for 0.5 seconds" in result.lines[0] and [one.kind for one in result.incidents] == ["hung"]
 
 
-def test_what_cannot_be_recorded_at_the_start_is_refused_or_told():
+def test_an_environment_that_cannot_be_recorded_is_refused_or_reported_at_the_start():
     options = {"how": "raise", "after": 0}
-    assert evaluation.can_record("telling_envs:Drawn", options, "auto", PROCESSES)[0] is False
+    assert evaluation.can_record("reporting_envs:Drawn", options, "auto", PROCESSES)[0] is False
     with pytest.raises(UserError, match="cannot be recorded: RuntimeError: the lamp is out"):
-        evaluation.can_record("telling_envs:Drawn", options, "on", PROCESSES)
+        evaluation.can_record("reporting_envs:Drawn", options, "on", PROCESSES)
 
 
 def test_frames_of_changing_size_are_refused_in_a_line(tmp_path):
@@ -146,10 +146,10 @@ def test_sdl_draws_into_memory_where_a_video_is_made_and_nowhere_else(config, mo
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with evaluation.make_eval_workers(
-        "telling_envs:drivers", {}, episodes=1, action_repeat=1, seed=0, record=True, config=config
+        "reporting_envs:drivers", {}, episodes=1, action_repeat=1, seed=0, record=True, config=config
     ) as crew:
         assert crew.spec.action_width == 5
-    with make_workers(Config(config.backend, envs=1), "telling_envs:drivers") as crew:
+    with make_workers(Config(config.backend, envs=1), "reporting_envs:drivers") as crew:
         assert crew.spec.action_width == 3
     assert dict(os.environ) == before
 
@@ -166,7 +166,7 @@ def test_the_users_own_driver_stays(monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Nobody waits long for close()."""
+    """Shortens the wait for close()."""
     from dreamer.runtime.workers import faults, processes
 
     monkeypatch.setattr(faults, "CLOSE", 0.1)
@@ -175,20 +175,20 @@ def short(monkeypatch):
 
 
 @everywhere
-def test_a_close_that_hangs_is_left_behind_and_told(config, short):
-    result = evaluate("telling_envs:NotClosed", {"how": "hang"}, config, episodes=1)
+def test_a_close_that_hangs_is_abandoned_and_reported(config, short):
+    result = evaluate("reporting_envs:NotClosed", {"how": "hang"}, config, episodes=1)
     assert [episode.length for episode in result.episodes] == [5]
     (incident,) = result.incidents
-    assert incident.kind == "not closed" and "telling_envs:NotClosed #0" in incident.line
+    assert incident.kind == "not closed" and "reporting_envs:NotClosed #0" in incident.line
     assert not incident.line.startswith("environment restarted")
 
 
 def test_a_close_that_hangs_does_not_hold_the_start_of_a_run(short):
-    recorded, line = evaluation.can_record("telling_envs:NotClosed", {"how": "hang"}, "auto")
-    what = "close() of env 'telling_envs:NotClosed #0'"
-    assert recorded and line == f"{what} has not returned for 0.1 seconds; it is left behind"
-    with make_workers(Config("auto", envs=1), "telling_envs:NotClosed", {"how": "hang"}) as crew:
-        assert crew.backend == "processes" and "its close() hung when it was measured" in crew.describe()
+    recorded, line = evaluation.can_record("reporting_envs:NotClosed", {"how": "hang"}, "auto")
+    what = "close() of env 'reporting_envs:NotClosed #0'"
+    assert recorded and line == f"{what} has not returned for 0.1 seconds; it is abandoned"
+    with make_workers(Config("auto", envs=1), "reporting_envs:NotClosed", {"how": "hang"}) as crew:
+        assert crew.backend == "processes" and "its close() hung during the measurement" in crew.describe()
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_a_step_that_hangs_does_not_hold_the_measurement():
 @pytest.mark.parametrize("how", ["raise", "exit"])
 def test_a_close_that_fails_neither_ends_a_run_nor_hides_its_error(config, how):
     with pytest.raises(ZeroDivisionError), make_workers(
-        Config(config.backend, envs=1), "telling_envs:NotClosed", {"how": how}
+        Config(config.backend, envs=1), "reporting_envs:NotClosed", {"how": how}
     ) as crew:
         crew.receive()
         raise ZeroDivisionError
@@ -221,12 +221,12 @@ def never():
 
 
 @everywhere
-def test_an_episode_that_never_ends_is_cut_and_told(config):
-    result = evaluate("telling_envs:Endless", {}, config, episodes=18, record=1, max_steps=4)
+def test_an_episode_that_never_ends_is_cut_off_and_reported(config):
+    result = evaluate("reporting_envs:Endless", {}, config, episodes=18, record=1, max_steps=4)
     assert [(one.length, one.episode_return) for one in result.episodes] == [(4, 4.0)] * 18
     assert [one.env for one in result.episodes] == [0, 0, 1, 1, *range(2, 16)]
     assert len(result.frames) == 5 and not result.incidents
-    assert result.lines == ["18 episodes of the evaluation were cut after 4 steps (eval.max_steps)"]
+    assert result.lines == ["18 episodes of the evaluation were cut off after 4 steps (eval.max_steps)"]
     first = evaluation.SEED + 7
     assert result.seeds[:4] == [first, first + 16, first + 1, first + 17]
 
@@ -236,18 +236,18 @@ def test_an_episode_that_ends_at_the_limit_is_not_cut():
     assert [one.length for one in result.episodes] == [5, 5] and result.lines == []
 
 
-def test_an_evaluation_says_how_far_it_is(monkeypatch):
+def test_an_evaluation_reports_its_progress(monkeypatch):
     monkeypatch.setattr(evaluation, "PROGRESS", 0.0)
-    told: list[str] = []
-    evaluate("broken_envs:sound", {}, INLINE, report=told.append)
-    assert told[5] == "evaluating: 5 steps in each environment, 0 episodes have ended"
+    reported: list[str] = []
+    evaluate("broken_envs:sound", {}, INLINE, report=reported.append)
+    assert reported[5] == "evaluating: 5 steps in each environment, 0 episodes finished"
 
 
 # ---- threads and folders
 
 
 def in_thread(function):
-    """What a function gives in another thread, as the collector's."""
+    """Returns the result of a function called in another thread, like that of the collector."""
     out: list = []
     thread = threading.Thread(target=lambda: out.append(function()))
     thread.start()
@@ -255,19 +255,19 @@ def in_thread(function):
     return out[0]
 
 
-def test_an_environment_bound_to_its_thread_is_made_anew_once_and_no_more(tmp_path):
+def test_an_environment_bound_to_its_thread_is_replaced_only_once(tmp_path):
     note = tmp_path / "note"
 
     def turn():
         ready = crew.receive()
         crew.send(ready.streams, np.eye(3, dtype=np.float32)[np.zeros(len(ready.streams), int)])
 
-    with make_workers(Config("inline", envs=2), "telling_envs:Bound", {"note": str(note)}) as crew:
+    with make_workers(Config("inline", envs=2), "reporting_envs:Bound", {"note": str(note)}) as crew:
         in_thread(turn)
         in_thread(turn)
         first, second = crew.incidents()
         assert "of another thread (" in first.text and "of another thread (" in second.text
-        assert first.text.endswith("from now on all environments live in one thread of their own")
+        assert first.text.endswith("from now on all environments run in one separate thread")
         for _ in range(3):
             assert all(isinstance(state, bytes) for state in crew.states().states)
             in_thread(turn)
@@ -276,17 +276,17 @@ def test_an_environment_bound_to_its_thread_is_made_anew_once_and_no_more(tmp_pa
 
 
 def test_an_environment_bound_to_its_thread_is_closed_there(tmp_path):
-    with make_workers(Config("inline", envs=1), "telling_envs:Bound", {"note": str(tmp_path / "note")}) as crew:
+    with make_workers(Config("inline", envs=1), "reporting_envs:Bound", {"note": str(tmp_path / "note")}) as crew:
         crew.receive()
     assert (tmp_path / "note").read_text() == "closed\n"
 
 
 @everywhere
-def test_an_environment_that_changes_the_folder_is_made_anew_where_it_was_made(config, tmp_path, monkeypatch):
+def test_an_environment_that_changes_the_folder_is_replaced_in_the_original_folder(config, tmp_path, monkeypatch):
     (tmp_path / "marker").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    with make_workers(Config(config.backend, envs=1), "telling_envs:Wanders", {"marker": "marker"}) as crew:
+    with make_workers(Config(config.backend, envs=1), "reporting_envs:Wanders", {"marker": "marker"}) as crew:
         for _ in range(6):
             ready = crew.receive()
             crew.send(ready.streams, np.eye(3, dtype=np.float32)[:1])
@@ -297,7 +297,7 @@ def test_a_measured_environment_does_not_change_the_folder_of_a_run(tmp_path, mo
     (tmp_path / "marker").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    auto.choose(WorkerPlan("telling_envs:Wanders", {"marker": "marker"}, 1, 0, None, 1, str(tmp_path)))
+    auto.choose(WorkerPlan("reporting_envs:Wanders", {"marker": "marker"}, 1, 0, None, 1, str(tmp_path)))
     assert Path.cwd() == tmp_path
 
 

@@ -1,4 +1,4 @@
-"""What families besides RSSM and actor-critic need of the contracts, each with the smallest part that uses it."""
+"""Features of the contracts for families other than RSSM and actor-critic, each with a minimal part that uses it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def batch(context: int = 1):
 
 
 def silent(behavior):
-    """A behavior whose extra stays, so that updates can follow each other."""
+    """Returns a behavior that keeps its extra, so that several updates are possible."""
     return behavior._replace(loss=lambda v, *rest: ({"given": jnp.zeros(())}, (v.extra, {})))
 
 
@@ -69,7 +69,7 @@ def test_actor_critics_need_rewards():
 
 
 def shorter(v, key, state, prev_action, rows):
-    """A loss of neighbouring rows: one less than there are."""
+    """A loss over pairs of neighbouring rows, so one shorter than the batch."""
     losses, learned = tiny.echo_world(SPEC).loss(v, key, state, prev_action, rows)
     return {"echo": losses["echo"], "near": losses["echo"][:, 1:]}, learned
 
@@ -98,7 +98,7 @@ def test_losses_that_are_all_shorter_than_the_batch_rate_no_rows():
         jax.eval_shape(agent.update, agent.init(KEY), batch())
 
 
-def test_a_model_that_tells_its_surprise_is_believed():
+def test_the_surprise_that_a_model_returns_is_used():
     def loss(v, key, state, prev_action, rows):
         losses, learned = shorter(v, key, state, prev_action, rows)
         return losses, learned._replace(surprise=rows.reward)
@@ -118,7 +118,7 @@ def test_metrics_of_one_name_from_two_places_are_an_error():
 
 
 def counting_world():
-    """A model whose state is a cache: the last two actions and how many there were. Its latent is the last action."""
+    """Makes a model whose state is a cache of the last two actions and their number. Its latent is the last action."""
 
     def push(state, action):
         seen = jnp.concatenate([state["seen"][:, 1:], action[:, None]], 1)
@@ -139,7 +139,7 @@ def counting_world():
         return {"echo": jnp.square(v.params["w"] - rows.reward)}, Learned(latent, v.extra, {})
 
     def starts(v, latent, prev_action, is_first):
-        """The caches of all rows, rebuilt from a window of two; a first row has nothing before it."""
+        """Rebuilds the caches of all rows from a window of two; nothing precedes a first row."""
         before = jnp.pad(latent["prev"][:, :-1], ((0, 0), (1, 0), (0, 0)))
         before = jnp.where(is_first[..., None], 0, before)
         seen = jnp.stack([before, latent["prev"]], 2).reshape(-1, 2, 2)
@@ -184,7 +184,7 @@ def test_dreams_of_a_cache_do_not_start_beyond_the_border_of_an_episode():
 
 
 def planner():
-    """Its carry counts the rows of the episode; it acts by the count, or by the command "goal"."""
+    """Makes a behavior whose carry counts the rows of the episode. It acts by the count, or by the command "goal"."""
 
     def act(v, key, dream, state, carry, ask, mode):
         carry = jnp.where(ask.is_first, 0, carry) + 1
@@ -227,7 +227,7 @@ def test_a_command_reaches_the_behavior():
 
 
 def test_a_behavior_that_learns_by_rules_acts_from_its_extra():
-    """An evolution strategy has no parameter; an update that moves its extra moves what it does."""
+    """An evolution strategy has no parameters; an update of its extra changes its actions."""
 
     def act(v, key, dream, state, carry, ask, mode):
         return jnp.broadcast_to(v.extra["mean"], (len(ask.is_first), 2)), carry
@@ -248,7 +248,7 @@ def test_a_behavior_that_learns_by_rules_acts_from_its_extra():
 
 @functools.cache
 def real():
-    """The tiny agent, one state, and its compiled update."""
+    """Returns the tiny agent, a state, and its compiled update."""
     return tiny.make_agent("vector"), tiny.state("vector"), tiny.update("vector")
 
 
@@ -302,7 +302,7 @@ def test_a_population_learns_as_each_member_would_alone():
 
 
 def trained_with(configs, updates=4):
-    """(parameters of model and behavior after each update) of two parts with a gradient of 1 each."""
+    """Returns the parameters of model and behavior after each update, for two parts with a gradient of 1."""
 
     def loss(v, *rest):
         return {"given": v.params["w"].sum()}, (v.extra, {})
@@ -344,7 +344,7 @@ def test_a_phase_begins_and_ends_and_its_warm_up_counts_from_its_start():
 
 
 def test_an_optimizer_that_rests_begins_as_a_fresh_one():
-    """Its moments have not seen the gradients from before its phase."""
+    """Its moments do not include the gradients from before its phase."""
     late, _ = trained_with(optimizers.Config(learning_rate=0.1, warmup=0, agc=0.0, start=3), updates=6)
     fresh, _ = trained_with(PLAIN, updates=3)
     np.testing.assert_allclose(late[3:], fresh, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""One bit of a run directory turned over: the file is named, or nothing comes of it. No flip makes another run."""
+"""A flipped bit in a run directory is reported with its file or has no effect. It never changes the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXEMPT = ("pictures", "wandb", "events.out")  # pictures, and files of other pro
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> Path:
-    """A lockstep run that was stopped half way."""
+    """A lockstep run that was stopped halfway."""
     return stopped(tmp_path_factory.mktemp("half") / "run", 20, **SETTINGS)
 
 
@@ -32,7 +32,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def flip(run_dir: Path, rng: np.random.Generator) -> str:
-    """Turns a random bit of a random file over; returns what was done."""
+    """Flips a random bit of a random file. Returns a description."""
     files = sorted(path for path in run_dir.rglob("*") if path.is_file() and path.stat().st_size)
     files = [path for path in files if not str(path.relative_to(run_dir)).startswith(EXEMPT)]
     path = files[rng.integers(len(files))]
@@ -44,7 +44,7 @@ def flip(run_dir: Path, rng: np.random.Generator) -> str:
 
 
 def outcome(run_dir: Path, whole: Path) -> str:
-    """What a resume makes of a flipped run: "named", or "harmless" when it ends as the whole one."""
+    """Resumes a flipped run. Returns "named" if it is refused, "harmless" if it ends like the whole run."""
     try:
         dreamer.train(tiny(run_dir, **SETTINGS), resume="yes")
     except UserError as error:
@@ -55,7 +55,7 @@ def outcome(run_dir: Path, whole: Path) -> str:
 
 
 def check(tmp_path: Path, half: Path, whole: Path, flips: int, resumes: int, seed: int) -> dict[str, int]:
-    """Flips so many bits, each in a fresh copy; resumes what `verify` calls whole, and the first so many others."""
+    """Flips `flips` bits, each in a new copy; resumes the runs that `verify` finds whole, and `resumes` others."""
     rng, counts = np.random.default_rng(seed), {"named": 0, "harmless": 0, "resumed": 0}
     for number in range(flips):
         run_dir = shutil.copytree(half, tmp_path / str(number))
@@ -65,7 +65,7 @@ def check(tmp_path: Path, half: Path, whole: Path, flips: int, resumes: int, see
             resumes -= not report.whole
             counts["resumed"] += 1
             came = outcome(run_dir, whole)
-            # What verify names may lie in a checkpoint or a line that a resume does not use.
+            # A fault that verify finds may be in a checkpoint or a line that a resume does not use.
             assert came == "harmless" or not report.whole, f"{what}: refused, but verify found nothing"
         counts["harmless" if report.whole else "named"] += 1
         shutil.rmtree(run_dir)

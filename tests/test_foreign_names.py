@@ -1,4 +1,4 @@
-"""What a config from a stranger may say, and what the current folder may hold, without running anything."""
+"""Configs from a stranger and modules in the current folder run no code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def foreign(text: str) -> list[str]:
-    """The keys of what is foreign in a config."""
+    """Returns the keys of the foreign names in a config."""
     return [key for key, _ in trust.foreign(yaml.load(text, Loader), plugins.suite_names())]
 
 
@@ -47,7 +47,7 @@ def foreign(text: str) -> list[str]:
         ("agent: {world_model: {name: 'dreamer.nets.encoder:jax.numpy'}}", "agent.world_model.name"),
     ],
 )  # fmt: skip
-def test_what_may_lead_to_code_needs_a_word(text, key):
+def test_names_that_may_lead_to_code_need_permission(text, key):
     assert foreign(text) == [key]
 
 
@@ -60,11 +60,11 @@ def test_what_may_lead_to_code_needs_a_word(text, key):
         "agent: {world_model: {name: dreamer.world_models.rssm, encoder: 'dreamer.nets.encoder:make'}}",
     ],
 )  # fmt: skip
-def test_what_leads_to_no_code_needs_none(text):
+def test_names_that_lead_to_no_code_need_no_permission(text):
     assert not foreign(text)
 
 
-def test_the_shipped_presets_need_no_word():
+def test_the_shipped_presets_need_no_permission():
     from dreamer import shipped
 
     for file in shipped.presets().values():

@@ -1,4 +1,4 @@
-"""DreamerV3 with Gaussian latents: the distribution by hand, DreamerV1's golden filtering, and a training."""
+"""DreamerV3 with Gaussian latents: the distribution by hand, DreamerV1's golden filtering, and a training run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_packing_keeps_every_bit_the_empty_state_included():
 
 
 class Forced(NamedTuple):
-    """Statistics of a normal, and the noise with which it is sampled."""
+    """Statistics of a normal, and the noise to sample it with."""
 
     mean: jax.Array
     std: jax.Array
@@ -102,7 +102,7 @@ def prior(params: Any, deter: jax.Array) -> jax.Array:
 
 
 def posterior(params: Any, deter: jax.Array, tokens: jax.Array) -> jax.Array:
-    """tokens: the embedding, and behind it the noise of the sample, which stays beside the outputs."""
+    """tokens: the embedding, followed by the noise of the sample, which is returned with the outputs."""
     embed, noise = tokens[..., :7], tokens[..., 7:]
     hidden = jax.nn.elu(dense(params["obs1"], jnp.concatenate([deter, embed], -1)))
     return jnp.concatenate([outputs(dense(params["obs2"], hidden)), noise[..., None]], -1)
@@ -145,7 +145,7 @@ def test_filtering_with_gaussian_latents_is_dreamer_v1s():
 
 @pytest.fixture(scope="module")
 def learned():
-    """The agent of "vector" with Gaussian latents, and what six updates on one batch gave."""
+    """Returns the agent of "vector" with Gaussian latents, and the results of six updates on one batch."""
     agent = agents.make(dataclasses.replace(tiny.CONFIG, world_model=CONFIG), tiny.SPECS["vector"])
     batch = tiny.make_batch(tiny.SPECS["vector"])
     stored = {"deter": batch.latent["deter"], "stoch": np.zeros((tiny.BATCH, 1, 3), np.float32)}
@@ -173,7 +173,7 @@ def test_its_latents_are_stored_as_numbers_and_come_back(learned):
 
 
 def test_the_preset_trains(tmp_path):
-    """The shipped preset, laid over a run of seconds."""
+    """Applies the shipped preset to a run of seconds."""
     overrides = {name: value for name, value in tiny_runs.flat(tiny_runs.TINY).items() if not name.endswith(".stoch")}
     overrides |= {"run_dir": str(tmp_path / "run"), "env_steps": 48, "eval.episodes": 0, "eval.video": "off"}
     config = load_config("gaussian_latents", overrides=overrides)

@@ -1,4 +1,4 @@
-"""Four whole train steps of the reference, step for step: losses, gradients, metrics, latents, parameters after."""
+"""Compares four train steps with the reference: losses, gradients, metrics, latents, and resulting parameters."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def imagined(settings: ac.Settings):
 
 
 def with_gradient(returns, settings, inputs):
-    """`returns` with the gradient that they have in the golden J: ours are stopped where they are made, the
-    reference's only where they are used."""
+    """Returns `returns` with the gradient of the golden J: ours have a stop_gradient where they are computed, those of
+    the reference only where they are used."""
     if settings.slow_target:
         return returns
     value = distributions.twohot_mean(inputs["value_logits"], BINS)
@@ -79,7 +79,7 @@ def with_gradient(returns, settings, inputs):
 
 
 def weights(settings, cont):
-    """The weights that the losses carry, seen through a policy whose loss is -1 everywhere."""
+    """Returns the weights of the losses, measured with a policy whose loss is -1 everywhere."""
     count, length = cont.shape
     zeros, ones = jnp.zeros((count, length)), jnp.ones((count, length))
     dreamed = ac.Imagined(zeros, jnp.asarray(cont), jnp.zeros((count, length, 255)), zeros, zeros, ones)
@@ -89,7 +89,7 @@ def weights(settings, cont):
 
 
 def check_imagined(file: str, settings: ac.Settings) -> None:
-    """`golden.check`; the means in the metrics cancel, so that their last digits are those of the terms."""
+    """Applies `golden.check`, with the magnitudes of terms for means in the metrics, whose terms cancel."""
     out = golden.load(file).out
     value, slow, returns = (float(np.abs(out[name]).mean()) for name in ("aux_value", "aux_slow", "ret"))
     terms = {"val": value, "slowval": slow, "tar": returns, "ret": returns / float(out["aux_retscale"])}

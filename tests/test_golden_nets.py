@@ -118,7 +118,7 @@ def test_decoder_of_both():
 
 
 def test_each_block_of_deter_fills_its_own_slice_of_the_start_grid():
-    """The golden decoders have one channel for each block, which cannot tell this order from its reverse."""
+    """The golden decoders have one channel for each block, which cannot distinguish this order from its reverse."""
     depth, blocks, channels = 4, 8, 16
     sizes = SIZES | {"depth": depth}
     module = decoder.Decoder((("image", SPACES["image"]),), **sizes, blocks=blocks)

@@ -17,7 +17,7 @@ LAMBDA = 0.95
 
 
 def onehot(index, classes):
-    """[..] -> [.., classes] float32, for the integer events and actions of the golden files."""
+    """Converts integers [..] to one-hots [.., classes] float32, for the events and actions of the golden files."""
     return np.eye(classes, dtype=np.float32)[index]
 
 
@@ -85,7 +85,7 @@ def test_twohot_loss_and_gradients():
 
 
 def test_twohot_mean():
-    """The tolerance is that of the golden README: the reference sums terms up to 5e8 that cancel."""
+    """Uses the tolerance of the golden README, because the reference sums terms up to 5e8 that cancel."""
     data = golden.load("symexp_twohot")
     bins = distributions.twohot_bins(255)
     logits = data.inputs["logits"].astype(np.float64)
@@ -126,7 +126,7 @@ def test_normalizer(file, normalizer, state):
     data = golden.load(file)
     current = normalizer.init()
     for value in golden.flatten(data.params).values():
-        assert value == 0  # the files start from scratch, as init does
+        assert value == 0  # the files start from the initial state, as init does
     rows = []
     for x in data.inputs["x"]:
         current = normalizer.update(current, jnp.asarray(x))

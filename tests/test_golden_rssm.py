@@ -57,7 +57,7 @@ def test_posterior():
 
 
 def sequence_outputs(nets: rssm.Nets, params, tokens, latent: rssm.Latent, mixed):
-    """What the golden sequences record, the raw logits worked out again from the latents."""
+    """Returns the outputs that the golden sequences record, with raw logits recomputed from the latents."""
     post = nets.posterior.apply(params["dyn"], latent.deter, tokens)
     prior = nets.prior.apply(params["dyn"], latent.deter)
     mixed_prior = distributions.mix_uniform(prior, UNIMIX)
@@ -78,7 +78,7 @@ def start(inputs) -> rssm.Latent:
 
 
 def test_filtering_with_forced_samples():
-    nets = make_nets(CONTINUOUS, sample=lambda forced, logits: forced)  # the sample travels in the key's place
+    nets = make_nets(CONTINUOUS, sample=lambda forced, logits: forced)  # the key argument carries the sample
 
     def forward(params, inputs):
         def step(carry, x):

@@ -1,4 +1,4 @@
-"""Networks made from Haiku do the work of those made from Flax, chosen by their dotted name."""
+"""Networks made with Haiku, chosen by their dotted name, work in place of those made with Flax."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_decoder(spaces, *, units, dtype, **sizes):
 
 
 def make_core(width):
-    """A Haiku GRU in place of the block GRU."""
+    """Makes a Haiku GRU to replace the block GRU."""
 
     def core(deter, stoch, action):
         x = jnp.concatenate([stoch.reshape(*stoch.shape[:-2], -1), action], -1)
@@ -53,7 +53,7 @@ def make_core(width):
 
 @functools.cache
 def run(updates: int = 15):
-    """First and last parameters of the world model, and the metrics of every update on one batch."""
+    """Returns first and last parameters of the world model, and the metrics of every update on one batch."""
     world_model = dataclasses.replace(
         tiny.WORLD_MODEL, encoder="tests.test_haiku:make_encoder", decoder="tests.test_haiku:make_decoder"
     )

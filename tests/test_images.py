@@ -19,7 +19,7 @@ from dreamer.runtime.log.open_loop import DREAMED, OBSERVED
 
 
 def frames_of(path) -> np.ndarray:
-    """All frames of a video. By ffmpeg itself: imageio's reader forks, which jax forbids once it is loaded."""
+    """Reads all frames of a video with ffmpeg itself, because imageio's reader forks, which jax forbids once loaded."""
     with tempfile.TemporaryDirectory() as folder:
         command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-fps_mode", "passthrough", f"{folder}/%04d.png"]
         subprocess.run(command, check=True, capture_output=True)
@@ -46,7 +46,7 @@ def test_a_video_shows_the_frames_that_it_was_given(tmp_path):
 
 
 @pytest.mark.parametrize("shape, dtype", [((2, 8, 8, 3), float), ((8, 8), np.uint8), ((0, 8, 8, 3), np.uint8)])
-def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
+def test_frames_that_are_not_a_video_are_refused(tmp_path, shape, dtype):
     frames = np.zeros(shape, dtype)
     with pytest.raises(ValueError, match="a video needs uint8 frames"):
         images.write_video(tmp_path / "video.mp4", frames, fps=10)
@@ -54,9 +54,9 @@ def test_what_is_no_video_is_refused(tmp_path, shape, dtype):
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Files may not grow beyond 2000 bytes, as on a disk that is nearly full.
+    """A context in which files cannot grow beyond 2000 bytes, as on a disk that is nearly full.
 
-    Around the call only: a fixture would hold until pytest writes its own progress, which may go to a longer file.
+    Use it only around the call: a fixture would still be active when pytest writes to its own output, perhaps a file.
     """
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
@@ -66,20 +66,20 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_a_video_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+def test_a_video_that_does_not_fit_on_the_disk_is_reported_and_leaves_nothing(tmp_path):
     with small_files(), pytest.raises(UserError, match=r"cannot write .*video\.mp4") as error:
         images.write_video(tmp_path / "video.mp4", noise(30, 64, 64, 3), fps=10)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_a_plot_that_does_not_fit_is_told_and_leaves_nothing(tmp_path):
+def test_a_plot_that_does_not_fit_on_the_disk_is_reported_and_leaves_nothing(tmp_path):
     values = {"position": np.zeros((1, 8, 2))}
     with small_files(), pytest.raises(UserError, match=r"cannot write .*plot\.png"):
         open_loop.open_loop_plot(tmp_path / "plot.png", values, values, 4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place_is_told(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         images.write_video(tmp_path / "file" / "video.mp4", noise(2, 8, 8, 3), fps=10)
@@ -128,7 +128,7 @@ def test_panels_are_shared_between_keys_and_the_rest_is_counted():
 
 
 def drawn(monkeypatch, tmp_path, truth, dream, observed):
-    """The axes of a plot and its title, caught as it is written."""
+    """Returns the axes and the title of a plot, captured while it is written."""
     from matplotlib.figure import Figure
 
     caught = []
@@ -153,7 +153,7 @@ def test_a_plot_draws_the_true_and_the_dreamed_line_of_each_dimension(monkeypatc
     assert axes[-1].get_xlabel() and "4 steps observed" in title and "not shown" not in title
 
 
-def test_a_plot_of_many_dimensions_tells_how_many_are_left_out(monkeypatch, tmp_path):
+def test_a_plot_of_many_dimensions_names_the_number_left_out(monkeypatch, tmp_path):
     values = {"position": np.zeros((1, 8, 50))}
     axes, title = drawn(monkeypatch, tmp_path, values, values, 4)
     assert len(axes) == open_loop.PLOT_PANELS and "38 of 50 dimensions are not shown" in title

@@ -1,4 +1,4 @@
-"""A run that begins with another's weights takes what fits and says what does not."""
+"""A run that starts with the weights of another loads the arrays that fit and reports the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path):
 
 
 def changed(ours: TrainState, taken: TrainState) -> set[str]:
-    """The first two parts of the names of leaves that differ."""
+    """Returns the first two parts of the names of leaves that differ."""
 
     def bits(leaf):
         return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
@@ -56,7 +56,7 @@ def test_only_the_parts_asked_for_are_taken(run, parts, expected):
     assert f"of {parts}" in lines[0]
 
 
-def test_what_is_taken_is_taken_to_the_last_bit(run):
+def test_arrays_are_loaded_bit_for_bit(run):
     taken, _ = begin_with(state(0), run, "all")
     theirs = state(100)
     for ours, other in zip(jax.tree.leaves(taken.params), jax.tree.leaves(theirs.params), strict=True):
@@ -65,13 +65,13 @@ def test_what_is_taken_is_taken_to_the_last_bit(run):
 
 @pytest.fixture
 def wide():
-    """A state with one array of another shape and one that the run lacks."""
+    """A state with one array of another shape, and one that is missing in the run."""
     ours = state(0)
     model = {**ours.params["world_model"], "dyn": {"kernel": jnp.zeros((4, 4))}, "head": {"w": jnp.ones(3)}}
     return ours._replace(params={**ours.params, "world_model": model})
 
 
-def test_what_does_not_fit_is_refused_with_shapes_and_the_flag_that_allows_it(run, wide):
+def test_arrays_that_do_not_fit_are_refused_with_shapes_and_the_flag_that_allows_it(run, wide):
     with pytest.raises(UserError) as caught:
         begin_with(wide, run, "world_model")
     text = str(caught.value)
@@ -89,14 +89,14 @@ def test_arrays_of_the_run_that_this_one_lacks_do_not_fit_either(run):
         begin_with(ours._replace(params={**ours.params, "world_model": fewer}), run, "world_model")
 
 
-def test_what_does_not_fit_and_may_be_missing_stays_new_and_is_told(run, wide):
+def test_arrays_that_need_not_fit_stay_new_and_are_reported(run, wide):
     taken, lines = begin_with(wide, run, "world_model", missing=0.9)
     assert not taken.params["world_model"]["dyn"]["kernel"].any() and taken.params["world_model"]["head"]["w"].all()
     assert "params/world_model/dyn/kernel ([3, 5] there, [4, 4] here)" in lines[1]
     assert "params/world_model/head/w (not in that run)" in lines[1]
 
 
-def test_nothing_that_fits_is_an_error(run):
+def test_it_is_an_error_if_nothing_fits(run):
     ours = state(0)._replace(params={"world_model": {"other": jnp.ones(2)}, "behavior": {}}, extra={})
     with pytest.raises(UserError, match="nothing of its world model has a name and shape"):
         begin_with(ours, run, "world_model")

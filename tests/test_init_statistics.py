@@ -1,4 +1,4 @@
-"""Freshly drawn parameters against the statistics of the reference's initialisers."""
+"""Compares initial parameters with the statistics of the reference's initialisers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dreamer.nets.layers import BlockLinear, Linear, RMSNorm
 from dreamer.spaces import Action, Space, Spec
 
 STATISTICS = json.loads((golden.FOLDER / "init_statistics.json").read_text())
-SCATTER = 0.55  # a standard deviation from n weights scatters by SCATTER / sqrt(n), relatively
+SCATTER = 0.55  # relative spread of a standard deviation from n weights, times sqrt(n)
 SIGMAS = 5
 
 
@@ -44,7 +44,7 @@ SPECS = {
 
 
 def draw(case: Case, draws: int) -> dict[str, np.ndarray]:
-    """{parameter: [draws, ..]} of as many fresh modules."""
+    """Returns {parameter: [draws, ..]} of `draws` new modules."""
     keys = jax.random.split(jax.random.key(0), draws)
     return jax.vmap(lambda key: case.module.init(key, jnp.zeros(case.shape))["params"])(keys)
 
@@ -64,7 +64,7 @@ def test_initialiser(name):
         assert float(values.std()) == pytest.approx(
             want["predicted_std"], rel=SIGMAS * SCATTER / math.sqrt(values.size)
         )
-        # Cut at two sigma of the underlying normal, and drawn up to there.
+        # Truncated at two sigma of the underlying normal, and drawn up to there.
         bound = want["predicted_absmax"]
         assert 0.98 * bound < float(jnp.abs(values).max()) <= bound * (1 + 1e-4)
 
@@ -75,7 +75,7 @@ def test_every_kind_of_kernel_is_tested():
 
 @pytest.fixture(scope="module", params=SPECS)
 def fresh(request):
-    """The statistics of a fresh reference agent, and our parameters by the same names."""
+    """Returns the statistics of a new reference agent, and our parameters by the same names."""
     state = jax.jit(agent.make(agent.Config(), SPECS[request.param]).init)(jax.random.key(0))
     trained = {name: tree for part in state.params.values() for name, tree in part.items()}
     params = golden.flatten(jax.device_get(trained | {"slowval": state.extra["behavior"]["slow"]}))
@@ -97,7 +97,7 @@ def test_a_fresh_agent_has_the_same_statistics(fresh):
         if want["std"] == 0:
             assert np.all(values == want["mean"]), name
             continue
-        # Both are one draw of the same distribution.
+        # Both are one draw from the same distribution.
         tolerance = SIGMAS * SCATTER * math.sqrt(2 / values.size)
         assert values.std() == pytest.approx(want["std"], rel=tolerance), name
         assert abs(values.mean() - want["mean"]) < SIGMAS * want["std"] * math.sqrt(2 / values.size), name

@@ -1,4 +1,4 @@
-"""Where an environment or a user leaves gymnasium's interface, one line says so and what to do."""
+"""If an environment or a user violates gymnasium's interface, one line names the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.teams import Team
 
 
 class OldDiscrete:
-    """As gym.spaces.Discrete of the old package; no gymnasium.Space."""
+    """Like gym.spaces.Discrete of the old package; not a gymnasium.Space."""
 
     __module__ = "gym.spaces.discrete"
 
@@ -78,7 +78,7 @@ def test_a_space_of_the_old_gym_is_named_with_what_to_do(env):
 
 
 @pytest.mark.parametrize("env", [OldAction, OldObservation])
-def test_check_says_the_same(env):
+def test_check_raises_the_same_line(env):
     (verdict,) = [v for v in examine(Maker("my-env", env), Settings(steps=20), Watch()) if v.key == "space"]
     assert verdict.level == "wrong" and verdict.text == one_line(lambda: EnvRows(env(), name="my-env"))
 
@@ -120,17 +120,17 @@ def test_check_names_a_reset_without_seed_or_options(make):
     assert [v.key for v in found] == ["reset-seed"] and "reset(self, *, seed=None, options=None)" in found[0].text
 
 
-def test_a_type_error_of_the_environments_own_is_not_taken_for_a_missing_seed():
+def test_another_type_error_of_the_environment_is_not_reported_as_a_missing_seed():
     with pytest.raises(TypeError, match="seed must be a str"):
         EnvRows(TypeErrorOfItsOwn(), seed=1)
 
 
-def test_a_reset_that_gives_the_observation_alone_is_told_to_be_the_old_interface():
+def test_a_reset_that_returns_only_the_observation_is_reported_as_the_old_interface():
     class Alone(Ball):
         def reset(self, *, seed=None, options=None):
             return super().reset(seed=seed)[0]
 
-    assert "the old gym interface gives the observation alone" in one_line(lambda: EnvRows(Alone()))
+    assert "the old gym interface returns only the observation" in one_line(lambda: EnvRows(Alone()))
 
 
 # ---- act
@@ -145,13 +145,13 @@ OBS = np.zeros(2, np.float32)
     ids=["Box", "Dict", "Tuple"],
 )  # fmt: skip
 @pytest.mark.parametrize("rest", [({},), (0.0, False, False, {}), (0.0, False, {})], ids=["reset", "step", "old step"])
-def test_a_whole_answer_in_the_place_of_an_observation_is_named(space, obs, rest):
+def test_a_whole_result_passed_as_an_observation_is_named(space, obs, rest):
     env = Ball()
     env.observation_space = space
     keys = readers(env)
     text = one_line(lambda: agent_obs(keys, (obs, *rest), "my-env"))
     what = "reset() gives, (obs, info)" if len(rest) == 1 else "step() gives"
-    assert f"this tuple is all that {what}; give its first value alone: act(obs, state, info=info)" in text
+    assert f"this tuple is everything that {what}; pass only its first value: act(obs, state, info=info)" in text
 
 
 def test_an_observation_that_is_a_pair_of_an_array_and_a_dict_is_taken():
@@ -161,7 +161,7 @@ def test_an_observation_that_is_a_pair_of_an_array_and_a_dict_is_taken():
     assert single and rows["1/a"].tolist() == [1]
 
 
-def test_a_team_names_a_whole_answer_too():
+def test_a_team_also_names_a_whole_result():
     loaded = types.SimpleNamespace(config=types.SimpleNamespace(env="my-team"), env_steps=0)
     team = LoadedTeam(loaded, [])
     text = one_line(lambda: team.act(({"a": OBS}, {"a": {}})))
@@ -178,7 +178,7 @@ def bent(low, high) -> spaces.Box:
 
 
 @pytest.mark.parametrize("box", [bent(1, 0), bent(np.nan, 1), bent(0, np.nan)], ids=str)
-def test_bounds_that_hold_nothing_are_refused(box):
+def test_bounds_without_values_between_are_refused(box):
     env = Ball()
     env.observation_space = box
     assert "'vector' has a bound that is NaN or a low bound above its high" in one_line(lambda: readers(env, "my-env"))

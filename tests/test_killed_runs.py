@@ -1,4 +1,4 @@
-"""A run that is killed at any instant is never corrupt, and ends as if it had not been killed."""
+"""A run that is killed at any instant is never corrupted, and ends as if it had not been killed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tiny_runs import lines, tiny
 import dreamer
 from dreamer.apps.verify import verify
 
-# Without lockstep the first checkpoint is the only one: what a kill leaves are rows that came after it.
+# Without lockstep the first checkpoint is the only one, and a kill leaves rows that are newer.
 THREADS = {"lockstep": False, "checkpoint__every": 1e6}
 
 
 def run(run_dir: pathlib.Path, kill_at: int, **settings: Any) -> tuple[int, str]:
-    """The exit code and the output of a run that kills itself."""
+    """Returns the exit code and the output of a run that kills itself."""
     process = killed_run.started(run_dir, kill_at, settings)
     out, _ = process.communicate()
     return process.returncode, out
@@ -32,14 +32,14 @@ def run(run_dir: pathlib.Path, kill_at: int, **settings: Any) -> tuple[int, str]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> pathlib.Path:
-    """The run that nobody killed."""
+    """A run that was not killed."""
     return dreamer.train(tiny(tmp_path_factory.mktemp("whole") / "run", **SETTINGS))
 
 
 def check(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, seed: int) -> None:
-    """Kills a run that often at random events, resuming each time, then lets it finish and compares it."""
+    """Kills a run `kills` times at random events, resumes it each time, lets it finish, and compares it."""
     rng = np.random.default_rng(seed)
-    most = 250  # about as many events as the whole run has
+    most = 250  # about the number of events of the whole run
     for _ in range(kills):
         code, out = run(run_dir, int(rng.integers(1, most)))
         assert code in (-signal.SIGKILL, 0), out
@@ -76,12 +76,12 @@ def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_pa
     assert caught_up and len(kept) >= 96
     steps, times = ([line[name] for line in lines(run_dir)] for name in ("env_steps", "time"))
     assert steps == sorted(steps) and times == sorted(times)
-    # One update for 8 rows, from the first rows that make a batch on: those that the kill took are made again.
+    # One update for 8 rows, from the first full batch on; the updates lost by the kill are repeated.
     assert lines(run_dir)[-1]["updates"] == 1 + (96 - 30) // 8
 
 
-# Rings that go round five times, checkpoints that prune, evaluations, compilations; half of the kills fall on events,
-# half on instants of the clock.
+# Rings that wrap five times, checkpoints that prune, evaluations, compilations. Half of the kills are at events, the
+# others at random times.
 LONG = {
     "env_steps": 480, "replay__capacity_steps": 96, "checkpoint__every": 0.5, "checkpoint__keep": 2, "eval__every": 90,
     "eval__episodes": 1, "eval__video": "off",
@@ -113,7 +113,7 @@ def test_fifty_kills_over_rings_that_go_round_lose_nothing(tmp_path, lockstep, w
         for place in kept.keys() & rows.keys() if not lockstep else ():
             np.testing.assert_equal(rows[place], kept[place])
         kept = rows
-        if process.returncode == 0:  # the run is done: the next kills meet another
+        if process.returncode == 0:  # the run is done: the next kills use another run
             runs += 1
             run_dir, kept = tmp_path / str(runs), {}
     process = killed_run.started(run_dir, 0, settings)

@@ -1,4 +1,4 @@
-"""The learner: which parameters act, and that they outlive the donated state."""
+"""The learner: the parameters used for acting are the right ones, and outlive the donated state."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_devices_idle_from_the_end_of_an_update_until_the_next_is_sent(monke
     assert ours.idle == 2.5
 
 
-def test_what_is_not_training_is_no_idling():
+def test_time_outside_training_does_not_count_as_idle():
     ours = learner(lockstep=False)
     ours.fetch(ours.step(batch(), ROWS))
     ours.sync()
@@ -93,7 +93,7 @@ def agent_state(key, more):
     return state._replace(params={**more, **state.params})
 
 
-def test_a_state_taken_up_is_the_one_that_acts_and_trains_on():
+def test_a_loaded_state_is_used_for_acting_and_training():
     ours = learner(lockstep=True)
     saved = jax.tree.map(lambda x: x, ours.state)._replace(params={"w": jnp.full(4, 7.0)})
     ours.load(saved, 7)
@@ -176,10 +176,10 @@ def test_a_state_is_lost_when_its_values_cannot_be_read():
     assert size == device_errors.state_bytes(ours.state) == 4 * 4 + 2 * 4 + 4 + ours.state.key.dtype.itemsize
 
 
-def test_memory_tells_what_is_known():
+def test_memory_reports_the_known_facts():
     program = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=2.5e9))
     device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80e9})
     state = jax.device_put(np.zeros(250_000, np.float32))
-    told = ["the train state takes 1.0 MB", "the update 2.5 GB beside it", "the device has 80.0 GB"]
-    assert device_errors.memory(state, program, [device]) == told
-    assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == told[:1]
+    expected = ["the train state takes 1.0 MB", "the update 2.5 GB in addition", "the device has 80.0 GB"]
+    assert device_errors.memory(state, program, [device]) == expected
+    assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == expected[:1]

@@ -1,4 +1,4 @@
-"""Each probe that shows vectors is solved by the whole program; one that fails names the broken part."""
+"""The whole program solves each probe with vectors; a failing probe names the broken part."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_probe_is_solved(name: str):
 
 
 def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tuple[float, float]:
-    """What an agent expects of two rows: the critic's value at the first, the reward at the second after `chosen`.
+    """Returns an agent's predictions for two rows: the value at the first, and the reward at the second after `chosen`.
 
-    Medians over samples of the latent: its uniform mixture makes one group of eight random in 8 % of them.
+    These are medians over samples of the latent, because its uniform mixture randomizes a group in 8 % of the samples.
     """
     config, _, variables, _ = restore(trained(name))
     spec = spec_of(make(name))
@@ -53,7 +53,7 @@ def test_reward_head_and_critic_know_the_reward_of_a_one_step_probe(name: str, c
 
 
 @pytest.mark.parametrize("action", range(4))
-def test_reward_of_the_counter_is_told_from_the_previous_action(action: int):
-    # Also of actions that the trained policy no longer takes: a row that is one off knows only its habit.
+def test_reward_of_the_counter_is_predicted_from_the_previous_action(action: int):
+    # Includes actions that the trained policy no longer takes: a model that is off by one row knows only its habit.
     _, predicted = predictions("counter", 0, action)
     np.testing.assert_allclose(predicted, action, atol=0.5, err_msg=fails("counter"))

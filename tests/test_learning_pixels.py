@@ -1,4 +1,4 @@
-"""The probe that shows pictures is solved by the whole program. A file of its own: it takes longer than any other."""
+"""The whole program solves the probe with images. It is in a separate file because it takes longest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library taken apart: a loop of one's own, and the world model of a trained run from Python."""
+"""Parts of the library: a custom loop, and the world model of a trained run in Python."""
 
 from __future__ import annotations
 

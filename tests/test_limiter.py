@@ -1,4 +1,4 @@
-"""The limiter: updates that are due, and neither side running away from the other."""
+"""The limiter: updates become due at the ratio, and neither side runs ahead of the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATES = st.fractions(min_value=Fraction(1, 200), max_value=4, max_denominator=25
 
 
 @given(rate=RATES, envs=st.integers(1, 16), turns=st.integers(1, 60), start=st.integers(1, 20))
-def test_in_turns_as_many_updates_are_made_as_the_ratio_asks_for(rate, envs, turns, start):
+def test_in_lockstep_the_number_of_updates_follows_the_ratio(rate, envs, turns, start):
     limiter, made, credited, wanted = Limiter(rate, envs), 0, None, 0
     for turn in range(1, turns + 1):
         limiter.collected(turn * envs, ready=turn >= start)
@@ -31,7 +31,7 @@ def test_in_turns_as_many_updates_are_made_as_the_ratio_asks_for(rate, envs, tur
     assert made == wanted
 
 
-def test_while_nobody_trains_the_collector_stops_soon():
+def test_the_collector_stops_soon_if_no_updates_are_made():
     limiter = Limiter(Fraction(1, 8), envs=2)
     steps = 100
     while limiter.wait_for_learner():
@@ -40,7 +40,7 @@ def test_while_nobody_trains_the_collector_stops_soon():
     assert limiter.due() == limiter.slack + 1 and steps <= 100 + 8 * (limiter.slack + 1)
 
 
-def test_without_updates_nobody_waits():
+def test_no_thread_waits_if_the_ratio_is_zero():
     limiter = Limiter(Fraction(0), envs=2)
     limiter.collected(10**6, ready=True)
     assert limiter.due() == 0 and limiter.wait_for_learner()
@@ -51,7 +51,7 @@ def test_an_update_that_is_not_due_is_a_bug():
         Limiter(Fraction(1), envs=1).trained()
 
 
-def test_two_threads_end_with_the_account_settled():
+def test_two_threads_end_with_all_due_updates_made():
     limiter, steps, made = Limiter(Fraction(3, 4), envs=4), 0, 0
 
     def collect():
@@ -73,7 +73,7 @@ def test_two_threads_end_with_the_account_settled():
     assert made == 1 + (400 - 40) * 3 // 4
 
 
-def test_the_account_goes_on_where_it_was():
+def test_the_counts_are_saved_and_restored():
     limiter, other = Limiter(Fraction(1, 8), envs=2), Limiter(Fraction(1, 8), envs=2)
     limiter.collected(50, ready=True)
     limiter.trained()
@@ -83,9 +83,9 @@ def test_the_account_goes_on_where_it_was():
     assert other.due() == limiter.due() == 5
 
 
-def test_who_waited_for_whom_is_told_once():
+def test_waiting_times_are_reported_once():
     limiter = Limiter(Fraction(1), envs=1)
     limiter.wait_for_rows()
-    told = limiter.drain()
-    assert told["learner_for_rows"] > 0 == told["collector_for_learner"]
+    waited = limiter.drain()
+    assert waited["learner_for_rows"] > 0 == waited["collector_for_learner"]
     assert set(limiter.drain().values()) == {0.0}

@@ -1,4 +1,4 @@
-"""`dreamer.train(sinks=, callbacks=)`: who listens to a run, and what it may ask for."""
+"""`dreamer.train(sinks=, callbacks=)`: sinks receive the metrics, and callbacks can make requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = Line(100, 3, {"train/loss": 1.5}, "runs/x")
 
 
 class Notebook:
-    """A sink that keeps what it is given. fails: the method that raises."""
+    """A sink that records its arguments. fails: the method that raises."""
 
     def __init__(self, fails: str = ""):
         self.lines, self.pictures, self.closed, self.fails = [], [], False, fails
@@ -42,7 +42,7 @@ class Notebook:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_agent():
-    """An agent that compiles in a moment: who listens does not matter to it."""
+    """Uses an agent that compiles fast, because these tests do not depend on the agent."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents, "make", lambda config, spec, **_: tiny.echo_agent(spec))
         yield
@@ -50,7 +50,7 @@ def quick_agent():
 
 @pytest.fixture(scope="module")
 def listened(tmp_path_factory, quick_agent):
-    """A whole run with a sink and a callback that asks for nothing: (run directory, sink, lines of the callback)."""
+    """Makes a run with a sink and a callback; returns (run directory, sink, lines of the callback)."""
     sink, seen = Notebook(), []
     config = tiny_runs.tiny(tmp_path_factory.mktemp("listened") / "run", **QUICK)
     return dreamer.train(config, sinks=[sink], callbacks=[seen.append]), sink, seen
@@ -71,7 +71,7 @@ def test_a_sink_takes_metrics_and_pictures_and_stays_open(listened):
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_a_callback_stops_a_run_which_can_go_on(tmp_path, lockstep, capsys):
+def test_a_callback_stops_a_run_that_can_be_resumed(tmp_path, lockstep, capsys):
     config = tiny_runs.tiny(tmp_path / "run", **QUICK, lockstep=lockstep)
     run_dir = dreamer.train(config, callbacks=[lambda line: "stop" if line.env_steps >= 32 else None])
     last = tiny_runs.lines(run_dir)[-1]
@@ -119,5 +119,5 @@ def test_requests_of_several_callbacks_are_joined():
 
 
 def test_an_unknown_request_is_named_with_the_choices():
-    with pytest.raises(UserError, match="callback .* gives 'pause'; it may ask for 'stop' or 'evaluate', or give None"):
+    with pytest.raises(UserError, match="callback .* returned 'pause'; it may return 'stop' or 'evaluate', or None"):
         ask([lambda line: "pause"], LINE)

@@ -1,4 +1,4 @@
-"""dreamer.train from the outside: what a run leaves behind, how often it trains, and that it can be repeated."""
+"""dreamer.train as a whole: the files of a run, the number of updates, and reproducibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamer.config import load, to_yaml
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.run import header
 
-# 2 environments; training starts with 16 items, sequences of 1 + 8 rows: after 16 rows of each.
+# With 2 environments, training starts with 16 items of 1 + 8 rows, that is after 16 rows of each.
 FIRST_UPDATE, STEPS_PER_UPDATE = 32, 8
 UNTRAINED = {"env_steps": 40, "replay_ratio": 0, "eval__episodes": 0, "checkpoint__every": 0, "checkpoint__keep": 3}
 
@@ -32,17 +32,17 @@ def mixed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory) -> Path:
-    """A run that only collects, and saves after every row."""
+    """A run that only collects and saves after every row."""
     return trained(tmp_path_factory, **UNTRAINED)
 
 
 def due(env_steps: int) -> int:
-    """Updates that the replay ratio asks for up to env_steps."""
+    """Returns the number of updates due at env_steps."""
     return 0 if env_steps < FIRST_UPDATE else 1 + (env_steps - FIRST_UPDATE) // STEPS_PER_UPDATE
 
 
 def timeless(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what the clock says."""
+    """Returns the lines of metrics.jsonl without values that depend on time."""
     return [
         {name: value for name, value in line.items() if name != "time" and not name.startswith(("speed/", "wait/"))}
         for line in lines(run_dir)
@@ -54,7 +54,7 @@ def names(run_dir: Path) -> set[str]:
 
 
 def videos(run_dir: Path) -> list[str]:
-    """Names of the files in pictures/, each being what its ending says."""
+    """Returns the names of the files in pictures/, and checks that each has the format of its suffix."""
     magic = {".png": (0, b"\x89PNG"), ".mp4": (4, b"ftyp")}
     for file in (run_dir / "pictures").iterdir():
         start, expected = magic[file.suffix]
@@ -62,14 +62,14 @@ def videos(run_dir: Path) -> list[str]:
     return sorted(file.name for file in (run_dir / "pictures").iterdir())
 
 
-# ---- what a run leaves behind
+# ---- the files of a run
 
 
 def test_the_config_is_saved_as_a_preset(base):
     assert load(base / "config.yaml") == tiny(base)
 
 
-def test_every_line_of_metrics_tells_when_and_never_goes_back(base):
+def test_every_line_of_metrics_has_its_time_and_never_goes_back(base):
     found = lines(base)
     for name in ("env_steps", "updates", "time"):
         assert (np.diff([line[name] for line in found]) >= 0).all(), name
@@ -116,7 +116,7 @@ def test_a_run_without_a_name_is_named_by_time_env_and_seed():
     assert re.fullmatch(r"runs/\d{8}-\d{6}-dmc-walker-walk-seed3", header.default_run_dir(config))
 
 
-def test_the_memory_and_the_ratio_are_told_first(tmp_path, capsys):
+def test_the_memory_and_the_ratio_are_printed_first(tmp_path, capsys):
     with pytest.raises(dreamer.errors.UserError):
         dreamer.train(tiny(tmp_path / "run", env="broken_envs:fails", env_options={"how": "nan", "after": 1}))
     out = capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_the_memory_and_the_ratio_are_told_first(tmp_path, capsys):
         assert 0 <= out.index(line) < first, line
 
 
-# ---- how often it trains
+# ---- the number of updates
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
@@ -147,11 +147,11 @@ def test_the_metrics_of_every_update_are_logged(base):
 def test_the_metrics_of_every_update_are_logged_side_by_side(tmp_path, monkeypatch):
     added, add = [], Logger.add
 
-    def heard(logger, values, **how):
+    def recorded(logger, values, **how):
         added.append(set(values))
         add(logger, values, **how)
 
-    monkeypatch.setattr(Logger, "add", heard)
+    monkeypatch.setattr(Logger, "add", recorded)
     dreamer.train(tiny(tmp_path / "run", lockstep=False, log__every=1000, eval__episodes=0))
     assert sum("loss/dyn" in names for names in added) == due(96)
     assert "wait/device_for_learner" in lines(tmp_path / "run")[-1]
@@ -162,7 +162,7 @@ def test_ratio_0_never_trains(untrained):
     assert saved(untrained)[1] == {"env_steps": 40, "updates": 0}
 
 
-# ---- it can be repeated
+# ---- reproducibility
 
 
 def test_the_same_seed_gives_the_same_run_to_the_last_bit(tmp_path_factory, base):

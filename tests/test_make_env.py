@@ -1,4 +1,4 @@
-"""An environment given as a function: trained on in this process and in others, loaded, scored, resumed."""
+"""An environment given as a function is trained on in this and other processes, loaded, evaluated and resumed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_it_is_loaded_and_scored_when_it_is_given_again(run):
     assert len(dreamer.evaluate(run, episodes=2, make_env=closure()).returns) == 2
 
 
-def test_without_it_the_error_says_what_to_do(run):
+def test_without_the_function_the_error_says_what_to_do(run):
     with pytest.raises(UserError, match="pass it again as make_env="):
         dreamer.load(run)
 
@@ -68,7 +68,7 @@ def test_a_function_of_a_module_is_known_by_its_name(tmp_path):
     assert dreamer.load(run).observation_space.shape == (3,)
 
 
-def test_what_is_no_function_is_a_user_error(tmp_path):
+def test_a_value_that_is_not_a_function_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="make_env is a int"):
         dreamer.train(tiny(tmp_path / "run"), make_env=3)
 

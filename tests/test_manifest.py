@@ -84,4 +84,4 @@ def test_a_checkpoint_of_another_version_is_refused_in_a_line(tmp_path, written,
             getattr(checkpoints, use)(*([{"w": np.zeros(3)}] if use == "restore" else []))
     text = str(caught.value)
     assert f"checkpoint 5 of {tmp_path} was written by another version of dreamer, in format {written}" in text
-    assert f"this one reads format {FORMAT}: use that version to go on or to evaluate, or begin a new run" in text
+    assert f"this one reads format {FORMAT}: use that version to resume or evaluate, or start a new run" in text

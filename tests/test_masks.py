@@ -1,4 +1,4 @@
-"""Action masks: honoured when acting, predicted by the world model, honoured in dreams."""
+"""Action masks: obeyed when acting, predicted by the world model, and obeyed in dreams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = Spec({"vector": Space((3,), "float32"), MASK: Space((5,), "int8", 2)}, Ac
 
 @pytest.fixture(scope="module")
 def masked():
-    """The agent of the masked spec, its state, and a batch."""
+    """Returns the agent of the masked spec, its state, and a batch."""
     agent = agents.make(tiny.CONFIG, SPEC)
     return agent, tiny.jit(agent.init)(jax.random.key(0)), tiny.make_batch(SPEC)
 
@@ -48,7 +48,7 @@ def test_a_mask_that_fits_the_one_hots_makes_a_spec_masked():
 
 def test_a_run_never_takes_a_forbidden_action(run):
     run_dir, _ = run
-    assert lines(run_dir)[-1]["env_steps"] >= 300  # the environment raises otherwise, and restarts are off
+    assert lines(run_dir)[-1]["env_steps"] >= 300  # otherwise the environment raises, and restarts are off
 
 
 def test_the_loss_of_the_mask_is_logged(run):
@@ -93,7 +93,7 @@ def test_forbidden_actions_are_never_drawn(masked):
     for seed in range(5):
         chosen = np.asarray(act(jax.random.key(seed)))
         for part in (slice(0, 3), slice(3, 5)):
-            free = obs[MASK][:, part].sum(1) == 0  # nothing allowed: everything is
+            free = obs[MASK][:, part].sum(1) == 0  # if nothing is allowed, everything is
             assert ((chosen[:, part] * obs[MASK][:, part]).sum(1) == 1)[~free].all()
 
 
@@ -117,7 +117,7 @@ def test_dreams_honour_the_mask_that_the_model_predicts():
 
 
 def test_losses_do_not_push_towards_what_the_dream_forbids(masked):
-    """With one choice left in each part, the actor's gradient comes from its numbers alone."""
+    """If each part has one choice left, the actor's gradient comes only from its numbers."""
     agent, state, batch = masked
     world_model, behavior = (
         tiny.rssm.make(tiny.WORLD_MODEL, SPEC), actor_critic.make(tiny.BEHAVIOR, SPEC, feat_width=tiny.FEAT)
@@ -128,7 +128,7 @@ def test_losses_do_not_push_towards_what_the_dream_forbids(masked):
         predict=lambda v, feat: learned(v, feat) | {"allowed": jnp.broadcast_to(only, (*feat.shape[:-1], 5))}
     )
     losses = make_losses(world_model, behavior, SPEC)
-    # The outputs of fresh critics are 0: no action would be better than another.
+    # The outputs of new critics are 0, so that no action would be better than another.
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), state.params)
 
     def policy_loss(params):

@@ -30,7 +30,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def read_events(path: Path) -> list:
-    """The events of the one TensorBoard file, parsed from its record format."""
+    """Reads the events of the only TensorBoard file from its record format."""
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = path.glob("events.out.tfevents*")
@@ -138,10 +138,10 @@ def test_a_resumed_run_is_the_same_run_for_wandb(tmp_path):
         logger.add({"loss/dyn": 1.25}, latest=True)
         logger.write(1280, 40)
     ids = [path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
-    assert ids == [position["wandb"]] * 2  # `wandb sync` joins files of one id
+    assert ids == [position["wandb"]] * 2  # `wandb sync` joins files with the same id
 
 
-def test_wandb_online_without_an_account_is_told_in_one_line(tmp_path, monkeypatch):
+def test_wandb_online_without_an_account_is_reported_in_one_line(tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setattr(wandb, "login", lambda **_: False)
@@ -150,13 +150,13 @@ def test_wandb_online_without_an_account_is_told_in_one_line(tmp_path, monkeypat
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_wandb_is_told_with_how_to_install_it(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_wandb_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         Logger(tmp_path, Config(wandb="offline"))
 
 
-def test_a_full_disk_is_told_with_the_file_and_the_free_bytes(tmp_path):
+def test_the_error_for_a_full_disk_names_the_file_and_the_free_bytes(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with Logger(tmp_path, PLAIN) as logger, pytest.raises(UserError, match=r"no space.*metrics\.jsonl.*\d+ bytes free"):
         logger.add({"x": 1})
@@ -169,7 +169,7 @@ def test_a_line_that_did_not_fit_leaves_the_file_as_it_was(tmp_path):
     real = lines._file
 
     class NearlyFull:
-        """Takes ten bytes, then none."""
+        """Accepts ten bytes, then none."""
 
         taken = 0
 
@@ -188,7 +188,7 @@ def test_a_line_that_did_not_fit_leaves_the_file_as_it_was(tmp_path):
     assert read_lines(tmp_path) == [{"env_steps": 1, "x": 1.0}]
 
 
-def test_a_tensorboard_file_that_cannot_grow_is_told(tmp_path):
+def test_a_tensorboard_file_that_cannot_grow_is_reported(tmp_path):
     sink, old = TensorBoard(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))
     try:
@@ -241,13 +241,13 @@ def test_a_new_run_directory_is_made_with_its_parents(tmp_path):
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_a_run_directory_that_cannot_be_made_is_told(tmp_path):
+def test_a_run_directory_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         Created(tmp_path / "file" / "run", own_name=False)
 
 
-def test_a_run_that_is_not_there_is_told(tmp_path):
+def test_a_missing_run_is_reported(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         run_dir.existing_run_dir(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no config\.yaml"):
@@ -258,7 +258,7 @@ def test_a_run_that_is_not_there_is_told(tmp_path):
 
 
 def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
-    """A run that wrote a line at each of `steps`, and its logger's position after the line at `checkpoint`."""
+    """Writes a line at each of `steps`; returns the logger's position after the line at `checkpoint`."""
     position: dict = {}
     with Logger(path, PLAIN, clock=iter(np.arange(100.0)).__next__) as logger:
         for step in steps:
@@ -271,7 +271,7 @@ def stopped_at(path: Path, steps: list[int], checkpoint: int) -> dict:
 
 
 def resumed(path: Path, position: dict, env_steps: int, later: bool) -> list[tuple[int, float]]:
-    """(env_steps, time) of all lines after one more was written by the resumed run at step 99."""
+    """Returns (env_steps, time) of all lines, after the resumed run has written one at step 99."""
     tail = tail_of(path / "metrics.jsonl", position["bytes"], env_steps if later else None)
     set_aside(path, [], tail)
     going_on = Resumed(position, env_steps, later, tail.seconds)
@@ -281,7 +281,7 @@ def resumed(path: Path, position: dict, env_steps: int, later: bool) -> list[tup
     return [(line["env_steps"], line["time"]) for line in read_lines(path)]
 
 
-def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_goes_on_with_its_sums_and_clock(tmp_path):
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_continues_its_sums_and_clock(tmp_path):
     position = stopped_at(tmp_path, [1, 2, 3, 4], checkpoint=2)
     assert resumed(tmp_path, position, 2, later=False) == [(1, 1.0), (2, 2.0), (99, 3.0)]
     assert read_lines(tmp_path)[-1]["y"] == 2.0
@@ -310,8 +310,8 @@ def test_a_damaged_line_after_the_checkpoint_is_cut_with_those_after_it(tmp_path
     assert tail.keep == position["bytes"] and "is damaged after byte" in tail.note
 
 
-@pytest.mark.parametrize("damage, told", [("cut", "is cut short"), ("gone", "is missing"), ("flip", "is damaged")])
-def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, damage, told):
+@pytest.mark.parametrize("damage, expected", [("cut", "is cut short"), ("gone", "is missing"), ("flip", "is damaged")])
+def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, damage, expected):
     position = stopped_at(tmp_path, [1, 2, 3], checkpoint=2)
     path = tmp_path / "metrics.jsonl"
     data = bytearray(path.read_bytes())
@@ -320,10 +320,10 @@ def test_lines_before_the_checkpoint_that_are_not_whole_are_named(tmp_path, dama
     path.write_bytes(b"{}\n" if damage == "cut" else data)
     if damage == "gone":
         path.unlink()
-    assert lines_damage(path, position["bytes"], position["crc"]).startswith(told)
+    assert lines_damage(path, position["bytes"], position["crc"]).startswith(expected)
 
 
-def test_a_logger_that_goes_on_seals_the_lines_of_before_too(tmp_path):
+def test_a_resumed_logger_also_seals_the_earlier_lines(tmp_path):
     position = stopped_at(tmp_path, [1, 2], checkpoint=2)
     with Logger(tmp_path, PLAIN, resumed=Resumed(position, 2, later=False)) as logger:
         logger.add({"y": 3.0})
@@ -332,7 +332,7 @@ def test_a_logger_that_goes_on_seals_the_lines_of_before_too(tmp_path):
     assert (nbytes, crc) == (len(data := (tmp_path / "metrics.jsonl").read_bytes()), zlib.crc32(data))
 
 
-def test_tensorboard_is_told_from_where_to_forget(tmp_path):
+def test_tensorboard_drops_the_events_after_the_checkpoint(tmp_path):
     TensorBoard(tmp_path, resumed_at=641).close()
     (start,) = [event for event in read_events(tmp_path) if event.HasField("session_log")]
     assert (start.step, start.session_log.status) == (641, start.session_log.START)

@@ -1,4 +1,4 @@
-"""What the encoder takes for missing: nothing that is inside its space, but for -inf where there is no lower bound."""
+"""The encoder treats no value inside its space as missing, except -inf where there is no lower bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.any_spaces import Anything, boxes, discretes, nested, one_hot_action
 
 
 def seen(space: spaces.Space, values: list) -> np.ndarray:
-    """What the encoder sees of each of these observations, [N, width]."""
+    """Returns the input of the encoder for each of these observations, [N, width]."""
     env = Ball()
     env.observation_space = space
     keys = readers(env)
@@ -40,7 +40,7 @@ def test_a_discrete_has_all_its_classes_wherever_it_starts(start):
 
 @settings(max_examples=20, deadline=None)
 @given(nested(st.one_of(discretes(), boxes())).filter(spaces.flatdim), st.integers(0, 99))
-def test_no_value_of_a_space_is_taken_for_missing(space, seed):
+def test_no_value_of_a_space_is_treated_as_missing(space, seed):
     rows = EnvRows(Anything(space, spaces.Discrete(2), seed))
     for _ in range(5):
         obs = rows.step(one_hot_action(2)).obs
@@ -81,12 +81,12 @@ def test_a_number_that_would_become_minus_infinity_on_its_way_is_refused(dtype, 
 @pytest.mark.parametrize(
     "dtype, value", [(np.uint16, 65_537), (np.int32, 2**31), (np.uint16, -1), (np.int64, np.uint64(2**63))]
 )
-def test_a_whole_number_that_would_wrap_round_in_its_row_is_refused(dtype, value):
+def test_an_integer_that_would_overflow_in_its_row_is_refused(dtype, value):
     whole = np.iinfo(dtype)
-    with pytest.raises(UserError, match="outside of its space's bounds"):
+    with pytest.raises(UserError, match="outside its space's bounds"):
         seen(spaces.Box(whole.min, whole.max, (1,), dtype), [np.array([value])])
 
 
 def test_minus_1_in_a_space_that_starts_at_0_is_refused():
-    with pytest.raises(UserError, match="is -1, outside of its space's bounds 0 to 2"):
+    with pytest.raises(UserError, match="is -1, outside its space's bounds 0 to 2"):
         seen(spaces.Discrete(3), [-1])

@@ -1,4 +1,4 @@
-"""dreamer.ops: sums done by hand, and properties."""
+"""dreamer.ops: calculations by hand, and properties."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ few = settings(max_examples=50, deadline=None)
 
 
 def rows(low: float = -100.0, high: float = 100.0):
-    """Vectors of 8 float32 values, one shape so that everything compiles once."""
+    """Draws vectors of 8 float32 values; a single shape, so that everything compiles once."""
     return hnp.arrays(np.float32, 8, elements=floats(low, high))
 
 
 def floats(low: float, high: float):
-    """float32 values."""
-    # XLA counts subnormal numbers as 0.
+    """Draws float32 values."""
+    # XLA treats subnormal numbers as 0.
     return st.floats(float(np.float32(low)), float(np.float32(high)), width=32, allow_subnormal=False)
 
 
@@ -88,7 +88,7 @@ def test_the_true_value_of_a_constant_reward_is_a_fixed_point_for_every_lambda(l
 
 
 def test_lambda_may_differ_by_step():
-    # lambda 0 at the first step takes the value there, lambda 1 at the second hands the future on.
+    # lambda 0 at the first step uses the value there; lambda 1 at the second passes the future on.
     np.testing.assert_allclose(returns([1, 2], [1, 1], [10, 20], [0, 1]), [1 + 10, 2 + 20])
 
 
@@ -157,7 +157,7 @@ def test_twohot_mean_decodes_what_was_encoded(x):
 
 
 def weighted(loss: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(logits [8, K], target [8]) -> the sum of a loss, each row weighted differently, and the gradient."""
+    """Returns (logits [8, K], target [8]) -> sum of a loss with a different weight per row, and its gradient."""
     rates = jnp.arange(1.0, 9.0)
     return tiny.jit(jax.value_and_grad(lambda logits, target: (loss(logits, target) * rates).sum()))
 
@@ -220,7 +220,7 @@ def test_dyn_trains_the_prior_and_rep_the_posterior():
 
 
 def test_free_nats_are_a_floor_of_the_sum_over_groups():
-    # Two groups of KL ln 2 each: 1.386 lies above one free nat, though each group alone does not.
+    # Two groups of KL ln 2 each: 1.386 is above one free nat, but each single group is below.
     post = jnp.log(jnp.float32([[1, 1e-30], [1, 1e-30]]))
     prior = jnp.log(jnp.full((2, 2), 0.5))
     balance = tiny.jit(kl_balance)
@@ -318,7 +318,7 @@ def test_agc_leaves_small_and_zero_gradients_alone():
 
 
 def run_optimizer(grads, **config):
-    """The updates before the learning rate for scalar gradients one after the other."""
+    """Returns the updates for successive scalar gradients, without the learning rate."""
     optimizer = optimizers.make(optimizers.Config(agc=0.0, **config))
     params, out = {"kernel": jnp.ones(())}, []
     state = optimizer.init(params)

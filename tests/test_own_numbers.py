@@ -1,4 +1,4 @@
-"""The numbers that environments tell of their own episodes: from `info` and "log/..." keys into the metrics."""
+"""The numbers that environments report about their episodes, from `info` and "log/..." keys to the metrics."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ everywhere = pytest.mark.parametrize("config", [INLINE, PROCESSES], ids=["inline
 
 
 def play(crew, steps):
-    """What the environments told, a dict for each receive, answering with the first action."""
-    told = []
+    """Returns the reported numbers of each receive, acting with the first action."""
+    reported = []
     for _ in range(steps):
         ready = crew.receive()
-        told.append({stream: dict(numbers) for stream, numbers in crew.finished().items()})
+        reported.append({stream: dict(numbers) for stream, numbers in crew.finished().items()})
         crew.send(ready.streams, np.eye(3, dtype=np.float32)[np.zeros(len(ready.streams), int)])
-    return told
+    return reported
 
 
 OWN = {"is_success": 1.0, "height": 3.0, "count": 3.0}
@@ -36,43 +36,44 @@ OWN = {"is_success": 1.0, "height": 3.0, "count": 3.0}
 
 @everywhere
 def test_the_last_scalars_of_an_episode_come_with_its_last_row_and_no_other(config):
-    with make_workers(config, "telling_envs:Telling") as crew:
+    with make_workers(config, "reporting_envs:Reporting") as crew:
         assert play(crew, 8) == [{}, {}, {}, {0: OWN, 1: OWN}, {}, {}, {}, {0: OWN, 1: OWN}]
 
 
 @everywhere
 def test_log_keys_come_as_mean_and_highest_over_the_rows_of_an_episode(config):
-    with make_workers(config, "telling_envs:Logged") as crew:
+    with make_workers(config, "reporting_envs:Logged") as crew:
         assert "log/step" not in crew.spec.obs
-        told = play(crew, 8)
+        reported = play(crew, 8)
     of_keys = {"step/mean": 1.5, "step/max": 3.0, "one/mean": -1.5, "one/max": 0.0}
-    assert told[3] == told[7] == {0: OWN | of_keys, 1: OWN | of_keys}
+    assert reported[3] == reported[7] == {0: OWN | of_keys, 1: OWN | of_keys}
 
 
 @everywhere
-def test_an_episode_under_way_goes_on_with_its_numbers_after_a_restore(config):
-    with make_workers(config, "telling_envs:Logged", seed=5) as crew:
+def test_a_current_episode_keeps_its_numbers_after_a_restore(config):
+    with make_workers(config, "reporting_envs:Logged", seed=5) as crew:
         play(crew, 2)
-        snapshot, told = crew.states(), play(crew, 6)
-    with make_workers(config, "telling_envs:Logged", seed=77) as crew:
+        snapshot, reported = crew.states(), play(crew, 6)
+    with make_workers(config, "reporting_envs:Logged", seed=77) as crew:
         assert crew.restore(*snapshot) == {}
-        assert play(crew, 6) == told and told[1]
+        assert play(crew, 6) == reported and reported[1]
 
 
 @everywhere
-def test_an_episode_that_ended_in_a_row_nobody_had_received_is_told_after_a_restore(config):
-    with make_workers(config, "telling_envs:Logged", seed=5) as crew:
+def test_an_episode_that_ended_in_an_unreceived_row_is_reported_after_a_restore(config):
+    with make_workers(config, "reporting_envs:Logged", seed=5) as crew:
         play(crew, 3)
-        snapshot, told = crew.states(), play(crew, 1)
-    with make_workers(config, "telling_envs:Logged", seed=77) as crew:
+        snapshot, reported = crew.states(), play(crew, 1)
+    with make_workers(config, "reporting_envs:Logged", seed=77) as crew:
         crew.restore(*snapshot)
-        assert play(crew, 1) == told and set(told[0]) == {0, 1}
+        assert play(crew, 1) == reported and set(reported[0]) == {0, 1}
 
 
 @everywhere
-def test_a_name_that_is_the_runs_own_is_refused_in_a_line(config):
-    line = r"env 'telling_envs:Telling #\d': the info key 'return' would be logged as episode/return, which"
-    with make_workers(config, "telling_envs:Telling", {"name": "return"}) as crew, pytest.raises(UserError) as caught:
+def test_a_name_that_the_run_uses_is_refused_in_one_line(config):
+    line = r"env 'reporting_envs:Reporting #\d': the info key 'return' would be logged as episode/return, which"
+    workers = make_workers(config, "reporting_envs:Reporting", {"name": "return"})
+    with workers as crew, pytest.raises(UserError) as caught:
         play(crew, 5)
     assert re.match(line, str(caught.value)) and "\n" not in str(caught.value)
 
@@ -92,7 +93,7 @@ def test_odd_characters_become_underscores_and_what_collides_then_is_refused():
         named({"a" * 101: 1.0}, "e")
 
 
-def test_names_of_the_lines_of_metrics_are_no_clash():
+def test_names_of_other_metrics_do_not_clash():
     assert named({"env_steps": 1.0, "time": 2.0, "nonfinite": 0.0}, "e")
 
 
@@ -124,7 +125,7 @@ def test_the_mean_is_over_the_episodes_that_have_a_number():
 
 def test_a_run_logs_them_of_training_and_of_evaluation_and_eval_shows_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: plain_agent(spec))
-    config = tiny(tmp_path / "run", env="telling_envs:Logged", env_steps=32)
+    config = tiny(tmp_path / "run", env="reporting_envs:Logged", env_steps=32)
     dreamer.train(config)
     found = {name: value for line in lines(tmp_path / "run") for name, value in line.items()}
     wanted = OWN | {"step/mean": 1.5, "step/max": 3.0, "one/mean": -1.5, "one/max": 0}

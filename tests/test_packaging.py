@@ -1,4 +1,4 @@
-"""pyproject.toml and setup.cfg say what the code needs, and install nothing but the library."""
+"""pyproject.toml and setup.cfg declare what the code needs, and install only the library."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import dreamer
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Import names that differ from the name of the package that brings them.
+# Import names that differ from the name of their package.
 PACKAGES = {
     "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
     "ale_py": "ale-py", "imageio_ffmpeg": "imageio", "memory_maze": "memory-maze",
 }  # fmt: skip
-# Their requirements clash with ours, though they work: envs/minihack.py has the command that installs them.
+# Their declared requirements conflict with ours, but they work; envs/minihack.py has the command to install them.
 APART = {"nle", "minihack"}
 
 
@@ -30,7 +30,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def third_party(folder: str) -> set[str]:
-    """The packages whose modules the files of `folder` import."""
+    """Returns the packages whose modules the files of `folder` import."""
     found = set()
     for file in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -71,7 +71,7 @@ def test_every_folder_of_the_library_is_a_package():
         assert (file.parent / "__init__.py").exists(), f"{file.parent} would be left out of the wheel"
 
 
-def test_the_version_is_said_alike():
+def test_the_version_is_the_same_everywhere():
     assert dreamer.__version__ == PROJECT["version"]
 
 
@@ -86,8 +86,8 @@ def test_the_command_exists():
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_what_is_thorough_exists():
-    """A test that is renamed does not slip into the quick set unseen."""
+def test_every_thorough_test_exists():
+    """So a renamed test cannot enter the quick set unnoticed."""
     folder = pathlib.Path(__file__).parent
     for name in thorough.FILES:
         assert (folder / f"{name}.py").exists(), name

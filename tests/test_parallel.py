@@ -1,4 +1,4 @@
-"""Several agents in one environment: each is a stream of rows of its own, and never sees another's."""
+"""Several agents in one environment: each has its own stream of rows, which are never mixed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def crew_of(config, name="team", seed=10, **options):
 
 
 def chosen(ready):
-    """Actions that tell the streams and the steps apart."""
+    """Returns actions that differ between streams and steps."""
     return (ready.streams * 3 + ready.step.obs["vector"][:, 1].astype(int)) % 4
 
 
@@ -45,11 +45,11 @@ def answer(crew, ready):
 
 
 class Auditor:
-    """Holds each row against what alone can follow in its stream, when environments never fail."""
+    """Checks that each row is the next of its stream, for environments that never fail."""
 
     def __init__(self, seed=10):
         self.seed = seed
-        self.at: dict[int, tuple[int, int]] = {}  # game and step of the row before, by stream
+        self.at: dict[int, tuple[int, int]] = {}  # game and step of the previous row, by stream
         self.sent: dict[int, int] = {}
         self.rows = 0
 
@@ -98,7 +98,7 @@ def played(config, turns, name="team", **options):
 
 def equal(one, other):
     for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a.envs, b.envs)
+        np.testing.assert_array_equal(a.streams, b.streams)
         np.testing.assert_equal(a.step._asdict(), b.step._asdict())
 
 
@@ -119,14 +119,14 @@ def test_an_agent_that_enters_later_begins_there():
     turns = played(Config("inline", envs=1), 8, enters=(0, 0, 1))
     assert [ready.streams.tolist() for ready in turns[:3]] == [[0, 1], [0, 1, 2], [0, 1, 2]]
     assert turns[1].step.is_first.tolist() == [False, False, True] and turns[1].step.reward[2] == 0
-    assert turns[6].envs.tolist() == [0, 1] and turns[6].step.is_first.all()
+    assert turns[6].streams.tolist() == [0, 1] and turns[6].step.is_first.all()
 
 
 @backends
 def test_all_agents_of_an_environment_are_answered_together(config):
     with crew_of(config) as crew:
         crew.receive()
-        with pytest.raises(RuntimeError, match="some agents"):
+        with pytest.raises(RuntimeError, match="all agents of an environment together"):
             crew.send(np.array([3, 4]), np.eye(4, dtype=np.float32)[:2])
         crew.send(np.array([3, 4, 5]), np.eye(4, dtype=np.float32)[:3])
         assert crew.receive(min_ready=1).streams.tolist() == [3, 4, 5]
@@ -142,7 +142,7 @@ def test_all_agents_of_an_environment_are_answered_together(config):
         (BACKENDS[2], "exit", "exited"), (BACKENDS[2], "kill", "killed"), (BACKENDS[2], "hang", "hung"),
     ],
 )  # fmt: skip
-def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, kind):
+def test_a_failed_environment_is_replaced_with_all_of_its_agents(config, fault, kind):
     with crew_of(config, fault=fault, at=4, only=11) as crew:
         for _ in range(4):
             ready = crew.receive()
@@ -156,12 +156,12 @@ def test_a_failed_environment_begins_anew_with_all_of_its_agents(config, fault, 
         assert ready.step.obs["seed"].ravel().tolist() == [10, 14, 14, 14, 12]
 
 
-# ---- going on
+# ---- saving and restoring
 
 
 @backends
 @pytest.mark.parametrize("turns", [2, 4, 6, 12])
-def test_restored_workers_go_on_to_the_bit(config, turns):
+def test_restored_workers_continue_bit_for_bit(config, turns):
     def go(crew, turns):
         out = []
         for _ in range(turns):
@@ -178,7 +178,7 @@ def test_restored_workers_go_on_to_the_bit(config, turns):
         equal(go(crew, 20), later)
 
 
-def test_what_cannot_be_restored_is_told_and_begins_anew():
+def test_environments_that_cannot_be_restored_are_reported_and_start_a_new_episode():
     with crew_of(BACKENDS[0]) as crew:
         answer(crew, crew.receive())
         snapshot = crew.states()
@@ -196,7 +196,7 @@ def rows_of(env, **options):
     return rows, empty_step(rows.spec, rows.spec.agents)
 
 
-def test_an_action_is_held_as_often_as_asked_and_an_end_cuts_it_short_for_that_agent_alone():
+def test_action_repeat_ends_early_only_for_an_agent_that_ends():
     rows, out = rows_of(Team(), action_repeat=3)
     rows.turn(out, 0)
     rows.turn(out, 0)
@@ -221,7 +221,7 @@ def test_a_mask_in_info_is_each_agents_own():
 
 
 class Odd(Team):
-    """One in which something is not as it must be."""
+    """A team with one violation of the interface."""
 
     def __init__(self, what):
         super().__init__()
@@ -256,15 +256,15 @@ class Odd(Team):
     [
         ("sees more", r"agent 'blue' shows 'vector' as Box\(.*\(4,\).*agent 'red' Box.*must be equal"),
         ("does more", r"agent 'green' takes Discrete\(5\), agent 'red' Discrete\(4\)"),
-        ("takes the key", "the observation key 'agent' is the number of the agent; rename it"),
-        ("is empty", r"reset\(\) gave no agent an observation"),
-        ("forgets one", r"env 'it', episode 1: step\(\) gave no rewards of agent 'green', which has not ended"),
-        ("loses one", "agent 'blue' has left `agents`, neither terminated nor truncated"),
+        ("takes the key", "the observation key 'agent' is reserved for the agent's index; rename it"),
+        ("is empty", r"reset\(\) returned an observation for no agent"),
+        ("forgets one", r"env 'it', episode 1: step\(\) returned no rewards for agent 'green', which has not ended"),
+        ("loses one", "agent 'blue' is no longer in `agents`, but neither terminated nor truncated"),
         ("shows nan", r"env 'it blue', episode 1, step 1: key 'vector' at \[1\] is nan"),
-        ("answers", r"step\(\) must give five dicts by agent .* it gave 3 values"),
+        ("answers", r"step\(\) must return five dicts by agent .* it returned 3 values"),
     ],
 )
-def test_what_is_wrong_is_named(what, message):
+def test_a_violation_of_the_interface_is_named(what, message):
     with pytest.raises(UserError, match=message):
         rows, out = rows_of(Odd(what))
         rows.turn(out, 0)
@@ -274,7 +274,7 @@ def test_what_is_wrong_is_named(what, message):
 def test_agents_that_take_turns_are_refused():
     turns = Team()
     turns.agent_selection = "red"
-    with pytest.raises(UserError, match="one after the other; give its parallel form"):
+    with pytest.raises(UserError, match="take turns; use its parallel form"):
         is_parallel(turns)
     assert is_parallel(Team()) and not is_parallel(gymnasium.make("CartPole-v1"))
 
@@ -283,17 +283,17 @@ def verdicts_of(name, **options):
     return list(examine(name, Settings(steps=200, env_options=options), Watch()))
 
 
-def test_the_check_says_that_there_are_several_agents_and_looks_at_one():
+def test_the_check_reports_the_number_of_agents_and_examines_one():
     first, *others = verdicts_of("teams:team")
     assert (first.level, first.key, first.facts["agents"]) == ("ok", "agents", 3)
     assert "a parallel environment of 3 agents" in first.text and "of agent 'red'" in first.text
     found = {verdict.key for verdict in others}
     assert {"endings", "reward", "step-time", "throughput"} <= found
-    # Games are counted beyond resets, and 5 steps are always 5: this environment does just that.
+    # This environment counts games across resets, and its episodes always have 5 steps.
     assert {verdict.key for verdict in others if verdict.level in ("wrong", "warning")} == {"reset-leaks", "time-limit"}
 
 
-def test_the_check_names_what_is_wrong_with_the_agents():
+def test_the_check_names_the_faults_of_the_agents():
     first, second = verdicts_of(f"{__name__}:Odd", what="sees more")
     assert (first.level, first.key, second.key) == ("wrong", "agents", "stopped") and "agent 'blue' shows" in first.text
 
@@ -302,7 +302,7 @@ def test_the_check_names_what_is_wrong_with_the_agents():
 
 
 def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch):
-    """The replay of a run: per stream whole games of one agent, its number in every row."""
+    """Each stream of a run's replay has complete games of one agent, with its index in every row."""
     held = {}
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
@@ -321,13 +321,13 @@ def test_rows_of_a_run_are_each_agents_own_with_its_number(tmp_path, monkeypatch
         assert (own["obs/vector"][:, 1] == times).all()
         assert (own["is_first"] == (times == 0)).all() and (own["is_last"] == (times == ENDS[agent])).all()
         assert (own["reward"] == np.where(times, 100 * agent + times, 0)).all()
-    # The longest-lived agent has the most rows: nobody's are filled up.
+    # The agent that lives longest has the most rows; no stream is padded.
     assert held["counts"][0] > held["counts"][2] > held["counts"][1]
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs train an agent that compiles at once."""
+    """Makes runs train an agent that compiles fast."""
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
 
 
@@ -357,7 +357,7 @@ def test_a_resumed_run_is_one_that_was_never_stopped(tmp_path, quick, turn):
     assert timeless(run) == timeless(whole) and rows_on_disk(run) == rows_on_disk(whole)
 
 
-def test_a_run_whose_environments_have_no_state_says_so_and_cuts_their_episodes(tmp_path, quick, capsys):
+def test_a_run_reports_environments_without_state_and_cuts_off_their_episodes(tmp_path, quick, capsys):
     run = stopped(tmp_path / "run", 5, env="teams:team")
     dreamer.train(tiny(run, **KEPT | {"env": "teams:team"}), resume="yes")
     assert "running episodes of all environments, since Team has no get_state and set_state" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""States of environments as bytes that run nothing when they are read."""
+"""States of environments are encoded as bytes that run no code when they are read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_older_random_sources_draw_on():
     assert [also.gauss(0, 1), also.random()] == [plain.gauss(0, 1), plain.random()]
 
 
-def test_what_is_one_object_stays_one_object():
+def test_shared_objects_stay_shared():
     rng, inner = np.random.default_rng(0), [1]
     inner.append(inner)
     one, two, ring, again = decode(encode([rng, rng, inner, inner]))
@@ -82,7 +82,7 @@ def test_what_is_one_object_stays_one_object():
     [object(), np.array([None]), np.zeros(2, [("a", int)]), collections.OrderedDict(), np.datetime64(0, "s"), print],
     ids=lambda value: type(value).__name__,
 )
-def test_what_has_no_plain_form_is_refused(value):
+def test_values_without_a_plain_form_are_refused(value):
     with pytest.raises(NotPlain):
         encode([value])
 
@@ -134,7 +134,7 @@ def test_known_environments_need_no_pickle(make):
 
 
 class Holds(gymnasium.Env):
-    """Remembers an object of its own type."""
+    """Has an object of its own type as state."""
 
     action_space = observation_space = gymnasium.spaces.Discrete(2)
     value: object = object
@@ -146,7 +146,7 @@ class Holds(gymnasium.Env):
         self.value = state
 
 
-def test_what_is_not_plain_is_pickled_and_marked():
+def test_values_that_are_not_plain_are_pickled_and_marked():
     env, other = Holds(), Holds()
     env.value = collections.OrderedDict(a=1)
     state = env_state.get_state(env, ("more",))

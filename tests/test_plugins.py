@@ -1,4 +1,4 @@
-"""Names become things, and wrong names one clear line."""
+"""Names are resolved to objects, and wrong names raise one clear line."""
 
 import sys
 
@@ -11,7 +11,7 @@ from dreamer.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A user's own folder, the current one; what is imported from it is forgotten afterwards."""
+    """Makes a folder of the user the current one; its modules are removed afterwards."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -183,7 +183,7 @@ def test_an_id_of_a_package_that_is_not_imported_names_our_suite_and_the_package
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_of_ones_own_called_envs_hides_no_suite(folder):
+def test_a_users_folder_named_envs_does_not_hide_a_suite(folder):
     (folder / "envs").mkdir()
     (folder / "envs" / "__init__.py").write_text("raise ImportError('not this one')")
     (folder / "envs" / "mine.py").touch()

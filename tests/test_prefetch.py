@@ -1,4 +1,4 @@
-"""Prefetching: order, depth, errors and ends of the thread. Events decide when things happen, no clock does."""
+"""Prefetching: order, depth, errors and ends of the thread. Timing is controlled by events, not by a clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamer.runtime.run.prefetch import Prefetch
 
 
 class Source:
-    """Counts up; `made(n)` waits until n items were begun."""
+    """Counts up; `made(n)` waits until n items were started."""
 
     def __init__(self, fail_at=None):
         self.begun, self.threads, self.fail_at = 0, set(), fail_at
@@ -47,13 +47,13 @@ def test_nothing_is_made_before_the_first_is_wanted(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_as_many_are_made_ahead_as_the_depth_and_no_more(depth):
+def test_exactly_depth_items_are_made_in_advance(depth):
     source = Source()
     ahead = Prefetch(source, depth)
     for taken in range(1, 5):
         ahead.next()
         assert source.made(taken + depth)
-    # The thread waits for room now: had it gone on, the count would be beyond what was taken and what is ready.
+    # The thread waits for room now: otherwise the count would exceed the items taken and the items ready.
     ahead.close()
     assert source.begun == 4 + depth
 

@@ -1,4 +1,4 @@
-"""experiments/*.yaml: each loads, holds differences only, and sizes obey the rules of the reference."""
+"""experiments/*.yaml: each loads and contains only differences, and sizes follow the rules of the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ every_size = pytest.mark.parametrize("path", SIZES, ids=lambda path: path.stem)
 
 
 def leaves(path: pathlib.Path) -> dict:
-    """{dotted key: value} of what a preset holds; env_options is one key."""
+    """Returns {dotted key: value} of a preset; env_options is one key."""
     held = read_preset(path).values
     found = {}
     for key in keys(load(path)):
@@ -38,7 +38,7 @@ def test_a_preset_loads(path):
 
 
 def numbers(value):
-    """`value` with every number, also one that is text, as a float."""
+    """Converts every number in `value` to float, also a number written as text."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -51,11 +51,11 @@ def numbers(value):
 
 @every_preset
 def test_a_preset_means_the_same_in_every_yaml_library(path):
-    """But for numbers such as 7e-4, which YAML 1.1 reads as text."""
+    """Except for numbers such as 7e-4, which YAML 1.1 reads as text."""
     assert numbers(yaml.safe_load(path.read_text())) == numbers(read_preset(path).values)
 
 
-# size1m is the default size, written out to be laid over a larger one
+# size1m repeats the default size, so that it can be applied over a larger one
 @pytest.mark.parametrize("path", [path for path in PRESETS if path.stem != "size1m"], ids=lambda path: path.stem)
 def test_a_preset_holds_differences_only(path):
     same = [key for key in leaves(path) if get(load(path), key) == get(Config(), key)]
@@ -63,7 +63,7 @@ def test_a_preset_holds_differences_only(path):
 
 
 @every_preset
-def test_a_preset_says_what_it_is_and_how_to_run_it(path):
+def test_a_preset_has_a_description_and_a_command(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert path.read_text().startswith("# ") and any(f"experiments/{path.name}" in line for line in comments)
 

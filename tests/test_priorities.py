@@ -1,4 +1,4 @@
-"""From the world model's losses to the priorities of the replay, and batches drawn ahead in the loop."""
+"""Priorities of the replay from the world model's losses, and batches drawn in advance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dreamer.runtime.run.loop import Run
 
 
 def rating_agent(spec, *, priorities=True):
-    """`recording_agent`; each update gives the number of updates before it as the priority of every row."""
+    """Returns `recording_agent`, with the number of previous updates as the priority of every row."""
     agent = recording_agent(spec)
 
     def update(state, batch):
@@ -40,7 +40,7 @@ def rating_agent(spec, *, priorities=True):
 
 @pytest.fixture(scope="module")
 def updated():
-    """(state, Update) of one update on the same batch, without priorities and with them."""
+    """Returns (state, Update) of one update on the same batch, without and with priorities."""
     agent = agents.make(tiny.CONFIG, tiny.SPECS["vector"], priorities=True)
     state, batch = tiny.state("vector"), tiny.make_batch(tiny.SPECS["vector"])
     return tiny.update("vector")(state, batch), tiny.jit(agent.update)(state, batch)
@@ -142,7 +142,7 @@ def test_batches_drawn_are_the_updates_and_those_ahead(tmp_path, monkeypatch, se
     assert set(drawn) == {"prefetch" if ahead else threading.main_thread().name}
 
 
-def test_what_drawing_raises_reaches_the_loop(tmp_path, monkeypatch):
+def test_an_error_while_drawing_reaches_the_loop(tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError("no batch")
 

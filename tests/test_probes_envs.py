@@ -1,4 +1,4 @@
-"""The probes give what they promise, so that a failing one speaks about the agent and not about itself."""
+"""The probes behave as described, so that a failing probe shows a fault of the agent and not of the probe."""
 
 import warnings
 
@@ -69,7 +69,7 @@ def test_same_seed_same_episodes(name):
 
 
 @names
-def test_every_probe_says_what_is_broken_and_ends_truly(name):
+def test_every_probe_names_the_broken_part_and_terminates(name):
     assert PROBES[name].broken and PROBES[name].description and "Failing:" in ENVS[name].__doc__
     env = make(name)
     env.reset(seed=0)

@@ -14,7 +14,7 @@ strides = st.lists(st.integers(0, 300), min_size=1, max_size=60)
 
 
 def run(rate, steps):
-    """Updates made at each of the given step counts."""
+    """Returns the number of updates made at each of the given step counts."""
     credited, made = None, []
     for step in steps:
         updates, credited = ratio.due(credited, step, rate)
@@ -34,7 +34,7 @@ def test_updates_never_drift_from_the_ratio(replay_ratio, batch_size, batch_leng
 
 
 @given(ratios, strides)
-def test_updates_do_not_depend_on_how_often_one_asks(replay_ratio, strides):
+def test_updates_do_not_depend_on_the_number_of_calls(replay_ratio, strides):
     rate = ratio.updates_per_step(replay_ratio, 16, 64)
     steps = [sum(strides[:index]) for index in range(len(strides) + 1)]
     assert sum(run(rate, steps)) == sum(run(rate, [0, steps[-1]]))
@@ -87,5 +87,5 @@ def test_impossible_ratio_is_named(replay_ratio):
         (0, "replay ratio 0 = no updates"),
     ],
 )
-def test_line_says_what_the_ratio_implies(replay_ratio, line):
+def test_the_line_describes_what_the_ratio_implies(replay_ratio, line):
     assert ratio.describe(replay_ratio, 16, 64) == line

@@ -1,4 +1,4 @@
-"""Environments on other machines: a Ray cluster of several nodes on this one, some of which are killed."""
+"""Environments on other machines: a Ray cluster of several nodes on this machine, some of which are killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.runtime.workers import Config, make_workers
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of ray's own modules
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of ray's own modules
 ROOT = Path(__file__).parent.parent
 ALL = np.arange(3)
 APART, TOGETHER = Config("ray", envs=3, timeout=1.0), Config("ray", envs=3, processes=1, timeout=1.0)
@@ -34,7 +34,7 @@ ways = pytest.mark.parametrize("config", [APART, TOGETHER], ids=["apart", "toget
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    """A head that runs no actors, this process connected to it, and two machines that do."""
+    """A cluster with a head without actors, to which this process is connected, and two machines for actors."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=2)
@@ -47,7 +47,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def another(cluster) -> Iterator[None]:
-    """After the test another machine takes the place of the one that was killed."""
+    """After the test, adds a machine to replace the one that was killed."""
     yield
     cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
@@ -55,7 +55,7 @@ def another(cluster) -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where environments note what they have made."""
+    """The folder in which environments record their rows."""
     (tmp_path / "notes").mkdir()
     return tmp_path / "notes"
 
@@ -79,12 +79,12 @@ def same(some: list, others: list) -> None:
 
 
 def homes() -> set[str]:
-    """The machines that actors live on."""
+    """Returns the machines that run actors."""
     return {info["Address"]["NodeID"] for info in ray._private.state.actors().values() if info["State"] == "ALIVE"}
 
 
 def kill_machine(cluster: Cluster) -> None:
-    """Kills a machine that actors live on."""
+    """Kills a machine that runs actors."""
     node = next(node for node in cluster.worker_nodes if node.node_id in homes())
     cluster.remove_node(node, allow_graceful=False)
 
@@ -97,7 +97,7 @@ def gone(pid: int) -> bool:
 
 
 def eventually(condition) -> bool:
-    """Whether it becomes true; a limit far beyond what it takes."""
+    """Waits until a condition is true. Returns False after a generous limit."""
     for _ in range(600):
         if condition():
             return True
@@ -116,7 +116,7 @@ def test_rows_are_those_of_inline_workers_to_the_bit(config):
 
 
 @ways
-def test_restored_workers_go_on_to_the_bit(config):
+def test_restored_workers_continue_bit_for_bit(config):
     with make_workers(config, "CartPole-v1", seed=5) as crew:
         advance(crew, np.random.default_rng(1), 13)
         snapshot = crew.states()
@@ -165,10 +165,10 @@ def test_an_environment_that_blocks_delays_only_itself(tmp_path):
         ("hang", "hung", "env 'faulty_envs:witness #1' has not answered for 1 seconds (workers.timeout)"),
     ],
 )
-def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, kind, text):
+def test_an_environment_that_fails_is_replaced_and_reported(config, folder, how, kind, text):
     with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
         first = crew.receive()
-        crew.send(first.envs, act(first))
+        crew.send(first.streams, act(first))
         ready, (incident,) = crew.receive(), crew.incidents()
     alone = config is APART or kind in ("raised", "broke its space")
     assert incident.envs == ((1,) if alone else (0, 1, 2)) and incident.kind == kind
@@ -178,7 +178,7 @@ def test_an_environment_that_fails_is_made_anew_and_told(config, folder, how, ki
     assert not alone or lives == [10, 14, 12]
 
 
-def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(cluster, another, folder):
+def test_no_row_is_lost_repeated_or_mixed_under_failures_and_a_killed_machine(cluster, another, folder):
     config = Config("ray", envs=6, timeout=30.0, restarts=10)
     faults = [how for how in FAULTS if how != "hang"]
     with crew_of(config, folder, faults=faults, rate=0.002, spared=1) as crew:
@@ -188,7 +188,7 @@ def test_no_row_is_lost_doubled_or_mixed_whatever_fails_and_a_machine_is_killed(
     audit.check(folder, lost_with_others=died)
 
 
-def test_a_run_goes_on_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
+def test_a_run_continues_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
     options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -213,7 +213,7 @@ def test_environment_that_cannot_be_made_ends_the_start(name, message):
         make_workers(APART, name)
 
 
-def test_a_failure_too_many_ends_the_run_with_the_traceback_of_the_environment(folder):
+def test_too_many_failures_end_the_run_with_the_traceback_of_the_environment(folder):
     with crew_of(Config("ray", envs=1, restarts=1), folder, faults=["raise"], rate=1.0) as crew:
         with pytest.raises(UserError, match="incident 2 in a row") as caught:
             while ready := crew.receive():
@@ -246,7 +246,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_cluster_started_for_a_run_that_is_killed_goes_with_it(tmp_path):
+def test_a_cluster_started_by_a_killed_run_ends_with_it(tmp_path):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, text=True,

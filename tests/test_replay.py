@@ -19,13 +19,13 @@ STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half
 
 
 def build(envs=2, rows=10, length=3, context=1, online=False, seed=0, **settings):
-    """A replay whose every ring holds `rows` rows."""
+    """Makes a replay with rings of `rows` rows."""
     config = Config(capacity_steps=envs * rows, batch_length=length, context=context, online=online, **settings)
     return Replay(SPEC, STORAGE, config, streams=envs, seed=seed, env_steps=10**9)
 
 
 def collected(envs, numbers, first=False, last=False, seed=0):
-    """Row `number` of each listed environment: contents that name their ring and number, else random."""
+    """Makes row `number` of each listed environment. Some values identify ring and number; others are random."""
     rng = np.random.default_rng([seed, *envs, *numbers])
     count = len(envs)
     flags = [np.broadcast_to(np.asarray(flag, bool), count).copy() for flag in (first, last, False)]
@@ -43,7 +43,7 @@ def collected(envs, numbers, first=False, last=False, seed=0):
 
 
 def fill(replay, rows, first=(), last=()):
-    """Append `rows` rows to every ring; `first`, `last`: the row numbers that carry the flag."""
+    """Appends `rows` rows to every ring. first, last: numbers of the rows with the flag."""
     envs = list(range(len(replay.counts)))
     for _ in range(rows):
         number = int(replay.counts[0])
@@ -52,7 +52,7 @@ def fill(replay, rows, first=(), last=()):
 
 
 def flat(step, latent, index):
-    """One row as a plain dictionary."""
+    """Returns one row as a plain dictionary."""
     return {
         **{f"obs/{key}": value[index] for key, value in step.obs.items()},
         **{name: getattr(step, name)[index] for name in step._fields if name != "obs"},
@@ -62,7 +62,7 @@ def flat(step, latent, index):
 
 @st.composite
 def histories(draw):
-    """A replay and, per environment, the plain list of all rows ever added to it; subsets of environments at random."""
+    """Draws a replay filled by random subsets of environments, and for each a list of all rows ever added."""
     envs, length, context = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(0, 1))
     rows = length + context + draw(st.integers(0, 6))
     replay = build(envs, rows, length, context, online=draw(st.booleans()), seed=draw(st.integers(0, 99)))
@@ -262,7 +262,7 @@ def test_sequences_leave_the_queue_once_their_first_row_is_overwritten(added, fi
     assert rows.number[0, 0] - 1 == first
 
 
-def test_queue_stays_bounded_when_nobody_trains():
+def test_the_queue_stays_bounded_without_training():
     replay = build(envs=2, rows=10, length=3, online=True)
     fill(replay, 200)
     assert len(replay.queue) <= 4
@@ -282,7 +282,7 @@ def test_online_can_be_switched_off():
     assert replay.sample(25)[1].number[:, 0].tolist() != list(range(1, 100, 4))
 
 
-def test_ready_waits_for_as_many_items_as_a_batch_has_rows():
+def test_ready_needs_one_item_per_trained_row_of_a_batch():
     replay = build(envs=2, rows=100, length=3)
     fill(replay, 8)
     assert len(replay) == 10 and not replay.ready(4)
@@ -299,7 +299,7 @@ def test_ready_is_reached_by_a_replay_smaller_than_that():
 
 
 def change(part, name, value):
-    """A row of two environments with one array replaced (None: left out)."""
+    """Makes a row of two environments with one array replaced (None: removed)."""
     step, latent = collected([0, 1], [0, 0])
     if part == "step":
         return step._replace(**{name: value}), latent
@@ -334,7 +334,7 @@ def test_wrong_row_is_named_and_nothing_is_written(part, name, value, message):
 
 @pytest.mark.parametrize("envs", [[0, 0], [0, 2], [-1, 0], [0.0, 1.0], [[0, 1]]])
 def test_wrong_environments_are_named(envs):
-    with pytest.raises(UserError, match="envs must be different numbers below 2"):
+    with pytest.raises(UserError, match="streams must be different numbers below 2"):
         build().add(*collected([0, 1], [0, 0]), np.array(envs))
 
 
@@ -347,7 +347,7 @@ def test_wrong_refresh_is_named():
         replay.refresh(rows, {**latent, "deter": np.zeros((4, 4, 3), np.float32)})
 
 
-def test_memory_taken_is_what_the_plan_said():
+def test_the_allocated_memory_equals_the_plan():
     config = Config(capacity_steps=1000, batch_length=8)
     size = size_replay(SPEC, STORAGE, config, streams=3, env_steps=10**6)
     replay = Replay(SPEC, STORAGE, config, streams=3, seed=0, env_steps=10**6, size=size)

@@ -19,7 +19,7 @@ PRIORITISED = {"uniform": 0.0, "priority": 1.0}
 
 
 def rows_of(replay, env, *starts):
-    """The trained rows of sequences that begin at `starts` of a ring."""
+    """Returns the trained rows of sequences that start at `starts` of a ring."""
     number = np.array(starts)[:, None] + np.arange(replay.config.context, replay.sequence)
     return Rows(np.full(len(starts), env), number)
 
@@ -78,7 +78,7 @@ def test_sequences_with_large_losses_are_drawn_most_often():
         replay.prioritise(rows_of(replay, 0, *range(27)), np.full((27, 3), 0.01, np.float32))
         replay.prioritise(rows_of(replay, 0, 12), np.full((1, 3), 100, np.float32))
         drawn.append(int(replay.sample(1)[1].number[0, 0]) - 1)
-    drawn = np.array(drawn[30:])  # as long as there are new rows, they come first
+    drawn = np.array(drawn[30:])  # new rows come first as long as there are any
     assert (np.abs(drawn - 12) <= 3).mean() > 0.95
 
 
@@ -145,7 +145,7 @@ def test_fresh_sequences_come_before_the_mixture():
     assert rows.number[:4, 0].tolist() == [1, 1, 5, 5]
 
 
-def test_the_plan_counts_what_choosing_takes():
+def test_the_plan_includes_the_memory_of_sampling():
     size = {
         name: size_replay(SPEC, STORAGE, Config(**shares), streams=2, env_steps=10**6)
         for name, shares in {"plain": {}, "priority": PRIORITISED, "recency": {"uniform": 0, "recency": 1}}.items()

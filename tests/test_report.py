@@ -1,4 +1,4 @@
-"""`dreamer report`: run directories in, curves, scores and one page out; what is wrong with a run is named."""
+"""`dreamer report`: turns run directories into curves, scores and one page, and names the faults of runs."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_the_shipped_references_hold_the_tasks_of_the_presets(request):
     assert set(published) - set(ends) == {"crafter_reward"}
     cheetah = next(one for one in published["dmc_cheetah_run"] if one.suite == "dmc_vision")
     last = [points.y[points.x > 950_000].mean() for points in cheetah.seeds.values()]
-    assert np.mean(last) == pytest.approx(836.3, rel=0.01)  # as the reference's own files have it
+    assert np.mean(last) == pytest.approx(836.3, rel=0.01)  # the value in the files of the reference
 
 
 # ---- scores
@@ -341,7 +341,7 @@ def test_the_score_of_a_running_group_is_where_all_its_seeds_are(here):
 
 
 def every(gap: int, end: int) -> list[dict[str, float]]:
-    """Lines of a run: an episode each `gap` steps, whose return is its step; the last line has none."""
+    """Returns lines with an episode every `gap` steps whose return is its step; the last line has no episode."""
     lines = [{"env_steps": step, "episode/return": float(step)} for step in range(gap, end, gap)]
     return [*lines, {"env_steps": end}]
 

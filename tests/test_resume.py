@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped."""
+"""A run that was stopped and resumed equals a run that was never stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENV = {"env": "probes:both", "eval__episodes": 0}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Runs of these tests train an agent that compiles at once."""
+    """Makes the runs of these tests train an agent that compiles fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
         yield
@@ -39,12 +39,12 @@ def quick():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The run that was never stopped."""
+    """A run that was never stopped."""
     return dreamer.train(tiny(tmp_path_factory.mktemp("whole") / "run", **ENV))
 
 
 def state_of(run_dir: Path) -> list[bytes]:
-    """The bits of every leaf of the newest train state."""
+    """Returns the bits of every leaf of the newest train state."""
     spec = spec_of(plugins.make_env(load(run_dir / "config.yaml").env))
     form = jax.eval_shape(plain_agent(spec).init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
@@ -52,7 +52,7 @@ def state_of(run_dir: Path) -> list[bytes]:
 
 
 def stopped(run_dir: Path, turn: int, **overrides) -> Path:
-    """A run that got SIGTERM in its turn number `turn`."""
+    """Makes a run that receives SIGTERM in turn number `turn`."""
     calls = iter(range(10**9))
     tend = Run.tend
 
@@ -69,13 +69,13 @@ def stopped(run_dir: Path, turn: int, **overrides) -> Path:
 
 
 def rows_of(run_dir: Path) -> dict[str, np.ndarray]:
-    """All rows on the disk by column, in the order of environments and numbers."""
+    """Returns all rows on the disk by column, in the order of environments and numbers."""
     parts = rows_by_place(run_dir)
     return {name: np.stack([parts[key][name] for key in sorted(parts)]) for name in next(iter(parts.values()))}
 
 
 def rows_by_place(run_dir: Path) -> dict[tuple[int, int], dict[str, np.ndarray]]:
-    """Each row on the disk, by its environment and number."""
+    """Returns each row on the disk by environment and number."""
     parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     for path in sorted((run_dir / "rows").glob("rows-*.dreamer")):
         head, columns = sealed.read(path)
@@ -150,13 +150,13 @@ def test_a_damaged_file_is_named_and_not_loaded(tmp_path, whole, kind, damage):
         dreamer.train(tiny(run_dir, **{**ENV, "env_steps": 120}), resume="yes")
 
 
-def test_what_came_back_and_what_did_not_is_told(tmp_path, capsys):
+def test_restored_and_unrestored_parts_are_reported(tmp_path, capsys):
     run_dir = stopped(tmp_path / "run", 20, env="broken_envs:sound")
     capsys.readouterr()
     dreamer.train(tiny(run_dir, **{**ENV, "env": "broken_envs:sound"}), resume="yes")
     out = capsys.readouterr().out
     assert "resumed: parameters, optimizer" in out and "42 rows of replay" in out
-    assert "episodes of all environments, since Sound has no get_state and set_state; cut there, new ones begin" in out
+    assert "episodes of all environments, since Sound has no get_state and set_state; new episodes start" in out
 
 
 BUSY = """
@@ -178,12 +178,12 @@ with Stopping(lambda text: (print(text, flush=True), answered.set())) as stoppin
 def test_signals_are_answered_while_the_main_thread_is_busy_and_the_second_ends_at_once():
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert done.stdout == "SIGTERM: saving, then the end; once more ends at once\n"
+    assert done.stdout == "SIGTERM: saving and stopping; a second signal stops at once\n"
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_a_run_whose_environment_hangs_ends_in_seconds_when_asked_to(tmp_path, capsys, lockstep):
-    """The run itself would wait for the environment for ever."""
+    """Otherwise the run would wait for the environment forever."""
     hangs = {"env": "broken_envs:hangs", "env_options.asks": os.getpid(), "env_options.note": str(tmp_path / "hung")}
     alone = {"workers.backend": "processes", "workers.envs": 1, "workers.timeout": 0.0}
     config = tiny(tmp_path / "run", **hangs, lockstep=lockstep, **alone)
@@ -197,5 +197,5 @@ def test_a_run_whose_environment_is_never_made_ends_when_asked_to(tmp_path, caps
     never = {"env": "broken_envs:never_made", "env_options.asks": os.getpid()}
     with pytest.raises(Stopped):
         dreamer.train(tiny(tmp_path / "run", **never, workers__backend=backend, workers__envs=1))
-    assert "SIGINT: the end, nothing to save yet" in capsys.readouterr().out
+    assert "SIGINT: stopping, nothing to save yet" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

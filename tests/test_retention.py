@@ -1,4 +1,4 @@
-"""What goes from a run directory: files of rows that no checkpoint needs, and what a resume has set aside."""
+"""Removal from a run directory: files of rows that no checkpoint needs, and files that a resume moved aside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def manifest(*rows: str) -> Manifest:
 
 
 class Saved:
-    """The checkpoints on a disk {step: manifest}, None for one that is damaged, in place of `Checkpoints`."""
+    """Replaces `Checkpoints`, with {step: manifest} on the disk; None is a damaged checkpoint."""
 
     def __init__(self, held: dict[int, Manifest | None]):
         self.held = held
@@ -41,7 +41,7 @@ class Saved:
 
 
 class Store:
-    """Holds what `RowStore.prune` was called with last."""
+    """Records the last argument of `RowStore.prune`."""
 
     kept: Collection[str] = ()
 
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_keeps_all_rows_that_are_there_and_is_named(tmp_pat
 
 
 @pytest.mark.parametrize(("newest", "goes"), [(40, False), (41, True)])
-def test_what_was_set_aside_goes_once_a_newer_checkpoint_is_on_the_disk(tmp_path, newest, goes):
+def test_files_moved_aside_are_removed_once_a_newer_checkpoint_is_on_the_disk(tmp_path, newest, goes):
     (tmp_path / "aside").mkdir()
     retention(tmp_path, Saved({newest: manifest("rows-1")}), Store(), resumed_at=40).remove_aside()
     assert (tmp_path / "aside").exists() is not goes

@@ -1,4 +1,4 @@
-"""Rows on the disk: nothing flushed is lost or doubled, what does not belong is named, files are let go in time."""
+"""Rows on the disk: no flushed row is lost or repeated, wrong files are named, and old files are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamer.steps import Rows
 
 
 def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
-    """A manifest of the replay as a checkpoint at its step holds it."""
+    """Returns the manifest of a checkpoint of the replay."""
     store.flush(replay)
     store.wait()
     latents = store.save_latents(replay, replay.steps)
@@ -28,7 +28,7 @@ def saved(folder: Path, replay: Replay, store: RowStore) -> dict:
 
 
 def opened(folder: Path, run: str = "run") -> RowStore:
-    """A store that may write."""
+    """Returns a store opened for writing."""
     store = RowStore(folder, run)
     store.open()
     return store
@@ -56,7 +56,7 @@ def same(a: Replay, b: Replay) -> bool:
 
 @settings(deadline=None, max_examples=25)
 @given(flushes=st.lists(st.integers(0, 13), min_size=1, max_size=6), rows=st.integers(4, 12))
-def test_what_was_flushed_comes_back_bit_for_bit_however_it_was_cut_into_files(tmp_path_factory, flushes, rows):
+def test_flushed_rows_are_restored_bit_for_bit_from_any_division_into_files(tmp_path_factory, flushes, rows):
     folder = tmp_path_factory.mktemp("rows")
     form = dict(envs=2, rows=rows, length=3, online=True, priority=0.5, uniform=0.5)
     replay = build(**form)
@@ -139,7 +139,7 @@ def test_files_go_when_no_kept_checkpoint_names_them_and_the_one_kept_comes_back
 
 
 def test_rows_of_environments_that_run_at_different_speeds_come_back_without_a_gap(tmp_path):
-    """A file that the slow environment alone still needs is followed by files that only the fast one has filled."""
+    """A file that only the slow environment needs is followed by files with rows of the fast one only."""
     replay = build(rows=6)
     with opened(tmp_path) as store:
         fill(replay, 1)
@@ -165,12 +165,12 @@ def test_a_missing_file_between_others_is_named(tmp_path):
             store.flush(replay)
     (tmp_path / "rows-000000001.dreamer").unlink()
     back, store = loaded(tmp_path, manifest)
-    with store, pytest.raises(UserError, match=r"rows-000000002\.dreamer begins at row 4 of environment 0, row 2"):
+    with store, pytest.raises(UserError, match=r"rows-000000002\.dreamer starts at row 4 of stream 0, but row 2"):
         store.load_later(back)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_a_damaged_file_of_a_manifest_is_named_and_nothing_else_is_taken_for_it(tmp_path, damage):
+def test_a_damaged_file_of_a_manifest_is_named_and_not_replaced_by_another(tmp_path, damage):
     replay = build()
     with opened(tmp_path) as store:
         fill(replay, 5)

@@ -1,4 +1,4 @@
-"""An environment becomes rows: spaces, time alignment, and what a broken environment is told."""
+"""Rows of an environment: spaces, time alignment, and errors for broken environments."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from envs.probes import ENVS
 
 
 class Script(gymnasium.Env):
-    """Plays back `rows` of (obs, reward, terminated, truncated); the first obs of `rows` is the reset's."""
+    """Replays `rows` of (obs, reward, terminated, truncated); reset returns the first obs."""
 
     def __init__(self, rows, obs_space=None, action_space=None):
         self.rows, self.time, self.actions, self.seeds = rows, 0, [], []
@@ -41,7 +41,7 @@ def number(x):
 
 
 def episode(*ends, last=(False, True)):
-    """Rows whose obs and reward are 1, 2, 3 ..; the reset's obs is 0 with a reward that must never be seen."""
+    """Makes rows with obs and reward 1, 2, 3 ..; the reset has obs 0 and a reward that must never appear."""
     rows = [(number(0), 99.0, False, False)]
     rows += [(number(i), float(i), False, False) for i in ends[:-1]]
     return [*rows, (number(ends[-1]), float(ends[-1]), *last)]
@@ -78,7 +78,7 @@ class TestTime:
     def test_action_after_the_last_row_never_reaches_the_environment(self):
         env = Script(episode(1, 2))
         rows = EnvRows(env)
-        for index in (1, 0, 1, 1, 0):  # the 1st and 4th meet a reset
+        for index in (1, 0, 1, 1, 0):  # the 1st and 4th are ignored by a reset
             rows.step(one_hot(index))
         assert env.actions == [0, 1, 0]
 
@@ -104,7 +104,7 @@ class TestTime:
 
     def test_action_repeat_sums_rewards_and_shows_the_last_observation(self):
         steps = run(EnvRows(Script(episode(1, 2, 3, 4, 5)), action_repeat=2), 4)
-        assert [s.reward.item() for s in steps] == [0, 3, 7, 5]  # the episode ends inside of the last repeat
+        assert [s.reward.item() for s in steps] == [0, 3, 7, 5]  # the episode ends within the last repeat
         assert [s.obs["vector"].item() for s in steps] == [0, 2, 4, 5]
         assert steps[-1].is_last.item()
 
@@ -208,11 +208,11 @@ class TestObservationSpaces:
             (spaces.Dict({"action_mask": spaces.MultiBinary(3), "a": spaces.Discrete(2)}), "each of the 2 choices"),
             (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), "no key for the agent"),
             (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), "'a/b'.*Text.*supported are Box"),
-            (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is taken"),
-            (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is taken"),
+            (spaces.Dict({"reward": spaces.Discrete(2)}), "'reward' is reserved"),
+            (spaces.Dict({"is_last": spaces.Discrete(2)}), "'is_last' is reserved"),
             (spaces.Dict({"log/a": spaces.Discrete(2)}), "no key for the agent.*'log/a': keys log/... are for logs"),
-            (spaces.Box(0, 1, (0,)), r"no key for the agent \('vector': its shape \[0\] holds no number\)"),
-            (spaces.Dict({"a": spaces.Box(0, 1, (0, 8, 3))}), r"'a': its shape \[0, 8, 3\] holds no number"),
+            (spaces.Box(0, 1, (0,)), r"no key for the agent \('vector': its shape \[0\] is empty\)"),
+            (spaces.Dict({"a": spaces.Box(0, 1, (0, 8, 3))}), r"'a': its shape \[0, 8, 3\] is empty"),
             (spaces.Discrete(2**40), "'vector'.*1,099,511,627,776 classes.*at most 16,777,216"),
             (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "two.*'a/b'"),
         ],
@@ -244,7 +244,7 @@ class TestMasks:
         assert [rows.step(one_hot(0)).obs["action_mask"].tolist() for _ in range(3)] == [[[1, 0]], [[0, 1]], [[1, 1]]]
         assert env.seeds == [7]
 
-    def test_a_mask_that_stays_away_is_named(self):
+    def test_a_missing_mask_is_named(self):
         rows = EnvRows(Masked([[1, 0], None]), name="my-env")
         rows.step(one_hot(0))
         with pytest.raises(UserError, match="'my-env', episode 1, step 1: info has no 'action_mask'"):
@@ -261,7 +261,7 @@ class TestMasks:
 
 
 class Masked(Script):
-    """Gives `masks` in its info, one after another; None leaves it out."""
+    """Returns `masks` in its info, one per step; None leaves the mask out."""
 
     def __init__(self, masks):
         super().__init__(episode(*range(1, len(masks) + 1)))
@@ -295,7 +295,7 @@ class TestBrokenEnvironments:
             (PICTURE, np.zeros((4, 4, 3), np.float32), "float32 .*its space is uint8"),
             (PICTURE, np.full((4, 4, 3), 256, np.int64), "int64 .*its space is uint8"),
             (PICTURE, np.zeros((4, 3, 4), np.uint8), r"\[4, 3, 4\], its space"),
-            (spaces.Discrete(3, start=1), 0, "'vector' is 0, outside of its space's bounds 1 to 3"),
+            (spaces.Discrete(3, start=1), 0, "'vector' is 0, outside its space's bounds 1 to 3"),
             (spaces.Discrete(3), 1.5, "its space is integer"),
             (spaces.MultiDiscrete([2, 5]), np.array([2, 0]), r"at \[0\] is 2, outside"),
             (spaces.MultiBinary(2), np.array([0, 2]), r"at \[1\] is 2, outside"),
@@ -320,7 +320,7 @@ class TestBrokenEnvironments:
             (np.zeros(1), "reward must be a number"),
         ],
     )
-    def test_reward_that_is_no_finite_number(self, reward, message):
+    def test_reward_that_is_not_a_finite_number(self, reward, message):
         rows = EnvRows(Script([(number(0), 0.0, False, False), (number(0), reward, False, False)]), name="my-env")
         with pytest.raises(UserError, match=message) as caught:
             run(rows, 2)
@@ -333,32 +333,32 @@ class TestBrokenEnvironments:
         with pytest.raises(UserError, match="episode 2, step 1"):
             run(rows, 1)
 
-    def test_flag_that_is_no_bool(self):
+    def test_flag_that_is_not_a_bool(self):
         with pytest.raises(UserError, match="truncated must be a bool, it is a dict"):
             run(EnvRows(Script([(number(0),), (number(0), 0.0, False, {})])), 2)
 
     def test_old_interface_is_named(self):
         rows = EnvRows(Script([(number(0),), (number(0), 0.0, False)]))
-        with pytest.raises(UserError, match=r"step\(\) must give .*4 values \(the old gym interface\)"):
+        with pytest.raises(UserError, match=r"step\(\) must return .*4 values \(the old gym interface\)"):
             run(rows, 2)
         rows.env.reset = lambda seed=None: number(0)
-        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+        with pytest.raises(UserError, match=r"reset\(\) must return \(obs, info\), it returned one array"):
             EnvRows(rows.env)
         rows = EnvRows(Script([(number(0),)], action_space=spaces.Box(-1, 1)))
         rows.env.reset = lambda seed=None: number(0)
-        with pytest.raises(UserError, match=r"reset\(\) must give \(obs, info\), it gave one array"):
+        with pytest.raises(UserError, match=r"reset\(\) must return \(obs, info\), it returned one array"):
             run(rows, 1, np.zeros(1, np.float32))
 
 
 class Unreadable:
-    """What raises when it is looked at."""
+    """Raises when it is converted to an array."""
 
     def __array__(self, *_, **__):
         raise RuntimeError("not today")
 
 
 def answers():
-    """What a step may give: most are plain, some end an episode, some break the space in one way or another."""
+    """Draws results of a step: most are plain, some end an episode, and some violate the space."""
     plain = st.floats(-10, 10, width=32).map(number)
     obs = st.one_of(plain, plain, plain, st.sampled_from([
         number(11.0), number(np.nan), np.zeros(2, np.float32), np.zeros((1, 1), np.float32), np.zeros((), np.float32),
@@ -373,7 +373,7 @@ def answers():
 
 
 def crew(envs):
-    """EnvRows that have written their reset row."""
+    """Makes EnvRows that have written their reset row."""
     made = [EnvRows(obs_env(spaces.Box(-10, 10, (1,), np.float32), number(0))) for _ in range(envs)]
     for rows in made:
         rows.step(one_hot(0))
@@ -415,7 +415,7 @@ def test_rows_import_no_jax():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_state_that_is_refused_says_why():
+def test_a_refused_state_returns_the_reason():
     rows = EnvRows(ENVS["both"](), seed=0)
     assert rows.set_state(rows.get_state()) == ""
-    assert rows.set_state(b"none").startswith("it does not take its state back, UnpicklingError: ")
+    assert rows.set_state(b"none").startswith("it refused its saved state, UnpicklingError: ")

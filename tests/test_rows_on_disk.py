@@ -1,4 +1,4 @@
-"""The files of rows of a run stay within the bound that the run announces, however fast rows come."""
+"""The files of rows of a run stay within the bound that the run prints, even if rows are added fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.replay import capacity
 from dreamer.runtime.run.loop import Run
 
-# Rings of 32 rows, saved by rows alone: every 16 of them.
+# Rings of 32 rows, with a checkpoint every 16 rows.
 SETTINGS = {
     "env": "broken_envs:sound", "env_steps": 240, "eval__episodes": 0, "log__tensorboard": False, "log__every": 1e9,
     "replay__capacity_steps": 64, "replay__flush": 1e-9, "checkpoint__every": 1e9, "checkpoint__keep": 2,
@@ -40,8 +40,8 @@ def test_rows_in_files_stay_within_the_bound_however_late_a_checkpoint_is_due(tm
 
     monkeypatch.setattr(Run, "tend", tending)
     run_dir = dreamer.train(tiny(tmp_path / "run", **SETTINGS))
-    within = max(held) <= 64 + 3 * 16 + 2 * 2  # the first and the last file hold a row of each environment
-    assert within == (least == 0)  # without early checkpoints this test would see it
+    within = max(held) <= 64 + 3 * 16 + 2 * 2  # the first and the last file contain a row of each environment
+    assert within == (least == 0)  # the bound is exceeded without early checkpoints
     with Checkpoints(run_dir) as checkpoints:
         assert checkpoints.steps()[-1] == 240
 
@@ -54,7 +54,7 @@ def test_the_bound_counts_rows_between_checkpoints_and_the_latents_of_each():
 
 
 def test_a_file_of_rows_is_written_before_its_time_when_rows_come_fast(tmp_path, plain, monkeypatch):
-    """Rows that would wait for an hour are in files after a sixteenth of those between two checkpoints."""
+    """Rows that would wait for an hour are written after a sixteenth of the rows between two checkpoints."""
     files: set[str] = set()
     tend = Run.tend
 

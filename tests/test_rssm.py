@@ -36,13 +36,13 @@ def observe():
 
 
 def sequence(length: int = 6, seed: int = 0):
-    """obs, prev_action, is_first (nowhere) of 3 sequences."""
+    """Returns obs, prev_action and is_first (all False) of 3 sequences."""
     batch = tiny.make_batch(tiny.SPECS["vector"], batch_size=3, length=length, context=0, seed=seed)
     return dict(batch.obs), batch.action, np.zeros(batch.is_first.shape, bool)
 
 
 def random_latent(dtype, seed: int = 0, count: int = 5) -> rssm.Latent:
-    """Latents as the model makes them, the all-zero stoch of the start among them."""
+    """Returns latents like those of the model, including the all-zero stoch of the start."""
     config, rng = tiny.WORLD_MODEL, np.random.default_rng(seed)
     stoch = np.eye(config.classes, dtype=np.float32)[rng.integers(0, config.classes, (count, config.stoch))]
     stoch[0] = 0
@@ -103,7 +103,7 @@ def test_as_many_classes_as_a_byte_can_name_leave_a_value_for_the_empty_state():
 def test_nothing_before_a_first_row_matters_after_it():
     (obs, action, first), (other_obs, other_action, _) = sequence(seed=1), sequence(seed=2)
     first[:, 3] = True
-    # The previous action of the first row belongs to the episode before.
+    # The previous action of the first row belongs to the previous episode.
     mixed_obs = {"vector": np.concatenate([other_obs["vector"][:, :3], obs["vector"][:, 3:]], 1)}
     mixed_action = np.concatenate([other_action[:, :4], action[:, 4:]], 1)
     start = world_model().unpack(tiny.make_batch(tiny.SPECS["vector"], batch_size=3).latent)
@@ -192,7 +192,7 @@ def test_continue_label_of_a_live_row(contdisc, label, key):
 
 @functools.cache
 def losses():
-    """Per-row losses and predictions of a batch without context."""
+    """Returns per-row losses and predictions of a batch without context."""
     model = world_model()
 
     @tiny.jit

@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made."""
+"""Reading untrusted files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.runtime.files.safe_files import check_inside, check_links, json_val
 
 @pytest.fixture
 def odd(tmp_path):
-    """One of each that is no regular file."""
+    """Makes one of each kind of irregular file."""
     (tmp_path / "file").write_text("text")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "folder").mkdir()
@@ -26,9 +26,9 @@ def odd(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("link", "it is a link"), ("folder", "no regular file"), ("pipe", "no regular file"), ("socket", "no regular")],
+    [("link", "it is a link"), ("folder", "not a regular"), ("pipe", "not a regular"), ("socket", "not a regular")],
 )
-def test_what_is_no_regular_file_is_not_opened(odd, name, why):
+def test_irregular_files_are_not_opened(odd, name, why):
     with pytest.raises(UserError, match=why):
         open_regular(odd / name)
 
@@ -38,7 +38,7 @@ def test_a_link_is_followed_on_demand(odd):
         assert file.read() == b"text"
 
 
-def test_what_is_special_in_a_folder_is_listed(odd):
+def test_irregular_files_in_a_folder_are_listed(odd):
     assert sorted(special(odd)) == ["link", "pipe", "socket"]
 
 
@@ -75,5 +75,5 @@ def test_odd_json_is_a_value_error(text):
 
 def test_references_that_are_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "scores.csv")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         references.read(tmp_path)

@@ -1,4 +1,4 @@
-"""Starting and going on: nothing is lost, a refusal changes no byte, and a ring that goes round can be resumed."""
+"""Starting and resuming: nothing is lost, a refusal changes no byte, and a ring that has wrapped can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopping
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
-# Rings of 24 rows, a checkpoint every 12 rows: the rings go round several times, and files are pruned all the time.
+# Rings of 24 rows and a checkpoint every 12 rows: the rings wrap several times, and files are pruned often.
 ROUND = {
     **ENV, "replay__capacity_steps": 48, "env_steps": 240, "replay__flush": 1e-9, "checkpoint__every": 1e9,
     "checkpoint__keep": 2,
@@ -38,7 +38,7 @@ ROUND = {
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file and folder under `folder` with a checksum of its content."""
+    """Returns every file and folder under `folder` with a checksum of its contents."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -60,18 +60,18 @@ def damage(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> Path:
-    """A lockstep run that was stopped half way, with two checkpoints."""
+    """A lockstep run that was stopped halfway, with two checkpoints."""
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3}
     return stopped(tmp_path_factory.mktemp("half") / "run", 20, **settings)
 
 
 @pytest.fixture(scope="module")
 def threads(tmp_path_factory) -> Path:
-    """A run of threads that was stopped, with a checkpoint at its beginning and at its end."""
+    """A run with threads that was stopped, with a checkpoint at its start and at its end."""
     return stopped(tmp_path_factory.mktemp("threads") / "run", 6, **ENV, lockstep=False)
 
 
-# ---- rings that go round
+# ---- rings that wrap
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
@@ -173,7 +173,7 @@ REFUSALS = {
     "train state": (flip_newest, {}, "checksum of .* differs"),
     "host state": (flip_state_file, {}, r"state-\d+\.dreamer"),
     "rows": (flip_rows, {}, r"rows-0+\.dreamer"),
-    "metrics": (flip_metrics, {}, "move it away to go on"),
+    "metrics": (flip_metrics, {}, "move it away to resume"),
     "cut metrics": (cut_metrics, {}, "cut short"),
     "latents": (flip_latents, {}, r"latents-\d+-\d+\.dreamer"),
     "missing rows": (remove_rows, {}, r"rows-0+\.dreamer is missing"),
@@ -191,7 +191,7 @@ REFUSALS = {
     "devices": (None, {"devices__count": 4096}, "devices"),
     "workers": (None, {"workers__backend": "nowhere"}, "backend"),
 }  # fmt: skip
-BOTH = ("train state", "host state", "rows", "metrics", "lock")  # what a run without lockstep meets on another way
+BOTH = ("train state", "host state", "rows", "metrics", "lock")  # also tested without lockstep
 
 
 @pytest.mark.parametrize("kind, form", [*((kind, "half") for kind in REFUSALS), *((kind, "threads") for kind in BOTH)])
@@ -199,7 +199,7 @@ def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch
     import wandb
 
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    prepare, changed, told = REFUSALS[kind]
+    prepare, changed, expected = REFUSALS[kind]
     run_dir = shutil.copytree(request.getfixturevalue(form), tmp_path / "run")
     if prepare:
         prepare(run_dir)
@@ -207,7 +207,7 @@ def test_a_resume_that_is_refused_changes_no_byte(tmp_path, request, monkeypatch
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "lockstep": form == "half"}
     resume_from = changed.get("resume_from")
     overrides = {**settings, **{key: value for key, value in changed.items() if key != "resume_from"}}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         config = load(overrides={k.replace("__", "."): v for k, v in {**flat_tiny(run_dir), **overrides}.items()})
         dreamer.train(config, resume="yes", resume_from=resume_from)
     assert tree(tmp_path) == before
@@ -231,18 +231,18 @@ NEW = {
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("kind", NEW)
 def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
-    changed, told = NEW[kind]
+    changed, expected = NEW[kind]
     run_dir = tmp_path / "runs" / "deep" / "run"
     if there:
         run_dir.mkdir(parents=True)
         (run_dir / "notes.txt").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         dreamer.train(tiny(run_dir, **{**ENV, **changed}), resume="auto")
     assert tree(tmp_path) == before
 
 
-def test_a_mended_init_from_is_what_the_run_begins_with(tmp_path, half, monkeypatch):
+def test_a_corrected_init_from_is_used_by_the_run(tmp_path, half, monkeypatch):
     taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
     monkeypatch.setattr(build, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
@@ -257,7 +257,7 @@ def test_rows_that_came_later_and_are_damaged_are_named_and_stay(tmp_path, threa
     run_dir = shutil.copytree(threads, tmp_path / "run")
     flip_later_rows(run_dir)
     before = tree(run_dir)
-    with pytest.raises(UserError, match="it came after the checkpoint: move it and the rows files after it away"):
+    with pytest.raises(UserError, match="it is newer than the checkpoint: move it and all later rows files away"):
         dreamer.train(tiny(run_dir, **ENV, lockstep=False), resume="yes")
     assert tree(run_dir) == before
 
@@ -275,12 +275,12 @@ def test_an_environment_that_shows_something_else_is_named_by_its_key(tmp_path, 
 # ---- a damaged checkpoint
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_be_taken(tmp_path, threads, capsys):
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_can_be_resumed(tmp_path, threads, capsys):
     run_dir = shutil.copytree(threads, tmp_path / "run")
     last = newest(run_dir)
     flip_newest(run_dir)
     config = tiny(run_dir, **ENV, lockstep=False)
-    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 is whole: --resume-from 0"):
+    with pytest.raises(UserError, match=f"checkpoint {last} .* is damaged: .*; checkpoint 0 .* --resume-from 0"):
         dreamer.train(config, resume="yes")
     kept = rows_by_place(run_dir)
     dreamer.train(config, resume_from=0)
@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_whole_one_before_it_which_can_
     assert newest(run_dir) == 96 and not (run_dir / "aside").exists()
     for place, row in kept.items():
         np.testing.assert_equal(rows[place], row)
-    assert f"set aside until the next checkpoint: the newer checkpoints {last}" in capsys.readouterr().out
+    assert f"moved aside until the next checkpoint: the newer checkpoints {last}" in capsys.readouterr().out
 
 
 def test_a_damaged_old_checkpoint_does_not_keep_a_run_from_its_newest(tmp_path, half, capsys):
@@ -301,7 +301,7 @@ def test_a_damaged_old_checkpoint_does_not_keep_a_run_from_its_newest(tmp_path, 
     assert f"not used, and kept as it is: checkpoint {first}" in capsys.readouterr().out
 
 
-def test_what_lockstep_makes_again_is_set_aside_until_the_next_checkpoint(tmp_path, half, monkeypatch):
+def test_files_that_lockstep_writes_again_are_moved_aside_until_the_next_checkpoint(tmp_path, half, monkeypatch):
     run_dir = shutil.copytree(half, tmp_path / "run")
     with Checkpoints(run_dir) as checkpoints:
         first = checkpoints.steps()[0]
@@ -337,14 +337,14 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         dreamer.train(tiny(run_dir, **env))
     monkeypatch.undo()
-    kept, told = rows_by_place(run_dir), lines(run_dir)
+    kept, logged = rows_by_place(run_dir), lines(run_dir)
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: __import__("tiny_runs").plain_agent(spec))
     dreamer.train(tiny(run_dir, **env), resume="yes")
     rows = rows_by_place(run_dir)
     for place, row in kept.items():
         np.testing.assert_equal(rows[place], row)
-    assert lines(run_dir)[: len(told)] == told
-    assert "not resumed: the running episodes of all environments, since it does not take its state back" in (
+    assert lines(run_dir)[: len(logged)] == logged
+    assert "not resumed: the running episodes of all environments, since it refused its saved state" in (
         capsys.readouterr().out
     )
 
@@ -352,7 +352,7 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
 # ---- the lock
 
 
-def test_a_second_run_in_the_same_directory_is_refused_with_who_the_first_is(tmp_path, half):
+def test_a_second_run_in_the_same_directory_is_refused_and_the_first_is_named(tmp_path, half):
     run_dir = shutil.copytree(half, tmp_path / "run")
     with lock.RunLock(run_dir, print, print), pytest.raises(UserError, match=rf"is in use by process {os.getpid()} of"):
         dreamer.train(tiny(run_dir, **ENV), resume="auto")
@@ -365,13 +365,13 @@ def test_a_new_run_is_refused_where_another_is_about_to_begin(tmp_path):
         dreamer.train(tiny(tmp_path / "run", **ENV))
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over_and_said(tmp_path):
+def test_the_lock_of_an_ended_process_is_replaced_and_reported(tmp_path):
     card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
     (tmp_path / "lock").write_text(json.dumps(card._asdict()))
-    told: list[str] = []
-    with lock.RunLock(tmp_path, told.append, print) as own:
+    reported: list[str] = []
+    with lock.RunLock(tmp_path, reported.append, print) as own:
         assert json.loads((tmp_path / "lock").read_text())["token"] == own.card.token
-    assert len(told) == 1 and told[0].endswith("that process is gone") and not list(tmp_path.iterdir())
+    assert len(reported) == 1 and reported[0].endswith("that process is gone") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("age, stale", [(lock.STALE / 2, False), (lock.STALE * 2, True)])
@@ -383,7 +383,7 @@ def test_a_lock_of_another_machine_is_stale_when_its_heartbeat_is_old(tmp_path, 
         lock.RunLock(tmp_path, print, print).close()
 
 
-def test_an_owner_that_has_lost_its_lock_hears_of_it(tmp_path, monkeypatch):
+def test_an_owner_is_notified_that_it_has_lost_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
     lost: list[UserError] = []
     own = lock.RunLock(tmp_path, print, lost.append)
@@ -409,7 +409,7 @@ def test_a_run_that_lost_its_lock_stops_and_writes_no_more(tmp_path, monkeypatch
     assert newest(tmp_path / "run") == 0
 
 
-def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
+def test_a_lost_lock_stops_all_writers_and_fails_the_next_check():
     stopping, error, reached = Stopping(print), UserError("the lock of this run was taken"), []
     stopping.on_failure(reached.append)
     assert stopping.failure is None
@@ -419,7 +419,7 @@ def test_a_lost_lock_reaches_everyone_who_writes_and_the_next_check():
         stopping.check()
 
 
-def test_of_many_that_want_a_stale_lock_one_gets_it(tmp_path):
+def test_only_one_of_many_processes_gets_a_stale_lock(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     card = lock._own_card()._replace(pid=2**22 + 1, token="gone")
@@ -448,8 +448,8 @@ def test_a_default_name_that_exists_gets_a_number(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_start_that_comes_too_late_leaves_the_run_of_the_first_alone(tmp_path, monkeypatch):
-    """Between its look and its making of the directory another process begins there."""
+def test_a_start_that_comes_too_late_does_not_change_the_first_run(tmp_path, monkeypatch):
+    """Another process starts there between the check and the creation of the directory."""
     make, first = start.Created._make, []
 
     def late(self, own_name):
@@ -481,13 +481,13 @@ def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path, half):
     run_dir = shutil.copytree(half, tmp_path / "run")
     shutil.move(run_dir / "checkpoints", tmp_path / "elsewhere")
     before = tree(run_dir)
-    with pytest.raises(UserError, match="holds rows or metrics but no checkpoint"):
+    with pytest.raises(UserError, match="has rows or metrics but no checkpoint"):
         dreamer.train(tiny(run_dir, **ENV), resume="yes")
     assert tree(run_dir) == before
 
 
 @pytest.mark.parametrize("kind", ["empty", "link", "folder"])
-def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
+def test_an_invalid_lock_is_replaced_or_named(tmp_path, kind):
     path = tmp_path / "lock"
     if kind == "empty":
         path.touch()
@@ -496,13 +496,13 @@ def test_a_lock_that_is_none_is_taken_over_or_named(tmp_path, kind):
         assert not list(tmp_path.iterdir())
         return
     path.symlink_to("nowhere") if kind == "link" else path.mkdir()
-    with pytest.raises(UserError, match="is no lock file; remove it"):
+    with pytest.raises(UserError, match="is not a lock file; remove it"):
         lock.RunLock(tmp_path, print, print)
     assert [one.name for one in tmp_path.iterdir()] == ["lock"]
 
 
 def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, monkeypatch):
-    """Lockstep: ended at 96, taken back to an older checkpoint, killed in the last evaluation at 96 again."""
+    """Lockstep: a run ended at 96, was resumed from an older checkpoint, and was killed in the evaluation at 96."""
     settings = {**ENV, "checkpoint__every": 0, "checkpoint__keep": 3, "eval__episodes": 1, "eval__video": "off"}
     run_dir = dreamer.train(tiny(tmp_path / "run", **settings))
     with Checkpoints(run_dir) as checkpoints:
@@ -527,15 +527,15 @@ def test_the_run_directory_is_absolute(tmp_path, monkeypatch):
     assert dreamer.train(config) == tmp_path / "runs" / "here"
 
 
-# ---- any end saves
+# ---- every end saves
 
 
 class Odd(Exception):
-    """What nobody expects."""
+    """An unexpected exception."""
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_any_exception_saves_says_where_and_keeps_its_traceback(tmp_path, monkeypatch, lockstep):
+def test_any_exception_saves_the_run_and_names_the_file_of_its_traceback(tmp_path, monkeypatch, lockstep):
     log = Run.log
 
     def odd(run):
@@ -572,7 +572,7 @@ def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, mo
     with pytest.raises(RunFailed, match="not finite"):
         dreamer.train(tiny(tmp_path / "run", **ENV))
     assert newest(tmp_path / "run") == 0
-    assert "parameters are not finite any more and not saved" in capsys.readouterr().out
+    assert "the parameters are no longer finite and are not saved" in capsys.readouterr().out
 
 
 # ---- evaluation
@@ -629,7 +629,7 @@ def test_rows_are_flushed_while_the_main_thread_is_busy(tmp_path, monkeypatch):
     def slow(run, batch):
         steps = run.parts.replay.steps
         while len(rows_by_place(run.parts.run_dir)) < steps:
-            pass  # nothing but the flushing thread can end this
+            pass  # only the flushing thread can end this loop
         compile_(run, batch)
 
     monkeypatch.setattr(Run, "_compile", slow)

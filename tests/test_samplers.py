@@ -1,4 +1,4 @@
-"""Choosing sequences: the sum tree, items by age and by priority, and mixtures, against what is plainly so."""
+"""Sampling: the sum tree, items by age and priority, and mixtures, compared with simple implementations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mixture(uniform=0.0, priority=0.0, recency=0.0):
 
 
 def listed(items):
-    """All items as (stream, number)."""
+    """Returns all items as (stream, number)."""
     return [(e, n) for e, (first, count) in enumerate(zip(*items, strict=True)) for n in range(first, first + count)]
 
 
@@ -36,14 +36,14 @@ def pairs(drawn):
 
 
 def unlike(drawn, expected):
-    """Chi-square of how often items were drawn against their expected shares {item: share}."""
+    """Returns the chi-square of the draws against the expected shares {item: share}."""
     seen, draws = collections.Counter(drawn), len(drawn)
     assert set(seen) <= {item for item, share in expected.items() if share}
     return sum((seen[item] - draws * share) ** 2 / (draws * share) for item, share in expected.items() if share)
 
 
 def bound(items):
-    """Far beyond the 99.99 % point of chi-square with so many degrees of freedom."""
+    """Returns a bound far beyond the 99.99 % point of chi-square for this number of items."""
     return items + 6 * np.sqrt(2 * items) + 10
 
 
@@ -51,7 +51,7 @@ def bound(items):
 
 
 @given(WEIGHTS, st.integers(0, 99))
-def test_the_tree_finds_what_a_cumulative_sum_finds(weights, seed):
+def test_the_tree_finds_the_same_leaf_as_a_cumulative_sum(weights, seed):
     weights = np.round(np.array(weights) * 64) / 64  # so that no sum is rounded
     tree = SumTree(len(weights))
     tree.fill(weights[:, None])
@@ -135,7 +135,7 @@ def test_an_exponent_of_0_makes_recency_uniform():
 
 
 class Twin:
-    """Priorities beside a plain list of each row's own, for rings filled at random."""
+    """Priorities, and a plain list of every row's priority, for rings filled at random."""
 
     def __init__(self, envs, rows, sequence, maxfrac=0.5):
         self.rows, self.sequence, self.maxfrac = rows, sequence, maxfrac
@@ -168,7 +168,7 @@ class Twin:
         return streams, numbers
 
     def weights(self):
-        """{item: weight}, infinite when it has a new row."""
+        """Returns {item: weight}, infinite if the item has a new row."""
         result = {}
         for stream, number in listed(self.items):
             powers = np.array(self.plain[stream][number : number + self.sequence]) ** 0.8
@@ -179,7 +179,7 @@ class Twin:
 
 @st.composite
 def histories(draw):
-    """A twin after rows, priorities and draws in any order."""
+    """Draws a twin after rows, priorities and draws in any order."""
     envs, sequence = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     twin = Twin(envs, sequence + draw(st.integers(0, 8)), sequence, draw(st.sampled_from([0.0, 0.5, 1.0])))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
@@ -223,7 +223,7 @@ def test_draws_by_priority_exist_and_come_once_and_the_new_ones_first(twin, size
     assert len(drawn) == size and set(drawn) <= set(weights)
     assert not new or drawn[0] in new
     left = twin.weights()
-    if any(left.values()):  # so that none had to be drawn for want of weights
+    if any(left.values()):  # so that no item was drawn without a weight
         assert len(set(drawn)) == size
     if any(np.isinf(list(left.values()))):
         assert set(drawn) <= new
@@ -253,7 +253,7 @@ def test_frequencies_follow_the_weights():
     numbers = np.tile(np.arange(5, 14), (2, 1))
     priority = (rng.random(numbers.shape) * 4).astype(np.float32)
     drawn = []
-    for _ in range(3000):  # one at a time: what was drawn has priority 0 until it is written again
+    for _ in range(3000):  # one at a time: a drawn item has priority 0 until it is written again
         twin.write(np.array([0, 1]), numbers, priority)
         drawn += pairs(twin.ours.draw(rng, twin.items, 1))
     twin.write(np.array([0, 1]), numbers, priority)
@@ -271,7 +271,7 @@ def test_without_any_weight_items_are_drawn_uniformly():
 
 
 @pytest.mark.parametrize("value", [np.nan, -1.0])
-def test_what_is_no_priority_counts_as_0(value):
+def test_an_invalid_priority_counts_as_0(value):
     twin = Twin(envs=1, rows=9, sequence=3)
     for _ in range(3):
         twin.add({0})
@@ -340,7 +340,7 @@ def test_a_loaded_mixture_draws_the_same(mix):
 
 
 @pytest.mark.parametrize("mix", [mixture(0.2, 0.5, 0.3), mixture(0.5, 0.5, 0), mixture(0, 0.5, 0.5)])
-def test_mixtures_draw_as_many_as_asked_of_what_exists(mix):
+def test_mixtures_draw_the_requested_number_of_existing_items(mix):
     sampler, items = filled(mix)
     for size in (0, 1, 16):
         drawn = pairs(sampler.draw(np.random.default_rng(size), items, size))

@@ -1,4 +1,4 @@
-"""`dreamer.ops.scan` is `jax.lax.scan`, values and gradients, with a loop that holds only what depends on the carry."""
+"""`dreamer.ops.scan` is `jax.lax.scan`, values and gradients, with only carry-dependent operations in the loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layer(weights: Any, x: jax.Array) -> jax.Array:
 
 
 def steps_of(kind: str, weights: Any) -> Callable[[Any, Any], Any]:
-    """A step (carry, (x, key)) -> carry, outputs, of each form that a step can have."""
+    """Returns a step (carry, (x, key)) -> carry, outputs of the given kind."""
 
     def recurrent(carry, inputs):
         carry = layer(weights, carry + inputs[0])
@@ -61,7 +61,7 @@ FORMS = ("recurrent", "random", "two_products", "jitted", "outputs_of_every_sort
 
 @pytest.fixture
 def arguments(key: jax.Array) -> tuple[Any, jax.Array, Any]:
-    """weights, carry [B, N], inputs."""
+    """Returns weights, carry [B, N] and inputs."""
     keys = jax.random.split(key, 4)
     weights = {"bias": jnp.linspace(-1, 1, N)[None], "scale": jnp.linspace(0.5, 2, N)[None]}
     weights["kernel"] = 0.4 * jax.random.normal(keys[0], (N, N))
@@ -70,7 +70,7 @@ def arguments(key: jax.Array) -> tuple[Any, jax.Array, Any]:
 
 
 def value_and_gradients(scan: Callable[..., Any], kind: str, arguments: Any) -> Any:
-    """Results, and the gradients of a sum over all of them by weights, carry and inputs."""
+    """Returns the results, and the gradients of their sum by weights, carry and inputs."""
 
     def loss(weights, carry, x, keys):
         results = scan(steps_of(kind, weights), carry, (x, keys))
@@ -100,14 +100,14 @@ def test_it_can_be_jitted_and_mapped_over_seeds(arguments, kind):
     assert_same(both(scan), both(jax.lax.scan))
 
 
-def test_bfloat16_goes_through(arguments):
+def test_bfloat16_is_supported(arguments):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, arguments)
     (_, (carry, _)), gradients = value_and_gradients(scan, "recurrent", half)
     assert {x.dtype for x in jax.tree.leaves((carry, gradients))} == {jnp.dtype(jnp.bfloat16)}
 
 
 def loops(jaxpr: Any) -> Iterator[Any]:
-    """The bodies of all scans of a program."""
+    """Yields the bodies of all scans of a program."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
             yield eqn.params["jaxpr"].jaxpr
@@ -144,7 +144,7 @@ def test_the_loop_back_in_time_carries_no_gradient_of_a_weight(arguments):
 
 @pytest.mark.parametrize(("kind", "written"), [("recurrent", 1), ("two_products", 2)])
 def test_the_loop_forward_writes_carries_and_outputs_alone(arguments, kind, written):
-    """recurrent: its output is its carry; two_products: its carry and one output, the other is of inputs alone."""
+    """recurrent writes its carry, which is its output; two_products its carry and the output that depends on it."""
     weights, carry, inputs = arguments
 
     def loss(carry):

@@ -1,4 +1,4 @@
-"""What a run does when: lines of metrics, checkpoints, evaluations, and the rates between two lines."""
+"""The schedule of a run: lines of metrics, checkpoints, evaluations, and the rates between two lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_line_of_metrics_is_due_by_time(now, due):
 
 
 def test_a_time_before_the_last_line_makes_none_due():
-    """The loop reads the clock once a turn; an evaluation in that turn has logged since."""
+    """The loop reads the clock once per turn, and an evaluation in the same turn may have logged later."""
     assert not schedule.log_due(MARK, 99.0, every=0.0)
 
 

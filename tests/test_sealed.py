@@ -1,4 +1,4 @@
-"""A sealed file gives back what was written, or says which file is wrong and how."""
+"""A sealed file returns what was written, or raises an error with the file and the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bugs that leave healthy loss curves behind, one or more tests each; every one failed once with its bug put in.
+"""Tests for bugs that do not show in loss curves. Each test was seen to fail with its bug inserted.
 
     bug                                         tests here, by their first words             more in
      1  bootstrap one step off                  bootstrap                                    golden_ops, golden_behavior
@@ -22,7 +22,7 @@
     19  newest rows never, or across the head   newest                                       replay
     20  resume forgets a part                   restored                                     checkpoint
 
-Bug 20 has one more half, a resumed replay: this code resumes none. "More in" names tests/test_<name>.py.
+"More in" names tests/test_<name>.py; the resumed replay of bug 20 is in test_row_store and test_resume.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ from dreamer.steps import Step
 
 
 def test_bootstrap_is_not_one_step_off():
-    """Bug 1: reward, continuation and value of a return are those of the state that the step arrives at."""
+    """Bug 1: reward, continuation and value of a return are those of the state after the step."""
     reward, cont, value = np.array([3.0, 5.0, 7.0]), np.array([0.5, 0.25, 0.125]), np.array([10.0, 20.0, 40.0])
     run = jax.jit(lambda lam: lambda_returns(*map(jnp.float32, (reward, cont, value)), lam))
     np.testing.assert_allclose(run(0.0), reward + cont * value)
@@ -94,21 +94,21 @@ def test_bootstrap_is_not_one_step_off():
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
 def test_bootstrap_of_dreamed_returns_leaves_the_start_out(lam):
-    """Bug 1: a dream's return begins with the reward after the start and ends with the value of its last state."""
+    """Bug 1: a dreamed return starts with the reward after the start and ends with the value of the last state."""
     dream = dreamed(reward=(100, 3, 5, 7), cont=(1, 0.5, 0.25, 0.125), value=(1000, 10, 20, 40))
     expected = lambda_returns(*map(jnp.float32, ([3, 5, 7], [0.5, 0.25, 0.125], [10, 20, 40])), lam)
     np.testing.assert_allclose(imagined()(dream, lam)[1], rows_of(*expected), rtol=1e-4)
 
 
 def test_bootstrap_of_replayed_returns_is_that_of_the_next_row():
-    """Bug 1: with lambda 0 a replayed return is the next row's reward and dreamed return, with lambda 1 the last's."""
+    """Bug 1: a replayed return bootstraps from the next row's dreamed return with lambda 0, and the last's with 1."""
     reward, boot = rows_of(100, 3, 5, 7), rows_of(1000, 10, 20, 40)
     np.testing.assert_allclose(replayed()(reward, NOWHERE, NOWHERE, boot, 0.0)[1], rows_of(8, 15, 27))
     np.testing.assert_allclose(replayed()(reward, NOWHERE, NOWHERE, boot, 1.0)[1], rows_of(12.25, 18.5, 27))
 
 
 def test_action_of_the_row_before_is_the_previous_action():
-    """Bug 2: from the environment to the model, the reward of each row is the number of its previous action."""
+    """Bug 2: in all data from the environment to the model, the reward of a row identifies the previous action."""
     spec, replay = collected("Diary")
     latent, prev_action, rows = align(tiny.echo_world(spec), spec, replay.sample(64)[0])
     later = ~rows.is_first
@@ -118,7 +118,7 @@ def test_action_of_the_row_before_is_the_previous_action():
 
 
 def test_previous_action_is_the_same_while_acting_and_training():
-    """Bug 2: what the policy was shown beside each row is what training shows, and what reports dream under."""
+    """Bug 2: the policy, training and reports use the same previous action for each row."""
     spec, replay = collected("Diary")
     shown, action, first = (column(replay, name) for name in ("latent/prev", "action", "is_first"))
     np.testing.assert_array_equal(shown[:, 1:], np.where(first[:, 1:, None], 0, action[:, :-1]))
@@ -130,7 +130,7 @@ def test_previous_action_is_the_same_while_acting_and_training():
 
 
 def test_action_changes_what_follows_and_nothing_before():
-    """Bug 2: the action of row t is unknown to the posterior of row t and known to that of row t + 1."""
+    """Bug 2: the action of row t does not change the posterior of row t, and changes that of row t + 1."""
     batch = sequences()
     other = batch._replace(action=batch.action.copy())
     other.action[0, 3] *= -1  # trained row 2
@@ -138,7 +138,7 @@ def test_action_changes_what_follows_and_nothing_before():
 
 
 def test_reset_keeps_an_episode_from_leaking_into_the_next():
-    """Bug 3: nothing before a first row changes its posterior or any later one; without the flag it does."""
+    """Bug 3: rows before a first row do not change its posterior or later ones; without the flag they do."""
     batch = sequences(first=[(0, 3)])
     other = changed(changed(batch, 0, slice(-1, 3), latent=True), 1, slice(-1, 3), latent=True)
     same = same_latents(batch, other)
@@ -147,7 +147,7 @@ def test_reset_keeps_an_episode_from_leaking_into_the_next():
 
 
 def test_first_row_is_acted_on_as_by_a_fresh_agent():
-    """Bug 3: on a first row the policy has forgotten its latent and its last action."""
+    """Bug 3: on a first row the policy starts without latent and previous action."""
     agent = tiny.make_agent(KIND)
     variables = agent.variables(tiny.state(KIND))
     act = tiny.jit(agent.act)
@@ -171,7 +171,7 @@ def test_actor_is_scored_where_it_chose():
 
 
 def test_rollout_pairs_each_state_with_the_action_chosen_there():
-    """Bug 4: action i is the policy's at feat i, and feat i + 1 is where it led."""
+    """Bug 4: action i is chosen at feat i, and leads to feat i + 1."""
     dream = Dream(lambda key, state, action: 10 * state + action, lambda state: state, predict=None, decode=None)
     start = jnp.array([[1.0], [2.0]])
     policy = lambda seen, key, feat: (seen + 1, feat % 7)  # noqa: E731
@@ -184,9 +184,9 @@ def test_rollout_pairs_each_state_with_the_action_chosen_there():
 
 @functools.cache
 def bandit_gradient() -> np.ndarray:
-    """Gradient of the policy loss for the actor's kernel [1 + A, A], after one dreamed step that pays for action 2.
+    """Returns the gradient of the policy loss by the actor's kernel [1 + A, A], after one step that pays for action 2.
 
-    feat = [is the start, the action taken]; the actor is linear and has no entropy bonus.
+    feat = [whether it is the start, the action taken]. The actor is linear and has no entropy bonus.
     """
     spec = Spec({"vector": Space((1,), "float32")}, Action((3,)))
     config = actor_critic.Config(units=4, actor_layers=0, critic_layers=0, imagine_length=1, entropy=0.0)
@@ -213,19 +213,19 @@ def bandit_gradient() -> np.ndarray:
 
 
 def test_policy_gradient_reaches_the_actor_without_its_entropy():
-    """Bug 7: a sampled discrete action has no gradient, so that the actor learns by its log-probability."""
+    """Bug 7: a sampled discrete action has no gradient, so the actor must learn through its log-probability."""
     start = bandit_gradient()[0]
-    assert start[2] < 0 < min(start[0], start[1])  # down the gradient the paying action becomes likelier
+    assert start[2] < 0 < min(start[0], start[1])  # against the gradient the paying action becomes more likely
     assert -start[2] > 0.05
 
 
 def test_policy_gradient_is_that_of_the_state_where_the_action_was_chosen():
-    """Bug 4: one dreamed step trains the actor at the start alone."""
+    """Bug 4: one dreamed step trains the actor only at the start."""
     assert np.any(bandit_gradient()[0]) and not np.any(bandit_gradient()[1:])
 
 
 def test_continue_weight_of_a_state_includes_its_own_continuation():
-    """Bug 5: nothing is learned from a state that ended, be it the start or on the way, and all before it counts."""
+    """Bug 5: a state that has ended, at the start or later, has no weight; all states before it have."""
     for end in range(3):
         cont = [1.0] * 4
         cont[end] = 0.0
@@ -237,7 +237,7 @@ def test_continue_weight_of_a_state_includes_its_own_continuation():
 
 
 def test_rows_of_every_episode_are_reset_steps_and_the_true_last_one():
-    """Bugs 6, 8, 9: no row is missing, doubled, overwritten by the next episode's or flagged wrongly."""
+    """Bugs 6, 8, 9: no row is missing, repeated, overwritten by the next episode, or has wrong flags."""
     _, replay = collected("Diary")
     episode, time = np.moveaxis(column(replay, "obs/vector"), -1, 0)
     count = np.arange(replay.counts[0])
@@ -253,7 +253,7 @@ def test_rows_of_every_episode_are_reset_steps_and_the_true_last_one():
 
 
 def test_ending_is_never_masked_in_training():
-    """Bugs 6, 9: trained rows are first at resets only, however a sequence was cut, and true ends are among them."""
+    """Bugs 6, 9: trained rows are first only at resets, wherever a sequence starts, and include true ends."""
     spec, replay = collected("Diary")
     batch, _ = replay.sample(64)
     assert batch.is_first[:, 0].all()
@@ -264,8 +264,8 @@ def test_ending_is_never_masked_in_training():
     assert rows.is_terminal[:, 0].any() and rows.is_terminal[:, -1].any()
 
 
-def test_ending_is_seen_by_the_model_with_what_led_to_it():
-    """Bug 6: the posterior of a terminal row remembers the rows before it, and its continuation is learned to be 0."""
+def test_ending_is_seen_by_the_model_with_the_rows_before_it():
+    """Bug 6: the posterior of a terminal row depends on the rows before it, and its continuation is trained to 0."""
     batch = sequences(last=[(0, 3)], terminal=[(0, 3)])
     assert not same_latents(batch, changed(batch, 0, slice(2, 3)))[0, 3]
     live, ended = (posterior()(x)[0]["con"] for x in (sequences(last=[(0, 3)]), batch))
@@ -282,7 +282,7 @@ def test_time_limit_does_not_end_the_value_in_the_world_model():
 
 
 def test_time_limit_does_not_end_the_value_in_replayed_returns():
-    """Bug 8: beyond a merely last row stands the dreamed return, beyond a terminal one 0; no return crosses either."""
+    """Bug 8: returns bootstrap from the dream at a truncated row and from 0 at a terminal row, and cross neither."""
     reward, boot, third = rows_of(0, 3, 5, 7), rows_of(1, 10, 20, 40), rows_of(0, 0, 1, 0) > 0
     loss, cut = replayed()(reward, third, NOWHERE, boot, 1.0)
     _, ended = replayed()(reward, third, third, boot, 1.0)
@@ -292,7 +292,7 @@ def test_time_limit_does_not_end_the_value_in_replayed_returns():
 
 
 def test_flags_and_starts_reach_the_behavior_as_they_were_stored():
-    """Bug 8: last and terminal are not exchanged on the way, and start n is row n of the sequences."""
+    """Bug 8: last and terminal are not swapped, and start n is row n of the sequences."""
     spec, replay = collected("Diary")
     world_model, batch = tiny.echo_world(spec), replay.sample(8)[0]
     run = make_losses(world_model, tiny.random_behavior(spec), spec)
@@ -304,7 +304,7 @@ def test_flags_and_starts_reach_the_behavior_as_they_were_stored():
 
 
 def test_every_loss_has_its_metric():
-    """Bug 10: all losses of the real agent are among the metrics of an update, beside all other metrics."""
+    """Bug 10: the metrics of an update include all losses of the real agent."""
     world_model, behavior = tiny.parts(KIND)
     names = jax.eval_shape(tiny.make_agent(KIND).update, tiny.state(KIND), tiny.make_batch(SPEC))[1].metrics
     assert {n for n in names if n.startswith("loss/")} == {f"loss/{n}" for n in (world_model.scales | behavior.scales)}
@@ -312,7 +312,7 @@ def test_every_loss_has_its_metric():
 
 
 def test_every_loss_is_reported_as_it_was_minimised(tmp_path):
-    """Bug 10: the reported losses add up to the total that was minimised, and all metrics arrive in the log."""
+    """Bug 10: the logged losses sum to the minimised total, and all metrics are logged."""
     _, out = learned()
     assert all(float(out[f"loss/{name}"]) for name in ("echo", "policy", "value", "repval"))
     scales = {"echo": 1.0, "policy": 1.0, "value": 1.0, "repval": 0.3}
@@ -325,7 +325,7 @@ def test_every_loss_is_reported_as_it_was_minimised(tmp_path):
 
 
 def test_forgotten_loss_is_an_error():
-    """Bug 10: a loss without a weight, or a weight without a loss, cannot hide."""
+    """Bug 10: a loss without a scale, or a scale without a loss, is an error."""
     world_model, behavior = tiny.parts(KIND)
     state, batch = tiny.state(KIND), tiny.make_batch(SPEC)
     for scales in ({"policy": 1.0, "value": 1.0}, {**behavior.scales, "more": 1.0}):
@@ -342,7 +342,7 @@ def test_two_losses_of_one_name_are_refused():
 
 
 def test_free_nats_clip_each_row_after_the_sum_over_groups():
-    """Bug 11: a row's divergence is that of all its groups; a row below the threshold does not spare another."""
+    """Bug 11: the divergence of a row sums all its groups, and each row is clipped separately."""
     batch = sequences()
     raw = posterior()(batch, 0.0)[0]
     threshold = np.median(raw["dyn"])
@@ -353,7 +353,7 @@ def test_free_nats_clip_each_row_after_the_sum_over_groups():
 
 
 def test_free_nats_spare_the_rows_below_them_and_no_other():
-    """Bug 11: a clipped row has no gradient, whatever the others diverge by."""
+    """Bug 11: a clipped row has no gradient, for any divergence of the others."""
     post = jnp.array([1.0, 1.3, 3.0])[:, None, None] * jnp.array([[[1.0, 0.0]] * 4])  # [3 rows, 4 groups, 2 classes]
     prior = jnp.zeros_like(post)
     one = distributions.categorical_kl(post, prior)
@@ -366,7 +366,7 @@ def test_free_nats_spare_the_rows_below_them_and_no_other():
 
 
 def test_block_linear_starts_with_the_fan_in_of_all_blocks():
-    """Bug 12: weights of the block-diagonal layers are sqrt(blocks) smaller than the fan-in of one block would make."""
+    """Bug 12: weights of block-diagonal layers are smaller by sqrt(blocks) than with the fan-in of one block."""
     deter, hidden, blocks = 256, 16, 8
     core = from_flax(Core(hidden, blocks))
     params = tiny.jit(core.init)(jax.random.key(0), jnp.zeros((1, deter)), jnp.zeros((1, 4, 4)), jnp.zeros((1, 2)))
@@ -383,7 +383,7 @@ def test_uniform_logits_mean_exactly_zero(jit):
 
 
 def test_uniform_heads_predict_exactly_zero_before_they_are_trained():
-    """Bug 13: a fresh reward head or critic says 0 on every feature."""
+    """Bug 13: a new reward head or critic predicts 0 on every feature."""
     head, feat = from_flax(ScalarHead(layers=1, units=8)), jax.random.normal(jax.random.key(0), (5, 16))
     params = head.init(jax.random.key(1), feat)
     mean = jax.jit(lambda params, feat: distributions.twohot_mean(head.apply(params, feat), BINS))(params, feat)
@@ -391,14 +391,14 @@ def test_uniform_heads_predict_exactly_zero_before_they_are_trained():
 
 
 def test_return_normaliser_scales_and_subtracts_nothing():
-    """Bug 14: moving both percentiles alike changes no loss."""
+    """Bug 14: shifting both percentiles by the same amount changes no loss."""
     dream = dreamed(reward=(0, 1, 2, 4))
     near, far = (imagined()(dream, lo=x, hi=x + 8.0)[0]["policy"] for x in (0.0, 1000.0))
     np.testing.assert_allclose(near, far, rtol=1e-4)
 
 
 def test_return_normaliser_is_updated_before_it_is_used():
-    """Bug 14: the returns of a batch scale that batch's own advantages."""
+    """Bug 14: the returns of a batch scale the advantages of the same batch."""
     losses, returns, state, out = imagined()(dreamed(reward=(0, 1e5, -1e5, 1e5)))
     lo, hi = np.percentile(np.asarray(returns), [5, 95])
     np.testing.assert_allclose([state.lo, state.hi], [0.01 * lo, 0.01 * hi], rtol=1e-4)
@@ -407,7 +407,7 @@ def test_return_normaliser_is_updated_before_it_is_used():
 
 
 def test_return_normaliser_of_an_update_is_kept():
-    """Bug 14: the state after an update holds the percentiles that the update's advantages were scaled by."""
+    """Bug 14: the state after an update has the percentiles that scaled the advantages of the update."""
     state, out = learned()
     ret = state.extra["behavior"]["norms"].ret
     assert learning().state().extra["behavior"]["norms"].ret.hi == 0 < ret.hi
@@ -416,7 +416,7 @@ def test_return_normaliser_of_an_update_is_kept():
 
 @pytest.mark.parametrize("action_repeat", [1, 4])
 def test_replay_ratio_counts_trained_rows_per_stored_row(tmp_path, monkeypatch, action_repeat):
-    """Bug 15: the real loop makes ratio / (B * T) updates for each row of the replay, whatever the action repeat."""
+    """Bug 15: the real loop makes ratio / (B * T) updates for each row of the replay, with any action repeat."""
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, action_repeat=action_repeat, replay_ratio=6, lockstep=True)
         first = None
@@ -470,7 +470,7 @@ def test_two_devices_make_the_update_of_one():
 
 
 def test_stored_actions_are_the_policys_own():
-    """Bug 17: the replay holds what the policy chose, unclipped; the environment is given that in its own units."""
+    """Bug 17: the replay stores the policy's actions unclipped; the environment receives them in its own units."""
     _, replay = collected("Throttle")
     action, reward = column(replay, "action")[..., 0], column(replay, "reward")
     first = column(replay, "is_first")[:, 1:]
@@ -483,7 +483,7 @@ def test_stored_actions_are_the_policys_own():
 
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_acting_copy_follows_each_update_and_is_never_donated(lockstep):
-    """Bug 18: the acting parameters are those of this update or the one before, and stay readable after later ones."""
+    """Bug 18: the acting parameters are of this or the previous update, and stay readable after later updates."""
     spec, replay = collected("Diary")
     trainer = learner.Learner(tiny.echo_agent(spec), spec, seed=0, batch_size=2, lockstep=lockstep)
     donated, held = trainer.state.params, [trainer.snapshot()]
@@ -501,7 +501,7 @@ def test_acting_copy_follows_each_update_and_is_never_donated(lockstep):
 
 
 def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
-    """Bug 18: each turn of the loop takes the learner's acting parameters anew."""
+    """Bug 18: each turn of the loop takes the current acting parameters of the learner."""
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch, lockstep=True, replay_ratio=8)
         collect, used, updates = run.parts.collector.collect, [], []
@@ -518,7 +518,7 @@ def test_collector_acts_with_the_newest_copy(tmp_path, monkeypatch):
 
 
 def numbered(rows: int, capacity: int, online: bool) -> Replay:
-    """A ring to which rows 0, 1, 2 .. were added."""
+    """Returns a replay of one ring to which rows 0, 1, 2 .. were added."""
     spec = Spec({"number": Space((), "int32", 1000)}, Action(continuous=1))
     config = ReplayConfig(capacity_steps=capacity, batch_length=3, context=1, online=online)
     replay = Replay(spec, {}, config, streams=1, seed=0, env_steps=1000)
@@ -531,20 +531,20 @@ def numbered(rows: int, capacity: int, online: bool) -> Replay:
 
 @pytest.mark.parametrize("rows", [10, 13, 27])
 def test_newest_rows_are_sampled_and_no_sequence_joins_the_write_head(rows):
-    """Bug 19: every run of 4 rows among the last 10 is drawn, the newest included, and nothing else."""
+    """Bug 19: all sequences of 4 rows among the last 10 are drawn, including the newest, and no others."""
     drawn = numbered(rows, capacity=10, online=False).sample(500)[0].obs["number"]
     np.testing.assert_array_equal(np.diff(drawn), 1)
     assert set(drawn[:, 0].tolist()) == set(range(rows - 10, rows - 3))
 
 
 def test_newest_sequence_is_trained_on_at_once():
-    """Bug 19: the online queue gives the sequence that has just been completed first."""
+    """Bug 19: the online queue returns the newly completed sequence first."""
     replay = numbered(12, capacity=100, online=True)
     assert replay.sample(4)[0].obs["number"][:3, 0].tolist() == [0, 4, 8]
 
 
-def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
-    """Bug 20: what the loop saves brings back normaliser, slow critic, optimizer, step and key into another agent."""
+def test_restored_state_continues_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    """Bug 20: a checkpoint of the loop restores normaliser, slow critic, optimizer, step and key in another agent."""
     update, saved, other = learning().update, learned()[0], learning().state(seed=1)
     with contextlib.ExitStack() as stack:
         run = make_run(stack, tmp_path, monkeypatch)
@@ -554,7 +554,7 @@ def test_restored_state_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch
     for part in (lambda s: s.extra["behavior"]["norms"], lambda s: s.extra["behavior"]["slow"], lambda s: s.opt_state):
         pairs = [jax.tree.leaves(part(state)) for state in (saved, restored, other)]
         assert all(np.array_equal(a, b) for a, b, _ in zip(*pairs, strict=True))
-        assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states cannot be told apart"
+        assert any(not np.array_equal(a, c) for a, _, c in zip(*pairs, strict=True)), "the states are equal"
     (ours, before), (theirs, after) = (update(state, learning().batch) for state in (saved, restored))
     for a, b in zip(jax.tree.leaves((ours.params, before)), jax.tree.leaves((theirs.params, after)), strict=True):
         np.testing.assert_array_equal(a, b)

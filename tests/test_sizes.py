@@ -28,14 +28,14 @@ COUNTS = {
     "size200m": (165_967_124, 186_936_082, 153_769_507),
     "size400m": (372_924_052, 420_106_130, 345_473_059),
 }
-PARTS = {  # of size200m with 64x64x3 pictures and 18 actions
+PARTS = {  # of size200m with 64x64x3 images and 18 actions
     "enc": 3_492_864, "dyn": 95_496_192, "dec": 20_282_115, "rew": 10_749_183, "con": 10_488_833,
     "pol": 12_607_506, "val": 12_850_431,
 }  # fmt: skip
 
 
 def parameters(size: str, kind: str):
-    """Shapes of the trainable parameters, nothing is allocated."""
+    """Returns the shapes of the trainable parameters without allocating them."""
     made = agent.make(config.load(PRESETS / f"{size}.yaml").agent, SPECS[kind])
     return jax.eval_shape(made.init, jax.random.key(0)).params
 

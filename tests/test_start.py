@@ -1,4 +1,4 @@
-"""`dreamer train` starts again where the C library has to be told to ask for huge pages."""
+"""`dreamer train` restarts itself if the C library needs an environment variable to use huge pages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_nothing_is_asked_for_where_that_is_needless_or_of_no_use(
 
 @pytest.fixture
 def restarts(monkeypatch: pytest.MonkeyPatch, tmp_path) -> list[tuple]:
-    """What the process would be replaced by; the commands themselves do nothing."""
+    """Records the program that would replace the process; the commands themselves do nothing."""
     calls: list[tuple] = []
     (tmp_path / "enabled").write_text(MADVISE)
     monkeypatch.setattr(start, "HUGE_PAGES", tmp_path / "enabled")

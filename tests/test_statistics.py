@@ -1,4 +1,4 @@
-"""dreamer/apps/statistics.py: numbers that can be checked by hand, and what holds for any scores."""
+"""dreamer/apps/statistics.py: numbers checked by hand, and properties for any scores."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_one_run_has_no_interval():
 
 
 def test_runs_are_drawn_within_their_task():
-    # Every run of a task has the same score: nothing that is drawn within tasks can move the mean over them.
+    # Every run of a task has the same score, so that draws within tasks cannot change the mean.
     low, high = few([np.full(3, 1.0), np.full(5, 9.0)], mean)
     assert low == high == 6  # (3 x 1 + 5 x 9) / 8
     low, high = few([np.array([1.0, 1, 1, 9, 9, 9, 9, 9])], mean)
@@ -126,7 +126,7 @@ def test_curves_are_drawn_as_a_whole():
     np.testing.assert_allclose(together.high, [ends.high for ends in alone])
 
 
-def test_the_seed_gives_the_interval_whatever_is_held_at_a_time(monkeypatch):
+def test_the_seed_determines_the_interval_for_any_chunk_size(monkeypatch):
     scores = [np.random.default_rng(3).normal(size=50)]
     assert few(scores) == few(scores) != few(scores, seed=1)
     whole = few(scores)

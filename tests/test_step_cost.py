@@ -1,8 +1,9 @@
-"""What the update of the smallest size costs on pictures, by its program and not by a clock: no figure may creep up.
+"""The cost of an update of the smallest size on images, measured on its program and not by a clock.
 
-Recorded with jaxlib 0.10.2 on a CPU. A change that makes the step cheaper moves the record down with it: each figure
-must also be above four fifths of its record. The operations contain the scan over time twice: once in the loop, once
-with all steps together for what the gradient needs (`ops/scan.py`), 1.9 % that buy loops without residuals.
+Recorded with jaxlib 0.10.2 on a CPU. No figure may grow. A change that makes the step cheaper must also lower the
+record, because each figure must be above four fifths of it. The operations include the scan over time twice: once in
+the loop, and once with all steps together for the gradient (`ops/scan.py`). This costs 1.9 % and makes loops without
+residuals.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from benchmarks import measure, operations
 RECORDED = {
     "image": {"operations": 96_268_373_312, "carried": 57_776_064, "kernels": 2264, "temporary": 1_376_654_408},
 }
-# By how much a figure may exceed its record: the first two are this repository's alone, the others XLA's as well.
+# Allowed excess over the record. The first two depend only on this repository, the others also on XLA.
 MARGIN = {"operations": 1.01, "carried": 1.01, "kernels": 1.1, "temporary": 1.1}
 KERNEL = re.compile(r"= \S+ (?:fusion|dot|convolution|custom-call|call)\(")
 
 
 @pytest.fixture(scope="module", params=RECORDED)
 def costs(request: pytest.FixtureRequest) -> tuple[str, dict[str, int]]:
-    """An observation, and the figures of the update that trains on it."""
+    """Returns a kind of observation, and the figures of the update that trains on it."""
     config = measure.load("size1m", "float32", {})
     subject = measure.build(config, measure.SPECS[request.param], (16, 64))
     figures = {

@@ -1,4 +1,4 @@
-"""What each suite promises beyond gymnasium: its protocol, its ends, its options. Where its package is installed."""
+"""The protocol, ends and options of each suite, tested if its package is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.runtime.env.adapter import spec_of
 
-# What the packages themselves warn of.
+# Warnings of the packages themselves.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
@@ -18,14 +18,14 @@ pytestmark = [
 
 
 class TestAtari:
-    """The protocol, frame by frame, against the emulator itself."""
+    """Compares the protocol with the emulator, frame by frame."""
 
     @pytest.fixture(autouse=True)
     def package(self):
         pytest.importorskip("ale_py")
 
     def emulator(self, env):
-        """The emulator of an environment without sticky actions, anew, after as many frames as the episode waited."""
+        """Returns a new emulator without sticky actions, advanced by the frames that the episode waited."""
         import ale_py
 
         waited = env.unwrapped._ale.getEpisodeFrameNumber()
@@ -56,7 +56,7 @@ class TestAtari:
         from PIL import Image
 
         env = plugins.make_env("atari:breakout", {"gray": False, "size": [64, 48]})
-        for _ in range(2):  # the second time after an episode, of which nothing may be left
+        for _ in range(2):  # the second time after an episode, which must leave nothing
             obs, _ = env.reset()
             wanted = Image.fromarray(env.unwrapped._ale.getScreenRGB()).resize((48, 64), Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(obs, np.asarray(wanted))
@@ -76,7 +76,7 @@ class TestAtari:
         ends = [env.step(0)[2:4] for _ in range(4)]
         assert ends == [(False, False)] * 3 + [(terminal, not terminal)]
 
-    def test_the_loss_of_a_life_is_no_end(self):
+    def test_the_loss_of_a_life_is_not_an_end(self):
         env = plugins.make_env("atari:breakout", {"sticky": 0.0})
         env.reset(seed=0)
         lives, ends = [], []
@@ -104,7 +104,7 @@ class TestAtari:
             plugins.make_env("atari:pong", options)
 
 
-def test_vizdooms_timeout_is_no_true_end():
+def test_a_vizdoom_timeout_is_not_a_true_end():
     pytest.importorskip("vizdoom")
     env = plugins.make_env("vizdoom:Basic")
     env.reset(seed=0)
@@ -151,7 +151,7 @@ def test_minigrids_symbols_are_the_fields_of_its_view():
     assert obs["direction"] == inner["direction"]
 
 
-def test_minigrids_whole_grid_has_8_pixels_a_field():
+def test_the_whole_grid_of_minigrid_has_8_pixels_per_field():
     pytest.importorskip("minigrid")
     assert plugins.make_env("minigrid:Empty-8x8-v0", {"view": "whole"}).observation_space.shape == (64, 64, 3)
 
@@ -192,7 +192,7 @@ class TestMetaWorld:
         seen = {tuple(env.reset()[0]["state"][-3:]) for _ in range(8)}
         assert len(seen) >= different and (goals > 1 or len(seen) == 1)
 
-    def test_the_time_limit_is_no_true_end(self):
+    def test_the_time_limit_is_not_a_true_end(self):
         env = plugins.make_env("metaworld:reach-v3")
         env.reset(seed=0)
         ends = [env.step(np.zeros(4))[2:4] for _ in range(500)]
@@ -201,7 +201,7 @@ class TestMetaWorld:
     def test_success_is_shown_but_not_to_the_agent(self):
         env = plugins.make_env("metaworld:reach-v3")
         obs, _ = env.reset(seed=0)
-        for _ in range(100):  # the hand is led to the goal
+        for _ in range(100):  # moves the hand to the goal
             *_, info = answer = env.step(np.append(np.clip(10 * (obs["state"][-3:] - obs["state"][:3]), -1, 1), 0))
             obs = answer[0]
         assert obs["log/success"] == info["success"] == 1
@@ -213,7 +213,7 @@ class TestMetaWorld:
 
 
 class TestNetHack:
-    """What is shown, and the ends."""
+    """Observations and ends."""
 
     @pytest.fixture(autouse=True)
     def package(self):
@@ -246,7 +246,7 @@ class TestNetHack:
 
 
 @pytest.mark.slow
-def test_every_task_of_dmc_goes_on_from_its_state_to_the_bit():
+def test_every_task_of_dmc_continues_from_its_state_bit_for_bit():
     pytest.importorskip("dm_control")
     from dm_control import suite
 

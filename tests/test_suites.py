@@ -1,4 +1,4 @@
-"""The suites with the packages that they wrap, where these are installed: what gymnasium promises, and training.
+"""The suites with the packages that they wrap, if installed: gymnasium's interface, and training.
 
 `python -m pytest tests/test_suites.py -m "slow or not slow"` in an environment with the extras runs all of it.
 """
@@ -26,7 +26,7 @@ from dreamer.runtime.env.rows import EnvRows, empty_step
 
 
 class Suite(NamedTuple):
-    """A task to try: the package that must be there, what it is made with, what it can do, and a name misspelt."""
+    """A task to test: its package, its options, its abilities, and a misspelt name with the expected hint."""
 
     env: str
     package: str
@@ -59,7 +59,7 @@ SUITES = [
 
 
 def of(suites: list[Suite]) -> Any:
-    """A test of each of them; Memory Maze takes most of a minute to draw what it is asked for."""
+    """Parametrizes a test over suites; Memory Maze is marked slow because it takes most of a minute to render."""
     slow = {"memory_maze:9x9": pytest.mark.slow}
     rows = [pytest.param(suite, marks=slow.get(suite.env, ()), id=suite.env) for suite in suites]
     return pytest.mark.parametrize("suite", rows)
@@ -73,7 +73,7 @@ TEAMS = [
     Suite("pettingzoo:simple_tag", "mpe2", wrong=("pistonball_v1", "the installed version is 'pistonball_v6'")),
 ]
 every_team = of(TEAMS[:3])
-# What the packages themselves warn of.
+# Warnings of the packages themselves.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
@@ -81,12 +81,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
 STEPS = 30
-PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # elsewhere the suite's name
+PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # others have the name of the suite
 PRESETS = pathlib.Path(__file__).parent.parent / "experiments"
 
 
 def make(suite: Suite, render_mode: str | None = None) -> gymnasium.Env:
-    """The environment; the test is skipped where the package or a graphics library is not there."""
+    """Makes the environment, or skips the test if the package or a graphics library is missing."""
     if importlib.util.find_spec(suite.package) is None:
         pytest.skip(f"{suite.package} is not installed")
     try:
@@ -128,7 +128,7 @@ def test_a_seed_decides_the_episodes_that_follow(suite):
 
 
 @of([s for s in SUITES if s.has_state])
-def test_an_environment_goes_on_from_its_state_as_if_it_had_not_been_left(suite):
+def test_an_environment_continues_from_its_state_as_if_uninterrupted(suite):
     env, other = make(suite), make(suite)
     play(env, 1)
     other.reset(seed=2)
@@ -176,7 +176,7 @@ def test_the_environment_of_its_preset_can_be_made(suite):
 
 
 def rows_of_all(suite: Suite, seed: int, render_mode: str | None = None) -> list[Any]:
-    """The rows of all agents over some games, random actions; then a picture."""
+    """Returns the rows of all agents over some games with random actions, and then an image."""
     rows = ParallelRows(make(suite, render_mode), seed=seed)
     out, rng, taken = empty_step(rows.spec, rows.spec.agents), np.random.default_rng(0), []
     for _ in range(150):
@@ -204,7 +204,7 @@ def test_agents_that_see_unlike_things_are_refused():
 
 
 @pytest.mark.slow
-@of(SUITES + TEAMS[:2])  # so few rows make no sequence of each of pursuit's agents
+@of(SUITES + TEAMS[:2])  # there are too few rows for sequences of all agents of pursuit
 def test_it_is_trained_on_for_a_moment(suite, tmp_path):
     make(suite).close()
     pictures = {"agent__world_model__mults": [1, 1, 1, 1], "eval__episodes": 0}

@@ -1,4 +1,4 @@
-"""Sizes of trees of arrays are those of their leaves, however these are gathered into few kernels."""
+"""Norms of trees of arrays equal those of their leaves, although few kernels compute them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer.ops import trees
 
 @pytest.fixture
 def tree(key: jax.Array) -> Any:
-    """Leaves of all sizes about the borders: of a row, of what counts as small."""
+    """Makes leaves with sizes around the limits of a row and of a small leaf."""
     shapes = {"scalar": (), "short": (trees.ROW - 1,), "row": (trees.ROW,), "long": (trees.ROW + 1,)}
     shapes |= {"matrix": (3, 5, 7), "large": (trees.SMALL,), "largest small": (trees.SMALL - 1,)}
     keys = jax.random.split(key, len(shapes))

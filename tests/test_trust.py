@@ -1,4 +1,4 @@
-"""Files of strangers run nothing: proofs of concept, and the ways in which a user's own names go on working."""
+"""Files of strangers run no code: proofs of concept, and the ways in which a user's own names still work."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ENV = {"env": "my_lab:make", "eval__episodes": 0, "log__tensorboard": False, "en
 
 @pytest.fixture
 def marker(tmp_path) -> Path:
-    """A file that is there once somebody's code has run."""
+    """A file that exists once the stranger's code has run."""
     return tmp_path / "it ran"
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch, marker) -> Path:
-    """A folder with a module of the user's, the current one."""
+    """Makes a folder with a module of the user the current one."""
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "my_lab.py").write_text(
@@ -53,7 +53,7 @@ def lab(tmp_path, monkeypatch, marker) -> Path:
 
 
 def run_of_a_stranger(folder: Path, **settings) -> Path:
-    """A run directory with a config that names things, as somebody else's machine writes it."""
+    """Writes a run directory whose config, written on another machine, names code."""
     run = folder / "runs" / "downloaded"
     config = tiny(run, env_steps=40)
     text = to_yaml(config)
@@ -109,7 +109,7 @@ def payload(run: Path, marker: Path) -> None:
 
 
 def with_world_model(text: str, name: str) -> str:
-    """A config whose world model is a plug-in of that name."""
+    """Returns a config whose world model is the plug-in `name`."""
     lines = text.split("\n")
     at = next(i for i, line in enumerate(lines) if line.strip() == "name: rssm")
     lines[at] = lines[at].replace("rssm", name)
@@ -224,13 +224,13 @@ def test_the_config_of_another_run_is_named(tmp_path, made):
     run = shutil.copytree(made, tmp_path / "run")
     other = dreamer.train(tiny(tmp_path / "other", env="probes:both", eval__episodes=0, env_steps=40))
     shutil.copy(other / "config.yaml", run / "config.yaml")
-    with pytest.raises(UserError, match="config.yaml belongs to another run: checkpoint 40 is of run"):
+    with pytest.raises(UserError, match="config.yaml belongs to another run: checkpoint 40 belongs to run"):
         dreamer.train(tiny(run, env="probes:both", eval__episodes=0, env_steps=60), resume="yes")
     with pytest.raises(UserError, match="belongs to another run"):
         dreamer.load(run)
 
 
-def test_a_config_without_its_seal_is_not_taken_for_a_sealed_run(tmp_path, made):
+def test_a_config_without_its_seal_is_refused_for_a_sealed_run(tmp_path, made):
     run = shutil.copytree(made, tmp_path / "run")
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.partition("\n")[2].replace("seed: 0", "seed: 1"))
@@ -307,9 +307,9 @@ def test_only_small_regular_text_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to("/etc/hostname")
     (tmp_path / "large").write_bytes(b"x" * 1001)
     (tmp_path / "bytes").write_bytes(b"\xff")
-    for name, told in {"pipe": "no regular file", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
+    for name, why in {"pipe": "not a regular", "link": "it is a link", "large": "larger than", "bytes": "not UTF-8",
                        "none": "is missing"}.items():  # fmt: skip
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=why):
             safe_files.read_text(tmp_path / name, most=1000)
 
 

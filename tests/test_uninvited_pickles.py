@@ -1,4 +1,4 @@
-"""Pickled states of environments are read only from files that this user made, or vouches for."""
+"""Pickled states of environments are read only from files that this user made or trusts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WHY = "their states are pickles that were not made by you on this machine (--tru
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, proof: Path):
         self.proof = proof

@@ -1,4 +1,4 @@
-"""What the README says of one's own environment holds for the installed wheel, in a folder outside of the checkout."""
+"""The README's custom environment works with the installed wheel, in a folder outside the checkout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MyMaze(gymnasium.Env):
 
 
 def block(after: str) -> str:
-    """The first Python block of the README below a heading."""
+    """Returns the first Python block of the README below a heading."""
     found = re.search(r"```python\n(.*?)```", README.partition(f"## {after}")[2], re.DOTALL)
     assert found, f"README.md has no Python below {after!r}"
     return found.group(1)
@@ -48,7 +48,7 @@ def block(after: str) -> str:
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A folder with my_lab/envs.py as the README has it, and what runs Python there on the wheel alone."""
+    """Makes a folder with my_lab/envs.py from the README; returns a function that runs Python there with the wheel."""
     folder = tmp_path_factory.mktemp("outside")
     source = folder / "source"
     for name in ("dreamer", "envs", "experiments"):
@@ -61,7 +61,7 @@ def outside(tmp_path_factory):
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "installed", wheel], **quiet)
     work = folder / "work"
-    for name in ("envs", "experiments"):  # a user's own folders of these names, which hide nothing
+    for name in ("envs", "experiments"):  # folders of the user with these names, which must hide nothing
         (work / name).mkdir(parents=True)
         (work / name / "__init__.py").write_text("raise ImportError('not this one')")
     (work / "my_lab").mkdir()
@@ -77,7 +77,7 @@ def outside(tmp_path_factory):
     return folder, python
 
 
-def test_the_wheel_is_what_runs(outside):
+def test_the_installed_wheel_is_imported(outside):
     folder, python = outside
     assert python("-c", "import dreamer; print(dreamer.__file__)").startswith(str(folder / "installed"))
 
@@ -88,8 +88,8 @@ def test_the_environment_in_five_lines_trains_and_its_agent_acts(outside):
     assert command, "README.md has no command for one's own environment"
     small = {"workers.envs": 2, **{k: v for k, v in flat(TINY).items() if k != "env"}}
     flags = [word for key, value in small.items() for word in (f"--{key.replace('_', '-')}", str(value).strip("[]"))]
-    said = python("-m", "dreamer", *command.group(1).split(), *flags, "--run-dir", "runs/my-run")
-    assert "shows vector int64 2, takes one of 4" in said
+    output = python("-m", "dreamer", *command.group(1).split(), *flags, "--run-dir", "runs/my-run")
+    assert "shows vector int64 2, takes one of 4" in output
     act = block("Load and act").replace("obs as the", "# obs as the")
     print(python("-c", "import numpy as np\nobs = np.array([3, 4])\n" + act + "\nassert action in range(4)"))
 
@@ -110,7 +110,7 @@ def test_a_shipped_suite_runs_in_worker_processes(outside):
     assert "['vector']" in python("-c", program)
 
 
-def test_a_shipped_preset_is_found_by_name_whatever_the_current_folder_holds(outside):
+def test_a_shipped_preset_is_found_by_name_from_any_folder(outside):
     _, python = outside
     assert "env_steps: 30000" in python("-m", "dreamer", "train", "quickstart", "--print-config")
 

@@ -1,4 +1,4 @@
-"""Environments that fail are restarted, alone, and no row is lost, doubled or mixed with another's."""
+"""Environments that fail are restarted without others, and no row is lost, repeated or mixed up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SURVIVED_INLINE = ("raise", "nan", "slow")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where environments note what they have made."""
+    """The folder in which environments record their rows."""
     (tmp_path / "notes").mkdir()
     return tmp_path / "notes"
 
@@ -38,10 +38,10 @@ def crew_of(config, folder, **options):
 
 
 def fail_once(config, folder, how):
-    """Environment 1 fails at its first step; gives the rows after that, and what was told."""
+    """Makes environment 1 fail at its first step; returns the rows after that, and the incidents."""
     with crew_of(config, folder, faults=[how], rate=1.0, only=11) as crew:
         first = crew.receive()
-        crew.send(first.envs, act(first))
+        crew.send(first.streams, act(first))
         return crew.receive(), crew.incidents()
 
 
@@ -56,7 +56,7 @@ def fail_once(config, folder, how):
         ("nan", "broke its space", "env 'faulty_envs:witness #1', episode 1, step 1: reward is nan"),
     ],
 )
-def test_an_environment_that_fails_is_made_anew_alone(config, folder, how, kind, text):
+def test_only_the_environment_that_fails_is_replaced(config, folder, how, kind, text):
     ready, (incident,) = fail_once(config, folder, how)
     assert ready.streams.tolist() == [0, 1, 2] and ready.step.is_first.tolist() == [False, True, False]
     assert ready.step.obs["life"].ravel().tolist() == [10, 14, 12]
@@ -77,7 +77,7 @@ def test_a_process_that_is_lost_is_replaced_with_all_that_lived_in_it(config, co
     ready, (incident,) = fail_once(config, folder, how)
     assert incident.envs == concerned and incident.kind == kind and text in incident.text
     lives = ready.step.obs["life"].ravel().tolist()
-    # Another environment of the process may have written its row before: that row counts, its reset comes next.
+    # Another environment of the process may have written its row before; that row counts, and its reset comes next.
     assert lives[1] == 14 and all(life in (seed, seed + 3) for life, seed in zip(lives, (10, 11, 12), strict=True))
     assert concerned != (1,) or lives == [10, 14, 12]
 
@@ -100,23 +100,23 @@ def test_others_are_received_while_a_new_process_starts(folder):
         ready = crew.receive()
         crew.send(ready.streams, act(ready))
         seen: list[int] = []
-        while not (told := crew.incidents()):
+        while not (reported := crew.incidents()):
             ready = crew.receive(min_ready=1)
             seen += ready.streams.tolist()
             crew.send(ready.streams, act(ready))
-        # A new interpreter takes longer than these, or they are simply received.
+        # A new interpreter takes longer than these rows; otherwise they are also received.
         while len(seen) < 20:
             ready = crew.receive(min_ready=1)
             seen += ready.streams.tolist()
             crew.send(ready.streams, act(ready))
-        assert told[0].envs == (1,) and {0, 2} <= set(seen)
+        assert reported[0].envs == (1,) and {0, 2} <= set(seen)
 
 
 def test_a_row_written_before_the_process_died_is_received(folder):
     with crew_of(PROCESSES, folder) as crew:
         ready = crew.receive()
         crew.send(ready.streams, act(ready))
-        snapshot = crew.states()  # all have written their row, nobody has received it
+        snapshot = crew.states()  # all have written their row, and none was received
         crew._homes[1].kill()
         assert crew._homes[1].gone(10)
         ready = crew.receive()
@@ -162,7 +162,7 @@ def test_a_finished_episode_makes_an_environment_sound_again(config, folder):
 
 
 def leaks():
-    """Open descriptors of this process, and names of shared memory."""
+    """Returns the open descriptors of this process, and the names of shared memory."""
     return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm"))
 
 
@@ -183,7 +183,7 @@ def storm(config, folder, rows, rate, min_ready, faults=FAULTS):
     return {incident.kind for incident in incidents}
 
 
-@pytest.mark.parametrize("min_ready", [None, 1], ids=["lockstep", "whoever is ready"])
+@pytest.mark.parametrize("min_ready", [None, 1], ids=["lockstep", "any ready"])
 def test_random_faults_inline(folder, min_ready):
     kinds = storm(Config("inline", envs=4, restarts=20), folder, 4000, 0.004, min_ready, SURVIVED_INLINE)
     assert kinds == {"raised", "broke its space"}
@@ -218,7 +218,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_parent_leaves_no_worker_not_even_one_that_hangs(folder):
-    # The workers hold stdout too: run returns only when they are gone, else its time runs out.
+    # The workers have stdout open too, so run returns only when they are gone, and otherwise times out.
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder)],

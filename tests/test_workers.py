@@ -1,4 +1,4 @@
-"""Both sets of workers do the same, in turns or as they are ready, and nothing is left behind."""
+"""Both sets of workers behave equally, in lockstep or by readiness, and leave nothing behind."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Facts(gymnasium.Env):
-    """Shows what a worker can know: its seed, its process, whether jax is imported, and the last action."""
+    """Shows facts about its worker: seed, process, whether jax is imported, and the last action."""
 
     action_space = gymnasium.spaces.Discrete(4)
     observation_space = gymnasium.spaces.Dict(
@@ -46,7 +46,7 @@ class Facts(gymnasium.Env):
         if self.hang:
             threading.Event().wait()
         if self.wait_for and self.seed == 11:
-            with open(self.wait_for) as fifo:  # until somebody opens the other end
+            with open(self.wait_for) as fifo:  # waits until the other end is opened
                 fifo.read()
         return self.observe(action), float(action), self.time >= self.steps, False, {}
 
@@ -228,7 +228,7 @@ def test_script_without_main_guard_is_run_once(tmp_path):
 
 
 def test_workers_of_a_killed_parent_go_too(tmp_path):
-    # The worker holds stdout and stderr too: run_script returns only when it is gone, else its time runs out.
+    # The worker has stdout and stderr open too, so run_script returns only when it is gone, and otherwise times out.
     done = run_script(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)\n")
     assert done.returncode == -signal.SIGKILL
 
@@ -280,7 +280,7 @@ def test_config_that_makes_no_sense(config, message):
         make_workers(config, "CartPole-v1", {})
 
 
-# ---- whoever is ready
+# ---- any ready environments
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def test_a_blocked_environment_delays_only_itself(config, fifo):
         assert ready.streams.tolist() == [1] and ready.step.obs["action"].tolist() == [1]
 
 
-def test_after_its_patience_a_receive_gives_what_there_is(fifo):
+def test_after_max_wait_a_receive_returns_the_ready_rows(fifo):
     with facts_workers(BACKENDS[1], wait_for=fifo) as crew:
         crew.receive()
         crew.send(ALL, actions(0, 0, 0, 0, 0))
@@ -320,7 +320,7 @@ def test_after_its_patience_a_receive_gives_what_there_is(fifo):
         assert seen == {0, 2, 3, 4}
 
 
-def test_a_receive_waits_beyond_its_patience_for_the_first_row(fifo):
+def test_a_receive_waits_beyond_max_wait_for_the_first_row(fifo):
     with facts_workers(Config("processes", envs=2), wait_for=fifo) as crew:
         crew.receive()
         crew.send(np.array([1]), actions(0))
@@ -341,7 +341,7 @@ def test_auto_compares_a_step_with_the_way_to_a_process(monkeypatch, round_trip,
         assert f"2 environments in {place}: a step takes" in crew.describe()
 
 
-# ---- going on where another set stopped
+# ---- restoring the state of another set
 
 
 def state_config(backend):
@@ -349,7 +349,7 @@ def state_config(backend):
 
 
 def advance(crew, rng, steps, width):
-    """Steps in lockstep; every row, and the last one answered."""
+    """Steps in lockstep; returns every row, with the last one answered."""
     out = []
     for _ in range(steps):
         envs, step = crew.receive()
@@ -360,7 +360,7 @@ def advance(crew, rng, steps, width):
 
 @pytest.mark.parametrize("backend", ["inline", "processes"])
 @pytest.mark.parametrize("env, width", [("CartPole-v1", 2), ("probes:delayed", 2), ("FrozenLake-v1", 4)])
-def test_restored_workers_go_on_to_the_bit(backend, env, width):
+def test_restored_workers_continue_bit_for_bit(backend, env, width):
     rng = np.random.default_rng(1)
     with make_workers(state_config(backend), env, seed=5) as crew:
         advance(crew, rng, 13, width)
@@ -375,7 +375,7 @@ def test_restored_workers_go_on_to_the_bit(backend, env, width):
 
 
 @both
-def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
+def test_an_environment_without_a_state_starts_over_with_a_new_seed(config):
     with facts_workers(config) as crew:
         assert crew.receive().step.obs["seed"].ravel().tolist() == [10, 11, 12, 13, 14]
         crew.send(ALL, actions(0, 0, 0, 0, 0))
@@ -391,7 +391,7 @@ def test_an_environment_without_a_state_begins_anew_with_a_fresh_seed(config):
 
 
 @both
-def test_states_are_given_only_when_all_rows_are_answered(config):
+def test_states_are_returned_only_if_all_rows_are_answered(config):
     with facts_workers(config) as crew:
         crew.receive()
         with pytest.raises(RuntimeError, match="wait for an action"):
@@ -399,7 +399,7 @@ def test_states_are_given_only_when_all_rows_are_answered(config):
 
 
 @both
-def test_rows_come_as_if_nobody_had_asked_for_states(config):
+def test_reading_the_states_does_not_change_the_rows(config):
     with facts_workers(config) as crew:
         pending = crew.states().ready.step
         np.testing.assert_equal(crew.receive().step._asdict(), pending._asdict())
@@ -409,8 +409,8 @@ def test_rows_come_as_if_nobody_had_asked_for_states(config):
 def test_only_fresh_workers_of_the_same_number_are_restored(config):
     with facts_workers(config) as crew:
         snapshot = crew.states()
-        with pytest.raises(ValueError, match="of 2 environments, not 5"):
+        with pytest.raises(ValueError, match="has 2 environments, not 5"):
             crew.restore(snapshot.states[:2], snapshot.ready, snapshot.resets)
         crew.receive()
-        with pytest.raises(RuntimeError, match="fresh workers"):
+        with pytest.raises(RuntimeError, match="new workers"):
             crew.restore(*snapshot)

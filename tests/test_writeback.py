@@ -1,4 +1,4 @@
-"""What follows an update: in order, one at a time, and no error is lost."""
+"""Results of updates are handled in order, one at a time, and no error is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_item_waits_until_the_one_before_is_done():
 
     writeback = Writeback(handle, threaded=True)
     writeback.put(1)
-    assert started.wait(10) and not handled  # the first did not make its caller wait
+    assert started.wait(10) and not handled  # the first call did not wait
     other = threading.Thread(target=writeback.put, args=(2,))
     other.start()
     other.join(0.05)
@@ -45,7 +45,7 @@ def fail(item):
 
 
 @pytest.mark.parametrize("ask", [Writeback.settle, lambda writeback: writeback.put(2)])
-def test_an_error_is_raised_once_by_who_asks_next(ask):
+def test_the_next_call_raises_an_error_once(ask):
     writeback = Writeback(fail, threaded=True)
     writeback.put(1)
     with pytest.raises(ValueError, match="item 1"):
@@ -74,7 +74,7 @@ def test_without_a_thread_the_caller_handles_the_item_itself():
         Writeback(fail, threaded=False).put(1)
 
 
-def test_closing_waits_for_the_item_under_way_and_may_be_repeated():
+def test_closing_waits_for_the_item_in_progress_and_may_be_repeated():
     go_on, handled = threading.Event(), []
     writeback = Writeback(lambda item: (go_on.wait(10), handled.append(item)), threaded=True)
     writeback.put(1)

@@ -1,6 +1,6 @@
-"""What the quick set of tests leaves to .ci/run. Every room keeps tests in the quick set; these take the most time.
+"""The tests that only .ci/run runs, because they take the most time. Every room keeps tests in the quick set.
 
-A file by its name, a test as "file:test". Whatever is marked slow is in neither.
+Files are listed by name, single tests as "file:test". Tests marked slow are in neither set.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ TESTS = {
 
 
 def is_thorough(file: str, test: str) -> bool:
-    """Whether a test, without its parameters, is not in the quick set."""
+    """Whether a test (without its parameters) is left out of the quick set."""
     return file in FILES or f"{file}:{test}" in TESTS

@@ -1,4 +1,4 @@
-"""Agents small enough to compile in seconds: three kinds of environment, random batches, and what is made of them once.
+"""Agents small enough to compile in seconds, for three kinds of environment, with random batches and cached results.
 
 Kinds: "vector" (continuous actions), "image" (discrete actions), "mixed" (two pictures, two vectors, one class;
 continuous actions). Compiled functions are cached, so that the tests of one process share them.
@@ -50,14 +50,14 @@ WORLD_MODEL = rssm.Config(
 )  # fmt: skip
 BEHAVIOR = actor_critic.Config(units=8, actor_layers=1, critic_layers=1, bins=15, imagine_length=3)
 FEAT = WORLD_MODEL.deter + WORLD_MODEL.stoch * WORLD_MODEL.classes
-# With a large eps, gradients of 0 with rounding errors do not become updates of full size.
+# A large eps keeps rounding errors around zero gradients from becoming updates of full size.
 OPTIMIZER = optimizers.Config(learning_rate=1e-3, warmup=2, eps=1e-3)
 CONFIG = agents.Config("float32", HORIZON, True, WORLD_MODEL, BEHAVIOR, OPTIMIZER)
 BATCH, LENGTH = 8, 6
 
 
 def known_to_xla(options: dict[str, bool]) -> dict[str, bool]:
-    """Those of `options` that this version of XLA has."""
+    """Returns the `options` that this version of XLA supports."""
     known = {}
     for name, value in options.items():
         try:
@@ -68,23 +68,23 @@ def known_to_xla(options: dict[str, bool]) -> dict[str, bool]:
     return known
 
 
-# The program is as right as with the costly passes, and compiles five times faster.
+# The program is equally correct without the costly passes, and compiles five times as fast.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     **known_to_xla({"xla_cpu_use_fusion_emitters": False}),
 }
 jit = functools.partial(jax.jit, compiler_options=QUICK)
-TRACES: collections.Counter[tuple[str, str]] = collections.Counter()  # of `update`, by its arguments
+TRACES: collections.Counter[tuple[str, str]] = collections.Counter()  # number of traces of `update`, by its arguments
 
 
 def make_batch(
     spec: Spec, *, batch_size: int = BATCH, length: int = LENGTH, context: int = 1, seed: int = 0,
     dtype: str = "float32", world_model: rssm.Config = WORLD_MODEL,
 ) -> Batch:  # fmt: skip
-    """Random sequences as the replay gives them (numpy), `context` rows included, with episode starts and both ends.
+    """Makes random sequences like those of the replay (numpy), with `context` rows, episode starts and both ends.
 
-    dtype: of the stored deter. The flags agree with each other: a first row follows each last row.
+    dtype: of the stored deter. The flags are consistent: a first row follows each last row.
     """
     rng = np.random.default_rng(seed)
     lead = (batch_size, context + length)
@@ -107,7 +107,7 @@ def make_batch(
 
 
 def make_values(rng: np.random.Generator, space: Space, lead: tuple[int, ...]) -> np.ndarray:
-    """Random values of a space [*lead, *shape]."""
+    """Makes random values of a space [*lead, *shape]."""
     if space.discrete:
         return rng.integers(0, space.classes, (*lead, *space.shape)).astype(space.dtype)
     if space.image:
@@ -116,18 +116,18 @@ def make_values(rng: np.random.Generator, space: Space, lead: tuple[int, ...]) -
 
 
 def make_actions(rng: np.random.Generator, spec: Spec, lead: tuple[int, ...]) -> np.ndarray:
-    """Random action vectors [*lead, A]."""
+    """Makes random action vectors [*lead, A]."""
     return random_actions(spec.action, rng, math.prod(lead)).reshape(*lead, spec.action_width)
 
 
 def argmax_onehot(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """A sampler of posterior and prior that needs no key."""
+    """A sampler for posterior and prior that ignores the key."""
     return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1])
 
 
 @functools.cache
 def parts(kind: str, dtype: str = "float32") -> tuple[WorldModel, Behavior]:
-    """World model (argmax instead of sampling) and behavior of a kind."""
+    """Makes the world model (with argmax instead of sampling) and the behavior of a kind."""
     world_model = rssm.make(
         WORLD_MODEL, SPECS[kind], dtype=jnp.dtype(dtype), horizon=HORIZON, sample=argmax_onehot
     )
@@ -137,18 +137,18 @@ def parts(kind: str, dtype: str = "float32") -> tuple[WorldModel, Behavior]:
 
 @functools.cache
 def make_agent(kind: str, dtype: str = "float32") -> Agent:
-    """The agent of a kind, from its config, as users get it."""
+    """Makes the agent of a kind from its config, as for users."""
     return agents.make(dataclasses.replace(CONFIG, compute_dtype=dtype), SPECS[kind])
 
 
 @functools.cache
 def init(kind: str) -> Callable[[jax.Array], TrainState]:
-    """`Agent.init`, compiled."""
+    """Returns the compiled `Agent.init`."""
     return jit(make_agent(kind).init)
 
 
 def update(kind: str, dtype: str = "float32") -> Callable[..., Any]:
-    """`Agent.update`, compiled; nothing is donated. `TRACES` counts how often it was traced."""
+    """Returns the compiled `Agent.update`, which donates nothing. `TRACES` counts how often it was traced."""
     return _update(kind, dtype)
 
 
@@ -165,12 +165,12 @@ def _update(kind: str, dtype: str) -> Callable[..., Any]:
 
 @functools.cache
 def state(kind: str, seed: int = 0) -> TrainState:
-    """The first train state of a seed, the same for every compute dtype."""
+    """Returns the initial train state of a seed, the same for every compute dtype."""
     return init(kind)(jax.random.key(seed))
 
 
 def trained(kind: str, dtype: str = "float32", updates: int = 3) -> tuple[TrainState, Any, Any]:
-    """(state, latent, metrics) after some updates on one batch, so that heads which start at 0 do not stay there."""
+    """Returns (state, latent, metrics) after updates on one batch, so that heads that start at 0 are no longer 0."""
     return _trained(kind, dtype, updates)
 
 
@@ -183,17 +183,17 @@ def _trained(kind: str, dtype: str, updates: int) -> tuple[TrainState, Any, Any]
 
 
 def variables(kind: str, updates: int = 3) -> dict[str, Variables]:
-    """Of both parts of a trained agent."""
+    """Returns the variables of both parts of a trained agent."""
     return agents.variables(trained(kind, updates=updates)[0])
 
 
-# --- environments whose rows tell where they come from ----------------------------------------------
+# --- environments whose rows identify their position ----------------------------------------------
 
 
 class Diary(Counter):
-    """The counter probe (reward = the action before), showing [episode, time].
+    """The counter probe (reward = previous action), which shows [episode, time].
 
-    Even episodes end truly, odd ones by a time limit.
+    Even episodes terminate, odd ones are truncated by a time limit.
     """
 
     observation_space = gymnasium.spaces.Box(0, 1e6, (2,), np.float32)
@@ -216,7 +216,7 @@ class Diary(Counter):
 
 
 class Throttle(Diary):
-    """Takes one number from 0 to 100 and pays it out."""
+    """Takes one number from 0 to 100 and returns it as reward."""
 
     action_space = gymnasium.spaces.Box(0.0, 100.0, (1,), np.float32)
 
@@ -228,7 +228,7 @@ class Throttle(Diary):
 
 
 def echo_world(spec: Spec) -> WorldModel:
-    """Its latent is the previous action that it was shown, zero on first rows. Pays for the action's first element."""
+    """A world model whose latent is the previous action, zero on first rows. Predicts its first element as reward."""
     width = spec.action_width
 
     def observe(v, key, state, obs, prev_action, is_first):
@@ -258,7 +258,7 @@ def echo_world(spec: Spec) -> WorldModel:
 
 
 def random_behavior(spec: Spec) -> Behavior:
-    """Acts at random; its loss is 0 and its next extra is what it was given to learn from."""
+    """A behavior that acts at random. Its loss is 0, and its next extra is the input of its loss."""
 
     def act(v, key, dream, state, carry, ask, mode):
         noise = jax.random.normal(key, (*dream.feat(state).shape[:-1], spec.action_width))
@@ -275,7 +275,7 @@ def random_behavior(spec: Spec) -> Behavior:
 
 
 def echo_agent(spec: Spec) -> Agent:
-    """The two together. An update adds 1 to every parameter; acting reads that of the behavior, to no effect."""
+    """An agent of these two. An update adds 1 to every parameter; acting reads the behavior's, without effect."""
 
     def update(state: TrainState, batch: Batch):
         params = jax.tree.map(lambda x: x + 1, state.params)

@@ -1,4 +1,4 @@
-"""Runs of seconds for the tests of the loop: one config, one trained run that several test files look at."""
+"""Runs of a few seconds for tests of the loop: one config, and trained runs that several test files share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.spaces import Space, Spec
 
-# The smallest that has every part. One update of 2 x 8 rows every 8 environment steps.
+# The smallest config with every part: one update of 2 x 8 rows every 8 environment steps.
 TINY: dict[str, Any] = {
     "env": "broken_envs:sound",
     "env_steps": 96,
@@ -42,13 +42,13 @@ TINY: dict[str, Any] = {
 
 
 def tiny(run_dir: Path, **overrides: Any) -> Config:
-    """The tiny config; overrides by dotted key with "__" for the dot."""
+    """Returns the tiny config. overrides: by dotted key, with "__" for the dot."""
     keys = {key.replace("__", "."): value for key, value in overrides.items()}
     return load(overrides={**flat(TINY), "run_dir": str(run_dir), **keys})
 
 
 def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
+    """Flattens nested values to dotted keys."""
     out = {}
     for key, value in values.items():
         out.update(flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value})
@@ -56,7 +56,7 @@ def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def trained(tmp_path_factory: pytest.TempPathFactory, **overrides: Any) -> Path:
-    """The run directory of the tiny config with these overrides, trained by the first who asks for it."""
+    """Returns the run directory of the tiny config with these overrides; the first call trains it."""
     name = "-".join(f"{key}={value}" for key, value in overrides.items()).replace(":", "-")
     run_dir = tmp_path_factory.getbasetemp() / "tiny_runs" / (name or "base")
     if not (run_dir / "config.yaml").exists():
@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, **overrides: Any) -> Path:
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl as objects; ValueError unless each is strict JSON."""
+    """Reads metrics.jsonl. Raises ValueError unless each line is strict JSON."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -75,13 +75,13 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 @functools.cache
 def state_form(env: str) -> TrainState:
-    """The shapes of the tiny agent's train state in an environment."""
+    """Returns the shapes of the tiny agent's train state for an environment."""
     agent = agents.make(tiny(Path()).agent, spec_of(plugins.make_env(env)))
     return jax.eval_shape(agent.init, jax.random.key(0))
 
 
 def saved(run_dir: Path, env: str = TINY["env"]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The bits of every leaf of the newest checkpoint by name, and its numbers of env_steps and updates."""
+    """Returns the bits of every leaf of the newest checkpoint by name, and its env_steps and updates."""
     with Checkpoints(run_dir) as checkpoints:
         state, meta = checkpoints.restore(state_form(env))
     meta = {name: meta[name] for name in ("env_steps", "updates")}
@@ -94,10 +94,10 @@ def bits(leaf: Any) -> bytes:
 
 
 def recording_agent(spec: Spec) -> Agent:
-    """An agent without networks whose latent is what it was given, and whose discrete actions are random.
+    """An agent without networks whose latent records its inputs, and whose discrete actions are random.
 
-    latent: count [E, 1] rows since the episode's first | previous [E, A] | seen [E, ..], the observation "vector"
-    An update adds 1 to the one parameter; its latents are the batch's rewards, its metric the batch's mean reward.
+    latent: count [E, 1] of rows since the episode's first | previous [E, A] action | seen [E, ..], the key "vector"
+    An update adds 1 to its one parameter, and returns the batch's rewards as latents and their mean as metric.
     """
     width = spec.action_width
     seen = spec.obs["vector"].shape
@@ -138,9 +138,9 @@ def recording_agent(spec: Spec) -> Agent:
 
 
 def plain_agent(spec: Spec) -> Agent:
-    """An agent without networks that compiles at once, yet every bit of which depends on all that it was fed.
+    """An agent without networks that compiles fast, and whose every bit depends on all of its inputs.
 
-    Its latents are refreshed by updates, its parameters gather rewards, latents and noise, its actions depend on them.
+    Updates refresh its latents and add rewards, latents and noise to its parameters, on which its actions depend.
     """
     base = recording_agent(spec)
     storage = {name: space.shape for name, space in base.storage.items()}

@@ -1,1 +1,1 @@
-"""Mesh, shardings, compiled programs and their errors: the only package that names them."""
+"""Mesh, shardings, compiled programs and their errors. Only this package uses them directly."""

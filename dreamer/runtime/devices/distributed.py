@@ -1,7 +1,7 @@
-"""Several processes that learn together, on one machine or on many: connecting them, and sharing numbers.
+"""Several processes that learn together, on one machine or on many: connects them and shares numbers.
 
-Every process feeds its share of each batch, from its own environments and replay. The update is a collective, so the
-numbers that decide whether to make one must be equal in every process: `gather` shares them.
+Every process provides its share of each batch, from its own environments and replay. The update is a collective, so the
+numbers that decide whether to make one must be equal in every process. `gather` shares them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dreamer.runtime.devices.mesh import Config
 
 
 def start(config: Config) -> None:
-    """Connects to the other processes, if the config names any; call it before anything uses a device.
+    """Connects to the other processes, if the config names any. Call it before anything uses a device.
 
-    Raises UserError naming the field that is missing or out of range, or when the others cannot be reached.
+    Raises UserError naming a field that is missing or out of range, or if the others cannot be reached.
     """
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
@@ -32,7 +32,7 @@ def start(config: Config) -> None:
     except (RuntimeError, ValueError) as error:
         who = f"process {config.process_id} of {config.processes}" if config.processes else "this process"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"devices.coordinator {config.coordinator}: {who} cannot meet the others: {reason}") from error
+        raise UserError(f"devices.coordinator {config.coordinator}: {who} cannot reach the others: {reason}") from error
 
 
 def check(config: Config) -> None:
@@ -54,23 +54,23 @@ def check(config: Config) -> None:
 
 
 def count() -> int:
-    """The number of processes that learn together."""
+    """Returns the number of processes that learn together."""
     return jax.process_count()
 
 
 def refuse_several(config: Config) -> None:
-    """Raises UserError when a config names other processes; for features that do not support several yet."""
+    """Raises UserError if a config names other processes. For features that do not support several yet."""
     check(config)
     if config.coordinator:
         raise UserError(
-            "devices.coordinator: dreamer train learns in one process, on all devices of its machine. The learner can "
-            "learn in several (dreamer.runtime.devices.distributed); a run does not yet share out its environments, "
-            "agree on when to save and stop, and bring back the replays of other processes. Leave it empty"
+            "devices.coordinator: dreamer train learns in one process, on all devices of its machine. The learner "
+            "supports several (dreamer.runtime.devices.distributed), but a run does not yet share its environments, "
+            "agree on when to save and stop, or restore the replays of other processes. Leave it empty"
         )
 
 
 def share(name: str, whole: int) -> int:
-    """The share of `whole` for each process. Raises UserError naming the field when it cannot be split evenly."""
+    """Returns the share of `whole` for each process. Raises UserError naming the field if it cannot be split evenly."""
     if whole % count():
         below = whole // count() * count()
         choices = " or ".join(str(n) for n in (below, below + count()) if n)
@@ -79,9 +79,9 @@ def share(name: str, whole: int) -> int:
 
 
 def gather(values: Sequence[int]) -> np.ndarray:
-    """The values of all processes, int64 of shape [processes, len(values)].
+    """Returns the values of all processes, int64 [processes, len(values)].
 
-    A collective: all processes must call it, in the same order relative to other collectives.
+    This is a collective: all processes must call it, in the same order relative to other collectives.
     """
     if count() == 1:
         return np.array([values], np.int64)
@@ -89,5 +89,5 @@ def gather(values: Sequence[int]) -> np.ndarray:
 
     # As two int32 each: jax without 64-bit types would truncate them.
     halves = np.array(values, np.int64).view(np.int32)
-    said = np.asarray(multihost_utils.process_allgather(halves))
-    return np.ascontiguousarray(said.reshape(count(), -1), np.int32).view(np.int64)
+    gathered = np.asarray(multihost_utils.process_allgather(halves))
+    return np.ascontiguousarray(gathered.reshape(count(), -1), np.int32).view(np.int64)

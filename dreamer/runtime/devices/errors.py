@@ -1,4 +1,4 @@
-"""Turns errors of a device that is out of memory or gone into errors that name the fields to change."""
+"""Turns errors of a device that is out of memory or lost into errors that name the fields to change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", 
 def as_user_errors(
     doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
 ) -> Iterator[None]:
-    """A context that turns errors of a device into a UserError; other errors pass through.
+    """A context that turns device errors into a UserError; other errors pass through.
 
     doing: "compiling the update", ... | batch: replay.batch_size, replay.batch_length | state: the train state
-    program: the compiled update, if there is one | devices: the ones that learn
+    program: the compiled update, if there is one | devices: the learning devices
     """
     try:
         yield
@@ -35,12 +35,12 @@ def as_user_errors(
                 f"no device memory left for {doing} ({numbers}): lower replay.batch_size ({batch[0]}), "
                 f"replay.batch_length ({batch[1]}), agent.behavior.imagine_length or the sizes of agent.world_model "
                 f"(a smaller experiments/size*.yaml), raise devices.fsdp ({fsdp}), or leave replay.on_device off; the "
-                f"device said: {reason}"
+                f"device reported: {reason}"
             ) from error
         if text.startswith(GONE):
             raise UserError(
-                f"a device failed or is gone while {doing}; what was saved before is kept, go on with --resume, with "
-                f"devices.count lowered if the device stays away; it said: {reason}"
+                f"a device failed or is gone while {doing}; everything saved before is kept. Continue with --resume, "
+                f"and with a lower devices.count if the device stays lost; it reported: {reason}"
             ) from error
         raise
 
@@ -51,19 +51,19 @@ def full(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
-    """The known facts on the memory of one device, in words: for the state, for the program, and in total."""
-    said = [f"the train state takes {_gb(state_bytes(state))}"]
+    """Returns the known facts about the memory of one device, in words: state, program, and total."""
+    facts = [f"the train state takes {_gb(state_bytes(state))}"]
     analysis = getattr(program, "memory_analysis", lambda: None)()
     if analysis is not None:
-        said.append(f"the update {_gb(analysis.temp_size_in_bytes)} beside it")
+        facts.append(f"the update {_gb(analysis.temp_size_in_bytes)} in addition")
     limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices else None
     if limit:
-        said.append(f"the device has {_gb(limit)}")
-    return said
+        facts.append(f"the device has {_gb(limit)}")
+    return facts
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes of a state on each device; also works after the state was donated."""
+    """Returns the bytes of a state on each device; also works after the state was donated."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "sharding")]
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 

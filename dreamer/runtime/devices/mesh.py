@@ -1,8 +1,8 @@
 """The devices that learn, as a mesh.
 
-A mesh has two axes. A batch is split over both; the train state is replicated on every device, or, where `fsdp` is
-above 1, its large leaves are split over that axis. The maths sees the global batch, so that means and return
-percentiles are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host: each host holds a whole
+A mesh has two axes. A batch is split over both. The train state is replicated on every device, or, if `fsdp` is above
+1, its large leaves are split over that axis. Computations see the global batch, so that means and return percentiles
+are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host, so that each host has a complete
 state.
 """
 
@@ -39,7 +39,7 @@ class Config:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-    """Devices (None: all) on the axes `data` and `fsdp`. Raises UserError when fsdp does not divide their number."""
+    """Makes a mesh of devices (None: all), axes `data` and `fsdp`. Raises UserError if fsdp does not divide them."""
     devices = list(devices or jax.devices())
     if len(devices) % fsdp:
         choices = _near(fsdp, (n for n in range(1, len(devices) + 1) if len(devices) % n == 0))
@@ -47,15 +47,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     shape = (len(devices) // fsdp, fsdp)
     if len({device.process_index for device in devices}) == 1:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
-    # Sorted by host, so that the part of a host is contiguous; jax.make_mesh may use another order.
+    # Sorted by host, so that the part of each host is contiguous; jax.make_mesh may use another order.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def configured_mesh(config: Config, batch_size: int) -> Mesh:
-    """The mesh of a config, with the same number of devices from each host.
+    """Makes the mesh of a config, with the same number of devices from each host.
 
-    Raises UserError naming the field when devices are missing, or cannot be split evenly.
+    Raises UserError naming the field if devices are missing or cannot be split evenly.
     """
     hosts = jax.process_count()
     count = config.count or jax.device_count()
@@ -75,7 +75,7 @@ def configured_mesh(config: Config, batch_size: int) -> Mesh:
 
 
 def own(mesh: Mesh) -> list[jax.Device]:
-    """The devices of this process."""
+    """Returns the devices of this process."""
     return [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
 
 
@@ -96,7 +96,7 @@ def _of_host(host: int) -> list[jax.Device]:
 
 
 def _near(given: int, choices: Iterable[int]) -> str:
-    """The nearest choice below a number and the nearest above it, for an error."""
+    """Returns the nearest choices below and above a number, for an error."""
     choices = list(choices)
     below, above = [n for n in choices if n < given], [n for n in choices if n > given]
     return " or ".join(map(str, [*sorted(below)[-1:], *sorted(above)[:1]]))

@@ -15,21 +15,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from dreamer.interfaces import Array
 from dreamer.runtime.devices.mesh import AXES, make_mesh, own
 
-SMALLEST_SPLIT = 2**16  # numbers in a leaf: splitting a smaller one costs more in messages than it saves in memory
+SMALLEST_SPLIT = 2**16  # numbers in a leaf; splitting a smaller leaf costs more communication than it saves memory
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch, by its first axis."""
+    """Returns the sharding that splits a batch along its first axis."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def state_sharding(mesh: Mesh, form: Any) -> Any:
-    """The sharding of a train state: one for all leaves, or with fsdp a tree of them like `form` (shapes suffice).
+    """Returns the sharding of a train state: one for all leaves, or with fsdp a tree like `form` (shapes suffice).
 
     A leaf of SMALLEST_SPLIT numbers or more is split along its longest divisible axis; others are replicated.
     """
@@ -47,7 +47,7 @@ def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def place_state(mesh: Mesh, state: Any) -> Any:
-    """A train state from any devices or the host, placed for `jit_update`; equal in each of several processes."""
+    """Places a train state from any devices or the host for `jit_update`. All processes must pass the same state."""
     places = state_sharding(mesh, state)
     if jax.process_count() == 1:
         return jax.device_put(state, places)
@@ -56,14 +56,14 @@ def place_state(mesh: Mesh, state: Any) -> Any:
 
 
 def _of_all_processes(x: Any, place: NamedSharding) -> Array:
-    """The global array of values `x` that every process has: each process puts its part on its own devices."""
+    """Returns the global array of values `x` that every process has; each process places its part."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
     return _joined(jax.device_put(x, _own_part(place)), place)
 
 
 def _own_part(place: Any) -> NamedSharding:
-    """The same sharding over the devices of this process."""
+    """Returns the same sharding over the devices of this process."""
     return NamedSharding(make_mesh(own(place.mesh), place.mesh.shape["fsdp"]), place.spec)
 
 
@@ -72,16 +72,16 @@ def _joined(x: Array, place: NamedSharding) -> Array:
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's batch as its part of the global batch, the whole for one process; callable from any thread."""
+    """Places the batch of this process as its part of the global batch. Callable from any thread."""
     if jax.process_count() == 1:
         return jax.device_put(batch, split(mesh))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
 
 
 def local_copy(tree: Any) -> Any:
-    """The same arrays restricted to this process's devices; no copy, no transfer.
+    """Returns the same arrays restricted to this process's devices; no copy, no transfer.
 
-    Any process may save or read them by itself. With one process, the tree is returned unchanged.
+    Each process can save or read them by itself. With one process, the tree is returned unchanged.
     """
     if jax.process_count() == 1:
         return tree
@@ -100,7 +100,7 @@ def _gather(mesh: Mesh) -> Callable[[list[Array]], list[Array]]:
 
 
 def whole(tree: Any) -> Any:
-    """The tree with every split leaf gathered on each device of this process."""
+    """Gathers every split leaf of a tree on each device of this process."""
     leaves, form = jax.tree.flatten(local_copy(tree))
     parts = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.sharding.is_fully_replicated]
     if parts:
@@ -112,7 +112,7 @@ def whole(tree: Any) -> Any:
 
 
 def first_copy(tree: Any) -> Any:
-    """A copy on the first device that shares no buffer with `tree`, so that `tree` may be donated."""
+    """Copies a tree to the first device. The copy shares no buffer with `tree`, which may then be donated."""
     device = jax.local_devices()[0]
     if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
         return _copies(device)(tree)  # one call instead of one per leaf
@@ -121,20 +121,19 @@ def first_copy(tree: Any) -> Any:
 
 @functools.cache
 def _copies(device: jax.Device) -> Callable[[Any], Any]:
-    # On the device itself, not on a mesh of it: programs that use the copies are compiled for only one of the two.
+    # On the device itself and not on a mesh of it, as programs that use the copies are compiled for only one of them.
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=SingleDeviceSharding(device))
 
 
 def begin_to_host(tree: Any) -> None:
-    """Starts sending the arrays to the host as soon as they are computed, for `to_host`. Does not wait."""
+    """Starts to send the arrays to the host as soon as they are computed, for `to_host`. Does not wait."""
     for x in jax.tree.leaves(tree):
         if isinstance(x, jax.Array):
             x.copy_to_host_async()
 
 
 def to_host(tree: Any) -> Any:
-    """The tree as numpy arrays; waits for the computation. A batch shared by several processes gives this one's part.
-    """
+    """Waits for the computation and returns numpy arrays. Arrays split over processes give the part of this one."""
     begin_to_host(tree)
     return jax.tree.map(_to_numpy, tree)
 

@@ -15,7 +15,7 @@ from dreamer.spaces import Spec
 
 
 def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
-    """`agent.init(key)`, compiled for the mesh; on a CPU without optimization, which would take ten times as long."""
+    """Compiles `agent.init(key)` for the mesh; on a CPU without optimization, which would take ten times as long."""
     plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
@@ -23,14 +23,14 @@ def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
 
 
 def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
-    """`agent.update(state, batch)`, compiled for the mesh; the state is donated."""
+    """Compiles `agent.update(state, batch)` for the mesh; the state is donated."""
     parts, scalars = split(mesh), replicated(mesh)
     sharded = mesh.shape["fsdp"] > 1
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0))) if sharded else scalars
 
     def update(state: TrainState, batch: Batch) -> Any:
         if sharded:
-            # Gathered once; XLA would gather weights at each use, in every step of a scan.
+            # Gathered once, because XLA would gather weights at each use, in every step of a scan.
             params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
             state = state._replace(params=params, extra=extra)
         return agent.update(state, batch)
@@ -40,7 +40,7 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
 
 
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
-    """(rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings with these rows, in place, on every device.
+    """Compiles (rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings, which writes the rows in place.
 
     Rows with an index of N or more are dropped.
     """
@@ -53,7 +53,7 @@ def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
 
 
 def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Array]]:
-    """(rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, split over the devices as a batch is."""
+    """Compiles (rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, sharded like a batch."""
 
     def gather(rings: dict[str, Array], index: Array) -> dict[str, Array]:
         return {name: ring[index].reshape(*index.shape, *shapes[name]) for name, ring in rings.items()}
@@ -62,19 +62,19 @@ def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callab
 
 
 def jit_report(agent: Agent) -> Callable[..., Any]:
-    """`agent.report(state, batch)`, compiled for the devices of the state."""
+    """Compiles `agent.report(state, batch)` for the devices of the state."""
     return jax.jit(agent.report)
 
 
 def jit_act(
     agent: Agent, whole: Callable[[Any], Mapping[str, Variables]] = lambda variables: variables
 ) -> Callable[..., tuple[Carry, Array, Any]]:
-    """(variables, key, count, carry, obs [R, ..], is_first [R], mode, streams [R] = None) -> carry, action, latent.
+    """Compiles (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
 
-    Acts on the first device of this process. carry [E, ..], action [R, A], packed latent {name: [R, ..]}.
-    count: a number that makes the random numbers of each call unique.
-    streams: the rows are of these streams, the others keep their carry; an index of E marks a padding row. None: all.
-    whole: makes the variables of what is given in their place, see `PolicyPart`.
+    Acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry [E, ..],
+    action [R, A], packed latent {name: [R, ..]}. count: a number that makes the random numbers of each call unique.
+    streams: of the rows, None = all; other streams keep their carry, and an index of E marks a padding row.
+    whole: converts the argument `variables` to the agent's variables, see `PolicyPart`.
     """
 
     def act(
@@ -92,18 +92,18 @@ def jit_act(
 
 
 class PolicyPart(NamedTuple):
-    """The variables of an agent that acting reads. tree, forms: of all leaves | read: one bool per leaf, in order."""
+    """The part of an agent's variables that acting reads. tree, forms: of all leaves | read: one bool per leaf."""
 
     tree: Any
     forms: list[jax.ShapeDtypeStruct]
     read: list[bool]
 
     def take(self, variables: Mapping[str, Variables]) -> list[Array]:
-        """The leaves, each [..], that acting reads."""
+        """Returns the leaves, each [..], that acting reads."""
         return [leaf for leaf, read in zip(jax.tree.leaves(variables), self.read, strict=True) if read]
 
     def whole(self, leaves: Sequence[Array]) -> dict[str, Variables]:
-        """Variables with `leaves`, each [..], in their places; the others are zeros, which the compiler drops."""
+        """Returns variables with `leaves`, each [..], in their places. Others are zeros, which the compiler removes."""
         given = iter(leaves)
         places = zip(self.forms, self.read, strict=True)
         filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
@@ -111,7 +111,7 @@ class PolicyPart(NamedTuple):
 
 
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
-    """The part of the variables that `agent.act` reads to collect, found by tracing it."""
+    """Finds the part of the variables that `agent.act` reads while collecting, by tracing it."""
     forms, tree = jax.tree.flatten(jax.eval_shape(lambda: agent.variables(agent.init(jax.random.key(0)))))
     obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 

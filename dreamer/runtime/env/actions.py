@@ -1,13 +1,13 @@
-"""Action spaces of gymnasium, as the agent's action vectors, and back. No jax.
+"""Converts between the action spaces of gymnasium and the agent's action vectors. No jax.
 
-How a space becomes parts of the vector (see `dreamer.spaces.Action`), Dicts in the order of their keys:
+The parts of the vector that each space becomes (see `dreamer.spaces.Action`); Dicts in the order of their keys:
 
-    Discrete                n classes, whatever its start
+    Discrete                n classes, for any start
     MultiDiscrete           classes of each entry
     MultiBinary             two classes for each entry
     Box                     a number for each entry, [-1, 1] stretched to its bounds; integers in bins of one width.
-                            An entry without bounds keeps its number, one with a single bound has the 2 units beside
-                            it; the largest number of the dtype does not count as a bound (see `ranges`)
+                            An entry without bounds keeps its number; an entry with one bound covers the 2 units next
+                            to it. The largest number of the dtype does not count as a bound (see `ranges`)
     Dict, Tuple of these    all of their parts
 """
 
@@ -26,15 +26,15 @@ from dreamer.spaces import Action
 
 SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-UNIT = 1.0  # range of an action without bounds on both sides of 0; with one bound, twice this range lies beside it
+UNIT = 1.0  # an action without bounds ranges from -UNIT to UNIT; one with a single bound covers 2 * UNIT next to it
 MOST_CLASSES = 65_536
 
 
 class ActionReader(NamedTuple):
-    """Converts the agent's actions for an environment. action: their form for the agent.
+    """Converts the agent's actions for an environment. action: the form of the agent's action vector.
 
-    to_env(vector [A]) -> the argument of `env.step`, always inside the space: the largest entry of a one-hot is
-    chosen, numbers beyond [-1, 1] are clipped | start: of a lone Discrete, None for all other spaces
+    to_env(vector [A]) -> the argument of `env.step`, always inside the space: takes the largest entry of
+    each one-hot and clips numbers to [-1, 1] | start: of a Discrete that is the whole space; None for other spaces
     """
 
     action: Action
@@ -43,7 +43,7 @@ class ActionReader(NamedTuple):
 
 
 def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
-    """The ActionReader of `env`. Raises UserError for a space that is not supported, with its path."""
+    """Returns the ActionReader of `env`. Raises UserError with the path of a space that is not supported."""
     space = env.action_space
     sizes: list[int] = []
     numbers = 0
@@ -53,7 +53,7 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
         numbers += int(np.prod(leaf.shape)) if isinstance(leaf, spaces.Box) else 0
     if not sizes and not numbers:
         raise UserError(
-            f"env {name!r}: the action space {space} holds nothing to choose; give at least one number or class"
+            f"env {name!r}: the action space {space} has nothing to choose; it needs at least one number or class"
         )
     action = Action(tuple(sizes), numbers)
     if isinstance(space, spaces.Discrete):
@@ -71,10 +71,10 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
 
 
 def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
-    """A mask for the one-hots of `space`, int8 of shape [N] with N = sum of classes, 1 is allowed.
+    """Returns the mask for the one-hots of `space`: int8 [N], 1 = allowed, with N the sum of the classes.
 
     mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a
-    Dict or Tuple of masks, None where all is allowed), or already of that shape. Raises ValueError.
+    Dict or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError if invalid.
     """
     total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
     array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)
@@ -83,15 +83,14 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     else:
         flat = np.concatenate([np.zeros(0, np.int8), *_masks(space, mask, ())])
     if flat.dtype.kind not in "biu" or not ((flat == 0) | (flat == 1)).all():
-        raise ValueError("the action mask must hold 0 and 1 only")
+        raise ValueError("the action mask must contain only 0 and 1")
     return flat.astype(np.int8)
 
 
 def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lowest and the highest number that the agent can choose for each entry of the box, and `bounded`.
+    """Returns (lowest, highest, bounded): the range of numbers that the agent can choose for each entry of the box.
 
-    lowest, highest: float64 of the box's flat shape [n]. bounded [n] bool: whether the space has both bounds, which
-    are then the two numbers.
+    lowest, highest [n] float64, flat. bounded [n] bool: whether the entry has both bounds, which are then its range.
     """
     low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
     most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
@@ -103,7 +102,7 @@ def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def random_actions(
     action: Action, rng: np.random.Generator, count: int, allowed: np.ndarray | None = None
 ) -> np.ndarray:
-    """`count` random action vectors [count, A] float32: one-hots, and numbers uniform in -1 to 1.
+    """Returns `count` random action vectors [count, A] float32: one-hots, and numbers uniform in [-1, 1].
 
     allowed: mask [n] for the one-hots; a one-hot with no allowed entry is left unrestricted.
     """
@@ -116,7 +115,7 @@ def random_actions(
 
 
 class _Numbers:
-    """The continuous part of a vector, taken from the front."""
+    """The continuous part of a vector, consumed from the front."""
 
     def __init__(self, vector: np.ndarray):
         self.vector, self.taken = vector, 0
@@ -153,7 +152,7 @@ def _check(leaf: spaces.Space, path: str, name: str) -> None:
         )
     if sum(_classes(leaf)) > MOST_CLASSES:
         raise UserError(
-            f"env {name!r}: {place}, {leaf}, has {sum(_classes(leaf)):,} choices, an output of the actor for each; "
+            f"env {name!r}: {place}, {leaf}, has {sum(_classes(leaf)):,} choices, each an output of the actor; "
             f"at most {MOST_CLASSES:,}"
         )
 
@@ -169,7 +168,7 @@ def _classes(leaf: spaces.Space) -> list[int]:
 
 
 def _builder(space: spaces.Space) -> _Builder:
-    """A function that makes an action of `space` from the front of the remaining vector."""
+    """Returns a function that builds an action of `space` from the next one-hots and numbers of the vector."""
     if isinstance(space, spaces.Dict):
         named = {key: _builder(inner) for key, inner in space.items()}
         return lambda onehots, numbers: {key: build(onehots, numbers) for key, build in named.items()}
@@ -192,17 +191,17 @@ def _builder(space: spaces.Space) -> _Builder:
 
 
 def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from numbers [n] to an array inside the box."""
+    """Returns a function that maps numbers [n] in [-1, 1] to an array inside the box."""
     low, high, _ = ranges(space)
     middle, half, shape, dtype = (low + high) / 2, (high - low) / 2, space.shape, space.dtype
     if dtype.kind == "f":
-        # Rounding to a shorter dtype may leave the box by the last bit.
+        # Rounding to a shorter dtype may exceed the bounds by the last bit.
         least, most = space.low.ravel(), space.high.ravel()
         return lambda numbers: np.clip(
             (middle + half * np.clip(numbers, -1.0, 1.0)).astype(dtype), least, most
         ).reshape(shape)
     bins = high - low + 1
-    # 2 ** 63 - 1 is not a float64: the next larger one would overflow.
+    # 2 ** 63 - 1 is not a float64, and rounding it up would overflow.
     high = np.where([int(h) > int(whole) for h, whole in zip(high, space.high.ravel(), strict=True)],
                     np.nextafter(high, low), high)  # fmt: skip
     return lambda numbers: np.clip(
@@ -211,7 +210,7 @@ def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _masks(space: spaces.Space, mask: Any, path: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """The masks of the one-hots of `space`, one after another."""
+    """Yields the mask of each part of `space` that has one-hots, in order."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         inner = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in inner:
@@ -237,5 +236,5 @@ def _masks(space: spaces.Space, mask: Any, path: tuple[str, ...]) -> Iterator[np
 
 
 def _joined(masks: tuple) -> np.ndarray:
-    """Nested tuples of arrays, as one array."""
+    """Concatenates nested tuples of arrays into one array."""
     return np.concatenate([_joined(one) if isinstance(one, tuple) else np.asarray(one).ravel() for one in masks])

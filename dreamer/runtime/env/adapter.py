@@ -1,4 +1,4 @@
-"""Finds out once how to read an environment: observations, actions, and the source of action masks. No jax."""
+"""Determines how to read an environment: its observations, its actions, and where its action masks are. No jax."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MASK_DTYPE = "int8"
 
 
 class EnvAdapter(NamedTuple):
-    """keys: of the observation | actions: conversion of actions | spec: what the agent sees
+    """How to read an environment.
 
-    masks: the action space, when `info` holds MASK at each step, else None
-    first: (obs, info) of the reset that was made to find out, None when none was
+    keys: readers of the observation's keys | actions: converts actions | spec: of the agent's observations and actions
+    masks: the action space if `info` contains MASK at each step, else None
+    first: (obs, info) of the reset that `adapt` made, None if it made none
     """
 
     keys: list[Reader]
@@ -32,9 +33,9 @@ class EnvAdapter(NamedTuple):
 
 
 def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAdapter:
-    """The EnvAdapter of `env`. Raises UserError for spaces that are not supported.
+    """Returns the EnvAdapter of `env`. Raises UserError for spaces that are not supported.
 
-    With discrete actions and no observation MASK the environment is reset, with `seed`, as only its info shows
+    Resets the environment with `seed` if it has discrete actions and no observation MASK, because only `info` shows
     whether it has a mask.
     """
     actions = action_reader(env, name)
@@ -50,12 +51,12 @@ def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAda
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """The Spec of an environment that will not be stepped. Raises UserError as `adapt` does."""
+    """Returns the Spec of an environment that will not be stepped. Raises UserError as `adapt` does."""
     return adapt(env, name).spec
 
 
 def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
-    """The result of `env.reset(seed=seed)`. Raises UserError if it takes no seed, or does not return a pair."""
+    """Returns the result of `env.reset(seed=seed)`. Raises UserError if it takes no seed or does not return a pair."""
     try:
         answer = env.reset(seed=seed)
     except TypeError as error:
@@ -64,19 +65,19 @@ def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
         raise UserError(f"env {name!r}: {NO_SEED}") from error
     if isinstance(answer, tuple) and len(answer) == 2:
         return answer
-    old = "" if isinstance(answer, tuple) else " (the old gym interface gives the observation alone)"
-    raise UserError(f"env {name!r}: reset() must give (obs, info), it gave {described(answer)}{old}")
+    old = "" if isinstance(answer, tuple) else " (the old gym interface returns only the observation)"
+    raise UserError(f"env {name!r}: reset() must return (obs, info), it returned {described(answer)}{old}")
 
 
 def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:
-    """The mask in `info` for the action space `masks`, int8, as `flat_mask` shapes it: [N]. Raises ValueError."""
+    """Returns the mask in `info` for the action space `masks`, as `flat_mask` does: int8 [N]. Raises ValueError."""
     if not (isinstance(info, dict) and MASK in info):
-        raise ValueError(f"info has no {MASK!r}, at the first reset it had one")
+        raise ValueError(f"info has no {MASK!r}, although it had one at the first reset")
     return flat_mask(masks, info[MASK])
 
 
 def described(value: Any) -> str:
-    """A value that is not what was expected, in a few words."""
+    """Returns a short description of an unexpected value, for an error message."""
     if isinstance(value, tuple):
         return f"{len(value)} values" + (" (the old gym interface)" if len(value) == 4 else "")
     if isinstance(value, np.ndarray):

@@ -10,20 +10,20 @@ import gymnasium
 
 SIGNATURE = "reset(self, *, seed=None, options=None)"
 NO_SEED = (
-    f"reset() does not take a seed and options: write {SIGNATURE} and call super().reset(seed=seed) in it, as every "
-    "environment is reset with a seed"
+    f"reset() does not take a seed and options: write {SIGNATURE} and call super().reset(seed=seed) in it, because "
+    "every environment is reset with a seed"
 )
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(seed|options)'|takes no keyword arguments")
 
 
 def takes_no_seed(error: BaseException | None) -> bool:
-    """Whether a call of reset(seed=..) failed with `error` because of its or a wrapped environment's signature."""
+    """Whether reset(seed=..) failed with `error` because it, or that of a wrapped environment, takes no seed."""
     text = str(error)
     return isinstance(error, TypeError) and "reset" in text and bool(_UNEXPECTED.search(text))
 
 
 def foreign(space: Any) -> str:
-    """What to do about a space that is not gymnasium's, phrased to follow the space; "" for gymnasium's own."""
+    """Advice about a space that is not gymnasium's, phrased to follow the space; "" for gymnasium's own."""
     if isinstance(space, gymnasium.Space):
         return ""
     if "gym" in {part.__module__.partition(".")[0] for part in type(space).__mro__}:
@@ -35,8 +35,8 @@ def foreign(space: Any) -> str:
 
 
 def whole_answer(obs: Any) -> str:
-    """What to pass instead, in words, if `obs` looks like the whole result of reset or step; else ""."""
+    """Advice on what to pass instead if `obs` looks like the whole result of reset or step; else ""."""
     if not isinstance(obs, tuple) or not obs or not isinstance(obs[-1], Mapping) or len(obs) not in (2, 4, 5):
         return ""
     what = "reset() gives, (obs, info)" if len(obs) == 2 else "step() gives"
-    return f"this tuple is all that {what}; give its first value alone: act(obs, state, info=info)"
+    return f"this tuple is everything that {what}; pass only its first value: act(obs, state, info=info)"

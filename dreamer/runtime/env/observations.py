@@ -1,19 +1,19 @@
 """Converts the observations of an environment into rows, and checks them against its space. No jax.
 
-How a space becomes keys (nested Dicts and Tuples are flattened with "/", a lone space is "image" or "vector"). Rows and
-replay keep the environment's own dtype:
+The keys that each space becomes. Nested Dicts and Tuples are flattened with "/"; a space without keys is named "image"
+or "vector". Rows and replay keep the environment's own dtype:
 
-    Box of 3 axes within bounds         image [H, W, C]; the channels come first if that axis is the shortest
+    Box of 3 axes within bounds         image [H, W, C]; if the first axis is the shortest, it holds the channels
     Box uint8 [H, W]                    image [H, W, 1]
     Box uint8 of 4 axes                 a stack of images, [H, W, N * C]
-    other Box                           numbers, shape kept up to 2 axes, [] becomes [1], others flat
-    Discrete, MultiDiscrete             classes from 0 whatever the start; MultiDiscrete uses its largest number
-    MultiBinary                         numbers; of 3 axes an image
-    a space that holds nothing          dropped, such as Box of shape [0]
+    other Box                           numbers; keeps shapes of 1 or 2 axes, [] becomes [1], others are flattened
+    Discrete, MultiDiscrete             classes from 0, for any start; MultiDiscrete uses its largest number of classes
+    MultiBinary                         numbers; an image if it has 3 axes
+    an empty space                      dropped, for example a Box of shape [0]
 
 A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound marks a missing
 value. The encoder then sees zeros for the whole key, and the decoder has no loss for it in that row. Classes have no
-such mark; an environment whose value may be missing adds a class for that. A value outside its space is refused.
+such mark: an environment whose class may be missing needs an extra class. A value outside its space is an error.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ RESERVED = ("reward", "is_first", "is_last", "is_terminal")
 SUPPORTED = "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
 MOST_WIDTH = 2**24  # numbers that the encoder sees for one key of classes
-WIDEST_PICTURE = 1e6  # bounds further apart are those of numbers
-_TOLERANCE = 1e-4  # relative; environments round their bounds and their states differently
+WIDEST_PICTURE = 1e6  # a Box with bounds further apart holds numbers, not an image
+_TOLERANCE = 1e-4  # relative, because environments round bounds and states differently
 _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 
 
 class Reader(NamedTuple):
     """Finds, checks and writes one key of the observation.
 
-    path: keys into nested Dicts and Tuples | shape, kinds: of the environment's array and numpy's letters of its dtype
-    low, high: accepted bounds, None for an image of all uint8 | start: of the classes
-    axes: order of the environment's axes before they are joined to those of the row, () for unchanged
-    plain: whether an array of the environment is the row's without conversion
+    path: keys into nested Dicts and Tuples | shape: of the environment's array | kinds: numpy letters of its dtype kind
+    low, high: accepted bounds, None for an image of any uint8 values | start: of the classes
+    axes: order of the environment's axes before the reshape to the row's, () for unchanged
+    plain: whether the environment's array can be used as the row without conversion
     floor: the lowest finite number allowed for a float without a lower bound
     """
 
@@ -62,19 +62,19 @@ class Reader(NamedTuple):
 
 
 def find(reader: Reader, obs: Any) -> Any:
-    """The value of one key in an observation. Raises ValueError when it is not there."""
+    """Returns the value of one key of an observation. Raises ValueError if it is missing."""
     for key in reader.path:
         listed = isinstance(obs, (tuple, list)) and isinstance(key, int) and key < len(obs)
         if not listed and not (isinstance(obs, Mapping) and key in obs):
-            raise ValueError(f"observation has no key {reader.key!r}, its space promises one")
+            raise ValueError(f"observation has no key {reader.key!r}, although its space has one")
         obs = obs[key]
     return obs
 
 
 def read(reader: Reader, value: Any) -> np.ndarray:
-    """The value of one key as its row [*space.shape], checked against its space. Raises ValueError.
+    """Returns the row [*space.shape] of one key. Raises ValueError if the value does not fit its space.
 
-    value: an array of shape `reader.shape`, the environment's own.
+    value: the environment's array, of shape `reader.shape`.
     """
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
@@ -93,9 +93,9 @@ def read(reader: Reader, value: Any) -> np.ndarray:
 
 
 def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.ndarray]) -> Any:
-    """The observation of `space` from its rows {k: [..]}: the inverse of `read`, equal in structure, dtype and bits.
+    """Returns the observation of `space` from its row {k: [..]}: the exact inverse of `read`.
 
-    Keys "log/..." are missing, as rows do not hold them.
+    Keys "log/..." are missing, because rows do not contain them.
     """
     values: dict[tuple, np.ndarray] = {}
     for path, leaf in _leaves(space, ()):
@@ -113,9 +113,9 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
 
 
 def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
-    """An observation of an environment, or a batch of them, as {k: [E, ..]} for the agent; and whether it was single.
+    """Returns ({k: [E, ..]}, single): an observation or a batch of them for the agent, and whether it was single.
 
-    Raises UserError when it does not fit the spaces.
+    Raises UserError if it does not fit the spaces.
     """
     try:
         values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
@@ -124,54 +124,54 @@ def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[st
             if not single and (values[reader.key].ndim <= len(reader.shape) or not len(values[reader.key])):
                 raise ValueError(
                     f"key {reader.key!r} is {values[reader.key].dtype} {list(values[reader.key].shape)}, "
-                    f"neither {list(reader.shape)} nor a batch of such"
+                    f"neither {list(reader.shape)} nor a batch of these"
                 )
         lists = {key: [value] if single else list(value) for key, value in values.items()}
         rows = {r.key: [read(r, x) for x in lists[r.key]] for r in keys}
     except (ValueError, TypeError) as error:
         raise UserError(f"observation of env {name!r}: {whole_answer(obs) or error}") from None
     if len({len(row) for row in rows.values()}) > 1:
-        raise UserError(f"observation of env {name!r}: its keys hold different numbers of rows")
+        raise UserError(f"observation of env {name!r}: its keys have different numbers of rows")
     stacked = {r.key: np.stack(rows[r.key]) for r in keys}
     return for_device({r.key: r.space for r in keys}, stacked), single
 
 
 def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
-    """The Reader of each key of the observation, sorted by key, without keys "log/...", which the agent does not see.
+    """Returns the Readers of the observation, sorted by key. Keys "log/..." are left out: the agent does not see them.
 
-    action: if given, an observation MASK at the top level is checked to be a mask of its one-hots.
+    action: if given, checks that an observation MASK at the top level is a mask for its one-hots.
     """
     space = env.observation_space
     leaves: dict[str, tuple[tuple, spaces.Space]] = {}
     for path, leaf in _leaves(space, ()):
         key = "/".join(map(str, path))
         if key in leaves:
-            raise UserError(f"env {name!r}: two observations are called {key!r} once its Dicts are flattened")
+            raise UserError(f"env {name!r}: two observations have the key {key!r} after its Dicts are flattened")
         leaves[key] = path, leaf
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         leaves = {"vector": ((), space)}
     for key in leaves:
         if key in RESERVED:
-            raise UserError(f"env {name!r}: the observation key {key!r} is taken by the row itself; rename it")
+            raise UserError(f"env {name!r}: the observation key {key!r} is reserved for a column of the row; rename it")
     kept = sorted(leaves.keys() - dropped(env))
     found = [_reader(key, *leaves[key], name) for key in kept]
     found = [_as_mask(reader, action, name) if reader.key == MASK and action else reader for reader in found]
     if not [reader for reader in found if reader.key != MASK]:
-        raise UserError(f"env {name!r}: its observation space {space} holds no key for the agent{_reasons(env)}")
+        raise UserError(f"env {name!r}: its observation space {space} has no key for the agent{_reasons(env)}")
     if not isinstance(space, (spaces.Dict, spaces.Tuple)) and found[0].space.image:
         return [found[0]._replace(key="image")]
     return found
 
 
 def dropped(env: gymnasium.Env) -> dict[str, str]:
-    """The keys of the observation that the agent does not get, and why, in words."""
+    """Returns {key: reason} for the keys of the observation that the agent does not get."""
     reasons = {}
     for path, leaf in _leaves(env.observation_space, ()):
         key = "/".join(map(str, path))
         if key.startswith("log/"):
             reasons[key] = "keys log/... are for logs"
         elif _empty(leaf):
-            reasons[key or "vector"] = f"its shape {list(leaf.shape or ())} holds no number"
+            reasons[key or "vector"] = f"its shape {list(leaf.shape or ())} is empty"
     return reasons
 
 
@@ -180,8 +180,8 @@ def _empty(space: spaces.Space) -> bool:
 
 
 def _reasons(env: gymnasium.Env) -> str:
-    told = [f"{key!r}: {why}" for key, why in dropped(env).items()]
-    return f" ({'; '.join(told)})" if told else ""
+    reasons = [f"{key!r}: {why}" for key, why in dropped(env).items()]
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _leaves(space: spaces.Space, path: tuple) -> Iterator[tuple[tuple, spaces.Space]]:
@@ -199,7 +199,7 @@ def _gathered(space: spaces.Space, values: Mapping[tuple, np.ndarray], path: tup
         return {key: _gathered(space[key], values, inside[key]) for key in kept}
     if isinstance(space, spaces.Tuple):
         return tuple(_gathered(inner, values, (*path, number)) for number, inner in enumerate(space.spaces))
-    # A Discrete's own values are scalars of its dtype.
+    # The values of a Discrete are scalars of its dtype.
     return values[path][()] if isinstance(space, spaces.Discrete) else values[path]
 
 
@@ -219,7 +219,7 @@ def _reader(key: str, path: tuple, space: spaces.Space, name: str) -> Reader:
     if not (space.low <= space.high).all():
         raise UserError(
             f"env {name!r}: observation key {key!r} has a bound that is NaN or a low bound above its high bound, so no "
-            "value is inside; give low <= high"
+            "value can be inside; make low <= high"
         )
     return _box_reader(key, path, space)
 
@@ -232,7 +232,7 @@ def _class_reader(key: str, path: tuple, space: spaces.Discrete | spaces.MultiDi
     if row.width > MOST_WIDTH:
         raise UserError(
             f"env {name!r}: observation key {key!r}, {space}, has {row.width:,} classes in all, each an input of the "
-            f"encoder; at most {MOST_WIDTH:,}. Give it as a Box of numbers"
+            f"encoder; at most {MOST_WIDTH:,}. Make it a Box of numbers"
         )
     return Reader(key, path, row, shape, "iub", start, start + count - 1, start)
 
@@ -263,7 +263,7 @@ def _is_image(space: spaces.Box) -> bool:
 
 
 def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of the row [H, W, C], and the order of the axes (() for unchanged)."""
+    """Returns the shape of the row [H, W, C] and the order of the axes (() for unchanged)."""
     if len(shape) == 2:
         return (*shape, 1), ()
     stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)
@@ -277,13 +277,13 @@ def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
-    """The reader of an action mask, as two classes for each entry of the one-hots."""
+    """Returns the reader of an action mask, which has two classes for each entry of the one-hots."""
     if not action.onehots:
         return reader
     binary = np.all(reader.low == 0) and np.all((reader.high > 0.99) & (reader.high < 1.01))
     if reader.shape != (action.onehots,) or "f" in reader.kinds or not binary:
         raise UserError(
-            f"env {name!r}: the observation {MASK!r} must hold 0 or 1 for each of the {action.onehots} choices of the "
+            f"env {name!r}: the observation {MASK!r} must have 0 or 1 for each of the {action.onehots} choices of the "
             f"action, MultiBinary({action.onehots}); rename it if it is something else"
         )
     space = Space((action.onehots,), reader.space.dtype, 2)
@@ -291,7 +291,7 @@ def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds that values must keep: exact for whole numbers, with a tolerance for floats."""
+    """Returns the bounds that values must keep: exact for integers, with a tolerance for floats."""
     if space.dtype.kind == "b":
         return space.low.astype(np.uint8), space.high.astype(np.uint8)
     if space.dtype.kind != "f":
@@ -301,30 +301,30 @@ def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     unbounded = np.isneginf(low)
     low = np.clip(low - _TOLERANCE * np.maximum(1.0, np.abs(low)), -largest, largest)
     high = np.clip(high + _TOLERANCE * np.maximum(1.0, np.abs(high)), -largest, largest)
-    low = np.where(unbounded, -np.inf, low)  # there -inf is inside: it marks a missing value
+    low = np.where(unbounded, -np.inf, low)  # -inf is allowed there: it marks a missing value
     return (low, high) if space.dtype.itemsize > 4 else (low.astype(np.float32), high.astype(np.float32))
 
 
 def _largest(dtype: np.dtype) -> float:
-    """The largest number of a float dtype that the agent can see."""
+    """Returns the largest number of a float dtype that the agent can see."""
     return min(LARGEST, float(np.finfo(dtype).max))
 
 
 def inside(reader: Reader, array: np.ndarray) -> bool:
-    """Whether all of `array` [.., *shape] is inside the bounds of the key."""
-    # Written as NaN >= low is False: one pair of comparisons catches NaN, infinities and bounds. all() would take
+    """Whether all values of `array` [.., *shape] are inside the bounds of the key."""
+    # NaN >= low is False, so one pair of comparisons catches NaN, infinities and bounds. all() would take
     # twice as long for the few numbers of most observations, and this runs for every row.
     within = np.count_nonzero((array >= reader.low) & (array <= reader.high)) == array.size
     return within and (_fits(reader, array) or not np.any((array < reader.floor) & (array > -np.inf)))
 
 
 def _fits(reader: Reader, array: np.ndarray) -> bool:
-    """Whether no finite number becomes -inf, the mark of a missing value, when converted for the agent."""
+    """Whether all finite numbers stay finite when converted for the agent: -inf would mark a missing value."""
     return reader.floor is None or (array.itemsize <= 4 and reader.floor == -LARGEST)
 
 
 def outside(reader: Reader, array: np.ndarray) -> str:
-    """Where a value of one key is outside its bounds, in words."""
+    """Returns an error text that names the first value outside the bounds of a key."""
     array, low, high = np.broadcast_arrays(array, reader.low, reader.high)
     wrong = ~((array >= low) & (array <= high))
     if reader.floor is not None:
@@ -337,4 +337,4 @@ def outside(reader: Reader, array: np.ndarray) -> str:
     if reader.floor is not None and value < reader.floor:
         return f"key {reader.key!r}{place} is {value:.6g}, below {reader.floor:.6g}, the lowest number that fits"
     limits = f"{low[where]:.6g} to {high[where]:.6g}"
-    return f"key {reader.key!r}{place} is {value:.6g}, outside of its space's bounds {limits}"
+    return f"key {reader.key!r}{place} is {value:.6g}, outside its space's bounds {limits}"

@@ -1,10 +1,10 @@
-"""The numbers that an environment reports on its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
+"""The numbers that an environment reports about its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
 
-    info["is_success"]     scalars of `info` in the last row of an episode -> is_success
+    info["is_success"]     scalars of `info` in an episode's last row -> is_success
     obs["log/height"]      observation keys "log/..." of one number, which the agent does not see
                            -> height/mean and height/max over the rows of an episode, including the reset row
 
-Nested dicts, arrays and strings in `info` are not logged, nor are keys "log/..." of several numbers.
+Nested dicts, arrays and strings in `info` are not logged, and neither are keys "log/..." with several numbers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _ODD = re.compile(r"[^\w./-]+")
 
 
 class Tally:
-    """Owns the numbers of the running episode of one environment. `finished`: those of the last ended episode.
+    """Owns the numbers of the current episode of one environment. `finished`: the numbers of the last ended episode.
 
-    space: of the observations.
+    space: the observation space.
     """
 
     def __init__(self, space: spaces.Space):
@@ -42,17 +42,17 @@ class Tally:
         self._sums, self.finished = {}, {}
 
     def add(self, obs: Any) -> None:
-        """Adds the keys "log/..." of one row; a missing key is left out."""
+        """Adds the keys "log/..." of one row; skips missing keys."""
         for name, path in self.keys.items():
             value = _scalar(_inner(obs, path))
             if value is None:
                 continue
             total, rows, highest = self._sums.get(name, [0.0, 0, -math.inf])
-            kept = value <= highest or math.isnan(highest)  # a nan stays nan
+            kept = value <= highest or math.isnan(highest)  # NaN stays NaN
             self._sums[name] = [total + value, rows + 1, highest if kept else value]
 
     def end(self, info: Any) -> None:
-        """Ends the episode; info: of its last row."""
+        """Ends the episode. info: the info of its last row."""
         found: dict[str, float] = {}
         for key, value in info.items() if info and isinstance(info, Mapping) else ():
             number = _scalar(value) if key != MASK else None
@@ -64,7 +64,7 @@ class Tally:
         self.finished = found
 
     def state(self) -> dict[str, Any]:
-        """The sums of the running episode, as plain values."""
+        """Returns the sums of the current episode as plain values."""
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -72,15 +72,16 @@ class Tally:
         sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
                 state["sums"].items()}  # fmt: skip
         if any(rows < 1 for _, rows, _ in sums.values()):
-            raise ValueError("its own numbers are of no row")
+            raise ValueError("its own numbers belong to no row")
         self._sums = {name: list(values) for name, values in sums.items()}
         self.finished = {str(name): float(value) for name, value in state["finished"].items()}
 
 
 def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
-    """The numbers of a finished episode by the name under which they are logged; odd characters become "_".
+    """Returns the numbers of a finished episode by their names in the log; other characters become "_".
 
-    env: for messages. UserError for a name that the run itself uses, that is too long, or that two numbers share.
+    env: named in errors. Raises UserError for a name that the run itself uses, that is too long, or that two numbers
+    share.
     """
     found: dict[str, float] = {}
     keys: dict[str, str] = {}
@@ -88,7 +89,7 @@ def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
         name = _ODD.sub("_", key.removeprefix(PREFIX)).strip("/") or "_"
         what = f"env {env!r}: the {_source(key)} would be logged as episode/{name[:LONGEST]}"
         if name in OURS:
-            raise UserError(f"{what}, which is the run's own; rename it in the environment or in a wrapper")
+            raise UserError(f"{what}, which the run itself uses; rename it in the environment or in a wrapper")
         if len(name) > LONGEST:
             raise UserError(f"{what}..., which has more than {LONGEST} characters; give it a shorter name")
         if name in found:
@@ -98,7 +99,7 @@ def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
 
 
 def check_keys(space: spaces.Space, env: str) -> None:
-    """UserError when keys "log/..." of an observation space have names that cannot be logged."""
+    """Raises UserError if a key "log/..." of an observation space has a name that cannot be logged."""
     named({f"{PREFIX}{name}/mean": 0.0 for name, _ in _logged(space, ())}, env)
 
 
@@ -109,7 +110,7 @@ def _source(key: str) -> str:
 
 
 def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """(name, path) of the leaves with one number whose flattened key begins with "log/"."""
+    """Yields (name, path) of the leaves with one number whose flattened key begins with "log/"."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _logged(inner, (*path, key))
@@ -120,7 +121,7 @@ def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
 
 
 def _inner(obs: Any, path: tuple) -> Any:
-    """The value at `path` of an observation, None where there is none."""
+    """Returns the value at `path` of an observation, or None if there is none."""
     for key in path:
         try:
             obs = obs[key]
@@ -130,7 +131,7 @@ def _inner(obs: Any, path: tuple) -> Any:
 
 
 def _scalar(value: Any) -> float | None:
-    """A number as a float, None for anything else."""
+    """Returns a number as a float, or None for anything else."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):

@@ -1,16 +1,16 @@
-"""Turns an environment of several agents into rows: each agent is its own stream. No jax.
+"""Turns a multi-agent environment into rows: each agent has its own stream. No jax.
 
 An environment is parallel if it has the methods of PettingZoo's ParallelEnv, which need not be installed:
 
-    possible_agents                                    the names of all agents that may ever act
+    possible_agents                                    the names of all agents that can ever act
     observation_space(agent), action_space(agent)      the same for all of them
-    reset(seed=..)  -> {agent: obs}, {agent: info}     for the agents that begin
+    reset(seed=..)  -> {agent: obs}, {agent: info}     for the agents that start
     step({agent: action}) -> {agent: obs}, {agent: reward}, {agent: terminated}, {agent: truncated}, {agent: info}
-    render_mode, render(), get_state(), set_state(state), close()      as gymnasium's, where it has them
+    render_mode, render(), get_state(), set_state(state), close()      as in gymnasium; optional
 
-All agents share one world model and one policy; the observation AGENT is the number of a row's agent. An agent that
-ends gets its last row and then none until the game is over, that is, until all agents have ended. Then the environment
-is reset with a fresh seed, and each agent that begins gets a first row. An agent may also begin in a running game.
+All agents share one world model and one policy; the observation AGENT is the index of a row's agent. An agent that
+ends has its last row, and no more rows until the game is over, that is, until all agents have ended. The environment is
+then reset with a new seed, and each agent that starts has a first row. Agents may also enter during a game.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from dreamer.spaces import Spec
 from dreamer.steps import Step
 
 AGENT = "agent"
-ABSENT = np.float32(np.nan)  # the reward of an agent that is not in the game: it has no row
+ABSENT = np.float32(np.nan)  # marks the slot of an agent that is not in the game and so has no row
 _ANSWERS = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
 def is_parallel(env: Any) -> bool:
-    """Whether `env` has several agents that step together. UserError when they take turns."""
+    """Whether `env` has several agents that step together. Raises UserError if its agents take turns."""
     if not hasattr(env, "possible_agents") or not callable(getattr(env, "observation_space", None)):
         return False
     if hasattr(env, "agent_selection") or hasattr(env, "agent_iter"):
-        advice = "give its parallel form, parallel_env() or pettingzoo.utils.aec_to_parallel"
-        raise UserError(f"the agents of {type(env).__name__} act one after the other; {advice}")
+        advice = "use its parallel form, parallel_env() or pettingzoo.utils.aec_to_parallel"
+        raise UserError(f"the agents of {type(env).__name__} take turns; {advice}")
     return True
 
 
 class Side(gymnasium.Env):
-    """One agent's view of the environment, as a gymnasium environment that returns its results from `answer`.
+    """One agent's view of the environment, as a gymnasium environment that returns `answer` at each step.
 
-    index: its number, the observation AGENT. answer: (obs, reward, terminated, truncated, info) to return next.
+    index: of the agent, its observation AGENT. answer: (obs, reward, terminated, truncated, info) to return next.
     """
 
     def __init__(self, team: Any, agents: list, index: int, name: str):
-        """Raises UserError when AGENT cannot be added to its observation."""
+        """Raises UserError if AGENT cannot be added to the observation."""
         self.index, self.agent = index, agents[index]
         self.answer: Any = None
         own = team.observation_space(self.agent)
         if isinstance(own, spaces.Dict) and AGENT in own.spaces:
-            raise UserError(f"env {name!r}: the observation key {AGENT!r} is the number of the agent; rename it")
+            raise UserError(f"env {name!r}: the observation key {AGENT!r} is reserved for the agent's index; rename it")
         self.action_space = team.action_space(self.agent)
         self.lone = "" if isinstance(own, spaces.Dict) else "obs"
         if self.lone and not isinstance(own, spaces.Tuple):
@@ -68,13 +68,13 @@ class Side(gymnasium.Env):
         self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents))})
 
     def shown(self, obs: Any) -> Any:
-        """An observation of the environment with the agent's number added."""
+        """Returns an observation of the environment with the agent's index added."""
         if not self.lone and not isinstance(obs, Mapping):
             return obs  # reading it raises the error
         return {**({self.lone: obs} if self.lone else obs), AGENT: self.index}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        """The observation and info of `answer`."""
+        """Returns the observation and info of `answer`."""
         return self.answer[0], self.answer[4]
 
     def step(self, action: Any) -> Any:
@@ -82,14 +82,14 @@ class Side(gymnasium.Env):
         return self.answer
 
     def get_state(self) -> None:
-        """None: the state belongs to the environment."""
+        """Returns None, because the state belongs to the whole environment."""
 
     def set_state(self, state: None) -> None:
-        """Does nothing: the state belongs to the environment."""
+        """Does nothing, because the state belongs to the whole environment."""
 
 
 def sides_of(team: Any, name: str) -> list[Side]:
-    """The agents of a parallel environment, in their order. UserError unless all have the same spaces."""
+    """Returns the agents of a parallel environment in order. Raises UserError unless all have the same spaces."""
     agents = list(team.possible_agents)
     if not agents:
         raise UserError(f"env {name!r}: possible_agents is empty")
@@ -100,16 +100,16 @@ def sides_of(team: Any, name: str) -> list[Side]:
 
 
 def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[EnvAdapter, Any]:
-    """The EnvAdapter of every agent, and the result of the reset made to find it. Raises UserError."""
+    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it. Raises UserError."""
     answer = begun(team, seed, name)
     side = next((side for side in sides if side.agent in answer[0]), sides[0])
-    side.answer = told_at_first(side, answer)
+    side.answer = first_answer(side, answer)
     found = adapt(side, name)
     return found._replace(spec=dataclasses.replace(found.spec, agents=len(sides)), first=None), answer
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """The Spec of `env`, parallel or not; for an environment that will not be stepped. Raises UserError."""
+    """Returns the Spec of an environment, parallel or not, that will not be stepped. Raises UserError."""
     return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 
@@ -117,22 +117,22 @@ def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
     """Resets an environment; returns observations and infos by agent. Raises UserError."""
     observations, infos = checked_reset(team, seed, name)
     if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
-        raise UserError(f"env {name!r}: reset() must give two dicts by agent, it gave {described(observations)}")
+        raise UserError(f"env {name!r}: reset() must return two dicts by agent, it returned {described(observations)}")
     if not observations:
-        raise UserError(f"env {name!r}: reset() gave no agent an observation")
+        raise UserError(f"env {name!r}: reset() returned an observation for no agent")
     return observations, infos
 
 
-def told_at_first(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
-    """The answer for an agent that begins, from the observations and infos by agent."""
+def first_answer(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
+    """Returns the answer for an agent that starts, from the observations and infos by agent."""
     observations, infos = answer
     return side.shown(observations[side.agent]), 0.0, False, False, infos.get(side.agent, {})
 
 
 class ParallelRows:
-    """Owns one parallel environment; makes one row for each of its agents at a time. Like EnvRows, except for `turn`.
+    """Owns one parallel environment and makes one row per agent at each step. Like EnvRows, except for `turn`.
 
-    spec: of each agent. Raises UserError when the environment breaks its spaces or the form above.
+    spec: of each agent. Raises UserError if the environment violates its spaces or the interface above.
     """
 
     def __init__(self, env: Any, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
@@ -153,8 +153,8 @@ class ParallelRows:
     def turn(self, out: Step, index: int) -> None:
         """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
 
-        Actions are not changed. They are ignored in the first call, in the first call after a game, and for agents
-        that are out of the game.
+        Leaves the actions unchanged. They are ignored in the first call, in the first call after a game, and for agents
+        that are not in the game.
         """
         first = index * len(self._sides)
         for rows in self._rows:
@@ -176,30 +176,30 @@ class ParallelRows:
             self._ended = [False] * len(self._sides)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """The environment's own numbers of the episodes that the last written rows end, by number of the agent."""
+        """Returns the environment's own numbers of the episodes that end in the last written rows, by agent index."""
         return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:
-        """An image uint8 [H, W, 3] of the game, or None if the environment was not made to draw."""
+        """Returns an image uint8 [H, W, 3] of the game, or None if the environment was not made to render."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:
-        """The state of the environment after the last written rows, or the reason (str) why it cannot be captured."""
+        """Returns the environment's state after the last written rows, or the reason (str) why it cannot be saved."""
         own = self._seed, self._games, self._playing, self._ended
         return env_state.get_state(self.env, (own, [rows.position() for rows in self._rows]))
 
     def set_state(self, state: bytes) -> str:
-        """Restores a state; returns "", or the reason why not: the environment must not be used then."""
+        """Restores a state. Returns "", or the reason for a failure, after which the environment must not be used."""
         try:
             own, positions = env_state.set_state(self.env, state)
             for rows, position in zip(self._rows, positions, strict=True):
-                rows.go_on(position)
+                rows.load_position(position)
             self._seed, self._games, self._playing, self._ended = own
             if not len(self._playing) == len(self._ended) == len(self._sides):
-                raise ValueError("it is of another number of agents")
+                raise ValueError("it has another number of agents")
             self._fresh = None
         except Exception as error:
-            return f"it does not take its state back, {type(error).__name__}: {error}"
+            return f"it refused its saved state, {type(error).__name__}: {error}"
         return ""
 
     def close(self) -> None:
@@ -207,54 +207,54 @@ class ParallelRows:
         self.env.close()
 
     def _begin(self) -> dict[int, Any]:
-        """Begins a new game: the answers of the agents that begin, by number."""
+        """Starts a new game and returns the answers of the agents that start, by index."""
         self._games += 1
         answer, self._fresh = self._fresh, None
         if answer is None:
             answer = begun(self.env, seed_of(self._seed, self._games), self.name)
-        return {side.index: told_at_first(side, answer) for side in self._sides if side.agent in answer[0]}
+        return {side.index: first_answer(side, answer) for side in self._sides if side.agent in answer[0]}
 
     def _step(self, actions: np.ndarray) -> dict[int, Any]:
-        """Steps the game, at most once per action repeat: the answers of the agents in the game, by number."""
+        """Steps the game, at most once per action repeat; returns the answers of the agents in the game, by index."""
         natives = {n: self._rows[n].natives(actions[n : n + 1])[0] for n, plays in enumerate(self._playing) if plays}
         answers: dict[int, Any] = {}
         for _ in range(self._repeat):
-            told = self._told(self.env.step({self._sides[n].agent: native for n, native in natives.items()}))
+            results = self._results(self.env.step({self._sides[n].agent: native for n, native in natives.items()}))
             for number in list(natives):
-                obs, reward, terminated, truncated, info = self._answer(self._sides[number], told)
+                obs, reward, terminated, truncated, info = self._answer(self._sides[number], results)
                 reward = answers[number][1] + reward if number in answers else reward
                 answers[number] = obs, reward, terminated, truncated, info
                 if terminated or truncated:
                     del natives[number]
-            come = [side for side in self._waiting() if side.agent in told[0]]
-            answers |= {side.index: told_at_first(side, (told[0], told[4])) for side in come}
-            if come or not natives:  # an agent that has just begun must act
+            entering = [side for side in self._waiting() if side.agent in results[0]]
+            answers |= {side.index: first_answer(side, (results[0], results[4])) for side in entering}
+            if entering or not natives:  # an agent that has just entered must act
                 break
         return answers
 
     def _waiting(self) -> list[Side]:
-        """The agents that were not in this game yet."""
+        """Returns the agents that have not entered this game yet."""
         in_it = zip(self._sides, self._playing, self._ended, strict=True)
         return [side for side, playing, ended in in_it if not (playing or ended)]
 
-    def _told(self, answer: Any) -> tuple:
+    def _results(self, answer: Any) -> tuple:
         if isinstance(answer, tuple) and len(answer) == 5 and all(isinstance(part, Mapping) for part in answer):
             return answer
         parts = ", ".join(_ANSWERS)
-        raise self._error(f"step() must give five dicts by agent ({parts}), it gave {described(answer)}")
+        raise self._error(f"step() must return five dicts by agent ({parts}), it returned {described(answer)}")
 
-    def _answer(self, side: Side, told: tuple) -> tuple:
-        """The answer for an agent that is in the game."""
-        observations, rewards, terminations, truncations, infos = told
+    def _answer(self, side: Side, results: tuple) -> tuple:
+        """Returns the answer for an agent that is in the game."""
+        observations, rewards, terminations, truncations, infos = results
         try:
             obs, reward = observations[side.agent], rewards[side.agent]
             terminated, truncated = terminations[side.agent], truncations[side.agent]
         except KeyError:
-            missing = next(name for name, part in zip(_ANSWERS, told, strict=True) if side.agent not in part)
-            raise self._error(f"step() gave no {missing} of agent {side.agent!r}, which has not ended") from None
+            missing = next(name for name, part in zip(_ANSWERS, results, strict=True) if side.agent not in part)
+            raise self._error(f"step() returned no {missing} for agent {side.agent!r}, which has not ended") from None
         left = getattr(self.env, "agents", None)
         if left is not None and side.agent not in left and not (terminated or truncated):
-            raise self._error(f"agent {side.agent!r} has left `agents`, neither terminated nor truncated")
+            raise self._error(f"agent {side.agent!r} is no longer in `agents`, but neither terminated nor truncated")
         return side.shown(obs), reward, terminated, truncated, infos.get(side.agent, {})
 
     def _error(self, text: str) -> UserError:
@@ -262,14 +262,14 @@ class ParallelRows:
 
 
 def seed_of(seed: int | None, game: int) -> int | None:
-    """The seed of a game, from 1 on: the environment's own for the first, derived from it for later games."""
+    """Returns the seed of a game (1, 2, ..): the environment's own for the first, derived from it for later games."""
     if seed is None or game == 1:
         return seed
     return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits, the limit of some games
 
 
 def _check_alike(side: Side, first: Side, name: str) -> None:
-    """Raises UserError naming the agent, and the key of its observation, that differs from the first agent's."""
+    """Raises UserError if an agent's spaces differ from the first agent's; names the agent and the key."""
     for kind in ("observation_space", "action_space"):
         own, other = getattr(side, kind), getattr(first, kind)
         if own == other:
@@ -284,7 +284,7 @@ def _check_alike(side: Side, first: Side, name: str) -> None:
 
 
 def _difference(own: Any, other: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """The deepest place in their Dicts at which two unequal spaces differ, and the two spaces there."""
+    """Returns the deepest path in their Dicts at which two unequal spaces differ, and the two spaces there."""
     if isinstance(own, spaces.Dict) and isinstance(other, spaces.Dict):
         for key in sorted({*own.spaces, *other.spaces}, key=str):
             mine, theirs = own.spaces.get(key), other.spaces.get(key)

@@ -1,6 +1,6 @@
-"""One gymnasium environment, turned into the rows that `steps.py` draws. No jax.
+"""Turns one gymnasium environment into the rows described in `steps.py`. No jax.
 
-Every row is checked against its space, so that a broken environment is named where it breaks.
+Every row is checked against its space, so that an error names the environment and the step.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NUMBERS, FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 
 
 def empty_step(spec: Spec, envs: int) -> Step:
-    """A Step [envs, ..] to be written; actions, rewards and flags are zero."""
+    """Returns a Step [envs, ..] to write into; actions, rewards and flags are zero."""
     obs = {key: np.zeros((envs, *space.shape), space.dtype) for key, space in spec.obs.items()}
     flags = np.zeros((3, envs), bool)
     return Step(obs, np.zeros((envs, spec.action_width), np.float32), np.zeros(envs, np.float32), *flags)
 
 
 class EnvRows:
-    """Owns one environment; makes one row of it at a time.
+    """Owns one environment and makes one row at each step.
 
-    spec: Spec. seed: of the first reset. action_repeat: how often each action is taken, rewards summed.
+    seed: of the first reset. action_repeat: how often each action is repeated, rewards summed.
     name: for messages. known: the EnvAdapter of the environment, if already found. The constructor may reset the
-    environment, to see whether its info has an action mask. Raises UserError when it breaks its own spaces.
+    environment to see whether its info has an action mask. Raises UserError if it violates its own spaces.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class EnvRows:
         self._step = 0
 
     def write(self, action: np.ndarray, out: Step, index: int) -> None:
-        """Takes `action` [A] and writes the answer into row `index` of `out`, whose action is not changed.
+        """Takes `action` [A] and writes the answer into row `index` of `out`, whose action is left unchanged.
 
-        The first call, and the one after a row that is_last, ignore the action and reset.
+        The first call, and each call after a row that is_last, ignores the action and resets the environment.
         """
         self.accept(self.ask(self._to_env(action)), out, index)
 
@@ -69,15 +69,16 @@ class EnvRows:
         self.write(out.action[index], out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
-        """The arguments of `ask`, in environments like this one, for actions [R, A]."""
+        """Returns the arguments of `ask`, in environments like this one, for actions [R, A]."""
         if self._start is not None:
             return list(actions.argmax(1) + self._start)
         return [self._to_env(action) for action in actions]
 
     def ask(self, native: Any) -> Any:
-        """The raw result of `env.step(native)`, rewards summed over action repeats; after an episode's end, of `reset`.
+        """Returns the raw result of `env.step(native)`, or of `env.reset` after an episode's end.
 
-        For `accept` or `write_together`. Not validated unless actions are repeated.
+        Rewards are summed over action repeats. The result is for `accept` or `write_together`, and is validated only if
+        actions are repeated.
         """
         if self._over:
             return self._reset()
@@ -96,7 +97,7 @@ class EnvRows:
         return obs, total, terminal, truncated, info
 
     def accept(self, answer: Any, out: Step, index: int) -> None:
-        """Checks an answer of `ask` and writes it into row `index` of `out` [E, ..], whose action is not changed."""
+        """Checks an answer of `ask` and writes it into row `index` of `out` [E, ..], except for the action."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
         if self._tally.keys:
@@ -107,16 +108,16 @@ class EnvRows:
         out.is_last[index], out.is_terminal[index] = self._over, terminal
 
     def end(self, info: Any) -> None:
-        """Ends the episode at the last written row; info: of that row."""
+        """Ends the episode at the last written row. info: the info of that row."""
         self._over = True
         self._tally.end(info)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """The environment's own numbers of the episode that the last written row ends, {0: ..}; {} if there is none."""
+        """Returns {0: the environment's own numbers} if an episode ends in the last written row, else {}."""
         return {0: self._tally.finished} if self._tally.finished else {}
 
     def forget_finished(self) -> None:
-        """Drops the numbers of the last ended episode."""
+        """Clears the numbers of the last ended episode."""
         self._tally.finished = {}
 
     def step(self, action: np.ndarray) -> Step:
@@ -126,30 +127,30 @@ class EnvRows:
         return out
 
     def render(self) -> np.ndarray | None:
-        """An image uint8 [H, W, 3], or None if the environment was not made to draw."""
+        """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
         return drawn(self.env)
 
     def get_state(self) -> bytes | str:
-        """The state of the environment after the last written row, or the reason (str) why it cannot be captured."""
+        """Returns the environment's state after the last written row, or the reason (str) why it cannot be saved."""
         return env_state.get_state(self.env, self.position())
 
     def set_state(self, state: bytes) -> str:
-        """Restores a state; returns "", or the reason why not: the environment must not be used then."""
+        """Restores a state. Returns "", or the reason for a failure, after which the environment must not be used."""
         try:
-            self.go_on(env_state.set_state(self.env, state))
+            self.load_position(env_state.set_state(self.env, state))
         except Exception as error:
-            return f"it does not take its state back, {type(error).__name__}: {error}"
+            return f"it refused its saved state, {type(error).__name__}: {error}"
         return ""
 
     def position(self) -> tuple[bool, int, int, int | None, Any]:
-        """The counters of episodes and steps and the numbers of this episode, saved besides the environment's state."""
+        """Returns the episode and step counters and the numbers of this episode, saved with the environment's state."""
         return self._over, self._episode, self._step, self._seed, self._tally.state()
 
-    def go_on(self, position: tuple[bool, int, int, int | None, Any]) -> None:
+    def load_position(self, position: tuple[bool, int, int, int | None, Any]) -> None:
         """Restores a `position`. Raises ValueError if it is not one."""
         over, episode, step, seed, numbers = position
         if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
-            raise ValueError("the place in its episodes is missing")
+            raise ValueError("the position in its episodes is missing")
         self._tally.load(numbers)
         self._over, self._episode, self._step, self._seed = over, episode, step, seed
         self._fresh = None
@@ -172,7 +173,7 @@ class EnvRows:
     def _parts(self, answer: Any) -> tuple[Any, float, bool, bool, Any]:
         if not (isinstance(answer, tuple) and len(answer) == 5):
             raise self._error(
-                f"step() must give (obs, reward, terminated, truncated, info), it gave {described(answer)}"
+                f"step() must return (obs, reward, terminated, truncated, info), it returned {described(answer)}"
             )
         obs, reward, terminated, truncated, info = answer
         number = self._number(reward)
@@ -213,23 +214,26 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """An image uint8 [H, W, 3] of an environment, None if it was not made to draw. UserError for any other result."""
+    """Returns an image uint8 [H, W, 3] of an environment, or None if it was not made to render.
+
+    Raises UserError if `render` returns anything else.
+    """
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
     image = env.render()
     array = np.asarray(image)
     whole = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[2] in (3, 4) and array.size > 0
     if not whole or array.min() < 0 or array.max() > 255:
-        raise UserError(f"render() must give an image uint8 [H, W, 3], it gave {described(image)}")
-    return array[..., :3].astype(np.uint8)  # a copy, as some draw into the same array again; without transparency
+        raise UserError(f"render() must return an image uint8 [H, W, 3], it returned {described(image)}")
+    return array[..., :3].astype(np.uint8)  # a copy, because some environments reuse the array; without transparency
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
-    """Checks answers of `ask` from environments like each other, and writes them into rows `where` of `out` [E, ..].
+    """Checks answers of `ask` from environments with equal spaces, and writes them into rows `where` of `out` [E, ..].
 
-    One write for all rows saves most of the cost of a row in cheap environments. Returns False, and the written rows
-    must be ignored, if any row is not plain or leaves its space; call `accept` on each to find out which and why.
-    Actions are not changed.
+    One write for all rows saves most of the cost of a row in cheap environments. Returns False if any row is not plain
+    or is outside its space; the written rows must then be ignored, and `accept` on each finds out which and why.
+    Leaves the actions unchanged.
     """
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False
@@ -237,7 +241,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
         observations, rewards, terminated, truncated, infos = zip(*answers, strict=True)
         if not (set(map(type, rewards)) <= NUMBERS and set(map(type, terminated + truncated)) <= FLAGS):
             return False
-        if not (-LARGEST <= min(rewards) and max(rewards) <= LARGEST and sum(rewards) == sum(rewards)):  # NaN is not
+        if not (-LARGEST <= min(rewards) and max(rewards) <= LARGEST and sum(rewards) == sum(rewards)):  # false for NaN
             return False
         for reader in rows[0].readers:
             arrays = [find(reader, obs) for obs in observations] if reader.path else observations
@@ -249,7 +253,7 @@ def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, w
             if not inside(reader, block):
                 return False
             out.obs[reader.key][where] = block
-    except Exception:  # `accept` raises it again, and names the environment
+    except Exception:  # `accept` raises it again and names the environment
         return False
     out.reward[where] = rewards
     out.is_first[where] = False

@@ -1,14 +1,14 @@
-"""Saves the state of an environment as bytes and restores it, only where the state is certainly complete. No jax.
+"""Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete. No jax.
 
 Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
-These can be saved; for all others `get_state` returns the reason why not:
+The environments below can be saved; for all others `get_state` returns a reason:
 
     its outermost layer has get_state() and set_state(state)     their state, if it can be pickled
     known gymnasium wrappers around such an environment          and the wrappers' own counters
-    gymnasium's classic_control and toy_text, in the same        its attributes, without spaces and drawing
+    gymnasium's classic_control and toy_text, also wrapped       its attributes, without spaces and rendering
 
-The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs no code when it is read, PICKLED for values
-without such a form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
+The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs no code when it is read, or PICKLED for
+values without such a form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreamer.runtime.files import plain_state
 
 PLAIN, PICKLED = b"\0", b"\1"
 
-OWN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")  # all of their state is in their attributes
+OWN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")  # their whole state is in their attributes
 # The attributes that each known wrapper changes while it runs.
 WRAPPERS: dict[type, tuple[str, ...]] = {
     wrappers.TimeLimit: ("_elapsed_steps",),
@@ -37,26 +37,26 @@ DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec"
 
 
 def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
-    """The state of `env` as bytes, or a short reason (str) why it cannot be captured, phrased to follow "since".
+    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, phrased to follow "since".
 
-    more: the caller's own record of it, which `set_state` returns.
+    more: a value of the caller that is saved with the state; `set_state` returns it.
     """
     layers, base = _layers(env)
     if not _known(base):
         if isinstance(base, gymnasium.Wrapper):
-            return f"nobody knows what the wrapper {type(base).__name__} remembers: give it get_state and set_state"
+            return f"the wrapper {type(base).__name__} may keep state of its own: give it get_state and set_state"
         return f"{type(base).__name__} has no get_state and set_state"
     try:
         own = base.get_state() if _gives(base) else _attributes(base)
         return _packed(([_counters(layer) for layer in layers], own, more))
     except Exception as error:  # a state that cannot be read or pickled cannot be restored
-        return f"the state of {type(base).__name__} cannot be had, {type(error).__name__}: {error}"
+        return f"the state of {type(base).__name__} cannot be read, {type(error).__name__}: {error}"
 
 
 def set_state(env: gymnasium.Env, state: bytes) -> Any:
-    """Restores a state in an environment made in the same way; returns the caller's `more`.
+    """Restores a state in an environment that was made in the same way. Returns the `more` given to `get_state`.
 
-    Reading a `pickled` state may run any code. Raises ValueError, and errors of the environment's set_state.
+    Reading a `pickled` state can run arbitrary code. Raises ValueError, and errors of the environment's set_state.
     """
     layers, base = _layers(env)
     if not _known(base):
@@ -74,7 +74,7 @@ def set_state(env: gymnasium.Env, state: bytes) -> Any:
 
 
 def pickled(state: bytes) -> bool:
-    """Whether `set_state` would unpickle a state."""
+    """Whether `set_state` would have to unpickle a state."""
     return state[:1] != PLAIN
 
 
@@ -90,12 +90,12 @@ def _unpacked(state: bytes) -> Any:
         return plain_state.decode(state[1:])
     if state[:1] == PICKLED:
         return pickle.loads(zlib.decompress(state[1:]))
-    env, *more = pickle.loads(state)  # as older versions wrote it
+    env, *more = pickle.loads(state)  # the format of older versions
     return *pickle.loads(env), tuple(more)
 
 
 def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
-    """The known wrappers, and the environment inside them."""
+    """Returns the known wrappers, and the environment inside them."""
     layers: list[gymnasium.Wrapper] = []
     while not _gives(env) and type(env) in WRAPPERS:
         layers.append(env)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
 
 
 def _known(base: Any) -> bool:
-    """Whether the whole state of an environment can be read."""
+    """Whether the complete state of an environment can be read."""
     return _gives(base) or type(base).__module__.startswith(OWN)
 
 
@@ -122,6 +122,6 @@ def _attributes(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def _images(value: Any) -> bool:
-    """Whether a value is pygame's, or contains only such values."""
+    """Whether a value is an object of pygame, or contains only such objects."""
     items = value if isinstance(value, list | tuple) and value else [value]
     return all(type(item).__module__.startswith("pygame") for item in items)

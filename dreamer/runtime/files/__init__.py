@@ -1,1 +1,1 @@
-"""The files of a run directory: written whole, sealed, locked, and checked before use."""
+"""The files of a run directory: written atomically, sealed, locked, and checked before use."""

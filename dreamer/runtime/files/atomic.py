@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and explains errors of the disk. No jax."""
+"""Writes files completely or not at all, and explains disk errors. No jax."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dreamer.errors import UserError
 
-UNFINISHED = ".unfinished"  # suffix of a file until it is whole
+UNFINISHED = ".unfinished"  # suffix of a file until it is complete
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Writes a file and the folders above it, whole or not at all; returns its path.
+    """Writes a file completely or not at all, and creates the folders above it. Returns its path.
 
-    write: called with the path at which to make the file. Raises UserError when the file cannot be written.
+    write: called with the path at which to create the file. Raises UserError if the file cannot be written.
     """
     with _in_place_of(path) as half:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
-    """Like `write_whole`, but the folder must exist, and the call waits until the file is on the disk."""
+    """Like `write_whole`, but the folder must exist, and the call returns only when the file is on the disk."""
     with _in_place_of(path) as half:
         write(half)
         sync(half)
@@ -38,7 +38,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """The unfinished file, which is removed at the end of the block."""
+    """A context with the path of the unfinished file, which is removed at the end."""
     half = path.with_name(path.name + UNFINISHED)
     try:
         yield half
@@ -59,10 +59,10 @@ def sync(path: Path) -> None:
 
 
 def disk_error(error: OSError, path: str | Path) -> UserError:
-    """A UserError of one line for an OSError while writing `path`; for a full disk with the free bytes."""
+    """Returns a one-line UserError for an OSError while writing `path`. On a full disk it names the free bytes."""
     path = Path(path)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"cannot write {path}: {error.strerror or error}")
     place = next((parent for parent in (path, *path.absolute().parents) if parent.is_dir()), Path("/"))
     free = shutil.disk_usage(place).free
-    return UserError(f"no space left on the disk of {path} ({free} bytes free); all that was written before is kept")
+    return UserError(f"no space left on the disk of {path} ({free} bytes free); everything written before is kept")

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: saved in the background, restored bit for bit or refused with the reason.
+"""Checkpoints of a run: saved in the background, and restored bit for bit or refused with a reason.
 
 A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
 holds the crc32 of every leaf and the caller's values.
-The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones: the structure of the tree
-comes from `like` at restoring, and a checkpoint of another config can be compared leaf by leaf.
+The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones. `restore` takes the
+structure of the tree from `like`, and can compare a checkpoint of another config leaf by leaf.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from dreamer.runtime.files.run_dir import CHECKPOINTS
 
 SHOWN_DIFFERENCES = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that Orbax has not committed
-FILES_OF_A_SAVE = 64  # more than Orbax makes
-BEST_PACKED = 1000  # most bytes of arrays for each byte of a file
-LEAST_BOUND = 1 << 30  # bytes of arrays that are accepted from files of any size
-PRUNED = "pruned"  # folder into which a step is moved in one operation, before it is deleted file by file
+FILES_OF_A_SAVE = 64  # more than Orbax creates
+BEST_PACKED = 1000  # maximum bytes of arrays for each byte of a file
+LEAST_BOUND = 1 << 30  # bytes of arrays that are always accepted, for files of any size
+PRUNED = "pruned"  # a step is moved into this folder in one operation before its files are deleted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +50,24 @@ class Config:
     """How often the train state is saved, and how many checkpoints are kept."""
 
     every: Annotated[float, at_least(0)] = 300.0
-    """Seconds between two checkpoints, fewer where rows are added so fast that their files would outgrow the replay;
-    the last state of a run is always saved."""
+    """Seconds between two checkpoints. They come earlier if rows are added so fast that their files would outgrow the
+    replay. The last state of a run is always saved."""
     keep: Annotated[int, at_least(1)] = 2
-    """Checkpoints kept; older ones are dropped once a newer one is on the disk, and deleted at the next save."""
+    """Number of checkpoints to keep. Older ones are deleted once a newer one is on the disk."""
     keep_every: Annotated[int, at_least(0)] = 0
-    """Also keep, with all rows and latents needed to resume from it, a checkpoint at least this many agent steps after
-    the last one kept for this reason; 0 = none."""
+    """Agent steps between older checkpoints that are kept as well, with all rows and latents needed to resume from
+    them; 0 = none."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. Use as a context manager, or close(): an unclosed save is lost.
+    """The checkpoints of one run directory. Use as a context manager, or call close().
 
-    `save` returns before the file is complete; an error of the background write is raised by the next call.
-    Nothing is created before the first save, so a finished run can be read where it cannot be written.
+    `save` returns before the file is complete; the next call raises an error of the background write.
+    The first save creates the folder, so a finished run can be read from a read-only disk.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
-        """keep: number of newest ones kept. keep_every: least distance between older ones kept as well; 0 = none."""
+        """keep: number of newest checkpoints to keep. keep_every: minimum steps between older ones kept; 0 = none."""
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
@@ -75,12 +75,12 @@ class Checkpoints:
         self._failed = False
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
-        """Saves a pytree of arrays, python numbers and typed PRNG keys as number `step` (env_steps).
+        """Saves a pytree of arrays, Python numbers and typed PRNG keys as checkpoint `step` (env_steps).
 
         The state may be donated as soon as this returns. A step that is already stored is left unchanged. With several
         processes only one saves, from a local copy of the state (`placement.local_copy`); `restore` then returns numpy.
-        meta: JSON values. Raises UserError when the disk is full (older checkpoints stay), or when `step` is
-        older than the latest one; TypeError when meta is not JSON.
+        meta: JSON values. Raises UserError if the disk is full (older checkpoints are kept) or if `step` is older than
+        the latest checkpoint, and TypeError if meta is not JSON.
         """
         meta = json.loads(json.dumps(dict(meta or {})))
         leaves = {name: to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
@@ -91,7 +91,7 @@ class Checkpoints:
             return
         if latest is not None and latest > step:
             raise UserError(
-                f"cannot save checkpoint {step} in {self._dir}: it holds the newer {latest}; delete that first"
+                f"cannot save checkpoint {step} in {self._dir}: the newer checkpoint {latest} exists; delete it first"
             )
         with self._writing():
             _check_room(self._dir, sum(leaf.nbytes for leaf in leaves.values()))
@@ -102,12 +102,12 @@ class Checkpoints:
                 raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """The stored (state, meta) of `step`, the latest when None.
+        """Returns the stored (state, meta) of `step` (None = the latest).
 
-        like: pytree of arrays, jax.ShapeDtypeStruct or python numbers; sets the types of the containers, and the
-        device or sharding where a leaf has one (first device otherwise; numpy stays numpy).
-        Raises UserError when there is no such checkpoint, when it cannot be read, or when a name, shape or dtype of
-        its leaves differs from `like`. Nothing is restored in part.
+        like: pytree of arrays, jax.ShapeDtypeStruct or Python numbers. It sets the types of the containers, and the
+        device or sharding of each leaf that has one; other leaves go to the first device, and numpy stays numpy.
+        Raises UserError if there is no such checkpoint, if it cannot be read, or if a name, shape or dtype of its
+        leaves differs from `like`. Never restores only a part.
         """
         self.wait()
         step = self._existing(step)
@@ -129,7 +129,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """All stored leaves {"params/world_model/dyn/...": [..]} on the host. Raises UserError as `restore` does."""
+        """Returns all stored leaves {"params/world_model/..": [..]} on the host. Raises UserError as `restore` does."""
         self.wait()
         step = self._existing(step)
         checkpoint_files.check_state(self._dir.parent, step)
@@ -142,21 +142,21 @@ class Checkpoints:
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
     def manifest(self, step: int | None = None) -> Manifest:
-        """The manifest of `step`, the latest when None. Raises UserError when it cannot be read or is not valid."""
+        """Returns the manifest of `step` (None = the latest). Raises UserError if it is unreadable or invalid."""
         self.wait()
         return checkpoint_files.read_manifest(self._dir.parent, self._existing(step))
 
     def latest(self) -> int | None:
-        """Number of the newest complete checkpoint, None when there is none."""
+        """Returns the number of the newest complete checkpoint, or None if there is none."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def steps(self) -> list[int]:
-        """Numbers of all complete checkpoints, oldest first. A save still in progress is not included."""
+        """Returns the numbers of all complete checkpoints, oldest first. A save in progress is not included."""
         return checkpoint_files.steps(self._dir.parent)
 
     def wait(self) -> None:
-        """Waits for the save in progress. Raises UserError when it could not be written."""
+        """Waits for the save in progress. Raises UserError if it could not be written."""
         if self._manager is not None:
             with self._writing():
                 self._manager.wait_until_finished()
@@ -180,7 +180,7 @@ class Checkpoints:
             exc.add_note(str(error))  # the first error is the one to fix
 
     def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
-        """Raises UserError when the declared arrays of a checkpoint are larger than its files can hold."""
+        """Raises UserError if a checkpoint declares larger arrays than its files can hold."""
         most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
         sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
         if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
@@ -190,13 +190,13 @@ class Checkpoints:
         """Raises UserError naming a leaf whose bytes have changed since they were saved."""
         if leaves.keys() != crcs.keys():
             name = min(leaves.keys() ^ crcs.keys())
-            raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum of {name}")
+            raise UserError(f"checkpoint {step} in {self._dir} is damaged: it has no array or no checksum for {name}")
         for name, crc in crcs.items():
             if crc_of(leaves[name]) != crc:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-        """The caller's meta and the checksums of the leaves. UserError when they have changed since they were saved."""
+        """Returns the caller's meta and the checksums of the leaves. Raises UserError if they were changed."""
         content = checkpoint_files.read_meta(self._dir.parent, step)
         return content["meta"], content["leaf_crc32"]
 
@@ -214,14 +214,14 @@ class Checkpoints:
             multiprocessing_options=_alone(),
         )
         logging.getLogger("absl").addFilter(self._quiet)
-        # Never removed: asyncio logs errors of a save when its memory is collected, perhaps at the very end.
+        # Never removed: asyncio logs errors of a save when its memory is collected, perhaps only at exit.
         asyncio_logger = logging.getLogger("asyncio")
         if not any(isinstance(known, _Quiet) for known in asyncio_logger.filters):
             asyncio_logger.addFilter(_Quiet())
         return ocp.CheckpointManager(self._dir, options=options)
 
     def _delete_pruned(self) -> None:
-        """Deletes dropped checkpoints from their own folder, so that one half deleted by a kill is never read."""
+        """Deletes the checkpoints in the folder PRUNED; a kill during this never leaves a half-deleted one in place."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._dir / PRUNED)
 
@@ -231,7 +231,7 @@ class Checkpoints:
             if manager is not None:
                 manager.close()
         finally:
-            if not self._failed:  # else threads of the failed save may still log
+            if not self._failed:  # otherwise threads of the failed save may still log
                 logging.getLogger("absl").removeFilter(self._quiet)
 
     def _existing(self, step: int | None) -> int:
@@ -239,7 +239,7 @@ class Checkpoints:
         if not steps:
             raise UserError(f"no checkpoint in {self._dir}")
         if step is not None and step not in steps:
-            raise UserError(f"no checkpoint {step} in {self._dir}; it holds {checkpoint_files.listed(steps)}")
+            raise UserError(f"no checkpoint {step} in {self._dir}; available: {checkpoint_files.listed(steps)}")
         return steps[-1] if step is None else step
 
     @contextlib.contextmanager
@@ -252,15 +252,15 @@ class Checkpoints:
             if cause is None:
                 raise
             self._failed = True
-            with contextlib.suppress(OSError, ValueError):  # the same error again
-                self._drop_manager()  # it would count the incomplete save as one to keep
+            with contextlib.suppress(OSError, ValueError):  # it raises the same error again
+                self._drop_manager()  # it would count the incomplete save as a checkpoint to keep
             for half in self._dir.glob(f"*{UNFINISHED}"):
                 shutil.rmtree(half, ignore_errors=True)
             raise disk_error(cause, self._dir) from error
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
-        """A manager that changes nothing on the disk; damaged files become a UserError."""
+        """A context with a read-only manager; turns errors from damaged files into a UserError."""
         handlers = {"state": checksums.SealedHandler()}
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
@@ -272,7 +272,7 @@ class Checkpoints:
                 yield manager
         except UserError:
             raise
-        except Exception as error:  # Orbax raises bare ones where tensorstore finds damage
+        except Exception as error:  # Orbax raises bare Exceptions if tensorstore finds damage
             cause = error.__cause__ if type(error) is Exception and error.__cause__ else error
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise UserError(f"checkpoint {step} in {self._dir} cannot be read: {reason}") from error
@@ -281,9 +281,9 @@ class Checkpoints:
 
 
 def _check_room(folder: Path, nbytes: int) -> None:
-    """Raises OSError when a disk has no room for a save, before Orbax begins one.
+    """Raises OSError if the disk has no room for a save, before Orbax starts it.
 
-    Otherwise Orbax's threads wait 300 seconds for a folder that could not be made, and each prints its error.
+    Without this check, Orbax's threads wait 300 s for a folder that could not be created, and each prints an error.
     """
     place = next(place for place in (folder, *folder.parents) if place.is_dir())
     disk = os.statvfs(place)
@@ -292,14 +292,14 @@ def _check_room(folder: Path, nbytes: int) -> None:
 
 
 def _give_back_memory() -> None:
-    """Makes glibc return free memory to the system: the threads of each save leave megabytes in their own heaps."""
+    """Makes glibc return free memory to the system: the threads of each save leave megabytes in their heaps."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Options that keep Orbax from waiting for other processes: each process saves or reads a whole checkpoint."""
+    """Returns options that keep Orbax from waiting for other processes: each process handles a whole checkpoint."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     own = jax.process_index()
@@ -309,7 +309,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """The OSError behind an exception; tensorstore wraps it in a ValueError that ends in [os_error_code='28']."""
+    """Returns the OSError behind an exception. Tensorstore wraps it in a ValueError ending in [os_error_code='28']."""
     if isinstance(error, OSError):
         return error
     code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -317,9 +317,9 @@ def _os_error(error: Exception) -> OSError | None:
 
 
 class _Quiet(logging.Filter):
-    """Drops log records of Orbax: tracebacks of errors that are raised here as one line, and remarks on options.
+    """Drops log records of Orbax: tracebacks of errors that this module raises as one line, and remarks about options.
 
-    On the logger "asyncio" it drops tracebacks of Orbax's other failed tasks, besides the one whose error was raised.
+    On the logger "asyncio" it drops the tracebacks of Orbax's other tasks that failed with the same save.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,10 +1,10 @@
-"""The files of checkpoints on the disk: lists them, reads their metadata, and checks that they are whole.
+"""The files of checkpoints on the disk: lists them, reads their metadata, and checks that they are undamaged.
 
     checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
     checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
 Orbax reads all leaves in parallel. When one fails, the remaining reads are abandoned and fail one by one, each printing
-to stderr at an unpredictable moment. So damage is found before, and reported by file. Only reads; no jax.
+to stderr at an unpredictable moment. So this module looks for damage first and names the file. It only reads; no jax.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STATE, META = "state", "meta/metadata"
 LIST = "crc32.json"
 LARGEST_META = 1 << 28  # bytes
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)  # the name of a checkpoint
-_PIECE = 1 << 22  # bytes that are read at once
+_PIECE = 1 << 22  # bytes to read at once
 
 
 def steps(run_dir: Path) -> list[int]:
-    """Numbers of all complete checkpoints of a run, oldest first. A save still in progress is not included."""
+    """Returns the numbers of all complete checkpoints of a run, oldest first. A save in progress is not included."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         return []
@@ -37,9 +37,9 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
-    """The metadata saved with the state of `step`: {"meta": of the caller, "leaf_crc32": {leaf: crc32}}.
+    """Returns the metadata saved with the state of `step`: {"meta": the caller's, "leaf_crc32": {leaf: crc32}}.
 
-    Raises UserError when it is missing, was changed, or is of another version of dreamer.
+    Raises UserError if it is missing, was changed, or belongs to another version of dreamer.
     """
     path = _meta_file(run_dir, step)
     check_inside(path.parent, run_dir)
@@ -51,29 +51,29 @@ def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
     except OSError as error:
         raise _damaged(run_dir, step, f"{META} cannot be read, {error.strerror}") from error
     except ValueError:
-        raise _damaged(run_dir, step, f"{META} is not what was written") from None
+        raise _damaged(run_dir, step, f"{META} has invalid contents") from None
     content = {key: value for key, value in sealed.items() if key != "crc32"} if isinstance(sealed, dict) else {}
     if set(content) != {"meta", "leaf_crc32"} or seal(content) != sealed:
         raise _damaged(run_dir, step, f"the checksum of {META} differs")
     crcs = content["leaf_crc32"]
     if not (isinstance(crcs, dict) and all(type(crc) is int for crc in crcs.values())):
-        raise _damaged(run_dir, step, f"{META} is not what was written")
+        raise _damaged(run_dir, step, f"{META} has invalid contents")
     check_format(content["meta"], f"checkpoint {step} of {run_dir}")
     return content
 
 
 def read_manifest(run_dir: Path, step: int) -> Manifest:
-    """The manifest of the checkpoint `step`. Raises UserError when it is missing or not valid."""
+    """Returns the manifest of the checkpoint `step`. Raises UserError if it is missing or invalid."""
     return Manifest.from_json(read_meta(run_dir, step)["meta"], _meta_file(run_dir, step))
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with the checksum of their text added."""
+    """Returns JSON values with the checksum of their text added."""
     return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
 
 
 def check_state(run_dir: Path, step: int) -> None:
-    """Raises UserError naming a file of the train state of `step` that has changed since it was written."""
+    """Raises UserError if a file of the train state of `step` has changed since it was written, and names the file."""
     folder = run_dir / CHECKPOINTS / str(step)
     check_inside(folder, run_dir)
     odd = next(special(folder), None)
@@ -83,7 +83,7 @@ def check_state(run_dir: Path, step: int) -> None:
 
 
 def state_bytes(run_dir: Path, step: int) -> int:
-    """The bytes of the files of the train state of `step`."""
+    """Returns the total bytes of the files of the train state of `step`."""
     return sum(path.stat().st_size for path in _files(run_dir / CHECKPOINTS / str(step) / STATE).values())
 
 
@@ -94,7 +94,7 @@ def write_list(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files under `directory`, as one phrase; None when they are unchanged.
+    """Returns the damage to the files under `directory` as one phrase, or None if they are unchanged.
 
     Extra files are ignored: they are never read, and Orbax adds one itself.
     """
@@ -102,9 +102,9 @@ def damage(directory: Path) -> str | None:
         return f"{directory.name} is missing"
     try:
         with open_regular(directory / LIST) as file:
-            said = json_value(file.read(LARGEST_META))
-        crcs = said["files"]
-        if said["crc32"] != _crc_of_list(crcs):
+            record = json_value(file.read(LARGEST_META))
+        crcs = record["files"]
+        if record["crc32"] != _crc_of_list(crcs):
             return f"the checksum of {LIST} differs"
         files = _files(directory)
         for name, crc in crcs.items():
@@ -119,12 +119,12 @@ def damage(directory: Path) -> str | None:
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return f"{LIST} is not what was written"
+        return f"{LIST} has invalid contents"
     return None
 
 
 def listed(steps: Iterable[int]) -> str:
-    """Numbers of checkpoints for a message: "100, 200"; "none"."""
+    """Formats numbers of checkpoints for a message: "100, 200", or "none"."""
     return ", ".join(map(str, steps)) or "none"
 
 
@@ -137,7 +137,7 @@ def _damaged(run_dir: Path, step: int, what: str) -> UserError:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """All files under a folder except the list itself, by their relative paths."""
+    """Returns all files under a folder except the list itself, by relative path."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
 

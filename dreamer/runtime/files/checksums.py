@@ -11,10 +11,10 @@ from dreamer.runtime.files.checkpoint_files import write_list
 
 
 class SealedHandler(ocp.StandardCheckpointHandler):
-    """Orbax's handler of a pytree; writes the checksums of its files before the checkpoint counts as whole."""
+    """Orbax's handler of a pytree; writes the checksums of its files before the checkpoint counts as complete."""
 
     def finalize(self, directory: Path) -> None:
-        """Called by Orbax in its thread, when all files of `directory` are written but not renamed yet."""
+        """Writes the checksums. Orbax calls this in its thread after writing all files, before renaming `directory`."""
         super().finalize(directory)
         write_list(Path(directory))
 
@@ -22,10 +22,10 @@ class SealedHandler(ocp.StandardCheckpointHandler):
 @ocp.args.register_with_handler(SealedHandler, for_save=True)
 @dataclasses.dataclass
 class SealedSave(ocp.args.StandardSave):
-    """The argument of a save by `SealedHandler`: Orbax finds the handler by the type of its argument."""
+    """The argument of a save by `SealedHandler`. Orbax finds the handler by the type of its argument."""
 
 
 @ocp.args.register_with_handler(SealedHandler, for_restore=True)
 @dataclasses.dataclass
 class SealedRestore(ocp.args.StandardRestore):
-    """The argument of a restore by `SealedHandler`; Orbax requires both types for a handler."""
+    """The argument of a restore by `SealedHandler`. Orbax requires both types for a handler."""

@@ -1,4 +1,4 @@
-"""The leaves of a train state by name, as they go to the disk and come back."""
+"""Converts the leaves of a train state to and from their form on the disk, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
+    """Returns {"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(named) != len(paths):
@@ -22,7 +22,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def crc_of(leaf: Any) -> int:
-    """The crc32 of a leaf's bytes; leaf [..], a key as its data."""
+    """Returns the crc32 of the bytes of a leaf [..]; for a PRNG key, of its data."""
     return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
 
 
@@ -31,7 +31,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_storable(name: str, leaf: Any) -> Any:
-    """A leaf [..] as Orbax takes it, keys as their data. Raises TypeError for what is no array and no number."""
+    """Converts a leaf [..] for Orbax; a PRNG key becomes its data. Raises TypeError unless array, key or number."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and jax.process_count() == 1:
@@ -43,11 +43,11 @@ def to_storable(name: str, leaf: Any) -> Any:
 
 
 def to_target(leaf: Any) -> Any:
-    """What Orbax is asked for in place of `leaf`: its shape, dtype and place."""
+    """Returns the shape, dtype and sharding to request from Orbax for `leaf`."""
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        if jax.process_count() > 1:  # Orbax takes no array of some processes alone
+        if jax.process_count() > 1:  # Orbax refuses an array that only some processes hold
             return np.empty(leaf.shape, leaf.dtype)
         sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -55,14 +55,14 @@ def to_target(leaf: Any) -> Any:
 
 
 def from_stored(value: Any, like: Any) -> Any:
-    """What Orbax gives for a leaf, as `like` is: an array [..], a key or a number."""
+    """Converts a leaf from Orbax to the type of `like`: an array [..], a key or a number."""
     if _is_key(like):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
     return value if hasattr(like, "dtype") else np.asarray(value).item()
 
 
 def differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
-    """One phrase for each leaf that is not the same on both sides, those of both sides first."""
+    """Returns one phrase for each leaf that differs; first the leaves that both sides have."""
     found = []
     for name, target in targets.items():
         if name in stored:

@@ -1,4 +1,4 @@
-"""A lock file with a heartbeat, so that one process at a time trains in a run directory. No jax.
+"""A lock file with a heartbeat, so that only one process at a time trains in a run directory. No jax.
 
 The lock is the file `lock` of the run directory. To take it, a process writes its card, a JSON object that identifies
 it, under a unique name, and links that file to the name `lock`. A hard link either succeeds or fails, on
@@ -41,7 +41,7 @@ class Card(NamedTuple):
     """The process that holds a lock.
 
     token: unique to this lock | host, user | machine: boot and process namespace, "" if unknown
-    pid, started: of the process; its start in clock ticks since the boot, 0 if unknown | since: when, as readable text
+    pid | started: start of the process in clock ticks since the boot, 0 if unknown | since: time of locking, as text
     """
 
     token: str
@@ -56,14 +56,15 @@ class Card(NamedTuple):
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
 
-# A card that cannot be read, for example after a full disk or a crash: such a lock is judged by its age alone.
+# Stands for a card that cannot be read, for example after a full disk. Such a lock is stale by its age alone.
 UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
 
 
 class Held(NamedTuple):
     """A lock that some process holds or has left behind.
 
-    age: seconds since its last heartbeat | gone: its process no longer runs on this machine | runs: it does
+    age: seconds since its last heartbeat | gone: the process ran on this machine and has ended
+    runs: the process runs on this machine. (Neither is known for a process of another machine.)
     """
 
     card: Card
@@ -78,14 +79,14 @@ class Held(NamedTuple):
 
 
 class RunLock:
-    """Owns the lock of a run directory and the thread of its heartbeat. Use as a context manager, or close()."""
+    """Owns the lock of a run directory and the thread of its heartbeat. Use as a context manager, or call close()."""
 
-    def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[UserError], None]):
+    def __init__(self, run_dir: Path, report: Callable[[str], None], lost: Callable[[UserError], None]):
         """Takes the lock; the directory must exist.
 
-        tell: called with a line to print when a stale lock was replaced.
-        lost: called with the error, in another thread, when another process has taken the lock.
-        Raises UserError naming the process that holds the lock, or when the directory cannot be written.
+        report: called with a line to print if a stale lock was replaced.
+        lost: called with the error, in another thread, if another process has taken the lock.
+        Raises UserError if another process holds the lock, which it names, or if the directory cannot be written.
         """
         self._path, self._lost = run_dir / LOCK, lost
         self.card = _own_card()
@@ -94,7 +95,7 @@ class RunLock:
         try:
             mine.write_text(json.dumps(self.card._asdict()))
             try:
-                self._take(mine, tell)
+                self._take(mine, report)
             finally:
                 mine.unlink(missing_ok=True)
         except OSError as error:
@@ -115,7 +116,7 @@ class RunLock:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _take(self, mine: Path, tell: Callable[[str], None]) -> None:
+    def _take(self, mine: Path, report: Callable[[str], None]) -> None:
         for _ in range(_ROUNDS):
             if _link(mine, self._path):
                 return
@@ -126,11 +127,11 @@ class RunLock:
                 raise UserError(refusal(self._path.parent, held))
             if self._move_away(held):
                 why = "that process is gone" if held.gone else f"its last heartbeat was {held.age:.0f} s ago"
-                tell(f"took over the lock of {held.card}: {why}")
-        raise UserError(f"{self._path} is there and cannot be taken over; remove it if no process trains here")
+                report(f"replaced the lock of {held.card}: {why}")
+        raise UserError(f"{self._path} exists and cannot be replaced; remove it if no process trains here")
 
     def _move_away(self, held: Held) -> bool:
-        """Moves a stale lock away; False if another process was faster."""
+        """Moves a stale lock away. Returns False if another process was faster."""
         aside = self._path.with_name(f"{LOCK}.{self.card.token}.stale")
         try:
             os.rename(self._path, aside)
@@ -152,16 +153,16 @@ class RunLock:
                     os.utime(self._path)
                     continue
             except OSError:
-                continue  # the disk is unavailable for a moment; the run reports that where it writes
+                continue  # the disk is unavailable for a moment; the run reports it at its next write
             by = f"by {found}" if found else "and is gone"
             self._lost(UserError(f"{self._path.parent}: the lock of this run was taken {by}; this process stops"))
             return
 
 
 def look(run_dir: Path, now: float | None = None) -> Held | None:
-    """The lock of a run directory, None when there is none; changes nothing.
+    """Returns the lock of a run directory, or None if there is none. Changes nothing.
 
-    now: the time on the clock of the file system, None = of this machine. Raises UserError if `lock` is not a file.
+    now: time on the file system's clock; None = on this machine's clock. Raises UserError if `lock` is not a file.
     """
     path = run_dir / LOCK
     try:
@@ -169,7 +170,7 @@ def look(run_dir: Path, now: float | None = None) -> Held | None:
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is no lock file; remove it")
+        raise UserError(f"{path} is not a lock file; remove it")
     age = max(0.0, (time.time() if now is None else now) - status.st_mtime)
     card = _card(path)
     if card is None:
@@ -180,7 +181,7 @@ def look(run_dir: Path, now: float | None = None) -> Held | None:
 
 
 def refusal(run_dir: Path, held: Held) -> str:
-    """The error line when another process holds the lock."""
+    """Returns the error line for a lock that another process holds."""
     return (
         f"{run_dir} is in use by {held.card}, last heartbeat {held.age:.0f} s ago; wait for it, stop it, or give "
         "another --run-dir"
@@ -198,7 +199,7 @@ def _own_card() -> Card:
 
 
 def _card(path: Path) -> Card | None:
-    """The card in a lock file, None when there is none that can be read."""
+    """Returns the card in a lock file, or None if there is none or it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -212,7 +213,7 @@ def _card(path: Path) -> Card | None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Gives a file the name `target` too; False when that name is taken."""
+    """Gives a file a second name, `target`. Returns False if that name is taken."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -229,7 +230,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _machine() -> str:
-    """An identifier of this boot and process namespace, "" if unknown."""
+    """Returns an identifier of this boot and process namespace, or "" if unknown."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -239,7 +240,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """The start of a process of this machine, in clock ticks since the boot; -1 if it does not run, 0 if unknown."""
+    """Returns the start of a process in clock ticks since the boot; -1 if it does not run here, 0 if unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""A checkpoint's record of its run, checked before use, as a checksum is not a signature. No jax.
+"""A checkpoint's record of its run, checked before use, because a checksum is not a signature. No jax.
 
-The manifest is a checkpoint's `meta`; the head is that of the file with the host's state. Anybody may have written
-their JSON. A value that a run would not write raises a UserError that names the file and the field.
+The manifest is the `meta` of a checkpoint; the head belongs to the file with the host's state. Both are JSON that
+anybody could have written. A value that a run would not write raises a UserError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES = {
     "latents": re.compile(r"latents-\d{1,18}-\d{1,9}\.dreamer"),
     "state": re.compile(r"state-\d{1,18}\.dreamer"),
 }
-FORMAT = 4  # of checkpoints: the contents of a train state and of the other files
+FORMAT = 4  # version of the contents of a checkpoint: train state and other files
 _MOST = 1 << 53  # largest count
 _LARGEST_SPEC = 1 << 20  # characters
 _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
@@ -33,8 +33,8 @@ _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 class Files(NamedTuple):
     """The files that a run resumes from besides the train state of a checkpoint.
 
-    run: identity of the run, which every file contains | rows, latents, state: the files of each, oldest first
-    oldest: the first row that each ring of the replay holds | rows_per_stream: length of the rings
+    run: identity of the run, which every file contains | rows, latents: files, oldest first | state: file
+    oldest: number of the first row that each ring of the replay holds | rows_per_stream: length of the rings
     """
 
     run: str
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
     @property
     def seals(self) -> tuple[Seal, ...]:
-        """All files."""
+        """Returns the seals of all files."""
         return (*self.rows, *self.latents, self.state)
 
 
@@ -55,7 +55,7 @@ class Manifest(NamedTuple):
 
     env_steps, updates: counters of the run | format: version of the other fields
     files: None in a checkpoint that can only be evaluated
-    metrics: bytes of the lines of metrics written before it, their crc32 | spec: of the environment, as JSON
+    metrics: (bytes, crc32) of the lines of metrics written before the checkpoint | spec: of the environment, as JSON
     """
 
     env_steps: int
@@ -67,11 +67,11 @@ class Manifest(NamedTuple):
 
     @property
     def run(self) -> str | None:
-        """Identity of the run."""
+        """Returns the identity of the run, if known."""
         return self.files.run if self.files else None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON values that `from_json` reads."""
+        """Returns the JSON values that `from_json` reads."""
         files = {} if self.files is None else {
             "run": self.files.run, "rows": [list(seal) for seal in self.files.rows],
             "latents": [list(seal) for seal in self.files.latents], "state": list(self.files.state),
@@ -86,9 +86,9 @@ class Manifest(NamedTuple):
 
     @classmethod
     def from_json(cls, meta: Any, where: Path) -> Manifest:
-        """The checked manifest in a checkpoint's `meta`, without fields that this version does not know.
+        """Reads and checks the manifest in a checkpoint's `meta`; drops fields that this version does not know.
 
-        where: its file, for the message. Raises UserError.
+        where: the file to name in errors. Raises UserError if a field is missing or invalid.
         """
         if not isinstance(meta, dict):
             raise _odd(where, "it")
@@ -102,24 +102,24 @@ class Manifest(NamedTuple):
 
 
 def files_of(manifest: Manifest, what: str) -> Files:
-    """The files to resume from. what: "checkpoint 100", for the message. Raises UserError when there are none."""
+    """Returns the files to resume from. what: "checkpoint 100", for the message. Raises UserError if there are none."""
     if manifest.files is None:
-        raise UserError(f"{what} can be evaluated, but it holds nothing to resume a run from")
+        raise UserError(f"{what} can only be evaluated: it names no files to resume from")
     return manifest.files
 
 
 def check_format(meta: Any, what: str) -> None:
-    """Raises UserError when another version of dreamer wrote a checkpoint's `meta`. what: for the message."""
+    """Raises UserError if another version of dreamer wrote a checkpoint's `meta`. what: named in the error."""
     written = meta.get("format") if isinstance(meta, dict) else None
     if type(written) is int and written != FORMAT:
         raise UserError(
             f"{what} was written by another version of dreamer, in format {written}; this one reads format {FORMAT}: "
-            "use that version to go on or to evaluate, or begin a new run"
+            "use that version to resume or evaluate, or start a new run"
         )
 
 
 def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
-    """The checked files of a `meta`, None when it names none."""
+    """Reads and checks the files in a `meta`. Returns None if it names none."""
     if "state" not in meta:
         return None
     required = {
@@ -133,7 +133,7 @@ def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The checked head of the host's state, except the parts that depend on the replay."""
+    """Checks and returns the head of the host's state, except for the parts that depend on the replay."""
     fields = {
         "replay": _replay, "limiter": _limiter, "logger": _logger,
         "loop": lambda value: isinstance(value, dict) and (value.get("eval_due") is None or _number(value["eval_due"])),
@@ -145,7 +145,7 @@ def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
-    """[environment, first row, end] of the rows in a file: at most one for each of `envs` environments, none empty."""
+    """Checks and returns the spans [stream, first row, end] of a file: at most one per stream, none empty."""
     if not (isinstance(values, list) and all(_counted(span, 3) for span in values)):
         raise _odd(where, "spans")
     numbers = [env for env, _, _ in values]
@@ -220,7 +220,7 @@ def _crc(value: Any) -> bool:
 
 
 def _position(value: Any) -> bool:
-    """Whether a value is the size of the metrics in bytes, and their checksum."""
+    """Whether a value is a pair of the size of the metrics in bytes and their checksum."""
     return isinstance(value, list) and len(value) == 2 and _counts(value[0]) and (value[1] is None or _crc(value[1]))
 
 

@@ -1,8 +1,10 @@
-"""Values as bytes, and back, without pickle: reading them runs no code, and takes no more memory than their length.
+"""Encodes values as bytes without pickle: decoding runs no code and takes no more memory than the bytes.
+
+Supported are:
 
     None, bool, int, float, complex, str, bytes
     list, tuple, dict, set, frozenset, collections.deque
-    numpy's arrays and scalars of numbers, flags and text
+    numpy arrays and scalars of numbers, bools and text
     numpy's Generator over numpy's own bit generators, RandomState, random.Random
 
 Types must match exactly. An object that occurs in several places stays one object. Other types are refused. No jax.
@@ -24,7 +26,7 @@ _GENERATORS: dict[str, type[np.random.BitGenerator]] = {
     kind.__name__: kind
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 }
-# The form of each bit generator's `state`: an int is the number of values that a field may have.
+# The form of each bit generator's `state`: an int is the number of values that a field can have.
 _FORMS: dict[str, dict[str, Any]] = {
     "PCG64": {"state": {"state": 1 << 128, "inc": 1 << 128}, "has_uint32": 2, "uinteger": 1 << 32},
     "PCG64DXSM": {"state": {"state": 1 << 128, "inc": 1 << 128}, "has_uint32": 2, "uinteger": 1 << 32},
@@ -45,14 +47,14 @@ class NotPlain(ValueError):
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a value. Raises NotPlain naming the type that has no plain form."""
+    """Encodes a value. Raises NotPlain if it contains a type without a plain form, which it names."""
     writer = _Writer()
     writer.write(value, 0)
     return b"".join(writer.parts)
 
 
 def decode(data: bytes) -> Any:
-    """The value from the bytes of `encode`. Raises ValueError for any other bytes."""
+    """Decodes the bytes of `encode`. Raises ValueError for any other bytes."""
     reader = _Reader(data)
     try:
         value = reader.read(0)
@@ -68,7 +70,7 @@ def decode(data: bytes) -> Any:
 def check_generator(state: Any, kind: str) -> dict[str, Any]:
     """Checks and returns the `state` of a bit generator `kind`. Raises ValueError.
 
-    numpy itself does not check all of it: a position outside its buffer would make it read foreign memory.
+    numpy does not check all of it: an invalid position would make it read memory outside its buffer.
     """
     if not isinstance(state, dict) or kind not in _FORMS or state.get("bit_generator") != kind:
         raise ValueError(f"no state of a {kind}")
@@ -78,12 +80,12 @@ def check_generator(state: Any, kind: str) -> dict[str, Any]:
 
 
 class _Writer:
-    """The parts written so far, and the number of each object that may occur again."""
+    """Holds the bytes written so far, and the number of each object that may occur again."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self._numbers: dict[int, int] = {}
-        self._kept: list[Any] = []  # so that no id is used twice
+        self._kept: list[Any] = []  # keeps objects alive, so that no id is used twice
 
     def write(self, value: Any, depth: int) -> None:
         if depth > DEEPEST:
@@ -160,7 +162,7 @@ class _Writer:
 
 
 class _Reader:
-    """The position in the bytes, and the objects read so far that may occur again."""
+    """Holds the position in the bytes, and the objects read so far that may occur again."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0
@@ -239,7 +241,7 @@ class _Reader:
         return self._take(_SIZE.unpack(self._take(8))[0])
 
     def _count(self) -> int:
-        """A number of items, each of which takes at least one byte."""
+        """Reads a number of items. Each takes at least one byte, which bounds the number."""
         count = _SIZE.unpack(self._take(8))[0]
         if count > len(self._data) - self.at:
             raise ValueError("no plain state: cut short")
@@ -253,7 +255,7 @@ class _Reader:
 
 
 class _Unfinished:
-    """A placeholder for an object that is being read; an object that contains it cannot be made."""
+    """A placeholder for an object that is still being read. It cannot be hashed, so no set or key can contain it."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -262,7 +264,7 @@ _UNFINISHED = _Unfinished()
 
 
 def _dtype(name: bytes, kinds: str) -> np.dtype:
-    """The dtype of numpy's text for it, such as "<f8"."""
+    """Returns the dtype with numpy's name for it, such as "<f8"."""
     text = name.decode("ascii")
     if len(text) > 12 or text[:1] not in tuple("<>|=") or text[1:2] not in tuple(kinds) or not text[2:].isdecimal():
         raise ValueError(f"no plain state: no dtype {text[:20]!r}")
@@ -273,7 +275,7 @@ def _dtype(name: bytes, kinds: str) -> np.dtype:
 
 
 def _generator_state(generator: Any) -> tuple[dict[str, Any], Any]:
-    """State and seed of a bit generator; generators spawned later depend on the seed."""
+    """Returns state and seed of a bit generator. Generators spawned later depend on the seed."""
     if _GENERATORS.get(type(generator).__name__) is not type(generator):
         raise NotPlain(f"{type(generator).__name__} is none of numpy's bit generators")
     seed = generator.seed_seq

@@ -13,11 +13,11 @@ PICTURES = "pictures"
 ROWS = "rows"
 LOCK = "lock"
 ERROR = "error.txt"
-ASIDE = "aside"  # files that a resume moved aside, until the next checkpoint
+ASIDE = "aside"  # files that a resume has moved aside; they stay until the next checkpoint
 
 
 def refuse_used(path: str | Path) -> Path:
-    """The path, if it holds no run. Raises UserError if it has the config, metrics, checkpoints or rows of one."""
+    """Returns the path if it contains no run. Raises UserError if it has a config, metrics, checkpoints or rows."""
     path = Path(path).expanduser()
     for name in (CONFIG, METRICS, CHECKPOINTS, ROWS):
         if (path / name).exists() or (path / name).is_symlink():
@@ -26,7 +26,7 @@ def refuse_used(path: str | Path) -> Path:
 
 
 def existing_run_dir(path: str | Path) -> Path:
-    """The directory of an existing run. Raises UserError when there is none at `path`."""
+    """Returns the directory of an existing run. Raises UserError if there is none at `path`."""
     path = Path(path).expanduser()
     if not path.is_dir():
         raise UserError(f"no run at {path}: there is no such directory")

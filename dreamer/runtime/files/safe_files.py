@@ -1,4 +1,4 @@
-"""Reads files that somebody else may have made: only regular files, and no more bytes than expected. No jax."""
+"""Reads untrusted files safely: only regular files, and no more bytes than expected. No jax."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """A regular file, opened for reading, without waiting for a pipe. follow: the path may be a link.
+    """Opens a regular file for reading, and never waits for a pipe. follow: the path may be a link.
 
-    Raises FileNotFoundError when it is missing, UserError when it is something else or cannot be read.
+    Raises FileNotFoundError if it is missing, and UserError if it is not a regular file or cannot be read.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -26,25 +26,25 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
     except OSError as error:
         why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
         if error.errno == errno.ENXIO:
-            why = "it is no regular file"  # a socket
+            why = "it is not a regular file"  # a socket
         raise UserError(f"{path} cannot be read: {why}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path} cannot be read: it is no regular file")
+        raise UserError(f"{path} cannot be read: it is not a regular file")
     return open(descriptor, "rb")
 
 
 def check_inside(path: Path, run_dir: Path) -> None:
-    """Raises UserError when a link leads from `path`, a place in a run directory, out of the directory."""
+    """Raises UserError if `path`, inside a run directory, leads out of the directory through a link."""
     real, root = os.path.realpath(path), os.path.realpath(run_dir)
     if os.path.commonpath([real, root]) != root:
-        raise UserError(f"{path} leads out of the run directory, to {real}; put there what it leads to")
+        raise UserError(f"{path} leads out of the run directory, to {real}; replace the link by its target")
 
 
 def check_links(run_dir: Path) -> None:
-    """Raises UserError when a run directory contains a link that leads out of it, a pipe or a device, at any depth.
+    """Raises UserError if a run directory contains, at any depth, a link that leads out of it, a pipe or a device.
 
-    Names of files to be written can be guessed, and a write to a link would go to its target.
+    The names of files that a run will write can be guessed, and a write to a link would go to its target.
     """
     waiting = [run_dir]
     while waiting:
@@ -59,7 +59,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def special(folder: Path) -> Iterator[str]:
-    """The relative paths in `folder` of all that is neither a regular file nor a folder: links, pipes, devices."""
+    """Yields the relative paths in `folder` that are neither regular files nor folders: links, pipes, devices."""
     for place, folders, files in os.walk(folder):
         for name in sorted(folders + files):
             mode = os.lstat(os.path.join(place, name)).st_mode
@@ -68,7 +68,7 @@ def special(folder: Path) -> Iterator[str]:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """The text of a small file. Raises UserError if missing, over `most` bytes, not UTF-8, or not a regular file."""
+    """Reads the text of a small file. Raises UserError if missing, over `most` bytes, not UTF-8, or not regular."""
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)
@@ -85,7 +85,7 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 
 
 def json_value(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is not JSON, has nan or infinity, or is nested too deeply."""
+    """Parses a JSON text. Raises ValueError if it is not JSON, has nan or infinity, or is nested too deeply."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:

@@ -1,9 +1,9 @@
 """Sealed files: arrays and a JSON head in one immutable file; cuts, changes and swaps are detected. No jax.
 
-    magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array in turn
+    magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array
 
-The head holds the caller's values, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file appears
-under its name only when it is whole and on the disk; until then it has the suffix UNFINISHED.
+The head holds the caller's values, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file gets
+its name only when it is complete and on the disk; until then it has the suffix UNFINISHED.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _MOST_AXES = 16
 
 
 class Seal(NamedTuple):
-    """A manifest's record of a sealed file, to identify it: its name, size in bytes and the crc32 of its head.
+    """A manifest's record that identifies a sealed file by its name, its size in bytes and the crc32 of its head.
 
-    The head holds the crc32 of the arrays, so that this one number covers the whole content.
+    The head contains the crc32 of the arrays, so the crc32 of the head covers the whole content.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Seal(NamedTuple):
 def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seal:
     """Writes a sealed file and waits until it is on the disk.
 
-    head: JSON values. arrays {name: [..]}. Raises UserError on a failed write, which leaves nothing behind.
+    head: JSON values. arrays {name: [..]}. Raises UserError if the write fails; no file is left then.
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     crc = 0
@@ -67,10 +67,10 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 
 
 def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The head and the arrays {name: [..]} of a sealed file.
+    """Returns the head and the arrays {name: [..]} of a sealed file.
 
-    seal: from the manifest. Raises UserError naming the file if it is missing, is not a sealed file, was cut short or
-    changed, does not match the seal, or has a head that `write` would not write.
+    seal: from the manifest. Raises UserError with the name of the file if it is missing, is not a sealed file, was cut
+    short or changed, does not match the seal, or has a head that `write` would not write.
     """
     with _reading(path) as file:
         whole, _ = _whole(path, file, seal)
@@ -85,13 +85,13 @@ def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str
 
 
 def seal_of(path: Path) -> Seal:
-    """The seal of an existing file. Raises UserError as `read` does, but does not check the arrays."""
+    """Returns the seal of an existing file. Raises UserError as `read` does, but does not check the arrays."""
     with _reading(path) as file:
         return _whole(path, file, None)[1]
 
 
 class _Form(NamedTuple):
-    """An array of a file, as described in its head."""
+    """A head's description of an array."""
 
     name: str
     dtype: np.dtype
@@ -100,7 +100,7 @@ class _Form(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """The contents of a head. crc: of the arrays' bytes."""
+    """The parsed head of a file. crc: of the bytes of all arrays."""
 
     head: dict[str, Any]
     forms: list[_Form]
@@ -109,7 +109,7 @@ class _Whole(NamedTuple):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """A context with the opened file; errors while reading become a UserError."""
+    """A context with the opened file; turns errors while reading into a UserError."""
     try:
         with open_regular(path) as file:
             yield file
@@ -122,7 +122,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]:
-    """The head, checked against the size of the file, and the seal; leaves the file where the arrays begin."""
+    """Reads the head, checks it against the file's size, and returns it with the seal. The arrays can be read next."""
     fixed, nbytes = file.read(_FIXED.size), os.fstat(file.fileno()).st_size
     if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
         raise UserError(f"{path} is not a file of this program, or its beginning is damaged")
@@ -135,33 +135,33 @@ def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]
         whole = _parsed(text, path)
         expected = _FIXED.size + length + sum(form.nbytes for form in whole.forms)
     if whole is None or nbytes != expected:
-        raise UserError(f"{path} is cut short or too long: {nbytes} bytes, it was written with {expected}")
+        raise UserError(f"{path} is cut short or too long: {nbytes} bytes, it should have {expected}")
     if seal and (seal.nbytes, seal.crc) != (nbytes, crc):
         raise UserError(f"{path} is not the file that this run wrote under that name")
     return whole, Seal(path.name, nbytes, crc)
 
 
 def _parsed(text: bytes, path: Path) -> _Whole:
-    """The contents of a head's text, if it has the form that `write` writes."""
+    """Parses the text of a head. Raises UserError unless it has the form that `write` writes."""
     try:
         values = json_value(text)
         head, arrays, crc = values["head"], values["arrays"], values["crc"]
         if not (isinstance(head, dict) and type(crc) is int and len(values) == 3):
-            raise ValueError("it is no head of a file")
+            raise ValueError("it is not the head of a file")
         forms = [_form(*array) for array in arrays]
         if len({form.name for form in forms}) != len(forms):
-            raise ValueError("two arrays have one name")
+            raise ValueError("two arrays have the same name")
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} was not written by this program: its head is odd, {str(error)[:100]}") from error
+        raise UserError(f"{path} was not written by this program: its head is invalid, {str(error)[:100]}") from error
     return _Whole(head, forms, crc)
 
 
 def _form(name: Any, kind: Any, shape: Any) -> _Form:
-    """A head's entry for one array. Raises ValueError unless the array holds numbers, and TypeError."""
+    """Parses a head's entry for one array. Raises ValueError or TypeError unless it describes an array of numbers."""
     if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
-        raise ValueError("an array is described oddly")
+        raise ValueError("the description of an array is invalid")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
-        raise ValueError(f"array {name[:40]!r} has an odd shape")
+        raise ValueError(f"array {name[:40]!r} has an invalid shape")
     dtype = _dtype(kind)
     if dtype.name != kind or (dtype.kind not in "biufc" and kind != "bfloat16"):
         raise ValueError(f"array {name[:40]!r} is of type {kind[:40]!r}")
@@ -169,10 +169,10 @@ def _form(name: Any, kind: Any, shape: Any) -> _Form:
 
 
 def _dtype(name: str) -> np.dtype:
-    """The numpy dtype of a name; "bfloat16" is not among numpy's own names."""
+    """Returns the numpy dtype of a name. numpy itself does not know the name "bfloat16"."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, not copied; ml_dtypes' own types have no buffer of their own."""
+    """Returns the bytes of a contiguous array without a copy, also for types of ml_dtypes, which export no buffer."""
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")

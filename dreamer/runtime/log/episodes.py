@@ -12,8 +12,9 @@ from dreamer.steps import Step
 
 
 class Episode(NamedTuple):
-    """A finished episode: env index | sum of rewards | number of env steps taken (the reset row does not count).
+    """A finished episode.
 
+    env: index | episode_return: sum of rewards | length: number of env steps (the reset row does not count)
     metrics: the environment's own numbers by name, see `own_numbers`
     """
 
@@ -24,14 +25,14 @@ class Episode(NamedTuple):
 
 
 class EpisodeTracker:
-    """Adds up the rewards of the running episode of each environment."""
+    """Sums the rewards of the current episode of each environment."""
 
     def __init__(self, envs: int):
         self._returns = np.zeros(envs, np.float64)
         self._lengths = np.zeros(envs, np.int64)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The running sums: returns [E] float64, lengths [E] int64."""
+        """Returns the sums so far: returns [E] float64, lengths [E] int64."""
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -40,20 +41,19 @@ class EpisodeTracker:
 
     @property
     def longest(self) -> int:
-        """Steps of the longest running episode."""
+        """Returns the steps of the longest current episode."""
         return int(self._lengths.max())
 
     def running(self, env: int) -> Episode:
-        """The running episode of an environment."""
+        """Returns the current episode of an environment."""
         return Episode(int(env), float(self._returns[env]), int(self._lengths[env]))
 
     def observe(
         self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
     ) -> list[Episode]:
-        """Adds the next row of each listed environment (None: of every one); returns the episodes that end there.
+        """Adds the next row of each listed environment (None: of every one). Returns the episodes that end there.
 
-        step: Step of [R] rows. envs [R]. finished: the environments' own numbers of these episodes, from
-        `Workers.finished`.
+        step: Step of [R] rows. envs [R]. finished: own numbers of these episodes, from `Workers.finished`.
         """
         envs = np.arange(len(self._returns)) if envs is None else envs
         first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
@@ -64,7 +64,7 @@ class EpisodeTracker:
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
-    """Mean `episode/return`, `episode/length` and own numbers of finished episodes; {} without any."""
+    """Returns the mean `episode/return`, `episode/length` and own numbers of finished episodes; {} if none."""
     if not episodes:
         return {}
     return {
@@ -75,6 +75,6 @@ def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
 
 
 def mean_of(episodes: list[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each number over the episodes that have it."""
+    """Returns the mean of each number over the episodes that have it."""
     names = dict.fromkeys(name for own in episodes for name in own)
     return {name: float(np.mean([own[name] for own in episodes if name in own])) for name in names}

@@ -1,6 +1,6 @@
 """Makes, combines, writes and reads images and videos. No jax.
 
-matplotlib, Pillow and ffmpeg are imported where they are used: a run without images does not wait for them.
+matplotlib, Pillow and ffmpeg are imported where they are used, so that a run without images does not wait for them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dreamer.errors import UserError
 from dreamer.runtime.files.atomic import write_whole
 from dreamer.spaces import Space
 
-SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to it
+SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to this size
 TILE_GAP = 4  # pixels between videos shown side by side
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
-    """Writes frames [T, H, W], [T, H, W, 1] or [T, H, W, 3] uint8 as an mp4 that every player shows (H.264, yuv420p).
+    """Writes frames [T, H, W], [T, H, W, 1] or [T, H, W, 3] uint8 as an mp4 for any player (H.264, yuv420p).
 
-    Small frames are enlarged by a whole factor, odd sides get one black pixel. Raises UserError when the video cannot
-    be written, for example on a full disk; no half video is left behind.
+    Small frames are enlarged by an integer factor, and odd sides are padded with one black pixel. Raises UserError if
+    the video cannot be written, for example on a full disk; no incomplete file is left.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 
@@ -42,7 +42,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     target = ["-vf", enlarge, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-f", "mp4"]
 
     def encode(partial: Path) -> None:
-        # ffmpeg is called here because imageio's writer ignores its exit code, and so a full disk.
+        # Calls ffmpeg itself, because imageio's writer ignores its exit code and so a full disk.
         command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *target, str(partial)]
         done = subprocess.run(command, input=frames.data, capture_output=True)
         if done.returncode:
@@ -55,9 +55,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray, fps: float) -> Path:
-    """Writes the rendered frames of an episode [H, W, 3] uint8, one after another. Raises ValueError without frames.
+    """Writes the rendered frames of an episode, each [H, W, 3] uint8. Raises ValueError if there are none.
 
-    Raises UserError when they are not all of one size, and as `write_video` does.
+    Raises UserError if they differ in size, and as `write_video` does.
     """
     if len(frames) == 0:
         raise ValueError("an episode video needs at least one frame")
@@ -69,9 +69,9 @@ def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray,
 
 
 def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Videos of frames [H, W, 3] uint8 side by side, as square as possible: [T, H', W', 3], T of the longest.
+    """Arranges videos of frames [H, W, 3] uint8 in a grid, as square as possible: [T, H', W', 3], T of the longest.
 
-    A video that ends earlier holds its last frame at a third of its brightness; a smaller one is padded with black.
+    A video that ends earlier keeps its last frame at a third of the brightness. A smaller one is padded with black.
     """
     steps = max(len(video) for video in videos)
     height, width = (max(video[0].shape[side] for video in videos) for side in (0, 1))
@@ -91,7 +91,7 @@ def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG of image [H, W, 3] uint8."""
+    """Encodes an image [H, W, 3] uint8 as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -100,7 +100,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def read_png(path: str | Path) -> np.ndarray:
-    """The image of a PNG file, [H, W, 3] uint8."""
+    """Reads a PNG file as an image [H, W, 3] uint8."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -108,7 +108,7 @@ def read_png(path: str | Path) -> np.ndarray:
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
-    """Animated GIF of frames [T, H, W, 3] uint8 that repeats forever."""
+    """Encodes frames [T, H, W, 3] uint8 as an animated GIF that repeats forever."""
     from PIL import Image
 
     images = [Image.fromarray(frame) for frame in frames]
@@ -118,7 +118,7 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
-    """An image [.., H, W, C] of an observation as uint8, its bounds mapped to black and white."""
+    """Converts an image observation [.., H, W, C] to uint8; maps its bounds to black and white."""
     if space.bounds is None:
         return image
     low, high = space.bounds
@@ -126,18 +126,18 @@ def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
 
 
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A report {"truth/k", "dream/k": [B, T, ..]} with its images as uint8."""
+    """Converts the images of a report {"truth/k", "dream/k": [B, T, ..]} to uint8."""
     of = {name: spaces[name.partition("/")[2]] for name in report}
     return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """Values [..] rounded and clipped to 0 to 255, as uint8."""
+    """Rounds values [..] and clips them to 0 to 255, as uint8."""
     return np.clip(np.round(np.asarray(values, np.float32)), 0, 255).astype(np.uint8)
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Pictures [.., C] with any number of channels as [.., 3]: the last colors or grey of a stack, the newest."""
+    """Converts images [.., C] to [.., 3]. Of a stack of frames it shows the newest, in color or grey."""
     if frames.shape[-1] % 3 == 0:
         return frames[..., -3:]
     return np.repeat(frames[..., -1:], 3, axis=-1)

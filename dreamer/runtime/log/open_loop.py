@@ -1,4 +1,4 @@
-"""Open-loop images: true observations beside the dreams of the world model. No jax."""
+"""Open-loop images: true observations next to the dreams of the world model. No jax."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.files.run_dir import PICTURES
 from dreamer.runtime.log.images import as_bytes, read_png, rgb, write_video
 
-OBSERVED = (40, 170, 80)  # border of a frame that the model saw
+OBSERVED = (40, 170, 80)  # border color of a frame that the model observed
 
-DREAMED = (215, 50, 50)  # border of a frame that it imagined
+DREAMED = (215, 50, 50)  # border color of a frame that the model imagined
 
 TRUE_LINE, DREAM_LINE, OBSERVED_SHADE = "#222222", "#d8432e", "#2fa65a"
 
@@ -26,7 +26,7 @@ REPORT_FPS = 10
 
 
 class Show(Protocol):
-    """Shows images besides writing the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
+    """Receives the images in addition to the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
 
     def image(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None: ...
@@ -35,11 +35,11 @@ class Show(Protocol):
 def write_report(
     run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray], show: Show | None = None
 ) -> list[Path]:
-    """Writes the open-loop images of `Agent.report` into run_dir/pictures, named by env_steps; returns their paths.
+    """Writes the open-loop images of `Agent.report` into run_dir/pictures, named by env_steps. Returns their paths.
 
     report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, the first half of T observed.
-    Image keys (uint8 truth [B, T, H, W, C]) become openloop_<steps>.mp4, one key above the other; all others share
-    openloop_<steps>.png; `show` gets them as "openloop/video" and "openloop/plot". Raises UserError when a file
+    Image keys (uint8 truth [B, T, H, W, C]) are stacked in openloop_<steps>.mp4; all other keys are plotted in
+    openloop_<steps>.png. `show` receives them as "openloop/video" and "openloop/plot". Raises UserError if a file
     cannot be written.
     """
     folder = Path(run_dir) / PICTURES
@@ -63,10 +63,10 @@ def write_report(
 
 
 def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.ndarray:
-    """Frames [T, H', W', 3] uint8: a column for each sequence; in it truth, dream and their difference, top to bottom.
+    """Returns frames [T, H', W', 3] uint8, one column per sequence: truth, dream and their difference, top to bottom.
 
-    truth, dream: [B, T, H, W, C] with values 0 to 255, any C (see `rgb`); the first 4 of B
-    are shown. The border is green while t < observed and red from then on. Equal images have a black difference.
+    truth, dream: [B, T, H, W, C] with values 0 to 255 and any C (see `rgb`); the first 4 sequences are shown. The
+    border is green while t < observed and then red. The difference of equal images is black.
     """
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
     if truth.shape != dream.shape:
@@ -89,14 +89,14 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
 
 
 def stack_videos(videos: list[np.ndarray]) -> np.ndarray:
-    """Stacks videos [T, H, W, 3] of one length T vertically; narrower ones are padded with black on the right."""
+    """Stacks videos [T, H, W, 3] of equal length T vertically. Narrower ones are padded with black on the right."""
     width = max(video.shape[2] for video in videos)
     wide = [np.pad(video, ((0, 0), (0, 0), (0, width - video.shape[2]), (0, 0))) for video in videos]
     return np.concatenate(wide, axis=1)
 
 
 def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.ndarray:
-    """A strip [T, H', 12, 3] with the name of each row, written upwards; empty where rows are too low for text."""
+    """Returns a strip [T, H', 12, 3] with the name of each row, written upwards; empty if rows are too low for text."""
     from PIL import Image, ImageDraw
 
     strip = np.zeros((len(names) * height + (len(names) + 1) * border, 12, 3), np.uint8)
@@ -113,11 +113,11 @@ def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.
 def open_loop_plot(
     path: str | Path, truth: Mapping[str, np.ndarray], dream: Mapping[str, np.ndarray], observed: int
 ) -> Path:
-    """Writes a PNG with one panel per dimension: the true line, the dreamed line, the observed part shaded.
+    """Writes a PNG with one panel per dimension: the true and the dreamed line, with the observed part shaded.
 
-    truth, dream: {k: [B, T, ..]}, the first sequence is drawn; integer truth is a discrete value, drawn in steps.
-    At most 12 panels, shared evenly between the keys; the title gives the number of dimensions left out.
-    Raises UserError when the file cannot be written.
+    truth, dream: {k: [B, T, ..]}; the first sequence is drawn. An integer truth is a discrete value and drawn in steps.
+    There are at most 12 panels, shared evenly between the keys; the title has the number of dimensions left out.
+    Raises UserError if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -149,13 +149,13 @@ def open_loop_plot(
 
 
 def _lines(value: np.ndarray) -> np.ndarray:
-    """[B, T, ..] -> the first sequence, [T, dimensions]."""
+    """Returns the first sequence of [B, T, ..] as [T, dimensions]."""
     first = np.asarray(value)[0]
     return first.reshape(first.shape[0], -1).astype(np.float64)
 
 
 def _share(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """The number of panels for each key, `total` at most: one each in turn, until all are drawn or none is left."""
+    """Distributes at most `total` panels over the keys, one per key in each round; returns the number for each key."""
     shown = dict.fromkeys(sizes, 0)
     while total > 0 and any(shown[key] < size for key, size in sizes.items()):
         for key, size in sizes.items():

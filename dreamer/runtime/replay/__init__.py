@@ -1,1 +1,1 @@
-"""The rows of all streams: rings in memory and on the disk, and how sequences are drawn from them. No jax."""
+"""The replay: rings of rows in memory and on the disk, and the sampling of sequences from them. No jax."""

@@ -1,4 +1,4 @@
-"""How many rows the replay may hold: plain arithmetic, done and printed before any memory is taken. No jax."""
+"""Computes how many rows the replay can hold, before any memory is allocated. No jax."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import dataclasses
 from dreamer.errors import UserError
 
 GB = 10**9
-LEAST_BETWEEN = 256 * 10**6  # bytes of rows below which no checkpoint is taken early
+LEAST_BETWEEN = 256 * 10**6  # minimum bytes of rows between two checkpoints that are taken early
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
     """The size of a replay.
 
-    streams: rings. rows_per_stream: rows of each. row_bytes: bytes of one row in memory.
-    free_bytes: host memory that is free, None if unknown. bound: the setting that keeps it from being larger.
+    streams: number of rings. rows_per_stream: rows of each ring. row_bytes: bytes of one row in memory.
+    free_bytes: free host memory, None if unknown. bound: the setting that limits the size.
     disk_row_bytes, free_disk: the same for the columns on the disk.
     """
 
@@ -29,21 +29,21 @@ class Capacity:
 
     @property
     def steps(self) -> int:
-        """Rows of all rings."""
+        """Returns the rows of all rings together."""
         return self.streams * self.rows_per_stream
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the full replay takes."""
+        """Returns the bytes of memory of the full replay."""
         return self.steps * self.row_bytes
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of disk that the full replay takes."""
+        """Returns the bytes of disk of the full replay."""
         return self.steps * self.disk_row_bytes
 
     def describe(self) -> str:
-        """The line that is printed before the memory is taken."""
+        """Returns the line to print before the memory is allocated."""
         size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
         if self.disk_row_bytes:
             size += f" of memory{_free(self.free_bytes)} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
@@ -52,22 +52,22 @@ class Capacity:
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
-    """Rows after which a checkpoint is taken early: no file of the previous one may be removed until it is safe."""
+    """Returns the rows after which a checkpoint is taken early: the files of the previous one must stay until then."""
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 
 def rows_between_flushes(size: Capacity) -> int:
-    """Rows after which a file of rows is written early: a file is removed once no row in it is needed."""
+    """Returns the rows after which a file of rows is written early, because files are removed only as a whole."""
     return max(size.streams, rows_between_checkpoints(size) // 16)
 
 
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
-    """The most bytes that the files of rows of a run take.
+    """Returns the maximum bytes of the files of rows of a run.
 
     latent_bytes: latents of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the run.
-    keep_every: steps between the older checkpoints that stay too, each with its rows and latents; 0 = none.
+    keep_every: steps between older checkpoints that are kept too, each with its rows and latents; 0 = none.
     While a checkpoint is being written, `keep` + 1 checkpoints pin the rows they need; the first and last file also
-    contain rows that nobody needs.
+    contain rows that no checkpoint needs.
     """
     fresh = (keep + 1) * rows_between_checkpoints(size) + 2 * rows_between_flushes(size)
     if keep_every:
@@ -78,7 +78,7 @@ def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, 
 
 
 def describe_rows(nbytes: int, free_disk: int) -> str:
-    """The line for the files of rows of a run."""
+    """Returns the line to print about the files of rows of a run."""
     return f"rows on the disk: at most {_size(nbytes)}{_free(free_disk)}"
 
 
@@ -95,12 +95,12 @@ def fit(
     disk_gb: float = 0,
     free_disk: int | None = None,
 ) -> Capacity:
-    """The largest replay that every limit allows.
+    """Returns the size of the largest replay that satisfies every limit.
 
-    bytes_per_row: in memory. sequence: rows of one sampled sequence. env_steps: rows that the run makes; more are
-    never needed. capacity_gb: 0 means half of `free_bytes`. free_bytes: None when unknown.
-    disk_bytes_per_row, disk_gb, free_disk: the same for the columns on the disk; 0 bytes per row: there are none.
-    Raises UserError when no sequence fits in a ring, or when the memory or the disk asked for is not there.
+    bytes_per_row: in memory. sequence: rows of one sampled sequence. env_steps: rows that the run collects, and so the
+    most that it needs. capacity_gb: 0 = half of `free_bytes`. free_bytes: None if unknown.
+    disk_bytes_per_row, disk_gb, free_disk: the same for the columns on the disk; 0 bytes per row = no such columns.
+    Raises UserError if no sequence fits in a ring, or if the requested memory or disk is not free.
     """
     limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}
     stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, free_bytes)]
@@ -112,7 +112,7 @@ def fit(
         elif free is not None:
             limits[f"half of the free {store} ({setting})"] = int(free / 2 / (row * streams))
         else:
-            raise UserError(f"{setting} is 0 (half of the free {store}), but this system does not tell what is free")
+            raise UserError(f"{setting} is 0 (half of the free {store}), but this system does not report free {store}")
     bound = min(limits, key=lambda name: limits[name])
     capacity = Capacity(streams, limits[bound], bytes_per_row, free_bytes, bound, disk_bytes_per_row, free_disk)
     if capacity.rows_per_stream < sequence:
@@ -134,7 +134,7 @@ def _free(count: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes as readable text, in the decimal units of `capacity_gb`."""
+    """Formats bytes as readable text, in the decimal units of `capacity_gb`."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The columns of the rings [E, rows_per_stream, ..]: memory for them, their checks, copies of sequences. No jax."""
+"""The columns of the rings [E, rows_per_stream, ..]: allocation, checks, and copies of sequences. No jax."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from dreamer.errors import UserError, nearest
 from dreamer.runtime.replay import columns
 from dreamer.spaces import Space, Spec
 
-# Rows of at least this many bytes are copied faster as slices than by their indices.
+# Rows of at least this many bytes are copied faster as slices than by index.
 WIDE = 1024
 
 
 def in_memory(spaces: Mapping[str, Space], streams: int, rows_per_stream: int) -> dict[str, np.ndarray]:
-    """A column [E, rows_per_stream, ..] for each space, filled with zeros.
+    """Returns a column [E, rows_per_stream, ..] of zeros for each space.
 
-    Not `np.empty`: the system provides pages of zeros only when they are first written.
+    `np.zeros` takes no memory at first: the system provides a page when it is first written.
     """
     ring = streams, rows_per_stream
     return {name: np.zeros((*ring, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()}
 
 
 def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
-    """A copy [B, length, ..] of the successive rows from `number` [B] on, at most a whole ring, of streams [B]."""
+    """Returns a copy [B, length, ..] of the rows of streams [B] from `number` [B] on; at most one whole ring."""
     rows = column.shape[1]
     first = number % rows
     if column[0, 0].nbytes < WIDE:
@@ -40,9 +40,9 @@ def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: i
 
 
 def scatter(column: np.ndarray, stream: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
-    """Writes value [B, L, ..] to the successive rows from `number` [B] on of streams [B], less the first `skip` [B].
+    """Writes value [B, L, ..] to the rows of streams [B] from `number` [B] on, except for the first `skip` [B].
 
-    Where several sequences share a row, the last one is kept.
+    If several sequences share a row, the last one is kept.
     """
     rows = column.shape[1]
     if column[0, 0].nbytes < WIDE:
@@ -59,14 +59,14 @@ def scatter(column: np.ndarray, stream: np.ndarray, number: np.ndarray, value: n
 
 
 def flat(column: np.ndarray) -> np.ndarray:
-    """A column as a view [E * rows_per_stream, ..]."""
+    """Returns a column as a view [E * rows_per_stream, ..]."""
     return column.reshape(-1, *column.shape[2:])
 
 
 def checked(
     spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
 ) -> dict[str, np.ndarray]:
-    """The given arrays {name: [*leading, ..]}, checked against `spaces`. Raises UserError naming a wrong column."""
+    """Returns the arrays {name: [*leading, ..]} if they fit `spaces`; else raises UserError naming a wrong column."""
     for name in sorted(given.keys() - spaces.keys()):
         raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
     values = {}
@@ -84,12 +84,12 @@ def checked(
 
 
 def dtype_of(space: Space) -> np.dtype:
-    """The numpy dtype of a space; "bfloat16" is not among numpy's own names."""
+    """Returns the numpy dtype of a space. numpy itself does not know the name "bfloat16"."""
     return np.dtype(ml_dtypes.bfloat16) if space.dtype == "bfloat16" else np.dtype(space.dtype)
 
 
 def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
-    """The spaces of one row's columns, by name: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
+    """Returns the spaces of a row's columns: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
     return {
         **{f"obs/{key}": space for key, space in spec.obs.items()},
         "action": Space((spec.action_width,), "float32"),
@@ -102,5 +102,5 @@ def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
 
 
 def row_bytes(columns: Mapping[str, Space]) -> int:
-    """Bytes of one row."""
+    """Returns the bytes of one row."""
     return sum(math.prod(space.shape) * dtype_of(space).itemsize for space in columns.values())

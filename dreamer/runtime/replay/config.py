@@ -1,4 +1,4 @@
-"""The settings of the replay. No jax."""
+"""The configuration of the replay. No jax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from dreamer.errors import UserError
 from dreamer.fields import MAY_CHANGE, SAME_GROUP, Mark, at_least, between, check_field, marked
 
-SHARE = Mark("the share of the sequences that the way of sampling of this name draws")
+SHARE = Mark("the share of the sequences drawn by the sampling method of this name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Config:
     """The size of the replay, and how batches are drawn from it."""
 
     capacity_steps: Annotated[int, at_least(1)] = 1_000_000
-    """Most rows held, all environments together."""
+    """Maximum number of rows, all environments together."""
     capacity_gb: Annotated[float, at_least(0)] = 0
-    """Most host memory taken, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    """Maximum host memory, in GB (10^9 bytes); 0 = at most half of the free memory."""
     batch_size: Annotated[int, at_least(1)] = 16
     """Sequences per update."""
     batch_length: Annotated[int, at_least(2)] = 64
@@ -28,29 +28,30 @@ class Config:
     online: bool = True
     """Train on each freshly collected sequence once, before drawing others."""
     uniform: Annotated[float, between(0, 1), SHARE] = 1.0
-    """Share of the sequences drawn evenly; uniform + priority + recency = 1."""
+    """Share of sequences drawn uniformly; uniform + priority + recency = 1."""
     priority: Annotated[float, between(0, 1), SHARE] = 0.0
     """Share of sequences drawn in proportion to the world model's loss on them; sequences never trained on come
     first."""
     recency: Annotated[float, between(0, 1), SHARE] = 0.0
-    """Share of sequences drawn by age: weight 1 / rank ** recency_exponent, the newest has rank 1."""
+    """Share of sequences drawn by age, with weight 1 / rank ** recency_exponent; the newest has rank 1."""
     priority_exponent: Annotated[float, between(0, 1)] = 0.8
-    """The priority of a row is its loss to this power."""
+    """The priority of a row is its loss to the power of this exponent."""
     priority_maxfrac: Annotated[float, between(0, 1)] = 0.5
-    """A sequence weighs this share of its rows' largest priority plus the remaining share of their mean priority."""
+    """Weight of the largest priority in a sequence against the mean priority: max * this + mean * (1 - this)."""
     recency_exponent: Annotated[float, at_least(0)] = 1.0
-    """Exponent of the rank in the weights of recency; 0 weighs all sequences alike."""
+    """Exponent of the rank in the weights of recency; 0 gives all sequences the same weight."""
     tier: Literal["memory", "disk"] = "memory"
-    """Where observations are kept; disk: in files of the run directory, so that capacity may exceed memory."""
+    """Where observations are kept: in memory, or on the disk in files of the run directory, so that the replay can be
+    larger than the memory."""
     disk_gb: Annotated[float, at_least(0)] = 0
-    """Most disk taken by `tier: disk`, in GB (10^9 bytes); 0 takes at most half of what is free."""
+    """Maximum disk space of `tier: disk`, in GB (10^9 bytes); 0 = at most half of the free space."""
     on_device: Annotated[bool, MAY_CHANGE] = False
-    """Keep a copy of the observations on each device that learns: rows are sent there once, not with each batch."""
+    """Keep a copy of the observations on each learning device, so that rows are sent once and not with each batch."""
     prefetch: Annotated[int, at_least(0), MAY_CHANGE] = 1
-    """Batches drawn and sent to the device ahead, by a thread; none with `lockstep`."""
+    """Number of batches that a thread draws and sends to the device in advance; 0 with `lockstep`."""
     flush: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 5.0
-    """Most seconds between two files of rows, so the most that a kill can lose; a file is written earlier when many
-    rows have been added. 0 writes by the number of rows alone."""
+    """Maximum seconds between two files of rows, and so the most time of collecting that a kill can lose. A file is
+    written earlier after many rows; 0 = only then."""
 
     def __post_init__(self) -> None:
         shares = self.shares
@@ -62,5 +63,5 @@ class Config:
 
     @property
     def shares(self) -> dict[str, float]:
-        """{way of sampling: the share of the sequences that it draws}."""
+        """Returns {sampling method: share of the sequences that it draws}."""
         return {name: getattr(self, name) for name in marked(self, SHARE)}

@@ -1,4 +1,4 @@
-"""Columns of the rings in memory-mapped files, so that the replay may be larger than the memory. No jax."""
+"""Columns of the rings in memory-mapped files, so that the replay can be larger than the memory. No jax."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.replay import columns
 from dreamer.spaces import Space
 
-FOLDER = "replay-tier"  # followed by the id of the process
-BLOCK = 8 * 2**20  # bytes of a ring for which disk space is taken at once
+FOLDER = "replay-tier"  # the process id is appended
+BLOCK = 8 * 2**20  # disk space is allocated in blocks of this many bytes per ring
 
 
 class DiskTier:
-    """Owns a folder `replay-tier-...` of a run: a sparse file for each column, removed by `close`.
+    """Owns a folder `replay-tier-...` of a run with a sparse file for each column. `close` removes it.
 
-    A write into a mapped file whose disk is full kills the process. So space is taken by `reserve` before rows are
-    written, where a full disk is an error like any other. (File systems that copy on write promise less.)
-    columns {name: [E, rows_per_stream, ..]}: zeros at first, on the disk and cached in spare memory.
+    A write into a mapped file kills the process if the disk is full. So `reserve` allocates the space before rows are
+    written and raises an error if the disk is full. (Copy-on-write file systems do not guarantee this.)
+    columns {name: [E, rows_per_stream, ..]}: zeros at first; the system caches them in free memory.
     """
 
     def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], streams: int, rows_per_stream: int):
-        """Raises UserError when the files cannot be made."""
+        """Raises UserError if the files cannot be created."""
         self.folder = Path(run_dir).expanduser() / f"{FOLDER}-{os.getpid()}-{time.time_ns()}"
         self.columns: dict[str, np.ndarray] = {}
         self._rows_per_stream = rows_per_stream
@@ -49,9 +49,9 @@ class DiskTier:
             raise disk_error(error, self.folder) from error
 
     def reserve(self, stream: np.ndarray, slot: np.ndarray) -> None:
-        """Takes the disk space of slots [N] of different streams [N] and of all before them.
+        """Allocates disk space for slots [N] of different streams [N], and for all slots before them.
 
-        Raises UserError when the disk is full.
+        Raises UserError if the disk is full.
         """
         short = slot >= self._reserved[stream]
         for one, last in zip(stream[short].tolist(), slot[short].tolist(), strict=True):
@@ -65,7 +65,7 @@ class DiskTier:
             self._reserved[one] = end
 
     def close(self) -> None:
-        """Removes the files. The columns must not be used any more."""
+        """Removes the files. The columns must not be used afterwards."""
         self.columns.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -74,7 +74,7 @@ class DiskTier:
 
 
 def remove_left_over(run_dir: Path) -> None:
-    """Removes the folders that earlier processes of this run left behind, but not one that this process uses.
+    """Removes the folders that earlier processes of this run have left, but not one that this process uses.
 
     The caller must hold the lock of the run.
     """
@@ -84,13 +84,13 @@ def remove_left_over(run_dir: Path) -> None:
 
 
 def free_space(path: str | Path) -> int:
-    """Bytes that are free on the disk of a path that need not exist yet."""
+    """Returns the free bytes on the disk of a path. The path need not exist yet."""
     path = Path(path).expanduser().absolute()
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.is_dir())).free
 
 
 def _take_space(path: Path, offset: int, length: int) -> None:
-    """Allocates disk space for bytes of a sparse file that were never written."""
+    """Allocates disk space for a range of a sparse file that was never written."""
     with open(path, "r+b") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), offset, length)

@@ -1,4 +1,4 @@
-"""Flushes rows to the disk in time, even while the main thread evaluates or compiles for minutes. No jax."""
+"""A thread that flushes rows to the disk in time, even while the main thread evaluates or compiles. No jax."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two checks
 
 
 class Flushing:
-    """Owns a thread that hands new rows to the store when they are due. Use as a context manager, or close().
+    """Owns a thread that passes new rows to the store when a file is due. Use as a context manager, or call close().
 
-    every: seconds between two files, 0 = by number alone. most: rows after which a file is written early.
+    every: seconds between two files, 0 = by number of rows only. most: rows after which a file is written early.
     """
 
     def __init__(self, store: RowStore, replay: Replay, *, every: float, most: int):
@@ -27,7 +27,7 @@ class Flushing:
         self._thread.start()
 
     def tend(self) -> None:
-        """Flushes if a file is due; callable from any thread. Raises UserError if an earlier write failed."""
+        """Flushes if a file is due. Callable from any thread. Raises UserError if an earlier write failed."""
         with self._turn:
             now, steps = time.monotonic(), self._replay.steps
             late = now - self._time >= self._every > 0

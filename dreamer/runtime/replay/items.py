@@ -1,4 +1,4 @@
-"""Items, the possible sequence starts of the streams, and drawing them evenly or by age. Plain numpy, no jax.
+"""Items, the possible sequence starts of the streams, and their sampling, uniform or by age. Plain numpy, no jax.
 
 Source: spec section 10.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Items(NamedTuple):
-    """The items that exist: in stream e they begin at rows first[e] .. first[e] + per_stream[e] - 1.
+    """The items that exist: in stream e they start at rows first[e] .. first[e] + per_stream[e] - 1.
 
-    first, per_stream [E] int64; first is also the oldest row held.
+    first, per_stream [E] int64. first is also the oldest row that each ring holds.
     """
 
     first: np.ndarray
@@ -21,13 +21,13 @@ class Items(NamedTuple):
 
 
 def existing(counts: np.ndarray, rows_per_stream: int, sequence: int) -> Items:
-    """The items whose `sequence` rows are all held, after counts [E] rows were added to rings of `rows_per_stream`."""
+    """Returns the items of `sequence` rows, after counts [E] rows were added to rings of `rows_per_stream` rows."""
     held = np.minimum(counts, rows_per_stream)
     return Items(counts - held, np.maximum(0, held - sequence + 1))
 
 
 def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ring and first row number of items, both of shape [size], all equally likely. At least one item must exist."""
+    """Draws items uniformly: returns stream [size] and first row number [size]. At least one item must exist."""
     ends = np.cumsum(items.per_stream)
     item = rng.integers(ends[-1], size=size)
     stream = np.searchsorted(ends, item, side="right")
@@ -35,19 +35,20 @@ def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarr
 
 
 def rank_sums(most: int, exponent: float) -> np.ndarray:
-    """Cumulative sums of 1 / rank ** exponent from rank 1 (the newest) on, float64 of shape [most]; for `recent`."""
+    """Returns the cumulative sums of 1 / rank ** exponent from rank 1 (the newest) on, float64 [most], for `recent`."""
     return np.cumsum(np.arange(1, most + 1, dtype=np.float64) ** -exponent)
 
 
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ring and first row number of items, both of shape [size], each with weight 1 / rank ** exponent.
+    """Draws items with weight 1 / rank ** exponent: returns stream [size] and first row number [size].
 
     Items are ranked by age, counted in rows of their own stream; at equal age, items of longer streams come first.
-    sums: `rank_sums` [most] of at least the number of items. At least one item must exist. Logarithmic in the items.
+    sums: `rank_sums` [most], with `most` at least the number of items. At least one item must exist. Takes time
+    logarithmic in the number of items.
     """
     total = int(items.per_stream.sum())
     rank = np.searchsorted(sums[: total - 1], rng.random(size) * sums[total - 1], side="right")
-    # Rings by length, shortest first: up to the length of the j-th there are E - j items of each age.
+    # With rings sorted by length, shortest first, E - j items of each age exist up to the length of ring j.
     order = np.argsort(items.per_stream, kind="stable")
     length = items.per_stream[order]
     each = len(order) - np.arange(len(order))

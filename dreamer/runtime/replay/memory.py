@@ -1,4 +1,4 @@
-"""How much host memory is free. No jax."""
+"""Measures the free host memory. No jax."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import psutil
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes of host memory that this process may still take.
+    """Returns the bytes of host memory that this process can still allocate.
 
-    The smallest of the machine's free memory and the room in each control group (a container, a Slurm job); psutil
-    does not know control groups. root: the file system that describes the control groups, another one in tests.
+    This is the minimum of the machine's free memory and the free memory of each control group (a container, a Slurm
+    job), which psutil ignores. root: the root of the file system that describes the control groups, for tests.
     """
     return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """The room in each control group above this process: its limit less the memory that it cannot reclaim."""
+    """Yields the free memory of each control group of this process: the limit minus memory that cannot be reclaimed."""
     listing = root / "proc/self/cgroup"
     if not listing.exists():
         return
@@ -40,7 +40,7 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
 
 
 def _statistic(path: Path, name: str) -> int:
-    """One number of a control group's memory.stat; 0 when it is not listed."""
+    """Returns one number of a control group's memory.stat, or 0 if it is not listed."""
     if not path.exists():
         return 0
     return next((int(line.split()[1]) for line in path.read_text().splitlines() if line.split()[0] == name), 0)

@@ -1,8 +1,8 @@
 """Prioritised selection: items drawn in proportion to the losses of their rows. Plain numpy, no jax.
 
-A row's priority is the last one written; infinite while it is new, 0 once an item with it was drawn. The weight
-of an item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn
-before all others, all equally likely. Source: spec section 10.
+The priority of a row is the last one written. It is infinite while the row is new, and 0 after an item with the row was
+drawn. The weight of an item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a
+new row are drawn before all others, with equal probability. Source: spec section 10.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from dreamer.runtime.replay.items import Items, uniform
 from dreamer.runtime.replay.sum_tree import SumTree
 
-NEW, KNOWN = 0, 1  # planes of the tree: 1 for each item with a new row; the weights of the others
+NEW, KNOWN = 0, 1  # planes of the tree: 1 for items with a new row | weights of the other items
 
 
 class Priorities:
@@ -40,9 +40,9 @@ class Priorities:
         self.tree.update(leaf, weight)
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ring and first row number of items, both of shape [size]; sets the priorities of their rows to 0.
+        """Draws items: returns stream [size] and first row number [size]. Sets the priorities of their rows to 0.
 
-        Within one call no item is drawn twice until no other has a weight; the rest is then drawn uniformly.
+        One call draws an item twice only if no other item has a weight left; it then draws the rest uniformly.
         """
         stream, number = np.zeros(0, np.int64), np.zeros(0, np.int64)
         while len(stream) < size:
@@ -63,14 +63,14 @@ class Priorities:
     def write(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
         """Sets the priorities [N, L] of successive rows [N, L] of streams [N], and updates the weights of their items.
 
-        Rows that are no longer held are left alone. A priority that is negative or not a number counts as 0.
+        Skips rows that are no longer held. A priority that is negative or NaN counts as 0.
         """
         length = self.rows.shape[1]
         held = number >= items.first[stream][:, None]
-        # Only rows never trained on may be infinite. fmax ignores a NaN.
+        # Only rows that were never trained on may be infinite. fmax ignores NaN.
         power = np.minimum(np.fmax(priority, 0) ** self._exponent, np.finfo(np.float32).max)
         self.rows[np.broadcast_to(stream[:, None], number.shape)[held], number[held] % length] = power[held]
-        # Every item that contains one of the rows: those that begin up to a sequence before.
+        # Every item that contains one of the rows starts at most one sequence before it.
         reach = self._sequence - 1
         item = number[:, :1] + np.arange(-reach, number.shape[1])
         here = (item >= items.first[stream][:, None]) & (item < (items.first + items.per_stream)[stream][:, None])
@@ -79,11 +79,11 @@ class Priorities:
         self.tree.update(self._leaf(stream[:, None], item)[here], weight[here])
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that cannot be recomputed: rows [E, R] float32 and items [E * R, 2] float64. Views, not copies."""
+        """Returns views of everything that cannot be recomputed: rows [E, R] float32 and items [E * R, 2] float64."""
         return {"rows": self.rows, "items": self.tree.leaves}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores rows [E, R] and items [E * R, 2] of a `state`: the same generator then gives the same draws."""
+        """Restores a `state` (rows [E, R], items [E * R, 2]), so that the same generator draws the same items."""
         self.rows[...] = state["rows"]
         self.tree.fill(state["items"])
 
@@ -91,7 +91,7 @@ class Priorities:
         return stream * self.rows.shape[1] + number % self.rows.shape[1]
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:
-        """[N, L] rows -> [N, L - sequence + 1, 2] weights of the items that begin at them."""
+        """Returns the weights [N, L - sequence + 1, 2] of the items within rows [N, L]."""
         most = slide(np.maximum, rows, self._sequence)
         new = np.isinf(most)
         mean = slide(np.add, rows.astype(np.float64), self._sequence) / self._sequence
@@ -100,9 +100,9 @@ class Priorities:
 
 
 def slide(combine: np.ufunc, values: np.ndarray, length: int) -> np.ndarray:
-    """`combine` over each window of `length` successive values: [N, L] -> [N, L - length + 1].
+    """Combines each window of `length` successive values: [N, L] -> [N, L - length + 1].
 
-    A window whose length is a power of two is combined from two of half its length, any other from such windows.
+    A window whose length is a power of two combines two windows of half its length; other windows combine these.
     """
     count, width, covered = values.shape[1] - length + 1, 1, 0
     result = None

@@ -1,9 +1,9 @@
 """The replay: a ring of rows for each stream. Plain numpy, no jax.
 
-The rows of a stream are numbered from its start; row `number` lies in slot `number % rows_per_stream`, and the
-last `rows_per_stream` of them are held. An item is a possible sequence start: a number whose `context + batch_length`
-rows are all held. Sequences run over episode boundaries, never over the head of a ring.
-The observations may lie in files (`disk_tier`); `samplers` chooses which items are drawn.
+The rows of a stream are numbered from its start. Row `number` is in slot `number % rows_per_stream`, and the ring holds
+the last `rows_per_stream` rows. An item is a possible sequence start: a row number from which the ring holds
+`context + batch_length` rows. Sequences cross episode boundaries, but never the head of a ring.
+The observations can be in files (`disk_tier`). `samplers` chooses the items to draw.
 Source: spec section 10.
 """
 
@@ -31,11 +31,11 @@ from dreamer.steps import Batch, Rows, Step
 def size_replay(
     spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int, run_dir: str | Path = "."
 ) -> Capacity:
-    """The size that the replay will have; takes no memory. Print its `describe()` before making the replay.
+    """Returns the size that the replay will have, without allocating it. Print its `describe()` first.
 
-    storage: the packed latents of a row. env_steps: rows that the run makes, all environments together.
+    storage: the packed latents of a row. env_steps: rows that the run collects, all environments together.
     run_dir: the folder whose disk `tier: disk` uses.
-    Raises UserError when no sequence fits.
+    Raises UserError if no sequence fits.
     """
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
@@ -53,15 +53,15 @@ def size_replay(
 
 
 class Replay:
-    """Owns the rings, in memory and in files. Threads may share it: a lock guards all that changes or copies rows.
+    """Owns the rings, in memory and in files. Threads can share it: a lock guards every change and copy of rows.
 
-    Its whole state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
+    Complete state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
     `queue` of (stream, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
 
-    storage: {name: Space} of the packed latents of a row; stored only where `config.context` needs them.
-    env_steps: rows that the run makes. size: the result of an earlier `size_replay`, so that the printed size is used.
+    storage: {name: Space} of the packed latents of a row; stored only if `config.context` needs them.
+    env_steps: rows that the run collects. size: the result of an earlier `size_replay`, to use the size it printed.
     run_dir: where `tier: disk` keeps its files until `close`.
-    Raises UserError as `size_replay` does, and when the files cannot be made.
+    Raises UserError as `size_replay` does, and if the files cannot be created.
     """
 
     def __init__(
@@ -92,35 +92,35 @@ class Replay:
         )
         self.sampler = make_sampler(config, Rings(streams, self.size.rows_per_stream, self.sequence))
         self.rng = np.random.default_rng(seed)
-        # A separate stream, so that reports do not change which sequences the run trains on.
+        # A separate generator, so that reports do not change which sequences the run trains on.
         self.report_rng = np.random.default_rng((seed, 1))
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Items that can be sampled."""
+        """Returns the number of items that can be sampled."""
         return int(self._items().per_stream.sum())
 
     @property
     def steps(self) -> int:
-        """Rows ever added, all environments together: the environment step counter."""
+        """Returns the number of rows ever added by all environments: the environment step counter."""
         return int(self.counts.sum())
 
     @property
     def rows(self) -> int:
-        """Rows held."""
+        """Returns the number of rows held."""
         return int(np.minimum(self.counts, self.size.rows_per_stream).sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full rings, wherever they lie."""
+        """Returns the bytes of the full rings, in memory and on the disk."""
         return sum(column.nbytes for column in self.columns.values())
 
     def ready(self, batch_size: int) -> bool:
-        """Whether training may start: the items reach the trained rows of a batch, or all that the rings can hold."""
+        """Whether training may start: there are as many items as trained rows in a batch, or the rings are full."""
         return len(self) >= self._wanted(batch_size)
 
     def start(self, batch_size: int) -> int:
-        """The environment step at which training may start if all environments are equally fast."""
+        """Returns the environment step at which training can start if all environments are equally fast."""
         streams = len(self.counts)
         return streams * (-(-self._wanted(batch_size) // streams) + self.sequence - 1)
 
@@ -128,8 +128,7 @@ class Replay:
         """Appends one row to the ring of each listed stream.
 
         step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | streams [E'], None = all
-        Nothing is written when anything is wrong. Raises UserError naming the column whose shape or dtype is wrong,
-        and when the disk is full.
+        Raises UserError if a column has a wrong shape or dtype, or if the disk is full; nothing is written then.
         """
         streams = np.arange(len(self.counts)) if streams is None else self._stream_indices(streams)
         given = {
@@ -150,12 +149,12 @@ class Replay:
                 self.queue.append((int(stream), int(self.counts[stream]) - self.sequence))
 
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
-        """Draw sequences: queued fresh ones first, the rest by the shares of uniform, priority and recency.
+        """Draws sequences: fresh ones from the queue first, the rest by the shares of uniform, priority and recency.
 
-        online: False draws uniformly and leaves queue and priorities alone, for evaluation and reports.
+        online: False draws uniformly and does not change queue and priorities, for evaluation and reports.
         Returns a batch of context + T rows, a copy, and the stream [B] and number [B, T] of its T trained rows.
         In the returned copy (not in the ring), is_first is set on row 0, and is_last on any row that is followed by
-        the start of an episode. Raises ValueError when there is no item.
+        the start of an episode. Raises ValueError if there is no item.
         """
         with self.lock:
             return self._sample(batch_size, online, [*self.columns])
@@ -166,16 +165,16 @@ class Replay:
         """Like `sample`, for a caller that already holds the observations of the first `seen` [E] rows: returns a
         batch without observations, plus the observations added since.
 
-        Both at one instant, so that no row of the batch has been overwritten by a later one.
+        Both are read at the same instant, so that no later row has overwritten a row of the batch.
         """
         with self.lock:
             names = [name for name in self.columns if not name.startswith("obs/")]
             return *self._sample(batch_size, True, names), self._rows_since(seen, None)
 
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """At most `most` rows added after the first `seen` [E] and still held, oldest first within each ring.
+        """Returns at most `most` rows added after the first `seen` [E] and still held, oldest first within each ring.
 
-        Returns stream [n], row number [n] and observations {k: [n, ..]}, copies.
+        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}.
         """
         with self.lock:
             return self._rows_since(seen, most)
@@ -193,7 +192,7 @@ class Replay:
         return stream, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
 
     def _sample(self, batch_size: int, online: bool, names: list[str]) -> tuple[Batch, Rows]:
-        """A batch of the columns `names`; under the lock."""
+        """Returns a batch of the columns `names`. The caller holds the lock."""
         context = self.config.context
         stream, start = self._choose(batch_size, online)
         number = start[:, None] + np.arange(self.sequence)
@@ -214,10 +213,10 @@ class Replay:
         return batch, Rows(stream, number[:, context:])
 
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
-        """Write recomputed latents {name: [B, T, ..]} back to the successive rows of a sample.
+        """Writes recomputed latents {name: [B, T, ..]} back to the rows of a sample.
 
-        Rows overwritten since are left alone; where several sequences share a row, the last one is kept.
-        Raises UserError naming the latent whose shape or dtype is wrong.
+        Skips rows overwritten since. If several sequences share a row, the last one is kept.
+        Raises UserError if a latent has a wrong shape or dtype.
         """
         spaces = {name: self.spaces[name] for name in self._latent_names()}
         values = checked(spaces, self._named_latents(latent), rows.number.shape, "refresh")
@@ -228,22 +227,22 @@ class Replay:
                 scatter(self.columns[name], rows.stream, rows.number[:, 0], value, skip)
 
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
-        """Write the priorities [B, T] float32 of the rows of a sample; no effect where `config.priority` is 0.
+        """Writes the priorities [B, T] float32 of the rows of a sample. Does nothing if `config.priority` is 0.
 
-        Rows overwritten since are left alone; where several sequences share a row, the last one is kept.
-        Raises UserError when shape or dtype is wrong.
+        Skips rows overwritten since. If several sequences share a row, the last one is kept.
+        Raises UserError if shape or dtype is wrong.
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
         with self.lock:
             self.sampler.prioritise(self._items(), rows.stream, rows.number, values["priority"])
 
     def reserve(self, stream: int, slot: int) -> None:
-        """Takes the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError when the disk is full."""
+        """Allocates the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError if the disk is full."""
         if self._disk:
             self._disk.reserve(np.array([stream]), np.array([slot]))
 
     def close(self) -> None:
-        """Removes the files of `tier: disk`; the replay must not be used any more."""
+        """Removes the files of `tier: disk`. The replay must not be used afterwards."""
         if self._disk:
             self._disk.close()
 
@@ -255,7 +254,7 @@ class Replay:
         return existing(self.counts, self.size.rows_per_stream, self.sequence)
 
     def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ring [B] and first row number [B] of each sequence."""
+        """Chooses sequences: returns stream [B] and first row number [B]."""
         items = self._items()
         if not items.per_stream.any():
             raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
@@ -274,7 +273,7 @@ class Replay:
         return [name for name in self.columns if name.startswith("latent/")]
 
     def _named_latents(self, latent: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Latents by column name; none where they are not stored."""
+        """Returns the latents by column name; {} if latents are not stored."""
         return {f"latent/{name}": value for name, value in latent.items()} if self.config.context else {}
 
     def _stream_indices(self, streams: np.ndarray) -> np.ndarray:
@@ -287,7 +286,7 @@ class Replay:
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
-    """The columns of a row in memory and on the disk; latents are stored only with a context row, which reads them."""
+    """Returns the columns in memory and on the disk. Latents are stored only if a context row reads them."""
     columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

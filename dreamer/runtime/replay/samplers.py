@@ -1,6 +1,6 @@
-"""The ways of sampling sequences: uniform, by priority, by recency, and mixtures of these. Plain numpy, no jax.
+"""The sampling methods for sequences: uniform, by priority, by recency, and mixtures of these. Plain numpy, no jax.
 
-A new way is a maker, its row in WAYS, and a field with its name and the mark SHARE in `config`.
+A new method needs a maker, a row in WAYS, and a field with its name and the mark SHARE in `config`.
 Source: spec section 10.
 """
 
@@ -20,7 +20,7 @@ Drawn = tuple[np.ndarray, np.ndarray]
 
 
 class Rings(NamedTuple):
-    """The sizes of a replay: its number of rings, the rows of each, the rows of a sequence."""
+    """The sizes of a replay: number of rings, rows of each ring, and rows of a sequence."""
 
     streams: int
     rows_per_stream: int
@@ -32,12 +32,12 @@ def _nothing(*args: Any) -> None:
 
 
 class Way(NamedTuple):
-    """A way of sampling, as functions that share their memory. A function that a way does not need does nothing.
+    """A sampling method, as functions that share memory. Functions that a method does not need do nothing.
 
     draw(rng, items, size) -> stream [size], first row number [size] of items; at least one item must exist
-    added(stream [N], number [N]): called after these rows were appended, each to another stream
+    added(stream [N], number [N]): called after these rows were appended to different streams
     prioritise(items, stream [B], number [B, T], priority [B, T]): for successive rows; skips rows no longer held
-    state() -> {name: array}, the whole memory, not copied | load(state)
+    state() -> {name: array}, the complete memory, not copied | load(state)
     """
 
     draw: Callable[[np.random.Generator, Items, int], Drawn]
@@ -48,24 +48,24 @@ class Way(NamedTuple):
 
 
 def uniform_way(config: Config, rings: Rings) -> Way:
-    """Every item is equally likely."""
+    """Makes the method that draws every item with equal probability."""
     return Way(uniform)
 
 
 def priority_way(config: Config, rings: Rings) -> Way:
-    """Items with new rows first, others by the priorities of their rows; see `priorities`."""
+    """Makes the method that draws items with new rows first and others by priority; see `priorities`."""
     memory = Priorities(*rings, exponent=config.priority_exponent, maxfrac=config.priority_maxfrac)
     return Way(memory.draw, memory.added, memory.write, memory.state, memory.load)
 
 
 def recency_way(config: Config, rings: Rings) -> Way:
-    """An item weighs 1 / rank ** recency_exponent, the newest has rank 1."""
+    """Makes the method that draws items with weight 1 / rank ** recency_exponent; the newest has rank 1."""
     most = rings.streams * (rings.rows_per_stream - rings.sequence + 1)
     return Way(functools.partial(recent, sums=rank_sums(most, config.recency_exponent)))
 
 
 class Maker(NamedTuple):
-    """Makes a way. bytes_per_row: host memory that the way takes for each row of the replay."""
+    """Makes a sampling method. bytes_per_row: host memory that the method needs for each row of the replay."""
 
     make: Callable[[Config, Rings], Way]
     bytes_per_row: int = 0
@@ -79,12 +79,12 @@ WAYS = {
 
 
 def bytes_per_row(config: Config) -> int:
-    """Host memory that sampling takes for each row of the replay."""
+    """Returns the bytes of host memory that sampling needs for each row of the replay."""
     return sum(WAYS[name].bytes_per_row for name, share in config.shares.items() if share)
 
 
 class Part(NamedTuple):
-    """A way with its name and its share of the sequences."""
+    """A sampling method with its name and its share of the sequences."""
 
     name: str
     share: float
@@ -92,15 +92,15 @@ class Part(NamedTuple):
 
 
 def make_sampler(config: Config, rings: Rings) -> Sampler:
-    """A sampler of the ways that have a share in `config`, each with empty memory."""
+    """Returns a new sampler with the methods that have a share in `config`."""
     parts = [Part(name, share, WAYS[name].make(config, rings)) for name, share in config.shares.items() if share]
     return Sampler(tuple(parts))
 
 
 class Sampler:
-    """Owns the memory of the ways of sampling. Random numbers come from the caller's generator.
+    """Owns the memory of the sampling methods. The caller passes the random generator.
 
-    With a single way, no random number is spent on choosing the way.
+    With a single method, no random number is used to choose the method.
     """
 
     def __init__(self, parts: tuple[Part, ...]):
@@ -108,7 +108,7 @@ class Sampler:
         self._parts, self._shares = parts, shares / shares.sum()
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> Drawn:
-        """Ring [size] and first row number [size] of items. At least one item must exist."""
+        """Draws items: returns stream [size] and first row number [size]. At least one item must exist."""
         if len(self._parts) == 1:
             return self._parts[0].way.draw(rng, items, size)
         chosen = rng.choice(len(self._parts), size, p=self._shares)
@@ -119,7 +119,7 @@ class Sampler:
         return stream, number
 
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
-        """Notes that rows `number` [N] were appended to different streams [N]."""
+        """Registers rows `number` [N], just appended to different streams [N]."""
         for part in self._parts:
             part.way.added(stream, number)
 
@@ -129,7 +129,7 @@ class Sampler:
             part.way.prioritise(items, stream, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The memory of all ways, {"way/name": array}; priorities have rows [E, R] and items [E * R, 2]. Not copied."""
+        """Returns the memory of all methods, {"method/name": array}, not copied. See `Priorities.state` for shapes."""
         return {f"{part.name}/{name}": array for part in self._parts for name, array in part.way.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:

@@ -1,7 +1,7 @@
-"""Copies the replay out and restores it, for the files of a run: rows, latents, and the state of the sampler.
+"""Exports and restores the replay for the files of a run: rows, latents, and the state of the sampler.
 
-Rows travel as spans, runs of successive rows of one stream, and columns {name: [R, ..]} in which the spans follow
-one another. Plain numpy, no jax.
+Rows are exchanged as spans, each a range of successive rows of one stream, and columns {name: [R, ..]} that contain the
+rows of all spans in order. Plain numpy, no jax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Columns = dict[str, np.ndarray]
 
 
 class Span(NamedTuple):
-    """The rows from `start` up to `stop` of one stream, by their running numbers."""
+    """The rows `start` to `stop` - 1 of one stream, by row number."""
 
     stream: int
     start: int
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns]:
-    """Copies of the rows from `numbers` [E] on that are held; {} for the columns when there is none."""
+    """Copies the held rows from `numbers` [E] on. The columns are {} if there are no rows."""
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
         ends = zip(start.tolist(), replay.counts.tolist(), strict=True)
@@ -36,7 +36,7 @@ def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns
 
 
 def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Columns]]:
-    """Copies of the latents of all rows held, in parts of about `nbytes` at most; nothing where none are stored."""
+    """Yields copies of the latents of all held rows, in parts of at most about `nbytes`; nothing if none are stored."""
     names = latent_names(replay)
     row = sum(replay.columns[name][0, 0].nbytes for name in names)
     length = max(1, nbytes // row) if row else 0
@@ -49,10 +49,10 @@ def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Colu
 
 
 def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: bool) -> None:
-    """Puts rows back that `rows_since` returned; each span continues where its ring ends.
+    """Restores rows from `rows_since`. Each span must start where its ring ends.
 
-    fresh: adds the rows to queue and sampler, as `Replay.add` does; otherwise `load` restores both afterwards.
-    Raises UserError naming a column that is wrong.
+    fresh: adds the rows to queue and sampler, as `Replay.add` does; otherwise call `load` afterwards to restore both.
+    Raises UserError naming a wrong column.
     """
     values = checked(replay.spaces, columns, (_length(spans),), "put_rows")
     with replay.lock:
@@ -60,13 +60,13 @@ def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: boo
         for span in spans:
             replay.counts[span.stream] = span.stop
             if fresh:
-                _tell_new(replay, span)
+                _mark_new(replay, span)
 
 
 def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None:
-    """Puts latents back that `held_latents` returned. Raises UserError naming a column that is wrong or has no row."""
+    """Restores latents from `held_latents`. Raises UserError for a wrong column or for rows that are not held."""
     if any(span.stop > replay.counts[span.stream] for span in spans):
-        raise UserError("replay.put_latents: these are latents of rows that are not there")
+        raise UserError("replay.put_latents: the latents belong to rows that are not held")
     spaces = {name: replay.spaces[name] for name in latent_names(replay)}
     values = checked(spaces, columns, (_length(spans),), "put_latents")
     with replay.lock:
@@ -74,7 +74,7 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
 
 
 def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
-    """All that decides the next draws besides the rows: JSON values, and copies of arrays."""
+    """Returns everything besides the rows that determines the next draws: JSON values, and copies of arrays."""
     with replay.lock:
         values = {
             "counts": replay.counts.tolist(), "rows_per_stream": replay.size.rows_per_stream,
@@ -89,13 +89,13 @@ def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndar
 
     If the ring length has changed, the sampler treats every row as new.
 
-    values: as checked by `manifest.head`. arrays: of the same shapes as `Sampler.state` returns them.
-    Raises UserError when it is the state of another replay.
+    values: checked by `manifest.head`. arrays: with the shapes of `Sampler.state`.
+    Raises UserError if the state belongs to another replay.
     """
     if values["counts"] != replay.counts.tolist():
-        raise UserError("the state of the replay is not of these rows")
+        raise UserError("the state of the replay belongs to other rows")
     if any(start + replay.sequence > replay.counts[env] for env, start in values["queue"]):
-        raise UserError("the state of the replay queues rows that are not there")
+        raise UserError("the state of the replay queues rows that are not held")
     same = values["rows_per_stream"] == replay.size.rows_per_stream
     with replay.lock:
         if same:
@@ -113,27 +113,27 @@ def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndar
 
 
 def oldest(replay: Replay) -> np.ndarray:
-    """The first row [E] that each ring holds."""
+    """Returns the number [E] of the oldest row that each ring holds."""
     return np.maximum(0, replay.counts - replay.size.rows_per_stream)
 
 
 def latent_names(replay: Replay) -> list[str]:
-    """The columns that hold latents."""
+    """Returns the names of the columns with latents."""
     return [name for name in replay.columns if name.startswith("latent/")]
 
 
 def _check_sampler(replay: Replay, arrays: Mapping[str, np.ndarray]) -> None:
-    """UserError unless a sampler can draw by these arrays."""
+    """Raises UserError unless a sampler can be restored from these arrays."""
     expected = replay.sampler.state()
     fits = arrays.keys() == expected.keys() and all(
         arrays[name].shape == array.shape and arrays[name].dtype == array.dtype and not (np.isnan(arrays[name])).any()
         for name, array in expected.items()
     )
     if not fits or any((array < 0).any() for array in arrays.values()):
-        raise UserError("the state of the sampler is of another replay")
+        raise UserError("the state of the sampler belongs to another replay")
 
 
-def _tell_new(replay: Replay, span: Span) -> None:
+def _mark_new(replay: Replay, span: Span) -> None:
     """Adds the rows of a span to queue and sampler, as `Replay.add` does."""
     for number in range(span.start, span.stop):
         replay.sampler.added(np.array([span.stream]), np.array([number]))

@@ -1,8 +1,8 @@
 """The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
 
-A rows file holds, for every stream, the rows since the previous file, with their latents at that moment. A kill at
-any instant loses at most the rows not yet flushed. A checkpoint adds the latents of all rows held, as training has
-refreshed them, so that a resumed run continues from exactly the replay that was saved.
+A rows file contains the rows of every stream since the previous file, with their latents at that moment. A kill
+at any instant loses at most the rows not yet flushed. A checkpoint adds the latents of all held rows, as refreshed by
+training, so that a resumed run continues from exactly the replay that was saved.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since
 
 LATENT_FILE_BYTES = 1 << 26
-_WAITING = 4  # flushes that may wait for the disk before collecting waits as well
+_WAITING = 4  # maximum flushes that wait for the disk; beyond this, collecting waits too
 _NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", re.ASCII)
 
 
 class _Written(NamedTuple):
-    """A rows file: its seal, and the rows of each stream that it holds."""
+    """A rows file: its seal, and the spans of rows that it contains."""
 
     seal: Seal
     spans: list[Span]
 
 
 class RowStore:
-    """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or close().
+    """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or call close().
 
-    The next call raises an error of the thread as UserError; files written before it stay.
+    If the thread fails, the next call raises the error as a UserError. Files written before it are kept.
     """
 
     def __init__(self, folder: Path, run: str):
@@ -57,7 +57,7 @@ class RowStore:
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Makes the folder and starts the thread. Raises UserError when the folder cannot be made."""
+        """Creates the folder and starts the thread. Raises UserError if the folder cannot be created."""
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -66,7 +66,7 @@ class RowStore:
         self._thread.start()
 
     def flush(self, replay: Replay) -> None:
-        """Hands all rows since the last flush to the writing thread. Returns before they are on the disk.
+        """Passes all rows since the last flush to the writing thread. Returns before they are on the disk.
 
         Callable from any thread.
         """
@@ -85,15 +85,15 @@ class RowStore:
             self._jobs.put(lambda: self._write(path, head, columns, spans))
 
     def wait(self) -> None:
-        """Waits until everything handed over is on the disk. Raises UserError when it could not be written."""
+        """Waits until all flushed rows are on the disk. Raises UserError if they could not be written."""
         self._jobs.join()
         self._raise()
 
     def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
-        """The rows files on the disk, oldest first, starting at the first that holds a needed row; call `wait` before.
+        """Returns the seals of the rows files on the disk, oldest first, from the first with a needed row on.
 
-        oldest [E]: the first row of each stream that is needed, None = all. All later files stay in the list,
-        even if a stream needs none of their rows: the rows of each stream must be contiguous.
+        Call `wait` first. oldest [E]: the first needed row of each stream, None = all rows. All later files are
+        included, even without needed rows, because the rows of each stream must be contiguous.
         """
         first = 0
         if oldest is not None:
@@ -102,7 +102,7 @@ class RowStore:
         return [file.seal for file in self._files[first:]]
 
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
-        """Writes the latents of all rows held, for the checkpoint `step`; waits for the disk."""
+        """Writes the latents of all held rows for the checkpoint `step`; waits for the disk."""
         seals: list[Seal] = []
         for number, (spans, columns) in enumerate(held_latents(replay, LATENT_FILE_BYTES)):
             head = {"run": self._run, "spans": [list(span) for span in spans]}
@@ -110,38 +110,38 @@ class RowStore:
         return seals
 
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
-        """Writes the rest of the host's state at the checkpoint `step`, arrays of any shape; waits for the disk."""
+        """Writes the rest of the host's state for the checkpoint `step`, arrays of any shape; waits for the disk."""
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
-        """Writes the host's state after a run has ended at the checkpoint `step`; waits for the disk.
+        """Writes the host's state after the run has ended at the checkpoint `step`; waits for the disk.
 
-        state: the seal of the host's state at that checkpoint, which identifies it among checkpoints of that number.
+        state: the seal of the host's state at that checkpoint; it distinguishes checkpoints with the same number.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
 
     def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
-        """The head that `save_end` wrote, None if the run did not end at that checkpoint. UserError if damaged."""
+        """Returns the head from `save_end`, or None if the run did not end there. Raises UserError if it is damaged."""
         if not (self._folder / end_name(step)).exists():
             return None
         try:
             head = self._read(end_name(step), None)[0]
         except UserError as error:
-            raise UserError(f"{error}; move it away, and the run makes its last evaluation again") from error
+            raise UserError(f"{error}; move it away, and the run repeats its last evaluation") from error
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The head, and the arrays with the shapes given to `save_state`.
+        """Returns the head, and the arrays with the shapes given to `save_state`.
 
-        Raises UserError naming the file that is damaged, missing or foreign.
+        Raises UserError if the file is damaged, missing or belongs to another run.
         """
         return self._read(seal.name, seal)
 
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
-        """Puts the rows of a manifest into an empty replay, with the latents that were saved beside them.
+        """Puts the rows of a manifest into an empty replay, with the latents that were saved for them.
 
-        Raises UserError naming the file that is damaged, missing or foreign, or whose rows leave a gap.
+        Raises UserError if a file is damaged, missing or belongs to another run, or if its rows leave a gap.
         """
         for seal in rows:
             self._load(replay, seal.name, seal, fresh=False)
@@ -152,28 +152,28 @@ class RowStore:
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
-        """Adds the rows flushed after those of the manifest; returns their number. Raises as `load_rows` does."""
+        """Adds the rows flushed after those of the manifest, and returns their number. Raises as `load_rows` does."""
         before = int(replay.counts.sum())
         for path in reversed(self.later()):
             try:
                 self._load(replay, path.name, None, fresh=True)
             except UserError as error:
                 raise UserError(
-                    f"{error}; it came after the checkpoint: move it and the rows files after it away to go on without"
+                    f"{error}; it is newer than the checkpoint: move it and all later rows files away to resume"
                 ) from error
         self._flushed = replay.counts.copy()
         return int(replay.counts.sum()) - before
 
     def later(self) -> list[Path]:
-        """The rows files that came after those loaded, newest first."""
+        """Returns the rows files that are newer than those loaded, newest first."""
         return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
 
     def path(self, name: str) -> Path:
-        """The file of that name."""
+        """Returns the path of a file by its name."""
         return self._folder / name
 
     def beside(self, step: int) -> list[Path]:
-        """The files that belong to the checkpoint `step` alone."""
+        """Returns the files that belong only to the checkpoint `step`."""
         names = [name for kind in ("latents", "state", "end") for name in self._names(kind)]
         return [self._folder / name for name in names if _number(name) == step]
 
@@ -182,19 +182,19 @@ class RowStore:
         self._error = error
 
     def check_names(self) -> None:
-        """Raises UserError naming a file that this program did not write, or if the folder is a link out of the run."""
+        """Raises UserError for a file that this program did not write, or if the folder is a link out of the run."""
         check_inside(self._folder, self._folder.parent)
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
             if not path.name.endswith(UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
 
     def remove_unfinished(self) -> None:
-        """Removes files that a kill left half written."""
+        """Removes the incomplete files that a kill has left."""
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
     def prune(self, kept: Collection[str]) -> None:
-        """Removes the files that no checkpoint needs, except rows files newer than those of `kept`.
+        """Removes the files that no checkpoint needs, except for rows files newer than those in `kept`.
 
         kept: names of the files that the kept checkpoints need.
         """
@@ -240,12 +240,12 @@ class RowStore:
         spans = _spans(head, len(replay.counts), self._folder / name)
         for span in spans:
             held = int(replay.counts[span.stream])
-            # A ring overwritten entirely between two flushes is whole in the second file: no earlier row is held.
+            # If a ring was overwritten completely between two flushes, the second file has all of its rows.
             whole = span.start > held and span.stop - span.start == replay.size.rows_per_stream
             if held and span.start != held and not whole:
                 raise UserError(
-                    f"{self._folder / name} begins at row {span.start} of stream {span.stream}, "
-                    f"row {held} should come next: a file before it is missing"
+                    f"{self._folder / name} starts at row {span.start} of stream {span.stream}, "
+                    f"but row {held} should come next: a file before it is missing"
                 )
         put_rows(replay, spans, columns, fresh)
         path = self._folder / name
@@ -271,7 +271,7 @@ class RowStore:
             raise UserError(str(self._error)) from self._error
 
     def _work(self) -> None:
-        """The thread: after the first error nothing more is written, so that the files never have a gap."""
+        """Runs in the thread. After the first error nothing more is written, so that the files never have a gap."""
         while (job := self._jobs.get()) is not None:
             try:
                 if self._error is None:
@@ -287,7 +287,7 @@ class RowStore:
 
 
 def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, list[str]]:
-    """The number of rows in files later than those of the checkpoint `step`, and what is wrong with such files.
+    """Returns the number of rows in files newer than the checkpoint `step`, and the faults of these files.
 
     Only reads.
     """
@@ -302,7 +302,7 @@ def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, li
             if head.get("run") != files.run:
                 faults.append(f"{path} belongs to another run")
         except UserError as error:
-            faults.append(f"{error}; it came after the checkpoint: move it and the rows files after it away")
+            faults.append(f"{error}; it is newer than the checkpoint: move it and all later rows files away")
     end = folder / end_name(step)
     if end.exists():
         try:
@@ -313,7 +313,7 @@ def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, li
 
 
 def end_name(step: int) -> str:
-    """The name of the file that records that a run has ended at `step`."""
+    """Returns the name of the file that records that a run has ended at `step`."""
     return f"end-{step:012d}.dreamer"
 
 
@@ -322,7 +322,7 @@ def _spans(head: dict[str, Any], streams: int, path: Path) -> list[Span]:
 
 
 def _number(name: str) -> int:
-    """12 of "rows-000000012.dreamer" and of "latents-000000000012-0001.dreamer"."""
+    """Returns the number in a name: 12 for "rows-000000012.dreamer" and "latents-000000000012-0001.dreamer"."""
     match = _NAME.fullmatch(name)
     assert match, name
     return int(match[2])

@@ -1,4 +1,4 @@
-"""A sum tree: draws leaves in proportion to their weights, many at once. Plain numpy, no jax.
+"""A sum tree, which draws many leaves at once in proportion to their weights. Plain numpy, no jax.
 
 Source: spec section 10.
 """
@@ -11,10 +11,10 @@ BRANCHING = 16
 
 
 class SumTree:
-    """Owns `planes` weights of each of `size` leaves, and the sums above them: nodes of 16 children.
+    """Owns `planes` weights for each of `size` leaves, and the sums in the nodes above, each with 16 children.
 
-    levels: from the leaves [size, planes] up to the root [1, planes], each but the root filled up to a multiple of 16.
-    A sum is always recomputed from its children: rounding errors do not accumulate, equal leaves give equal sums.
+    levels: from the leaves [size, planes] to the root [1, planes]; all but the root are padded to a multiple of 16.
+    A sum is always recomputed from its children, so rounding errors do not accumulate and equal leaves give equal sums.
     """
 
     def __init__(self, size: int, planes: int = 1):
@@ -29,16 +29,16 @@ class SumTree:
 
     @property
     def leaves(self) -> np.ndarray:
-        """The weights [N, P] float64, N = size, P = planes; only `update` and `fill` may write them."""
+        """Returns the weights [size, planes] float64. Only `update` and `fill` may write them."""
         return self.levels[0][: self.size]
 
     @property
     def total(self) -> np.ndarray:
-        """The sums of all weights, shape [planes]."""
+        """Returns the sums of all weights [planes]."""
         return self.levels[-1][0]
 
     def update(self, leaf: np.ndarray, weight: np.ndarray) -> None:
-        """Writes weights [N, planes], at least 0, of leaves [N]; for a leaf listed twice, the last is kept."""
+        """Writes weights [N, planes], at least 0, of leaves [N]. If a leaf is listed twice, the last weight is kept."""
         self.levels[0][leaf] = weight
         for below, level in zip(self.levels, self.levels[1:], strict=False):
             leaf = np.unique(leaf // BRANCHING)
@@ -52,9 +52,9 @@ class SumTree:
             level[parents] = _sums(below, parents)
 
     def find(self, share: np.ndarray, plane: int = 0) -> np.ndarray:
-        """The leaves [N] into which the shares [N], in [0, 1), of a plane's total fall.
+        """Returns the leaves [N] at which the cumulative weight reaches the shares [N], in [0, 1), of a plane's total.
 
-        Never a leaf of weight 0. The total must be more than 0.
+        Never returns a leaf of weight 0. The total must be positive.
         """
         node = np.zeros(len(share), np.int64)
         rest = share * self.total[plane]
@@ -62,7 +62,7 @@ class SumTree:
             weight = level.reshape(-1, BRANCHING, level.shape[1])[node, :, plane]
             ends = np.cumsum(weight, 1)
             child = (ends <= rest[:, None]).sum(1)
-            # Rounding may leave a rest at or beyond the end of all children: the last one with a weight takes it.
+            # Rounding may leave a remainder beyond all children, which then goes to the last child with a weight.
             last = BRANCHING - 1 - np.argmax(weight[:, ::-1] > 0, 1)
             child = np.minimum(child, last)
             each = np.arange(len(child))
@@ -72,5 +72,5 @@ class SumTree:
 
 
 def _sums(level: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """[N, planes] sums of the children of nodes [N]."""
+    """Returns the sums [N, planes] of the children of nodes [N]."""
     return level.reshape(-1, BRANCHING, level.shape[1])[parents].sum(1)

@@ -1,1 +1,1 @@
-"""The run and its threads: starts, collects, learns, evaluates, saves and resumes."""
+"""A training run and its threads: start, collect, learn, evaluate, save and resume."""

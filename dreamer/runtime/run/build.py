@@ -1,4 +1,4 @@
-"""Puts a run together, in the order of runtime/run/start.py. All that is opened closes with the stack."""
+"""Builds a run from its parts, in the order of runtime/run/start.py. The stack closes everything that was opened."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from dreamer.runtime.run.writeback import Writeback
 
 
 class Session(NamedTuple):
-    """The parts that a run has from its first moment on.
+    """The parts that a run has from the beginning.
 
-    stack: closes all that is opened, the last first | sinks: the caller's, for metrics and images
+    stack: closes everything that was opened, in reverse order | sinks: the caller's, for metrics and images
     """
 
     stack: contextlib.ExitStack
@@ -55,7 +55,7 @@ class Session(NamedTuple):
 
 
 class Built(NamedTuple):
-    """The parts made before the run directory is read or made. record: whether evaluations are recorded."""
+    """The parts made before the run directory is read or created. record: whether evaluations are recorded."""
 
     environments: Environments
     agent: Agent
@@ -66,7 +66,7 @@ class Built(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The replay and the files of a run. identity: of the run"""
+    """The replay and the files of a run. identity: of the run."""
 
     identity: str
     checkpoints: Checkpoints
@@ -75,7 +75,7 @@ class Storage(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A checkpoint in memory. lost: {number of the environment: why it begins a new episode} | lines: to print"""
+    """A checkpoint in memory. lost: {environment: why it starts a new episode} | lines: to print."""
 
     restored: Restored
     lost: dict[int, str]
@@ -83,9 +83,9 @@ class Loaded(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A run in memory, as it was at its checkpoint; no byte on the disk has changed.
+    """A run in memory, as it was at its checkpoint. Nothing on the disk has changed.
 
-    restored: from the checkpoint, None for a new run | lines: to print, what was restored and what was not
+    restored: from the checkpoint, None for a new run | lines: to print, about what was restored and what was not
     """
 
     storage: Storage
@@ -96,10 +96,10 @@ class Memory(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A run that is open, but has not begun.
+    """A run that is open but has not started.
 
-    created: its new directory, None if the directory existed | resumed_at: step of the checkpoint that it resumes
-    from, NEVER for a new run | eval_due: step of its next evaluation | lines: what was restored and what was not
+    created: its new directory, None if the directory existed | resumed_at: step of the checkpoint to resume from,
+    NEVER for a new run | eval_due: step of the next evaluation | lines: about what was restored and what was not
     """
 
     parts: Parts
@@ -110,10 +110,10 @@ class Opened(NamedTuple):
 
 
 def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
-    """Locks, restores into memory and changes the disk, in the order of runtime/run/start.py; opens all on `stack`.
+    """Locks, restores into memory and changes the disk, in the order of runtime/run/start.py.
 
-    sinks: the caller's, besides those of the config; they stay open.
-    Raises UserError for every reason not to start or resume; the disk is then unchanged.
+    stack: closes everything that is opened. sinks: the caller's, in addition to those of the config; they stay open.
+    Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
     """
     config = decision.config
     display = stack.enter_context(Display(config.env_steps, every=config.log.every))
@@ -125,7 +125,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
     if created:
         decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
     elif not decision.found:
-        display.message("no checkpoint yet: the run begins from its start")
+        display.message("no checkpoint yet: the run starts from the beginning")
     display.message(f"run: {decision.run_dir}")
     memory = _restore(decision, built, session)
     session.stopping.begun()
@@ -136,7 +136,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
 
 
 def _lock(decision: Decision, session: Session) -> Decision:
-    """Takes the lock of a directory that holds the run, and decides again."""
+    """Locks a directory that contains the run, and decides again."""
     session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
     return start.decide(
         decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
@@ -144,7 +144,7 @@ def _lock(decision: Decision, session: Session) -> Decision:
 
 
 def _create(decision: Decision, session: Session) -> Created:
-    """Makes the directory of a new run, locks it and checks it again."""
+    """Creates the directory of a new run, locks it and checks it again."""
     own_name = not decision.given.run_dir
     return session.stack.enter_context(
         Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
@@ -155,7 +155,7 @@ def _create(decision: Decision, session: Session) -> Created:
 
 
 def _build(decision: Decision, session: Session) -> Built:
-    """Makes environments, agent and weights, and plans all sizes; changes nothing on the disk."""
+    """Makes environments, agent and weights, and computes all sizes. Changes nothing on the disk."""
     config, found = decision.config, decision.found
     start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
@@ -185,14 +185,14 @@ def _build(decision: Decision, session: Session) -> Built:
 def _make_environments(decision: Decision, session: Session) -> Environments:
     environments = Environments(decision.config, decision.env, session.display.message)
     session.stack.callback(environments.close)
-    # An environment in this process may have changed the current folder, from which plug-ins are found.
+    # An environment in this process may have changed the current folder, where plug-ins are found.
     os.chdir(environments.workers.folder)
     session.stopping.on_signal(environments.shorten_timeouts)
     return environments
 
 
 def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -> Capacity:
-    """The size of the replay; a resumed run keeps its size."""
+    """Returns the size of the replay. A resumed run keeps its size."""
     config, workers = decision.config, environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
@@ -202,11 +202,11 @@ def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -
     if not decision.found:
         return size
     length = resume.ring_length(decision.found, size.rows_per_stream, decision.longer)
-    return dataclasses.replace(size, rows_per_stream=length, bound="the run that is resumed")
+    return dataclasses.replace(size, rows_per_stream=length, bound="the resumed run")
 
 
 def _introduction(config: Config, built: Built) -> list[str]:
-    """The lines that are printed before the memory for the replay is taken."""
+    """Returns the lines to print before the memory for the replay is allocated."""
     workers, size = built.environments.workers, built.size
     most = capacity.rows_bound(
         size, columns.row_bytes(built.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
@@ -220,10 +220,10 @@ def _introduction(config: Config, built: Built) -> list[str]:
 
 
 def _restore(decision: Decision, built: Built, session: Session) -> Memory:
-    """Loads the replay and a checkpoint into memory; only reads the disk."""
+    """Loads the replay and a checkpoint into memory. Only reads the disk."""
     storage = _open_storage(decision, built, session)
     loaded = _load_checkpoint(decision, decision.found, built, storage) if decision.found else None
-    workers = built.environments.workers  # loading may have replaced them
+    workers = built.environments.workers  # loading may have replaced the workers
     collector = Collector(built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed)
     tracker = EpisodeTracker(workers.streams)
     if not loaded:
@@ -234,7 +234,7 @@ def _restore(decision: Decision, built: Built, session: Session) -> Memory:
 
 
 def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
-    """An empty replay, and the files of the run opened for reading."""
+    """Opens the files of the run for reading, with an empty replay."""
     config, stack, workers = decision.config, session.stack, built.environments.workers
     identity = decision.found.files.run if decision.found else uuid.uuid4().hex
     checkpoints = stack.enter_context(
@@ -251,7 +251,7 @@ def _open_storage(decision: Decision, built: Built, session: Session) -> Storage
 
 
 def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage) -> Loaded:
-    """Rows, train state and environments as they were at the checkpoint."""
+    """Restores rows, train state and environments as they were at the checkpoint."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
         restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
@@ -269,7 +269,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 
 
 def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
-    """Changes the run directory into that of this run, and starts the parts that own threads."""
+    """Changes the run directory for this run, and starts the parts that own threads."""
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
@@ -277,7 +277,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     logger = stack.enter_context(
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     )
-    # Closed before the replay. In lockstep nothing may depend on when a thread runs.
+    # Closed before the replay. In lockstep nothing may depend on the timing of a thread.
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
     batches = Prefetch(draw, depth=0 if config.lockstep else config.replay.prefetch)
     stack.callback(batches.close)
@@ -297,7 +297,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
 
 
 def _eval_due(config: Config, restored: Restored | None) -> int:
-    """The step of the next evaluation, not counting the last one."""
+    """Returns the step of the next evaluation, not counting the final one."""
     if restored and config.eval.every:
         return restored.head["loop"]["eval_due"]
     return schedule.first_evaluation(config.eval.every, config.env_steps)

@@ -1,4 +1,4 @@
-"""Acts in the environments and fills the replay, in the thread of the loop or in its own."""
+"""Acts in the environments and fills the replay, in the main thread or in its own."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.workers import Ready, Workers
 from dreamer.spaces import for_device
 
-BUCKETS = 3  # sizes for which the policy is compiled: all environments, half of them, a quarter
+BUCKETS = 3  # number of batch sizes to compile the policy for: all environments, a half, a quarter
 
 
 class Collector:
-    """Owns the acting state of all streams of rows: one latent and one previous action each.
+    """Owns the acting state of all streams: one latent and one previous action each.
 
-    The environments step between `collect` calls: one call ends by sending actions, the next receives their rows.
+    The environments step between `collect` calls: one call ends by sending actions, and the next receives the rows.
     """
 
     def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
         self._policy: Callable[..., Any] = programs.jit_act(agent, part.whole)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
-        # On the device from the start, like the policy's results: one compilation instead of two.
+        # On the device from the start, like the results of the policy, to compile it once instead of twice.
         self._carry = placement.first_copy(agent.initial_carry(workers.streams))
         self._count = 0
         self.seconds_for_envs = 0.0
 
     def collect(self, snapshot: PolicyParams, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
-        """Receives rows, acts, stores them, sends the actions. Returns the rows as stored.
+        """Receives rows, acts, stores the rows and sends the actions. Returns the stored rows.
 
         min_ready, max_wait: as in `Workers.receive`; None waits for a row of every environment.
-        The policy also runs on last rows, for their latents, but their actions are stored as zeros: none is executed.
+        The policy also runs on last rows to get their latents, but their actions are stored as zeros and not executed.
         """
         start = time.monotonic()
         streams, step = self._workers.receive(min_ready, max_wait)
@@ -60,25 +60,25 @@ class Collector:
         return Ready(streams, step)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The acting state: the leaves [E, ..] of the carry by number, and the number of policy calls, []."""
+        """Returns the acting state: the numbered leaves [E, ..] of the carry, and the number of policy calls []."""
         leaves = jax.tree.leaves(placement.to_host(self._carry))
         return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores a `state`: leaves [E, ..]."""
+        """Restores a `state` with leaves [E, ..]."""
         leaves, tree = jax.tree.flatten(self._carry)
         saved = [state[f"carry/{i:04d}"].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         self._carry = placement.first_copy(jax.tree.unflatten(tree, saved))
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:
-        """The smallest compiled size for `rows` rows: a few programs serve every number of ready environments."""
+        """Returns the smallest compiled size for `rows` rows, so that a few programs serve any number of rows."""
         full = self._workers.streams
         return min(size for size in (-(-full // 2**i) for i in range(BUCKETS)) if size >= rows)
 
 
 class Collecting:
-    """Owns the thread in which `turn` collects again and again. Use as a context manager.
+    """Owns the thread that calls `turn` to collect until it returns False. Use as a context manager.
 
     turn() -> whether there is more to collect. The next `check` raises an error of `turn`.
     """
@@ -98,7 +98,7 @@ class Collecting:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context in which the collector is stopped between two turns."""
+        """A context in which the collector pauses between two turns."""
         with self._changed:
             self._pauses += 1
         try:
@@ -121,22 +121,22 @@ class Collecting:
 
     def _run(self) -> None:
         try:
-            while self._may_go_on():
+            while self._may_collect():
                 with self._between:
                     if not self._turn():
                         return
         except BaseException as error:
             self._error = error
 
-    def _may_go_on(self) -> bool:
-        """Waits during a pause; False once closed."""
+    def _may_collect(self) -> bool:
+        """Waits during a pause. Returns False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._pauses)
             return not self._closed
 
 
 def _fill(array: np.ndarray, rows: int, value: Any = 0) -> np.ndarray:
-    """`array` [n, ..], extended to [rows, ..] with `value`."""
+    """Returns `array` [n, ..] padded to [rows, ..] with `value`."""
     if len(array) == rows:
         return array
     rest = np.full((rows - len(array), *array.shape[1:]), value, array.dtype)

@@ -1,7 +1,7 @@
-"""The replay's observations on the devices: each row is sent once, and batches are gathered on the device.
+"""A copy of the replay's observations on the devices: each row is sent once, and the device gathers the batches.
 
-Without this copy each batch is sent whole: with a replay ratio of 128 every row is sent 128 times. The rings of the
-host remain the ones that are saved and resumed; these hold copies of their observations, in the agent's dtypes.
+Without this copy every batch is sent: with a replay ratio of 128 each row is sent 128 times. The rings of the host are
+still the ones that are saved and resumed. The device holds copies of their observations, in the agent's dtypes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Batch, Rows
 
-MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not copied as a whole
+MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not sent in one piece
 
 
 def describe_observations(spec: Spec, steps: int) -> str:
-    """The line that is printed before the memory for `steps` rows is taken."""
+    """Returns the line to print before the memory for `steps` rows is allocated."""
     return f"observations on each device that learns: {steps:,} steps x {_row_bytes(spec):,} B = {_gb(spec, steps)}"
 
 
@@ -40,10 +40,10 @@ def _gb(spec: Spec, steps: int) -> str:
 
 
 class DeviceRows:
-    """Owns a copy of the observations of a replay on each device of a mesh. For one thread at a time."""
+    """Owns a copy of a replay's observations on each device of a mesh. For use by one thread at a time."""
 
     def __init__(self, mesh: Mesh, spec: Spec, replay: Replay):
-        """Takes the memory of the full rings. Raises UserError when a device has too little."""
+        """Allocates the full rings. Raises UserError if a device has too little memory."""
         self._spaces, self._replay = spec.obs, replay
         self._rows = replay.size.rows_per_stream
         self._seen = np.zeros_like(replay.counts)
@@ -56,11 +56,11 @@ class DeviceRows:
             "each device): lower replay.capacity_steps, or leave replay.on_device off"
         )
         free = memory.free_memory() if mesh.devices.flat[0].platform == "cpu" else None
-        # The system grants a CPU more memory than it has, and kills the program when the memory is used.
+        # On a CPU the system grants more memory than there is, and kills the program when it is used.
         if free is not None and replay.size.nbytes + len(own(mesh)) * steps * _row_bytes(spec) > free:
             raise UserError(refused)
         try:
-            # Flat rows: a TPU would pad separate image axes to many times their size.
+            # Rows are flat, because a TPU would pad separate image axes to many times their size.
             self._rings: dict[str, Array] = {
                 name: jnp.zeros((steps, math.prod(space.shape)), space.device_dtype, device=place)
                 for name, space in spec.obs.items()
@@ -72,10 +72,10 @@ class DeviceRows:
             raise UserError(refused) from error
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
-        """Like `Replay.sample`, but the observations {k: [B, C+T, ..]} of the batch are on the devices."""
+        """Like `Replay.sample`, but with the observations {k: [B, C+T, ..]} of the batch on the devices."""
         while self._behind() > self._most:
             self._send(*self._replay.rows_since(self._seen, self._most))
-            jax.block_until_ready(self._rings)  # rows under way take extra memory
+            jax.block_until_ready(self._rings)  # rows in transit take extra memory
         batch, rows, fresh = self._replay.sample_beside(batch_size, self._seen)
         self._send(*fresh)
         context = batch.reward.shape[1] - rows.number.shape[1]

@@ -1,4 +1,4 @@
-"""The end of a run that fails or is stopped: saves what can be saved, and names the place."""
+"""The end of a run that fails or is stopped: saves what it can, and reports where."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dreamer.runtime.run.stopping import Stopped
 
 
 class RunFailed(UserError):
-    """A run that had begun has ended with an error. It has saved what it could; the message names the place."""
+    """Raised when a started run has ended with an error. It has saved what it could; the message names the place."""
 
 
 def failed(run: Run, error: BaseException) -> BaseException:
-    """Saves what can be saved, writes error.txt, and returns the error to raise: one line that names the place."""
+    """Saves what it can, writes error.txt, and returns the error to raise: one line that names the place."""
     parts = run.parts
     if parts.stopping.failure:
         return parts.stopping.failure
@@ -27,17 +27,17 @@ def failed(run: Run, error: BaseException) -> BaseException:
     path = write_error(parts.run_dir, error)
     notes = "; ".join(" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note)
     saved = f"checkpoint {parts.checkpoints.latest()} and all rows are saved in {parts.run_dir}"
-    return RunFailed(f"{error_line(error)}; {notes or saved}; go on with --resume; details: {path}")
+    return RunFailed(f"{error_line(error)}; {notes or saved}; continue with --resume; details: {path}")
 
 
 def rescue(run: Run, error: BaseException) -> None:
-    """Saves the run. If that fails too, adds a note to `error`, which remains the error shown."""
+    """Saves the run. If that fails too, adds a note to `error`, which stays the error to show."""
     parts = run.parts
     if parts.stopping.failure:
         return
     try:
         parts.checkpoints.wait()
-    except UserError as second:  # the save under way has failed: the previous one is the newest
+    except UserError as second:  # the save in progress has failed, so the previous one is the newest
         error.add_note(str(second))
     run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
     if _worth_saving(run):
@@ -52,34 +52,34 @@ def rescue(run: Run, error: BaseException) -> None:
 
 
 def save_rows(run: Run) -> None:
-    """Saves the rows alone: a run resumed from its last checkpoint adds them to its replay."""
+    """Saves only the rows. A run that resumes from the last checkpoint adds them to its replay."""
     with run.paused():
         run.parts.store.flush(run.parts.replay)
         run.parts.store.wait()
 
 
 def write_error(run_dir: Path, error: BaseException) -> Path:
-    """Writes an exception with its traceback and notes into the run directory; returns the file."""
+    """Writes an exception with its traceback and notes into the run directory. Returns the path."""
     path = run_dir / ERROR
-    with contextlib.suppress(OSError):  # a full disk has no room for it either; the line is still shown
+    with contextlib.suppress(OSError):  # a full disk has no room for it either, but the line is still shown
         path.write_text("".join(traceback.format_exception(error)))
     return path
 
 
 def error_line(error: BaseException) -> str:
-    """An exception as one line."""
+    """Returns an exception as one line."""
     return " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)
 
 
 def _worth_saving(run: Run) -> bool:
-    """Whether the train state is there and finite; prints a line if it is not."""
+    """Whether the train state exists and is finite; prints a line if not."""
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():
-        parts.writeback.close()  # drops its error: the same device has failed
-        parts.display.message(f"the train state went down with the device; {kept}")
+        parts.writeback.close()  # drops its error, which comes from the same failed device
+        parts.display.message(f"the train state was lost with the device; {kept}")
         return False
     if parts.learner.diverged():
-        parts.display.message(f"parameters are not finite any more and not saved; {kept}")
+        parts.display.message(f"the parameters are no longer finite and are not saved; {kept}")
         return False
     return True

@@ -1,4 +1,4 @@
-"""Makes, replaces and closes the environments of a run and its evaluations, and reports incidents. No jax."""
+"""Makes, replaces and closes the environments of a run, and reports their incidents. No jax."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 
 
 class Environments:
-    """Owns the environments that a run trains in; shortens their timeouts and those of an evaluation.
+    """Owns the training environments of a run, and shortens their timeouts and those of an evaluation.
 
-    workers: the set to train in | incidents: reported so far by `report_incidents`
+    workers: the set to train in | incidents: number reported so far by `report_incidents`
     """
 
     def __init__(self, config: Config, env: EnvName, report: Callable[[str], None]):
-        """env: in place of config.env. report: takes the line of each incident.
+        """env: used instead of config.env. report: called with a line for each incident.
 
-        Raises UserError when an environment cannot be made.
+        Raises UserError if an environment cannot be made.
         """
         self._make = functools.partial(
             make_workers, config.workers, env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
@@ -30,13 +30,13 @@ class Environments:
         self.workers = self._make()
 
     def replace(self) -> Workers:
-        """Closes the set and returns a new one. Raises UserError when an environment cannot be made."""
+        """Closes the set and returns a new one. Raises UserError if an environment cannot be made."""
         self.workers.close()
         self.workers = self._make()
         return self.workers
 
     def evaluating(self, workers: Workers) -> None:
-        """Makes `shorten_timeouts` apply to these workers of an evaluation too."""
+        """Makes `shorten_timeouts` also apply to these workers of an evaluation."""
         self._evaluating = workers
 
     def shorten_timeouts(self) -> None:
@@ -52,11 +52,11 @@ class Environments:
         self.report(incidents)
 
     def report(self, incidents: Iterable[Incident]) -> None:
-        """Reports incidents of other environments, which do not count."""
+        """Reports incidents of other environments, without counting them."""
         for incident in incidents:
             self._report(incident.line)
 
     def close(self) -> None:
-        """Closes the set, and reports its incidents until then."""
+        """Closes the set, and reports its remaining incidents."""
         self.workers.close()
         self.report_incidents()

@@ -1,4 +1,4 @@
-"""Whole episodes in fresh environments with a policy that does not learn."""
+"""Evaluation: plays whole episodes in new environments with a fixed policy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 from dreamer.spaces import for_device
 from dreamer.steps import Step
 
-MOST_ENVS = 16  # side by side
-PROGRESS = 30.0  # seconds between two lines on the progress of an evaluation
+MOST_ENVS = 16  # environments at the same time
+PROGRESS = 30.0  # seconds between two progress lines of an evaluation
 LONGEST_VIDEO = 10**9  # bytes of the frames of one video
-SEED = 1_000_003  # apart from the seeds of the training environments
+SEED = 1_000_003  # keeps the seeds apart from those of the training environments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +35,25 @@ class Config:
     """Evaluation while training; the same environment seeds every time."""
 
     every: Annotated[int, at_least(0)] = 10_000
-    """Agent steps between two evaluations, open-loop images with each; 0 = only at the end."""
+    """Agent steps between two evaluations, each with open-loop images; 0 = only at the end."""
     episodes: Annotated[int, at_least(0)] = 10
     """Episodes per evaluation, counted per agent in multi-agent environments; 0 = none."""
     mode: Literal["sample", "mode"] = "sample"
     """Sample actions, as the reference does even in evaluation, or take the most likely one."""
     video: Annotated[Literal["auto", "on", "off"], SAME_GROUP] = "auto"
-    """Record the first episode; auto = if the environment can draw itself or shows images."""
+    """Record a video of the first episode; auto = if the environment can render or has image observations."""
     max_steps: int = 108_000
-    """Agent steps after which an episode is cut and counted as it is; without a limit, an environment that never ends
-    would block the run. The default is the longest episode of Atari without action_repeat; 0 = no limit."""
+    """Agent steps after which an episode is cut off and counted as it is; 0 = no limit, with which an environment that
+    never ends would block the run. The default is the longest Atari episode without action_repeat."""
 
 
 class Result(NamedTuple):
-    """episodes in order of environments | videos: frames [H, W, 3] uint8 of the first episode of recorded environments
-    incidents: environments that failed and were replaced | seeds: of each episode, the seed of its environment
-    agents: of each environment, each agent a stream: Episode.env is environment * agents + agent
-    lines: to print: videos that end early, episodes that were cut
+    """The result of an evaluation.
+
+    episodes: in order of environments | videos: frames [H, W, 3] uint8 of the first episode of recorded environments
+    incidents: environments that failed and were replaced | seeds: the seed of each episode's environment
+    agents: per environment; each agent is a stream, and Episode.env is environment * agents + agent
+    lines: to print, about videos that end early and episodes that were cut off
     """
 
     episodes: list[Episode]
@@ -63,12 +65,12 @@ class Result(NamedTuple):
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """The video of the first environment, frames [H, W, 3] uint8; empty when nothing was recorded."""
+        """Returns the video of the first environment, frames [H, W, 3] uint8; empty if nothing was recorded."""
         return self.videos[0] if self.videos else []
 
     @property
     def returns(self) -> list[float]:
-        """The return of each episode."""
+        """Returns the return of each episode."""
         return [episode.episode_return for episode in self.episodes]
 
 
@@ -82,9 +84,9 @@ def evaluate(
 
     policy: `programs.jit_act(agent)`. workers: where environments run, and how failures are handled, see
     `like_training`.
-    record, check: as in `run_episodes`. folder: where environments are made, "" = the current one.
-    report: called with a line on the progress every 30 seconds. begun: called with the environments once made.
-    Raises UserError when an environment cannot be made, or fails too often in a row.
+    record, check: as in `run_episodes`. folder: current folder of the environments, "" = unchanged.
+    report: called with a progress line every 30 seconds. begun: called with the environments once they are made.
+    Raises UserError if an environment cannot be made, or fails too often in a row.
     """
     made = make_eval_workers(
         env, options, episodes=config.episodes, action_repeat=action_repeat, seed=seed, record=bool(record),
@@ -96,22 +98,22 @@ def evaluate(
             agent, policy, variables, made, episodes=config.episodes, seed=seed, mode=config.mode, record=record,
             check=check, max_steps=config.max_steps, progress=Progress(report),
         )  # fmt: skip
-    # Includes incidents while closing.
+    # Also the incidents while closing.
     return result._replace(incidents=[*result.incidents, *made.incidents()])
 
 
 class Progress:
-    """Reports the progress of an evaluation from time to time."""
+    """Reports the progress of an evaluation every PROGRESS seconds."""
 
     def __init__(self, report: Callable[[str], None]):
         self._report = report
         self._due = time.monotonic() + PROGRESS
 
     def __call__(self, steps: int, episodes: int) -> None:
-        """steps: of each environment so far. episodes: counted so far."""
+        """Reports if it is time. steps: of each environment so far. episodes: finished so far."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS
-            self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes have ended")
+            self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes finished")
 
 
 def run_episodes(
@@ -119,12 +121,12 @@ def run_episodes(
     seed: int, mode: str, record: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
     progress: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Result:  # fmt: skip
-    """Plays `episodes` episodes, each environment its fixed share, so that short ones are not favoured.
+    """Plays `episodes` episodes, a fixed share in each environment, so that short episodes are not favoured.
 
-    With several agents in an environment, each agent plays this share. policy: `programs.jit_act(agent)`.
+    With several agents per environment, each agent plays this share. policy: `programs.jit_act(agent)`.
     record: records the first episode of at most this many environments, from the first on. check: called at every
-    step, may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of
-    each environment and the episodes so far. Raises UserError as the environments do.
+    step; may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of
+    each environment and the finished episodes. Raises UserError as the environments do.
     """
     envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
@@ -160,7 +162,7 @@ def run_episodes(
     episodes_, seeds = [list(side) for side in zip(*kept, strict=True)]
     lines = [one.fault for one in videos if one.fault]
     if cut:
-        lines.append(f"{cut} episodes of the evaluation were cut after {max_steps:,} steps (eval.max_steps)")
+        lines.append(f"{cut} episodes of the evaluation were cut off after {max_steps:,} steps (eval.max_steps)")
     recorded = [one.frames for one in videos if one.frames]
     return Result(episodes_, recorded, workers.incidents(), seeds, agents, lines)
 
@@ -169,7 +171,7 @@ def _endless(
     tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
     agents: int, max_steps: int,
 ) -> list[int]:  # fmt: skip
-    """The environments that have episodes left to play, but whose current episode is `max_steps` long."""
+    """Returns the environments with episodes left to play whose current episode has reached `max_steps`."""
     if not max_steps or tracker.longest < max_steps:
         return []
     open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
@@ -178,7 +180,7 @@ def _endless(
 
 
 class _Recording:
-    """The frames of the first episode of one environment. fault: one line with the reason if it ends early, else ""."""
+    """Records the first episode of one environment. fault: one line with the reason if the video ends early, or ""."""
 
     def __init__(self) -> None:
         self.frames: list[np.ndarray] = []
@@ -191,7 +193,7 @@ class _Recording:
             return
         own = ready // workers.spec.agents == env
         if step.is_first[own].all():
-            self.frames.clear()  # a new environment begins a new video
+            self.frames.clear()  # a new environment starts a new video
         try:
             image = frame(workers, rows, env)
             if self.frames and image.shape != self.frames[0].shape:
@@ -209,7 +211,7 @@ class _Recording:
 
 
 def metrics(result: Result) -> dict[str, float]:
-    """The metrics of an evaluation, `eval/<name>`, with the environments' own numbers."""
+    """Returns the metrics of an evaluation, `eval/<name>`, with the environments' own numbers."""
     own = mean_of([episode.metrics for episode in result.episodes])
     return {
         "eval/return": float(np.mean(result.returns)),
@@ -220,7 +222,7 @@ def metrics(result: Result) -> dict[str, float]:
 
 
 def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
-    """The rows of all streams, those of `streams` replaced; an agent that is out of its game keeps its last row."""
+    """Returns the rows of all streams, with those of `streams` replaced. Agents that have ended keep their last row."""
     if len(streams) == len(rows.reward):
         return step
 
@@ -234,9 +236,9 @@ def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
 
 
 def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
-    """An image [H, W, 3] uint8 of one environment: its own drawing, else its (first agent's) first image observation.
+    """Returns an image [H, W, 3] uint8 of one environment: rendered, or else the (first agent's) first image observed.
 
-    step: rows of all streams. UserError when it has neither, or fails to draw.
+    step: rows of all streams. Raises UserError if it has neither, or fails to render.
     """
     drawn = workers.render(env)
     if isinstance(drawn, str):
@@ -245,7 +247,7 @@ def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
         return drawn
     shown = sorted(key for key, space in workers.spec.obs.items() if space.image)
     if not shown:
-        raise UserError(f"environment {env} neither draws itself (render_mode rgb_array) nor shows pictures")
+        raise UserError(f"environment {env} neither renders (render_mode rgb_array) nor has image observations")
     return images.rgb(images.to_bytes(workers.spec.obs[shown[0]], step.obs[shown[0]][env * workers.spec.agents]))
 
 
@@ -253,7 +255,7 @@ INLINE = WorkersConfig(backend="inline")
 
 
 def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
-    """The workers of an evaluation: in the `backend` of training, but in processes instead of ray."""
+    """Returns the workers config of an evaluation: the `backend` of training, but processes instead of ray."""
     return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
 
 
@@ -261,7 +263,7 @@ def make_eval_workers(
     env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, record: bool,
     config: WorkersConfig = INLINE, folder: str = "",
 ) -> Workers:  # fmt: skip
-    """Fresh environments, at most 16 side by side; seeds depend on `seed` alone. config: `like_training`."""
+    """Makes new environments, at most 16. Their seeds depend only on `seed`. config: from `like_training`."""
     return make_workers(
         dataclasses.replace(config, envs=min(episodes, MOST_ENVS)), env, options, action_repeat=action_repeat,
         seed=SEED + seed, render_mode="rgb_array" if record else None, folder=folder,
@@ -272,7 +274,7 @@ def can_record(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
-    """Whether videos will be made, and one line with the reason if not. With "on", raises UserError if not.
+    """Returns whether videos can be recorded, and one line with the reason if not. With "on", raises UserError instead.
 
     config, folder: as in `make_eval_workers`.
     """
@@ -287,7 +289,7 @@ def can_record(
             frame(workers, _with(empty_step(workers.spec, workers.streams), ready, step))
         return True, "; ".join(incident.text for incident in workers.incidents())
     except Exception as error:
-        # Training does not need images: any error of a renderer is reported, and the run continues.
+        # Training does not need images, so any error of a renderer is reported and the run continues.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         if wanted == "on":
             raise UserError(f"eval.video=on, but {env!r} cannot be recorded: {cause}") from error

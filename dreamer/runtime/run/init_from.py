@@ -1,6 +1,7 @@
-"""Starts a new run with the weights of another run: all, the world model's or the behavior's.
+"""Starts a new run with the weights of another run: of the world model, the behavior, or both.
 
-All arrays must fit, unless the caller allows a share of them not to, as for another environment; those stay new.
+All arrays must fit, unless the caller allows that a share of them does not, for example with another environment.
+Arrays that do not fit keep their new initial values.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from dreamer.runtime.files.leaves import named_leaves
 from dreamer.runtime.files.run_dir import existing_run_dir
 
 PARTS = {"all": ("world_model", "behavior"), "world_model": ("world_model",), "behavior": ("behavior",)}
-_SHOWN = 8  # arrays that a note names
-_TOLD = 3  # arrays that an error names
+_SHOWN_IN_NOTE = 8  # maximum arrays that a line names
+_SHOWN_IN_ERROR = 3  # maximum arrays that an error names
 
 
 class Taken(NamedTuple):
-    """The state with another run's weights, and lines on which arrays were taken and which were not."""
+    """The state with another run's weights, and lines on the arrays that were loaded and those that were not."""
 
     state: TrainState
     lines: list[str]
 
 
 def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) -> Taken:
-    """`state` with the parameters of the newest checkpoint of `run`, where names and shapes agree.
+    """Returns `state` with the parameters of the newest checkpoint of `run` whose names and shapes agree.
 
-    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) comes with its
-    parameters; optimizer, key, step counter and hyperparameters stay the new run's own.
-    missing: the largest share of the arrays of these parts, of either run, that may not fit; they stay new.
-    Raises UserError when there is no run, when a larger share does not fit, or when nothing fits.
+    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with
+    its parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
+    missing: maximum share of the arrays of these parts, in either run, that may not fit and keep their initial values.
+    Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:
         theirs = checkpoints.leaves()
@@ -48,39 +49,39 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
         **{name: _why(theirs, ours, name) for name in wanted if name not in fits},
         **{name: "not in this run" for name in theirs if _belongs(name, PARTS[parts]) and name not in ours},
     }
-    told = [f"{name} ({why})" for name, why in left.items()]
+    misfits = [f"{name} ({why})" for name, why in left.items()]
     if not fits:
         raise UserError(
-            f"init_from {run}: nothing of its {parts.replace('_', ' ')} has a name and shape of this run's: "
-            f"{'; '.join(told[:2])}"
+            f"init_from {run}: nothing of its {parts.replace('_', ' ')} has a name and shape of this run: "
+            f"{'; '.join(misfits[:2])}"
         )
-    _check_share(run, told, len(fits), missing)
+    _check_share(run, misfits, len(fits), missing)
     leaves = [jnp.asarray(theirs[n], leaf.dtype) if n in fits else leaf for n, leaf in ours.items()]
     numbers = sum(math.prod(theirs[name].shape) for name in fits)
-    lines = [f"init_from {run}: took {len(fits)} of {len(wanted)} arrays, {numbers:,} numbers, of {parts}"]
-    if told:
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-        lines.append(f"init_from {run}: not taken: {'; '.join(told[:_SHOWN])}{more}")
+    lines = [f"init_from {run}: loaded {len(fits)} of {len(wanted)} arrays, {numbers:,} numbers, of {parts}"]
+    if misfits:
+        more = f"; and {len(misfits) - _SHOWN_IN_NOTE} more" if len(misfits) > _SHOWN_IN_NOTE else ""
+        lines.append(f"init_from {run}: not loaded: {'; '.join(misfits[:_SHOWN_IN_NOTE])}{more}")
     others = sorted(set(PARTS["all"]) - set(PARTS[parts]))
     lines.append(f"init_from {run}: new: {', '.join([*others, 'optimizer', 'key', 'counters', 'replay'])}")
     return Taken(jax.tree.unflatten(tree, leaves), lines)
 
 
-def _check_share(run: str, told: list[str], fits: int, missing: float) -> None:
-    """Raises UserError when the arrays that do not fit (`told`) exceed a share `missing` of all."""
-    total = fits + len(told)
-    if len(told) <= missing * total:
+def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> None:
+    """Raises UserError when the arrays that do not fit (`misfits`) exceed a share `missing` of all."""
+    total = fits + len(misfits)
+    if len(misfits) <= missing * total:
         return
-    share = math.ceil(100 * len(told) / total) / 100
-    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    share = math.ceil(100 * len(misfits) / total) / 100
+    more = f"; and {len(misfits) - _SHOWN_IN_ERROR} more" if len(misfits) > _SHOWN_IN_ERROR else ""
     raise UserError(
-        f"init_from {run}: {len(told)} of {total} arrays do not fit: {'; '.join(told[:_TOLD])}{more}; take the model "
-        f"sizes of that run, or let these begin anew: --init-missing {share:g}"
+        f"init_from {run}: {len(misfits)} of {total} arrays do not fit: {'; '.join(misfits[:_SHOWN_IN_ERROR])}{more}; "
+        f"use the model sizes of that run, or initialize these arrays afresh with --init-missing {share:g}"
     )
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and belongs to one of the parts; hyperparameters come from the config."""
+    """Whether a leaf is learned and belongs to one of the parts. Hyperparameters come from the config."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

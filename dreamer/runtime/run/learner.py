@@ -1,4 +1,4 @@
-"""Owns the TrainState on the devices: batches in, metrics and refreshed latents out."""
+"""The learner: owns the TrainState on the devices; takes batches and returns metrics and refreshed latents."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dreamer.steps import Rows
 
 
 class Pending(NamedTuple):
-    """The result of one update, still on its way from the device.
+    """The result of one update that may still be in progress on the device.
 
-    rows: where the latents belong | out: the result, see `interfaces.Update`
+    rows: of the replay, where the latents belong | out: the result, see `interfaces.Update`
     sent: the monotonic second at which the update was dispatched
     """
 
@@ -30,7 +30,7 @@ class Pending(NamedTuple):
 
 
 class PolicyParams(NamedTuple):
-    """The variables that acting reads, after `updates` updates; never a donated buffer."""
+    """The variables that acting reads, after `updates` updates. Their buffers are never donated."""
 
     updates: int
     leaves: list[Array]
@@ -41,8 +41,8 @@ class Learner:
 
     idle: total seconds without an update in flight, as seen by the host: from noticing that one finished to
     dispatching the next. Never decreases.
-    With lockstep the newest parameters act, and acting waits for the update in flight; without lockstep the newest
-    ready ones act, which are at most one update old.
+    With lockstep, acting waits for the update in flight and uses the newest parameters. Without it, acting uses the
+    newest parameters that are ready, which are at most one update old.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Learner:
     ):
         """batch_size: of all processes together. config: None uses all devices of each process.
 
-        Raises UserError when devices are missing, or when the batch or the state cannot be split over them.
+        Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
         self.mesh = configured_mesh(config or Config(), batch_size)
         self.state: TrainState = programs.jit_init(agent, self.mesh)(jax.random.key(seed))
         self._agent = agent
         self.updates = 0
         self.idle = 0.0
-        self._done: float | None = None  # the second at which the last fetched update was done
+        self._done: float | None = None  # time at which the last fetched update was done
         self._obs = spec.obs
         self.part = programs.policy_part(agent, spec)
         self._update: Any = programs.jit_update(agent, self.mesh)
@@ -67,17 +67,17 @@ class Learner:
         self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
-        """A batch [B, C+T, ..] on the devices, as `step` takes it; callable from any thread. Do not write to it again.
+        """Places a batch [B, C+T, ..] on the devices for `step`. Callable from any thread. Do not change it afterwards.
 
-        With several processes, the share of this process.
+        With several processes, the batch is the share of this process.
         """
         return placement.place_batch(self.mesh, self._cast(batch))
 
     def step(self, batch: Batch, rows: Rows) -> Pending:
         """Dispatches one update with a batch [B, C+T, ..] from `place`. Returns before the device is done.
 
-        rows [B, T]: where the batch lies in the replay.
-        Raises UserError when the device has no memory left or fails, as do the methods below.
+        rows [B, T]: the rows of the replay in the batch.
+        Raises UserError if the device has no memory left or fails, as do the methods below.
         """
         sent = time.monotonic()
         with self.as_user_errors("an update"):
@@ -95,9 +95,9 @@ class Learner:
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Pending) -> Update:
-        """The result of an update as numpy arrays, this process's share; waits for the device.
+        """Waits for the device and returns the result of an update as numpy arrays; the share of this process.
 
-        Fetch every update, in the order in which they were made.
+        Fetch every update, in the order of the `step` calls.
         """
         with self.as_user_errors("an update"):
             out = placement.to_host(update.out)
@@ -107,18 +107,18 @@ class Learner:
         return out
 
     def variables(self) -> dict[str, Variables]:
-        """The variables for acting and dreaming: a copy of the newest, on the first device."""
+        """Returns the variables for acting and dreaming: a copy of the newest, on the first device."""
         return placement.first_copy(self._agent.variables(self.state))
 
     def snapshot(self) -> PolicyParams:
-        """The parameters to act with now; callable from any thread."""
+        """Returns the parameters to act with now. Callable from any thread."""
         previous, newest = self._snapshots
         leaves: list[Any] = newest.leaves
         ready = self._lockstep or all(leaf.is_ready() for leaf in leaves)
         return newest if ready else previous
 
     def sync(self) -> None:
-        """Waits for the updates in flight; afterwards the newest parameters act, and idle time is counted from here."""
+        """Waits for the updates in flight. Then acting uses the newest parameters, and idle time restarts from here."""
         with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
@@ -128,23 +128,23 @@ class Learner:
         return device_errors.lost(self.state)
 
     def diverged(self) -> bool:
-        """Whether a parameter is no longer finite, so that the state is not worth saving."""
+        """Whether a parameter is no longer finite, so that the state must not be saved."""
         leaves = [leaf for leaf in jax.tree.leaves(self.state.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
     def load(self, state: TrainState, updates: int) -> None:
-        """Continues from a state saved after `updates` updates; the next update donates its buffers."""
+        """Continues from a state saved after `updates` updates. The next update donates its buffers."""
         self.state = placement.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
-        """`Agent.report` as numpy arrays, for a batch [B, C+T, ..] of this process alone."""
+        """Returns `Agent.report` as numpy arrays, for a batch [B, C+T, ..] of this process only."""
         with self.as_user_errors("the images of the world model"):
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
-        """A context that turns errors of a device into a UserError that names what to change; for any thread."""
+        """A context that turns device errors into a UserError that names what to change. For any thread."""
         return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),

@@ -1,4 +1,4 @@
-"""Keeps the replay ratio between a thread that collects and one that trains: each waits for the other. No jax."""
+"""Keeps the replay ratio between a collecting and a training thread by making each wait for the other. No jax."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from dreamer.runtime.run import ratio
 
-_GLANCE = 0.2  # seconds after which a waiting thread returns to check for other work
+_GLANCE = 0.2  # seconds after which a waiting thread returns, to check for other work
 
 
 class Limiter:
-    """Owns the counts of collected rows and made updates, and makes a thread wait for the other.
+    """Owns the counts of collected rows and updates, and makes a thread wait for the other.
 
     The learner waits until an update is due; the collector waits while more than `slack` updates are owed.
-    `waited` {name: seconds}: "collector_for_learner" and "learner_for_rows", since the last `drain`.
+    `waited` {name: seconds} since the last `drain`: "collector_for_learner" and "learner_for_rows".
     """
 
     def __init__(self, rate: Fraction, envs: int):
         """rate: `ratio.updates_per_step`. envs: rows that one turn of the collector may add."""
         self.rate = rate
-        # The updates due after one turn of all environments, plus one, so that the learner always has work.
+        # The updates that are due after one turn of all environments, plus one, so that the learner always has work.
         self.slack = 1 + -(-(envs * rate).numerator // (envs * rate).denominator)
         self._changed = threading.Condition()
         self._steps = 0
@@ -30,7 +30,7 @@ class Limiter:
         self.waited = {"collector_for_learner": 0.0, "learner_for_rows": 0.0}
 
     def collected(self, steps: int, ready: bool) -> None:
-        """Notes that the replay has received `steps` rows so far. ready: training may start."""
+        """Records that the replay has received `steps` rows so far. ready: whether training may start."""
         with self._changed:
             self._steps = steps
             if ready and self._credited is None and self.rate:
@@ -38,33 +38,33 @@ class Limiter:
             self._changed.notify_all()
 
     def due(self) -> int:
-        """Updates that are owed now."""
+        """Returns the number of updates that are due now."""
         with self._changed:
             return self._due()
 
     def trained(self) -> None:
-        """Notes that one update was made."""
+        """Records one update."""
         with self._changed:
             assert self._credited is not None and self._due() > 0, "an update was made that was not due"
             self._credited += 1 / self.rate
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:
-        """Blocks the learner until an update is due, or a moment has passed."""
+        """Blocks the learner until an update is due, for at most a moment."""
         self._wait(lambda: self._due() > 0, "learner_for_rows")
 
     def wait_for_learner(self) -> bool:
-        """Blocks the collector until it may collect, or a moment has passed; returns whether it may."""
+        """Blocks the collector until it may collect, for at most a moment. Returns whether it may."""
         return self._wait(lambda: self._due() <= self.slack, "collector_for_learner")
 
     def drain(self) -> dict[str, float]:
-        """Seconds waited since the last call, by name, see `waited`."""
+        """Returns {name: seconds} waited since the last call, see `waited`."""
         with self._changed:
             waited, self.waited = self.waited, dict.fromkeys(self.waited, 0.0)
             return waited
 
     def state(self) -> str | None:
-        """The exact step up to which updates are made, as text for `load`."""
+        """Returns the exact step up to which all updates were made, as text for `load`."""
         with self._changed:
             return None if self._credited is None else str(self._credited)
 

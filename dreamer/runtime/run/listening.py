@@ -1,4 +1,4 @@
-"""The caller's callbacks: they receive each line of metrics, and may stop the run or ask for an evaluation. No jax."""
+"""Callbacks: they receive each line of metrics, and can stop the run or request an evaluation. No jax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Request = Literal["stop", "evaluate"]
 
 
 class Line(NamedTuple):
-    """A line of metrics as it was written.
+    """A line of metrics, as written to the log.
 
     env_steps, updates: of the run so far | values {name: number}: its metrics | run_dir: absolute
     """
@@ -23,12 +23,12 @@ class Line(NamedTuple):
     run_dir: str
 
 
-# "stop": save and end, to be resumed later | "evaluate": play the evaluation's episodes now | None: continue
+# "stop": save and end; the run can be resumed | "evaluate": evaluate now | None: continue
 Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """The requests of the callbacks at a line. Raises UserError naming a callback that raises or returns another."""
+    """Calls the callbacks with a line and returns their requests. Raises UserError if one fails or is invalid."""
     requests = set()
     for callback in callbacks:
         name = getattr(callback, "__qualname__", type(callback).__name__)
@@ -40,6 +40,6 @@ def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
             continue
         if request not in get_args(Request):
             choices = " or ".join(map(repr, get_args(Request)))
-            raise UserError(f"callback {name} gives {request!r}; it may ask for {choices}, or give None")
+            raise UserError(f"callback {name} returned {request!r}; it may return {choices}, or None")
         requests.add(request)
     return frozenset(requests)

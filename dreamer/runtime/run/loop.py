@@ -1,4 +1,4 @@
-"""The loop of a run: collect, train as the replay ratio asks, log, evaluate, save."""
+"""The loop of a run: collects, trains at the replay ratio, logs, evaluates and saves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dreamer.steps import Batch
 
 
 class Run:
-    """A run from its first turn to its end. In lockstep `collect`, `learn` and `tend` make one turn of the loop.
+    """A run from start to end. In lockstep, one turn of the loop consists of `collect`, `learn` and `tend`.
 
-    parts: its components | saved: its newest checkpoint | stopped: whether a callback has asked to stop
+    parts: its components | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
     def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
@@ -38,7 +38,7 @@ class Run:
         self._collecting = Collecting(self._collect_turn)
 
     def start(self) -> None:
-        """Prints what was restored, or saves a new run before its first row, so that no row is ever lost."""
+        """Prints what was restored. Saves a new run before its first row, so that no row can be lost."""
         opened, parts = self._opened, self.parts
         if opened.resumed_at != NEVER:
             parts.display.header(opened.lines)
@@ -50,7 +50,7 @@ class Run:
             opened.created.keep()
 
     def take_turns(self) -> None:
-        """Runs in lockstep: collects a row of every environment, makes all updates that are due, and repeats."""
+        """Runs in lockstep: repeatedly collects a row of every environment and makes all updates that are due."""
         parts = self.parts
         self.evaluate_if_due()  # a resumed run may have been killed during an evaluation
         while parts.replay.steps < parts.config.env_steps and not self.stopped:
@@ -60,7 +60,7 @@ class Run:
             self.tend()
 
     def side_by_side(self) -> None:
-        """A second thread collects from the ready environments, this one trains; the limiter keeps the ratio."""
+        """Runs two threads: one collects from the ready environments, this one trains; the limiter keeps the ratio."""
         parts = self.parts
         self.evaluate_if_due()
         with self._collecting:
@@ -69,14 +69,14 @@ class Run:
                 if parts.limiter.due():
                     self.learn()
                 else:
-                    self.settle()  # the next wait is for rows, not for the device
+                    self.settle()  # so that the next wait counts as waiting for rows, not for the device
                     parts.limiter.wait_for_rows()
                 self.tend()
 
     def collect(self, min_ready: int | None = None, max_wait: float = 0.0) -> None:
         """Adds rows of the environments that are ready to the replay.
 
-        min_ready: environments to wait for, None = all. max_wait: seconds after which any ready environment is enough.
+        min_ready: number of environments to wait for, None = all. max_wait: seconds after which one is enough.
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
@@ -99,7 +99,7 @@ class Run:
         parts.writeback.put(update)
 
     def tend(self) -> None:
-        """Evaluates, logs, flushes and saves what is due. Raises Stopped when a signal has come."""
+        """Evaluates, logs, flushes and saves if due. Raises Stopped after a signal."""
         parts, config = self.parts, self.parts.config
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
@@ -116,7 +116,7 @@ class Run:
         parts.stopping.check()
 
     def evaluate_if_due(self) -> None:
-        """Evaluates if an evaluation is due; `finish` makes the last one."""
+        """Evaluates if an evaluation is due, except for the last one, which `finish` makes."""
         config = self.parts.config
         if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
             self.evaluate()
@@ -147,7 +147,7 @@ class Run:
     def evaluate(self) -> None:
         """Evaluates the newest parameters, and writes a line of metrics."""
         parts, env_steps = self.parts, self.parts.replay.steps
-        self.save()  # an evaluation that fails must not lose training
+        self.save()  # so that an evaluation that fails loses no training
         parts.learner.sync()
         parts.display.phase("evaluating")
         periodic_evaluation.evaluate(parts, env_steps)
@@ -155,7 +155,7 @@ class Run:
         parts.display.phase("training" if self._compiled else "collecting")
 
     def log(self) -> Line:
-        """Writes a line of metrics and returns it; rates and shares cover the time since the previous line."""
+        """Writes a line of metrics and returns it. Rates and shares are over the time since the previous line."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -175,7 +175,7 @@ class Run:
         return Line(steps, updates, values, str(parts.run_dir))
 
     def save(self, whole: bool = True) -> None:
-        """Saves everything at this step. whole: False when environments can no longer return their states."""
+        """Saves everything at this step. whole: False if environments can no longer return their states."""
         parts = self.parts
         self.settle()
         with self.paused():
@@ -198,13 +198,13 @@ class Run:
         return self._collecting.paused()
 
     def _ask(self, line: Line) -> None:
-        """Passes a line to the callbacks, and stores their requests."""
+        """Passes a line to the callbacks and stores their requests."""
         requests = ask(self._callbacks, line)
         self.stopped |= "stop" in requests
         self._evaluation_wanted |= "evaluate" in requests
 
     def _collect_turn(self) -> bool:
-        """One turn of the collecting thread; returns whether there is more to collect."""
+        """Makes one turn of the collecting thread. Returns whether there is more to collect."""
         parts, workers = self.parts, self.parts.config.workers
         if parts.limiter.wait_for_learner():
             half = -(-workers.envs // 2)
@@ -218,15 +218,15 @@ class Run:
         self.parts.display.phase("training")
 
     def _update_limiter(self) -> None:
-        """Gives the limiter the number of rows, and whether training may start."""
+        """Passes the number of rows to the limiter, and whether training may start."""
         replay = self.parts.replay
         self.parts.limiter.collected(replay.steps, replay.ready(self.parts.config.replay.batch_size))
 
     def _mark(self) -> Mark:
-        """The current position of the run."""
+        """Returns the current position of the run."""
         parts = self.parts
         return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
 
     def _remembered(self) -> dict[str, Any]:
-        """The loop's own state in a checkpoint, as JSON values."""
+        """Returns the loop's own state for a checkpoint, as JSON values."""
         return {"eval_due": self._eval_due}

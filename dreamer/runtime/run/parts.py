@@ -33,8 +33,8 @@ from dreamer.steps import Batch, Rows
 class Parts:
     """The components of a run, opened and closed by runtime/run/build.py.
 
-    config: with the absolute run directory | env: the environment's name or maker | identity: of the run
-    policy: `programs.jit_act(agent)`, for evaluations | record: whether they are recorded
+    config: with the absolute run directory | env: name of the environment, or a function that makes it
+    identity: of the run | policy: `programs.jit_act(agent)`, for evaluations | record: whether they are recorded
     batches: drawn for the learner | writeback: handles the results of updates
     """
 
@@ -62,10 +62,10 @@ class Parts:
 
     @property
     def run_dir(self) -> Path:
-        """The absolute run directory."""
+        """Returns the absolute run directory."""
         return Path(self.config.run_dir)
 
     @property
     def workers(self) -> Workers:
-        """The environments to train in."""
+        """Returns the training environments."""
         return self.environments.workers

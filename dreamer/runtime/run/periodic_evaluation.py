@@ -1,4 +1,4 @@
-"""The evaluations of a run under way: episodes, their video, open-loop images of the world model."""
+"""The evaluations during a run: episodes, their video, and open-loop images of the world model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_DREAMS = 6  # sequences in open-loop images
 def evaluate(parts: Parts, env_steps: int) -> None:
     """Plays episodes and draws open-loop images with the newest parameters; prints, logs and writes the results.
 
-    env_steps: of this evaluation; another thread may collect more meanwhile, but none may train.
+    env_steps: of this evaluation. Another thread may collect meanwhile, but none may train.
     Raises UserError as environments and devices do.
     """
     if parts.config.eval.episodes:
@@ -30,7 +30,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
 
 
 def play(parts: Parts) -> Result:
-    """Plays the episodes in fresh environments, whose timeouts a signal shortens too."""
+    """Plays the episodes in new environments. A signal also shortens their timeouts."""
     config, workers = parts.config, parts.workers
     with parts.learner.as_user_errors("evaluating"):
         return evaluation.evaluate(
@@ -42,7 +42,7 @@ def play(parts: Parts) -> Result:
 
 
 def report(parts: Parts, env_steps: int, result: Result) -> None:
-    """Prints and logs the returns and the incidents of the environments."""
+    """Prints and logs the returns, and the incidents of the environments."""
     parts.environments.report(result.incidents)
     for line in result.lines:
         parts.display.message(line)
@@ -55,21 +55,21 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def write_video(parts: Parts, env_steps: int, result: Result) -> None:
-    """Writes the video of the first episode into run_dir/pictures, or prints why it cannot."""
+    """Writes the video of the first episode into run_dir/pictures, or prints why it cannot be written."""
     path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
     try:
         images.write_episode_video(path, result.frames, FPS)
-        parts.display.message(f"what the agent does: {path}")
+        parts.display.message(f"video of the agent: {path}")
     except UserError as error:
         parts.display.message(f"no video of this evaluation: {error}")
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:
-    """Writes images of the world model's dreams beside the true observations, for a batch of the replay."""
+    """Writes images of the world model's dreams next to the true observations, for a batch of the replay."""
     batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
     report = parts.learner.report(batch)
     if report:
         paths = open_loop.write_report(
             parts.run_dir, env_steps, images.in_bytes(parts.workers.spec.obs, report), show=parts.logger
         )
-        parts.display.message(f"what the world model dreams: {', '.join(map(str, paths))}")
+        parts.display.message(f"open-loop images of the world model: {', '.join(map(str, paths))}")

@@ -1,4 +1,4 @@
-"""A thread that makes items before they are needed: it draws batches and sends them while the device trains. No jax."""
+"""A thread that produces items in advance: it draws batches and sends them while the device trains. No jax."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """Owns a thread that calls `produce` and keeps at most `depth` items ready, in their order.
 
-    The thread starts with the first `next`, so that nothing is made before it is needed. With depth 0 there is no
-    thread: `next` calls `produce` itself. No ThreadPoolExecutor: the interpreter joins its threads at exit, and one
-    that waits for a device that hangs would keep the process alive.
+    The thread starts at the first `next`, so that nothing is produced before it is needed. With depth 0 there is no
+    thread, and `next` calls `produce`. This is not a ThreadPoolExecutor, because the interpreter joins its threads at
+    exit, and a thread that waits for a hanging device would keep the process alive.
     """
 
     def __init__(self, produce: Callable[[], T], depth: int):
@@ -27,7 +27,7 @@ class Prefetch(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def next(self) -> T:
-        """Waits for the next item and returns it. Raises an error of `produce` after the items made before it."""
+        """Waits for the next item and returns it. Raises an error of `produce` after the items produced before it."""
         if not self._depth:
             return self._produce()
         if self._thread is None:
@@ -44,7 +44,7 @@ class Prefetch(Generic[T]):
             raise RuntimeError("the prefetcher is closed")
 
     def close(self) -> None:
-        """Waits for the item in progress and ends the thread; drops the items not taken."""
+        """Waits for the item in progress, ends the thread, and drops unused items."""
         with self._changed:
             self._closed = True
             self._ready.clear()
@@ -66,7 +66,7 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Whether another item is wanted; False once closed."""
+        """Waits until there is room for another item. Returns False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready) < self._depth or self._closed)
             return not self._closed

@@ -1,4 +1,4 @@
-"""How many updates are due: the one definition of the replay ratio, in exact arithmetic. No jax."""
+"""Computes how many updates are due: the only definition of the replay ratio, in exact arithmetic. No jax."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from fractions import Fraction
 
 
 def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) -> Fraction:
-    """Updates for each collected environment (agent) step.
+    """Returns the number of updates per collected environment (agent) step.
 
     replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is
-    one row of the replay, however often the environment repeats the action inside it. Source: spec section 11.
+    one row of the replay, even if the environment repeats the action inside it. Source: spec section 11.
     """
-    # The decimal form makes 0.1 mean a tenth, not the nearest binary number.
+    # Converts the decimal form, so that 0.1 means a tenth and not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
 
 
 def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Fraction | None]:
-    """Updates to make now, and the step up to which they account for the rows (pass it to the next call).
+    """Returns the number of updates to make now, and the step that they account for (pass it to the next call).
 
     credited: None in the first call, which is made once the replay is ready and returns one update.
     step: environment steps collected so far. rate: `updates_per_step`.
-    Raises ValueError when `step` lies before `credited`.
+    Raises ValueError if `step` is before `credited`.
     """
     if not rate:
         return 0, credited
@@ -34,7 +34,7 @@ def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Frac
 
 
 def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
-    """The line that the launcher prints: what the ratio implies."""
+    """Returns the line to print at the start on what the ratio implies."""
     rate = updates_per_step(replay_ratio, batch_size, batch_length)
     batch = f"of {batch_size} x {batch_length} steps"
     if not rate:
@@ -46,5 +46,5 @@ def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
 
 
 def _number(value: Fraction) -> str:
-    """At most two decimals; whole numbers with none."""
+    """Formats with at most two decimals, and none for whole numbers."""
     return f"{float(value):,.2f}".rstrip("0").rstrip(".")

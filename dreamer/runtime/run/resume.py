@@ -1,8 +1,8 @@
-"""Saves and resumes a run: the state in a checkpoint besides the train state, and its way back into the parts.
+"""Saves and resumes a run: everything in a checkpoint except the train state, and how the parts are restored from it.
 
-A checkpoint's `meta` is the manifest: it names every file that belongs to it by its seal. Order of writing: rows,
-latents, the host's state, then Orbax commits train state and manifest in one step. So a kill at any instant leaves the
-previous checkpoint whole, and the rows collected after it.
+The `meta` of a checkpoint is its manifest, which names every file of the checkpoint by its seal. The order of writing
+is rows, latents, the host's state; then Orbax commits train state and manifest in one step. So a kill at any instant
+leaves the previous checkpoint intact, and the rows collected after it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     """The checkpoint that a run resumes from.
 
     step: its number | files: listed in its manifest
-    newer: numbers of the checkpoints after it | ended: the run had ended there, its last evaluation included
+    newer: numbers of the checkpoints after it | ended: whether the run ended there, after its last evaluation
     """
 
     step: int
@@ -52,9 +52,9 @@ class Found(NamedTuple):
 
 
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
-    """The run's own config, if `config` differs from it only in fields that may change.
+    """Returns the run's own config if `config` differs from it only in fields that may change.
 
-    trusted: the user vouches for the run. Names that `config` itself holds are trusted, as the caller gave them.
+    trusted: whether the user vouches for the run. Names in `config` itself are trusted, because the caller gave them.
     Raises UserError naming every other field that differs.
     """
     found = run_config.read(run_dir)
@@ -64,26 +64,26 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
     if type(saved.agent.world_model) is not type(config.agent.world_model) or type(saved.agent.behavior) is not type(
         config.agent.behavior
     ):
-        raise UserError(f"{run_dir} was trained with another world model or behavior; it can only go on with its own")
+        raise UserError(f"{run_dir} was trained with another world model or behavior; resume it with the same ones")
     changed = [
         key for key in keys(config) if get(config, key) != get(saved, key) and not has_mark(config, key, MAY_CHANGE)
     ]
     if changed:
-        told = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
+        differences = "; ".join(f"{key} is {get(config, key)!r}, the run has {get(saved, key)!r}" for key in changed)
         free = ", ".join(marked(config, MAY_CHANGE))
-        raise UserError(f"cannot resume {run_dir} with another config: {told}. May change: {free}")
+        raise UserError(f"cannot resume {run_dir} with another config: {differences}. May change: {free}")
     return found
 
 
 def find(run_dir: Path, step: int | None = None) -> Found | None:
-    """The checkpoint `step` (None = the newest), or None if the run has no checkpoint yet. Only reads.
+    """Finds the checkpoint `step` (None = the newest). Returns None if the run has no checkpoint yet. Only reads.
 
-    Raises UserError when it is damaged or missing, and names the newest whole checkpoint to resume from.
+    Raises UserError if it is damaged or missing, and names the newest undamaged checkpoint to resume from.
     """
     safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)
     if step is not None and step not in steps:
-        raise UserError(f"no checkpoint {step} in {run_dir}; it holds {checkpoint_files.listed(steps)}")
+        raise UserError(f"no checkpoint {step} in {run_dir}; available: {checkpoint_files.listed(steps)}")
     if not steps:
         return None
     step = steps[-1] if step is None else step
@@ -98,7 +98,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
 @contextlib.contextmanager
 def advising(run_dir: Path, step: int) -> Iterator[None]:
-    """A context that adds to a UserError about a damaged checkpoint `step` which whole one a run can resume from."""
+    """A context that adds to a UserError about a damaged checkpoint `step` another checkpoint to resume from."""
     try:
         yield
     except UserError as error:
@@ -107,17 +107,17 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
         others = [other for other in checkpoint_files.steps(run_dir) if other != step]
         whole = [other for other in others if not verifying.checkpoint_faults(run_dir, other)]
         if not whole:
-            raise UserError(f"{error}; no other checkpoint is whole, see dreamer verify {run_dir}") from error
+            raise UserError(f"{error}; no other checkpoint is undamaged, see dreamer verify {run_dir}") from error
         raise UserError(
-            f"{error}; checkpoint {whole[-1]} is whole: --resume-from {whole[-1]} goes on from there"
+            f"{error}; checkpoint {whole[-1]} is undamaged: resume from it with --resume-from {whole[-1]}"
         ) from error
 
 
 def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
-    """Writes all but the train state; returns the manifest. No thread may collect or train meanwhile.
+    """Writes everything except the train state, and returns the manifest. No thread may collect or train meanwhile.
 
     step: number of the checkpoint. loop: the loop's own state, JSON values.
-    whole: False after a failure, when environments can no longer return their states.
+    whole: False after a failure, if environments can no longer return their states.
     """
     parts.store.flush(parts.replay)
     parts.store.wait()
@@ -143,12 +143,12 @@ def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True
 
 
 def as_json(spec: Spec) -> dict[str, Any]:
-    """A spec as JSON values."""
+    """Returns a spec as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
 def check_spec(found: Found, spec: Spec, env: str) -> None:
-    """Raises UserError naming an observation or action that differs from when the run began."""
+    """Raises UserError if observations or actions differ from those at the start of the run."""
     saved, now = found.manifest.spec, as_json(spec)
     if saved is None or saved == now:
         return
@@ -160,12 +160,12 @@ def check_spec(found: Found, spec: Spec, env: str) -> None:
             differing.append(f"observation {key!r} {_in_words(before)}, now {_in_words(after)}")
     raise UserError(
         f"env {env!r} is not the one that the run was trained in: {'; '.join(differing)}; resume with the environment "
-        "and the env_options that the run began with"
+        "and the env_options that the run started with"
     )
 
 
 def _in_words(form: Any) -> str:
-    """A part of a spec in a few words."""
+    """Describes a part of a spec in a few words."""
     if form is None:
         return "missing"
     if not isinstance(form, dict):
@@ -174,17 +174,19 @@ def _in_words(form: Any) -> str:
 
 
 def ring_length(found: Found, planned: int, longer: bool) -> int:
-    """Rows of each ring of the resumed replay: as before, or as `planned` for a longer run if no ring is full yet.
+    """Returns the rows per ring of the resumed replay: as before, or `planned` for a longer run if no ring is full yet.
 
-    A ring that was full has dropped rows that a longer ring would still hold.
+    A full ring has dropped rows that a longer ring would still hold.
     """
     grows = longer and not any(found.files.oldest)
     return max(planned, found.files.rows_per_stream) if grows else found.files.rows_per_stream
 
 
 class Restored(NamedTuple):
-    """The restored state. head, arrays: of the saved state | later: rows kept that are newer than the checkpoint
-    exact: nothing is missing and every environment continues where it was, so later rows will be made again
+    """The restored state.
+
+    head, arrays: of the saved state | later: number of rows kept that are newer than the checkpoint
+    exact: nothing is missing and every environment continues exactly, so that later rows will be collected again
     where: the file of the state
     """
 
@@ -199,7 +201,7 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     """Fills the replay with the rows and latents of the checkpoint, and restores its sampler. Only reads.
 
     trust: read pickled states of environments even if this user did not make them on this machine.
-    Raises UserError naming a file that is damaged, missing or foreign.
+    Raises UserError if a file is damaged, missing or belongs to another run.
     """
     store.check_names()
     files = found.files
@@ -221,12 +223,12 @@ def restore_envs(
     restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
     fresh: Callable[[], Workers],
 ) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
-    """Restores the environments, and loads the rows newer than the checkpoint unless they will be made again.
+    """Restores the environments, and loads the rows newer than the checkpoint unless they will be collected again.
 
-    In lockstep, with environments that all continue exactly, those rows will be made again and are not loaded.
-    Otherwise they are kept, and if there are any, every environment begins a new episode.
-    fresh: makes new workers in place of `workers`, when some were restored before another refused its state.
-    Returns the restored state, the workers to use, and {number: reason} of environments that begin a new episode.
+    In lockstep, if all environments continue exactly, these rows will be collected again and are not loaded.
+    Otherwise they are kept, and if there are any, every environment starts a new episode.
+    fresh: makes new workers to replace `workers`, if some were restored before another refused its state.
+    Returns the restored state, the workers to use, and {number: reason} for environments that start a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
     _check_envs(restored, workers)
@@ -242,7 +244,7 @@ def restore_envs(
             return restored, workers, lost
         workers = fresh()
     resets = restored.arrays["envs/resets"] + bool(lost)
-    why = "rows came after the checkpoint" if not lost else next(iter(lost.values()))
+    why = "rows are newer than the checkpoint" if not lost else next(iter(lost.values()))
     lost = workers.restore([why] * workers.envs, _none_ready(workers.spec), resets)
     return restored._replace(later=later), workers, lost
 
@@ -250,11 +252,11 @@ def restore_envs(
 def load_rest(
     restored: Restored, replay: Replay, collector: Collector, tracker: EpisodeTracker, limiter: Limiter
 ) -> None:
-    """Restores collector, tracker and limiter. replay: already filled."""
+    """Restores collector, tracker and limiter. The replay must be restored already."""
     limiter.load(restored.head["limiter"])
     batch_size = replay.config.batch_size
     if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
-        # Training had begun after the checkpoint: updates are owed from that step on.
+        # Training had started after the checkpoint: updates are due from that step on.
         limiter.collected(min(replay.start(batch_size), replay.steps), True)
     if not restored.later:
         for name, part in (("collector", collector.state()), ("tracker", tracker.state())):
@@ -264,7 +266,7 @@ def load_rest(
 
 
 def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:
-    """Lines on what was restored and what could not be. lost: {number of the environment: reason}."""
+    """Returns lines on what was restored and what was not. lost: {number of the environment: reason}."""
     lines = [
         "resumed: parameters, optimizer, normalisers, slow critic, keys, "
         f"{replay.rows:,} rows of replay with their latents, order and sampler, {len(replay.queue)} fresh sequences, "
@@ -275,17 +277,17 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
     for why in dict.fromkeys(lost.values()):
         numbers = [number for number in lost if lost[number] == why]
         which = "all environments" if len(numbers) == envs else f"environments {', '.join(map(str, numbers))}"
-        lines.append(f"not resumed: the running episodes of {which}, since {why}; cut there, new ones begin")
+        lines.append(f"not resumed: the running episodes of {which}, since {why}; new episodes start")
     return lines
 
 
 def _mac(state: bytes | str) -> str:
-    """A code that proves later that this user pickled a state; "" for a state that is not pickled."""
+    """Returns a code that later proves that this user pickled a state; "" for a state that is not pickled."""
     return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
 
 
 def _check_envs(restored: Restored, workers: Workers) -> None:
-    """Raises UserError unless states and last rows match the number of environments."""
+    """Raises UserError unless the number of states and of last rows match the number of environments."""
     arrays, where, streams = restored.arrays, restored.where, workers.streams
     ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
     states = [i for i, why in enumerate(restored.head["envs"]) if not why]
@@ -307,7 +309,7 @@ def _check_envs(restored: Restored, workers: Workers) -> None:
 
 
 def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
-    """The reason not to read an environment's state; None if reading runs no code or the user trusts it."""
+    """Returns the reason not to read an environment's state, or None if that runs no code or the user trusts it."""
     state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
     macs = head.get("macs", ())
     if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):
@@ -316,8 +318,8 @@ def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarra
 
 
 def _lost(workers: Workers) -> WorkersState:
-    """A WorkersState with which every environment begins a new episode."""
-    why = "the run failed, and they could no longer be asked"
+    """Returns a WorkersState with which every environment starts a new episode."""
+    why = "the run failed and they could no longer return their states"
     return WorkersState([why] * workers.envs, _none_ready(workers.spec), np.zeros(workers.envs, np.int64))
 
 

@@ -14,26 +14,26 @@ from dreamer.runtime.replay.store import RowStore, end_name
 
 
 def row_files(step: int, manifest: Manifest) -> set[str]:
-    """The names of all files of rows that a checkpoint needs. Raises UserError when it names none."""
+    """Returns the names of all files of rows that a checkpoint needs. Raises UserError if it names none."""
     return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
 
 
 class Retention:
-    """Removes the files of a run directory that no checkpoint needs any more."""
+    """Removes the files of a run directory that no checkpoint needs."""
 
     def __init__(
         self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
     ):
         """resumed_at: step of the checkpoint that the run resumes from, negative for a new run.
 
-        report: called with a line about a checkpoint that is too damaged to use.
+        report: called with a line about each checkpoint that is too damaged to use.
         """
         self._run_dir, self._checkpoints, self._store, self._report = run_dir, checkpoints, store, report
         self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
         self._aside, self._resumed_at = resumed_at >= 0, resumed_at
 
     def saved(self, step: int, manifest: Manifest) -> None:
-        """Removes the files of rows that no checkpoint needs; `step` is still being written to the disk.
+        """Removes the files of rows that no checkpoint needs. Call it while checkpoint `step` is being written.
 
         manifest: of the checkpoint `step`.
         """
@@ -43,13 +43,13 @@ class Retention:
         self._store.prune(set().union(*self._needed.values()))
 
     def remove_aside(self) -> None:
-        """Removes what a resume moved aside, once a checkpoint newer than the resumed one is on the disk."""
+        """Removes what a resume has moved aside, once a checkpoint newer than the resumed one is on the disk."""
         if self._aside and (self._checkpoints.latest() or 0) > self._resumed_at:
             shutil.rmtree(self._run_dir / ASIDE, ignore_errors=True)
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
-        """The files of rows that a checkpoint on the disk needs; all files if it is too damaged to name them."""
+        """Returns the files of rows that a checkpoint on the disk needs; all files if it is too damaged to read."""
         try:
             return row_files(step, self._checkpoints.manifest(step))
         except UserError as error:

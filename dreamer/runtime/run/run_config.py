@@ -1,12 +1,12 @@
 """The sealed config of a run, and the check whether it may be used. No jax.
 
-The first line of config.yaml is a comment that holds the identity of the run, the sha256 of all that follows, and this
-user's seal of both (`dreamer.trust`), "-" where no key could be kept:
+The first line of config.yaml is a comment with the identity of the run, the sha256 of all later lines, and this user's
+seal of both (`dreamer.trust`), or "-" if no key could be stored:
 
     # dreamer run 5deb623c918d42e99015cc9dee381d8b sha256 <64 hex> seal <64 hex>
 
-So the file is written in one step and can serve as a preset. A file without such a line was written by hand or by an
-earlier version: it can be read, but does not prove its author.
+So the file is written in one step and can be used as a preset. A file without this line was written by hand or by an
+earlier version. It can be read, but does not prove who wrote it.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ class RunConfig(NamedTuple):
     path: Path
 
     def layer(self) -> Layer:
-        """Its settings as a layer over the defaults. Raises UserError when it is not valid YAML."""
+        """Returns its settings as a layer over the defaults. Raises UserError if it is not valid YAML."""
         return layer_of(self.text, str(self.path))
 
 
 def write(run_dir: Path, config: Config, run: str) -> None:
-    """Writes the sealed config of a run, whole or not at all. Raises UserError when it cannot be written."""
+    """Writes the sealed config of a run, completely or not at all. Raises UserError if it cannot be written."""
     text = trust.sealed_text(to_yaml(config), run)
     write_durably(run_dir / CONFIG, lambda half: half.write_text(text, encoding="utf-8"))
 
 
 def read(run_dir: Path) -> RunConfig:
-    """The config of a run as text. Raises UserError when it is missing or was changed after it was written."""
+    """Reads the config of a run as text. Raises UserError if it is missing or was changed after it was written."""
     path = existing_run_dir(run_dir) / CONFIG
     try:
         found = trust.unsealed(safe_files.read_text(path))
     except ValueError as error:
-        raise UserError(f"{path} is damaged, {error}; put it back as it was, and give changes as flags") from None
+        raise UserError(f"{path} is damaged, {error}; restore the original, and give changes as flags") from None
     return RunConfig(found.text, found.run, found.ours, path)
 
 
 def check(found: RunConfig, *, trusted: bool, given: Mapping[str, Any]) -> None:
     """Raises UserError unless the names in a run's config may be imported.
 
-    trusted: the user vouches for the run. given: settings of the command itself, by dotted key.
+    trusted: whether the user vouches for the run. given: settings of the command itself, by dotted key.
     """
     values = found.layer().values
     trust.check(values, str(found.path), plugins.suite_names(), given=given, trust=trusted or found.ours)
 
 
 def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | None = None) -> Config:
-    """The config of a run, to make its environment and its agent; arguments and errors as `read` and `check`."""
+    """Loads the config of a run to make its environment and agent. Arguments and errors as in `read` and `check`."""
     found = read(run_dir)
     check(found, trusted=trusted, given=given or {})
     return stack([found.layer()], note=lambda note: None)
 
 
 def load_plain(run_dir: Path) -> Config:
-    """The config of a run for display only: imports nothing that the run names.
+    """Loads the config of a run for display only, without importing anything that the run names.
 
     A world model or behavior that is not part of dreamer becomes a plain record of the settings in the file.
     """
@@ -95,16 +95,16 @@ def load_plain(run_dir: Path) -> Config:
 
 
 def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
-    """Raises UserError when config and checkpoint belong to different runs, or the checkpoint needs a sealed config."""
+    """Raises UserError if config and checkpoint belong to different runs, or if the config has lost its seal."""
     if found.run is None and manifest.format in (None, 1):
         return
     if found.run != manifest.run:
         what = "has lost its first line, which seals it" if found.run is None else "belongs to another run"
-        raise UserError(f"{found.path} {what}: checkpoint {step} is of run {manifest.run}")
+        raise UserError(f"{found.path} {what}: checkpoint {step} belongs to run {manifest.run}")
 
 
 def _record(settings: Any) -> Any:
-    """Nested settings as a dataclass whose fields are those in the file."""
+    """Converts nested settings to a dataclass with the fields in the file."""
     fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if _is_field(str(name))]
     return dataclasses.make_dataclass("Foreign", fields, frozen=True)(
         **{name: _frozen(settings[name]) for name, _, _ in fields}

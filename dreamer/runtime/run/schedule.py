@@ -1,17 +1,17 @@
-"""When a run logs, saves and evaluates: pure functions of its state at the last line and checkpoint. No jax."""
+"""Decides when a run logs, saves and evaluates: pure functions of its last line and checkpoint. No jax."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-NEVER = -1  # step of the newest checkpoint while there is none
+NEVER = -1  # stands for the step of the newest checkpoint if there is none
 
 
 class Mark(NamedTuple):
     """The position of a run at a line of metrics.
 
-    time: monotonic seconds | env_steps, updates: made so far | idle: total seconds without an update in flight
+    time: monotonic seconds | env_steps, updates: so far | idle: total seconds without an update in flight
     """
 
     time: float
@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The newest checkpoint. time: monotonic seconds at its saving | step: its env_steps, or NEVER."""
+    """The newest checkpoint. time: when it was saved, monotonic seconds | step: its env_steps, or NEVER."""
 
     time: float
     step: int
@@ -35,25 +35,25 @@ def log_due(logged: Mark, now: float, *, every: float) -> bool:
 def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: int) -> bool:
     """Whether a checkpoint is due, by time or by rows. now: monotonic seconds.
 
-    env_steps: made so far. every: seconds between two checkpoints. rows: the most environment steps between two.
+    env_steps: so far. every: seconds between two checkpoints. rows: maximum environment steps between two.
     """
     return env_steps - max(saved.step, 0) >= rows or now - saved.time >= every
 
 
 def first_evaluation(every: int, last: int) -> int:
-    """The step of a run's first evaluation. every: steps between two, 0 = at the end only. last: of the run."""
+    """Returns the step of the first evaluation. every: steps between two, 0 = only at the end. last: final step."""
     return every or last
 
 
 def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
-    """Whether the evaluation of step `due` is due. `Run.finish` makes the one at the `last` step."""
+    """Whether the evaluation planned for step `due` is due. `Run.finish` makes the one at the `last` step."""
     return due <= env_steps < last
 
 
 def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the time between two lines: speeds a second, and the share of it spent waiting.
+    """Returns metrics of the time between two lines: speed/<name> per second, and wait/<name>, the share spent waiting.
 
-    waited {name: seconds}: time that threads waited since `before`. Returns speed/<name> and wait/<name>.
+    waited {name: seconds}: time that threads waited since `before`.
     """
     seconds = max(now.time - before.time, 1e-9)
     waited = {**waited, "device_for_learner": now.idle - before.idle}

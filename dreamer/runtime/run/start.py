@@ -1,15 +1,15 @@
-"""The order in which a run starts, so that nothing on the disk changes before everything that can refuse has agreed.
+"""The steps in which a run starts. Nothing on the disk changes before everything that can fail has succeeded.
 
-    look             read what is there: the config, the checkpoints, the lock            `decide`
+    look             read the config, the checkpoints and the lock                        `decide`
     decide           which run, from which checkpoint, or why not                         `decide`
     lock             keep every other process out                                         `lock.RunLock`
     look again       files read before the lock may have changed                          `decide`
-    into memory      environments, agent, replay, weights: all that may still refuse      `build.open_run`
-    change           move aside what a resume cuts, write the config, open the logs       `change`
+    into memory      environments, agent, replay, weights: everything that can still fail `build.open_run`
+    change           move aside what a resume replaces, write the config, open the logs   `change`
 
-`build.open_run` goes through these steps. A new run has no directory to lock: it is built in memory first, then
-`Created` makes the directory, locks it and looks again. What is moved aside lies in the folder ASIDE until the next
-checkpoint is on the disk. More in docs/run-directory.md.
+`build.open_run` executes these steps. A new run has no directory to lock: it is built in memory first; then `Created`
+creates the directory, locks it and looks again. Files that are moved aside stay in the folder ASIDE until the next
+checkpoint is on the disk. See docs/run-directory.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from dreamer.runtime.run import header, resume, run_config
 from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.schedule import NEVER
 
-# What a run makes in its directory.
+# The files and folders that a run creates in its directory.
 OF_A_RUN = (
     CONFIG, f"{CONFIG}{UNFINISHED}", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
     "events.out.tfevents.*", "wandb",
@@ -54,12 +54,12 @@ OF_A_RUN = (
 
 
 class Decision(NamedTuple):
-    """The decision what `train` does.
+    """What `train` will do.
 
-    config: with the absolute run directory | given: the config as the user gave it, to be written
-    env: the environment's name or maker | resume, step: as asked for
-    used: the directory holds this run already | found: the checkpoint to resume from, None = a new run
-    trust: the user vouches for the files of the run | longer: the run is to make more steps than originally set
+    config: with the absolute run directory | given: the config from the user, to be written
+    env: name of the environment, or a function that makes it | resume, step: as requested
+    used: whether the directory contains this run already | found: the checkpoint to resume from, None = a new run
+    trust: whether the user vouches for the files of the run | longer: whether env_steps is larger than in the run
     """
 
     config: Config
@@ -74,17 +74,17 @@ class Decision(NamedTuple):
 
     @property
     def run_dir(self) -> Path:
-        """The absolute run directory."""
+        """Returns the absolute run directory."""
         return Path(self.config.run_dir)
 
     @property
     def resumed_at(self) -> int:
-        """The step of the checkpoint to resume from, NEVER for a new run."""
+        """Returns the step of the checkpoint to resume from, NEVER for a new run."""
         return self.found.step if self.found else NEVER
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the run has already ended."""
         return bool(self.found and self.found.step >= self.config.env_steps and self.found.ended)
 
 
@@ -94,8 +94,8 @@ def decide(
 ) -> Decision:  # fmt: skip
     """Decides what to do with `config`, from the contents of its run directory. Only reads.
 
-    env: in place of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to resume from, None = newest.
-    trust: the user vouches for the files of the run. own_lock: the caller holds the lock.
+    env: used instead of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to resume from, None =
+    newest. trust: whether the user vouches for the files of the run. own_lock: whether the caller holds the lock.
     Raises UserError for every reason not to start or resume that can be found on the disk.
     """
     place = config.run_dir or header.default_run_dir(config)
@@ -126,7 +126,7 @@ def decide(
 
 
 def check_sinks(config: Config) -> None:
-    """Raises UserError when metrics cannot be written to the sinks of the config."""
+    """Raises UserError if metrics cannot be written to the sinks of the config."""
     if config.log.wandb != "off":
         wandb_ready(config.log.wandb)
 
@@ -134,20 +134,20 @@ def check_sinks(config: Config) -> None:
 class Created:
     """Owns a new run directory and its lock, from its creation until the run ends.
 
-    Exiting before `keep` was called removes what the run has made. Use as a context manager.
+    If the context exits before `keep` was called, removes what the run has created. Use as a context manager.
     """
 
     def __init__(
         self, run_dir: Path, own_name: bool, report: Callable[[str], None] = print,
         lost: Callable[[UserError], None] = print,
     ):  # fmt: skip
-        """own_name: this program chose the name, so a number is appended if the directory exists.
+        """own_name: whether this program chose the name; if the directory exists, a number is then appended.
 
-        report, lost: the arguments tell and lost of `RunLock`. Raises UserError when the directory cannot be made, or
-        another process was faster.
+        report, lost: arguments of `RunLock`. Raises UserError if the directory cannot be created, or if another
+        process was faster.
         """
         self.path, self._kept = run_dir, False
-        self._made: list[Path] = []  # folders, the innermost first
+        self._made: list[Path] = []  # created folders, innermost first
         try:
             self._make(own_name)
             self._lock = lock.RunLock(self.path, report, lost)
@@ -158,7 +158,7 @@ class Created:
             self._remove_folders()
             raise
         try:
-            refuse_used(self.path)  # check again: from now on the directory is locked
+            refuse_used(self.path)  # again, because the directory is locked now
             self._before = {path.name for path in self.path.iterdir()}
         except UserError:
             self._lock.close()
@@ -199,7 +199,7 @@ class Created:
             return
 
     def _undo(self) -> None:
-        """Removes what the run has made in its directory, but nothing that was there before or came from others."""
+        """Removes what the run has created in its directory, but nothing older and nothing of other processes."""
         for pattern in OF_A_RUN:
             for path in self.path.glob(pattern):
                 if path.name in self._before:
@@ -208,24 +208,24 @@ class Created:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _remove_folders(self) -> None:
-        """Removes the folders that were made, unless they contain something."""
+        """Removes the created folders that are empty."""
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
 
 
 def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
-    """Checks that the lines of metrics before the checkpoint are whole; returns lines to print.
+    """Checks that the lines of metrics before the checkpoint are undamaged. Returns lines to print.
 
-    Raises UserError when they are damaged. A missing file is no error, as it would not be used.
+    Raises UserError if they are damaged. A missing file is not an error, because it would not be used.
     """
     position = restored.head["logger"]
     what = lines_damage(run_dir / METRICS, position["bytes"], position.get("crc"))
     if what == "is missing":
-        return [f"{run_dir / METRICS} is missing: a new one begins after step {found.step:,}"] * bool(position["bytes"])
+        return [f"{run_dir / METRICS} is missing: a new one starts after step {found.step:,}"] * bool(position["bytes"])
     if what:
         raise UserError(
-            f"{run_dir / METRICS} {what}; move it away to go on without the lines up to checkpoint {found.step}"
+            f"{run_dir / METRICS} {what}; move it away to resume without the lines up to checkpoint {found.step}"
         )
     return []
 
@@ -234,11 +234,11 @@ def change(
     decision: Decision, restored: Restored | None, store: RowStore, *, steps: int, run: str,
     report: Callable[[str], None],
 ) -> Resumed | None:  # fmt: skip
-    """Changes the run directory into that of the run that starts or resumes; returns where its logger resumes.
+    """Changes the run directory for the run that starts or resumes. Returns the position at which its logger resumes.
 
-    steps: rows of the replay as restored. run: the identity of the run. report: called with lines to print.
-    Moves aside what the run will make again. A kill in the middle leaves a run that can be resumed: checkpoints move
-    newest first, then files of rows newest first, then lines of metrics. Raises UserError when the disk refuses.
+    steps: rows of the restored replay. run: the identity of the run. report: called with lines to print.
+    Moves aside what the run will write again. A kill at any instant leaves a run that can be resumed: checkpoints move
+    newest first, then files of rows newest first, then lines of metrics. Raises UserError on a disk error.
     """
     found, run_dir, resumed = decision.found, decision.run_dir, None
     try:
@@ -251,7 +251,7 @@ def change(
             set_aside(run_dir, moved, tail)
             if found.newer:
                 numbers = checkpoint_files.listed(found.newer)
-                report(f"set aside until the next checkpoint: the newer checkpoints {numbers}, in {run_dir / ASIDE}")
+                report(f"moved aside until the next checkpoint: the newer checkpoints {numbers}, in {run_dir / ASIDE}")
             if tail.note:
                 report(tail.note)
             resumed = Resumed(restored.head["logger"], steps, later=not restored.exact, seconds=tail.seconds)
@@ -294,23 +294,24 @@ def _tail(restored: Restored, run_dir: Path, steps: int) -> Tail:
 
 def _refuse_held(run_dir: Path, own_lock: bool) -> None:
     held = None if own_lock else lock.look(run_dir)
-    if held and held.runs and not held.stale:  # a lock of another machine is judged by the clock of the file system
+    # Locks of other machines are checked later, with the clock of the file system.
+    if held and held.runs and not held.stale:
         raise UserError(lock.refusal(run_dir, held))
 
 
 def _refuse_without_checkpoint(run_dir: Path) -> None:
-    """Raises UserError when a run has made rows or metrics, but has no checkpoint to resume from."""
+    """Raises UserError if a run has rows or metrics but no checkpoint to resume from."""
     metrics = run_dir / METRICS
     if any((run_dir / ROWS).glob("rows-*.dreamer")) or (metrics.is_file() and metrics.stat().st_size):
         raise UserError(
-            f"{run_dir} holds rows or metrics but no checkpoint: put its {CHECKPOINTS} back, or give another --run-dir"
+            f"{run_dir} has rows or metrics but no checkpoint: restore its {CHECKPOINTS}, or give another --run-dir"
         )
 
 
 def _check_place(run_dir: Path) -> None:
-    """Raises UserError when this user cannot write to the run directory, or to the folder it would be made in."""
+    """Raises UserError if this user cannot write to the run directory, or to the folder in which to create it."""
     place = next(place for place in (run_dir, *run_dir.parents) if place.exists() or place.is_symlink())
     if not place.is_dir():
-        raise UserError(f"cannot write {run_dir}: {place} is no folder")
+        raise UserError(f"cannot write {run_dir}: {place} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"run_dir {run_dir} is not writable by this user")

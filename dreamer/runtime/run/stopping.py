@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks a run to save and end, the second ends it at once. No jax.
+"""Ctrl-C and SIGTERM: the first signal makes a run save and stop, the second stops it at once. No jax.
 
-Before there is anything to save, the first signal also ends the run at once.
+Before there is anything to save, the first signal also stops the run at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended a run, which has saved. code: the exit code for that signal."""
+    """Raised when a signal has stopped a run, after it has saved. code: the exit code for that signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -27,15 +27,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Owns the handlers of both signals, and a thread that handles them, during a run; a context manager.
+    """A context manager that owns the handlers of both signals and a thread that responds to them during a run.
 
     Python runs signal handlers only between two steps of the main thread, which may compile for minutes; the thread
     responds meanwhile. Outside the main thread no handler can be set, and signals keep their default effect.
-    failure: the error given to `fail`, None before.
+    failure: the error given to `fail`, or None.
     """
 
     def __init__(self, report: Callable[[str], None]):
-        """report: called with the line to print at the first signal."""
+        """report: called with a line to print at the first signal."""
         self._answers: list[Callable[[str], object]] = [report]
         self._answers_to_failure: list[Callable[[UserError], object]] = []
         self._signal: int | None = None
@@ -45,15 +45,15 @@ class Stopping:
         self._before_fd = -1
 
     def on_signal(self, answer: Callable[[], object]) -> None:
-        """Registers `answer`, called at the first signal from another thread."""
+        """Registers `answer`, which another thread calls at the first signal."""
         self._answers.append(lambda _: answer())
 
     def on_failure(self, answer: Callable[[UserError], object]) -> None:
-        """Registers `answer`, called with the error given to `fail`, in the thread that calls `fail`."""
+        """Registers `answer`, which `fail` calls with its error, in the thread of its caller."""
         self._answers_to_failure.append(answer)
 
     def begun(self) -> None:
-        """Notes that there is something to save: from now on the first signal takes effect at `check`."""
+        """Records that there is something to save: from now on the first signal takes effect at `check`."""
         self._waits = True
         self.check()
 
@@ -78,7 +78,7 @@ class Stopping:
             self._before = {}
 
     def fail(self, error: UserError) -> None:
-        """Makes the run end with `error` and write nothing more, as another process has its lock. From any thread."""
+        """Makes the run end with `error` and write nothing more. For a run that lost its lock; from any thread."""
         self.failure = error
         for answer in self._answers_to_failure:
             answer(error)
@@ -104,8 +104,9 @@ class Stopping:
         while numbers := self._woken.recv(16):
             for number in filter(SIGNALS.__contains__, numbers):
                 if not first:
-                    os._exit(128 + number)  # workers end by themselves when their pipe closes
+                    os._exit(128 + number)  # workers end by themselves when their sockets close
                 first = False
-                what = "saving, then the end; once more ends at once" if self._waits else "the end, nothing to save yet"
+                saving = "saving and stopping; a second signal stops at once"
+                what = saving if self._waits else "stopping, nothing to save yet"
                 for answer in self._answers:
                     answer(f"{signal.Signals(number).name}: {what}")

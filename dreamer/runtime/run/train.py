@@ -1,4 +1,4 @@
-"""`dreamer.train`: one run from its start to its end."""
+"""`dreamer.train`: one run from start to end."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def train(
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns that directory.
 
-    resume: "no" makes a new run; "yes" resumes the run in config.run_dir, "auto" resumes it if there is one.
+    resume: "no" starts a new run; "yes" resumes the run in config.run_dir; "auto" resumes it if there is one.
     resume_from: number of the checkpoint to resume from, None = the newest; implies resume "yes".
-    make_env: called with config.env_options to make the environment, in place of config.env.
+    make_env: called with config.env_options to make the environment, instead of config.env.
     trust: read pickled states of environments that were not made by this user on this machine.
-    sinks: receive metrics, images and videos besides those that config.log names; they are not closed.
+    sinks: receive metrics, images and videos, in addition to the sinks in config.log; they are not closed.
     callbacks: called with each line of metrics, a `Line`; may return "stop", which saves and ends the run, or
     "evaluate". A callback that raises ends the run as any failure does.
-    Raises UserError for everything that the user can fix. When interrupted, it saves and raises Stopped. After any
-    other failure of a run that has begun it saves, writes the traceback into error.txt of the run directory, and
-    raises RunFailed. A refused start changes nothing on the disk.
+    Raises UserError for everything that the user can fix, Stopped after saving if interrupted, and RunFailed after any
+    other failure of a started run, after saving and writing the traceback into error.txt of the run directory. A start
+    that is refused changes nothing on the disk.
     """
     expect_config(config, "dreamer.train")
     if resume not in get_args(Resume):
@@ -51,7 +51,7 @@ def train(
         resume = "yes"
     decision = start.decide(config, env, resume, resume_from, trust=trust)
     if decision.done and decision.found:
-        print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to go on")
+        print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
         run = Run(open_run(decision, stack, sinks), callbacks)

@@ -1,4 +1,4 @@
-"""The host side of an update: drawing its batch, and writing its results to the replay and the metrics."""
+"""The host side of an update: draws its batch, and writes its results to the replay and the metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dreamer.steps import Batch, Rows
 
 
 class Source(Protocol):
-    """Where batches are drawn from: the replay, or its rows on the devices."""
+    """A source of batches: the replay, or its rows on the devices."""
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
-        """A batch [B, C+T, ..], and the rows [B, T] of the replay that it was drawn from."""
+        """Draws a batch [B, C+T, ..], and returns it with its rows [B, T] of the replay."""
 
 
 def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows]:
-    """A batch [B, C+T, ..] on the devices, and where its rows [B, T] lie. For one thread at a time.
+    """Draws a batch [B, C+T, ..] onto the devices, and returns it with its rows [B, T]. For one thread at a time.
 
-    Raises UserError when a device has no memory left or fails.
+    Raises UserError if a device has no memory left or fails.
     """
     with learner.as_user_errors("drawing a batch"):
         batch, rows = source.sample(batch_size)
@@ -28,9 +28,9 @@ def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows
 
 
 def write_back(update: Pending, learner: Learner, replay: Replay, logger: Logger) -> None:
-    """Writes latents and priorities of an update to the replay, its metrics to the logger; waits for the device.
+    """Waits for an update, and writes its latents and priorities to the replay and its metrics to the logger.
 
-    Raises UserError when a device has no memory left or fails.
+    Raises UserError if a device has no memory left or fails.
     """
     out = learner.fetch(update)
     replay.refresh(update.rows, out.latent)

@@ -1,4 +1,4 @@
-"""Checks that a run directory is whole: reads every needed file and compares it with its seal. Only reads; no jax."""
+"""Checks a run directory for damage: compares every needed file with its seal. Only reads; no jax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamer.runtime.replay.store import end_name
 
 
 def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
-    """The faults of a checkpoint and of the files that it names, a line each; empty when it is whole."""
+    """Returns one line for each fault of a checkpoint and of the files that it names."""
     try:
         manifest = checkpoint_files.read_manifest(run_dir, step)
     except UserError as error:
@@ -33,7 +33,7 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
 
 
 def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
-    """The fault of a file of rows, "" when it matches its seal."""
+    """Returns the fault of a file of rows, or "" if it matches its seal."""
     path = run_dir / ROWS / seal.name
     try:
         check_inside(path.parent, run_dir)
@@ -44,7 +44,7 @@ def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
 
 
 def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
-    """The fault of the lines of metrics written before a checkpoint, "" when they are whole."""
+    """Returns the fault of the lines of metrics written before a checkpoint, or "" if there is none."""
     if manifest.metrics is None:
         return ""
     nbytes, crc = manifest.metrics
@@ -59,7 +59,7 @@ def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
 
 
 def newest_metrics_fault(run_dir: Path) -> str:
-    """`metrics_fault` for the newest readable checkpoint, "" when there is none."""
+    """Returns `metrics_fault` of the newest readable checkpoint, or "" if there is no checkpoint."""
     for step in reversed(checkpoint_files.steps(run_dir)):
         try:
             return metrics_fault(run_dir, checkpoint_files.read_manifest(run_dir, step))
@@ -69,9 +69,9 @@ def newest_metrics_fault(run_dir: Path) -> str:
 
 
 def end_of(run_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The record of a run that ended at a checkpoint, {"logger": .., "loop": ..}; None if it did not end there.
+    """Returns the record {"logger": .., "loop": ..} of a run that ended at a checkpoint, or None if it did not.
 
-    A damaged file counts as missing here: resuming from the checkpoint reports it.
+    A damaged file counts as missing here. Resuming from the checkpoint reports it.
     """
     if manifest.files is None:
         return None

@@ -1,4 +1,4 @@
-"""A thread that handles the result of an update while the next one is dispatched to the device. No jax."""
+"""A thread that handles the result of an update while the next update is dispatched to the device. No jax."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Writeback(Generic[T]):
-    """Owns a thread that handles items in their order; at most one waits or is in progress.
+    """Owns a thread that handles items in order, with at most one waiting or in progress.
 
-    threaded: if False there is no thread, and `put` handles the item itself. No ThreadPoolExecutor, for the reason
-    that `Prefetch` gives.
+    threaded: if False there is no thread, and `put` handles the item itself. This is not a ThreadPoolExecutor, for the
+    reason given in `Prefetch`.
     """
 
     def __init__(self, handle: Callable[[T], None], threaded: bool):
@@ -25,13 +25,13 @@ class Writeback(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def put(self, item: T) -> None:
-        """Hands an item over once the previous one is done. Raises an error from handling the previous one."""
+        """Passes an item to the thread once the previous one is done. Raises the error of the previous one, if any."""
         if not self._threaded:
             self._handle(item)
             return
         self.settle()
         if self._closed:
-            raise RuntimeError("nothing follows any more: it is closed")
+            raise RuntimeError("the writeback is closed")
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="writeback", daemon=True)
             self._thread.start()
@@ -40,7 +40,7 @@ class Writeback(Generic[T]):
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Waits until no item is in progress. Raises an error from handling, once."""
+        """Waits until no item is in progress. Raises the error of handling one, if any, once."""
         with self._changed:
             self._changed.wait_for(lambda: not self._items)
             error, self._error = self._error, None
@@ -48,7 +48,7 @@ class Writeback(Generic[T]):
             raise error
 
     def close(self) -> None:
-        """Waits for the item in progress and ends the thread; drops its error, so call `settle` before to get it."""
+        """Waits for the item in progress and ends the thread. Drops an error; call `settle` first to raise it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._items)
             self._closed, self._error = True, None
@@ -67,7 +67,7 @@ class Writeback(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_item(self) -> bool:
-        """Waits for an item; False once closed."""
+        """Waits for an item. Returns False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed)
             return bool(self._items)

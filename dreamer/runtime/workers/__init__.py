@@ -1,16 +1,16 @@
-"""Many environments, in this process or in several, each stepping at its own pace. No jax.
+"""Runs many environments in this process or in several, each at its own speed. No jax.
 
-interface   what the rest of the framework knows: Config, Workers, Ready, Incident
-table       the rows of each environment, one for each of its agents, and whose turn it is
-faults      incidents counted, seeds of replaced environments
-inline      all in this process
-remote      shared code of both sets outside this process
-processes   in worker processes: process (one of them), child (its inside), messages and memory between
-ray_cluster in Ray actors on any machines: actor (the inside of one)
-own_thread  a thread for calls that may hang: the caller can stop waiting
-screen      no window for environments that only draw images
-guarded     one environment of a worker process or an actor, its errors returned as incidents
-auto        inline or processes
+interface   the part that other packages use: Config, Workers, Ready, Incident
+table       the rows of each environment, one per agent, and its phase: busy, ready or waiting for actions
+faults      counts of incidents, and seeds of replaced environments
+inline      all environments in this process
+remote      code shared by processes and ray_cluster
+processes   worker processes: process (the parent's side), child (the worker's side), messages, memory
+ray_cluster Ray actors on any machines: actor (the code inside an actor)
+own_thread  a thread for calls that may hang, so that the caller can stop waiting
+screen      keeps environments from opening windows
+guarded     one environment of a worker process or actor, with errors returned as incidents
+auto        chooses inline or processes
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def make_workers(
     render_mode: str | None = None,
     folder: str = "",
 ) -> Workers:
-    """`config.envs` copies of one environment; number i is seeded with seed + i. Raises UserError.
+    """Makes `config.envs` copies of one environment; number i has the seed `seed + i`. Raises UserError.
 
-    folder: the folder in which they are made; "" = the current one.
+    folder: the current folder while they are made; "" = unchanged.
     """
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:

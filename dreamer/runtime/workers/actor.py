@@ -1,6 +1,6 @@
-"""The inside of a Ray actor: its environments, each in its own thread. No jax, and no ray.
+"""The code inside a Ray actor, which runs each environment in its own thread. No jax, and no ray.
 
-A slow environment delays only itself, and a resource bound to a thread (a GL context) stays where it was made.
+A slow environment delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dreamer.steps import Step
 
 
 class Actor:
-    """Owns the environments `numbers` of the plan and their threads; a method may wait while others are called."""
+    """Owns the environments `numbers` of the plan and their threads. Methods can be called concurrently."""
 
     def __init__(self, plan: WorkerPlan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
-        """paths: the sys.path of the caller; folders that do not exist on this machine do no harm."""
+        """paths: the sys.path of the caller. Folders that do not exist on this machine do no harm."""
         sys.path += [path for path in paths if path not in sys.path]
         self._envs = {number: Guarded(plan, number, spec) for number in numbers}
         self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
@@ -32,19 +32,19 @@ class Actor:
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Takes actions [W, A] of its W agents; returns a Step of W rows, and its own numbers of episodes they end."""
+        """Steps with actions [W, A] of W agents; returns a Step of W rows, and the numbers of episodes that end."""
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
-        """The state of an environment as bytes, or the reason (str) why it cannot be captured."""
+        """Returns the state of an environment as bytes, or the reason (str) why it cannot be saved."""
         return self._do(number, self._envs[number].get_state)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """An image uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
+        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) if rendering fails."""
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state; returns "" or the reason why not, and its own numbers of an episode that has ended."""
+        """Restores a state; returns "" or the reason of a failure, and the numbers of an episode that has ended."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:

@@ -10,19 +10,19 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.env.actions import random_actions
 from dreamer.runtime.env.rows import empty_step
-from dreamer.runtime.workers.faults import as_error, close_in_time, go_home, incident_of, make_rows
+from dreamer.runtime.workers.faults import as_error, close_in_time, incident_of, make_rows, restore_folder
 from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 
-# The cost of a row from another process besides its step: two system calls and a context switch on each side, 60 to
-# 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from running
-# beside the learner; a shorter one does not. A constant, as measuring it would start a process: a second or more.
+# The cost of a row from another process in addition to its step: two system calls and a context switch on each side, 60
+# to 100 microseconds by benchmarks/env_throughput.py. A step that takes longer gains from a second core, or from
+# running parallel to the learner; a shorter one does not. It is a constant, because measuring it takes a process.
 ROUND_TRIP = 100e-6
 SECONDS, STEPS = 0.3, 200  # a measurement ends when either is reached
 
 
 def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
-    """("inline" or "processes", why). Raises UserError when the environment cannot be made.
+    """Returns ("inline" or "processes", reason). Raises UserError if the environment cannot be made.
 
     timeout: seconds for the measurement; 0 = no limit.
     """
@@ -30,34 +30,34 @@ def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
         rows = make_rows(plan, 0, plan.seed)
     except (KeyboardInterrupt, UserError):
         raise
-    except BaseException as error:  # sys.exit among them
+    except BaseException as error:  # including sys.exit
         raise as_error(incident_of(error, plan, 0, making=True)) from error
-    # In its own thread: an environment that hangs is abandoned there, and one bound to the thread that made it fails
-    # there as it would inline. Not in a process: that takes 0.5 to 1 s, and lacks what only this process registered.
+    # In a thread, where an environment that hangs can be abandoned, and where one that is bound to its thread fails as
+    # it would inline. Not in a process: that takes 0.5 to 1 s, and lacks ids that only this process has registered.
     thread = OwnThread("measuring an environment")
     try:
         step = thread.call(seconds_per_step, rows, timeout=timeout or None)
     except KeyboardInterrupt:
         raise
     except Hung:
-        return "processes", f", its step hung for {timeout:g} seconds when it was measured"
+        return "processes", f", its step hung for {timeout:g} seconds during the measurement"
     except BaseException:
         close_in_time(rows, plan, 0)
-        return "processes", ", its step failed when it was measured"
+        return "processes", ", its step failed during the measurement"
     finally:
         thread.close()
-        go_home(plan)
+        restore_folder(plan)
     hung = close_in_time(rows, plan, 0)
-    go_home(plan)
+    restore_folder(plan)
     if hung:
-        return "processes", ", its close() hung when it was measured"
+        return "processes", ", its close() hung during the measurement"
     backend = "processes" if step > ROUND_TRIP else "inline"
     sign = "more" if step > ROUND_TRIP else "less"
     return backend, f": a step takes {1e6 * step:,.0f} us, {sign} than the {1e6 * ROUND_TRIP:.0f} us to a process"
 
 
 def seconds_per_step(rows: Any) -> float:
-    """How long a step of an environment (EnvRows or ParallelRows) takes. Errors of the environment pass through."""
+    """Measures the seconds that a step of EnvRows or ParallelRows takes. Errors of the environment pass through."""
     agents = rows.spec.agents
     out = empty_step(rows.spec, agents)
     actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)
@@ -67,4 +67,4 @@ def seconds_per_step(rows: Any) -> float:
         out.action[:] = actions[len(clock) - 1]
         rows.turn(out, 0)
         clock.append(time.perf_counter())
-    return float(np.median(np.diff(clock)))  # a busy machine disturbs some steps, not most
+    return float(np.median(np.diff(clock)))  # the median ignores steps that a busy machine delays

@@ -1,7 +1,7 @@
-"""The life of a worker process: its environments, each behind a socket of its own. No jax.
+"""The code inside a worker process, which serves each environment on its own socket. No jax.
 
-A single environment lives in the main thread. Several live each in its own thread, from being made to being closed:
-a slow one delays only itself, and a resource bound to a thread (a GL context) stays where it was made.
+A single environment runs in the main thread. Of several, each is made, stepped and closed in its own thread: a slow one
+delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dreamer.runtime.workers.memory import rows_in
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 
-GRACE = 5.0  # seconds that environments get to close when the parent is gone
+GRACE = 5.0  # seconds in which environments can close after the parent is gone
 
 
 class Part(NamedTuple):
-    """The part of the plan that one process runs: environments `numbers` with their seeds; their Spec, once known."""
+    """The part of the plan that one process runs: environments `numbers`, their seeds, and their Spec if known."""
 
     plan: WorkerPlan
     numbers: tuple[int, ...]
@@ -33,11 +33,11 @@ class Part(NamedTuple):
 
 
 def serve(life: int, memory: int, channels: list[int]) -> None:
-    """Runs until the parent closes its ends. life: descriptor of a socket that carries one Part, then nothing more.
+    """Runs until the parent closes its sockets. life: descriptor of a socket that delivers one Part and nothing else.
 
     memory: descriptor of the shared rows | channels: descriptors of one socket per environment, see `messages`
     """
-    # Not SIG_IGN, which the environments' own child processes would inherit. Only the parent handles both.
+    # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     for descriptor in (life, memory, *channels):
@@ -63,14 +63,14 @@ def serve(life: int, memory: int, channels: list[int]) -> None:
 
 
 def _end_with(parent: socket.socket) -> None:
-    """Ends this process when the parent has gone, even if an environment hangs."""
+    """Ends this process when the parent is gone, even if an environment hangs."""
     messages.kind(parent)
     time.sleep(GRACE)
     os._exit(1)
 
 
 class _Home:
-    """Owns one environment and answers the parent's messages to it. All calls run in one thread."""
+    """Owns one environment and answers the parent's messages. All calls run in one thread."""
 
     def __init__(self, part: Part, number: int, seed: int, channel: socket.socket, memory: int):
         self._env = Guarded(part.plan, number, part.spec)
@@ -81,25 +81,25 @@ class _Home:
     def run(self) -> None:
         """Serves messages until the parent closes the socket."""
         try:
-            self._tell(messages.SPEC, self._env.make(self._seed))
+            self._send(messages.SPEC, self._env.make(self._seed))
             while kind := self._channel.recv(1):
                 if kind == messages.STEP:
                     self._step()
                 elif kind == messages.NEW:
-                    self._tell(messages.SPEC, self._env.make(messages.body(self._channel)))
+                    self._send(messages.SPEC, self._env.make(messages.body(self._channel)))
                 elif kind == messages.GET:
-                    self._tell(messages.STATE, self._env.get_state())
+                    self._send(messages.STATE, self._env.get_state())
                 elif kind == messages.PUT:
-                    self._tell(messages.STATE, self._env.set_state(messages.body(self._channel)))
+                    self._send(messages.STATE, self._env.set_state(messages.body(self._channel)))
                 elif kind == messages.RENDER:
-                    self._tell(messages.FRAME, self._env.render())
+                    self._send(messages.FRAME, self._env.render())
         except (EOFError, OSError):
             pass  # the parent is gone
         finally:
             self._env.close()
 
     def _step(self) -> None:
-        """Sends the next row; nothing for an environment that has failed, which has sent FAULT and waits for NEW."""
+        """Sends the next row. Sends nothing if the environment has failed: it has sent FAULT and waits for NEW."""
         spec = self._env.spec
         if spec is None:
             return
@@ -107,11 +107,11 @@ class _Home:
         out = self._out = self._out or rows_in(self._memory, spec, self._envs * spec.agents)
         incident = self._env.turn(out, self._number)
         if incident:
-            self._tell(messages.FAULT, incident)
+            self._send(messages.FAULT, incident)
         elif finished := self._env.finished():
-            self._tell(messages.END, finished)
+            self._send(messages.END, finished)
         else:
             self._channel.send(messages.ROW)
 
-    def _tell(self, kind: bytes, body: Any) -> None:
-        messages.tell(self._channel, messages.FAULT if isinstance(body, Incident) else kind, body)
+    def _send(self, kind: bytes, body: Any) -> None:
+        messages.send(self._channel, messages.FAULT if isinstance(body, Incident) else kind, body)

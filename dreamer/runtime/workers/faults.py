@@ -1,4 +1,4 @@
-"""Incidents of each environment, how many came in a row, and the seeds of replacements. No jax."""
+"""Counts the incidents of each environment in a row, and seeds replacements. No jax."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dreamer.runtime.workers.interface import Incident, Kind, Ready, WorkerPlan
 from dreamer.runtime.workers.own_thread import Hung, OwnThread
 from dreamer.spaces import Spec
 
-CLOSE = 5.0  # seconds that an environment in this process gets to close
-QUIET = 1000  # rows without an incident after which an environment counts as sound again
+CLOSE = 5.0  # seconds in which an environment in this process can close
+QUIET = 1000  # rows without an incident after which an environment counts as healthy again
 
 
 class Faults:
-    """Owns the counts of incidents of a set; `resets` [E] counts how often each environment was replaced."""
+    """Owns the counts of incidents of a set of workers. `resets` [E] counts the replacements of each environment."""
 
     def __init__(self, plan: WorkerPlan, restarts: int):
         self._plan, self._restarts = plan, restarts
@@ -30,14 +30,14 @@ class Faults:
         self._in_a_row = np.zeros(plan.envs, np.int64)
         self._since = np.zeros(plan.envs, np.int64)
         self._proven = np.zeros(plan.envs, bool)
-        self._calm = False  # all have returned a row and none has open incidents: nothing to count
+        self._calm = False  # every environment has returned a row and none has incidents to count
 
     def seed(self, number: int) -> int:
-        """The seed of an environment's current incarnation; unique across environments and restarts."""
+        """Returns the seed of an environment's current incarnation, unique across environments and restarts."""
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
-        """Records an incident. Raises UserError if there are too many, or before an environment's first row."""
+        """Records an incident. Raises UserError if there are too many, or before the environment's first row."""
         self._log.append(incident)
         envs = list(incident.envs)
         self._calm = False
@@ -50,16 +50,16 @@ class Faults:
         self.resets[envs] += 1
 
     def forgive(self, incident: Incident) -> None:
-        """Records an incident that does not count: the set replaces the environments, the run continues."""
+        """Records an incident that does not count: the environments are replaced and the run continues."""
         self._log.append(incident)
         self.resets[list(incident.envs)] += 1
 
     def note(self, incident: Incident) -> None:
-        """Records an incident that needs no new environment."""
+        """Records an incident that requires no new environment."""
         self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
-        """Records received rows: after a finished episode, or many rows, an environment counts as sound again."""
+        """Records received rows. After a finished episode, or many rows, an environment counts as healthy again."""
         if self._calm:
             return
         envs = ready.streams // agents
@@ -80,13 +80,13 @@ class Faults:
         self._proven[:] = True
 
     def drain(self) -> list[Incident]:
-        """The incidents since the last call."""
+        """Returns the incidents since the last call."""
         log, self._log = self._log, []
         return log
 
 
 def as_error(incident: Incident, suffix: str = "") -> UserError:
-    """An incident as the error that ends a run, the worker's traceback as its note."""
+    """Converts an incident to the error that ends a run, with the worker's traceback as a note."""
     error = UserError(incident.text + suffix)
     if incident.trace:
         error.add_note(f"in the worker:\n{incident.trace}")
@@ -94,32 +94,32 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
 
 
 def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRows:
-    """One environment of the set. Raises UserError when it cannot be made."""
-    go_home(plan)
+    """Makes one environment of the set. Raises UserError if it cannot be made."""
+    restore_folder(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
     kind = ParallelRows if is_parallel(env) else EnvRows
     return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
 
 
-def go_home(plan: WorkerPlan) -> None:
-    """Makes the folder of the plan the current one again, after an environment of this process has left it."""
+def restore_folder(plan: WorkerPlan) -> None:
+    """Changes back to the folder of the plan, in case an environment of this process has left it."""
     if plan.folder:
         with contextlib.suppress(OSError):  # the folder may not exist on another machine
             os.chdir(plan.folder)
 
 
 def envs_in_words(envs: int, agents: int) -> str:
-    """"5 environments", of several agents "5 environments of 3 agents"."""
+    """Returns "5 environments", or with several agents "5 environments of 3 agents"."""
     return f"{envs} environments" + (f" of {agents} agents" if agents > 1 else "")
 
 
 def differs(name: str, spec: Spec, expected: Spec) -> str:
-    """One line that says how an environment differs from the others of its set."""
-    return f"env {name!r} shows or takes something else than the others of its set: {spec}, not {expected}"
+    """Returns one line on how an environment differs from the others of its set."""
+    return f"env {name!r} has other spaces than the rest of its set: {spec}, not {expected}"
 
 
 def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
-    """An exception of an environment as an Incident: one line, and the traceback unless it is a plain UserError."""
+    """Converts an exception of an environment to an Incident, with the traceback unless it is a plain UserError."""
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
@@ -128,7 +128,7 @@ def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: boo
 
 
 def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
-    """An image uint8 [H, W, 3] of an environment; None if it does not draw itself; the reason (str) if it fails."""
+    """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) if it fails."""
     try:
         return rows.render()
     except KeyboardInterrupt:
@@ -140,13 +140,13 @@ def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
 
 
 def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
-    """Closes an environment that is no longer used, and ignores its errors."""
+    """Closes an environment that is no longer needed, and ignores its errors."""
     try:
         if rows is not None:
             rows.close()
     except KeyboardInterrupt:
         raise
-    except BaseException:  # sys.exit among them
+    except BaseException:  # including sys.exit
         pass
 
 
@@ -155,7 +155,7 @@ def close_in_time(
 ) -> Incident | None:
     """Closes an environment of this process. If that hangs, abandons it in a thread and returns an Incident.
 
-    home: the thread in which the environment lives; None = the caller's.
+    home: the thread of the environment; None = the caller's.
     """
     if home is not None and home.inside():
         close_quietly(rows)  # the thread cannot wait for itself
@@ -164,10 +164,10 @@ def close_in_time(
     try:
         thread.call(rows.close, timeout=CLOSE)
     except Hung:
-        text = f"close() of env {plan.named(number)!r} has not returned for {CLOSE:g} seconds; it is left behind"
+        text = f"close() of env {plan.named(number)!r} has not returned for {CLOSE:g} seconds; it is abandoned"
         return Incident((number,), "not closed", text, "")
     except BaseException:
-        # It failed at once. An environment bound to its thread (a GL context) closes only there.
+        # It failed at once: an environment bound to its thread (a GL context) can be closed only there.
         if home is None:
             close_quietly(rows)
     finally:

@@ -1,4 +1,4 @@
-"""One environment of a set, its errors returned as Incidents. No jax."""
+"""One environment of a set, with errors returned as Incidents. No jax."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _making = threading.Lock()  # imports and the registries of environments are not
 
 
 class Guarded:
-    """Owns environment `number` of a plan once it is made. spec: the Spec that it must have; None accepts any."""
+    """Owns environment `number` of a plan after `make`. spec: the Spec that it must have; None accepts any."""
 
     def __init__(self, plan: WorkerPlan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
@@ -27,7 +27,7 @@ class Guarded:
 
     @property
     def spec(self) -> Spec | None:
-        """The Spec of the environment; None if it was not made or has failed."""
+        """Returns the Spec of the environment, or None if it was not made or has failed."""
         return self._rows.spec if self._rows else None
 
     def make(self, seed: int) -> Spec | Incident:
@@ -53,30 +53,30 @@ class Guarded:
         return None
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """The environment's own numbers of the episodes that its last rows have ended, by agent."""
+        """Returns the environment's own numbers of the episodes that end in its last rows, by agent."""
         return self._rows.finished() if self._rows else {}
 
     def render(self) -> np.ndarray | str | None:
-        """An image uint8 [H, W, 3]; None if it does not draw itself; the reason (str) if drawing fails."""
+        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) if rendering fails."""
         return picture_of(self._rows) if self._rows else FAILED
 
     def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Takes `actions` [W, A], one for each agent; returns a new Step of W rows, and `finished`."""
+        """Steps with `actions` [W, A], one per agent; returns a new Step of W rows, and `finished`."""
         assert self._rows is not None
         out = empty_step(self._rows.spec, self._rows.spec.agents)
         out.action[:] = actions
         return self.turn(out, 0) or (out, self.finished())
 
     def get_state(self) -> bytes | str:
-        """The state of the environment as bytes, or the reason (str) why it cannot be captured."""
+        """Returns the state of the environment as bytes, or the reason (str) why it cannot be saved."""
         return self._rows.get_state() if self._rows else FAILED
 
     def set_state(self, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state; returns "" or the reason why not, and `finished`."""
+        """Restores a state; returns "" or the reason of a failure, and `finished`."""
         return (self._rows.set_state(state) if self._rows else FAILED), self.finished()
 
     def close(self) -> None:
-        """Closes the environment, if there is one."""
+        """Closes the environment if there is one."""
         close_quietly(self._rows)
         self._rows = None
 

@@ -1,4 +1,4 @@
-"""All environments in this process, one after the other. No jax."""
+"""Runs all environments in this process, one after the other. No jax."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
 
 class InlineWorkers:
-    """The environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
+    """Owns the environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
 
-    An environment that raises or breaks its space is replaced. One that exits, is killed or hangs takes this process
+    An environment that raises or violates its space is replaced. One that exits, is killed or hangs takes this process
     with it; only worker processes survive that. Rows are read after all environments have stepped, so an array that
-    they share holds the values of the last, as in gymnasium's SyncVectorEnv. They run in the caller's thread until one
-    fails in a thread other than the one that made it; from then on they all run in one separate thread.
+    environments share has the values of the last one, as in gymnasium's SyncVectorEnv. Environments run in the caller's
+    thread until one fails in another thread than the one that made it; then all move to one separate thread.
     """
 
     backend = "inline"
 
     def __init__(self, plan: WorkerPlan, restarts: int = 0, why: str = ""):
-        """Raises UserError when an environment cannot be made."""
+        """Raises UserError if an environment cannot be made."""
         self._plan, self._why = plan, why
         self.envs, self.folder = plan.envs, plan.folder
         self._thread: OwnThread | None = None
@@ -54,7 +54,7 @@ class InlineWorkers:
         except (KeyboardInterrupt, UserError):
             self.close()
             raise
-        except BaseException as error:  # sys.exit among them
+        except BaseException as error:  # including sys.exit
             number = len(self.rows) - 1
             self.close()
             raise as_error(incident_of(error, plan, number, making=True)) from error
@@ -64,7 +64,7 @@ class InlineWorkers:
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
-        """The next rows [R] of all environments that were sent an action; `min_ready` None: of all E."""
+        """Returns the next rows [R] of all environments that were sent an action; `min_ready` None: of all E."""
         self._table.wanted(min_ready)
         self._do(self._step)
         ready = self._table.take()
@@ -72,46 +72,46 @@ class InlineWorkers:
         return ready
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answer the rows of streams `envs` [R] with `actions` [R, A]."""
+        """Answers the rows of streams `envs` [R] with `actions` [R, A]."""
         self._table.answer(envs, actions)
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """The environments' own numbers of the episodes that the rows received last have ended, by stream."""
+        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream."""
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """An image uint8 [H, W, 3] of a waiting environment; None if it does not draw itself; a reason if it fails."""
+        """Returns an image uint8 [H, W, 3] of a waiting environment, None if it does not render, or a reason (str)."""
         return self._do(picture_of, self.rows[number])
 
     def restart(self, number: int) -> None:
-        """Replaces a waiting environment by a new one with a fresh seed."""
+        """Replaces a waiting environment by a new one with a new seed."""
         self._faults.resets[number] += 1
         self._discard(number)
         self._do(self._make, number)
 
     def incidents(self) -> list[Incident]:
-        """The incidents since the last call."""
+        """Returns the incidents since the last call."""
         return self._faults.drain()
 
     def seed(self, number: int) -> int:
-        """The seed of an environment's current incarnation; each replacement has another."""
+        """Returns the seed of an environment's current incarnation; each replacement has a new seed."""
         return self._faults.seed(number)
 
     def describe(self) -> str:
-        """One line: where the environments run, and why."""
+        """Returns one line: where the environments run, and why."""
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
     def states(self) -> WorkersState:
-        """The state of every environment, and their rows not received yet."""
+        """Returns the state of every environment, and the rows not received yet."""
         self._table.wanted(None)
         self._do(self._step)
         states = self._do(lambda: [rows.get_state() for rows in self.rows])
         return WorkersState(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState; returns {number: reason} of environments that begin a new episode instead."""
+        """Restores a WorkersState; returns {number: reason} for environments that start a new episode instead."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
-        # Reset first, as worker processes do: some environments cannot be set before a reset.
+        # Reset first, as worker processes do: some environments cannot restore a state before a reset.
         self._do(self._step)
         refused = {i: s if isinstance(s, str) else self._do(self.rows[i].set_state, s) for i, s in enumerate(states)}
         lost = {number: why for number, why in refused.items() if why}
@@ -126,10 +126,10 @@ class InlineWorkers:
         return lost
 
     def shorten_timeouts(self) -> None:
-        """Does nothing: inline, an environment that hangs blocks everything."""
+        """Does nothing, because an environment that hangs inline blocks the whole process."""
 
     def close(self) -> None:
-        """Close the environments."""
+        """Closes the environments."""
         while self.rows:
             if self.rows[-1] is not None:
                 self._discard(len(self.rows) - 1)
@@ -154,7 +154,7 @@ class InlineWorkers:
         if self._parallel:
             self._step_parallel(busy)
             return
-        where = slice(None) if everyone else busy  # all: views are cheaper than copies
+        where = slice(None) if everyone else busy  # a slice for all, because views are cheaper than copies
         answers: dict[int, Any] = {}
         own = self.rows
         for number, native in zip(busy, own[0].natives(rows.action[where]), strict=True):
@@ -188,11 +188,11 @@ class InlineWorkers:
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
-        """Counts an incident and replaces the environment, until a replacement has written its reset row."""
+        """Counts an incident and replaces the environment, again if needed, until one has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
             if re.search("thread|context", incident.text, re.IGNORECASE):
-                hint = "; it was made in another thread: from now on all environments live in one thread of their own"
+                hint = "; it was made in another thread: from now on all environments run in one separate thread"
                 incident = incident._replace(text=incident.text + hint)
         rows = self._table.rows
         while True:
@@ -218,14 +218,14 @@ class InlineWorkers:
         self._home[number] = threading.get_ident()
 
     def _discard(self, number: int) -> None:
-        """Closes an environment, in its own thread where it has one; abandons it if that hangs."""
+        """Closes an environment, in the thread of the environments if there is one; abandons it if that hangs."""
         hung = close_in_time(self.rows[number], self._plan, number, self._thread)
         if hung:
             self._faults.note(hung)
             self._thread = None if self._thread is None else OwnThread()
 
     def _note(self) -> None:
-        """Keeps the environments' own numbers of the episodes that their new rows end."""
+        """Stores the environments' own numbers of the episodes that end in their new rows."""
         table = self._table
         if not np.count_nonzero(table.rows.is_last):
             return

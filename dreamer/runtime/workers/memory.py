@@ -1,6 +1,6 @@
-"""The memory that a set of worker processes shares: one row and one action of each stream. No jax.
+"""The memory that a set of worker processes shares: one row and one action per stream. No jax.
 
-It has no name, so no run can leave it behind: it is freed with the last process that holds its descriptor.
+It has no name, and the system frees it with the last process that has its descriptor. So no run can leave it behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALIGN = 64  # bytes; arrays begin at cache lines
 
 
 def open_memory() -> int:
-    """The descriptor of an empty piece of shared memory."""
+    """Creates empty shared memory and returns its descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("dreamer-rows", os.MFD_CLOEXEC)
     descriptor, path = tempfile.mkstemp(prefix="dreamer-rows-")
@@ -33,7 +33,7 @@ def resize(descriptor: int, spec: Spec, streams: int) -> None:
 
 
 def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
-    """A Step of [streams] rows in the shared memory, which stays mapped as long as the arrays live."""
+    """Returns a Step of [streams] rows in the shared memory, which stays mapped as long as the arrays exist."""
     mapped = mmap.mmap(descriptor, 0)
     arrays, offset = {}, 0
     for name, shape, dtype in _layout(spec, streams):
@@ -45,7 +45,7 @@ def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
 
 
 def _layout(spec: Spec, streams: int) -> list[tuple[str, tuple[int, ...], np.dtype]]:
-    """(name, shape, dtype) of the arrays in their order in memory."""
+    """Returns (name, shape, dtype) of each array, in the order of the memory."""
     obs = [(f"obs/{key}", (streams, *space.shape), np.dtype(space.dtype)) for key, space in spec.obs.items()]
     flags = [(name, (streams,), np.dtype(bool)) for name in ("is_first", "is_last", "is_terminal")]
     numbers = [(name, shape, np.dtype(np.float32)) for name, shape in (

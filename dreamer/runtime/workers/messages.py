@@ -1,14 +1,14 @@
 """The messages on the socket that a worker process has for each of its environments. No jax.
 
-A message is one byte, its kind; for the kinds below that have a body, its length and the body follow. Rows and actions
-lie in shared memory; the byte only signals that they are ready. The two sides take turns on each socket:
+A message starts with one byte, its kind. If the kind has a body, the length and the body follow. Rows and actions are
+in shared memory, and the byte only signals that they are ready. The two sides alternate on each socket:
 
     parent                          worker
-    STEP                            ROW, END with the numbers of episodes that it ends, or FAULT with an Incident
+    STEP                            ROW, or END with the numbers of ended episodes, or FAULT with an Incident
     (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
-    GET                             STATE with bytes, or the reason why not
-    PUT with bytes                  STATE with the reason why not ("" if restored) and the numbers of END
-    RENDER                          FRAME with an image, None, or the reason why there is none
+    GET                             STATE with bytes, or the reason (str) of a failure
+    PUT with bytes                  STATE with the reason of a failure ("" if restored) and the numbers of END
+    RENDER                          FRAME with an image, None, or the reason (str) of a failure
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ STEP, NEW, GET, PUT, RENDER = b"a", b"n", b"g", b"p", b"d"
 ROW, END, SPEC, FAULT, STATE, FRAME = b"r", b"e", b"s", b"f", b"t", b"m"
 
 
-def tell(channel: socket.socket, kind: bytes, body: Any) -> None:
-    """Sends a message with a body. Raises OSError when the other side is gone."""
+def send(channel: socket.socket, kind: bytes, body: Any) -> None:
+    """Sends a message with a body. Raises OSError if the other side is gone."""
     channel.sendall(kind + framed(pickle.dumps(body)))
 
 
 def framed(data: bytes) -> bytes:
-    """A pickled body, preceded by its length."""
+    """Returns the pickled body, preceded by its length."""
     return len(data).to_bytes(8, "little") + data
 
 
 def body(channel: socket.socket) -> Any:
-    """The body of the message whose kind was just read. Raises EOFError or OSError when the other side is gone."""
+    """Reads the body of the message whose kind was just read. Raises EOFError or OSError if the other side is gone."""
     return pickle.loads(_exactly(channel, int.from_bytes(_exactly(channel, 8), "little")))
 
 
 def kind(channel: socket.socket, flags: int = 0) -> bytes:
-    """The kind of the next message; b"" when the other side is gone, or with MSG_DONTWAIT when there is none."""
+    """Reads the kind of the next message; b"" if the other side is gone, or with MSG_DONTWAIT if there is none."""
     try:
         return channel.recv(1, flags)
     except OSError:

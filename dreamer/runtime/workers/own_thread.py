@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Hung(Exception):
-    """A call has not returned in time; its thread is abandoned."""
+    """Raised when a call has not returned in time; its thread is abandoned."""
 
 
 class OwnThread:
     """Owns a thread in which calls run one after the other. The thread does not keep the process alive.
 
-    The thread ends with `close`, or with the process when a call hangs.
+    The thread ends with `close`, or with the process if a call hangs.
     """
 
     def __init__(self, name: str = "environments"):
@@ -37,7 +37,7 @@ class OwnThread:
             return done.result(timeout)
         except TimeoutError:
             if done.done():
-                raise  # by the function itself
+                raise  # raised by the function itself
             raise Hung from None
 
     def inside(self) -> bool:

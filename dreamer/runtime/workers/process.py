@@ -1,6 +1,6 @@
-"""One worker process, seen from its parent. No jax.
+"""The parent's side of one worker process. No jax.
 
-A worker is a fresh interpreter, never a fork: it does not import the user's script again, and copies no running jax.
+A worker is a new interpreter, not a fork: it neither imports the user's script again nor copies a running jax.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Process:
         """Starts the process and returns at once. memory: the descriptor of the shared rows."""
         plugins.add_folder_for(part.plan.env_name)
         self.part = part
-        message = pickle.dumps(part)  # an error here comes before anything is started
+        message = pickle.dumps(part)  # before the process starts, so that an error leaves nothing behind
         pairs = [socket.socketpair() for _ in range(1 + len(part.numbers))]
         self._life, *channels = (ours for ours, _ in pairs)
         self.channels = dict(zip(part.numbers, channels, strict=True))
         life, *others = (theirs.fileno() for _, theirs in pairs)
-        # SIGINT first of all: Ctrl-C reaches the whole group, and only the parent must handle it.
+        # SIGINT comes first: Ctrl-C reaches the whole process group, and only the parent must handle it.
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             f"import sys; sys.path[:] = {sys.path!r}; "
@@ -40,7 +40,7 @@ class Process:
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],  # -P: nothing of the current folder before the path is set
+                [sys.executable, "-P", "-c", code],  # -P: no imports from the current folder before the path is set
                 stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others],
                 env=_environment(part.plan.render_mode), cwd=part.plan.folder or None,
             )  # fmt: skip
@@ -50,12 +50,12 @@ class Process:
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        with contextlib.suppress(OSError):  # it has died already; its channels show that too
+        with contextlib.suppress(OSError):  # it has died already, which its channels also show
             self._life.sendall(messages.framed(message))
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The numbers of the environments in the process."""
+        """Returns the numbers of the environments in the process."""
         return self.part.numbers
 
     def hang_up(self) -> None:
@@ -64,7 +64,7 @@ class Process:
             channel.close()
 
     def kill(self) -> None:
-        """Kills the process at once; call `gone` afterwards."""
+        """Kills the process. Call `gone` afterwards."""
         self._process.kill()
 
     def gone(self, patience: float = 0.0) -> bool:
@@ -76,7 +76,7 @@ class Process:
         return True
 
     def death(self, patience: float) -> Incident:
-        """How the process died; call it once its sockets have closed."""
+        """Returns an Incident on how the process died. Call it once its sockets have closed."""
         numbers = self.part.numbers
         first, last = self.part.plan.named(numbers[0]), numbers[-1]
         name = f"env {first!r}" + (f" to #{last}" if len(numbers) > 1 else "")
@@ -91,6 +91,6 @@ class Process:
 
 
 def _environment(render_mode: str | None) -> dict[str, str]:
-    """The variables of a worker: one maths thread, as a pool in each worker would take cores from the learner."""
+    """Returns the environment variables of a worker: one maths thread, to leave the cores to the learner."""
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**threads, **without_screen(os.environ, render_mode), **os.environ}

@@ -1,4 +1,4 @@
-"""The environments in worker processes, each stepping at its own pace. No jax."""
+"""Runs environments in worker processes, each at its own speed. No jax."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from dreamer.spaces import Spec
 
 
 class ProcessWorkers(RemoteWorkers[Process]):
-    """E environments spread over worker processes; rows and actions lie in shared memory."""
+    """E environments in worker processes. Rows and actions are in shared memory."""
 
     backend = "processes"
 
     def __init__(self, plan: WorkerPlan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
-        """Returns when all environments are made. Raises UserError when one cannot be."""
+        """Returns when all environments are made. Raises UserError if one cannot be made."""
         super().__init__(plan, timeout, restarts)
         self._why = why
         self._poll = select.poll()
-        self._numbers: dict[int, int] = {}  # by descriptor of its socket
+        self._numbers: dict[int, int] = {}  # number of the environment by descriptor of its socket
         self._channels: list[int] = [-1] * plan.envs  # descriptors by number
         self._killed: list[Process] = []
         self._memory = open_memory()
-        self._known: Spec | None = None  # the Spec that every environment made later must have
+        self._known: Spec | None = None  # the Spec that every later environment must have
         try:
             for share in np.array_split(np.arange(plan.envs), processes):
                 self._start(tuple(share.tolist()))
@@ -46,13 +46,13 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self.streams = plan.envs * self.spec.agents
             resize(self._memory, self.spec, self.streams)
             self._table = Table(rows_in(self._memory, self.spec, self.streams), self.spec.agents)
-            self._go(range(plan.envs))
+            self._dispatch(range(plan.envs))
         except BaseException:
             self.close()
             raise
 
     def describe(self) -> str:
-        """One line: where the environments run, and why."""
+        """Returns one line: where the environments run, and why."""
         processes = len(set(self._homes.values()))
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in {processes} processes{self._why}"
 
@@ -74,10 +74,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._memory = -1
         vars(self).pop("_table", None)  # unmaps the memory
 
-    # ---- the way of a row
+    # ---- rows and actions
 
-    def _hear(self, seconds: float, count: int) -> int:
-        """Takes messages of workers, waiting at most `seconds` for the first; returns how many rows are ready."""
+    def _receive_answers(self, seconds: float, count: int) -> int:
+        """Receives messages, waiting at most `seconds` for the first; returns the number of environments ready."""
         phase, numbers = self._table.phase, self._numbers
         others: list[tuple[int, bytes, Process]] = []
         for descriptor, _ in self._poll.poll(math.ceil(1000 * seconds)):
@@ -91,23 +91,23 @@ class ProcessWorkers(RemoteWorkers[Process]):
             else:
                 others.append((number, kind, self._homes[number]))
         for number, kind, home in others:
-            if self._homes[number] is home:  # not replaced by the message before
-                self._odd(number, kind, home)
+            if self._homes[number] is home:  # the previous message has not replaced it
+                self._handle_other(number, kind, home)
         self._look_for_hung()
         return int(np.count_nonzero(phase == READY))
 
-    def _go(self, numbers: Sequence[int]) -> None:
-        """Signals environments that their actions are in the memory."""
+    def _dispatch(self, numbers: Sequence[int]) -> None:
+        """Signals environments that their actions are in the shared memory."""
         self._since[numbers] = np.maximum(self._since[numbers], time.monotonic())
         for number in numbers:
             try:
                 os.write(self._channels[number], messages.STEP)
             except OSError:
-                pass  # it has died; `_hear` finds out and replaces it
+                pass  # it has died; `_receive_answers` notices and replaces it
 
-    # ---- all that is not a row
+    # ---- other messages
 
-    def _odd(self, number: int, kind: bytes, home: Process) -> None:
+    def _handle_other(self, number: int, kind: bytes, home: Process) -> None:
         channel = home.channels[number]
         try:
             if not kind:
@@ -124,21 +124,21 @@ class ProcessWorkers(RemoteWorkers[Process]):
         elif kind == messages.FAULT:
             self._faults.count(body)
             self._renew(number)
-        elif kind == messages.SPEC:  # it is made; from now on it may hang
+        elif kind == messages.SPEC:  # it is made; from now on the timeout applies
             self._since[number] = time.monotonic()
 
     def _renew(self, number: int) -> None:
         """Asks the process of an environment to replace it."""
         self._since[number] = time.monotonic() + self._making
         try:
-            messages.tell(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
+            messages.send(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
         except OSError:
             return
         if self._table.phase[number] == BUSY:
-            self._go([number])
+            self._dispatch([number])
 
     def _replace(self, home: Process, incident: Incident, forgiven: bool = False) -> None:
-        """Starts a new process for all environments of one that has failed. Rows already written stay valid."""
+        """Starts a new process for the environments of a failed one. Rows already written stay valid."""
         for number, channel in home.channels.items():
             self._poll.unregister(channel)
             del self._numbers[channel.fileno()]
@@ -149,10 +149,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._killed = [other for other in [*self._killed, home] if not other.gone()]
         self._blame(incident, forgiven)
         self._start(home.numbers)
-        self._go([number for number in home.numbers if self._table.phase[number] == BUSY])
+        self._dispatch([number for number in home.numbers if self._table.phase[number] == BUSY])
 
     def _wrote(self, number: int, channel: socket.socket) -> bool:
-        """Whether a lost environment had written its rows before."""
+        """Whether an environment had written its rows before its process failed."""
         kind = messages.kind(channel, socket.MSG_DONTWAIT)
         if kind == messages.END:
             channel.settimeout(PATIENCE)
@@ -163,7 +163,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return kind in (messages.ROW, messages.END)
 
     def _start(self, numbers: tuple[int, ...]) -> None:
-        """Starts a process; it is ready some time later."""
+        """Starts a process, which becomes ready later."""
         part = Part(self._plan, numbers, tuple(self._faults.seed(number) for number in numbers), self._known)
         home = Process(part, self._memory)
         for number, channel in home.channels.items():
@@ -174,7 +174,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._since[list(numbers)] = time.monotonic() + self._making
 
     def _specs(self) -> Spec:
-        """The Spec of the environments, once all are made. Raises UserError."""
+        """Waits until all environments are made and returns their Spec. Raises UserError."""
         found: Spec | None = None
         for number, home in sorted(self._homes.items()):
             channel = home.channels[number]
@@ -208,20 +208,20 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """The answers to (number, kind, body) of waiting environments; SILENT for one that does not answer."""
+        """Sends (number, kind, body) to waiting environments and returns their answers, SILENT where there is none."""
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
             channel.settimeout(self._timeout or None)
             try:
-                channel.sendall(kind) if body is None else messages.tell(channel, kind, body)
+                channel.sendall(kind) if body is None else messages.send(channel, kind, body)
                 if messages.kind(channel) not in (messages.STATE, messages.FRAME):
                     raise EOFError
                 answers.append(messages.body(channel))
                 channel.settimeout(None)
             except (EOFError, OSError):
                 answers.append(SILENT)
-                self._homes[number].kill()  # `_hear` finds it dead and replaces it
+                self._homes[number].kill()  # `_receive_answers` finds it dead and replaces it
         return answers
 
 
@@ -232,9 +232,9 @@ def _not_closed(plan: WorkerPlan, home: Process) -> Incident:
 
 
 def script_hint(env_name: str, message: str) -> str:
-    """A hint for an id that the user's script registered: it exists here but not in a worker."""
+    """Returns a hint for an id that the user's script registered, which exists here but not in a worker."""
     import gymnasium
 
     if "no registered gymnasium id" in message and env_name in gymnasium.registry:
-        return f"; it is registered in this process only: name it 'module:{env_name}', module being what registers it"
+        return f"; it is registered only in this process: name it 'module:{env_name}', naming the module that does"
     return ""

@@ -1,6 +1,6 @@
-"""The environments in Ray actors on the machines of a Ray cluster, each stepping at its own pace. No jax.
+"""Runs environments in actors on the machines of a Ray cluster, each at its own speed. No jax.
 
-Ray is the network: it places the actors, carries rows and actions, and reports when an actor or its machine is gone.
+Ray places the actors, transfers rows and actions, and reports when an actor or its machine is gone.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from dreamer.runtime.workers.table import BUSY, READY, Table
 from dreamer.spaces import Spec
 from dreamer.steps import Step
 
-CONNECT = 10.0  # seconds that a cluster gets to answer
+CONNECT = 10.0  # seconds in which a cluster must answer
 
 
 class ActorHome:
-    """Owns one actor and the environments `numbers` that live in it."""
+    """Owns one actor, which runs the environments `numbers`."""
 
     def __init__(self, ray: ModuleType, plan: WorkerPlan, numbers: tuple[int, ...], spec: Spec | None):
         self.numbers = numbers
         # One thread for each environment and one to close them, so that calls queue inside the actor. Ray needs one
-        # CPU to place an actor and none to run it, so a cluster that has lost a machine still has room.
+        # CPU to place an actor but none to run it, so a cluster that has lost a machine still has room.
         options = {"max_concurrency": len(numbers) + 1, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         self.actor = ray.remote(Actor).options(**options).remote(plan, numbers, spec, sys.path)
 
 
 class RayWorkers(RemoteWorkers[ActorHome]):
-    """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if need be.
+    """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if necessary.
 
-    Joins the cluster that this process is connected to, else the one at `address`, else that of RAY_ADDRESS, else
-    starts one on this machine, and ends that one on close.
+    Uses the first of: the cluster that this process is connected to, the one at `address`, the one at RAY_ADDRESS, a
+    new one on this machine, which `close` ends.
     """
 
     backend = "ray"
 
     def __init__(self, plan: WorkerPlan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
-        """Returns when all environments are made. Raises UserError when one cannot be, or there is no Ray."""
+        """Returns when all environments are made. Raises UserError if one cannot be made, or Ray is missing."""
         super().__init__(plan, timeout, restarts)
         self._ray = _ray()
-        self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of its answer
+        self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of the answer
         self._made = np.zeros(plan.envs, bool)
-        self._known: Spec | None = None  # the Spec that every environment made later must have
+        self._known: Spec | None = None  # the Spec that every later environment must have
         plugins.add_folder_for(plan.env_name)
         self._ours = _connect(self._ray, address)
         try:
@@ -64,20 +64,20 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self.spec = self._known = self._specs()
             self.streams = plan.envs * self.spec.agents
             self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
-            self._go(range(plan.envs))
+            self._dispatch(range(plan.envs))
         except BaseException:
             self.close()
             raise
 
     def describe(self) -> str:
-        """One line: where the environments run."""
+        """Returns one line: where the environments run."""
         actors = len({id(home) for home in self._homes.values()})
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         envs = envs_in_words(self.envs, self.spec.agents)
         return f"workers: {envs} in {actors} actors of a Ray cluster, nodes alive: {nodes}"
 
     def close(self) -> None:
-        """Ends the actors, and the cluster if this set has started it."""
+        """Ends the actors, and the cluster if this set started it."""
         ray, homes = self._ray, {id(home): home for home in self._homes.values()}
         self._homes, self._calls = {}, {}
         if not ray.is_initialized():
@@ -91,10 +91,10 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self._ours = False
             ray.shutdown()
 
-    # ---- the way of a row
+    # ---- rows and actions
 
-    def _hear(self, seconds: float, count: int) -> int:
-        """Takes answers, waiting at most `seconds` for `count` of them; returns how many rows are ready."""
+    def _receive_answers(self, seconds: float, count: int) -> int:
+        """Receives answers, waiting at most `seconds` for `count`; returns the number of environments ready."""
         calls, ray = self._calls, self._ray
         if calls:
             done, _ = ray.wait(list(calls), num_returns=min(count, len(calls)), timeout=seconds)
@@ -106,26 +106,26 @@ class RayWorkers(RemoteWorkers[ActorHome]):
                 except ray.exceptions.RayError as error:
                     lost.append((self._homes[number], error))
             for home, cause in lost:
-                if self._homes[home.numbers[0]] is home:  # not replaced for the answer before
+                if self._homes[home.numbers[0]] is home:  # the previous answer has not replaced it
                     self._replace(home, _death(self._plan, home, cause, ray))
         self._look_for_hung()
         return int(np.count_nonzero(self._table.phase == READY))
 
     def _take(self, number: int, answer: tuple[Step, dict[int, dict[str, float]]] | Spec | Incident) -> None:
-        """Handles an actor's answer about an environment: a row, its Spec once it is made, or an Incident."""
+        """Handles an actor's answer about an environment: a row, the Spec of a new one, or an Incident."""
         if isinstance(answer, Incident):
             self._faults.count(answer)
             self._renew(number)
         elif isinstance(answer, Spec):
             self._made[number] = True
             if self._table.phase[number] == BUSY:
-                self._go([number])
+                self._dispatch([number])
         else:
             step, finished = answer
             self._table.write(number, step)
             self._table.note(number, finished, self._plan.named(number))
 
-    def _go(self, numbers: Sequence[int]) -> None:
+    def _dispatch(self, numbers: Sequence[int]) -> None:
         """Sends environments their actions; one still being made gets its actions once it is ready."""
         for number in numbers:
             if self._made[number]:
@@ -136,10 +136,10 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._calls[method.remote(number, argument)] = number
         self._since[number] = time.monotonic() + late
 
-    # ---- all that is not a row
+    # ---- other calls
 
     def _start(self, numbers: tuple[int, ...]) -> None:
-        """Starts an actor and its environments; they are ready some time later."""
+        """Starts an actor and its environments, which become ready later."""
         home = ActorHome(self._ray, self._plan, numbers, self._known)
         for number in numbers:
             self._homes[number] = home
@@ -150,22 +150,23 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=self._making)
 
     def _replace(self, home: ActorHome, incident: Incident, forgiven: bool = False) -> None:
-        """Starts a new actor for all environments of one that is gone. Rows received from it stay valid."""
+        """Starts a new actor for the environments of a lost one. Rows already received stay valid."""
         self._ray.kill(home.actor)
         self._calls = {answer: number for answer, number in self._calls.items() if number not in home.numbers}
         self._blame(incident, forgiven)
         self._start(home.numbers)
 
     def _specs(self) -> Spec:
-        """The Spec of the environments, once all are made. Raises UserError."""
+        """Waits until all environments are made and returns their Spec. Raises UserError."""
         ray, limit = self._ray, START + self._timeout
         try:
             answers = ray.get(list(self._calls), timeout=limit)
         except ray.exceptions.GetTimeoutError:
-            advice = "does it have free CPUs? `ray status` tells"
+            advice = "does it have free CPUs? See `ray status`"
             raise UserError(f"the Ray cluster has not made the environments in {limit:g} seconds; {advice}") from None
         except ray.exceptions.RayError as error:
-            raise UserError(f"an actor of the environments of {self._plan.env_name!r} failed: {_said(error)}") from None
+            name = self._plan.env_name
+            raise UserError(f"an actor with environments {name!r} failed: {_one_line(error)}") from None
         self._calls.clear()
         for answer in answers:
             if isinstance(answer, Incident):
@@ -192,7 +193,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return self._answer(self._homes[number].actor.render.remote(number))
 
     def _answer(self, answer: Any) -> Any:
-        """An answer that is not a row; SILENT if its actor is gone or hangs, which `receive` handles."""
+        """Returns an answer that is not a row, or SILENT if the actor is gone or hangs, which `receive` handles."""
         try:
             return self._ray.get(answer, timeout=self._timeout or None)
         except self._ray.exceptions.RayError:
@@ -209,22 +210,22 @@ def _ray() -> ModuleType:
 
 
 def _connect(ray: ModuleType, address: str) -> bool:
-    """Connects this process to a cluster, unless it is connected; True if it started one. Raises UserError."""
+    """Connects this process to a cluster if it is not connected. Returns whether it started one. Raises UserError."""
     if ray.is_initialized():
         return False
     _check_reachable(address)
     try:
         ray.init(address=address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"workers.address {address!r}: no Ray cluster answers there: {_said(error)}") from error
+        raise UserError(f"workers.address {address!r}: no Ray cluster answers there: {_one_line(error)}") from error
     return True
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError when nothing listens at the address: Ray itself would try for many minutes."""
+    """Raises UserError if nothing listens at the address, because Ray itself would retry for many minutes."""
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
-        return  # "", "auto" and "local", to which Ray responds at once
+        return  # Ray responds at once to "", "auto" and "local"
     if not port.isdigit():
         raise UserError(f"workers.address {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
     try:
@@ -234,14 +235,14 @@ def _check_reachable(address: str) -> None:
 
 
 def _death(plan: WorkerPlan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
-    """How an actor died, from the exception that Ray raised for a pending answer."""
+    """Returns an Incident on how an actor died, from the exception that Ray raised for a pending answer."""
     first, last = plan.named(home.numbers[0]), home.numbers[-1]
     name = f"env {first!r}" + (f" to #{last}" if len(home.numbers) > 1 else "")
     if isinstance(error, ray.exceptions.RayTaskError):
-        return Incident(home.numbers, "raised", f"the Ray actor of {name} failed: {_said(error)}", str(error))
-    return Incident(home.numbers, "killed", f"the Ray actor of {name} is gone: {_said(error)}", "")
+        return Incident(home.numbers, "raised", f"the Ray actor of {name} failed: {_one_line(error)}", str(error))
+    return Incident(home.numbers, "killed", f"the Ray actor of {name} is gone: {_one_line(error)}", "")
 
 
-def _said(error: Exception) -> str:
-    """The message of an exception of Ray as one line."""
+def _one_line(error: Exception) -> str:
+    """Returns the message of a Ray exception as one line."""
     return " ".join(str(error).split())

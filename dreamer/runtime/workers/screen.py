@@ -1,23 +1,23 @@
-"""Keeps environments that only draw images from opening windows. No jax."""
+"""Keeps environments that only render images from opening windows. No jax."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-# SDL looks for a screen and a sound card even where pygame draws into memory, and complains where there is none.
+# SDL looks for a screen and a sound card even if pygame draws into memory, and prints errors if there is none.
 DRIVERS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
-    """The variables to set beside `environment` for environments of this render mode; the user's own stay."""
+    """Returns the variables to add to `environment` for this render mode. Variables that the user has set stay."""
     if render_mode != "rgb_array":
         return {}
     return {name: driver for name, driver in DRIVERS.items() if name not in environment}
 
 
 class NoScreen:
-    """Owns the variables that it has set in this process, from `__init__` to `close`."""
+    """Owns the environment variables that it sets in this process, from `__init__` to `close`."""
 
     def __init__(self, render_mode: str | None):
         self._set = without_screen(os.environ, render_mode)

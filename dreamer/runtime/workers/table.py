@@ -1,7 +1,7 @@
-"""The rows of each environment, one for each of its agents, and whose turn it is. No jax.
+"""The rows of each environment, one per agent, and the phase that it is in. No jax.
 
-An agent that has ended before the others is out of the game and has no row: its slot is marked with the reward ABSENT,
-a value no real row has, and is never handed out.
+An agent that has ended before the others is out of the game and has no row. Its slot is marked with the reward ABSENT,
+a value that no real row has, and is never handed out.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dreamer.runtime.env.parallel import ABSENT
 from dreamer.runtime.workers.interface import Ready
 from dreamer.steps import Step
 
-BUSY, READY, TAKEN = 0, 1, 2  # works on its actions | its rows wait to be received | its rows wait for actions
+BUSY, READY, TAKEN = 0, 1, 2  # stepping | its rows are ready to receive | its rows wait for actions
 
 
 class Table:
     """Owns one row for each of S streams, and the `phase` [E] of each of E environments.
 
-    rows: Step of S rows; environments write all but `action`, which holds the actions sent to them. The `agents` rows
-    of an environment lie one after the other, and are received and answered together.
+    rows: Step of S rows. Environments write everything except `action`, which holds the actions sent to them. The
+    `agents` rows of an environment are contiguous, and are received and answered together.
     """
 
     def __init__(self, rows: Step, agents: int = 1):
@@ -31,20 +31,20 @@ class Table:
         self.streams = len(rows.reward)
         self.envs = self.streams // agents
         self.phase = np.full(self.envs, BUSY, np.uint8)
-        self.finished: dict[int, dict[str, float]] = {}  # the environments' numbers of episodes, by stream: see `note`
+        self.finished: dict[int, dict[str, float]] = {}  # own numbers of ended episodes by stream, see `note`
         self._noted: dict[int, dict[str, float]] = {}
         self._everyone = np.arange(self.streams)
         self._numbers = self._everyone.tobytes()
-        self._held = np.zeros(self.streams, bool)  # received, and not answered yet
+        self._held = np.zeros(self.streams, bool)  # received and not answered yet
 
     def all_in(self, phase: int) -> bool:
-        """Whether all environments are in one phase; compared as bytes, which takes a tenth of an array's time."""
+        """Whether all environments are in this phase. Compares bytes, which is ten times as fast as arrays."""
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, min_ready: int | None) -> int:
-        """Number of environments to wait for.
+        """Returns the number of environments to wait for.
 
-        RuntimeError if none can be ready, or if `min_ready` is None and not all can.
+        Raises RuntimeError if none can become ready, or if `min_ready` is None and not all can.
         """
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (min_ready is None or taken == self.envs):
@@ -52,7 +52,7 @@ class Table:
         return self.envs if min_ready is None else max(1, min(min_ready, self.envs - taken))
 
     def take(self) -> Ready:
-        """Copies [R] of the rows that are ready, which now wait for actions."""
+        """Returns copies [R] of the ready rows, which then wait for actions."""
         ready = self.peek()
         self.finished = {}
         if self._noted:
@@ -67,15 +67,15 @@ class Table:
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
-        """Keeps an environment's own numbers of the episodes that its rows end, by agent, until the rows are taken.
+        """Stores an environment's own numbers of the episodes that end in its rows, by agent, until the rows are taken.
 
-        UserError for a number that cannot be logged.
+        Raises UserError for a number that cannot be logged.
         """
         for agent, numbers in finished.items():
             self._noted[env * self.agents + agent] = named(numbers, name)
 
     def peek(self) -> Ready:
-        """Copies [R] of the rows that are ready; they stay ready."""
+        """Returns copies [R] of the ready rows, which stay ready."""
         rows = self.rows
         # A single agent always has a row.
         if self.all_in(READY) and (self.agents == 1 or self._there().all()):
@@ -92,15 +92,15 @@ class Table:
     def answer(self, streams: np.ndarray, actions: np.ndarray) -> list[int]:
         """Stores the actions [R, A] of `streams` [R]; returns the numbers of their environments.
 
-        RuntimeError for an environment that does not wait for actions, or waits for another number of them; ValueError
-        for a wrong shape; UserError for actions that are not finite.
+        Raises RuntimeError for an environment that does not wait for actions, or waits for another number of them;
+        ValueError for a wrong shape; UserError for actions that are not finite.
         """
         streams = np.asarray(streams, np.int64)
         actions = np.asarray(actions, np.float32)
         expected = (len(streams), self.rows.action.shape[1])
         if actions.shape != expected:
             raise ValueError(f"actions are {list(actions.shape)}, they must be {list(expected)}")
-        if np.count_nonzero(np.isfinite(actions)) != actions.size:  # all() takes longer for so few numbers
+        if np.count_nonzero(np.isfinite(actions)) != actions.size:  # faster than all() for so few numbers
             raise UserError("the agent's action is not finite: its parameters have diverged")
         if streams.tobytes() == self._numbers and self.all_in(TAKEN):
             self.rows.action[:] = actions
@@ -118,11 +118,11 @@ class Table:
         return numbers
 
     def rows_of(self, env: int) -> slice:
-        """Where the rows of an environment lie."""
+        """Returns the slice of an environment's rows."""
         return slice(env * self.agents, (env + 1) * self.agents)
 
     def write(self, env: int, step: Step) -> None:
-        """Makes a Step of an environment's rows, one for each of its agents, ready to be received."""
+        """Stores a Step with an environment's rows, one per agent, and marks them as ready."""
         where = self.rows_of(env)
         for key, array in self.rows.obs.items():
             array[where] = step.obs[key]
@@ -131,7 +131,7 @@ class Table:
         self.phase[env] = READY
 
     def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Makes the rows of `envs` in `ready` available to receive; agents without a row there are absent."""
+        """Stores the rows of `envs` in `ready` and marks them as ready. Agents without a row there are absent."""
         envs = list(envs)
         chosen = np.isin(ready.streams // self.agents, envs)
         streams = ready.streams[chosen]
@@ -144,27 +144,27 @@ class Table:
         self.phase[envs] = READY
 
     def _there(self) -> np.ndarray:
-        """Which streams [S] have a row, whatever the phase of their environment."""
+        """Returns which streams [S] have a row, in any phase of their environment."""
         return ~np.isnan(self.rows.reward)
 
     def _release(self, streams: np.ndarray, envs: np.ndarray) -> None:
-        """Marks the rows of `streams` as answered. RuntimeError unless they are all the rows received of `envs`."""
+        """Marks the rows of `streams` as answered. Raises RuntimeError unless these are all received rows of `envs`."""
         held = np.flatnonzero(self._held & np.isin(self._everyone // self.agents, envs))
         if not np.array_equal(np.sort(streams), held):
-            raise RuntimeError("send() answers some agents of an environment only, or twice: all step together")
+            raise RuntimeError("send() must answer all agents of an environment together, and each once")
         self._held[streams] = False
 
 
 def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int, agents: int) -> None:
-    """RuntimeError if rows were received before; ValueError unless the snapshot is of `envs` environments.
+    """Raises RuntimeError if rows were received before, and ValueError unless the snapshot has `envs` environments.
 
-    Only an environment with a state needs rows.
+    Only environments with a state need rows.
     """
     if received:
-        raise RuntimeError("restore() needs fresh workers, rows of these were received")
+        raise RuntimeError("restore() needs new workers, but rows of these were received")
     if len(states) != envs:
-        raise ValueError(f"the snapshot is of {len(states)} environments, not {envs}")
+        raise ValueError(f"the snapshot has {len(states)} environments, not {envs}")
     with_rows = set((ready.streams // agents).tolist())
     rowless = {number for number, state in enumerate(states) if isinstance(state, bytes)} - with_rows
     if rowless:
-        raise ValueError(f"the snapshot has a state but no row of the environments {sorted(rowless)}")
+        raise ValueError(f"the snapshot has a state but no row for the environments {sorted(rowless)}")

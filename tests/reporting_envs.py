@@ -1,4 +1,4 @@
-"""Environments that tell numbers of their own, cannot be drawn, do not close, or never end. No jax."""
+"""Environments that report their own numbers, fail to render, do not close, or never end. No jax."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from broken_envs import Sound
 from gymnasium import spaces
 
 
-class Telling(Sound):
-    """Episodes of 3 steps. Its info has scalars, of which the last counts, and what is not logged.
+class Reporting(Sound):
+    """Reports scalars in info, which are logged at the end, and other values, which are not. Episodes have 3 steps.
 
-    name: of a further number in its info, for tests of names
+    name: of another number in its info, for tests of names
     """
 
     def __init__(self, name: str = "", render_mode: str | None = None):
@@ -42,8 +42,8 @@ class Telling(Sound):
         self.time, self.episode, self.np_random.bit_generator.state = state
 
 
-class Logged(Telling):
-    """Shows keys "log/..." beside what the agent sees: the step, on the way to the end, and one of two numbers."""
+class Logged(Reporting):
+    """Also has observation keys "log/...": the step, nested too, and a key with two numbers."""
 
     observation_space = spaces.Dict(
         {
@@ -59,7 +59,7 @@ class Logged(Telling):
 
 
 class Fails(Sound):
-    """Fails once in an evaluation in the way that `how` says: the file `note` says that it was done."""
+    """Fails once in an evaluation; the file `note` records that it has failed. how: the kind of failure."""
 
     def __init__(self, how: str, note: str, render_mode: str | None = None):
         super().__init__(render_mode=render_mode)
@@ -72,14 +72,14 @@ class Fails(Sound):
                 os._exit(0)
             if self.how == "kill":
                 os.kill(os.getpid(), 11)
-            if self.how in ("hang", "kill"):  # the signal ends another thread a moment later
+            if self.how in ("hang", "kill"):  # the signal takes effect in another thread a moment later
                 threading.Event().wait()
             raise SystemExit(0)
         return super().step(action)
 
 
 class Drawn(Sound):
-    """Its picture fails at the second step in the way that `how` says."""
+    """Fails to render at step number `after`. how: the kind of failure."""
 
     def __init__(self, how: str, after: int = 2, render_mode: str | None = None):
         super().__init__(render_mode=render_mode)
@@ -98,7 +98,7 @@ class Drawn(Sound):
 
 
 class NotClosed(Sound):
-    """Its close() hangs, or ends the process, or raises."""
+    """Hangs, ends the process or raises in close()."""
 
     def __init__(self, how: str = "hang", render_mode: str | None = None):
         super().__init__(render_mode=render_mode)
@@ -123,7 +123,7 @@ class Exits(Sound):
 
 
 class Bound(Sound):
-    """As a GL context: of use only in the thread that made it. Notes in `note` how often it was closed there."""
+    """Works only in the thread that made it, like a GL context. Records in `note` how often it was closed there."""
 
     def __init__(self, note: str):
         super().__init__()
@@ -151,7 +151,7 @@ class Bound(Sound):
 
 
 class Wanders(Sound):
-    """Changes the current folder, and is made only in a folder that has the file `marker`."""
+    """Changes the current folder, and can be made only in a folder with the file `marker`."""
 
     def __init__(self, marker: str):
         super().__init__()
@@ -178,7 +178,7 @@ class Endless(Sound):
 
 
 class Slow(Sound):
-    """A step that takes longer than the way to a process."""
+    """Has a step that takes longer than a round trip to a process."""
 
     def step(self, action):
         end = time.perf_counter() + 3e-4
@@ -188,7 +188,7 @@ class Slow(Sound):
 
 
 def drivers(render_mode: str | None = None) -> gymnasium.Env:
-    """An environment whose action space tells in its size whether SDL draws into memory only: 5, else 3."""
+    """Makes an environment whose number of actions shows whether SDL draws only into memory: 5, otherwise 3."""
     env = Sound(render_mode=render_mode)
     env.action_space = spaces.Discrete(5 if os.environ.get("SDL_VIDEODRIVER") == "dummy" else 3, start=1)
     return env
