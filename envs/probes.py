@@ -59,7 +59,8 @@ class ProbeEnv(gymnasium.Env):
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
-        return copy.deepcopy(vars(self))
+        values = {name: value for name, value in vars(self).items() if not isinstance(value, gymnasium.Space)}
+        return copy.deepcopy(values)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state returned by `get_state`."""

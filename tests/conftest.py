@@ -8,10 +8,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import pytest
 import thorough
 
+hypothesis.settings.register_profile("dreamer", deadline=None)  # a busy machine makes no test fail
+hypothesis.settings.load_profile("dreamer")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start

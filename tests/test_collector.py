@@ -96,7 +96,7 @@ def test_the_policy_is_compiled_once():
         collected()
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled.count("jit(collect)") == 1
+    assert compiled.count("jit(act)") == 1
 
 
 class Partly:
