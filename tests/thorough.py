@@ -35,6 +35,9 @@ TESTS = {
     "test_golden_rssm:test_filtering_with_forced_samples",
     "test_golden_rssm:test_filtering_with_discrete_actions",
     "test_start:test_the_command_answers_as_ever",
+    "test_glossary:test_every_metric_of_an_update_of_dreamers_own_agent_has_an_entry_of_its_own",
+    "test_glossary:test_every_metric_of_a_run_has_an_entry",
+    "test_glossary:test_no_entry_is_dead",
     "test_check_self_resets:test_an_environment_that_resets_itself_inside_step_is_found",
 }
 
