@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from docs.extension.markdown import code, escaped
+from dreamer.runtime.log.glossary import METRICS
 
 
 def page() -> str:
     """A section for each group of metrics, in the order of the glossary."""
-    if importlib.util.find_spec("dreamer.runtime.log.glossary") is None:
-        return ""
-    from dreamer.runtime.log.glossary import METRICS
-
     sections: dict[str, list[str]] = {}
     for metric in METRICS:
         healthy = f"\n\n  *Healthy:* {escaped(metric.healthy)}" if metric.healthy else ""
