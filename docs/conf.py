@@ -1,4 +1,4 @@
-"""Settings of the site: sphinx-build -n -W docs build/docs"""
+"""Settings of the site: sphinx-build docs build/docs"""
 
 from __future__ import annotations
 

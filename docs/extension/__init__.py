@@ -23,8 +23,9 @@ GENERATED: dict[str, Callable[[], str]] = {
 MARK = re.compile(r"^<!-- (generated|included): (.+) -->$", re.MULTILINE)
 
 
-def fill(source: str) -> str:
+def fill(source: str, page: Path) -> str:
     """A page of the site with its marks replaced. KeyError for an unknown name, ValueError for a missing section."""
+    source = included.linked(source, page, DOCS)
 
     def text(mark: re.Match) -> str:
         kind, name = mark.groups()
@@ -37,7 +38,7 @@ def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
 
     def read(app: Any, name: str, content: list[str]) -> None:
-        content[0] = fill(content[0])
+        content[0] = fill(content[0], Path(app.env.doc2path(name)))
 
     def docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
         lines[:] = docstrings.to_rst(lines)

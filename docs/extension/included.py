@@ -12,7 +12,7 @@ PAGES = {
     "experiments/references/README.md": "published-curves.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/SCALING.md": "scaling.md",
-    "README.md": "index.md",
+    "README.md": "quickstart.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -22,14 +22,31 @@ LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
 def text(what: str, docs: Path) -> str:
     """The text of "FILE", "FILE after HEADING" or "FILE after HEADING before HEADING"; the file's title is left out.
 
-    FILE: from the root of the checkout, the parent of `docs`. Errors: ValueError when there is no such heading.
+    FILE: from the root of the checkout, the parent of `docs`. Links are as in a page of `docs`.
+    Errors: ValueError when there is no such heading.
     """
     name, _, section = what.partition(" after ")
     source = (docs.parent / name).read_text()
     after, _, before = section.partition(" before ")
     start = _place(source, f"## {after}", name) if after else source.index("\n")
     end = _place(source, f"## {before}", name) if before else len(source)
-    return LINK.sub(lambda link: _moved(link, (docs.parent / name).parent, docs), source[start:end]).strip()
+    folder = (docs.parent / name).parent
+    return LINK.sub(lambda link: _moved(link, folder, docs), source[start:end]).strip()
+
+
+def linked(source: str, page: Path, docs: Path) -> str:
+    """A page of the site whose links to included files lead to the pages that show them; to itself: the name alone."""
+
+    def moved(link: re.Match) -> str:
+        path, hash_, anchor = link[3].partition("#")
+        shown = PAGES.get(os.path.relpath(os.path.normpath(page.parent / path), docs.parent)) if path else None
+        if shown is None:
+            return link.group()
+        if docs / shown == page:
+            return f"`{link[2]}`"
+        return f"[{link[2]}]({os.path.relpath(docs / shown, page.parent)}{hash_}{anchor})"
+
+    return LINK.sub(moved, source)
 
 
 def _place(source: str, heading: str, name: str) -> int:
@@ -51,4 +68,4 @@ def _moved(link: re.Match, folder: Path, docs: Path) -> str:
         return f"`{name}/`" if label.rstrip("/") in name else f"{label} in `{name}/`"
     if name in PAGES:
         return f"[{label}]({PAGES[name]}{hash_}{anchor})"
-    return f"{picture}[{label}]({os.path.relpath(place, docs)})"
+    return f"{picture}[{label}]({os.path.relpath(place, docs)}{hash_}{anchor})"
