@@ -1,4 +1,4 @@
-"""Pendulum-v1 seen through a camera: the environment of docs/dream.yaml, and an example of an environment of your own."""
+"""Pendulum-v1 seen by a camera: the environment of docs/dream.yaml, and an example of an environment of your own."""
 
 from __future__ import annotations
 
