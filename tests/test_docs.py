@@ -181,7 +181,7 @@ def test_a_shell_block_runs(block, here, monkeypatch):
         assert cli.main(small(words)) == 0, f"{place}: dreamer {shlex.join(words)}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.page == p and b.language in PYTHON for b in BLOCKS)], ids=str)
+@pytest.mark.parametrize("page", dict.fromkeys(b.page for b in BLOCKS if b.language in PYTHON), ids=lambda p: p.stem)
 def test_the_python_of_a_page_runs(page, here, monkeypatch):
     load = dreamer.load_config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Files of the checkout that are pages of the site, or parts of one.
 PAGES = {
+    "experiments/README.md#environment-suites": "suites.md",
     "experiments/README.md": "results.md",
     "experiments/references/README.md": "published-curves.md",
     "benchmarks/README.md": "benchmarks.md",
@@ -39,7 +40,7 @@ def linked(source: str, page: Path, docs: Path) -> str:
 
     def moved(link: re.Match) -> str:
         path, hash_, anchor = link[3].partition("#")
-        shown = PAGES.get(os.path.relpath(os.path.normpath(page.parent / path), docs.parent)) if path else None
+        shown = _page(os.path.relpath(os.path.normpath(page.parent / path), docs.parent), anchor) if path else None
         if shown is None:
             return link.group()
         if docs / shown == page:
@@ -47,6 +48,11 @@ def linked(source: str, page: Path, docs: Path) -> str:
         return f"[{link[2]}]({os.path.relpath(docs / shown, page.parent)}{hash_}{anchor})"
 
     return LINK.sub(moved, source)
+
+
+def _page(name: str, anchor: str) -> str | None:
+    """The page that shows a place of a file of the checkout, None without one."""
+    return PAGES.get(f"{name}#{anchor}", PAGES.get(name))
 
 
 def _place(source: str, heading: str, name: str) -> int:
@@ -66,6 +72,6 @@ def _moved(link: re.Match, folder: Path, docs: Path) -> str:
     name = os.path.relpath(place, docs.parent)
     if os.path.isdir(place):
         return f"`{name}/`" if label.rstrip("/") in name else f"{label} in `{name}/`"
-    if name in PAGES:
-        return f"[{label}]({PAGES[name]}{hash_}{anchor})"
+    if page := _page(name, anchor):
+        return f"[{label}]({page}{hash_}{anchor})"
     return f"{picture}[{label}]({os.path.relpath(place, docs)}{hash_}{anchor})"
