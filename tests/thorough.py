@@ -12,6 +12,7 @@ FILES = {
     "test_flipped_bits", "test_sizes", "test_init_statistics", "test_haiku", "test_rows_on_disk", "test_golden_agent",
     "test_scan", "test_gaussian_latents", "test_crafted_files", "test_uninvited_pickles", "test_check",
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
+    "test_notebook",
 }  # fmt: skip
 TESTS = {
     "test_golden_nets:test_each_block_of_deter_fills_its_own_slice_of_the_start_grid",
