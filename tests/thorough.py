@@ -12,6 +12,7 @@ FILES = {
     "test_flipped_bits", "test_sizes", "test_init_statistics", "test_haiku", "test_rows_on_disk", "test_golden_agent",
     "test_scan", "test_gaussian_latents", "test_crafted_files", "test_uninvited_pickles", "test_check",
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
+    "test_notebook",
     "test_docs", "test_learning_own_parts",
 }  # fmt: skip
 TESTS = {
