@@ -43,6 +43,11 @@ def setup(app: Any) -> dict[str, Any]:
     def docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
         lines[:] = docstrings.to_rst(lines)
 
+    def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
+        """Fields of named tuples: the docstring of the tuple describes them."""
+        return True if type(thing).__name__ == "_tuplegetter" else None
+
     app.connect("source-read", read)
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", docstring)
     return {"parallel_read_safe": True}

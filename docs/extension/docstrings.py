@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # A line that begins with a name and what it is: "key: ..", "obs {k: [E, ..]} | ..", "init(key) -> ..".
-ENTRY = re.compile(r"\s*[\w, ]+((\(|\[|\{)[^|]*)?(:| \||\) ->| ->)")
+ENTRY = re.compile(r"\s*\w+(, \w+)*(\(.*\)| ?[\[{].*[\]}])?( \w+)?(:| \| | -> )|\s+|->")
 
 
 def to_rst(lines: Sequence[str]) -> list[str]:
@@ -26,9 +26,15 @@ def to_rst(lines: Sequence[str]) -> list[str]:
 def _paragraph(lines: list[str]) -> list[str]:
     if all(line.startswith("    ") for line in lines):
         return ["::", "", *lines]
-    if any(ENTRY.match(line) or line.startswith(" ") for line in lines):
-        return [f"| {' ' * (len(line) - len(line.lstrip()))}{_escaped(line.strip())}" for line in lines]
-    return [_escaped(line) for line in lines]
+    joined: list[str] = []
+    for line in lines:
+        if joined and not ENTRY.match(line):
+            joined[-1] += f" {line}"
+        else:
+            joined.append(line)
+    if len(joined) == 1:
+        return [_escaped(joined[0])]
+    return [f"| {' ' * (len(line) - len(line.lstrip()))}{_escaped(line.strip())}" for line in joined]
 
 
 def _escaped(text: str) -> str:
