@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # A line that begins with a name and what it is: "key: ..", "obs {k: [E, ..]} | ..", "init(key) -> ..".
-ENTRY = re.compile(r"\s*\w+(, \w+)*(\(.*\)| ?[\[{].*[\]}])?( \w+)?(:| \| | -> )|\s+|->")
+ENTRY = re.compile(r"\s*\w+(, \w+)*(\(.*\)| ?[\[{].*[\]}])?( \w+)?(:| \| | -> )|\w+\(.*\)$|\s+|->")
 
 
 def to_rst(lines: Sequence[str]) -> list[str]:
