@@ -107,6 +107,7 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
 
 COMMANDS = [(block, *found) for block in BLOCKS if block.language in SHELL for found in commands(block)]
 TINY = {key: value for key, value in tiny_runs.flat(tiny_runs.TINY).items() if key != "env"}
+OWN = {"--agent.world-model.name": "agent.world_model.", "--agent.behavior.name": "agent.behavior."}
 TINY |= {"log.tensorboard": False, "eval.video": "off"}
 
 
@@ -155,8 +156,8 @@ def test_a_command_is_understood(block, line, words, here, monkeypatch):
 def small(command: list[str]) -> list[str]:
     """A command that ends in seconds: the smallest agent, few episodes."""
     if command[0] == "train" and "--resume" not in command:
-        flags = {key: value for key, value in TINY.items() if not key.startswith("agent.world_model.") or
-                 not any("world-model.name" in word for word in command)}
+        others = [key for name, key in OWN.items() if name in command]  # a part of one's own has other sizes
+        flags = {key: value for key, value in TINY.items() if not key.startswith(tuple(others))}
         return [*command, *(word for key, value in flags.items() for word in flag(key, value))]
     if command[0] == "eval":
         return [word if word != "100" else "3" for word in command]
