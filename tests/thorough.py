@@ -12,6 +12,8 @@ FILES = {
     "test_flipped_bits", "test_sizes", "test_init_statistics", "test_haiku", "test_rows_on_disk", "test_golden_agent",
     "test_scan", "test_gaussian_latents", "test_crafted_files", "test_uninvited_pickles", "test_check",
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
+    "test_notebook",
+    "test_docs", "test_learning_own_parts",
 }  # fmt: skip
 TESTS = {
     "test_golden_nets:test_each_block_of_deter_fills_its_own_slice_of_the_start_grid",
@@ -35,6 +37,9 @@ TESTS = {
     "test_golden_rssm:test_filtering_with_forced_samples",
     "test_golden_rssm:test_filtering_with_discrete_actions",
     "test_start:test_the_command_answers_as_ever",
+    "test_glossary:test_every_metric_of_an_update_of_dreamers_own_agent_has_an_entry_of_its_own",
+    "test_glossary:test_every_metric_of_a_run_has_an_entry",
+    "test_glossary:test_no_entry_is_dead",
     "test_check_self_resets:test_an_environment_that_resets_itself_inside_step_is_found",
 }
 

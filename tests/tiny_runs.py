@@ -19,6 +19,7 @@ from dreamer.config import Config, load
 from dreamer.interfaces import Agent, Carry, TrainState, Update, Variables
 from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.log import glossary
 from dreamer.spaces import Space, Spec
 
 # The smallest config with every part: one update of 2 x 8 rows every 8 environment steps.
@@ -65,12 +66,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, **overrides: Any) -> Path:
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl. Raises ValueError unless each line is strict JSON."""
+    """Reads metrics.jsonl. Raises ValueError unless each line is strict JSON and the glossary explains its metrics."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    text = (run_dir / "metrics.jsonl").read_text()
+    found = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    names = {name for line in found for name in line} - {"nonfinite"}
+    if unexplained := sorted(name for name in names if not glossary.entry_of(name)):
+        raise ValueError(f"dreamer/runtime/log/glossary.py does not explain {', '.join(unexplained)}")
+    return found
 
 
 @functools.cache

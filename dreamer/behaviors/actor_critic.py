@@ -150,8 +150,9 @@ def make(
             return carry, actions.sample(key, nets.actor.apply(sg(v.params["pol"]), feat), allowed)
 
         feat, action, _ = sg(rollout(dream, policy, (), key, sg(start), config.imagine_length))
-        dreamed = _evaluate(nets, actions, v, dream, feat, action)
+        dreamed, max_entropy = _evaluate(nets, actions, v, dream, feat, action)
         losses, returns, states, metrics = imagined_losses(settings, nets.norms, v.extra["norms"], dreamed)
+        metrics["dream/action_entropy_max"] = max_entropy[:, :-1].mean()
         boot = returns[:, 0].reshape(replayed.rows.reward.shape)
         logits = nets.critic.apply(v.params["val"], replayed.feat)
         slow_value = dist.twohot_mean(nets.critic.apply(v.extra["slow"], sg(replayed.feat)), nets.bins)
@@ -182,7 +183,8 @@ def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
 
 def _evaluate(
     nets: Nets, actions: ActionDist, v: Variables, dream: Dream, feat: Array, action: Array
-) -> Imagined:
+) -> tuple[Imagined, Array]:
+    """Predictions and policy in dreamed states, and the largest entropy that the policy could have [N, H+1]."""
     # Kept in dreamed order, without a copy. Merging the axes into rows would gather a batch split over devices.
     feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     predicted = dream.predict(feat)
@@ -195,4 +197,5 @@ def _evaluate(
         log_prob=actions.log_prob(outs, action, allowed),
         entropy=actions.entropy(outs, allowed),
     )
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), rows)
+    max_entropy = actions.entropy(action_dist.widest(outs), allowed)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), (rows, max_entropy))

@@ -121,6 +121,11 @@ def make(
     return hybrid_actions(onehots, numbers, sum(classes)) if continuous else onehots
 
 
+def widest(outs: Outs) -> dict[str, Array]:
+    """The actor's outputs, of the same shapes, with the largest entropy: equal logits and largest deviations."""
+    return {name: jnp.full_like(x, jnp.inf if name == "stddev" else 0.0) for name, x in outs.items()}
+
+
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices that arrange one-hots of several lengths as rows of equal length.
 
