@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def make_report(run: Path, folder: Path, seed: int) -> Path:
     path = folder / "report.png"
     with tempfile.TemporaryDirectory() as temporary:
         page = Path(temporary) / "report"
-        subprocess.run(["dreamer", "report", str(run), "--out", str(page)], check=True)
+        subprocess.run([sys.executable, "-m", "dreamer", "report", str(run), "--out", str(page)], check=True)
         browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         options = [f"--user-data-dir={temporary}/profile", "--window-size=1000,800", f"--screenshot={path.resolve()}"]
         subprocess.run([*browser, *options, (page / "index.html").resolve().as_uri()], check=True)
