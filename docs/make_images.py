@@ -1,7 +1,7 @@
 """Makes the pictures of README and documentation from runs. What made the runs stands beside each picture below.
 
     dreamer train docs/dream.yaml --env docs.cartpole:make --run-dir runs/dream
-    python docs/make_images.py runs/dream                     all pictures into docs/images
+    python docs/make_images.py runs/dream --seed 5            all pictures into docs/images
     python docs/make_images.py runs/dream --only dream
 
 dream.gif      an episode of the agent beside the world model's open-loop dream under the same actions
