@@ -1,7 +1,7 @@
 """Makes the pictures of README and documentation from runs. What made the runs stands beside each picture below.
 
     dreamer train docs/dream.yaml --env docs.cartpole:make --run-dir runs/dream
-    python docs/make_images.py runs/dream                     all pictures into docs/images
+    python docs/make_images.py runs/dream --seed 5            all pictures into docs/images
     python docs/make_images.py runs/dream --only dream
 
 dream.gif      an episode of the agent beside the world model's open-loop dream under the same actions
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def make_report(run: Path, folder: Path, seed: int) -> Path:
     path = folder / "report.png"
     with tempfile.TemporaryDirectory() as temporary:
         page = Path(temporary) / "report"
-        subprocess.run(["dreamer", "report", str(run), "--out", str(page)], check=True)
+        subprocess.run([sys.executable, "-m", "dreamer", "report", str(run), "--out", str(page)], check=True)
         browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         options = [f"--user-data-dir={temporary}/profile", "--window-size=1000,800", f"--screenshot={path.resolve()}"]
         subprocess.run([*browser, *options, (page / "index.html").resolve().as_uri()], check=True)
