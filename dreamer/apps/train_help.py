@@ -17,18 +17,20 @@ from dreamer.fields import get, keys, type_of
 
 USAGE = """usage: dreamer train [PRESET ...] [--flags]
 
-Train an agent. Presets stack left to right, flags override presets. Numbers may be written as 1e6.
+Train an agent. Presets stack left to right; flags override presets.
+Numbers may be written as 1e6.
 
 examples:
-  dreamer train quickstart                                   CartPole-v1, in minutes on two CPU cores
-  dreamer train debug --env my_lab.envs:make                 an environment of your own, in a minute
-  dreamer train dmc_vision size12m --env dmc:cheetah-run     a task from images, with a smaller model
-  dreamer train --resume --run-dir runs/NAME                 go on with a run
+  dreamer train quickstart                        CartPole-v1, in minutes
+  dreamer train debug --env my_lab.envs:make      an environment of your own
+  dreamer train dmc_vision size12m                a task with a smaller model
+  dreamer train --resume --run-dir runs/NAME      go on with a run
 """
 MORE = """more:
-  dreamer train --help-all      every flag          dreamer presets     what each preset is
-  dreamer train --help WORD     flags on a word     dreamer envs        suites of environments
-  dreamer metrics               what is logged      dreamer completion  flags by the tab key
+  dreamer train --help-all     every flag
+  dreamer train --help WORD    the flags on a word, such as entropy or replay
+  dreamer presets | envs       what each preset is | suites of environments
+  dreamer metrics [NAME]       what a run logs, and what is healthy
 """
 MOST_USED = (
     "env", "env_options", "env_steps", "action_repeat", "replay_ratio", "run_dir", "resume", "seed", "workers.envs",

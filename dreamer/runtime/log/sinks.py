@@ -50,7 +50,7 @@ class Guarded:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Like `Sink.image`: image [H, W, 3]."""
-        self._call("picture", step, name, image)
+        self._call("image", step, name, image)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Like `Sink.video`: frames [T, H, W, 3]."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 # SDL looks for a screen and a sound card even where pygame draws into memory, and complains where there is none.
 DRIVERS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+LINUX = sys.platform == "linux"
 
 
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
-    """The variables to set beside `environment` for environments of this render mode; the user's own stay."""
-    if render_mode != "rgb_array":
+    """The variables to set beside `environment` for environments of this render mode; the user's own stay.
+
+    Where there is no screen, they are set for every render mode: an environment may draw its observations with pygame.
+    """
+    if render_mode != "rgb_array" and (not LINUX or any(environment.get(name) for name in SCREENS)):
         return {}
     return {name: driver for name, driver in DRIVERS.items() if name not in environment}
 
