@@ -84,7 +84,7 @@ NO_JAX = (
             "verifying", "writeback",
         )
     ),
-    *(f"dreamer.apps.{name}" for name in ("cli", "flags", "start", "statistics", "verify")),
+    *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import types
 import pytest
 import yaml
 
-from dreamer.apps import cli
+from dreamer.apps import cli, train_help
 from dreamer.config import Config, load, to_yaml
 from dreamer.errors import UserError
 from dreamer.fields import MAY_CHANGE, get, keys, marked
+from dreamer.plugins import suite_names
+from dreamer.runtime.log.glossary import METRICS
 from dreamer.runtime.run.stopping import Stopped
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -84,7 +87,7 @@ def test_every_field_has_a_flag(capsys):
             value = default
             for part in key.split("."):
                 value = getattr(value, part)
-            words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+            words = ([str(item) for item in value] or ["[]"]) if isinstance(value, tuple) else [str(value)]
             assert cli.main(["train", "--" + key.replace("_", "-"), *words, "--print-config"]) == 0
             assert capsys.readouterr().out == to_yaml(default)
 
@@ -241,9 +244,60 @@ def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
 
 def test_presets_are_listed_with_what_they_are(capsys):
     assert cli.main(["presets"]) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines()[1:])
     assert set(lines) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
-    assert lines["quickstart"].strip().startswith("CartPole-v1 from nothing")
+    assert re.fullmatch(r" *30,000 +its own +CartPole-v1 from nothing .*", lines["quickstart"])
+    assert re.fullmatch(r" *51,000,000 +200m +Atari .*", lines["atari"])
+
+
+def test_every_suite_is_listed_with_an_example_that_names_it(capsys):
+    assert cli.main(["envs"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-2]]
+    assert {row[0] for row in rows} == {*suite_names(), "classic", "box2d"}
+    assert all(row[-1].startswith(f"{row[0]}:") for row in rows if row[0] in suite_names())
+    assert {row[0]: row[-3] for row in rows}["probes"] == "yes"
+
+
+def test_metrics_are_listed_and_one_is_explained(capsys):
+    assert cli.main(["metrics"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {metric.name} " in out for metric in METRICS) and max(map(len, out.splitlines())) <= 100
+    assert cli.main(["metrics", "dyn"]) == 0
+    assert capsys.readouterr().out.startswith("loss/dyn\n  Dynamics loss in nats")
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["metrics", "latent/kI"], ["no metric 'latent/kI'", "'latent/kl'"]),
+        (["metrics", "a", "b"], ["takes 1 word, not 'b'"]),
+        (["presets", "size1m"], ["takes nothing, not 'size1m'"]),
+        (["envs", "--all"], ["takes nothing, not '--all'"]),
+        (["completion", "bsh"], ["bash and zsh", "'bsh'", "did you mean 'bash'?"]),
+        (["completion"], ["needs a shell"]),
+        (["train", "--help", "entropi"], ["no flag of dreamer train is about 'entropi'", "'entropy'"]),
+    ],
+)
+def test_a_wrong_word_for_a_list_or_the_help_ends_with_one_line(capsys, args, parts):
+    line = error_line(capsys, *args)
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    "typed, wanted", [("tra", "train"), ("train --env-st", "--env-steps"), ("train quick", "quickstart"),
+                      ("metrics loss/dy", "loss/dyn"), ("eval --epis", "--episodes")],
+)  # fmt: skip
+def test_bash_completes_commands_flags_and_presets(capsys, tmp_path, typed, wanted):
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    words = ["dreamer", *typed.split()]
+    program = (
+        f"source {tmp_path / 'script'}; complete -p dreamer >/dev/null; COMP_WORDS=({' '.join(words)}); "
+        f"COMP_CWORD={len(words) - 1}; _dreamer; echo ${{COMPREPLY[@]}}"
+    )
+    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert wanted in done.stdout.split() and not done.stderr
 
 
 @pytest.fixture
@@ -368,7 +422,7 @@ def help_text(capsys, monkeypatch, *args: str) -> str:
 
 
 def test_help_lists_every_field_with_type_default_and_meaning(capsys, monkeypatch):
-    text = help_text(capsys, monkeypatch, "train", "--help")
+    text = help_text(capsys, monkeypatch, "train", "--help-all")
     rows = re.split(r"^\W*--(?=\w)", text, flags=re.MULTILINE)[1:]
     for key in [*keys(Config()), "print_config"]:
         flag = key.replace("_", "-")
@@ -379,16 +433,39 @@ def test_help_lists_every_field_with_type_default_and_meaning(capsys, monkeypatc
 
 
 def test_help_lists_what_may_differ_at_a_resume(capsys, monkeypatch):
-    text = " ".join(help_text(capsys, monkeypatch, "train", "--help").replace("\n- ", " ").split())
+    text = " ".join(help_text(capsys, monkeypatch, "train", "--help-all").replace("\n- ", " ").split())
     assert f"may differ from the run's own config: {', '.join(marked(Config(), MAY_CHANGE))}." in text
 
 
-def test_help_fits_80_columns(capsys, monkeypatch):
-    assert max(map(len, help_text(capsys, monkeypatch, "train", "-h").splitlines())) <= 80
+@pytest.mark.parametrize("flag", ["-h", "--help-all"])
+def test_help_fits_80_columns(capsys, monkeypatch, flag):
+    text = help_text(capsys, monkeypatch, "train", flag)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_help_of_train_fits_one_screen_with_examples_and_presets(capsys, monkeypatch):
+    text = help_text(capsys, monkeypatch, "train", "--help")
+    assert len(text.splitlines()) <= 45
+    assert "examples:" in text and "--env-steps" in text and "dmc_vision" in text and "--help-all" in text
+
+
+@pytest.mark.parametrize(
+    "word, flags",
+    [("entropy", ["--agent.behavior.entropy"]), ("replay.batch-size", ["--replay.batch-size"]),
+     ("checkpoint", ["--checkpoint.every", "--checkpoint.keep", "--resume-from"])],
+)  # fmt: skip
+def test_help_on_a_word_shows_the_flags_whose_name_or_meaning_has_it(capsys, monkeypatch, word, flags):
+    text = help_text(capsys, monkeypatch, "train", "--help", word)
+    shown = re.findall(r"^  (--\S+)", text, flags=re.MULTILINE)
+    assert set(flags) <= set(shown) and len(shown) < 12
+
+
+def test_every_flag_of_train_has_a_meaning_in_the_search():
+    assert [row.key for row in train_help.rows_of(cli.TrainFlags()) if not row.meaning] == []
 
 
 def test_help_shows_the_defaults_after_the_presets(capsys, monkeypatch, preset):
-    text = help_text(capsys, monkeypatch, "train", preset("env_steps: 12345\nenv_options: {a: 1}"), "--help")
+    text = help_text(capsys, monkeypatch, "train", preset("env_steps: 12345\nenv_options: {a: 1}"), "--help-all")
     assert "(default: 12345)" in text and "(default: '{a: 1}')" in text
 
 
@@ -400,7 +477,7 @@ def test_help_shows_the_fields_of_the_chosen_plug_in(capsys, monkeypatch, tmp_pa
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    text = help_text(capsys, monkeypatch, "train", "--agent.world-model.name", "lab.model", "--help")
+    text = help_text(capsys, monkeypatch, "train", "--agent.world-model.name", "lab.model", "--help-all")
     assert "--agent.world-model.wings INT" in text and "Number of wings." in text
     assert "--agent.world-model.deter" not in text
 

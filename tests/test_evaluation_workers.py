@@ -144,6 +144,7 @@ def test_a_picture_with_transparency_loses_that_alone():
 def test_sdl_draws_into_memory_where_a_video_is_made_and_nowhere_else(config, monkeypatch):
     for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
     before = dict(os.environ)
     with evaluation.make_eval_workers(
         "reporting_envs:drivers", {}, episodes=1, action_repeat=1, seed=0, record=True, config=config
@@ -158,7 +159,15 @@ def test_the_users_own_driver_stays(monkeypatch):
     from dreamer.runtime.workers.screen import without_screen
 
     assert without_screen({"SDL_VIDEODRIVER": "x11"}, "rgb_array") == {"SDL_AUDIODRIVER": "dummy"}
-    assert without_screen({}, None) == {}
+    assert without_screen({"DISPLAY": ":0"}, None) == without_screen({"WAYLAND_DISPLAY": "w"}, "human") == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen needs no variable")
+def test_sdl_looks_for_no_screen_where_there_is_none():
+    from dreamer.runtime.workers.screen import DRIVERS, without_screen
+
+    assert without_screen({}, None) == DRIVERS
+    assert without_screen({"SDL_VIDEODRIVER": "kmsdrm"}, None) == {"SDL_AUDIODRIVER": "dummy"}
 
 
 # ---- close()

@@ -76,8 +76,14 @@ def test_a_callback_stops_a_run_that_can_be_resumed(tmp_path, lockstep, capsys):
     run_dir = dreamer.train(config, callbacks=[lambda line: "stop" if line.env_steps >= 32 else None])
     last = tiny_runs.lines(run_dir)[-1]
     assert 32 <= last["env_steps"] < 64 and "eval/return" not in last
-    assert "stopped by a callback at" in capsys.readouterr().out
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line.startswith("stopped by a callback at")
+    assert last_line.endswith(f"to go on: dreamer train --resume --run-dir {run_dir}")
     dreamer.train(config, resume="yes")
+    *_, done, evaluate, report, board = capsys.readouterr().out.splitlines()
+    assert done == f"done: {run_dir}"
+    assert f"dreamer eval {run_dir}" in evaluate and f"dreamer report {run_dir}" in report
+    assert f"tensorboard --logdir {run_dir}" in board
     assert tiny_runs.lines(run_dir)[-1]["env_steps"] == 64
 
 

@@ -109,7 +109,7 @@ def test_tensorboard_gets_scalars_pictures_and_videos_over_env_steps(tmp_path):
         logger.write(640, 20)
         logger.image(700, "picture", frames[0])
         logger.video(800, "video", frames, fps=10)
-    _, scalars, picture, video = read_events(tmp_path)
+    scalars, picture, video = read_events(tmp_path)[-3:]
     assert (scalars.step, scalars.summary.value[0].tag, scalars.summary.value[0].simple_value) == (640, "loss/dyn", 1.5)
     for event, step, name, count in ((picture, 700, "picture", 1), (video, 800, "video", 5)):
         value = event.summary.value[0]
@@ -126,6 +126,54 @@ def test_wandb_offline_needs_no_account_and_keeps_a_gif(tmp_path):
         logger.video(640, "video", np.zeros((3, 16, 16, 3), np.uint8), fps=10)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/videos/*.gif"))
+
+
+def test_tensorboard_gets_the_settings_as_hyperparameters_and_as_a_table(tmp_path):
+    with Logger(tmp_path, Config(), {"seed": 1, "agent": {"horizon": 333.0}, "mults": (1, 2)}):
+        pass
+    values = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "config/text_summary"} <= set(values)
+    started = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    assert b"agent.horizon" in started and b"seed" in started
+    assert b"| mults | (1, 2) |" in values["config/text_summary"].tensor.string_val[0]
+
+
+def test_wandb_gets_group_tags_name_settings_and_env_steps_as_its_only_axis(tmp_path, monkeypatch):
+    import wandb
+
+    begun, logged, defined = {}, [], []
+
+    class Run:
+        id = "x"
+
+        def define_metric(self, *args, **options):
+            defined.append((args, options))
+
+        def log(self, values, **options):
+            assert not options
+            logged.append(values)
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.update(options) or Run())
+    config = Config(tensorboard=False, wandb="offline", wandb_group="g", wandb_tags=("a", "b"), wandb_name="n")
+    with Logger(tmp_path, config, {"seed": 1}) as logger:
+        logger.add({"loss/dyn": 1.5})
+        logger.write(640, 20)
+        logger.image(600, "picture", np.zeros((4, 4, 3), np.uint8))
+    assert (begun["group"], begun["tags"], begun["name"], begun["config"]) == ("g", ["a", "b"], "n", {"seed": 1})
+    assert defined == [(("env_steps",), {}), (("*",), {"step_metric": "env_steps"})]
+    assert [values["env_steps"] for values in logged] == [640, 600]
+
+
+def test_a_long_large_video_is_shortened_for_a_gif_at_the_same_speed():
+    from dreamer.runtime.log.images import shortened
+
+    frames, fps = shortened([np.zeros((400, 600, 3), np.uint8)] * 500, 30)
+    assert frames.shape == (167, 134, 200, 3) and fps == 10
+    frames, fps = shortened([np.zeros((64, 64, 3), np.uint8)] * 5, 30)
+    assert frames.shape == (5, 64, 64, 3) and fps == 30
 
 
 def test_a_resumed_run_is_the_same_run_for_wandb(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, `presets`.
+"""The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, and lists.
 
 A flag is a preset's key with hyphens; its value follows the rules of presets (dreamer/config.py), so that types, ranges
 and error lines are defined once. tyro makes the help from the same dataclasses.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dreamer import shipped
+from dreamer.apps import lists
 from dreamer.apps.flags import Flag, apply, is_preset, own_words, scan, show_help
 from dreamer.config import (
     PLUGINS,
@@ -28,7 +29,8 @@ from dreamer.config import (
     to_yaml,
 )
 from dreamer.errors import UserError, nearest
-from dreamer.fields import MAY_CHANGE, at_least, between, marked
+from dreamer.fields import MAY_CHANGE, at_least, between, keys, marked
+from dreamer.runtime.log.glossary import METRICS
 
 USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer eval RUN [--flags]                  play episodes with a trained one
@@ -36,7 +38,10 @@ USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer verify RUN [--flags]                read a run directory whole and say what is damaged
        dreamer presets                             list the presets that come with dreamer
-       dreamer COMMAND --help                      list every flag of a command
+       dreamer envs                                list the suites of environments
+       dreamer metrics [NAME]                      explain what a run logs
+       dreamer completion bash|zsh                 print a script that completes commands and flags
+       dreamer COMMAND --help                      show the flags of a command
        dreamer --version
 """
 # tyro joins lines unless they start a list.
@@ -59,8 +64,6 @@ VERIFY = """Read everything of the run directory RUN that matters and hold it ag
 REPORT = """Draw the curves of runs with their final scores, on one page.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
 - Published curves are drawn behind returns where the references have the task."""
-
-
 PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
 
 
@@ -148,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: list[str]) -> int:
     commands = {
         "train": train_command, "eval": eval_command, "check": check_command, "report": report_command,
-        "verify": verify_command, "presets": presets_command,
+        "verify": verify_command, "presets": lists.presets_command, "envs": lists.envs_command,
+        "metrics": lists.metrics_command, "completion": completion_command,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -168,6 +172,7 @@ def _command(args: list[str]) -> int:
 def train_command(args: list[str]) -> int:
     """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
     words, flags = scan(args)
+    flags, searched = _searched(flags)
     given = {flag.key: flag.words[0] for flag in flags if flag.words}
     trusted = _trusts(flags)
     layers = [*_own_config(flags, given, trusted), *_files(words, given, trusted)]
@@ -175,8 +180,13 @@ def train_command(args: list[str]) -> int:
     flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
     layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
-    if any(flag.key == "help" for flag in flags):
+    if any(flag.key == "help_all" for flag in flags):
         return show_help(config, "dreamer train [PRESET ...]", f"{TRAIN}\n{_may_change(config)}")
+    if any(flag.key == "help" for flag in flags):
+        from dreamer.apps import train_help
+
+        print(train_help.found_by(config, " ".join(searched)) if searched else train_help.one_screen(config), end="")
+        return 0
     config, more = apply(config, [flag for flag in flags if flag.key not in PLUGIN_NAMES])
     for word in (*words, *free, *more):
         if not is_preset(word):
@@ -190,6 +200,16 @@ def train_command(args: list[str]) -> int:
 
     train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
+
+
+def _searched(flags: list[Flag]) -> tuple[list[Flag], list[str]]:
+    """The flags, and the words after --help that name no preset: what to look for in the help."""
+    searched = [word for flag in flags if flag.key == "help" for word in flag.words if not is_preset(word)]
+    kept = [
+        flag._replace(words=[w for w in flag.words if is_preset(w)], inline=False) if flag.key == "help" else flag
+        for flag in flags
+    ]
+    return kept, searched
 
 
 def _may_change(config: Any) -> str:
@@ -216,16 +236,27 @@ def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
     return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
 
 
-def presets_command(args: list[str]) -> int:
-    """`dreamer presets`: the presets that come with the package, one per line. Returns the exit code."""
-    words, flags = scan(args)
-    if stray := [*words, *(flag.text for flag in flags if flag.key != "help")]:
-        raise UserError(f"dreamer presets takes nothing, not {stray[0]!r}; dreamer train {stray[0]} uses a preset")
-    found = shipped.presets()
-    width = max(map(len, found))
-    for name, file in found.items():
-        print(f"{name:{width}}  {shipped.preset_line(file)}")
-    return 0
+def completion_command(args: list[str]) -> int:
+    """`dreamer completion bash|zsh`: a script for the shell. Returns the exit code; raises UserError."""
+
+    def script(words: list[str]) -> list[str]:
+        from dreamer.apps.check.verdicts import Settings
+
+        if not words:
+            raise UserError('dreamer completion needs a shell, bash or zsh: eval "$(dreamer completion bash)"')
+        own = {
+            "train": (TrainFlags(), [*shipped.presets(), "--help-all"]), "eval": (EvalFlags(), []),
+            "check": (Settings(), []), "report": (ReportFlags(), []), "verify": (VerifyFlags(), []),
+        }  # fmt: skip
+        commands: dict[str, list[str]] = {
+            name: [*more, "--help", *(f"--{key.replace('_', '-')}" for key in keys(config))]
+            for name, (config, more) in own.items()
+        }
+        commands |= {"presets": [], "envs": [], "completion": list(lists.SHELLS)}
+        commands["metrics"] = [metric.name for metric in METRICS if "*" not in metric.name]
+        return [lists.completion(words[0], commands)]
+
+    return lists.listed("completion", args, 1, "", script)
 
 
 def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:

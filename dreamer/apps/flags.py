@@ -45,7 +45,7 @@ def _count_own(kind: Any, flag: Flag) -> int:
     """The number of words after a flag that belong to it."""
     first = flag.words[0] if flag.words else ""
     negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
-    if flag.key == "help" or negated:
+    if flag.key in ("help", "help_all") or negated:
         return 0
     if kind is bool:
         return int(first.lower() in ("true", "false"))

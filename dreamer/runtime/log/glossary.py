@@ -135,14 +135,15 @@ LOSSES = (
         "loss/value",
         "Critic loss in nats on dreamed states: cross-entropy of the two-hot encoded lambda-return, plus slow_scale "
         "times that of the slow critic's value.",
-        "Starts near 11, twice ln(255), and falls. It rises again while the returns improve, as the targets move.",
+        "At most about 11, twice ln(255). It first rises with dream/weight, then falls, and rises again while the "
+        "returns improve, as the targets move.",
         "Losses",
     ),
     Metric(
         "loss/repval",
         "Critic loss in nats on replayed states, bootstrapped with dreamed returns. Its gradient also reaches the "
         "world model.",
-        "Falls as loss/value does.",
+        "Starts near 11, twice ln(255), and falls. It rises again while the returns improve, as the targets move.",
         "Losses",
     ),
     Metric(
@@ -399,6 +400,7 @@ SPEED = (
         "Replay",
     ),
 )
+SHORT = {"env_steps/s": "speed/env_steps_per_s", "updates/s": "speed/updates_per_s"}  # as the terminal shows them
 METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS, *OPTIMIZER, *SPEED)
 
 
@@ -414,6 +416,7 @@ def explain(name: str) -> list[Metric]:
     name: that of a metric ("loss/rec/image"), a pattern ("dream/*"), a folder ("wait"), or a short name as the terminal
     shows it ("dyn", "grad_norm"). Raises UserError with the nearest name for any other.
     """
+    name = SHORT.get(name, name)
     if "*" in name:
         found = [metric for metric in METRICS if fnmatchcase(metric.name, name)]
     elif entry := entry_of(name):

@@ -19,6 +19,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.files.atomic import write_whole
 from dreamer.spaces import Space
 
+LARGEST_GIF = (200, 240)  # frames, and pixels of the longer side, of a video for TensorBoard and Weights & Biases
 SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to this size
 TILE_GAP = 4  # pixels between videos shown side by side
 
@@ -88,6 +89,14 @@ def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
             tile[step] = image
         tile[len(video) :] = video[-1] // 3
     return out
+
+
+def shortened(frames: Sequence[np.ndarray], fps: float) -> tuple[np.ndarray, float]:
+    """Frames [T, H, W, 3] and their rate with every n-th frame and pixel kept, small enough for an animated GIF."""
+    most, side = LARGEST_GIF
+    every = -(-len(frames) // most)
+    pixel = -(-max(frames[0].shape[:2]) // side)
+    return np.stack([np.asarray(frame)[::pixel, ::pixel] for frame in frames[::every]]), fps / every
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -38,6 +38,12 @@ class Config:
     """Weights & Biases: off, offline (no account, no network), or online (needs a login)."""
     wandb_project: str = "dreamer"
     """Name of the Weights & Biases project."""
+    wandb_name: str = ""
+    """Name of the run in Weights & Biases; empty: the name of the run directory."""
+    wandb_group: str = ""
+    """Group of the run in Weights & Biases, such as that of an experiment with several seeds."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run in Weights & Biases."""
 
 
 class Resumed(NamedTuple):
@@ -70,7 +76,9 @@ class Logger:
         resumed: Resumed | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        """run_config: plain values to show in Weights & Biases. sinks: the caller's, which stay open.
+        """run_config: plain values, shown as hyperparameters in TensorBoard and Weights & Biases.
+
+        sinks: the caller's, which stay open.
 
         Raises UserError when a sink cannot open.
         """
@@ -89,8 +97,10 @@ class Logger:
             opened.callback(self._lines.close)
             self._sinks: list[Sink] = []
             if config.tensorboard:
-                self._sinks.append(TensorBoard(Path(run_dir), resumed.env_steps + 1 if resumed else None))
-                opened.callback(self._sinks[-1].close)
+                board = TensorBoard(Path(run_dir), resumed.env_steps + 1 if resumed else None)
+                self._sinks.append(board)
+                opened.callback(board.close)
+                board.hyperparameters(run_config or {})
             self._wandb_id: str | None = position.get("wandb")
             if config.wandb != "off":
                 wandb = WeightsAndBiases(Path(run_dir), config, run_config or {}, self._wandb_id)

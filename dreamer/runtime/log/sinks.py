@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.safe_files import json_value, open_regular
 from dreamer.runtime.log import images
 
+STEP = "env_steps"  # the x-axis
 LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
 
@@ -196,6 +197,19 @@ class TensorBoard:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(self._event(wall_time=time.time(), step=resumed_at, session_log=start))
 
+    def hyperparameters(self, run_config: Mapping[str, Any]) -> None:
+        """Writes the settings of the run {dotted key: value} to the HParams page, and as a table to the Text page."""
+        from tensorboardX import summary
+
+        flat = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in _flat(run_config)}
+        if not flat:
+            return
+        for one in summary.hparams(flat, {"eval/return": 0.0})[:2]:  # the third would mark the run as ended
+            self._write(self._event(wall_time=time.time(), step=0, summary=one))
+        rows = "\n".join(f"| {key} | {value} |" for key, value in flat.items())
+        table = summary.text("config", f"| setting | value |\n| --- | --- |\n{rows}")
+        self._write(self._event(wall_time=time.time(), step=0, summary=table))
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one curve per name; nan is shown as a mark."""
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
@@ -228,8 +242,21 @@ class TensorBoard:
             raise disk_error(error, self._path) from error
 
 
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested settings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 class WeightsAndBiases:
-    """One Weights & Biases run, its files under run_dir/wandb."""
+    """One Weights & Biases run, its files under run_dir/wandb. The step of every curve and image is env_steps.
+
+    env_steps is logged as a value: wandb's own step may not go back, but an evaluation may report an earlier one than
+    the newest line.
+    """
 
     def __init__(
         self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
@@ -239,13 +266,16 @@ class WeightsAndBiases:
         mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
         try:
             self._run = wandb.init(
-                project=config.wandb_project, name=run_dir.name, dir=str(run_dir), mode=mode,
+                project=config.wandb_project, name=config.wandb_name or run_dir.name,
+                group=config.wandb_group or None, tags=list(config.wandb_tags) or None, dir=str(run_dir), mode=mode,
                 config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
                 id=run_id, resume="allow" if run_id and mode == "online" else None,
             )  # fmt: skip
         except wandb.Error as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"log.wandb={config.wandb} could not start: {reason}") from error
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
 
     @property
     def run_id(self) -> str:
@@ -254,16 +284,16 @@ class WeightsAndBiases:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one curve per name."""
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, STEP: step})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Stored as PNG."""
-        self._run.log({name: self._wandb.Image(image)}, step=step)
+        self._run.log({name: self._wandb.Image(image), STEP: step})
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Logs frames [T, H, W, 3] as a GIF, encoded here, as wandb itself would need moviepy."""
         gif = io.BytesIO(images.encode_gif(frames, fps))
-        self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
+        self._run.log({name: self._wandb.Video(gif, format="gif"), STEP: step})
 
     def close(self) -> None:
         """Finishes the run."""

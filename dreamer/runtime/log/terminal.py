@@ -11,12 +11,14 @@ from typing import NamedTuple, TextIO
 
 WINDOW = 30.0  # seconds over which rates are taken
 LOSS = "loss/"
+MISSING = "-"  # in the panel, in place of a value that is not known yet
 
 
 class State(NamedTuple):
     """The values shown; replaced as a whole, so that the drawing thread never sees a half update.
 
     losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
+    needs_updates: the pace of a run that trains is not known before its updates are made
     """
 
     phase: str
@@ -26,13 +28,14 @@ class State(NamedTuple):
     update_rate: float | None
     metrics: Mapping[str, float]
     losses: tuple[str, ...] = ()
+    needs_updates: bool = True
 
 
 class Display:
     """Shows the progress of a run on `stream`, and owns the thread that draws the live panel.
 
-    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, always with the same fields
-    in the same order, "-" for a missing value, and no control codes. Use as a context manager, or close().
+    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, its fields always in the
+    same order, without those that have no value yet, and no control codes. Use as a context manager, or close().
     """
 
     def __init__(
@@ -41,15 +44,17 @@ class Display:
         every: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        trains: bool = True,
     ):
-        """env_steps: of the whole run. every: seconds between two plain lines."""
+        """env_steps: of the whole run. every: seconds between two plain lines. trains: whether updates will be made."""
         self._total, self._every, self._clock = env_steps, every, clock
         self._stream = stream or sys.stdout
         self._start = clock()
         self._due = self._start + every
         self._last_line: State | None = None
         self._marks: deque[tuple[float, int, int]] = deque()
-        self._state = State("starting", 0, 0, None, None, {})
+        self._state = State("starting", 0, 0, None, None, {}, needs_updates=trains)
+        self._last_words: list[str] = []
         self._live, self._console = self._open_live()
 
     def header(self, lines: Iterable[str]) -> None:
@@ -69,10 +74,15 @@ class Display:
             print(text, file=self._stream, flush=True)
 
     def phase(self, name: str) -> None:
-        """Sets the phase of the run ("compiling", "training", "evaluating"); rates restart."""
+        """Sets the phase of the run ("collecting", "compiling", "training", "evaluating"); rates restart.
+
+        After compiling they restart from nothing: the pace of collecting says nothing about that of training.
+        """
         if name == self._state.phase:
             return
         self._marks.clear()
+        if "compiling" in (name, self._state.phase):
+            self._state = self._state._replace(env_rate=None, update_rate=None)
         self._state = self._state._replace(phase=name)
         if not self._live:
             self.message(f"[{_clock_time(self._clock() - self._start)}] {name}")
@@ -93,20 +103,28 @@ class Display:
             env_rate = (env_steps - old_steps) / (now - since)
             update_rate = (updates - old_updates) / (now - since)
         merged = {**self._state.metrics, **metrics} if metrics else self._state.metrics
-        self._state = State(
-            self._state.phase, env_steps, updates, env_rate, update_rate, merged, self._state.losses
+        self._state = self._state._replace(
+            env_steps=env_steps, updates=updates, env_rate=env_rate, update_rate=update_rate, metrics=merged
         )
         if not self._live and now >= self._due:
             self._due = now + self._every
             self._write_line(now)
+
+    def end(self, phase: str, lines: Iterable[str]) -> None:
+        """Sets the last phase of the run ("done", "stopped"); `close` prints `lines` below everything else."""
+        self._state = self._state._replace(phase=phase)
+        self._last_words = list(lines)
 
     def close(self) -> None:
         """Draws once more and restores the terminal. In a file: writes the last line. May be called again."""
         if self._live:
             live, self._live = self._live, None
             live.stop()
-        elif not self._console and self._state.env_steps and self._state is not self._last_line:
+        elif not self._console and not _alike(self._state, self._last_line):
             self._write_line(self._clock())
+        lines, self._last_words = self._last_words, []
+        for line in lines:
+            self.message(line)
 
     def __enter__(self) -> Display:
         return self
@@ -116,7 +134,8 @@ class Display:
 
     def _write_line(self, now: float) -> None:
         self._last_line = self._state
-        self.message(plain_line(self._state, self._total, now - self._start))
+        if self._state.env_steps:
+            self.message(plain_line(self._state, self._total, now - self._start))
 
     def _open_live(self):
         from rich.console import Console
@@ -138,7 +157,7 @@ class Display:
 
 
 def plain_line(state: State, total: int, seconds: float) -> str:
-    """One line of `name value` fields, always in the same order."""
+    """One line of `name value` fields, always in the same order, without those that have no value."""
     share = 100 * min(1.0, state.env_steps / total) if total else 100
     fields = {
         "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
@@ -146,11 +165,10 @@ def plain_line(state: State, total: int, seconds: float) -> str:
         "env_steps/s": _number(state.env_rate),
         "updates/s": _number(state.update_rate),
         "left": _clock_time(_left(state, total)),
-        **{name: _number(value) for name, value in _results(state.metrics).items()},
-        **{name: _number(value) for name, value in _losses(state).items()},
-        **{name: _number(value) for name, value in _health(state.metrics).items()},
-    }
-    return f"[{_clock_time(seconds)}] {state.phase} | " + " | ".join(f"{name} {text}" for name, text in fields.items())
+        **_results(state.metrics), **_losses(state), **_health(state.metrics),
+    }  # fmt: skip
+    shown = [f"{name} {text}" for name, text in fields.items() if text != MISSING]
+    return f"[{_clock_time(seconds)}] {state.phase} | " + " | ".join(shown)
 
 
 def panel(state: State, total: int, seconds: float, width: int = 100):
@@ -169,19 +187,17 @@ def panel(state: State, total: int, seconds: float, width: int = 100):
     bar = ProgressBar(total=1.0, completed=share, complete_style="green", finished_style="green")
     top.add_row(f"{100 * share:5.1f} %", bar, f"{_spaced(state.env_steps)} / {_spaced(total)} env steps")
     pace = {
-        "env steps/s": _number(state.env_rate), "updates/s": _number(state.update_rate),
+        "env_steps/s": _number(state.env_rate), "updates/s": _number(state.update_rate),
         "updates": _spaced(state.updates), "elapsed": _clock_time(seconds), "left": _clock_time(_left(state, total)),
     }  # fmt: skip
     groups = {
-        "pace": pace,
-        "results": {name: _number(value) for name, value in _results(state.metrics).items()},
-        "losses": {name: _number(value) for name, value in _losses(state).items()},
-        "health": {name: _number(value) for name, value in _health(state.metrics).items()},
+        "pace": pace, "results": _results(state.metrics), "losses": _losses(state), "health": _health(state.metrics),
     }
-    side_by_side = 4 if width >= 100 else 2
+    ratios = (4, 3, 3, 5) if width >= 100 else (5, 6)  # the last column has the longest names
+    side_by_side = len(ratios)
     below = Table.grid(padding=(0, 3), expand=True)
-    for _ in range(side_by_side):
-        below.add_column(ratio=1)
+    for ratio in ratios:
+        below.add_column(ratio=ratio)
     columns = [_column(name, fields) for name, fields in groups.items()]
     for i in range(0, len(columns), side_by_side):
         below.add_row(*columns[i : i + side_by_side])
@@ -202,35 +218,50 @@ def _column(title: str, fields: Mapping[str, str]):
     return table
 
 
-def _results(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def _results(metrics: Mapping[str, float]) -> dict[str, str]:
     names = {"return": "episode/return", "length": "episode/length", "eval": "eval/return", "dream": "dream/return"}
-    return {short: metrics.get(name) for short, name in names.items()}
+    return {short: _number(metrics.get(name)) for short, name in names.items()}
 
 
-def _losses(state: State) -> dict[str, float | None]:
+def _losses(state: State) -> dict[str, str]:
     """The losses by short name, each the sum of its parts."""
-    shown: dict[str, float | None] = dict.fromkeys(state.losses)
+    sums: dict[str, float | None] = dict.fromkeys(state.losses)
     for name, value in state.metrics.items():
         short = name.removeprefix(LOSS).partition("/")[0]
-        if name.startswith(LOSS) and short in shown:
-            shown[short] = (shown[short] or 0.0) + value
+        if name.startswith(LOSS) and short in sums:
+            sums[short] = (sums[short] or 0.0) + value
+    return {short: _number(value) for short, value in sums.items()}
+
+
+def _health(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The size of gradients and of the replay, the entropy of the policy beside its largest, those of the latents."""
+    names = {
+        "action_entropy": "dream/action_entropy", "prior_entropy": "latent/prior_entropy",
+        "post_entropy": "latent/post_entropy", "grad_norm": "train/grad_norm", "rows": "replay/rows",
+    }  # fmt: skip
+    shown = {short: _number(metrics.get(name)) for short, name in names.items()}
+    largest = metrics.get("dream/action_entropy_max")
+    if largest is not None and shown["action_entropy"] != MISSING:
+        shown["action_entropy"] += f"/{_number(largest)}"
     return shown
 
 
-def _health(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    names = {"grad_norm": "train/grad_norm", "entropy": "latent/post_entropy", "replay_rows": "replay/rows"}
-    return {short: metrics.get(name) for short, name in names.items()}
+def _alike(state: State, other: State | None) -> bool:
+    """Whether both states show the same, the phase apart."""
+    return other is not None and state._replace(phase=other.phase) == other
 
 
 def _left(state: State, total: int) -> float | None:
-    """Seconds to the end at the current rate, None without a rate."""
-    return max(0, total - state.env_steps) / state.env_rate if state.env_rate else None
+    """Seconds to the end at the current rate; None while that is not known."""
+    if not state.env_rate or (state.needs_updates and not state.update_rate):
+        return None
+    return max(0, total - state.env_steps) / state.env_rate
 
 
 def _number(value: float | None) -> str:
     """Four significant digits, whole parts up to 1e8 in full, "-" for None; a nan that was measured is shown."""
     if value is None:
-        return "-"
+        return MISSING
     if not math.isfinite(value):
         return str(value)
     if value and not 1e-3 <= abs(value) < 1e8:
@@ -246,6 +277,6 @@ def _spaced(number: int) -> str:
 def _clock_time(seconds: float | None) -> str:
     """h:mm:ss, "-" for None."""
     if seconds is None:
-        return "-"
+        return MISSING
     minutes, second = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

@@ -116,7 +116,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
     Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
     """
     config = decision.config
-    display = stack.enter_context(Display(config.env_steps, every=config.log.every))
+    display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))
     session = Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
     if decision.used:
         decision = _lock(decision, session)
@@ -127,6 +127,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
     display.message(f"run: {decision.run_dir}")
+    display.message(header.METRICS)
     memory = _restore(decision, built, session)
     session.stopping.begun()
     parts = _change(decision, built, memory, session)

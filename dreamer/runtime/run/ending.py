@@ -10,6 +10,7 @@ from pathlib import Path
 from dreamer.errors import UserError
 from dreamer.plugins import one_line
 from dreamer.runtime.files.run_dir import ERROR
+from dreamer.runtime.run import header
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 
@@ -25,9 +26,18 @@ def failed(run: Run, error: BaseException) -> BaseException:
         return parts.stopping.failure
     rescue(run, error)
     path = write_error(parts.run_dir, error)
-    notes = "; ".join(" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note)
+    parts.display.end("failed", [])
+    notes = "; ".join(_notes(error))
     saved = f"checkpoint {parts.checkpoints.latest()} and all rows are saved in {parts.run_dir}"
     return RunFailed(f"{error_line(error)}; {notes or saved}; continue with --resume; details: {path}")
+
+
+def interrupted(run: Run, stop: BaseException) -> None:
+    """Saves a run that a signal has ended; its last lines say how to resume it, or what could not be saved."""
+    parts = run.parts
+    rescue(run, stop)
+    what = f"stopped at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
+    parts.display.end("stopped", [*_notes(stop), what])
 
 
 def rescue(run: Run, error: BaseException) -> None:
@@ -69,6 +79,11 @@ def write_error(run_dir: Path, error: BaseException) -> Path:
 def error_line(error: BaseException) -> str:
     """Returns an exception as one line."""
     return " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """The notes of an exception that are one line each."""
+    return [" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note]
 
 
 def _worth_saving(run: Run) -> bool:

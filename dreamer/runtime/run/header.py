@@ -1,8 +1,11 @@
-"""The lines that a run prints before it begins, and the name of its directory when none was given."""
+"""The first and the last lines that a run prints, and the name of its directory when none was given."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
+from pathlib import Path
 
 import jax
 
@@ -11,6 +14,8 @@ from dreamer.config import Config
 from dreamer.runtime.run import ratio
 from dreamer.runtime.run.learner import Learner
 from dreamer.spaces import Space, Spec
+
+METRICS = "metrics: `dreamer metrics` explains the names below, `dreamer metrics dyn` one of them"
 
 
 def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
@@ -41,3 +46,26 @@ def default_run_dir(config: Config) -> str:
     """runs/<time>-<env>-seed<seed>."""
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
+
+
+def next_steps(run_dir: Path) -> list[str]:
+    """The last lines of a run that is done: its directory, and the commands to look at it."""
+    place = _typed(run_dir)
+    commands = {
+        f"dreamer eval {place}": "play episodes with the agent",
+        f"dreamer report {place}": "draw its curves, scores and videos on a page",
+        f"tensorboard --logdir {place}": "browse every metric",
+    }
+    width = max(map(len, commands))
+    return [f"done: {place}", *(f"  {command:{width}}  # {what}" for command, what in commands.items())]
+
+
+def to_go_on(run_dir: Path) -> str:
+    """The command that resumes a run."""
+    return f"dreamer train --resume --run-dir {_typed(run_dir)}"
+
+
+def _typed(run_dir: Path) -> str:
+    """A path as typed in a shell, relative to the current folder where it lies below."""
+    here = Path(os.getcwd())
+    return shlex.quote(str(run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir))

@@ -11,7 +11,7 @@ from dreamer.runtime.files.manifest import files_of
 from dreamer.runtime.files.run_dir import ERROR
 from dreamer.runtime.log.episodes import episode_metrics
 from dreamer.runtime.replay import capacity
-from dreamer.runtime.run import periodic_evaluation, resume, schedule
+from dreamer.runtime.run import header, periodic_evaluation, resume, schedule
 from dreamer.runtime.run.build import Opened
 from dreamer.runtime.run.collector import Collecting
 from dreamer.runtime.run.listening import Callback, Line, ask
@@ -126,7 +126,7 @@ class Run:
         """Saves and evaluates for the last time, and marks the run as ended."""
         parts = self.parts
         self.save()
-        self.evaluate()
+        self._evaluate()
         parts.checkpoints.wait()
         parts.retention.remove_aside()
         parts.stopping.check_failed()
@@ -135,24 +135,28 @@ class Run:
         files = files_of(parts.checkpoints.manifest(step), f"checkpoint {step}")
         parts.store.save_end(step, files.state, head)
         (parts.run_dir / ERROR).unlink(missing_ok=True)
-        parts.display.message(f"done: {parts.run_dir}")
+        parts.display.end("done", header.next_steps(parts.run_dir))
 
     def leave(self) -> None:
         """Saves a run that a callback has stopped, so that it can be resumed."""
         parts = self.parts
         self.save()
         parts.checkpoints.wait()
-        parts.display.message(f"stopped by a callback at {parts.replay.steps:,} env_steps: {parts.run_dir}")
+        what = f"stopped by a callback at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
+        parts.display.end("stopped", [what])
 
     def evaluate(self) -> None:
-        """Evaluates the newest parameters, and writes a line of metrics."""
+        """Evaluates the newest parameters, writes a line of metrics, and returns to the phase before."""
+        self._evaluate()
+        self.parts.display.phase("training" if self._compiled else "collecting")
+
+    def _evaluate(self) -> None:
         parts, env_steps = self.parts, self.parts.replay.steps
         self.save()  # so that an evaluation that fails loses no training
         parts.learner.sync()
         parts.display.phase("evaluating")
         periodic_evaluation.evaluate(parts, env_steps)
         self._ask(self.log())
-        parts.display.phase("training" if self._compiled else "collecting")
 
     def log(self) -> Line:
         """Writes a line of metrics and returns it. Rates and shares are over the time since the previous line."""

@@ -55,13 +55,15 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def write_video(parts: Parts, env_steps: int, result: Result) -> None:
-    """Writes the video of the first episode into run_dir/pictures, or prints why it cannot be written."""
+    """Writes the video of the first episode into run_dir/pictures and a small one to the sinks, or prints why not."""
     path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
     try:
         images.write_episode_video(path, result.frames, FPS)
-        parts.display.message(f"video of the agent: {path}")
     except UserError as error:
         parts.display.message(f"no video of this evaluation: {error}")
+        return
+    parts.display.message(f"video of the agent: {path}")
+    parts.logger.video(env_steps, "eval/video", *images.shortened(result.frames, FPS))
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:

@@ -66,7 +66,7 @@ def train(
             else:
                 run.finish()
         except KeyboardInterrupt as stop:
-            ending.rescue(run, stop)
+            ending.interrupted(run, stop)
             raise
         except BaseException as error:
             raise ending.failed(run, error) from error

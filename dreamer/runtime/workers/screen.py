@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 # SDL looks for a screen and a sound card even if pygame draws into memory, and prints errors if there is none.
 DRIVERS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+LINUX = sys.platform == "linux"
 
 
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
-    """Returns the variables to add to `environment` for this render mode. Variables that the user has set stay."""
-    if render_mode != "rgb_array":
+    """Returns the variables to add to `environment` for this render mode. Variables that the user has set stay.
+
+    Without a screen they are added for every render mode: an environment may draw its observations with pygame.
+    """
+    if render_mode != "rgb_array" and (not LINUX or any(environment.get(name) for name in SCREENS)):
         return {}
     return {name: driver for name, driver in DRIVERS.items() if name not in environment}
 

@@ -1,0 +1,161 @@
+"""`dreamer metrics`, `presets`, `envs` and `completion`: what there is, as lines to print. No jax."""
+
+from __future__ import annotations
+
+import importlib.util
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from dreamer import shipped
+from dreamer.apps.flags import scan
+from dreamer.errors import UserError, nearest
+from dreamer.plugins import suite_names
+from dreamer.runtime.log import glossary
+
+WIDTH = 100
+ENV_STEPS = 1_000_000  # of a preset that does not say
+SHELLS = ("bash", "zsh")
+
+
+class Suite(NamedTuple):
+    """An environment suite. module: the package it needs, "" for none | example: a task, as for --env"""
+
+    module: str
+    example: str
+
+
+SUITES = {
+    "atari": Suite("ale_py", "atari:breakout"),
+    "bsuite": Suite("bsuite", "bsuite:catch/0"),
+    "crafter": Suite("crafter", "crafter:reward"),
+    "dmc": Suite("dm_control", "dmc:walker-walk"),
+    "memory_maze": Suite("memory_maze", "memory_maze:9x9"),
+    "metaworld": Suite("metaworld", "metaworld:reach-v3"),
+    "minigrid": Suite("minigrid", "minigrid:DoorKey-8x8-v0"),
+    "minihack": Suite("minihack", "minihack:Room-15x15-v0"),
+    "mujoco": Suite("mujoco", "mujoco:HalfCheetah-v5"),
+    "nethack": Suite("nle", "nethack:Score"),
+    "pettingzoo": Suite("pettingzoo", "pettingzoo:simple_spread"),
+    "popgym": Suite("popgym", "popgym:RepeatPreviousEasy"),
+    "probes": Suite("", "probes:both"),
+    "reach": Suite("", "reach:line"),
+    "vizdoom": Suite("vizdoom", "vizdoom:Basic"),
+}
+# Environments of gymnasium itself, by their ids.
+GYMNASIUM = {"classic": Suite("pygame", "CartPole-v1"), "box2d": Suite("Box2D", "LunarLander-v3")}
+BY_HAND = ("minihack", "nethack")  # no extra: their package pins another gymnasium
+
+
+def presets_command(args: list[str]) -> int:
+    """`dreamer presets`: the presets that come with the package, one per line. Returns the exit code."""
+    return listed("presets", args, 0, "dreamer train NAME uses a preset", lambda words: presets_lines())
+
+
+def envs_command(args: list[str]) -> int:
+    """`dreamer envs`: the suites of environments, one per line. Returns the exit code."""
+    return listed("envs", args, 0, "dreamer train --env NAME uses a task", lambda words: envs_lines())
+
+
+def metrics_command(args: list[str]) -> int:
+    """`dreamer metrics [NAME]`: the meaning of what a run logs. Returns the exit code; raises UserError."""
+    return listed("metrics", args, 1, "", lambda words: metrics_lines(words[0] if words else None))
+
+
+def listed(
+    command: str, args: list[str], most: int, hint: str, lines: Callable[[list[str]], list[str]]
+) -> int:
+    """Prints the lines of a command that takes at most so many words and no flag. Returns the exit code."""
+    words, flags = scan(args)
+    flags = [flag for flag in flags if flag.key != "help"]
+    if stray := [*words[most:], *(flag.text for flag in flags)]:
+        takes = f"{most} word" if most else "nothing"
+        raise UserError(f"dreamer {command} takes {takes}, not {stray[0]!r}{f'; {hint}' if hint else ''}")
+    print("\n".join(lines(words)))
+    return 0
+
+
+def metrics_lines(name: str | None) -> list[str]:
+    """All metrics by group, one line each; with a name, its full explanation. Raises UserError for an unknown name."""
+    lines: list[str] = []
+    if name is None:
+        width = max(len(metric.name) for metric in glossary.METRICS)
+        for group in dict.fromkeys(metric.group for metric in glossary.METRICS):
+            lines += [*([""] if lines else []), group]
+            for metric in glossary.METRICS:
+                if metric.group == group:
+                    first = textwrap.shorten(metric.meaning, WIDTH - width - 4, placeholder=" ...")
+                    lines.append(f"  {metric.name:{width}}  {first}")
+        return [*lines, "", "dreamer metrics NAME explains one of them, such as dreamer metrics loss/dyn"]
+    for metric in glossary.explain(name):
+        lines += [*([""] if lines else []), metric.name]
+        lines += _wrapped(metric.meaning) + _wrapped(f"Healthy: {metric.healthy}")
+    return lines
+
+
+def presets_lines() -> list[str]:
+    """The presets that come with dreamer, a line each: what, model, environment steps."""
+    files = shipped.presets()
+    values = {name: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for name, file in files.items()}
+    sizes = {_deter(own): name.removeprefix("size") for name, own in values.items() if name.startswith("size")}
+    rows = [("preset", "env steps", "model", "what")]
+    for name, file in files.items():
+        own = values[name]
+        laid_over = not own.keys() - {"agent"}  # a size or a variant: it has no task
+        steps = "" if laid_over else f"{own.get('env_steps', ENV_STEPS):,}"
+        model = sizes.get(_deter(own), "its own") if _deter(own) else "" if laid_over else sizes.get(512, "")
+        rows.append((name, steps, model, shipped.preset_line(file)))
+    return _table(rows)
+
+
+def envs_lines() -> list[str]:
+    """The environment suites, a line each: the extra that each needs, whether it is there, an example task."""
+    rows = [("suite", "needs", "installed", "example")]
+    for name, suite in {**{name: SUITES[name] for name in suite_names()}, **GYMNASIUM}.items():
+        extra = f'pip install "dreamer-jax[{name.replace("_", "-")}]"' if suite.module else "nothing"
+        extra = "see experiments/README.md" if name in BY_HAND else extra
+        there = not suite.module or importlib.util.find_spec(suite.module) is not None
+        rows.append((name, extra, "yes" if there else "no", f"--env {suite.example}"))
+    return [
+        *_table(rows), "",
+        "Any other environment: --env takes a gymnasium id, or package.module:factory of your own.",
+    ]  # fmt: skip
+
+
+def completion(shell: str, commands: Mapping[str, Iterable[str]]) -> str:
+    """A script that completes `dreamer` in a shell. commands: {name: its words}. Raises UserError for another shell."""
+    if shell not in SHELLS:
+        raise UserError(f"dreamer completion knows bash and zsh, not {shell!r}{nearest(shell, SHELLS)}")
+    cases = "\n".join(f'    {name}) words="{" ".join(words)}" ;;' for name, words in commands.items())
+    script = f"""_dreamer() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{" ".join(commands)} --help --version" -- "$current"))
+    return
+  fi
+  case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$current") $(compgen -f -- "$current"))
+}}
+complete -o filenames -F _dreamer dreamer
+"""
+    if shell == "zsh":  # it reads completions of bash
+        return f"autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n{script}"
+    return script
+
+
+def _deter(values: Mapping[str, Any]) -> int | None:
+    """The width of the recurrent state that a preset sets."""
+    return values.get("agent", {}).get("world_model", {}).get("deter")
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
