@@ -348,7 +348,7 @@ def test_what_was_published_is_read_off_where_the_runs_end(here):
     drawn = curves.panel(task, "episode/return", behind)
     # 4000 frames are 2000 steps; the last bin holds the lines at 850 to 1000 steps, returns 85 to 100 and the seed.
     assert not drawn.frames and drawn.width == 200 and drawn.bounds == (0, 1250)
-    assert [level.name for level in drawn.levels] == ["theirs, published, at 2k env steps"]
+    assert [level.name for level in drawn.levels] == ["theirs at 2k env steps"]
     ours, theirs = scores.scores(task, drawn)
     assert ours.at == theirs.at == (800, 1000) and ours.scores.tolist() == [92.5, 93.5]
     assert theirs.scores.tolist() == [0, 1, 2]

@@ -15,6 +15,7 @@ from dreamer.apps.report.runs import Points, Run
 from dreamer.apps.statistics import bootstrap, iqm
 
 EVALUATION, TRAINING = "eval/return", "episode/return"
+PUBLISHED = ", published"  # ends the name of a published curve
 BINS = 50  # about this number in the longest run
 TAIL = 0.1  # share of a curve at its end that gives the final score
 
@@ -222,7 +223,7 @@ def _behind(
                     "--frames draws both over frames"]  # fmt: skip
     repeat = 1 if frames else repeats.pop()
     return [
-        (f"{one.method}, published", [Points(points.x / repeat, points.y) for points in one.seeds.values()])
+        (one.method + PUBLISHED, [Points(points.x / repeat, points.y) for points in one.seeds.values()])
         for one in curves
     ], []
 
@@ -241,7 +242,8 @@ def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool)
         last = max(points.x[-1] for points in seeds)
         final = [points.y[-1] for points in seeds if points.x[-1] == last]
         if last > end:
-            found.append(Level(f"{name}, at {short(last)} {unit(frames)}", float(np.mean(final))))
+            words = f"{name.removesuffix(PUBLISHED)} at {short(last)} {unit(frames)}"
+            found.append(Level(words, float(np.mean(final))))
     return found
 
 

@@ -93,10 +93,10 @@ def group_names(runs: Sequence[Run]) -> list[str]:
         values = settings(run.config)
         return tuple(f"{short_key(key, every)}={show(values[key])}" for key in keys if key in values)
 
-    alone, shared = list(varying), _varying(together)
+    shared = _varying(together) or varying
     several = list(dict.fromkeys(parts(run, shared) for run in together))
     return [
-        _single(names[run.path], parts(run, alone)) if counts[values] == 1 else _several(parts(run, shared), several)
+        _single(names[run.path], parts(run, varying)) if counts[values] == 1 else _several(parts(run, shared), several)
         for run, values in zip(runs, own, strict=True)
     ]
 

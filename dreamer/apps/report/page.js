@@ -60,13 +60,13 @@
     found.push(...line.seeds.map((points) => faint(points, 0.3)));
     if (line.low && /both|seeds/.test(bands)) found.push(band(main.x, line.low, line.high, color, 0.22));
     if (weight) found.push(faint(main, 0.4));
-    if (line.mean) {
+    if (line.mean && !weight) {
       found.push({ x: main.x, y: line.mean, mode: "lines", line: { color, width: 1.2, dash: "dot" }, hoverinfo: "skip" });
     }
     const short = (value) => Number(value.toPrecision(4)).toLocaleString("en");
     found.push({
       x: main.x, y: weight ? smoothed(main.y, weight) : main.y, name: plain(line.name),
-      mode: main.x.length < 3 ? "lines+markers" : "lines",
+      mode: main.x.length < 3 ? "lines+markers" : "lines", marker: { size: 8, color },
       line: { color, width: line.published || !line.seeds.length ? 1.6 : 2.4, dash },
       text: main.x.map((_, place) => {
         if (line.low) return ` (${short(line.low[place])} to ${short(line.high[place])})`;

@@ -22,7 +22,8 @@ WRAP = 60  # characters of a line of the legend
 INK, GRID = "#010203", "#040506"
 COMMON: Any = {"svg.hashsalt": "dreamer report", "pdf.fonttype": 42, "path.simplify": True}
 ON_PAGE: Any = {
-    "svg.fonttype": "none", "axes.facecolor": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+    "svg.fonttype": "none", "axes.facecolor": "none", "font.size": 9,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
 }  # fmt: skip
 NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}

@@ -59,9 +59,10 @@ class Row(NamedTuple):
 
 # The columns of the page and those of the terminal, which has less room.
 COLUMNS = {
-    "task": "task", "group": "group", "mean": "final", "iqm": "IQM", "interval": "95 % interval", "random": "random",
+    "task": "task", "group": "group", "measured": "score of", "mean": "final",
+    "iqm": "IQM", "interval": "95 % interval", "random": "random",
     "others": "best or published", "env_steps": "env steps", "wall_clock": "wall-clock", "seeds": "seeds",
-    "episodes": "episodes", "measured": "score of",
+    "episodes": "episodes",
 }  # fmt: skip
 TERMINAL = {
     "task": "task", "group": "group", "measured": "score", "seeds": "seeds", "episodes": "episodes", "mean": "mean",
