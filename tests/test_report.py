@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html.parser
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_dirs import add_pictures, climbing, write_curves, write_run
+from run_dirs import climbing, write_curves, write_run
 
 from dreamer.apps import cli
-from dreamer.apps.report import command as report
-from dreamer.apps.report import curves, plots, references, runs, scores
+from dreamer.apps.report import axes, curves, groups, plots, references, runs, scores
 from dreamer.apps.report.runs import Points
+from envs.probes import PROBES
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def error_line(capsys, *args: str) -> str:
 
 
 def one_task(*paths, named=()):
-    found = runs.tasks([runs.read_run(path) for path in paths], named)
+    found = groups.tasks([runs.read_run(path) for path in paths], named)
     assert len(found) == 1
     return found[0]
 
@@ -91,18 +90,39 @@ def test_a_value_that_is_not_finite_is_left_out_and_said(here):
         ('{"step": 10}', ["not a line of metrics", "env_steps"]),
         ('{"env_steps": true}', ["not a line of metrics", "env_steps"]),
         ('{"env_steps": 10, "a": "abc"}', ["not a line of metrics", "'a'", "'abc'"]),
-        ('{"env_steps": 30}', ["goes back", "from 30 to 20"]),
+        ('{"env_steps": 20}', ["goes back", "from 25 to 20"]),
         (b"\xff\xfe", ["damaged"]),
     ],
 )
-def test_a_damaged_or_foreign_line_is_named(here, capsys, line, parts):
+def test_a_damaged_or_foreign_line_is_left_out_and_named(here, line, parts):
     path = write_run(here / "a", [])
     text = line if isinstance(line, bytes) else line.encode()
-    (path / "metrics.jsonl").write_bytes(b'{"env_steps": 1}\n' + text + b'\n{"env_steps": 20}\n')
-    line = error_line(capsys, "a")
-    where = "a/metrics.jsonl:3" if "goes back" in parts else "a/metrics.jsonl:2"
-    for part in [where, *parts]:
-        assert part in line, line
+    (path / "metrics.jsonl").write_bytes(b'{"env_steps": 25}\n' + text + b'\n{"env_steps": 40}\n')
+    run = runs.read_run("a")
+    (note,) = run.notes
+    for part in ["a/metrics.jsonl:2", "left out", *parts]:
+        assert part in note, note
+    assert run.env_steps == 40
+
+
+def test_many_damaged_lines_are_counted(here):
+    path = write_run(here / "a", [])
+    (path / "metrics.jsonl").write_bytes(b"x\n" * 9 + b'{"env_steps": 40}\n')
+    notes = runs.read_run("a").notes
+    assert len(notes) == 6 and notes[-1] == "a/metrics.jsonl: 4 more lines are left out"
+
+
+def test_a_setting_of_another_version_is_left_out_and_named(here):
+    path = write_run(here / "a", seed=4)
+    text = "seed: 4\nworkers:\n  envs: 3\n  least: 2\nagent:\n  world_model:\n    dreams: {a: 1}\n"
+    (path / "config.yaml").write_text(text)
+    run = runs.read_run(path)
+    assert run.config.seed == 4 and run.config.workers.envs == 3
+    assert [note.partition(";")[0] for note in run.notes] == [
+        f"{path}/config.yaml:4: this version of dreamer has no setting workers.least (now workers.min_ready?)",
+        f"{path}/config.yaml:7: this version of dreamer has no setting agent.world_model.dreams"
+        + run.notes[1].partition("dreams")[2].partition(";")[0],
+    ]
 
 
 # ---- groups
@@ -120,13 +140,36 @@ def test_a_group_is_named_by_what_differs(here):
     three_seeds(here / "fast", **{"agent.optimizer.learning_rate": 3e-4})
     task = one_task(*runs.find_runs("."))
     names = {group.name: len(group.runs) for group in task.groups}
-    assert names == {"agent.optimizer.learning_rate=0.0003": 3, "agent.optimizer.learning_rate=4e-05": 3}
+    assert names == {"learning_rate=0.0003": 3, "learning_rate=4e-05": 3}
+
+
+def test_a_run_alone_is_called_by_its_name(here):
+    write_run(here / "runs" / "mine")
+    assert [group.name for group in one_task("runs/mine").groups] == ["mine"]
+    write_run(here / "runs" / "fast", **{"agent.horizon": 100})
+    assert [group.name for group in one_task("runs/mine", "runs/fast").groups] == [
+        "mine (horizon=333)", "fast (horizon=100)",
+    ]  # fmt: skip
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(here):
+    write_run(here / "a" / "seed0")
+    write_run(here / "b" / "seed0", **{"agent.horizon": 100})
+    assert [group.name for group in one_task("a/seed0", "b/seed0").groups] == [
+        "a/seed0 (horizon=333)", "b/seed0 (horizon=100)",
+    ]  # fmt: skip
+
+
+def test_a_setting_is_named_by_as_much_of_its_key_as_is_unique(here):
+    for number in range(4):
+        write_run(here / str(number), seed=number, **{"agent.behavior.units": 64 if number < 2 else 128})
+    assert [group.name for group in one_task(*"0123").groups] == ["behavior.units=64", "behavior.units=128"]
 
 
 def test_settings_that_differ_between_tasks_only_name_nothing(here):
     write_run(here / "a", env="probes:both")
     write_run(here / "b", replay_ratio=8)
-    found = runs.tasks([runs.read_run(path) for path in runs.find_runs(".")])
+    found = groups.tasks([runs.read_run(path) for path in runs.find_runs(".")])
     assert [(task.name, task.groups[0].name) for task in found] == [
         ("CartPole-v1", "all runs"), ("probes:both", "all runs"),
     ]  # fmt: skip
@@ -135,19 +178,28 @@ def test_settings_that_differ_between_tasks_only_name_nothing(here):
 def test_options_of_the_environment_make_another_task(here):
     write_run(here / "a", env="dmc:cheetah-run")
     write_run(here / "b", env="dmc:cheetah-run", env_options={"image": True})
-    found = runs.tasks([runs.read_run(path) for path in runs.find_runs(".")])
+    found = groups.tasks([runs.read_run(path) for path in runs.find_runs(".")])
     assert [task.name for task in found] == ["dmc:cheetah-run", "dmc:cheetah-run {image: true}"]
 
 
 def test_many_settings_are_counted_in_the_name(here):
-    write_run(here / "a")
     model = {"agent.world_model.mults": [2, 3], "agent.horizon": 100}
-    write_run(here / "b", lockstep=True, **model, **{"replay.batch_size": 8})
-    names = [group.name for group in one_task("a", "b").groups]
+    for seed in range(2):
+        write_run(here / f"a{seed}", seed=seed)
+        write_run(here / f"b{seed}", seed=seed, lockstep=True, **model, **{"replay.batch_size": 8})
+    names = [group.name for group in one_task("a0", "a1", "b0", "b1").groups]
     assert names == [
-        "1: lockstep=false, agent.horizon=333, agent.world_model.mults=[2, 3, 4, 4] and 1 more",
-        "2: lockstep=true, agent.horizon=100, agent.world_model.mults=[2, 3] and 1 more",
+        "lockstep=false, horizon=333, mults=[2, 3, 4, 4] and 1 more",
+        "lockstep=true, horizon=100, mults=[2, 3] and 1 more",
     ]
+
+
+def test_settings_of_a_single_run_do_not_lengthen_the_names_of_others(here):
+    three_seeds(here / "slow")
+    three_seeds(here / "fast", **{"agent.optimizer.learning_rate": 3e-4})
+    write_run(here / "odd", lockstep=True, **{"agent.horizon": 9, "replay.batch_size": 8, "agent.contdisc": False})
+    names = {group.name for group in one_task(*runs.find_runs(".")).groups}
+    assert names == {"learning_rate=0.0003", "learning_rate=4e-05", "odd"}
 
 
 def test_groups_of_ones_own_take_runs_and_folders(capsys, here):
@@ -196,7 +248,7 @@ def test_a_curve_stands_for_its_seeds_where_all_have_a_value():
 def test_one_seed_has_no_interval_and_says_so(here):
     drawn = curves.panel(one_task(write_run(here / "a")), "episode/return")
     assert drawn.lines[0].curve.low is None and drawn.lines[0].curve.high is None
-    assert scores.rows(scores.scores(one_task("a"), drawn))[0][-1] == "none: 1 seed"
+    assert scores.rows(scores.scores(one_task("a"), drawn))[0].interval == "none: 1 seed"
 
 
 def test_seeds_that_share_no_bin_have_no_curve_and_are_drawn_alone(here):
@@ -204,7 +256,7 @@ def test_seeds_that_share_no_bin_have_no_curve_and_are_drawn_alone(here):
     write_run(here / "b", [{"env_steps": 900, "loss/dyn": 1.0}], seed=1)
     drawn = curves.panel(one_task("a", "b"), "loss/dyn")
     assert len(drawn.lines[0].curve.at) == 0
-    assert plots.draw(drawn, {"all runs": 0})[:4] == b"\x89PNG"
+    assert plots.on_page(drawn, plots.styles(["all runs"], [drawn])).startswith("<svg")
 
 
 def test_bins_that_a_run_has_not_passed_are_left_out(here):
@@ -213,12 +265,54 @@ def test_bins_that_a_run_has_not_passed_are_left_out(here):
     assert drawn.lines[0].curve.x.tolist() == [100] and drawn.lines[0].curve.mean.tolist() == [70]
 
 
-def test_x_is_in_frames_where_groups_repeat_actions_differently(here):
+def test_x_is_in_env_steps_unless_frames_are_asked_for(here):
     write_run(here / "a")
     write_run(here / "b", action_repeat=2)
-    assert not curves.panel(one_task("a"), "episode/return").frames
-    drawn = curves.panel(one_task("a", "b"), "episode/return", width=50)
-    assert drawn.frames and [line.curve.x[-1] for line in drawn.lines] == [1000, 2000]
+    for frames, ends in ((False, [1000, 1000]), (True, [1000, 2000])):
+        drawn = curves.panel(one_task("a", "b"), "episode/return", width=50, frames=frames)
+        assert drawn.frames == frames and [line.curve.x[-1] for line in drawn.lines] == ends
+
+
+def test_the_spread_over_episodes_is_the_root_mean_square_of_the_seeds(here):
+    for seed, std in enumerate((3.0, 4.0)):
+        lines = [{"env_steps": 100, "eval/return": 1.0, "eval/return_std": std}]
+        write_run(here / f"s{seed}", lines, seed=seed)
+    drawn = curves.panel(one_task("s0", "s1"), "eval/return")
+    assert drawn.lines[0].curve.std.tolist() == [pytest.approx(12.5**0.5)]
+
+
+# ---- axes
+
+
+@pytest.mark.parametrize(
+    "values, levels, returns, ends",
+    [
+        ([100, 200], [], True, (0, 210)),
+        ([-200, -100], [], True, (-210, 0)),
+        ([100, 200], [500], True, (0, 525)),
+        ([100, 200], [-100], True, (-115, 215)),
+        ([30, 31], [], False, (29.95, 31.05)),
+        ([1, 5], [], False, (0, 5.25)),
+        ([-5, -1], [], False, (-5.25, 0)),
+        ([2, 2], [], False, (1.8, 2.2)),
+        ([0, 0], [], True, (-1, 1)),
+    ],
+)
+def test_an_axis_shows_what_a_reader_expects(values, levels, returns, ends):
+    found = axes.y_bounds(np.array(values, float), [references.Level("x", one) for one in levels], returns)
+    assert found == pytest.approx(ends)
+
+
+def test_a_run_of_a_single_row_has_axes(here):
+    drawn = curves.panel(one_task(write_run(here / "a", [{"env_steps": 0, "episode/return": 3.0}])), "episode/return")
+    assert drawn.bounds == (0, 1) and drawn.y_bounds == pytest.approx((0, 3.15))
+
+
+def test_words_of_near_levels_stand_apart():
+    levels = [references.Level(name, value) for name, value in (("b", 51), ("a", 50), ("c", 90))]
+    assert [(one.name, above) for one, above in axes.place_labels(levels, (0, 100))] == [
+        ("a", False), ("b", True), ("c", True),
+    ]  # fmt: skip
 
 
 # ---- published curves
@@ -252,23 +346,54 @@ def test_what_was_published_is_read_off_where_the_runs_end(here):
     task = one_task("a0", "a1")
     behind = references.of_task(references.read(here / "refs"), task)
     drawn = curves.panel(task, "episode/return", behind)
-    assert drawn.frames and drawn.width == 400 and drawn.bounds == (0, 2500)
+    # 4000 frames are 2000 steps; the last bin holds the lines at 850 to 1000 steps, returns 85 to 100 and the seed.
+    assert not drawn.frames and drawn.width == 200 and drawn.bounds == (0, 1250)
+    assert [level.name for level in drawn.levels] == ["theirs at 2k env steps"]
     ours, theirs = scores.scores(task, drawn)
-    # 2000 frames are 1000 steps; the last bin holds the lines at 850 to 1000 steps, returns 85 to 100 and the seed.
-    assert ours.at == theirs.at == (1600, 2000) and ours.scores.tolist() == [92.5, 93.5]
+    assert ours.at == theirs.at == (800, 1000) and ours.scores.tolist() == [92.5, 93.5]
     assert theirs.scores.tolist() == [0, 1, 2]
 
 
-def test_a_mean_without_seeds_is_a_line_and_no_score(here):
+def test_published_curves_have_no_place_beside_unequal_action_repeats_but_over_frames(here):
+    write_curves(here / "refs", "dmc_cheetah_run", "s", 4000)
+    for repeat in (1, 2):
+        write_run(here / f"a{repeat}", env="dmc:cheetah-run", action_repeat=repeat)
+    task = one_task("a1", "a2")
+    behind = references.of_task(references.read(here / "refs"), task)
+    drawn = curves.panel(task, "episode/return", behind)
+    assert not any(line.published for line in drawn.lines) and "action_repeat (1, 2)" in drawn.missing[0]
+    assert any(line.published for line in curves.panel(task, "episode/return", behind, frames=True).lines)
+
+
+def test_a_mean_without_seeds_is_a_level_and_no_score(here):
     (here / "refs").mkdir()
     (here / "refs" / "c.csv").write_text(
         "suite,task,method,seed,env_steps,score\ncrafter,crafter_reward,theirs,all,1000000,11.7\n"
     )
     task = one_task(write_run(here / "a", env="crafter:reward"))
-    drawn = curves.panel(task, "episode/return", references.of_task(references.read(here / "refs"), task))
-    assert [line.mean_only for line in drawn.lines] == [False, True] and drawn.bounds == (0, 1000)
-    assert [score.group for score in scores.scores(task, drawn)] == ["all runs"]
-    assert plots.draw(drawn, {"all runs": 0})[:4] == b"\x89PNG"
+    behind = references.of_task(references.read(here / "refs"), task)
+    levels = references.levels({}, behind, task)
+    drawn = curves.panel(task, "episode/return", behind, levels=levels)
+    assert drawn.levels == [references.Level("theirs, published", 11.7)] and drawn.bounds == (0, 1000)
+    (row,) = scores.rows(scores.scores(task, drawn))
+    assert (row.group, row.random, row.others) == ("a", "-", "11.70 (theirs, published)")
+    assert "theirs, published 11.7" in plots.on_page(drawn, plots.styles(["a"], [drawn]))
+
+
+def test_the_levels_of_the_probes_are_those_of_the_probes(request):
+    ends = references.normalisation(request.config.rootpath / "experiments" / "references")
+    for name, probe in PROBES.items():
+        if probe.random_return < probe.best_return:
+            one = ends[f"probes_{name}"]
+            assert (one.low, one.high, one.unless) == (probe.random_return, probe.best_return, "steps")
+
+
+def test_levels_do_not_hold_with_the_option_that_changes_them(here):
+    ends = {"probes_both": references.Ends(4, 8, "random", "best", "steps")}
+    plain = one_task(write_run(here / "a", env="probes:both"))
+    longer = one_task(write_run(here / "b", env="probes:both", env_options={"steps": 99}))
+    assert references.valid_ends(ends, [plain]) == ends and references.valid_ends(ends, [longer]) == {}
+    assert references.levels(ends, [], plain) == [("random", 4), ("best", 8)]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +447,7 @@ def test_over_tasks_scores_are_normalised_and_drawn_within_each(here):
     for env in ("CartPole-v1", "probes:both"):
         for seed in range(4):
             write_run(here / env / str(seed), env=env, seed=seed)
-    found = runs.tasks([runs.read_run(path) for path in runs.find_runs(".")])
+    found = groups.tasks([runs.read_run(path) for path in runs.find_runs(".")])
     ends = references.normalisation(here / "refs")
     reached = [one for task in found for one in scores.scores(task, curves.panel(task, "eval/return"))]
     (row,) = scores.over_tasks(reached, ends)
@@ -354,7 +479,7 @@ def test_the_last_tenth_is_the_true_one_and_the_same_for_groups_of_equal_length(
     drawn = curves.panel(task, "episode/return")
     found = {score.group: score for score in scores.scores(task, drawn)}
     assert {score.at for score in found.values()} == {(1800, 2000)}
-    by_horizon = {name.partition("horizon=")[2]: score.scores.item() for name, score in found.items()}
+    by_horizon = {name.partition("horizon=")[2].strip(")"): score.scores.item() for name, score in found.items()}
     assert by_horizon == {"333": 1900, "100": np.mean([*range(1830, 2000, 30)]), "200": 1900}
 
 
@@ -379,142 +504,3 @@ def test_a_last_bin_without_an_episode_is_drawn_once_its_run_has_passed_it(here)
     lines = [{"env_steps": step, "episode/return": float(step)} for step in (40, 100, 150)]
     run = write_run(here / "a", [*lines, {"env_steps": 200}])
     assert curves.panel(one_task(run), "episode/return", width=100).lines[0].curve.x.tolist() == [100, 200]
-
-
-# ---- the command
-
-
-def test_the_page_holds_everything_and_the_runs_are_left_alone(here, capsys):
-    for folder in three_seeds(here / "runs"):
-        add_pictures(folder, 100)
-        add_pictures(folder, 200)
-    three_seeds(here / "runs" / "fast", **{"agent.optimizer.learning_rate": 3e-4})
-    before = {file: file.stat().st_mtime_ns for file in (here / "runs").rglob("*")}
-    out = output(capsys, "runs", "--metrics", "loss/*", "--out", "page")
-    assert {file: file.stat().st_mtime_ns for file in (here / "runs").rglob("*")} == before
-    files = {file.name for file in (here / "page").iterdir()}
-    panels = {"CartPole_v1_eval_return.png", "CartPole_v1_episode_return.png", "CartPole_v1_loss_dyn.png"}
-    assert files == {"index.html", *panels} and "page: page/index.html" in out
-    text = (here / "page" / "index.html").read_text()
-    assert text.count("data:image/png;base64,") == 3 + 3 and text.count("data:video/mp4;base64,") == 3
-    assert "at 200 env steps" in text and "at 100 env steps" not in text
-    assert not re.search(r"(src|href)=.(?!data:)", text) and "http" not in text
-    for words in ("agent.optimizer.learning_rate=0.0003", "Final scores", "runs/fast/seed2", "stratified"):
-        assert words in text
-    assert re.search(r"learning_rate=0.0003 +last evaluation, at 1,000 env steps +3 +15 +201.0 +0.58 +201.0", out)
-    assert output(capsys, "runs", "--out", "page")  # its own page is overwritten
-
-
-def test_every_tag_of_the_page_is_closed(here, capsys):
-    add_pictures(write_run(here / "a"), 100)
-    output(capsys, "a")
-    open_tags: list[str] = []
-
-    class Tags(html.parser.HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            if tag not in ("meta", "img"):
-                open_tags.append(tag)
-
-        def handle_endtag(self, tag):
-            assert open_tags.pop() == tag
-
-    Tags().feed((here / "report" / "index.html").read_text())
-    assert open_tags == []
-
-
-def test_pictures_beyond_the_limit_are_left_out_and_named(here, capsys):
-    add_pictures(write_run(here / "a"), 100)
-    out = output(capsys, "a", "--media-mb", "0.0005")
-    assert "left out" in out and "episode_000000100.mp4" in out and "openloop_000000100.png" not in out
-    assert "data:video" not in (here / "report" / "index.html").read_text()
-
-
-def test_names_are_shown_as_they_are_written(here, capsys):
-    three_seeds(here / "a")
-    out = output(capsys, "--group", "<b>[red]&=a")
-    assert "<b>[red]&" in out
-    text = (here / "report" / "index.html").read_text()
-    assert "&lt;b&gt;[red]&amp;" in text and "<b>" not in text
-
-
-def test_what_a_reader_must_know_is_said(here, capsys):
-    write_run(here / "a")
-    write_run(here / "b", climbing(0, 500), **{"agent.horizon": 100.0})
-    write_run(here / "begun", [], seed=1)
-    out = output(capsys, "--group", "g=a", "b", "begun")
-    for part in (
-        "group 'g' has seed 0 more than once: a, b", "group 'g' mixes runs of different agent.horizon: 333, 100",
-        "b stands at 500 of 1,000 env_steps", "begun has no metrics yet",
-        "all scores are those up to 500 env_steps, where b stands",
-    ):  # fmt: skip
-        assert part in out, out
-
-
-def test_runs_without_evaluations_are_drawn_by_their_training_episodes(here, capsys):
-    for seed in range(2):
-        lines = [line for line in climbing(seed) if "eval/return" not in line]
-        write_run(here / f"s{seed}", lines, seed=seed)
-    write_run(here / "s2", seed=2)
-    out = output(capsys, "s0", "s1")
-    assert "last evaluation" not in out and "training, last tenth" in out
-    out = output(capsys, "s0", "s1", "s2")
-    assert "s0 has no eval/return" in out and re.search(r"last evaluation, at 1,000 env steps +1 +5 ", out)
-
-
-def test_the_same_run_given_twice_counts_once(here, capsys):
-    three_seeds(here / "runs")
-    assert re.search(r"1,000 env steps +3 +15 ", output(capsys, "runs", "runs/seed0", str(here / "runs" / "seed1")))
-
-
-@pytest.mark.parametrize(
-    "args, parts",
-    [
-        ([], ["needs runs"]),
-        (["nowhere"], ["no run at nowhere", "no such directory"]),
-        (["empty"], ["no run in empty", "config.yaml"]),
-        (["unlogged"], ["unlogged", "holds no metrics.jsonl"]),
-        (["fresh"], ["no metrics were logged yet", "fresh"]),
-        (["only"], ["no run has eval/return or episode/return", "loss/dyn"]),
-        (["a", "--metrics", "loss/dny"], ["no run has 'loss/dny'", "'loss/dyn'"]),
-        (["a", "--metrics", "zzz"], ["no run has 'zzz'", "5 others"]),
-        (["a", "--group", "b"], ["--group needs NAME=RUN", "'b'"]),
-        (["--group"], ["--group needs NAME=RUN"]),
-        (["a", "--out", "a/page"], ["--out a/page lies in the run a"]),
-        (["a", "--out", "foreign"], ["foreign/index.html was not made by dreamer report"]),
-        (["a", "--out", "file"], ["file"]),
-        (["a", "--references", "nowhere"], ["no references at nowhere"]),
-        (["a", "--bin", "-1"], ["bin must be at least 0", "--bin"]),
-        (["a", "--metric", "x"], ["unknown flag --metric", "'--metrics'"]),
-        (["broken"], ["broken/config.yaml", "'agnet'", "'agent'"]),
-    ],
-)
-def test_what_is_wrong_ends_with_one_line_and_code_2(here, capsys, args, parts):
-    write_run(here / "a", [line | {"x/y": 1.0} for line in climbing(0)])
-    (here / "empty" / "deeper").mkdir(parents=True)
-    (write_run(here / "unlogged") / "metrics.jsonl").unlink()
-    write_run(here / "fresh", [])
-    write_run(here / "only", [{"env_steps": 1, "loss/dyn": 1.0}])
-    write_run(here / "broken", agnet=1)
-    (here / "foreign").mkdir()
-    (here / "foreign" / "index.html").write_text("<html>mine</html>")
-    (here / "file").write_text("")
-    line = error_line(capsys, *args)
-    for part in parts:
-        assert part in line, line
-    assert (here / "foreign" / "index.html").read_text() == "<html>mine</html>" and not (here / "a" / "page").exists()
-
-
-def test_the_help_lists_its_flags(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    out = output(capsys, "--help")
-    flags = ("--group", "--metrics", "--out", "--references", "--bin", "--media-mb", "RUN...")
-    assert all(flag in out for flag in flags)
-
-
-def test_a_page_is_strict_about_text():
-    section = report.page.Section("<x>", ["a < b", report.page.Table(("<h>",), [("1,234.5",), ("<c>",)])])
-    text = report.page.render("t & u", [section])
-    assert "<h2>&lt;x&gt;</h2>" in text and "<td class=number>1,234.5</td>" in text and "<td>&lt;c&gt;</td>" in text
-    assert "t &amp; u" in text
-
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ CHECK = """Run the environment ENV and tell what would spoil a training run, a v
 VERIFY = """Read everything of the run directory RUN that matters and hold it against its seals. Changes nothing.
 - Says what is whole, what is damaged, which checkpoint a run can go on from, and what would be lost.
 - Exit code: 0 whole, 1 something is damaged, 2 there is no run."""
-REPORT = """Draw the curves of runs with their final scores, on one page.
+REPORT = """Write one page with the curves, the final scores and the newest videos of runs.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
 - Published curves are drawn behind returns where the references have the task."""
 PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
@@ -120,13 +121,19 @@ class ReportFlags:
     metrics: tuple[str, ...] = ()
     """Metrics to draw beside the returns, such as loss/dyn or loss/*."""
     out: str = "report"
-    """Folder for the page, index.html, and the pictures of its panels."""
+    """Folder for the page, index.html, and for the panels as files, in panels/."""
     references: str = ""
     """Folder of published curves; empty: those that come with dreamer."""
     bin: Annotated[float, at_least(0)] = 0.0
     """Width of the bins on the x axis; 0 = that of the published curve, else chosen."""
     media_mb: Annotated[float, at_least(0)] = 40.0
     """Megabytes of the runs' pictures and videos that the page may hold."""
+    frames: bool = False
+    """Count environment frames (env steps x action repeat) on the x axis and in scores, in place of env steps."""
+    format: tuple[Literal["svg", "pdf", "png"], ...] = ("svg", "pdf")
+    """Formats of the files of panels, for papers and slides."""
+    static: bool = False
+    """Make a small page without hover values and smoothing; needs no plotly."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -307,6 +314,8 @@ def report_command(args: list[str]) -> int:
     report_runs(
         words + strays, groups=[flag.words for flag in flags if flag.key == "group"], metrics=options.metrics,
         out=options.out, references_dir=options.references, bin_width=options.bin, media_mb=options.media_mb,
+        frames=options.frames, static=options.static, formats=options.format,
+        command=shlex.join(["dreamer", "report", *args]),
     )  # fmt: skip
     return 0
 

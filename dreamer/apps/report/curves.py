@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamer.apps.report.references import Published
-from dreamer.apps.report.runs import Group, Points, Run, Task
+from dreamer.apps.report.axes import short, x_bounds, y_bounds
+from dreamer.apps.report.groups import Task
+from dreamer.apps.report.references import Level, Published
+from dreamer.apps.report.runs import Points, Run
 from dreamer.apps.statistics import bootstrap, iqm
 
 EVALUATION, TRAINING = "eval/return", "episode/return"
+PUBLISHED = ", published"  # ends the name of a published curve
 BINS = 50  # about this number in the longest run
 TAIL = 0.1  # share of a curve at its end that gives the final score
 
@@ -22,6 +25,7 @@ class Curve(NamedTuple):
 
     x [B], seeds [S, B], nan where a seed has no value: every bin | at [C], mean [C], iqm [C]: the bins of all seeds
     low, high [C]: 95 % bootstrap interval of the IQM over seeds, None with one seed
+    std [C]: standard deviation over the episodes of an evaluation, root mean square over seeds; None if not logged
     """
 
     x: np.ndarray
@@ -31,18 +35,15 @@ class Curve(NamedTuple):
     iqm: np.ndarray
     low: np.ndarray | None
     high: np.ndarray | None
+    std: np.ndarray | None = None
 
 
 class Line(NamedTuple):
-    """A curve with its name. published: from the references, not from runs; mean_only: a mean without seeds.
-
-    points: of each seed, before binning.
-    """
+    """A curve with its name. published: from the references, not from runs | points: of each seed, before binning."""
 
     name: str
     curve: Curve
     published: bool = False
-    mean_only: bool = False
     points: tuple[Points, ...] = ()
 
 
@@ -50,8 +51,9 @@ class Panel(NamedTuple):
     """One metric in one task: the lines of the groups that have it, then the published ones.
 
     frames: whether x is in environment frames, otherwise in env_steps | width: of a bin, 0 for evaluations
-    bounds: of x, what is shown | missing: groups and runs without this metric, one line each
+    bounds, y_bounds: what is shown of x and y | missing: groups and runs without this metric, one line each
     end: the x that every run with this metric has reached, up to which all can be compared
+    levels: scores to compare returns with
     """
 
     task: str
@@ -60,8 +62,10 @@ class Panel(NamedTuple):
     frames: bool
     width: float
     bounds: tuple[float, float]
+    y_bounds: tuple[float, float]
     missing: list[str]
     end: float
+    levels: list[Level]
 
 
 # Bins -----------------------------------------------------------------------------------------------------------------
@@ -128,40 +132,43 @@ def curve(seeds: Sequence[Points]) -> Curve:
 # Panels ---------------------------------------------------------------------------------------------------------------
 
 
-def panel(task: Task, metric: str, published: Sequence[Published] = (), width: float = 0.0) -> Panel | None:
+def panel(
+    task: Task, metric: str, published: Sequence[Published] = (), width: float = 0.0, *,
+    levels: Sequence[Level] = (), frames: bool = False,
+) -> Panel | None:  # fmt: skip
     """The panel of a metric in a task, None when no run of it has the metric.
 
-    published: curves drawn behind returns. width: of the bins on the x axis; 0 = as in the published curve, else
-    chosen. x is in frames if a published curve is in frames or the groups differ in action repeat.
+    published: curves drawn behind returns, over frames | levels: drawn in panels of returns | width: of the bins on the
+    x axis; 0 = as in the published curve, else chosen | frames: x in environment frames rather than env steps
     """
-    published = published if metric in (EVALUATION, TRAINING) else ()
-    repeats = {run.config.action_repeat for group in task.groups for run in group.runs}
-    frames = bool(published) or len(repeats) > 1
-    groups: list[tuple[Group, list[Points]]] = []
-    ends: dict[str, list[float]] = {}
-    missing = []
-    for group in task.groups:
-        own = [run for run in group.runs if metric in run.metrics]
-        missing += [f"{run.path} has no {metric}" for run in group.runs if metric not in run.metrics]
-        if own:
-            groups.append((group, [_points(run, metric, frames) for run in own]))
-            ends[group.name] = [_end(run, frames) for run in own]
+    returns = metric in (EVALUATION, TRAINING)
+    groups = [(group, own) for group in task.groups if (own := [run for run in group.runs if metric in run.metrics])]
+    missing = [f"{run.path} has no {metric}" for run in task.runs if metric not in run.metrics]
     if not groups:
         return None
-    everything = [points for _, own in groups for points in own]
-    whole = [points for one in published if not one.mean_only for points in one.seeds.values()]
-    evaluation = metric.startswith("eval/")
+    behind, unplaced = _behind(task, published, frames) if returns else ([], [])
+    points = {group.name: [_points(run, metric, frames) for run in own] for group, own in groups}
+    ends = {group.name: [_end(run, frames) for run in own] for group, own in groups}
+    whole = [seed for _, seeds in behind for seed in seeds]
     step = published_width(whole) if whole else 0.0
-    width = 0.0 if evaluation else width or step or bin_width(everything)
+    if metric.startswith("eval/"):
+        width = 0.0
+    else:
+        width = width or step or bin_width([one for seeds in points.values() for one in seeds])
     lines = []
-    for group, seeds in groups:
-        passed = [_passed(points, width, end) for points, end in zip(seeds, ends[group.name], strict=True)]
-        lines.append(Line(group.name, curve(passed), points=tuple(seeds)))
+    for group, own in groups:
+        pairs = zip(points[group.name], ends[group.name], strict=True)
+        drawn = curve([_passed(one, width, end) for one, end in pairs])
+        drawn = drawn._replace(std=_episode_std(own, metric, frames, drawn.at))
+        lines.append(Line(group.name, drawn, points=tuple(points[group.name])))
     last = max(line.curve.x[-1] for line in lines)
     end = min(max(1.25 * last, last + step), max(last, *(points.x[-1] for points in whole))) if whole else last
-    lines += [line for one in published if (line := _published(one, end, width))]
-    shared = min(end for own in ends.values() for end in own)
-    return Panel(task.name, metric, lines, frames, width, (0.0, float(end)), missing, shared)
+    lines += [line for name, seeds in behind if (line := _published(name, seeds, end, width))]
+    shown = [*levels, *_ahead(behind, end, frames)] if returns else []
+    return Panel(
+        task.name, metric, lines, frames, width, x_bounds(end), y_bounds(_values(lines), shown, returns),
+        missing + unplaced, min(end for own in ends.values() for end in own), shown,
+    )  # fmt: skip
 
 
 def _points(run: Run, metric: str, frames: bool) -> Points:
@@ -172,6 +179,19 @@ def _points(run: Run, metric: str, frames: bool) -> Points:
     else:
         points = averaged(Points(np.minimum(points.x, run.config.env_steps), points.y))
     return Points(points.x * run.config.action_repeat, points.y) if frames else points
+
+
+def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray) -> np.ndarray | None:
+    """The spread over the episodes of evaluations at `at` [C]: root mean square over runs. None if one has none."""
+    name = f"{metric}_std"
+    if not metric.startswith("eval/") or any(name not in run.metrics for run in runs) or not len(at):
+        return None
+    table = np.full((len(runs), len(at)), np.nan)
+    for row, run in zip(table, runs, strict=True):
+        own = _points(run, name, frames)
+        places = np.isin(own.x, at)
+        row[np.searchsorted(at, own.x[places])] = own.y[places]
+    return None if np.isnan(table).any() else np.sqrt((table**2).mean(0))
 
 
 def _end(run: Run, frames: bool) -> float:
@@ -191,14 +211,57 @@ def _passed(points: Points, width: float, reached: float | None = None) -> Point
     return Points(bins.x[passed], bins.y[passed]) if passed.any() else bins
 
 
-def _published(one: Published, end: float, width: float) -> Line | None:
-    """A published curve up to `end`, None if it begins later; a published mean is not cut."""
-    name = f"{one.method} ({one.suite}, published)"
-    seeds = list(one.seeds.values())
-    if not one.mean_only:
-        seeds = [Points(points.x[points.x <= end], points.y[points.x <= end]) for points in seeds]
-    seeds = [_passed(points, width) for points in seeds if len(points.x)]
-    return Line(name, curve(seeds), True, one.mean_only) if seeds else None
+def _behind(
+    task: Task, published: Sequence[Published], frames: bool
+) -> tuple[list[tuple[str, list[Points]]], list[str]]:
+    """The published curves of a task as (name, seeds) over the x axis, and a note where they have no place on it."""
+    curves = [one for one in published if not one.mean_only]
+    repeats = {run.config.action_repeat for run in task.runs}
+    if curves and not frames and len(repeats) > 1:
+        each = ", ".join(map(str, sorted(repeats)))
+        return [], [f"{task.name}: runs differ in action_repeat ({each}), and published curves count frames; "
+                    "--frames draws both over frames"]  # fmt: skip
+    repeat = 1 if frames else repeats.pop()
+    return [
+        (one.method + PUBLISHED, [Points(points.x / repeat, points.y) for points in one.seeds.values()])
+        for one in curves
+    ], []
+
+
+def _published(name: str, seeds: Sequence[Points], end: float, width: float) -> Line | None:
+    """A published curve up to `end`, None if it begins later."""
+    inside = [Points(points.x[points.x <= end], points.y[points.x <= end]) for points in seeds]
+    passed = [_passed(points, width) for points in inside if len(points.x)]
+    return Line(name, curve(passed), True) if passed else None
+
+
+def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool) -> list[Level]:
+    """The last mean of each published curve that goes on beyond `end`."""
+    found = []
+    for name, seeds in behind:
+        last = max(points.x[-1] for points in seeds)
+        final = [points.y[-1] for points in seeds if points.x[-1] == last]
+        if last > end:
+            words = f"{name.removesuffix(PUBLISHED)} at {short(last)} {unit(frames)}"
+            found.append(Level(words, float(np.mean(final))))
+    return found
+
+
+def unit(frames: bool) -> str:
+    """The unit of x in words."""
+    return "frames" if frames else "env steps"
+
+
+def _values(lines: Sequence[Line]) -> np.ndarray:
+    """All finite values that are drawn of these lines, bands included."""
+    parts = []
+    for line in lines:
+        curve = line.curve
+        parts += [curve.seeds.ravel(), *(band for band in (curve.low, curve.high) if band is not None)]
+        if curve.std is not None:
+            parts += [curve.iqm - curve.std, curve.iqm + curve.std]
+    every = np.concatenate(parts)
+    return every[np.isfinite(every)]
 
 
 # Final scores ---------------------------------------------------------------------------------------------------------
@@ -232,7 +295,7 @@ def last_tenth(panel: Panel) -> list[Final]:
     taken whole.
     """
     groups = [line for line in panel.lines if not line.published]
-    published = [line for line in panel.lines if line.published and not line.mean_only]
+    published = [line for line in panel.lines if line.published]
     begin, end = (1 - TAIL) * panel.end, panel.end
     for points in (points for line in groups for points in line.points):
         inside = points.x[points.x <= end]

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 from typing import NamedTuple
 
+from dreamer.apps.report import palette
+
 GENERATOR = '<meta name="generator" content="dreamer report">'
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --faint: #8882; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 88rem; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; }
-figure img, figure video { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
-.curve { width: 40rem; } .shot { width: 26rem; }
-figcaption { font-size: .85rem; opacity: .8; max-width: 40rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { background: var(--faint); }
-td.number { text-align: right; white-space: nowrap; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-"""
-
-
-class Picture(NamedTuple):
-    """A PNG or, with `video`, an mp4, and the words below it. curve: one of the panels, drawn larger."""
-
-    content: bytes
-    caption: str
-    video: bool = False
-    curve: bool = False
+LIGHT = {
+    "paper": "#ffffff", "card": "#f7f8fa", "ink": "#16181d", "soft": "#555b66", "grid": "#dde0e6", "link": "#0a5bb5",
+}  # fmt: skip
+DARK = {
+    "paper": "#121417", "card": "#1a1d22", "ink": "#e6e8ec", "soft": "#a4abb6", "grid": "#32363e", "link": "#7db8f5",
+}  # fmt: skip
+SHORT = 24  # characters of a cell that are not wrapped
+SHOWN = 6  # pictures and videos before the others are folded
 
 
 class Table(NamedTuple):
@@ -43,48 +29,193 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-class Section(NamedTuple):
-    """A heading of the first or second level with its contents, top to bottom."""
+class Picture(NamedTuple):
+    """A PNG or, with `video`, an mp4, and the words below it."""
+
+    content: bytes
+    caption: str
+    video: bool = False
+
+
+class Plot(NamedTuple):
+    """A panel: its title, an SVG element, a caption, and the files beside the page {format: path}."""
 
     title: str
-    parts: Sequence[str | Table | Sequence[Picture]]
+    task: str
+    svg: str
+    caption: str
+    files: dict[str, str]
+
+
+class Legend(NamedTuple):
+    """The names of lines with their styles, and their numbers of seeds in words."""
+
+    lines: Sequence[tuple[str, palette.Style, str]]
+
+
+class Fold(NamedTuple):
+    """Text that is shown when its summary is clicked."""
+
+    summary: str
+    paragraphs: Sequence[str]
+
+
+class Notes(NamedTuple):
+    """Lines of a list."""
+
+    lines: Sequence[str]
+
+
+Part = str | Table | Legend | Fold | Notes | Sequence[Picture] | Sequence[Plot]
+
+
+class Section(NamedTuple):
+    """A heading of the first or second level with its contents, top to bottom. anchor: to link to it."""
+
+    title: str
+    parts: Sequence[Part]
     level: int = 2
+    anchor: str = ""
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
-    """The whole page as HTML. Text of a section becomes a paragraph."""
+class Head(NamedTuple):
+    """The title, the lines below it, the command that made the page ("" = unknown), and the number of notes."""
+
+    title: str
+    lines: Sequence[str]
+    command: str = ""
+    notes: int = 0
+
+
+def render(head: Head, sections: Sequence[Section], panels: str = "", library: str = "") -> str:
+    """The whole page as HTML. panels: as JSON; library: plotly.js, packed; without it the page has no script."""
     body = "\n".join(_section(section) for section in sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n"
-        "</body>\n</html>\n"
+        f"<title>{escape(head.title)} - dreamer report</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
+        f"{_head(head)}\n{body}\n{_scripts(panels, library) if library else ''}</body>\n</html>\n"
     )
+
+
+def _style() -> str:
+    """The style sheet, with the colours of both schemes in front."""
+    light, dark = (
+        " ".join(f"--{name}: {color};" for name, color in {**page, **lines}.items())
+        for page, lines in ((LIGHT, palette.light()), (DARK, palette.dark()))
+    )
+    return (
+        f":root {{ color-scheme: light dark; {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{_own_file('page.css')}"
+    )
+
+
+def _scripts(panels: str, library: str) -> str:
+    return (
+        f'<script type="application/json" id="panels">{panels}</script>\n'
+        f'<script type="text/plain" id="library">{library}</script>\n<script>\n{_own_file("page.js")}</script>\n'
+    )
+
+
+def _own_file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _head(head: Head) -> str:
+    lines = "".join(f"<p>{escape(line)}</p>" for line in head.lines)
+    command = f'<code class="command">{escape(head.command)}</code>' if head.command else ""
+    words = f"{head.notes} note{'s' if head.notes > 1 else ''}"
+    notes = f'<p class="warn"><a href="#notes">{words}</a> on these runs</p>' if head.notes else ""
+    return f'<header class="about">\n<h1>{escape(head.title)}</h1>{lines}{command}</header>\n{notes}'
 
 
 def _section(section: Section) -> str:
     tag = f"h{section.level}"
-    parts = [_part(part) for part in section.parts]
-    return "\n".join([f"<{tag}>{escape(section.title)}</{tag}>", *parts])
+    anchor = f' id="{escape(section.anchor)}"' if section.anchor else ""
+    return "\n".join([f"<{tag}{anchor}>{escape(section.title)}</{tag}>", *map(_part, section.parts)])
 
 
-def _part(part: str | Table | Sequence[Picture]) -> str:
+def _part(part: Part) -> str:
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
     if isinstance(part, Table):
         return _table(part)
-    return f'<div class="row">{"".join(_figure(picture) for picture in part)}</div>'
+    if isinstance(part, Legend):
+        return _bar(part)
+    if isinstance(part, Fold):
+        return _fold(part.summary, "".join(f"<p>{escape(text)}</p>" for text in part.paragraphs))
+    if isinstance(part, Notes):
+        return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in part.lines)}</ul>"
+    plots = [one for one in part if isinstance(one, Plot)]
+    if plots:
+        return f'<div class="grid">\n{"".join(map(_plot, plots))}</div>'
+    return _gallery([one for one in part if isinstance(one, Picture)])
+
+
+def _fold(summary: str, inside: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>'
+    numeric = [any(_is_number(row[place]) for row in table.rows) for place in range(len(table.header))]
+    head = "".join(
+        f"<th{' class=number' if right else ''}>{escape(cell)}</th>"
+        for cell, right in zip(table.header, numeric, strict=True)
+    )
+    rows = "\n".join(
+        f"<tr>{''.join(_cell(*cell) for cell in zip(table.header, row, numeric, strict=True))}</tr>"
+        for row in table.rows
+    )
+    return f'<div class="wide"><table>\n<tr class="head">{head}</tr>\n{rows}\n</table></div>'
 
 
-def _cell(text: str) -> str:
-    number = text.replace(",", "").replace(".", "").removeprefix("-").isdigit()
-    return f"<td{' class=number' if number else ''}>{escape(text)}</td>"
+def _cell(name: str, text: str, number: bool) -> str:
+    kind = " class=number" if number else " class=short" if len(text) <= SHORT else ""
+    return f'<td{kind} data-label="{escape(name)}">{escape(text)}</td>'
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[\d,]+(\.\d+)?(e[-+]?\d+)?", text) is not None
+
+
+def _bar(legend: Legend) -> str:
+    """The legend of all panels and, for the script, their controls."""
+    buttons = "".join(_button(*line) for line in legend.lines)
+    return (
+        f'<div class="bar"><div class="legend">{buttons}</div><div class="controls" hidden>'
+        '<label>smoothing <input type="range" min="0" max="0.95" step="0.05" value="0"><output>off</output></label>'
+        '<label>bands <select><option value="both">seeds and episodes</option><option value="seeds">seeds</option>'
+        '<option value="episodes">episodes</option><option value="none">none</option></select></label></div></div>'
+    )
+
+
+def _button(name: str, style: palette.Style, words: str) -> str:
+    dashes = f' stroke-dasharray="{palette.SVG_DASHES[style.dash]}"' if style.dash != "solid" else ""
+    swatch = (
+        f'<svg viewBox="0 0 26 10" aria-hidden="true"><path d="M0 5H26" stroke="var(--{style.color})" '
+        f'stroke-width="3"{dashes}></path></svg>'
+    )
+    return (
+        f'<button type="button" aria-pressed="true" data-line="{escape(name)}">{swatch}{escape(name)}'
+        f"{escape(words)}</button>"
+    )
+
+
+def _plot(plot: Plot) -> str:
+    task = f"<small>{escape(plot.task)}</small> " if plot.task else ""
+    links = " ".join(f'<a href="{escape(path)}">{kind.upper()}</a>' for kind, path in plot.files.items())
+    return (
+        f'<figure><h3>{escape(plot.title)} {task}</h3><div class="plot">{plot.svg}</div>'
+        f"<figcaption>{escape(plot.caption)} {links}</figcaption></figure>\n"
+    )
+
+
+def _gallery(pictures: Sequence[Picture]) -> str:
+    def grid(some: Sequence[Picture]) -> str:
+        return f'<div class="grid media">{"".join(map(_figure, some))}</div>'
+
+    first, rest = pictures[:SHOWN], pictures[SHOWN:]
+    return grid(first) + (_fold(f"{len(rest)} more", grid(rest)) if rest else "")
 
 
 def _figure(picture: Picture) -> str:
@@ -96,5 +227,4 @@ def _figure(picture: Picture) -> str:
         if picture.video
         else f'<img src="{source}" alt="{caption}">'
     )
-    size = "curve" if picture.curve else "shot"
-    return f'<figure class="{size}">{shown}<figcaption>{caption}</figcaption></figure>\n'
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>\n"

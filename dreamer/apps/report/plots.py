@@ -1,68 +1,114 @@
-"""Draws panels as pictures. matplotlib is imported where it is used. No jax."""
+"""Draws panels as vector graphics: for the page, and as files for papers. matplotlib is imported where used. No jax."""
 
 from __future__ import annotations
 
 import io
+import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dreamer.apps.report.curves import EVALUATION, TRAINING, Curve, Line, Panel
+from dreamer.apps.report import palette
+from dreamer.apps.report.axes import place_labels, short
+from dreamer.apps.report.curves import EVALUATION, TRAINING, Curve, Line, Panel, unit
+from dreamer.apps.report.palette import Style
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, too pale on white paper.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))
-PUBLISHED = ("0.45", "0.62", "0.75")
 LABELS = {EVALUATION: "return of evaluation episodes", TRAINING: "return of training episodes"}
-WRAP = 46  # characters of a line of the legend
+FORMATS = ("svg", "pdf", "png")
+WRAP = 60  # characters of a line of the legend
+# Colours that no line has; in the page's own drawing they become CSS variables.
+INK, GRID = "#010203", "#040506"
+COMMON: Any = {"svg.hashsalt": "dreamer report", "pdf.fonttype": 42, "path.simplify": True}
+ON_PAGE: Any = {
+    "svg.fonttype": "none", "axes.facecolor": "none", "font.size": 9,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
+}  # fmt: skip
+NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
+BANDS = {"seeds": 0.22, "episodes": 0.10}  # opacity
 
 
-def draw(panel: Panel, colors: dict[str, int], dpi: int = 130) -> bytes:
-    """A PNG: lines of groups over published curves. colors: {name of a group: its number}, the same in all panels.
+def styles(groups: Sequence[str], panels: Sequence[Panel]) -> dict[str, Style]:
+    """{name of a line: its style}, the same in all panels: the groups, then the published curves."""
+    published = dict.fromkeys(line.name for panel in panels for line in panel.lines if line.published)
+    return {name: palette.of_published(number) for number, name in enumerate(published)} | {
+        name: palette.of_group(number) for number, name in enumerate(groups)
+    }
 
-    Several seeds: the IQM with its 95 % interval, the mean dotted where it differs, seeds faint. One seed: a thin line.
-    """
+
+def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
+    """An SVG element for the page without title and legend, whose colours are the page's CSS variables."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(dpi=dpi, layout="constrained")
-    axis = figure.subplots()
-    published = 0
-    for line in sorted(panel.lines, key=lambda line: not line.published):
-        if line.published:
-            of = ", training episodes" if panel.metric == EVALUATION else ""
-            _line(axis, line, PUBLISHED[published % len(PUBLISHED)], "-", 1, of)
-            published += 1
-        else:
-            number = colors[line.name]
-            _line(axis, line, COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)], 3)
-    axis.set_xlim(*panel.bounds)
-    axis.set_title("\n".join(textwrap.wrap(panel.task, 60)), loc="left", fontsize=11)
-    axis.set_ylabel(LABELS.get(panel.metric, panel.metric))
-    axis.set_xlabel("environment frames (env steps x action repeat)" if panel.frames else "env steps")
-    axis.xaxis.set_major_formatter(_thousands)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axis.get_legend_handles_labels()
-    words = "\n".join(textwrap.wrap(caption(panel), 105))
-    below = sum(text.count("\n") + 1 for text in (*labels, words))
-    figure.set_size_inches(6.4, 3.5 + 0.18 * below)  # the axes keep their height
-    legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, title=words)
-    legend.set_alignment("left")
-    legend.get_title().set_fontsize(7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    with matplotlib.rc_context({**COMMON, **ON_PAGE}):
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained", facecolor="none")
+        _axis(figure, panel, looks).set_ylabel("")  # the page has it as a title
+        svg = _saved(figure, "svg").decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (xmlns(:xlink)?|width|height|version)="[^"]*"', "", svg, count=5)
+    svg = re.sub(r' id="(figure|axes|matplotlib|xtick|ytick|line2d|text|patch|Fill|Poly|Path)[^"]*"', "", svg)
+    for name, color in {"ink": INK, "grid": GRID, **palette.light()}.items():
+        svg = svg.replace(color, f"var(--{name})")
+    return svg.strip()
+
+
+def for_papers(panel: Panel, looks: Mapping[str, Style], formats: Sequence[str]) -> dict[str, bytes]:
+    """{format: the panel with its title and its legend}; text in a PDF stays text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(COMMON):
+        figure = Figure(dpi=200, layout="constrained")
+        axis = _axis(figure, panel, looks)
+        axis.set_title("\n".join(textwrap.wrap(panel.task, 60)), loc="left", fontsize=11)
+        handles, labels = axis.get_legend_handles_labels()
+        words = "\n".join(textwrap.wrap(caption(panel), 100))
+        below = sum(label.count("\n") + 1 for label in (*labels, words))
+        figure.set_size_inches(6.0, 3.3 + 0.18 * below)  # the axes keep their height
+        legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, title=words)
+        legend.set_alignment("left")
+        legend.get_title().set_fontsize(7)
+        return {kind: _saved(figure, kind) for kind in formats}
 
 
 def caption(panel: Panel) -> str:
     """A description of the lines of a panel."""
-    unit = "frames" if panel.frames else "env steps"
-    of_bins = f"Means in bins of {panel.width:,.0f} {unit}." if panel.width else ""
-    several = any(len(line.curve.seeds) > 1 for line in panel.lines)
-    means = "Solid: IQM of the seeds, where all have a value; shaded: its 95 % bootstrap interval; faint: each seed."
-    dotted = "Dotted: the mean." if any(differs(line.curve) for line in panel.lines) else ""
-    return " ".join(filter(None, [of_bins, means if several else "", dotted]))
+    return " ".join(filter(None, [bins(panel), *explanation([panel])]))
+
+
+def bins(panel: Panel) -> str:
+    """A sentence on the bins of a panel, "" for evaluations, which have none."""
+    return f"Means in bins of {panel.width:,.4g} {unit(panel.frames)}." if panel.width else ""
+
+
+def explanation(panels: Sequence[Panel]) -> list[str]:
+    """Sentences on what the lines and bands of panels are."""
+    parts = []
+    lines = [line for panel in panels for line in panel.lines]
+    if any(len(line.curve.seeds) > 1 for line in lines):
+        parts.append("Thick: IQM of the seeds, where all have a value; dark band: its 95 % bootstrap interval; "
+                     "faint: each seed.")  # fmt: skip
+    if any(differs(line.curve) for line in lines):
+        parts.append("Dotted: the mean.")
+    if any(line.curve.std is not None for line in lines):
+        parts.append("Light band: one standard deviation over the episodes of an evaluation.")
+    if any(panel.metric == EVALUATION and any(line.published for line in panel.lines) for panel in panels):
+        parts.append("Published curves are of training episodes.")
+    return parts
+
+
+def label(panel: Panel) -> str:
+    """The label of the y axis."""
+    return LABELS.get(panel.metric, panel.metric)
+
+
+def x_label(panel: Panel) -> str:
+    """The label of the x axis, with its unit."""
+    return "environment frames (env steps x action repeat)" if panel.frames else "env steps"
 
 
 def differs(curve: Curve) -> bool:
@@ -70,38 +116,62 @@ def differs(curve: Curve) -> bool:
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
-def _line(axis: Any, line: Line, color: str, dashes: Any, order: int, of: str = "") -> None:
-    """Draws one line; `of` is appended to its text in the legend."""
-    curve = line.curve
+def _saved(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=NO_DATE[kind])
+    return buffer.getvalue()
+
+
+def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
+    """The axes of a panel with its levels and lines; names in `looks`."""
+    axis = figure.subplots()
+    for level, above in place_labels(panel.levels, panel.y_bounds):
+        axis.axhline(level.value, color=palette.PUBLISHED_LIGHT[0], lw=0.8, ls=(0, (1, 2)), zorder=1)
+        axis.annotate(
+            _plain(f"{level.name} {level.value:,.4g}"), (1, level.value), xycoords=axis.get_yaxis_transform(),
+            xytext=(-2, 2 if above else -2), textcoords="offset points", ha="right", va="bottom" if above else "top",
+            fontsize=7, color=palette.PUBLISHED_LIGHT[0],
+        )  # fmt: skip
+    for line in sorted(panel.lines, key=lambda line: not line.published):
+        _line(axis, line, looks[line.name], 1 if line.published else 3)
+    axis.set_xlim(*panel.bounds)
+    axis.set_ylim(*panel.y_bounds)
+    axis.set_ylabel(_plain(label(panel)))
+    axis.set_xlabel(x_label(panel))
+    axis.xaxis.set_major_formatter(lambda value, _: short(value))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return axis
+
+
+def _line(axis: Any, line: Line, look: Style, order: int) -> None:
+    """Draws one line with its bands."""
+    curve, color = line.curve, palette.light()[look.color]
     count = len(curve.seeds)
-    label = f"{line.name}, {count} seed{'s' if count > 1 else ''}{of}"
-    if line.mean_only:
-        label = f"{line.name}, mean at {curve.x[-1]:,.0f} frames"
-        axis.axhline(curve.seeds[0, -1], color=color, lw=1.2, ls=(0, (1, 2)), label=label, zorder=order)
-        return
+    dashes = {"solid": "-", "dash": (0, (5, 1.5)), "dot": (0, (1.5, 1))}[look.dash]
+    words = f"{line.name}, {count} seed{'s' if count > 1 else ''}"
     if count > 1 and not len(curve.at):
-        label += " that share no bin"
-    label = "\n".join(textwrap.wrap(label, WRAP))
+        words += " that share no bin"
+    words = _plain("\n".join(textwrap.wrap(words, WRAP)))
+    if curve.std is not None:
+        low, high = curve.iqm - curve.std, curve.iqm + curve.std
+        axis.fill_between(curve.at, low, high, color=color, alpha=BANDS["episodes"], lw=0, zorder=order)
     if count == 1 or not len(curve.at):
         for number, values in enumerate(curve.seeds):
             own = ~np.isnan(values)
-            marker = "o" if own.sum() < 3 else None
-            style = {"lw": 1.0, "ls": dashes, "marker": marker, "ms": 3, "zorder": order}
-            axis.plot(curve.x[own], values[own], color=color, label=label if not number else None, **style)
+            style = {"lw": 1.2, "ls": dashes, "marker": "o" if own.sum() < 3 else None, "ms": 3, "zorder": order + 1}
+            axis.plot(curve.x[own], values[own], color=color, label=words if not number else None, **style)
         return
     for values in curve.seeds:
         own = ~np.isnan(values)
         axis.plot(curve.x[own], values[own], color=color, lw=0.7, alpha=0.3, zorder=order)
-    axis.fill_between(curve.at, curve.low, curve.high, color=color, alpha=0.18, lw=0, zorder=order)
+    axis.fill_between(curve.at, curve.low, curve.high, color=color, alpha=BANDS["seeds"], lw=0, zorder=order)
     marker = "o" if len(curve.at) < 3 else None
-    axis.plot(curve.at, curve.iqm, color=color, lw=2.0, ls=dashes, marker=marker, ms=4, label=label, zorder=order + 1)
+    axis.plot(curve.at, curve.iqm, color=color, lw=2.0, ls=dashes, marker=marker, ms=4, label=words, zorder=order + 1)
     if differs(curve):
         axis.plot(curve.at, curve.mean, color=color, lw=1.2, ls=(0, (1, 1.5)), zorder=order + 1)
 
 
-def _thousands(value: float, _: float) -> str:
-    """12k, 1.5M: the numbers below an axis."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+def _plain(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")

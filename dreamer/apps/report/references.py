@@ -3,7 +3,8 @@
 A file of curves is a .csv or .csv.gz with the columns suite, task, method, seed, env_steps, score: env_steps in
 environment frames (action repeat included), the right edge of the bin; score the undiscounted return of training
 episodes, mean of the bin. The seed "all" is a mean over seeds that were not published one by one.
-`normalisation.csv` has the columns task, low, high: a normalised score is (score - low) / (high - low).
+`normalisation.csv` has the columns task, low, high: a normalised score is (score - low) / (high - low). Its columns
+low_is and high_is name these scores, and `unless` names an environment option with which they do not hold.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import gzip
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
-from dreamer.apps.report.runs import Points, Task
+from dreamer.apps.report.groups import Task
+from dreamer.apps.report.runs import Points
 from dreamer.errors import UserError
 from dreamer.runtime.files.safe_files import open_regular
 
@@ -39,6 +41,24 @@ class Published(NamedTuple):
     def mean_only(self) -> bool:
         """Whether only a mean over seeds was published."""
         return set(self.seeds) == {MEAN_ONLY}
+
+
+class Ends(NamedTuple):
+    """The scores that are 0 and 1 after normalising, what they are ("random", "human", "" = not worth a line), and the
+    environment option with which they do not hold, "" = always."""
+
+    low: float
+    high: float
+    low_is: str = ""
+    high_is: str = ""
+    unless: str = ""
+
+
+class Level(NamedTuple):
+    """A score that a reader compares returns with, and what it is: "random", "human", "dreamerv3 at 250k env steps"."""
+
+    name: str
+    value: float
 
 
 def task_key(env: str) -> str:
@@ -82,8 +102,8 @@ def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Publis
     return [one for one in candidates if one.suite == suite]
 
 
-def normalisation(folder: Path) -> dict[str, tuple[float, float]]:
-    """{task: (low, high)} of normalisation.csv; empty when there is none. Raises UserError."""
+def normalisation(folder: Path) -> dict[str, Ends]:
+    """{task: its Ends} of normalisation.csv; empty when there is none. Raises UserError."""
     path = folder / NORMALISATION
     if not path.is_file():
         return {}
@@ -92,8 +112,24 @@ def normalisation(folder: Path) -> dict[str, tuple[float, float]]:
         low, high = _number(row["low"], where), _number(row["high"], where)
         if low == high:
             raise UserError(f"{where}: low and high are both {low}")
-        ends[row["task"]] = low, high
+        words = (row.get(name) or "" for name in ("low_is", "high_is", "unless"))
+        ends[row["task"]] = Ends(low, high, *words)
     return ends
+
+
+def valid_ends(ends: Mapping[str, Ends], tasks: Iterable[Task]) -> dict[str, Ends]:
+    """The ends that hold for all of these tasks: without those of a task whose runs have the option `unless`."""
+    set_options = {(task_key(task.env), option) for task in tasks for option in task.options}
+    return {key: one for key, one in ends.items() if (key, one.unless) not in set_options}
+
+
+def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task) -> list[Level]:
+    """The scores to compare the returns of a task with: its named ends, then means published without curves."""
+    found = []
+    if one := ends.get(task_key(task.env)):
+        found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
+    means = [(one.method, one.seeds[MEAN_ONLY].y[-1]) for one in published if one.mean_only]
+    return found + [Level(f"{method}, published", float(value)) for method, value in means]
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, last_evaluations, last_tenth
-from dreamer.apps.report.references import task_key
-from dreamer.apps.report.runs import Task
+from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, last_evaluations, last_tenth, unit
+from dreamer.apps.report.groups import Task
+from dreamer.apps.report.references import Level, task_key
+from dreamer.apps.report.runs import Run
 from dreamer.apps.statistics import bootstrap, iqm, standard_error
 
 RESAMPLES = 10_000
-HEADER = ("task", "group", "score", "seeds", "episodes", "mean", "standard error", "IQM", "95 % interval of the IQM")
 WORDS = {EVALUATION: "last evaluation", TRAINING: "training, last tenth"}
-NONE = "-"
+NONE, RANDOM = "-", "random"
 
 
 class Score(NamedTuple):
     """The final scores of one group in one task.
 
     scores [S]: one per seed, over the span `at` (from, to) of the x axis | episodes: averaged over, None if unknown
-    key: the name of the task in the references | counted: the unit of x
+    key: the name of the task in the references | counted: the unit of x | levels: to compare with
+    runs: behind the scores, none of a published curve
     """
 
     task: str
@@ -34,6 +35,39 @@ class Score(NamedTuple):
     episodes: int | None
     at: tuple[float, float]
     counted: str
+    levels: tuple[Level, ...] = ()
+    runs: tuple[Run, ...] = ()
+
+
+class Row(NamedTuple):
+    """A row of the table as text; the fields are its columns."""
+
+    task: str
+    group: str
+    measured: str
+    seeds: str
+    episodes: str
+    mean: str
+    error: str
+    iqm: str
+    interval: str
+    random: str = NONE
+    others: str = NONE
+    env_steps: str = NONE
+    wall_clock: str = NONE
+
+
+# The columns of the page and those of the terminal, which has less room.
+COLUMNS = {
+    "task": "task", "group": "group", "measured": "score of", "mean": "final",
+    "iqm": "IQM", "interval": "95 % interval", "random": "random",
+    "others": "best or published", "env_steps": "env steps", "wall_clock": "wall-clock", "seeds": "seeds",
+    "episodes": "episodes",
+}  # fmt: skip
+TERMINAL = {
+    "task": "task", "group": "group", "measured": "score", "seeds": "seeds", "episodes": "episodes", "mean": "mean",
+    "error": "standard error", "iqm": "IQM", "interval": "95 % interval of the IQM",
+}  # fmt: skip
 
 
 def scores(task: Task, panel: Panel) -> list[Score]:
@@ -41,37 +75,39 @@ def scores(task: Task, panel: Panel) -> list[Score]:
 
     Published curves are of training episodes; they have no evaluations.
     """
-    episodes = {
-        group.name: sum(run.config.eval.episodes for run in group.runs if panel.metric in run.metrics)
-        for group in task.groups
-    }
+    runs = {group.name: tuple(run for run in group.runs if panel.metric in run.metrics) for group in task.groups}
     evaluation = panel.metric == EVALUATION
-    counted = "frames" if panel.frames else "env steps"
     found = []
     for line, values, at in last_evaluations(panel) if evaluation else last_tenth(panel):
         values = values[~np.isnan(values)]
+        own = () if line.published else runs[line.name]
         if len(values):
-            known = episodes[line.name] if evaluation else None
-            found.append(Score(task.name, task_key(task.env), line.name, panel.metric, values, known, at, counted))
+            found.append(
+                Score(
+                    task.name, task_key(task.env), line.name, panel.metric, values,
+                    sum(run.config.eval.episodes for run in own) if evaluation else None, at, unit(panel.frames),
+                    tuple(panel.levels), own,
+                )
+            )  # fmt: skip
     return found
 
 
-def rows(found: Sequence[Score]) -> list[tuple[str, ...]]:
-    """The table as text, one row per score, with the columns of HEADER."""
+def rows(found: Sequence[Score]) -> list[Row]:
+    """The table as text, one row per score."""
     return [_row(score) for score in found]
 
 
-def over_tasks(found: Sequence[Score], ends: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:
+def over_tasks(found: Sequence[Score], ends: Mapping[str, Sequence[Any]]) -> list[Row]:
     """A row for each group and metric that has a score in every task, of which there are at least two.
 
-    ends: {task as named in the references: (low, high)} to normalise scores by; a row needs all tasks.
+    ends: {task as named in the references: (low, high, ..)} to normalise scores by; a row needs all tasks.
     The interval is stratified: seeds are drawn with replacement within each task.
     """
     tasks = {score.task for score in found}
     table: dict[tuple[str, str], list[Score]] = {}
     for score in found:
         table.setdefault((score.metric, score.group), []).append(score)
-    out: list[tuple[str, ...]] = []
+    out: list[Row] = []
     for (metric, group), own in table.items():
         if len(tasks) < 2 or len(own) < len(tasks) or any(score.key not in ends for score in own):
             continue
@@ -80,38 +116,63 @@ def over_tasks(found: Sequence[Score], ends: Mapping[str, tuple[float, float]]) 
         fewest, most = min(map(len, strata)), max(map(len, strata))
         episodes = sum(score.episodes or 0 for score in own)
         out.append(
-            (
+            Row(
                 f"all {len(tasks)} tasks, normalised", group, WORDS[metric],
                 f"{fewest}" if fewest == most else f"{fewest} to {most}", f"{episodes or NONE}",
-                _text(every.mean()), NONE, _text(float(iqm(every))), _interval(strata),
+                text(every.mean()), NONE, text(float(iqm(every))), _interval(strata),
+                env_steps=_steps([run for score in own for run in score.runs]),
+                wall_clock=_clock([run for score in own for run in score.runs]),
             )
         )  # fmt: skip
     return out
 
 
-def normalised(scores: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+def normalised(scores: np.ndarray, ends: Sequence[Any]) -> np.ndarray:
     """Scores [..] scaled to 0 at the low and 1 at the high end, of shape [S] for S seeds."""
     return (scores - ends[0]) / (ends[1] - ends[0])
 
 
-def _row(score: Score) -> tuple[str, ...]:
+def _row(score: Score) -> Row:
     values = score.scores
     start, end = score.at
     at = f"{end:,.0f}" if start >= end else f"{start:,.0f} to {end:,.0f}"
-    return (
+    others = [level for level in score.levels if level.name != RANDOM]
+    return Row(
         score.task, score.group, f"{WORDS[score.metric]}, at {at} {score.counted}", f"{len(values)}",
-        NONE if score.episodes is None else f"{score.episodes}", _text(values.mean()), _text(standard_error(values)),
-        _text(float(iqm(values))), _interval([values]),
+        NONE if score.episodes is None else f"{score.episodes}", text(values.mean()), text(standard_error(values)),
+        text(float(iqm(values))), _interval([values]),
+        next((text(level.value) for level in score.levels if level.name == RANDOM), NONE),
+        "; ".join(f"{text(level.value)} ({level.name})" for level in others) or NONE,
+        _steps(score.runs), _clock(score.runs),
     )  # fmt: skip
 
 
 def _interval(strata: Sequence[np.ndarray]) -> str:
     ends = bootstrap(strata, resamples=RESAMPLES)
-    return f"{_text(float(ends.low))} to {_text(float(ends.high))}" if ends else "none: 1 seed"
+    return f"{text(float(ends.low))} to {text(float(ends.high))}" if ends else "none: 1 seed"
 
 
-def _text(value: float) -> str:
+def text(value: float) -> str:
     """A score with at most two decimals, fewer the larger it is."""
     if math.isnan(value):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45 s, 12 min or 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def _steps(runs: Sequence[Run]) -> str:
+    """The env steps of runs: of all if they agree, else the least and the most."""
+    counts = sorted({run.env_steps for run in runs})
+    return " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or NONE
+
+
+def _clock(runs: Sequence[Run]) -> str:
+    """The mean wall-clock time of runs."""
+    return duration(float(np.mean([run.seconds for run in runs]))) if runs else NONE

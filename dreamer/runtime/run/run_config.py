@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamer import plugins, trust
-from dreamer.config import PLUGINS, Config, stack, to_yaml
+from dreamer.config import PLUGINS, Config, Note, similar_key, stack, to_yaml
 from dreamer.errors import UserError
-from dreamer.layers import Layer, layer_of
+from dreamer.fields import type_of
+from dreamer.layers import Layer, dotted, layer_of
+from dreamer.layers import layer as nested
 from dreamer.runtime.files import safe_files
 from dreamer.runtime.files.atomic import write_durably
 from dreamer.runtime.files.manifest import Manifest
@@ -72,10 +74,12 @@ def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | Non
     return stack([found.layer()], note=lambda note: None)
 
 
-def load_plain(run_dir: Path) -> Config:
+def load_plain(run_dir: Path, unknown: Note | None = None) -> Config:
     """Loads the config of a run for display only, without importing anything that the run names.
 
     A world model or behavior that is not part of dreamer becomes a plain record of the settings in the file.
+    unknown: called with a line on each setting that this version of dreamer does not know, which is then left out;
+    None raises UserError for the first.
     """
     layer = read(run_dir).layer()
     values, strangers = dict(layer.values), {}
@@ -87,11 +91,38 @@ def load_plain(run_dir: Path) -> Config:
         if isinstance(name, str) and ("." in name or ":" in name):
             values[outer] = {key: value for key, value in group.items() if key != inner}  # type: ignore[union-attr]
             strangers[path] = _record(settings)
+    if unknown is not None:
+        values = _known(layer._replace(values=values), unknown)
     config = stack([layer._replace(values=values)], note=lambda note: None)
     for path, record in strangers.items():
         outer, inner = path.split(".")
         config = dataclasses.replace(config, **{outer: dataclasses.replace(getattr(config, outer), **{inner: record})})
     return config
+
+
+def _known(layer: Layer, unknown: Note) -> dict[str, Any]:
+    """The values of a layer without the settings that no field of this version holds; `unknown` is called with each."""
+    flat = dict(dotted(layer.values))
+    names = {key: flat[key] for key in (f"{path}.name" for path in PLUGINS) if key in flat}
+    config = stack([nested(names, layer.origin)], note=lambda note: None)
+    return _pruned(config, layer, layer.values, "", unknown)
+
+
+def _pruned(config: Config, layer: Layer, values: Mapping[str, Any], path: str, unknown: Note) -> dict[str, Any]:
+    """`values` at the dotted key `path` without unknown keys."""
+    kept = {}
+    for name, value in values.items():
+        key = f"{path}.{name}" if path else str(name)
+        kind = type_of(config, key)
+        if kind is None:
+            near = similar_key(config, key)
+            hint = f" (now {near}?)" if near else ""
+            unknown(f"{layer.where(key)}: this version of dreamer has no setting {key}{hint}; it is left out")
+        elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            kept[name] = _pruned(config, layer, value, key, unknown)
+        else:
+            kept[name] = value
+    return kept
 
 
 def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:

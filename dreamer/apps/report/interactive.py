@@ -1,0 +1,71 @@
+"""What the script of the page needs: panels as JSON and plotly.js itself, so that no network is used. No jax."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dreamer.apps.report.axes import place_labels
+from dreamer.apps.report.curves import Line, Panel
+from dreamer.apps.report.palette import Style
+from dreamer.apps.report.plots import differs, x_label
+from dreamer.errors import UserError
+
+DIGITS = 6  # of a number on the page
+
+
+def library() -> str:
+    """The source of plotly.js, compressed, as base64 text of about 2 MB. Raises UserError when it is not installed."""
+    try:
+        from plotly import offline
+    except ImportError as error:
+        raise UserError(
+            'dreamer report needs plotly for its page: pip install "dreamer-jax[report]", in the checkout '
+            'pip install ".[report]"; --static makes a page without it'
+        ) from error
+    return base64.b64encode(gzip.compress(offline.get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def to_json(panels: Sequence[Panel], looks: Mapping[str, Style]) -> str:
+    """The panels as JSON that may stand inside a script element. looks: {name of a line: its style}."""
+    text = json.dumps([_panel(panel, looks) for panel in panels], separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _panel(panel: Panel, looks: Mapping[str, Style]) -> dict[str, Any]:
+    return {
+        "task": panel.task, "metric": panel.metric, "xLabel": x_label(panel),
+        "x": panel.bounds, "y": panel.y_bounds, "lines": [_line(line, looks[line.name]) for line in panel.lines],
+        "levels": [
+            {"text": f"{level.name} {level.value:,.4g}", "value": level.value, "above": above}
+            for level, above in place_labels(panel.levels, panel.y_bounds)
+        ],
+    }  # fmt: skip
+
+
+def _line(line: Line, look: Style) -> dict[str, Any]:
+    """A line; main is None where seeds share no bin, and seeds is empty where there is one, which main is."""
+    curve = line.curve
+    seeds = [_points(curve.x[own], values[own]) for values in curve.seeds for own in [~np.isnan(values)]]
+    main = _points(curve.at, curve.iqm) if len(curve.at) else None
+    if len(seeds) == 1:
+        seeds = []
+    bands = {"low": curve.low, "high": curve.high, "std": curve.std}
+    return {
+        "name": line.name, "color": look.color, "dash": look.dash, "published": line.published, "main": main,
+        "seeds": seeds, "mean": _numbers(curve.mean) if differs(curve) else None,
+        **{name: None if band is None or main is None else _numbers(band) for name, band in bands.items()},
+    }  # fmt: skip
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
+    return {"x": _numbers(x), "y": _numbers(y)}
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]

@@ -1,0 +1,134 @@
+"use strict";
+// Draws the panels with plotly. Without it, or before it is unpacked, the page shows the same panels as plain SVG.
+(async () => {
+  const panels = JSON.parse(document.getElementById("panels").textContent);
+  const controls = document.querySelector(".controls");
+  const buttons = [...document.querySelectorAll(".legend button")];
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const plots = [...document.querySelectorAll(".plot")];
+
+  async function unpack() {
+    const text = atob(document.getElementById("library").textContent.trim());
+    const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+    const source = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(source).text();
+    document.head.append(script);
+  }
+
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  // plotly reads tags in texts.
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+  function faded(color, opacity) {
+    const part = (from) => parseInt(color.slice(from, from + 2), 16);
+    return `rgba(${part(1)},${part(3)},${part(5)},${opacity})`;
+  }
+
+  // An exponential moving average that begins at the first value, without a pull to zero.
+  function smoothed(values, weight) {
+    let sum = 0, total = 0;
+    return values.map((value) => {
+      sum = weight * sum + (1 - weight) * value;
+      total = weight * total + (1 - weight);
+      return sum / total;
+    });
+  }
+
+  function band(x, low, high, color, opacity) {
+    return {
+      x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", mode: "lines",
+      line: { width: 0 }, fillcolor: faded(color, opacity), hoverinfo: "skip",
+    };
+  }
+
+  function traces(line, weight, bands) {
+    const color = css(line.color), dash = line.dash, main = line.main;
+    const faint = (points, opacity) => ({
+      ...points, mode: "lines", line: { color: faded(color, opacity), width: 1, dash }, hoverinfo: "skip",
+    });
+    if (!main) {
+      const mode = "lines+markers";
+      return line.seeds.map((points) => ({ ...points, name: plain(line.name), mode, line: { color, width: 1, dash } }));
+    }
+    const found = [];
+    if (line.std && /both|episodes/.test(bands)) {
+      const at = (sign) => main.y.map((value, place) => value + sign * line.std[place]);
+      found.push(band(main.x, at(-1), at(1), color, 0.1));
+    }
+    found.push(...line.seeds.map((points) => faint(points, 0.3)));
+    if (line.low && /both|seeds/.test(bands)) found.push(band(main.x, line.low, line.high, color, 0.22));
+    if (weight) found.push(faint(main, 0.4));
+    if (line.mean && !weight) {
+      found.push({ x: main.x, y: line.mean, mode: "lines", line: { color, width: 1.2, dash: "dot" }, hoverinfo: "skip" });
+    }
+    const short = (value) => Number(value.toPrecision(4)).toLocaleString("en");
+    found.push({
+      x: main.x, y: weight ? smoothed(main.y, weight) : main.y, name: plain(line.name),
+      mode: main.x.length < 3 ? "lines+markers" : "lines", marker: { size: 8, color },
+      line: { color, width: line.published || !line.seeds.length ? 1.6 : 2.4, dash },
+      text: main.x.map((_, place) => {
+        if (line.low) return ` (${short(line.low[place])} to ${short(line.high[place])})`;
+        return line.std ? ` ± ${short(line.std[place])}` : "";
+      }),
+      hovertemplate: "%{y:,.4~g}%{text}",
+    });
+    return found;
+  }
+
+  function layout(panel) {
+    const ink = css("soft"), grid = css("grid"), level = css("p0");
+    const axis = { color: ink, gridcolor: grid, linecolor: grid, zeroline: false, fixedrange: touch, automargin: true };
+    return {
+      height: 300, margin: { l: 44, r: 14, t: 8, b: 44 }, showlegend: false, font: { color: ink, size: 12 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
+      hovermode: "x unified", hoverlabel: { bgcolor: css("paper"), bordercolor: grid, font: { color: css("ink") },
+        namelength: 28 },
+      xaxis: { ...axis, range: panel.x, title: { text: panel.xLabel, standoff: 8 }, tickformat: "~s", nticks: 7,
+        hoverformat: ",.0f", unifiedhovertitle: { text: `%{x:,.0f} ${panel.xLabel.split(" (")[0]}` } },
+      yaxis: { ...axis, range: panel.y, nticks: 7, exponentformat: "e" },
+      shapes: panel.levels.map(({ value }) => ({
+        type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, layer: "below",
+        line: { color: level, width: 1, dash: "dot" },
+      })),
+      annotations: panel.levels.map(({ text, value, above }) => ({
+        text: plain(text), xref: "paper", x: 1, xanchor: "right", y: value, yanchor: above ? "bottom" : "top",
+        showarrow: false, font: { size: 11, color: level }, borderpad: 1,
+      })),
+    };
+  }
+
+  const config = (panel) => ({
+    responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    toImageButtonOptions: { format: "svg", filename: `${panel.task} ${panel.metric}`.replace(/\W+/g, "_") },
+  });
+
+  async function draw() {
+    const weight = Number(controls.querySelector("input").value), bands = controls.querySelector("select").value;
+    controls.querySelector("output").value = weight ? weight.toFixed(2) : "off";
+    const hidden = new Set(buttons.filter((one) => one.ariaPressed === "false").map((one) => one.dataset.line));
+    for (const [number, panel] of panels.entries()) {
+      const lines = panel.lines.filter((line) => !hidden.has(line.name));
+      lines.sort((one, other) => other.published - one.published);
+      if (plots[number].firstElementChild?.tagName === "svg") plots[number].replaceChildren();
+      const data = lines.flatMap((line) => traces(line, weight, bands));
+      await Plotly.react(plots[number], data, layout(panel), config(panel));
+    }
+    document.body.dataset.drawn = "yes";
+  }
+
+  await unpack();
+  document.body.classList.add("live");
+  controls.hidden = false;
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      button.ariaPressed = button.ariaPressed === "false" ? "true" : "false";
+      draw();
+    });
+  }
+  controls.addEventListener("input", draw);
+  dark.addEventListener("change", draw);
+  await draw();
+})();

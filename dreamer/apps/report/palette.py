@@ -1,0 +1,47 @@
+"""The colours and dashes of lines, the same on the page, in its interactive panels and in the vector files. No jax."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, too pale on white paper; and
+# the same hues lighter, for a dark page.
+LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#111111")
+DARK = ("#4ea8e6", "#ff8b42", "#2dcc9b", "#e8a5cb", "#f2b632", "#93d3f7", "#eeeeee")
+PUBLISHED_LIGHT = ("#707070", "#959595", "#b4b4b4")
+PUBLISHED_DARK = ("#a9a9a9", "#858585", "#6a6a6a")
+DASHES = ("solid", "dash", "dot")
+SVG_DASHES = {"solid": "", "dash": "6 2.5", "dot": "1.5 2"}
+
+
+class Style(NamedTuple):
+    """A line's colour as the name of a CSS variable without dashes, such as c0, and its dash."""
+
+    color: str
+    dash: str
+
+
+def of_group(number: int) -> Style:
+    """The style of the group with this number, which comes again only after 21 groups."""
+    return Style(f"c{number % len(LIGHT)}", DASHES[number // len(LIGHT) % len(DASHES)])
+
+
+def of_published(number: int) -> Style:
+    """The style of the published curve with this number."""
+    return Style(f"p{number % len(PUBLISHED_LIGHT)}", "solid")
+
+
+def light() -> dict[str, str]:
+    """{name of a colour: its value on a light page}."""
+    return _named(LIGHT, PUBLISHED_LIGHT)
+
+
+def dark() -> dict[str, str]:
+    """{name of a colour: its value on a dark page}."""
+    return _named(DARK, PUBLISHED_DARK)
+
+
+def _named(groups: tuple[str, ...], published: tuple[str, ...]) -> dict[str, str]:
+    return {f"c{number}": color for number, color in enumerate(groups)} | {
+        f"p{number}": color for number, color in enumerate(published)
+    }
