@@ -82,7 +82,7 @@
     const axis = { color: ink, gridcolor: grid, linecolor: grid, zeroline: false, fixedrange: touch, automargin: true };
     return {
       height: 300, margin: { l: 44, r: 14, t: 8, b: 44 }, showlegend: false, font: { color: ink, size: 12 },
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
+      paper_bgcolor: css("card"), plot_bgcolor: css("card"), dragmode: touch ? false : "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: level, activecolor: ink }, hovermode: "x unified", hoverlabel: { bgcolor: css("paper"), bordercolor: grid, font: { color: css("ink") },
         namelength: 28 },
       xaxis: { ...axis, range: panel.x, title: { text: panel.xLabel, standoff: 8 }, tickformat: "~s", nticks: 7,
