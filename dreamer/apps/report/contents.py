@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import dreamer
+from dreamer import __version__
 from dreamer.apps.report import scores
 from dreamer.apps.report.curves import EVALUATION, Line, Panel
 from dreamer.apps.report.groups import Task, differences, run_names, settings, show
@@ -53,7 +53,7 @@ def head(report: Report, command: str) -> Head:
     names = list(run_names(report.runs).values())
     count = f"{len(names)} run{'s' if len(names) > 1 else ''}"
     when = time.strftime("%Y-%m-%d %H:%M %Z")
-    lines = [f"{count}: {some(names)}", f"Made on {when} by dreamer {dreamer.__version__}."]
+    lines = [f"{count}: {some(names)}", f"Made on {when} by dreamer {__version__}."]
     return Head(some([task.name for task in report.tasks]), lines, command, len(report.notes))
 
 

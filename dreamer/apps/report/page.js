@@ -66,7 +66,7 @@
     const short = (value) => Number(value.toPrecision(4)).toLocaleString("en");
     found.push({
       x: main.x, y: weight ? smoothed(main.y, weight) : main.y, name: plain(line.name),
-      mode: main.x.length < 3 ? "lines+markers" : "lines", marker: { size: 8, color },
+      mode: main.x.length < 3 ? "lines+markers" : "lines", marker: { size: 8, color }, cliponaxis: main.x.length > 2,
       line: { color, width: line.published || !line.seeds.length ? 1.6 : 2.4, dash },
       text: main.x.map((_, place) => {
         if (line.low) return ` (${short(line.low[place])} to ${short(line.high[place])})`;
@@ -82,8 +82,8 @@
     const axis = { color: ink, gridcolor: grid, linecolor: grid, zeroline: false, fixedrange: touch, automargin: true };
     return {
       height: 300, margin: { l: 44, r: 14, t: 8, b: 44 }, showlegend: false, font: { color: ink, size: 12 },
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
-      hovermode: "x unified", hoverlabel: { bgcolor: css("paper"), bordercolor: grid, font: { color: css("ink") },
+      paper_bgcolor: css("card"), plot_bgcolor: css("card"), dragmode: touch ? false : "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: level, activecolor: ink }, hovermode: "x unified", hoverlabel: { bgcolor: css("paper"), bordercolor: grid, font: { color: css("ink") },
         namelength: 28 },
       xaxis: { ...axis, range: panel.x, title: { text: panel.xLabel, standoff: 8 }, tickformat: "~s", nticks: 7,
         hoverformat: ",.0f", unifiedhovertitle: { text: `%{x:,.0f} ${panel.xLabel.split(" (")[0]}` } },
