@@ -13,6 +13,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.runtime.files import run_dir
+from dreamer.runtime.files.safe_files import check_links
 from dreamer.runtime.log.episodes import Episode, EpisodeTracker, episode_metrics
 from dreamer.runtime.log.logger import Config, Logger, Resumed
 from dreamer.runtime.log.sinks import JsonLines, TensorBoard, lines_damage, tail_of
@@ -185,6 +186,7 @@ def test_a_resumed_run_is_the_same_run_for_wandb(tmp_path):
     with Logger(tmp_path, config, resumed=Resumed(position, 640, later=False)) as logger:
         logger.add({"loss/dyn": 1.25}, latest=True)
         logger.write(1280, 40)
+    check_links(tmp_path)  # as a resume does
     ids = [path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
     assert ids == [position["wandb"]] * 2  # `wandb sync` joins files with the same id
 

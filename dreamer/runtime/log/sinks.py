@@ -274,6 +274,7 @@ class WeightsAndBiases:
         except wandb.Error as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"log.wandb={config.wandb} could not start: {reason}") from error
+        self._remove_outward_links(run_dir)
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
 
@@ -298,6 +299,13 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finishes the run."""
         self._run.finish()
+
+    @staticmethod
+    def _remove_outward_links(run_dir: Path) -> None:
+        """Removes wandb's links to its log in the user's cache: a run directory with a link out is not resumed."""
+        for link in (run_dir / "wandb").glob("*run-*/logs/debug-core.log"):
+            if link.is_symlink():
+                link.unlink()
 
 
 def wandb_ready(mode: str) -> Any:
