@@ -246,7 +246,7 @@ def test_presets_are_listed_with_what_they_are(capsys):
     assert cli.main(["presets"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines()[1:])
     assert set(lines) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
-    assert re.fullmatch(r" *30,000 +its own +CartPole-v1 from nothing .*", lines["quickstart"])
+    assert re.fullmatch(r" *30,000 +its own +CartPole-v1, from scratch .*", lines["quickstart"])
     assert re.fullmatch(r" *51,000,000 +200m +Atari .*", lines["atari"])
 
 
