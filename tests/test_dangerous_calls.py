@@ -35,6 +35,8 @@ KNOWN: dict[str, dict[str, str]] = {
     "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
     "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
     "dreamer/apps/start.py": {"os.execve": "the same command again, with other environment variables"},
+    "dreamer/apps/lists.py": {"importlib": "whether a suite of this package is installed, without importing it"},
+    "dreamer/apps/report/page.py": {"importlib": "the files of the page, which come with this package"},
     "dreamer/apps/check/isolation.py": {"subprocess": "this program's own child, with a list of arguments"},
     "dreamer/runtime/files/checkpoint.py": {"ctypes.CDLL": "the C library of this process"},
     "dreamer/runtime/env/state.py": {"pickle": "states that this user pickled or vouches for (resume._untrusted)"},

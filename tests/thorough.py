@@ -12,6 +12,7 @@ FILES = {
     "test_flipped_bits", "test_sizes", "test_init_statistics", "test_haiku", "test_rows_on_disk", "test_golden_agent",
     "test_scan", "test_gaussian_latents", "test_crafted_files", "test_uninvited_pickles", "test_check",
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
+    "test_report_page",
     "test_notebook",
     "test_docs", "test_learning_own_parts",
 }  # fmt: skip
@@ -21,6 +22,7 @@ TESTS = {
     "test_golden_nets:test_encoder_of_images",
     "test_golden_nets:test_decoder_of_images",
     "test_agent:test_state_keeps_its_form",
+    "test_agent:test_bfloat16_types_with_images",
     "test_agent:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
     "test_agent:test_update_with_every_kind_of_observation_and_action",
     "test_agent:test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32",

@@ -132,18 +132,15 @@ def make(
         v: Variables, key: Key, dream: Dream, state: State, carry: tuple, ask: Ask, mode: Mode
     ) -> tuple[Array, tuple]:
         outs, actions = nets.actor.apply(v.params["pol"], dream.feat(state)), actions_of(v.hyper)
-        if mode == "mode":
-            return actions.mode(outs, ask.allowed), carry
-        return actions.sample(key, outs, ask.allowed), carry
+        return actions.mode(outs, ask.allowed) if mode == "mode" else actions.sample(key, outs, ask.allowed), carry
 
     def loss(
         v: Variables, key: Key, dream: Dream, start: State, replayed: Replayed
     ) -> tuple[dict[str, Array], tuple[Extra, Metrics]]:
         hyper, actions = v.hyper, actions_of(v.hyper)
         discount = 1.0 if contdisc else hyper["discount"]
-        settings = Settings(
-            nets.bins, hyper["lam"], hyper["entropy"], hyper["slow_scale"], config.slow_target, discount
-        )
+        numbers = (hyper["lam"], hyper["entropy"], hyper["slow_scale"])
+        settings = Settings(nets.bins, *numbers, config.slow_target, discount)
 
         def policy(carry: tuple, key: Key, feat: Array) -> tuple[tuple, Array]:
             allowed = dream.predict(feat)["allowed"] if nets.masked else None
@@ -152,7 +149,7 @@ def make(
         feat, action, _ = sg(rollout(dream, policy, (), key, sg(start), config.imagine_length))
         dreamed, max_entropy = _evaluate(nets, actions, v, dream, feat, action)
         losses, returns, states, metrics = imagined_losses(settings, nets.norms, v.extra["norms"], dreamed)
-        metrics["dream/action_entropy_max"] = max_entropy[:, :-1].mean()
+        metrics["dream/action_entropy_max"] = max_entropy
         boot = returns[:, 0].reshape(replayed.rows.reward.shape)
         logits = nets.critic.apply(v.params["val"], replayed.feat)
         slow_value = dist.twohot_mean(nets.critic.apply(v.extra["slow"], sg(replayed.feat)), nets.bins)
@@ -184,7 +181,7 @@ def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
 def _evaluate(
     nets: Nets, actions: ActionDist, v: Variables, dream: Dream, feat: Array, action: Array
 ) -> tuple[Imagined, Array]:
-    """Predictions and policy in dreamed states, and the largest entropy that the policy could have [N, H+1]."""
+    """Predictions and policy in dreamed states, and the largest entropy that the policy could have, a mean []."""
     # Kept in dreamed order, without a copy. Merging the axes into rows would gather a batch split over devices.
     feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     predicted = dream.predict(feat)
@@ -197,5 +194,7 @@ def _evaluate(
         log_prob=actions.log_prob(outs, action, allowed),
         entropy=actions.entropy(outs, allowed),
     )
-    max_entropy = actions.entropy(action_dist.widest(outs), allowed)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), (rows, max_entropy))
+    # Without masks the largest entropy is the same in every row: one row is enough.
+    widest = action_dist.widest(outs if nets.masked else jax.tree.map(lambda x: x[:2, :1], outs))
+    max_entropy = actions.entropy(widest, allowed)[:-1].mean()
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), rows), max_entropy
