@@ -23,7 +23,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tes
 # and compile three times as fast without optimization.
 OPTIMIZED = ("test_golden_", "test_learning", "test_step_cost")
 LONG = (
-    "test_learning_pixels", "test_learning", "test_devices", "test_ray_workers", "test_golden_agent", "test_step_cost",
+    "test_learning_pixels", "test_learning", "test_learning_own_parts", "test_docs", "test_notebook", "test_devices",
+    "test_ray_workers", "test_golden_agent", "test_step_cost",
 )
 CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
