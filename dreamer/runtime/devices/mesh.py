@@ -39,7 +39,10 @@ class Config:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-    """Makes a mesh of devices (None: all), axes `data` and `fsdp`. Raises UserError if fsdp does not divide them."""
+    """Makes a mesh of devices with the axes `data` and `fsdp`.
+
+    devices: None: all devices. Raises UserError if their number is no multiple of fsdp.
+    """
     devices = list(devices or jax.devices())
     if len(devices) % fsdp:
         choices = _near(fsdp, (n for n in range(1, len(devices) + 1) if len(devices) % n == 0))
@@ -96,7 +99,7 @@ def _of_host(host: int) -> list[jax.Device]:
 
 
 def _near(given: int, choices: Iterable[int]) -> str:
-    """Returns the nearest choices below and above a number, for an error."""
+    """Returns the nearest choices below and above a number, for an error text."""
     choices = list(choices)
     below, above = [n for n in choices if n < given], [n for n in choices if n > given]
     return " or ".join(map(str, [*sorted(below)[-1:], *sorted(above)[:1]]))

@@ -37,7 +37,7 @@ DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec"
 
 
 def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
-    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, phrased to follow "since".
+    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, worded to follow "since".
 
     more: a value of the caller that is saved with the state; `set_state` returns it.
     """
@@ -56,7 +56,8 @@ def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
 def set_state(env: gymnasium.Env, state: bytes) -> Any:
     """Restores a state in an environment that was made in the same way. Returns the `more` given to `get_state`.
 
-    Reading a `pickled` state can run arbitrary code. Raises ValueError, and errors of the environment's set_state.
+    Reading a `pickled` state can run arbitrary code. Raises ValueError for an invalid state, and passes on errors of
+    the environment's own set_state.
     """
     layers, base = _layers(env)
     if not _known(base):

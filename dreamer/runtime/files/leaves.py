@@ -62,7 +62,7 @@ def from_stored(value: Any, like: Any) -> Any:
 
 
 def differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
-    """Returns one phrase for each leaf that differs; first the leaves that both sides have."""
+    """Returns one phrase for each leaf that differs. Leaves that both sides have come first."""
     found = []
     for name, target in targets.items():
         if name in stored:

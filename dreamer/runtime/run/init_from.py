@@ -1,6 +1,6 @@
 """Starts a new run with the weights of another run: of the world model, the behavior, or both.
 
-All arrays must fit, unless the caller allows that a share of them does not, for example with another environment.
+All arrays must fit, unless the caller allows that a share of them does not fit, for example with another environment.
 Arrays that do not fit keep their new initial values.
 """
 
@@ -26,19 +26,19 @@ _SHOWN_IN_ERROR = 3  # maximum arrays that an error names
 
 
 class Taken(NamedTuple):
-    """The state with another run's weights, and lines on the arrays that were loaded and those that were not."""
+    """The state with another run's weights. lines: which arrays were loaded and which were not."""
 
     state: TrainState
     lines: list[str]
 
 
 def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) -> Taken:
-    """Returns `state` with the parameters of the newest checkpoint of `run` whose names and shapes agree.
+    """Returns `state` with parameters from the newest checkpoint of `run`, where names and shapes agree.
 
-    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with
-    its parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
-    missing: maximum share of the arrays of these parts, in either run, that may not fit and keep their initial values.
-    Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
+    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with its
+    parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
+    missing: the maximum share of the arrays of these parts, in either run, that may not fit. They keep their initial
+    values. Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:
         theirs = checkpoints.leaves()
@@ -68,7 +68,7 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
 
 def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> None:
-    """Raises UserError when the arrays that do not fit (`misfits`) exceed a share `missing` of all."""
+    """Raises UserError if the arrays that do not fit (`misfits`) are more than the share `missing` of all arrays."""
     total = fits + len(misfits)
     if len(misfits) <= missing * total:
         return
@@ -81,7 +81,7 @@ def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> Non
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and belongs to one of the parts. Hyperparameters come from the config."""
+    """Whether a leaf is learned and belongs to one of the parts. Hyperparameters do not: the config sets them."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

@@ -14,7 +14,7 @@ Request = Literal["stop", "evaluate"]
 class Line(NamedTuple):
     """A line of metrics, as written to the log.
 
-    env_steps, updates: of the run so far | values {name: number}: its metrics | run_dir: absolute
+    env_steps, updates: the counters of the run | values {name: number}: its metrics | run_dir: the absolute path
     """
 
     env_steps: int
