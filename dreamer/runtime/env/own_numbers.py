@@ -110,7 +110,7 @@ def _source(key: str) -> str:
 
 
 def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """Yields (name, path) of the leaves with one number whose flattened key begins with "log/"."""
+    """Yields (name, path) for each leaf of `space` that has one number and a flattened key that begins with "log/"."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _logged(inner, (*path, key))

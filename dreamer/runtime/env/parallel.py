@@ -90,7 +90,7 @@ class Side(gymnasium.Env):
 
 
 def sides_of(team: Any, name: str) -> list[Side]:
-    """Returns the agents of a parallel environment in order. Raises UserError unless all have the same spaces."""
+    """Returns a Side for each agent of a parallel environment, in order. Raises UserError if their spaces differ."""
     agents = list(team.possible_agents)
     if not agents:
         raise UserError(f"env {name!r}: possible_agents is empty")
@@ -101,7 +101,10 @@ def sides_of(team: Any, name: str) -> list[Side]:
 
 
 def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[EnvAdapter, Any]:
-    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it. Raises UserError."""
+    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it.
+
+    Raises UserError for spaces that are not supported, or if the environment's reset does not work.
+    """
     answer = begun(team, seed, name)
     side = next((side for side in sides if side.agent in answer[0]), sides[0])
     side.answer = first_answer(side, answer)
@@ -133,7 +136,8 @@ def first_answer(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
 class ParallelRows:
     """Owns one parallel environment and makes one row per agent at each step. Like EnvRows, except for `turn`.
 
-    spec: the Spec of each agent. Raises UserError if the environment violates its spaces or the interface above.
+    spec: the Spec of each agent. Raises UserError if the environment violates its spaces, or the interface that the
+    module describes.
     """
 
     def __init__(self, env: Any, *, name: str = "", seed: int | None = None, action_repeat: int = 1):

@@ -40,7 +40,7 @@ _ROUNDS = 20  # attempts to move a stale lock away
 class Card(NamedTuple):
     """The process that holds a lock.
 
-    token: an id that only this lock has | host, user, pid: of the process, as text, text and number
+    token: an id that only this lock has | host, user, pid: the host, the user and the number of the process
     machine: the boot and process namespace; "": unknown
     started: the start of the process in clock ticks since the boot; 0: unknown | since: the time of locking, as text
     """

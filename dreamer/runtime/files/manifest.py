@@ -164,7 +164,7 @@ def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
 
 
 def alike(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: Path, part: str) -> None:
-    """Raises UserError unless `arrays` {name: [..]} have the names, shapes and kinds of number of `expected`."""
+    """Raises UserError if `arrays` {name: [..]} differ from `expected` in names, shapes or kinds of number."""
     if arrays.keys() != expected.keys():
         raise _odd(where, f"{part}/{min(arrays.keys() ^ expected.keys())}")
     for name, array in expected.items():

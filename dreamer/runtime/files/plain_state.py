@@ -80,7 +80,7 @@ def check_generator(state: Any, kind: str) -> dict[str, Any]:
 
 
 class _Writer:
-    """Holds the bytes written so far, and the number of each object that may occur again."""
+    """Holds the bytes that were written, and a number for each object that may occur again."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -162,7 +162,7 @@ class _Writer:
 
 
 class _Reader:
-    """Holds the position in the bytes, and the objects read so far that may occur again."""
+    """Holds the position in the bytes, and the objects that were read and may occur again."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0

@@ -59,7 +59,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def special(folder: Path) -> Iterator[str]:
-    """Yields the relative paths in `folder` that are neither regular files nor folders: links, pipes, devices."""
+    """Yields the relative paths in `folder` of all but regular files and folders: links, pipes, devices."""
     for place, folders, files in os.walk(folder):
         for name in sorted(folders + files):
             mode = os.lstat(os.path.join(place, name)).st_mode

@@ -142,7 +142,7 @@ def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]
 
 
 def _parsed(text: bytes, path: Path) -> _Whole:
-    """Parses the text of a head. Raises UserError unless it has the form that `write` writes."""
+    """Parses the text of a head. Raises UserError if the text does not have the form that `write` writes."""
     try:
         values = json_value(text)
         head, arrays, crc = values["head"], values["arrays"], values["crc"]

@@ -66,7 +66,7 @@ class EpisodeTracker:
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
-    """Returns the means of `episode/return`, `episode/length` and the own numbers over `episodes`; {} if empty."""
+    """Returns the mean return, length and own numbers of finished episodes, by metric name; {} if there are none."""
     if not episodes:
         return {}
     return {

@@ -48,7 +48,7 @@ class Config:
 
 
 class Resumed(NamedTuple):
-    """Where the log of a resumed run continues; the file of lines is already cut.
+    """Where the log of a resumed run continues. metrics.jsonl is already cut.
 
     position: what `Logger.position()` returned at the checkpoint | env_steps: the env_steps of the restored replay
     later: whether the rows collected after the checkpoint are kept; then the lines written with them are kept too

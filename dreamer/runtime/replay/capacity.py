@@ -109,8 +109,8 @@ def fit(
     bytes_per_row: the bytes of memory for one row. sequence: the number of rows of one sampled sequence.
     env_steps: the number of rows that the run collects, and so the most that the replay needs.
     capacity_gb: the limit on memory; 0: half of `free_bytes`. free_bytes: the free memory; None: unknown.
-    disk_bytes_per_row, disk_gb, free_disk: the same three for the columns on the disk; 0 bytes per row: no such
-    columns.
+    disk_bytes_per_row, disk_gb, free_disk: like bytes_per_row, capacity_gb and free_bytes, for the columns on the disk;
+    0 bytes per row: there are no such columns.
     Raises UserError if no sequence fits in a ring, or if the requested memory or disk is not free.
     """
     limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}

@@ -69,7 +69,7 @@ def flat(column: np.ndarray) -> np.ndarray:
 def checked(
     spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of `given` {name: [*leading, ..]}. Raises UserError naming a column that misfits `spaces`."""
+    """Checks and returns the arrays `given` {name: [*leading, ..]}. Raises UserError naming a column that is wrong."""
     for name in sorted(given.keys() - spaces.keys()):
         raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
     values = {}

@@ -31,7 +31,10 @@ class Priorities:
         self._sequence, self._exponent, self._maxfrac = sequence, exponent, maxfrac
 
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
-        """Marks rows `number` [N], just appended to different streams [N], as new; drops the items they overwrite."""
+        """Marks rows `number` [N] of different streams [N], which were just appended, as new.
+
+        Drops the items whose rows they overwrite.
+        """
         length = self.rows.shape[1]
         self.rows[stream, number % length] = np.inf
         item = number - self._sequence + 1

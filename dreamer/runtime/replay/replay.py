@@ -121,7 +121,7 @@ class Replay:
     def ready(self, batch_size: int) -> bool:
         """Whether training may start: there are enough items (possible sequence starts), or the rings are full.
 
-        Enough are as many items as one batch has rows to train on, batch_size * batch_length.
+        Enough means at least batch_size * batch_length, the number of rows that one batch trains on.
         """
         return len(self) >= self._wanted(batch_size)
 

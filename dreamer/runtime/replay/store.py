@@ -112,14 +112,14 @@ class RowStore:
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
         """Writes the rest of the host's state for the checkpoint `step`. Returns when it is on the disk.
 
-        arrays: of any shape.
+        arrays: arrays of any shape.
         """
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
         """Writes the host's state after a run has ended at the checkpoint `step`. Returns when it is on the disk.
 
-        state: the seal of the host's state in that checkpoint, because several checkpoints can have had the same
+        state: the seal of the host's state in that checkpoint. It tells this checkpoint from others with the same
         number.
         """
         self._raise()
@@ -157,7 +157,7 @@ class RowStore:
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
-        """Adds the rows that were flushed after those of the manifest to the replay, and returns how many they are.
+        """Adds the rows that were flushed after those of the manifest to the replay. Returns the number of added rows.
 
         Raises UserError as `load_rows` does.
         """

@@ -1,4 +1,4 @@
-"""Acts in the environments and fills the replay, in the main thread or in its own."""
+"""Acts in the environments and fills the replay, in the main thread or in a thread of its own."""
 
 from __future__ import annotations
 

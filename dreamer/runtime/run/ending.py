@@ -87,7 +87,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _worth_saving(run: Run) -> bool:
-    """Returns whether the train state exists and is finite. Prints a line if it does not or is not."""
+    """Returns whether the train state exists and is finite, so that it can be saved. Prints the reason if it cannot."""
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():

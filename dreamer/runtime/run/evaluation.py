@@ -261,7 +261,10 @@ INLINE = WorkersConfig(backend="inline")
 
 
 def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
-    """Returns the workers config of an evaluation. Its backend is that of training, but processes instead of ray."""
+    """Returns the workers config of an evaluation: as in training, but with processes in place of ray.
+
+    backend: the backend that training uses, which config.backend "auto" does not say.
+    """
     return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
 """Starts a new run with the weights of another run: of the world model, the behavior, or both.
 
-All arrays must fit, unless the caller allows that a share of them does not fit, for example with another environment.
-Arrays that do not fit keep their new initial values.
+All arrays must fit. The caller can allow that a share of them does not fit, for example with another environment; these
+arrays keep their new initial values.
 """
 
 from __future__ import annotations

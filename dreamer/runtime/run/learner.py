@@ -133,7 +133,7 @@ class Learner:
         return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
     def load(self, state: TrainState, updates: int) -> None:
-        """Continues from a state saved after `updates` updates. The next update donates its buffers."""
+        """Continues from a state saved after `updates` updates. The next update donates the buffers of this state."""
         self.state = placement.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())

@@ -28,7 +28,7 @@ Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """Calls the callbacks with a line and returns their requests. Raises UserError if one fails or is invalid."""
+    """Calls the callbacks with a line and returns their requests. Raises UserError if a callback or request fails."""
     requests = set()
     for callback in callbacks:
         name = getattr(callback, "__qualname__", type(callback).__name__)

@@ -147,7 +147,7 @@ class Run:
         parts.display.end("stopped", [what])
 
     def evaluate(self) -> None:
-        """Evaluates the newest parameters, writes a line of metrics, and returns to the phase before."""
+        """Evaluates the newest parameters and writes a line of metrics. The display then shows the earlier phase."""
         self._evaluate()
         self.parts.display.phase("training" if self._compiled else "collecting")
 

@@ -176,7 +176,7 @@ def _in_words(form: Any) -> str:
 def ring_length(found: Found, planned: int, longer: bool) -> int:
     """Returns the number of rows per ring of the resumed replay: `planned` if the run is longer and no ring is full.
 
-    Otherwise it stays as it was: a full ring has dropped rows that a longer ring would still hold.
+    Otherwise the number stays: a full ring has dropped rows that a longer ring would still hold.
     """
     grows = longer and not any(found.files.oldest)
     return max(planned, found.files.rows_per_stream) if grows else found.files.rows_per_stream

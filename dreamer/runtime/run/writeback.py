@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Writeback(Generic[T]):
     """Owns a thread that handles items in order, with at most one waiting or in progress.
 
-    threaded: False: there is no thread, and `put` handles the item itself. A ThreadPoolExecutor is not used, for the
-    reason given in `Prefetch`.
+    threaded: whether there is a thread. Without a thread, `put` handles the item itself. A ThreadPoolExecutor is not
+    used, for the reason given in `Prefetch`.
     """
 
     def __init__(self, handle: Callable[[T], None], threaded: bool):

@@ -32,7 +32,7 @@ class Actor:
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps with actions [W, A] of W agents; returns a Step of W rows, and the numbers of episodes that end."""
+        """Steps an environment with actions [W, A] of W agents. Returns W rows, and numbers of ended episodes."""
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
@@ -48,7 +48,7 @@ class Actor:
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:
-        """Closes all environments. One whose close() hangs ends with the process."""
+        """Closes all environments. An environment whose close() hangs ends with the process."""
         closing = [self._threads[number].submit(env.close) for number, env in self._envs.items()]
         for done in closing:
             done.result()

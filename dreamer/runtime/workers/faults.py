@@ -33,7 +33,7 @@ class Faults:
         self._calm = False  # every environment has returned a row and none has incidents to count
 
     def seed(self, number: int) -> int:
-        """Returns the seed of an environment's current incarnation, unique across environments and restarts."""
+        """Returns the seed of the current copy of environment `number`. No other environment or replacement has it."""
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
@@ -119,7 +119,7 @@ def differs(name: str, spec: Spec, expected: Spec) -> str:
 
 
 def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
-    """Converts an exception of an environment to an Incident, with a traceback unless it is a plain UserError."""
+    """Converts an exception of an environment to an Incident. The Incident of a plain UserError has no traceback."""
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))

@@ -67,8 +67,8 @@ class InlineWorkers:
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Steps all environments that were sent an action, and returns their next rows [R].
 
-        Raises RuntimeError if there are none, or, with min_ready None, if these are not all environments. Another value
-        of min_ready and max_wait have no effect.
+        Raises RuntimeError if no environment was sent an action, or if `min_ready` is None and not all were. A number
+        as `min_ready`, or `max_wait`, has no effect.
         """
         self._table.wanted(min_ready)
         self._do(self._step)
@@ -193,7 +193,7 @@ class InlineWorkers:
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
-        """Counts an incident and replaces the environment, again if needed, until one has written its reset row."""
+        """Counts an incident and replaces the environment, again and again until one has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
             if re.search("thread|context", incident.text, re.IGNORECASE):

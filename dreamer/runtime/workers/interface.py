@@ -55,9 +55,9 @@ Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not clo
 class Incident(NamedTuple):
     """Environments that failed together. They were replaced, except after the kind "not closed".
 
-    envs: their numbers | kind: the kind of failure | text: one line that names the cause
-    trace: the worker's traceback; "": none. "not closed" means that an environment did not close in time. It is not
-    replaced, because it is no longer needed.
+    envs: the numbers of the environments | kind: the kind of failure | text: one line that names the cause
+    trace: the worker's traceback; "": there is none
+    "not closed" is an environment that did not close in time. It is not replaced, because it is no longer needed.
     """
 
     envs: tuple[int, ...]

@@ -94,7 +94,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
     # ---- rows and actions
 
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives answers, waiting at most `seconds` for `count`; returns the number of environments ready."""
+        """Waits at most `seconds` for `count` answers, and handles them. Returns the number of ready environments."""
         calls, ray = self._calls, self._ray
         if calls:
             done, _ = ray.wait(list(calls), num_returns=min(count, len(calls)), timeout=seconds)

@@ -132,7 +132,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives answers, waiting at most `seconds` for `count`; returns the number of environments ready."""
+        """Waits at most `seconds` for `count` answers, and handles them. Returns the number of ready environments."""
 
     @abc.abstractmethod
     def _dispatch(self, numbers: Sequence[int]) -> None:

@@ -44,7 +44,8 @@ class Table:
     def wanted(self, min_ready: int | None) -> int:
         """Returns the number of environments to wait for.
 
-        Raises RuntimeError if no environment can become ready. With `min_ready` None, raises it if one of them cannot.
+        Raises RuntimeError if no environment can become ready. If `min_ready` is None, one that cannot is enough for
+        this.
         """
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (min_ready is None or taken == self.envs):
