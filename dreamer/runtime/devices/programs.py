@@ -117,7 +117,7 @@ class PolicyPart(NamedTuple):
 
 
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
-    """Finds the part of the variables that `agent.act` reads while collecting, by tracing it."""
+    """Traces `agent.act` to find the part of the variables that it reads while collecting."""
     forms, tree = jax.tree.flatten(jax.eval_shape(lambda: agent.variables(agent.init(jax.random.key(0)))))
     obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 

@@ -113,7 +113,7 @@ def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = Non
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """Returns the Spec of an environment, parallel or not, that will not be stepped. Raises UserError."""
+    """Returns the Spec of any environment, which will not be stepped. Raises UserError as `adapt` does."""
     return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 

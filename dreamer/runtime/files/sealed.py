@@ -157,7 +157,7 @@ def _parsed(text: bytes, path: Path) -> _Whole:
 
 
 def _form(name: Any, kind: Any, shape: Any) -> _Form:
-    """Parses a head's entry for one array. Raises ValueError or TypeError unless it describes an array of numbers."""
+    """Parses a head's entry for one array of numbers. Raises ValueError or TypeError for any other entry."""
     if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
         raise ValueError("the description of an array is invalid")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):

@@ -121,7 +121,7 @@ class Logger:
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
         """Adds values by name. The next `write` logs the mean of the values that were added under a name.
 
-        latest: the next `write` logs this value instead of the mean.
+        latest: the next `write` logs the last value instead of the mean.
         values: host numbers or arrays of one element; jax arrays are waited for. One nan makes the mean nan.
         """
         for name, value in values.items():

@@ -261,7 +261,7 @@ def _left(state: State, total: int) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """Returns a number with four significant digits; up to 1e8 its whole part is complete. None becomes "-"."""
+    """Returns a number as text, with four significant digits or, up to 1e8, all digits before the point. None: "-"."""
     if value is None:
         return MISSING
     if not math.isfinite(value):

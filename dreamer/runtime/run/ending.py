@@ -33,7 +33,7 @@ def failed(run: Run, error: BaseException) -> BaseException:
 
 
 def interrupted(run: Run, stop: BaseException) -> None:
-    """Saves a run that a signal has ended. Its last lines say how to resume it, or what could not be saved."""
+    """Saves a run that a signal has ended. The last printed lines say how to resume it, or what could not be saved."""
     parts = run.parts
     rescue(run, stop)
     what = f"stopped at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"

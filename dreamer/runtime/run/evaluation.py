@@ -283,9 +283,9 @@ def can_record(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
-    """Returns whether videos can be recorded, and a line with the reason if they cannot, or "".
+    """Returns whether videos can be recorded, and a line to print, such as the reason if they cannot; "": no line.
 
-    wanted: "on" raises UserError if they cannot be recorded. config, folder: as in `make_eval_workers`.
+    wanted: "on" raises UserError if videos cannot be recorded. config, folder: as in `make_eval_workers`.
     """
     if wanted == "off":
         return False, ""

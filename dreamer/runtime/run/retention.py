@@ -49,7 +49,7 @@ class Retention:
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
-        """Returns the files of rows that a checkpoint on the disk needs. If it is damaged, returns all files."""
+        """Returns the files of rows that a checkpoint on the disk needs; all files if the checkpoint is damaged."""
         try:
             return row_files(step, self._checkpoints.manifest(step))
         except UserError as error:

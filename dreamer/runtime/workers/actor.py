@@ -32,7 +32,10 @@ class Actor:
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps an environment with actions [W, A] of W agents. Returns W rows, and numbers of ended episodes."""
+        """Steps an environment with actions [W, A] of W agents. Returns a Step of W rows, and the result of `finished`.
+
+        Returns an Incident if the environment fails.
+        """
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:

@@ -33,8 +33,8 @@ class InlineWorkers:
     An environment that raises an error or violates its space is replaced. An environment that exits, is killed or hangs
     takes this process with it; only worker processes survive that. Rows are read after all environments have stepped,
     so an array that environments share has the values of the last one, as in gymnasium's SyncVectorEnv. Environments
-    run in the caller's thread until one fails in another thread than the one that made it. From then on all run in one
-    separate thread.
+    run in the caller's thread. When an environment fails that another thread has made, all move to one separate thread
+    and stay there.
     """
 
     backend = "inline"

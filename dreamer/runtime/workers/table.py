@@ -44,8 +44,7 @@ class Table:
     def wanted(self, min_ready: int | None) -> int:
         """Returns the number of environments to wait for.
 
-        Raises RuntimeError if no environment can become ready. If `min_ready` is None, one that cannot is enough for
-        this.
+        Raises RuntimeError if no environment can become ready, and with `min_ready` None also if some of them cannot.
         """
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (min_ready is None or taken == self.envs):
