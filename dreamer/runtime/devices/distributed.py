@@ -1,7 +1,7 @@
 """Several processes that learn together, on one machine or on many: connects them and shares numbers.
 
-Every process provides its share of each batch, from its own environments and replay. The update is a collective, so the
-numbers that decide whether to make one must be equal in every process. `gather` shares them.
+Every process provides its share of each batch, from its own environments and replay. An update is a collective, so the
+numbers that decide whether to make an update must be equal in every process. `gather` shares these numbers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def refuse_several(config: Config) -> None:
 
 
 def share(name: str, whole: int) -> int:
-    """Divides `whole` by the number of processes. Raises UserError naming the field `name` if a rest remains."""
+    """Divides `whole` evenly over the processes. Raises UserError naming the field `name` if that is impossible."""
     if whole % count():
         below = whole // count() * count()
         choices = " or ".join(str(n) for n in (below, below + count()) if n)

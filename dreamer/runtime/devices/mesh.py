@@ -41,7 +41,7 @@ class Config:
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     """Makes a mesh of devices with the axes `data` and `fsdp`.
 
-    devices: None: all devices. Raises UserError if their number is no multiple of fsdp.
+    devices: the devices to use; None: all. Raises UserError if the number of devices is no multiple of fsdp.
     """
     devices = list(devices or jax.devices())
     if len(devices) % fsdp:

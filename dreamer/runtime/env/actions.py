@@ -1,6 +1,7 @@
 """Converts between the action spaces of gymnasium and the agent's action vectors. No jax.
 
-Each space becomes the following parts of the vector (see `dreamer.spaces.Action`); a Dict, in the order of its keys:
+Each space becomes the following parts of the vector (see `dreamer.spaces.Action`). The parts of a Dict are in the order
+of its keys:
 
     Discrete                n classes, for any start
     MultiDiscrete           classes of each entry

@@ -113,7 +113,10 @@ def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = Non
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """Returns the Spec of any environment, which will not be stepped. Raises UserError as `adapt` does."""
+    """Returns the Spec of an environment, which may be parallel and will not be stepped.
+
+    Raises UserError as `adapt` does.
+    """
     return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 
@@ -249,7 +252,7 @@ class ParallelRows:
         raise self._error(f"step() must return five dicts by agent ({parts}), it returned {described(answer)}")
 
     def _answer(self, side: Side, results: tuple) -> tuple:
-        """Returns the answer for an agent that is in the game."""
+        """Returns an agent's answer of a step in the game."""
         observations, rewards, terminations, truncations, infos = results
         try:
             obs, reward = observations[side.agent], rewards[side.agent]

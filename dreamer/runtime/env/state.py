@@ -1,7 +1,7 @@
 """Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete. No jax.
 
 Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
-The environments below can be saved; for all others `get_state` returns a reason:
+The environments on the left can be saved, by what is on the right; for all others `get_state` returns a reason:
 
     its outermost layer has get_state() and set_state(state)     their state, if it can be pickled
     known gymnasium wrappers around such an environment          and the wrappers' own counters

@@ -3,7 +3,7 @@
 A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
 holds the crc32 of every leaf and the caller's values.
 The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones. `restore` takes the
-structure of the tree from its argument `like`, and can compare it leaf by leaf with a checkpoint of another config.
+structure of the tree from its argument `like`. So it can compare a checkpoint of another config leaf by leaf.
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
 class Held(NamedTuple):
     """A lock that some process holds or has left behind.
 
-    age: the seconds since its last heartbeat | gone: the process ran on this machine and has ended
-    runs: the process runs on this machine. Both are False if the process belongs to another machine.
+    age: the seconds since its last heartbeat
+    gone: the process ran on this machine and has ended | runs: the process runs on this machine
+    If the process belongs to another machine, gone and runs are False.
     """
 
     card: Card

@@ -18,7 +18,7 @@ class State(NamedTuple):
     """The values shown. A new State replaces the old one as a whole, so the drawing thread never sees half an update.
 
     losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
-    needs_updates: whether the run trains; its pace is then unknown before the first updates
+    needs_updates: whether the run trains; if it does, its pace is unknown before the first updates
     """
 
     phase: str

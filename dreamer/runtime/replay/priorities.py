@@ -33,7 +33,7 @@ class Priorities:
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
         """Marks rows `number` [N] of different streams [N], which were just appended, as new.
 
-        Drops the items whose rows they overwrite.
+        Drops the items whose rows are overwritten.
         """
         length = self.rows.shape[1]
         self.rows[stream, number % length] = np.inf
@@ -91,7 +91,10 @@ class Priorities:
         return {"rows": self.rows, "items": self.tree.leaves}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores what `state` returned: rows [E, R], items [E * R, 2]. An equal generator then draws equal items."""
+        """Restores what `state` returned: rows [E, R], items [E * R, 2].
+
+        The same generator then draws the same items as before.
+        """
         self.rows[...] = state["rows"]
         self.tree.fill(state["items"])
 

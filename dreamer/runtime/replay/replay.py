@@ -33,8 +33,8 @@ def size_replay(
 ) -> Capacity:
     """Returns the size that the replay will have, without allocating it. Print its `describe()` first.
 
-    storage: the packed latents of a row. env_steps: the number of rows that the run collects in all environments
-    together.
+    storage: {name: Space} of the packed latents of a row.
+    env_steps: the number of rows that the run collects in all environments together.
     run_dir: the folder whose disk `tier: disk` uses.
     Raises UserError if no sequence fits in a ring.
     """
@@ -296,7 +296,7 @@ class Replay:
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
-    """Returns the columns in memory and on the disk. Latents are stored only if a context row reads them."""
+    """Returns the columns in memory, and the columns on the disk. There are latents only if `config.context` is set."""
     columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

@@ -73,7 +73,7 @@ class Collector:
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:
-        """Returns the smallest compiled batch size of at least `rows`. A few programs so serve any number of rows."""
+        """Returns the smallest compiled batch size of at least `rows`. So a few programs serve any number of rows."""
         full = self._workers.streams
         return min(size for size in (-(-full // 2**i) for i in range(BUCKETS)) if size >= rows)
 

@@ -28,7 +28,10 @@ Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """Calls the callbacks with a line and returns their requests. Raises UserError if a callback or request fails."""
+    """Calls the callbacks with a line and returns their requests.
+
+    Raises UserError if a callback fails or returns something that is not a request.
+    """
     requests = set()
     for callback in callbacks:
         name = getattr(callback, "__qualname__", type(callback).__name__)

@@ -2,7 +2,7 @@
 
 The `meta` of a checkpoint is its manifest, which names every file of the checkpoint by its seal. The order of writing
 is rows, latents, the host's state; then Orbax commits train state and manifest in one step. So a kill at any instant
-leaves the previous checkpoint intact, and the rows collected after it.
+leaves the previous checkpoint, and the rows collected after it, intact.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
 def find(run_dir: Path, step: int | None = None) -> Found | None:
     """Finds the checkpoint `step` (None: the newest). Returns None if the run has no checkpoint yet. Only reads.
 
-    Raises UserError if it is damaged or missing. The error names the newest undamaged checkpoint to resume from.
+    Raises UserError if the checkpoint is damaged or missing, and names the newest undamaged one to resume from.
     """
     safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)

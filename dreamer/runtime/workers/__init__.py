@@ -41,7 +41,7 @@ def make_workers(
     render_mode: str | None = None,
     folder: str = "",
 ) -> Workers:
-    """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if one fails.
+    """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if it cannot.
 
     folder: the current folder while they are made; "": the current folder stays as it is.
     """

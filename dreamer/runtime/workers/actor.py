@@ -43,7 +43,7 @@ class Actor:
         return self._do(number, self._envs[number].get_state)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) if rendering fails."""
+        """Returns an image uint8 [H, W, 3], None if the environment does not render, or a reason (str) if it fails."""
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:

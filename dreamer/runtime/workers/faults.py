@@ -33,11 +33,11 @@ class Faults:
         self._calm = False  # every environment has returned a row and none has incidents to count
 
     def seed(self, number: int) -> int:
-        """Returns the seed of the current copy of environment `number`. No other environment or replacement has it."""
+        """Returns the seed of the current copy of environment `number`. No two copies have the same seed."""
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
-        """Records an incident. Raises UserError after too many in a row, or before the first row of an environment."""
+        """Records an incident. Raises UserError if an environment has too many in a row, or has returned no row yet."""
         self._log.append(incident)
         envs = list(incident.envs)
         self._calm = False

@@ -113,8 +113,8 @@ class Workers(Protocol):
     def send(self, streams: np.ndarray, actions: np.ndarray) -> None:
         """Answers the rows of `streams` [R] with `actions` [R, A] float32.
 
-        Raises RuntimeError if no row of a stream was received since its last action, or if `streams` does not contain
-        all agents of an environment that have a row.
+        Raises RuntimeError if no row of a stream was received since its last action, or if the streams of an
+        environment are incomplete: all its agents with a row must be answered together.
         """
 
     def incidents(self) -> list[Incident]:
