@@ -15,7 +15,7 @@ from dreamer.spaces import Spec
 
 
 def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
-    """Compiles `agent.init(key)` for the mesh. On a CPU it skips optimizations, which would take ten times as long."""
+    """Compiles `agent.init(key)` for the mesh; on a CPU without optimizations, because these take ten times as long."""
     plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
@@ -72,8 +72,8 @@ def jit_act(
     """Compiles (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
 
     The compiled function acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry
-    [E, ..], action [R, A], packed latent {name: [R, ..]}. count: a number that makes the random numbers of each call
-    unique.
+    [E, ..], action [R, A], packed latent {name: [R, ..]}.
+    count: a number that makes the random numbers of each call unique.
     streams: the stream of each row; None: the rows of all streams, in order. Streams without a row keep their carry. A
     stream of E marks a padding row.
     whole: a function that converts the argument `variables` to the agent's variables, see `PolicyPart`.

@@ -76,8 +76,7 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     """Returns the mask for the one-hots of `space`: int8 [N], 1 = allowed, with N the sum of the classes.
 
     mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a Dict
-    or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError if the mask is
-    invalid.
+    or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError for others.
     """
     total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
     array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)

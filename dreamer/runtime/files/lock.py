@@ -88,8 +88,7 @@ class RunLock:
 
         report: called with a line to print if a stale lock was replaced.
         lost: called with the error, in another thread, if another process has taken the lock.
-        Raises UserError, naming the other process, if another process holds the lock, or if the directory cannot be
-        written.
+        Raises UserError if another process holds the lock, and names it, or if the directory cannot be written.
         """
         self._path, self._lost = run_dir / LOCK, lost
         self.card = _own_card()
@@ -165,8 +164,8 @@ class RunLock:
 def look(run_dir: Path, now: float | None = None) -> Held | None:
     """Returns the lock of a run directory, or None if there is no lock. Changes nothing.
 
-    now: the current time on the file system's clock; None: this machine's clock is used. Raises UserError if `lock` is
-    not a file.
+    now: the current time on the file system's clock; None: the time on this machine's clock.
+    Raises UserError if `lock` is not a file.
     """
     path = run_dir / LOCK
     try:

@@ -77,8 +77,7 @@ class Display:
     def phase(self, name: str) -> None:
         """Sets the phase of the run ("collecting", "compiling", "training", "evaluating"), and restarts the rates.
 
-        After compiling the old rates are not even shown: the pace of collecting says nothing about the pace of
-        training.
+        After compiling the old rates are not even shown: the pace of collecting says nothing about training.
         """
         if name == self._state.phase:
             return

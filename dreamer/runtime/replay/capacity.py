@@ -14,8 +14,7 @@ LEAST_BETWEEN = 256 * 10**6  # minimum bytes of rows between two checkpoints tha
 class Capacity:
     """The size of a replay.
 
-    streams: the number of rings | rows_per_stream: the number of rows in each ring | row_bytes: bytes of memory for one
-    row
+    streams: the number of rings | rows_per_stream: the rows of each ring | row_bytes: bytes of one row
     free_bytes: the free host memory; None: unknown | bound: the setting that limits the size
     disk_row_bytes, free_disk: like row_bytes and free_bytes, for the columns on the disk
     """
@@ -73,8 +72,7 @@ def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, 
 
     latent_bytes: the bytes of the latents of one row, which are written again at each checkpoint.
     keep: the number of checkpoints kept. env_steps: the env_steps of the whole run.
-    keep_every: the number of steps between older checkpoints that are kept too, each with its rows and latents; 0:
-    none.
+    keep_every: the steps between older checkpoints that are kept too, with their rows and latents; 0: none.
     While a checkpoint is being written, the rows that `keep` + 1 checkpoints need are on the disk. The first and the
     last file also contain rows that no checkpoint needs.
     """

@@ -12,8 +12,7 @@ def free_memory(root: Path = Path("/")) -> int:
     """Returns the bytes of host memory that this process can still allocate.
 
     This is the minimum of the machine's free memory and the free memory of each control group (a container, a Slurm
-    job); psutil ignores control groups. root: for tests, another root of the file system that describes the control
-    groups.
+    job); psutil ignores control groups. root: for tests, another root of the files that describe control groups.
     """
     return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 

@@ -181,8 +181,7 @@ class Replay:
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Returns at most `most` rows that were added after the first `seen` [E] of each stream and are still held.
 
-        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}, oldest first within each
-        ring.
+        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}, oldest first in each ring.
         """
         with self.lock:
             return self._rows_since(seen, most)
@@ -223,8 +222,7 @@ class Replay:
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
         """Writes recomputed latents {name: [B, T, ..]} back to the rows of a sample.
 
-        Skips rows that were overwritten after the sample. If several sequences share a row, the value of the last is
-        kept.
+        Skips rows that were overwritten after the sample. If several sequences share a row, the last value is kept.
         Raises UserError if a latent has a wrong shape or dtype.
         """
         spaces = {name: self.spaces[name] for name in self._latent_names()}
@@ -238,8 +236,7 @@ class Replay:
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
         """Writes the priorities [B, T] float32 of the rows of a sample. Does nothing if `config.priority` is 0.
 
-        Skips rows that were overwritten after the sample. If several sequences share a row, the value of the last is
-        kept.
+        Skips rows that were overwritten after the sample. If several sequences share a row, the last value is kept.
         Raises UserError if the shape or dtype is wrong.
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")

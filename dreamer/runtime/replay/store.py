@@ -110,7 +110,7 @@ class RowStore:
         return seals
 
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
-        """Writes the rest of the host's state for the checkpoint `step`. Returns when it is on the disk.
+        """Writes the host's state, except for rows and latents, for the checkpoint `step`. Waits until it is written.
 
         arrays: arrays of any shape.
         """
@@ -119,8 +119,7 @@ class RowStore:
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
         """Writes the host's state after a run has ended at the checkpoint `step`. Returns when it is on the disk.
 
-        state: the seal of the host's state in that checkpoint. It tells this checkpoint from others with the same
-        number.
+        state: the seal of the host's state in that checkpoint. Other checkpoints can have the same number.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
@@ -136,7 +135,7 @@ class RowStore:
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the head and the arrays that `save_state` wrote; the arrays have the shapes they had there.
+        """Returns the head and the arrays that `save_state` wrote. The arrays have their old shapes.
 
         Raises UserError if the file is damaged, missing or belongs to another run.
         """
@@ -145,8 +144,7 @@ class RowStore:
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
         """Puts the rows of a manifest into an empty replay, with the latents that were saved for them.
 
-        Raises UserError if a file is damaged, missing or belongs to another run, or if rows are missing between two
-        files.
+        Raises UserError if a file is damaged, missing or of another run, or if rows between two files are missing.
         """
         for seal in rows:
             self._load(replay, seal.name, seal, fresh=False)

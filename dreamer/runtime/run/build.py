@@ -117,8 +117,8 @@ class Opened(NamedTuple):
 def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
     """Locks the run directory, restores the run into memory and changes the disk, in the order of runtime/run/start.py.
 
-    stack: closes everything that is opened. sinks: sinks of the caller in addition to those of the config; they stay
-    open.
+    stack: closes everything that is opened.
+    sinks: sinks of the caller in addition to those of the config; they stay open.
     Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
     """
     config = decision.config

@@ -192,8 +192,7 @@ class _Recording:
     def add(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
         """Adds the image of one step of environment `env`.
 
-        rows [E * agents]: the newest rows of all streams. step: the rows of this step. ready [R]: the streams of these
-        rows.
+        rows [E * agents]: the newest rows of all streams. step: the rows of this step. ready [R]: their streams.
         """
         if self.over:
             return

@@ -37,8 +37,8 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
     parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with its
     parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
-    missing: the maximum share of the arrays of these parts, in either run, that may not fit. They keep their initial
-    values.
+    missing: the maximum share of the arrays of these parts, in either run, that may be without a match. Arrays of the
+    new run without a match keep their initial values.
     Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:

@@ -144,8 +144,8 @@ class Created:
     ):  # fmt: skip
         """own_name: whether this program chose the name; a number is then appended if the directory exists.
 
-        report, lost: arguments of `RunLock`. Raises UserError if the directory cannot be created, or if another process
-        was faster.
+        report, lost: arguments of `RunLock`.
+        Raises UserError if the directory cannot be created, or if another process was faster.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # created folders, innermost first
@@ -240,8 +240,8 @@ def change(
     steps: the number of rows that the restored replay has received. run: the identity of the run.
     report: called with lines to print.
     Moves aside what the run will write again. A kill at any instant leaves a run that can be resumed: checkpoints move
-    first, the newest of them first; then files of rows, the newest first; then lines of metrics. Raises UserError on a
-    disk error.
+    first, the newest of them first; then files of rows, the newest first; then lines of metrics.
+    Raises UserError on a disk error.
     """
     found, run_dir, resumed = decision.found, decision.run_dir, None
     try:

@@ -67,8 +67,8 @@ class InlineWorkers:
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Steps all environments that were sent an action, and returns their next rows [R].
 
-        Raises RuntimeError if no environment was sent an action, or if `min_ready` is None and not all were. A number
-        as `min_ready`, or `max_wait`, has no effect.
+        Raises RuntimeError if no environment was sent an action. With `min_ready` None, also raises it if some were
+        not. `max_wait` and the number in `min_ready` have no effect.
         """
         self._table.wanted(min_ready)
         self._do(self._step)

@@ -132,8 +132,8 @@ class Workers(Protocol):
     def render(self, number: int) -> np.ndarray | str | None:
         """Returns an image uint8 [H, W, 3] of an environment whose rows were received, or None if it does not render.
 
-        Returns one line with the reason if rendering fails. An environment that hangs is replaced, which does not count
-        as a restart.
+        Returns a line with the reason if rendering fails. Replaces an environment that hangs; this is not counted as a
+        restart.
         """
 
     def restart(self, number: int) -> None:

@@ -1,7 +1,6 @@
 """The memory that a set of worker processes shares: one row and one action per stream. No jax.
 
-The memory has no name, and the system frees it with the last process that has its descriptor. So no run can leave it
-behind.
+The memory has no name, and the system frees it with the last process that has its descriptor. So none is left behind.
 """
 
 from __future__ import annotations

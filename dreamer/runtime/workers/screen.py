@@ -15,8 +15,7 @@ LINUX = sys.platform == "linux"
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
     """Returns the variables to add to `environment` for this render mode. Leaves out variables that the user has set.
 
-    On a machine without a screen, every render mode needs them, because an environment may draw its observations with
-    pygame.
+    Without a screen, every render mode needs them, because an environment may draw observations with pygame.
     """
     if render_mode != "rgb_array" and (not LINUX or any(environment.get(name) for name in SCREENS)):
         return {}
