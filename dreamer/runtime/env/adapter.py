@@ -52,7 +52,7 @@ def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAda
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """Returns the Spec of an environment that will not be stepped. Raises UserError as `adapt` does."""
+    """Returns the Spec of an environment. Do not step the environment afterwards. Raises UserError as `adapt` does."""
     return adapt(env, name).spec
 
 

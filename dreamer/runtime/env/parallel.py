@@ -113,7 +113,7 @@ def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = Non
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """Returns the Spec of an environment, which may be parallel and will not be stepped.
+    """Returns the Spec of an environment, parallel or not. Do not step the environment afterwards.
 
     Raises UserError as `adapt` does.
     """

@@ -126,7 +126,10 @@ class Sampler:
             part.way.added(stream, number)
 
     def prioritise(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [B, T] of successive rows `number` [B, T] of streams [B]. Skips rows no longer held."""
+        """Sets the priorities [B, T] of T successive rows of each stream [B].
+
+        number [B, T]: the row numbers; rows that are no longer held are skipped.
+        """
         for part in self._parts:
             part.way.prioritise(items, stream, number, priority)
 

@@ -69,7 +69,7 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
 
 def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> None:
-    """Raises UserError if the arrays that do not fit (`misfits`) are more than the share `missing` of all arrays."""
+    """Raises UserError if the share of arrays that do not fit (`misfits`) is larger than `missing`."""
     total = fits + len(misfits)
     if len(misfits) <= missing * total:
         return
@@ -82,7 +82,7 @@ def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> Non
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and belongs to one of the parts. Hyperparameters do not: the config sets them."""
+    """Whether a leaf is learned and belongs to one of the parts. A hyperparameter does not: the config sets it."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

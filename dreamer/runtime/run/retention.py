@@ -14,7 +14,7 @@ from dreamer.runtime.replay.store import RowStore, end_name
 
 
 def row_files(step: int, manifest: Manifest) -> set[str]:
-    """Returns the names of the files of rows that a checkpoint needs. Raises UserError if it names no files."""
+    """Returns the names of the files of rows that a checkpoint needs. Raises UserError if the manifest names none."""
     return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
 
 
