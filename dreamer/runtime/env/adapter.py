@@ -52,7 +52,10 @@ def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAda
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """Returns the Spec of an environment. Do not step the environment afterwards. Raises UserError as `adapt` does."""
+    """Returns the Spec of an environment. Raises UserError as `adapt` does.
+
+    This may reset the environment, so reset it again before you step it.
+    """
     return adapt(env, name).spec
 
 

@@ -113,9 +113,9 @@ def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = Non
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """Returns the Spec of an environment, parallel or not. Do not step the environment afterwards.
+    """Returns the Spec of an environment, parallel or not. Raises UserError as `adapt` does.
 
-    Raises UserError as `adapt` does.
+    This may reset the environment, so reset it again before you step it.
     """
     return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
