@@ -66,9 +66,10 @@ class Priorities:
         return stream, number
 
     def write(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [N, L] of successive rows [N, L] of streams [N], and updates the weights of their items.
+        """Sets the priorities [N, L] of L successive rows of each stream [N], and updates the weights of their items.
 
-        Skips rows that are no longer held. A priority that is negative or NaN counts as 0.
+        number [N, L]: the row numbers; rows that are no longer held are skipped. A priority that is negative or NaN
+        counts as 0.
         """
         length = self.rows.shape[1]
         held = number >= items.first[stream][:, None]
