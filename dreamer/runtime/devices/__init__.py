@@ -1,1 +1,1 @@
-"""Mesh, shardings, compiled programs and their errors. Only this package uses them directly."""
+"""Mesh, shardings, compiled programs and device errors. Other packages handle devices only through this package."""

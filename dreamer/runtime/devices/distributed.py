@@ -1,7 +1,7 @@
 """Several processes that learn together, on one machine or on many: connects them and shares numbers.
 
-Every process provides its share of each batch, from its own environments and replay. The update is a collective, so the
-numbers that decide whether to make one must be equal in every process. `gather` shares them.
+Every process provides its share of each batch, from its own environments and replay. An update is a collective, so the
+numbers that decide whether to make an update must be equal in every process. `gather` shares these numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dreamer.runtime.devices.mesh import Config
 def start(config: Config) -> None:
     """Connects to the other processes, if the config names any. Call it before anything uses a device.
 
-    Raises UserError naming a field that is missing or out of range, or if the others cannot be reached.
+    Raises UserError naming a field that is missing or out of range, or if the other processes cannot be reached.
     """
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
@@ -59,7 +59,7 @@ def count() -> int:
 
 
 def refuse_several(config: Config) -> None:
-    """Raises UserError if a config names other processes. For features that do not support several yet."""
+    """Raises UserError if a config names other processes. Features that support only one process call it."""
     check(config)
     if config.coordinator:
         raise UserError(
@@ -70,7 +70,7 @@ def refuse_several(config: Config) -> None:
 
 
 def share(name: str, whole: int) -> int:
-    """Returns the share of `whole` for each process. Raises UserError naming the field if it cannot be split evenly."""
+    """Divides `whole` evenly over the processes. Raises UserError naming the field `name` if that is impossible."""
     if whole % count():
         below = whole // count() * count()
         choices = " or ".join(str(n) for n in (below, below + count()) if n)
@@ -81,7 +81,7 @@ def share(name: str, whole: int) -> int:
 def gather(values: Sequence[int]) -> np.ndarray:
     """Returns the values of all processes, int64 [processes, len(values)].
 
-    This is a collective: all processes must call it, in the same order relative to other collectives.
+    This is a collective: all processes must call it, and all their collectives must come in the same order.
     """
     if count() == 1:
         return np.array([values], np.int64)

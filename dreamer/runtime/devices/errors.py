@@ -21,7 +21,8 @@ def as_user_errors(
 ) -> Iterator[None]:
     """A context that turns device errors into a UserError; other errors pass through.
 
-    doing: "compiling the update", ... | batch: replay.batch_size, replay.batch_length | state: the train state
+    doing: what the caller does in this context, such as "compiling the update"
+    batch: (replay.batch_size, replay.batch_length) | state: the train state
     program: the compiled update, if there is one | devices: the learning devices
     """
     try:
@@ -51,7 +52,7 @@ def full(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
-    """Returns the known facts about the memory of one device, in words: state, program, and total."""
+    """Returns what is known about a device's memory, in phrases: the sizes of the state, the update, and all memory."""
     facts = [f"the train state takes {_gb(state_bytes(state))}"]
     analysis = getattr(program, "memory_analysis", lambda: None)()
     if analysis is not None:
@@ -63,7 +64,7 @@ def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
 
 
 def state_bytes(state: Any) -> int:
-    """Returns the bytes of a state on each device; also works after the state was donated."""
+    """Returns the number of bytes that a state takes on each device, even if the state was donated."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "sharding")]
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 

@@ -1,9 +1,9 @@
 """The devices that learn, as a mesh.
 
-A mesh has two axes. A batch is split over both. The train state is replicated on every device, or, if `fsdp` is above
-1, its large leaves are split over that axis. Computations see the global batch, so that means and return percentiles
-are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host, so that each host has a complete
-state.
+A mesh has the axes `data` and `fsdp`. A batch is split over both axes. The train state is replicated on every device;
+if the axis `fsdp` is longer than 1, large leaves of the state are split over it. Computations see the global batch, so
+that means and return percentiles are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host,
+so that each host has a complete state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Config:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-    """Makes a mesh of devices (None: all), axes `data` and `fsdp`. Raises UserError if fsdp does not divide them."""
+    """Makes a mesh of devices with the axes `data` and `fsdp`.
+
+    devices: the devices to use; None: all. Raises UserError if the number of devices is no multiple of fsdp.
+    """
     devices = list(devices or jax.devices())
     if len(devices) % fsdp:
         choices = _near(fsdp, (n for n in range(1, len(devices) + 1) if len(devices) % n == 0))
@@ -80,7 +83,7 @@ def own(mesh: Mesh) -> list[jax.Device]:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises UserError unless the batch can be split evenly over the mesh."""
+    """Raises UserError if the batch cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         sizes = " or ".join(str(size) for size in (below, below + mesh.size) if size)
@@ -96,7 +99,7 @@ def _of_host(host: int) -> list[jax.Device]:
 
 
 def _near(given: int, choices: Iterable[int]) -> str:
-    """Returns the nearest choices below and above a number, for an error."""
+    """Returns the nearest choices below and above a number, for an error text."""
     choices = list(choices)
     below, above = [n for n in choices if n < given], [n for n in choices if n > given]
     return " or ".join(map(str, [*sorted(below)[-1:], *sorted(above)[:1]]))

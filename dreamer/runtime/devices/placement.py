@@ -29,9 +29,10 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, form: Any) -> Any:
-    """Returns the sharding of a train state: one for all leaves, or with fsdp a tree like `form` (shapes suffice).
+    """Returns the sharding of a train state: a single one for all leaves or, with fsdp, one for each leaf.
 
-    A leaf of SMALLEST_SPLIT numbers or more is split along its longest divisible axis; others are replicated.
+    form: the train state, or a tree of its shapes; with fsdp the result has the same structure. A leaf of
+    SMALLEST_SPLIT numbers or more is split along its longest divisible axis; the other leaves are replicated.
     """
     if mesh.shape["fsdp"] == 1:
         return replicated(mesh)
@@ -56,14 +57,14 @@ def place_state(mesh: Mesh, state: Any) -> Any:
 
 
 def _of_all_processes(x: Any, place: NamedSharding) -> Array:
-    """Returns the global array of values `x` that every process has; each process places its part."""
+    """Makes a global array of `x`, which is equal in all processes; each process places the part on its devices."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
     return _joined(jax.device_put(x, _own_part(place)), place)
 
 
 def _own_part(place: Any) -> NamedSharding:
-    """Returns the same sharding over the devices of this process."""
+    """Returns the sharding `place` with only the devices of this process."""
     return NamedSharding(make_mesh(own(place.mesh), place.mesh.shape["fsdp"]), place.spec)
 
 
@@ -81,7 +82,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 def local_copy(tree: Any) -> Any:
     """Returns the same arrays restricted to this process's devices; no copy, no transfer.
 
-    Each process can save or read them by itself. With one process, the tree is returned unchanged.
+    Each process can save or read the result by itself. With one process, the tree is returned unchanged.
     """
     if jax.process_count() == 1:
         return tree
@@ -112,7 +113,7 @@ def whole(tree: Any) -> Any:
 
 
 def first_copy(tree: Any) -> Any:
-    """Copies a tree to the first device. The copy shares no buffer with `tree`, which may then be donated."""
+    """Copies a tree to the first device. The copy shares no buffer with `tree`, so that `tree` may then be donated."""
     device = jax.local_devices()[0]
     if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
         return _copies(device)(tree)  # one call instead of one per leaf
@@ -126,14 +127,17 @@ def _copies(device: jax.Device) -> Callable[[Any], Any]:
 
 
 def begin_to_host(tree: Any) -> None:
-    """Starts to send the arrays to the host as soon as they are computed, for `to_host`. Does not wait."""
+    """Schedules the copy of the arrays to the host, for a later call of `to_host`. Returns at once."""
     for x in jax.tree.leaves(tree):
         if isinstance(x, jax.Array):
             x.copy_to_host_async()
 
 
 def to_host(tree: Any) -> Any:
-    """Waits for the computation and returns numpy arrays. Arrays split over processes give the part of this one."""
+    """Waits for the computation and returns numpy arrays.
+
+    Returns this process's part of an array that is split over processes.
+    """
     begin_to_host(tree)
     return jax.tree.map(_to_numpy, tree)
 

@@ -15,7 +15,7 @@ from dreamer.spaces import Spec
 
 
 def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
-    """Compiles `agent.init(key)` for the mesh; on a CPU without optimization, which would take ten times as long."""
+    """Compiles `agent.init(key)` for the mesh; on a CPU without optimizations, because these take ten times as long."""
     plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
@@ -40,9 +40,9 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
 
 
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
-    """Compiles (rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings, which writes the rows in place.
+    """Compiles a function (rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings that writes rows in place.
 
-    Rows with an index of N or more are dropped.
+    It drops the rows whose index is N or more.
     """
     place = replicated(mesh)
 
@@ -53,7 +53,7 @@ def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
 
 
 def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Array]]:
-    """Compiles (rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, sharded like a batch."""
+    """Compiles a function (rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, sharded like a batch."""
 
     def gather(rings: dict[str, Array], index: Array) -> dict[str, Array]:
         return {name: ring[index].reshape(*index.shape, *shapes[name]) for name, ring in rings.items()}
@@ -71,10 +71,12 @@ def jit_act(
 ) -> Callable[..., tuple[Carry, Array, Any]]:
     """Compiles (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
 
-    Acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry [E, ..],
-    action [R, A], packed latent {name: [R, ..]}. count: a number that makes the random numbers of each call unique.
-    streams: of the rows, None = all; other streams keep their carry, and an index of E marks a padding row.
-    whole: converts the argument `variables` to the agent's variables, see `PolicyPart`.
+    The compiled function acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry
+    [E, ..], action [R, A], packed latent {name: [R, ..]}.
+    count: a number that makes the random numbers of each call unique.
+    streams: the stream of each row; None: the rows of all streams, in order. Streams without a row keep their carry. A
+    stream of E marks a padding row.
+    whole: a function that converts the argument `variables` to the agent's variables, see `PolicyPart`.
     """
 
     def act(
@@ -92,7 +94,11 @@ def jit_act(
 
 
 class PolicyPart(NamedTuple):
-    """The part of an agent's variables that acting reads. tree, forms: of all leaves | read: one bool per leaf."""
+    """The part of an agent's variables that acting reads.
+
+    tree: the tree structure of all variables | forms: the shape and dtype of each leaf
+    read: for each leaf, whether acting reads it
+    """
 
     tree: Any
     forms: list[jax.ShapeDtypeStruct]
@@ -103,7 +109,7 @@ class PolicyPart(NamedTuple):
         return [leaf for leaf, read in zip(jax.tree.leaves(variables), self.read, strict=True) if read]
 
     def whole(self, leaves: Sequence[Array]) -> dict[str, Variables]:
-        """Returns variables with `leaves`, each [..], in their places. Others are zeros, which the compiler removes."""
+        """Puts `leaves`, each [..], back in their places. The other leaves are zeros, which the compiler removes."""
         given = iter(leaves)
         places = zip(self.forms, self.read, strict=True)
         filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
@@ -111,7 +117,7 @@ class PolicyPart(NamedTuple):
 
 
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
-    """Finds the part of the variables that `agent.act` reads while collecting, by tracing it."""
+    """Traces `agent.act` to find the part of the variables that it reads while collecting."""
     forms, tree = jax.tree.flatten(jax.eval_shape(lambda: agent.variables(agent.init(jax.random.key(0)))))
     obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 

@@ -1,1 +1,1 @@
-"""Turns one environment into rows: its observations, its actions, its state. No jax."""
+"""Turns an environment into rows: converts its observations and actions, and saves its state. No jax."""

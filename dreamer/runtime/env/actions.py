@@ -1,6 +1,7 @@
 """Converts between the action spaces of gymnasium and the agent's action vectors. No jax.
 
-The parts of the vector that each space becomes (see `dreamer.spaces.Action`); Dicts in the order of their keys:
+Each space becomes the following parts of the vector (see `dreamer.spaces.Action`). The parts of a Dict are in the order
+of its keys:
 
     Discrete                n classes, for any start
     MultiDiscrete           classes of each entry
@@ -33,8 +34,9 @@ MOST_CLASSES = 65_536
 class ActionReader(NamedTuple):
     """Converts the agent's actions for an environment. action: the form of the agent's action vector.
 
-    to_env(vector [A]) -> the argument of `env.step`, always inside the space: takes the largest entry of
-    each one-hot and clips numbers to [-1, 1] | start: of a Discrete that is the whole space; None for other spaces
+    to_env(vector [A]) -> the argument of `env.step`, always inside the space: takes the largest entry of each one-hot
+    and clips numbers to [-1, 1]
+    start: the first class, if the whole space is one Discrete; None: any other space
     """
 
     action: Action
@@ -73,8 +75,8 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
 def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     """Returns the mask for the one-hots of `space`: int8 [N], 1 = allowed, with N the sum of the classes.
 
-    mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a
-    Dict or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError if invalid.
+    mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a Dict
+    or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError for others.
     """
     total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
     array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)
@@ -115,7 +117,7 @@ def random_actions(
 
 
 class _Numbers:
-    """The continuous part of a vector, consumed from the front."""
+    """The continuous part of an action vector; `take` returns its next numbers."""
 
     def __init__(self, vector: np.ndarray):
         self.vector, self.taken = vector, 0
@@ -168,7 +170,7 @@ def _classes(leaf: spaces.Space) -> list[int]:
 
 
 def _builder(space: spaces.Space) -> _Builder:
-    """Returns a function that builds an action of `space` from the next one-hots and numbers of the vector."""
+    """Returns a function that builds an action of `space` from the next one-hots and numbers of an action vector."""
     if isinstance(space, spaces.Dict):
         named = {key: _builder(inner) for key, inner in space.items()}
         return lambda onehots, numbers: {key: build(onehots, numbers) for key, build in named.items()}

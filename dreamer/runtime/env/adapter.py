@@ -1,4 +1,4 @@
-"""Determines how to read an environment: its observations, its actions, and where its action masks are. No jax."""
+"""Finds out how to read an environment: its observations, its actions, and where its action masks are. No jax."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MASK_DTYPE = "int8"
 class EnvAdapter(NamedTuple):
     """How to read an environment.
 
-    keys: readers of the observation's keys | actions: converts actions | spec: of the agent's observations and actions
-    masks: the action space if `info` contains MASK at each step, else None
-    first: (obs, info) of the reset that `adapt` made, None if it made none
+    keys: the readers of the observation's keys | actions: the converter of actions
+    spec: the Spec of the agent's observations and actions
+    masks: the action space, if `info` contains MASK at each step; None: it does not
+    first: the (obs, info) of the reset that `adapt` made; None: `adapt` made no reset
     """
 
     keys: list[Reader]
@@ -35,8 +36,8 @@ class EnvAdapter(NamedTuple):
 def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAdapter:
     """Returns the EnvAdapter of `env`. Raises UserError for spaces that are not supported.
 
-    Resets the environment with `seed` if it has discrete actions and no observation MASK, because only `info` shows
-    whether it has a mask.
+    Resets the environment with `seed` if it has discrete actions and no observation MASK, because then only `info` can
+    contain a mask.
     """
     actions = action_reader(env, name)
     keys = readers(env, name, actions.action)
@@ -51,12 +52,15 @@ def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAda
 
 
 def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
-    """Returns the Spec of an environment that will not be stepped. Raises UserError as `adapt` does."""
+    """Returns the Spec of an environment. Raises UserError as `adapt` does.
+
+    This may reset the environment, so reset it again before you step it.
+    """
     return adapt(env, name).spec
 
 
 def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
-    """Returns the result of `env.reset(seed=seed)`. Raises UserError if it takes no seed or does not return a pair."""
+    """Returns the result of `env.reset(seed=seed)`. Raises UserError if reset takes no seed or returns no pair."""
     try:
         answer = env.reset(seed=seed)
     except TypeError as error:
@@ -70,7 +74,7 @@ def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
 
 
 def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:
-    """Returns the mask in `info` for the action space `masks`, as `flat_mask` does: int8 [N]. Raises ValueError."""
+    """Returns the mask in `info` for the action space `masks`, int8 [N]. Raises ValueError if it is invalid."""
     if not (isinstance(info, dict) and MASK in info):
         raise ValueError(f"info has no {MASK!r}, although it had one at the first reset")
     return flat_mask(masks, info[MASK])

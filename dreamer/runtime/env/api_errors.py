@@ -17,13 +17,13 @@ _UNEXPECTED = re.compile(r"unexpected keyword argument '(seed|options)'|takes no
 
 
 def takes_no_seed(error: BaseException | None) -> bool:
-    """Whether reset(seed=..) failed with `error` because it, or that of a wrapped environment, takes no seed."""
+    """Whether `error` shows that the `reset` of an environment, or of one that it wraps, has no argument `seed`."""
     text = str(error)
     return isinstance(error, TypeError) and "reset" in text and bool(_UNEXPECTED.search(text))
 
 
 def foreign(space: Any) -> str:
-    """Advice about a space that is not gymnasium's, phrased to follow the space; "" for gymnasium's own."""
+    """Returns advice if a space is not gymnasium's, worded to follow the space in an error; "" if it is gymnasium's."""
     if isinstance(space, gymnasium.Space):
         return ""
     if "gym" in {part.__module__.partition(".")[0] for part in type(space).__mro__}:
@@ -35,7 +35,7 @@ def foreign(space: Any) -> str:
 
 
 def whole_answer(obs: Any) -> str:
-    """Advice on what to pass instead if `obs` looks like the whole result of reset or step; else ""."""
+    """Returns advice on what to pass if `obs` looks like the whole result of reset or step; "" if it does not."""
     if not isinstance(obs, tuple) or not obs or not isinstance(obs[-1], Mapping) or len(obs) not in (2, 4, 5):
         return ""
     what = "reset() gives, (obs, info)" if len(obs) == 2 else "step() gives"

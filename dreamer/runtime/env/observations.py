@@ -1,7 +1,7 @@
 """Converts the observations of an environment into rows, and checks them against its space. No jax.
 
-The keys that each space becomes. Nested Dicts and Tuples are flattened with "/"; a space without keys is named "image"
-or "vector". Rows and replay keep the environment's own dtype:
+Each space becomes one or more keys of a row. Nested Dicts and Tuples are flattened with "/"; a space without keys is
+named "image" or "vector". Rows and replay keep the environment's own dtype:
 
     Box of 3 axes within bounds         image [H, W, C]; if the first axis is the shortest, it holds the channels
     Box uint8 [H, W]                    image [H, W, 1]
@@ -12,8 +12,8 @@ or "vector". Rows and replay keep the environment's own dtype:
     an empty space                      dropped, for example a Box of shape [0]
 
 A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound marks a missing
-value. The encoder then sees zeros for the whole key, and the decoder has no loss for it in that row. Classes have no
-such mark: an environment whose class may be missing needs an extra class. A value outside its space is an error.
+value. The encoder then sees zeros for the whole key, and the decoder has no loss for that key in that row. Classes have
+no such mark: an environment whose class may be missing needs an extra class. A value outside its space is an error.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 
 
 class Reader(NamedTuple):
-    """Finds, checks and writes one key of the observation.
+    """How to find, check and convert one key of the observation.
 
-    path: keys into nested Dicts and Tuples | shape: of the environment's array | kinds: numpy letters of its dtype kind
-    low, high: accepted bounds, None for an image of any uint8 values | start: of the classes
-    axes: order of the environment's axes before the reshape to the row's, () for unchanged
+    path: the keys that lead to it in nested Dicts and Tuples | shape: the shape of the environment's array
+    kinds: the numpy letters of the dtype kinds that are accepted
+    low, high: the accepted bounds; None: any uint8 value of an image | start: the first class
+    axes: the new order of the environment's axes, before the reshape to the row's shape; (): unchanged
     plain: whether the environment's array can be used as the row without conversion
     floor: the lowest finite number allowed for a float without a lower bound
     """
@@ -62,7 +63,7 @@ class Reader(NamedTuple):
 
 
 def find(reader: Reader, obs: Any) -> Any:
-    """Returns the value of one key of an observation. Raises ValueError if it is missing."""
+    """Returns the value of one key of an observation. Raises ValueError if the key is missing."""
     for key in reader.path:
         listed = isinstance(obs, (tuple, list)) and isinstance(key, int) and key < len(obs)
         if not listed and not (isinstance(obs, Mapping) and key in obs):
@@ -113,9 +114,9 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
 
 
 def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
-    """Returns ({k: [E, ..]}, single): an observation or a batch of them for the agent, and whether it was single.
+    """Returns ({k: [E, ..]}, single): the observations as a batch for the agent, and whether `obs` is a single one.
 
-    Raises UserError if it does not fit the spaces.
+    obs: one observation, or a batch of them. Raises UserError if `obs` does not fit the spaces.
     """
     try:
         values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
@@ -139,7 +140,7 @@ def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[st
 def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
     """Returns the Readers of the observation, sorted by key. Keys "log/..." are left out: the agent does not see them.
 
-    action: if given, checks that an observation MASK at the top level is a mask for its one-hots.
+    action: if given, an observation MASK at the top level must be a mask for the one-hots of this action.
     """
     space = env.observation_space
     leaves: dict[str, tuple[tuple, spaces.Space]] = {}
@@ -263,7 +264,7 @@ def _is_image(space: spaces.Box) -> bool:
 
 
 def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the shape of the row [H, W, C] and the order of the axes (() for unchanged)."""
+    """Returns the shape of the row [H, W, C] and the order of the axes; (): the order is unchanged."""
     if len(shape) == 2:
         return (*shape, 1), ()
     stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)

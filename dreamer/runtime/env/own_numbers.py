@@ -4,7 +4,7 @@
     obs["log/height"]      observation keys "log/..." of one number, which the agent does not see
                            -> height/mean and height/max over the rows of an episode, including the reset row
 
-Nested dicts, arrays and strings in `info` are not logged, and neither are keys "log/..." with several numbers.
+Nested dicts, arrays and strings in `info` are not logged. Keys "log/..." with several numbers are not logged either.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Tally:
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restores a `state`. Raises ValueError, TypeError or KeyError if it is not one."""
+        """Restores what `state` returned. Raises ValueError, TypeError or KeyError for any other value."""
         sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
                 state["sums"].items()}  # fmt: skip
         if any(rows < 1 for _, rows, _ in sums.values()):
@@ -78,10 +78,10 @@ class Tally:
 
 
 def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
-    """Returns the numbers of a finished episode by their names in the log; other characters become "_".
+    """Returns the numbers of a finished episode by their names in the log; characters not allowed there become "_".
 
-    env: named in errors. Raises UserError for a name that the run itself uses, that is too long, or that two numbers
-    share.
+    env: the name of the environment for errors. Raises UserError for a name that the run itself uses, that is too long,
+    or that two numbers share.
     """
     found: dict[str, float] = {}
     keys: dict[str, str] = {}
@@ -110,7 +110,7 @@ def _source(key: str) -> str:
 
 
 def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """Yields (name, path) of the leaves with one number whose flattened key begins with "log/"."""
+    """Yields (name, path) for each leaf of `space` that has one number and a flattened key that begins with "log/"."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _logged(inner, (*path, key))
@@ -131,7 +131,7 @@ def _inner(obs: Any, path: tuple) -> Any:
 
 
 def _scalar(value: Any) -> float | None:
-    """Returns a number as a float, or None for anything else."""
+    """Returns a number as a float, and None for a value that is not a number."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):

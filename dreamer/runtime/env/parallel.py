@@ -49,7 +49,8 @@ def is_parallel(env: Any) -> bool:
 class Side(gymnasium.Env):
     """One agent's view of the environment, as a gymnasium environment that returns `answer` at each step.
 
-    index: of the agent, its observation AGENT. answer: (obs, reward, terminated, truncated, info) to return next.
+    index: the index of the agent, which is also its observation AGENT
+    answer: (obs, reward, terminated, truncated, info) to return next
     """
 
     def __init__(self, team: Any, agents: list, index: int, name: str):
@@ -89,7 +90,7 @@ class Side(gymnasium.Env):
 
 
 def sides_of(team: Any, name: str) -> list[Side]:
-    """Returns the agents of a parallel environment in order. Raises UserError unless all have the same spaces."""
+    """Returns a Side for each agent of a parallel environment, in order. Raises UserError if their spaces differ."""
     agents = list(team.possible_agents)
     if not agents:
         raise UserError(f"env {name!r}: possible_agents is empty")
@@ -100,7 +101,10 @@ def sides_of(team: Any, name: str) -> list[Side]:
 
 
 def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[EnvAdapter, Any]:
-    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it. Raises UserError."""
+    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it.
+
+    Raises UserError for spaces that are not supported, or if the environment's reset does not work.
+    """
     answer = begun(team, seed, name)
     side = next((side for side in sides if side.agent in answer[0]), sides[0])
     side.answer = first_answer(side, answer)
@@ -109,12 +113,15 @@ def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = Non
 
 
 def any_spec(env: Any, name: str = "") -> Spec:
-    """Returns the Spec of an environment, parallel or not, that will not be stepped. Raises UserError."""
+    """Returns the Spec of an environment, parallel or not. Raises UserError as `adapt` does.
+
+    This may reset the environment, so reset it again before you step it.
+    """
     return adapt_agents(env, sides_of(env, name), name)[0].spec if is_parallel(env) else spec_of(env, name)
 
 
 def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
-    """Resets an environment; returns observations and infos by agent. Raises UserError."""
+    """Resets an environment; returns observations and infos by agent. Raises UserError if these are not two dicts."""
     observations, infos = checked_reset(team, seed, name)
     if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
         raise UserError(f"env {name!r}: reset() must return two dicts by agent, it returned {described(observations)}")
@@ -124,7 +131,7 @@ def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
 
 
 def first_answer(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
-    """Returns the answer for an agent that starts, from the observations and infos by agent."""
+    """Returns the answer of an agent's first step in a game, taken from the observations and infos of all agents."""
     observations, infos = answer
     return side.shown(observations[side.agent]), 0.0, False, False, infos.get(side.agent, {})
 
@@ -132,7 +139,8 @@ def first_answer(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
 class ParallelRows:
     """Owns one parallel environment and makes one row per agent at each step. Like EnvRows, except for `turn`.
 
-    spec: of each agent. Raises UserError if the environment violates its spaces or the interface above.
+    spec: the Spec of each agent. Raises UserError if the environment violates its spaces, or the interface that the
+    module describes.
     """
 
     def __init__(self, env: Any, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
@@ -153,7 +161,7 @@ class ParallelRows:
     def turn(self, out: Step, index: int) -> None:
         """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
 
-        Leaves the actions unchanged. They are ignored in the first call, in the first call after a game, and for agents
+        Leaves the actions unchanged. Ignores them in the first call, in the first call after a game, and for agents
         that are not in the game.
         """
         first = index * len(self._sides)
@@ -189,7 +197,7 @@ class ParallelRows:
         return env_state.get_state(self.env, (own, [rows.position() for rows in self._rows]))
 
     def set_state(self, state: bytes) -> str:
-        """Restores a state. Returns "", or the reason for a failure, after which the environment must not be used."""
+        """Restores a state. Returns "" on success, else the reason; after a failure do not use the environment."""
         try:
             own, positions = env_state.set_state(self.env, state)
             for rows, position in zip(self._rows, positions, strict=True):
@@ -203,7 +211,7 @@ class ParallelRows:
         return ""
 
     def close(self) -> None:
-        """Close the environment."""
+        """Closes the environment."""
         self.env.close()
 
     def _begin(self) -> dict[int, Any]:
@@ -244,7 +252,7 @@ class ParallelRows:
         raise self._error(f"step() must return five dicts by agent ({parts}), it returned {described(answer)}")
 
     def _answer(self, side: Side, results: tuple) -> tuple:
-        """Returns the answer for an agent that is in the game."""
+        """Returns an agent's answer of a step in the game."""
         observations, rewards, terminations, truncations, infos = results
         try:
             obs, reward = observations[side.agent], rewards[side.agent]
@@ -262,7 +270,7 @@ class ParallelRows:
 
 
 def seed_of(seed: int | None, game: int) -> int | None:
-    """Returns the seed of a game (1, 2, ..): the environment's own for the first, derived from it for later games."""
+    """Returns the seed of game number `game`: `seed` for game 1, and a seed derived from `seed` for each later game."""
     if seed is None or game == 1:
         return seed
     return int(np.random.SeedSequence((seed, game)).generate_state(1)[0] >> 1)  # 31 bits, the limit of some games
@@ -284,7 +292,7 @@ def _check_alike(side: Side, first: Side, name: str) -> None:
 
 
 def _difference(own: Any, other: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """Returns the deepest path in their Dicts at which two unequal spaces differ, and the two spaces there."""
+    """Finds where two unequal spaces differ: returns the deepest path in their Dicts, and the two spaces there."""
     if isinstance(own, spaces.Dict) and isinstance(other, spaces.Dict):
         for key in sorted({*own.spaces, *other.spaces}, key=str):
             mine, theirs = own.spaces.get(key), other.spaces.get(key)

@@ -32,9 +32,11 @@ def empty_step(spec: Spec, envs: int) -> Step:
 class EnvRows:
     """Owns one environment and makes one row at each step.
 
-    seed: of the first reset. action_repeat: how often each action is repeated, rewards summed.
-    name: for messages. known: the EnvAdapter of the environment, if already found. The constructor may reset the
-    environment to see whether its info has an action mask. Raises UserError if it violates its own spaces.
+    seed: the seed of the first reset | name: the environment's name in messages
+    action_repeat: how often each action is repeated; the row has the sum of the rewards
+    known: the EnvAdapter of the environment, if the caller already has it
+    The constructor may reset the environment to see whether its info has an action mask. Raises UserError if the
+    environment violates its own spaces.
     """
 
     def __init__(
@@ -69,16 +71,16 @@ class EnvRows:
         self.write(out.action[index], out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
-        """Returns the arguments of `ask`, in environments like this one, for actions [R, A]."""
+        """Converts actions [R, A] to R arguments of `ask`, for this environment and all with the same spaces."""
         if self._start is not None:
             return list(actions.argmax(1) + self._start)
         return [self._to_env(action) for action in actions]
 
     def ask(self, native: Any) -> Any:
-        """Returns the raw result of `env.step(native)`, or of `env.reset` after an episode's end.
+        """Steps the environment, or resets it after an episode's end. Returns the raw result of its step or reset.
 
-        Rewards are summed over action repeats. The result is for `accept` or `write_together`, and is validated only if
-        actions are repeated.
+        Rewards are summed over action repeats. Pass the result to `accept` or `write_together`, which check it; `ask`
+        checks it only if actions are repeated.
         """
         if self._over:
             return self._reset()
@@ -97,7 +99,7 @@ class EnvRows:
         return obs, total, terminal, truncated, info
 
     def accept(self, answer: Any, out: Step, index: int) -> None:
-        """Checks an answer of `ask` and writes it into row `index` of `out` [E, ..], except for the action."""
+        """Checks a result of `ask` and writes it into row `index` of `out` [E, ..], except for the action."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
         if self._tally.keys:
@@ -113,7 +115,7 @@ class EnvRows:
         self._tally.end(info)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns {0: the environment's own numbers} if an episode ends in the last written row, else {}."""
+        """Returns {0: the environment's own numbers} if an episode ends in the last written row, and {} if not."""
         return {0: self._tally.finished} if self._tally.finished else {}
 
     def forget_finished(self) -> None:
@@ -135,7 +137,7 @@ class EnvRows:
         return env_state.get_state(self.env, self.position())
 
     def set_state(self, state: bytes) -> str:
-        """Restores a state. Returns "", or the reason for a failure, after which the environment must not be used."""
+        """Restores a state. Returns "" on success, else the reason; after a failure do not use the environment."""
         try:
             self.load_position(env_state.set_state(self.env, state))
         except Exception as error:
@@ -143,11 +145,11 @@ class EnvRows:
         return ""
 
     def position(self) -> tuple[bool, int, int, int | None, Any]:
-        """Returns the episode and step counters and the numbers of this episode, saved with the environment's state."""
+        """Returns the counters of episodes and steps, and the episode's own numbers, for saving with the state."""
         return self._over, self._episode, self._step, self._seed, self._tally.state()
 
     def load_position(self, position: tuple[bool, int, int, int | None, Any]) -> None:
-        """Restores a `position`. Raises ValueError if it is not one."""
+        """Restores what `position` returned. Raises ValueError for any other value."""
         over, episode, step, seed, numbers = position
         if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
             raise ValueError("the position in its episodes is missing")
@@ -156,7 +158,7 @@ class EnvRows:
         self._fresh = None
 
     def close(self) -> None:
-        """Close the environment."""
+        """Closes the environment."""
         self.env.close()
 
     def _reset(self) -> tuple[Any, float, bool, bool, dict]:
@@ -229,11 +231,11 @@ def drawn(env: Any) -> np.ndarray | None:
 
 
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
-    """Checks answers of `ask` from environments with equal spaces, and writes them into rows `where` of `out` [E, ..].
+    """Checks results of `ask` from environments with equal spaces, and writes them into rows `where` of `out` [E, ..].
 
     One write for all rows saves most of the cost of a row in cheap environments. Returns False if any row is not plain
-    or is outside its space; the written rows must then be ignored, and `accept` on each finds out which and why.
-    Leaves the actions unchanged.
+    or is outside its space. Ignore the written rows in this case and call `accept` for each row: it names the
+    environment and the fault. Leaves the actions unchanged.
     """
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False

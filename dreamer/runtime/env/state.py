@@ -1,7 +1,7 @@
 """Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete. No jax.
 
 Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
-The environments below can be saved; for all others `get_state` returns a reason:
+The environments on the left can be saved, by what is on the right; for all others `get_state` returns a reason:
 
     its outermost layer has get_state() and set_state(state)     their state, if it can be pickled
     known gymnasium wrappers around such an environment          and the wrappers' own counters
@@ -37,7 +37,7 @@ DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec"
 
 
 def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
-    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, phrased to follow "since".
+    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, worded to follow "since".
 
     more: a value of the caller that is saved with the state; `set_state` returns it.
     """
@@ -56,7 +56,8 @@ def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
 def set_state(env: gymnasium.Env, state: bytes) -> Any:
     """Restores a state in an environment that was made in the same way. Returns the `more` given to `get_state`.
 
-    Reading a `pickled` state can run arbitrary code. Raises ValueError, and errors of the environment's set_state.
+    Reading a `pickled` state can run arbitrary code. Raises ValueError for an invalid state, and passes on errors of
+    the environment's own set_state.
     """
     layers, base = _layers(env)
     if not _known(base):

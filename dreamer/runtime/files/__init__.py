@@ -1,1 +1,1 @@
-"""The files of a run directory: written atomically, sealed, locked, and checked before use."""
+"""Writes and reads the files of a run directory: atomically, sealed with checksums, locked, and checked before use."""

@@ -38,7 +38,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """A context with the path of the unfinished file, which is removed at the end."""
+    """A context with the path of the unfinished file; removes this file at the end, if it is still there."""
     half = path.with_name(path.name + UNFINISHED)
     try:
         yield half

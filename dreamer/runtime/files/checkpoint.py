@@ -3,7 +3,7 @@
 A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
 holds the crc32 of every leaf and the caller's values.
 The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones. `restore` takes the
-structure of the tree from `like`, and can compare a checkpoint of another config leaf by leaf.
+structure of the tree from its argument `like`. So it can compare a checkpoint of another config leaf by leaf.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
-        """keep: number of newest checkpoints to keep. keep_every: minimum steps between older ones kept; 0 = none."""
+        """keep: the number of newest checkpoints to keep.
+
+        keep_every: the minimum number of steps between older checkpoints that are kept too; 0: none is kept.
+        """
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
@@ -78,7 +81,8 @@ class Checkpoints:
         """Saves a pytree of arrays, Python numbers and typed PRNG keys as checkpoint `step` (env_steps).
 
         The state may be donated as soon as this returns. A step that is already stored is left unchanged. With several
-        processes only one saves, from a local copy of the state (`placement.local_copy`); `restore` then returns numpy.
+        processes only one of them saves, from a local copy of the state (`placement.local_copy`); `restore` then
+        returns numpy.
         meta: JSON values. Raises UserError if the disk is full (older checkpoints are kept) or if `step` is older than
         the latest checkpoint, and TypeError if meta is not JSON.
         """
@@ -102,10 +106,12 @@ class Checkpoints:
                 raise RuntimeError(f"orbax did not save checkpoint {step} in {self._dir}")
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Returns the stored (state, meta) of `step` (None = the latest).
+        """Returns the stored (state, meta) of a checkpoint.
 
-        like: pytree of arrays, jax.ShapeDtypeStruct or Python numbers. It sets the types of the containers, and the
-        device or sharding of each leaf that has one; other leaves go to the first device, and numpy stays numpy.
+        step: the number of the checkpoint; None: the newest.
+        like: pytree of arrays, jax.ShapeDtypeStruct or Python numbers. It sets the types of the containers and the
+        places of the leaves. A leaf with a device or sharding goes there, a numpy leaf stays numpy, and any other leaf
+        goes to the first device.
         Raises UserError if there is no such checkpoint, if it cannot be read, or if a name, shape or dtype of its
         leaves differs from `like`. Never restores only a part.
         """
@@ -129,7 +135,10 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """Returns all stored leaves {"params/world_model/..": [..]} on the host. Raises UserError as `restore` does."""
+        """Returns all leaves {"params/world_model/..": [..]} of a checkpoint on the host. Raises as `restore` does.
+
+        step: the number of the checkpoint; None: the newest.
+        """
         self.wait()
         step = self._existing(step)
         checkpoint_files.check_state(self._dir.parent, step)
@@ -142,7 +151,10 @@ class Checkpoints:
         return {name: np.asarray(leaf) for name, leaf in out["state"].items()}
 
     def manifest(self, step: int | None = None) -> Manifest:
-        """Returns the manifest of `step` (None = the latest). Raises UserError if it is unreadable or invalid."""
+        """Returns the manifest of a checkpoint. Raises UserError if the manifest is unreadable or invalid.
+
+        step: the number of the checkpoint; None: the newest.
+        """
         self.wait()
         return checkpoint_files.read_manifest(self._dir.parent, self._existing(step))
 
@@ -180,7 +192,7 @@ class Checkpoints:
             exc.add_note(str(error))  # the first error is the one to fix
 
     def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
-        """Raises UserError if a checkpoint declares larger arrays than its files can hold."""
+        """Raises UserError if the metadata of a checkpoint describes larger arrays than its files can hold."""
         most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
         sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
         if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
@@ -196,7 +208,7 @@ class Checkpoints:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-        """Returns the caller's meta and the checksums of the leaves. Raises UserError if they were changed."""
+        """Returns the caller's meta and the checksums of the leaves. Raises UserError if either of them was changed."""
         content = checkpoint_files.read_meta(self._dir.parent, step)
         return content["meta"], content["leaf_crc32"]
 
@@ -221,7 +233,10 @@ class Checkpoints:
         return ocp.CheckpointManager(self._dir, options=options)
 
     def _delete_pruned(self) -> None:
-        """Deletes the checkpoints in the folder PRUNED; a kill during this never leaves a half-deleted one in place."""
+        """Deletes the checkpoints that were moved to the folder PRUNED.
+
+        They were moved there first, so that a kill while deleting leaves no incomplete checkpoint among the others.
+        """
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._dir / PRUNED)
 
@@ -260,7 +275,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
-        """A context with a read-only manager; turns errors from damaged files into a UserError."""
+        """A context with a read-only checkpoint manager; turns errors from damaged files into a UserError."""
         handlers = {"state": checksums.SealedHandler()}
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
@@ -299,7 +314,7 @@ def _give_back_memory() -> None:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Returns options that keep Orbax from waiting for other processes: each process handles a whole checkpoint."""
+    """Returns options with which Orbax does not wait for other processes: each process handles a whole checkpoint."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     own = jax.process_index()
@@ -317,9 +332,10 @@ def _os_error(error: Exception) -> OSError | None:
 
 
 class _Quiet(logging.Filter):
-    """Drops log records of Orbax: tracebacks of errors that this module raises as one line, and remarks about options.
+    """A filter that drops log records of Orbax: remarks about options, and tracebacks of errors.
 
-    On the logger "asyncio" it drops the tracebacks of Orbax's other tasks that failed with the same save.
+    This module raises those errors as one line. On the logger "asyncio" the filter drops the tracebacks of Orbax's
+    other tasks that failed with the same save.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -3,8 +3,8 @@
     checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
     checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
-Orbax reads all leaves in parallel. When one fails, the remaining reads are abandoned and fail one by one, each printing
-to stderr at an unpredictable moment. So this module looks for damage first and names the file. It only reads; no jax.
+Orbax reads all leaves in parallel. When one read fails, the others are abandoned and fail one by one, each printing to
+stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. Only reads; no jax.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
-    """Returns the metadata saved with the state of `step`: {"meta": the caller's, "leaf_crc32": {leaf: crc32}}.
+    """Returns the metadata of the checkpoint `step`: {"meta": the caller's values, "leaf_crc32": {leaf: crc32}}.
 
-    Raises UserError if it is missing, was changed, or belongs to another version of dreamer.
+    Raises UserError if the metadata is missing, was changed, or was written by another version of dreamer.
     """
     path = _meta_file(run_dir, step)
     check_inside(path.parent, run_dir)
@@ -88,15 +88,15 @@ def state_bytes(run_dir: Path, step: int) -> int:
 
 
 def write_list(directory: Path) -> None:
-    """Writes the checksums of all files under `directory` into its LIST."""
+    """Writes the checksums of all files under `directory` into the file LIST in it."""
     crcs = {name: _crc(path) for name, path in _files(directory).items()}
     (directory / LIST).write_text(json.dumps({"files": crcs, "crc32": _crc_of_list(crcs)}))
 
 
 def damage(directory: Path) -> str | None:
-    """Returns the damage to the files under `directory` as one phrase, or None if they are unchanged.
+    """Returns the damage to the files under `directory` as one phrase, or None if the files are unchanged.
 
-    Extra files are ignored: they are never read, and Orbax adds one itself.
+    Extra files are ignored: they are never read, and Orbax itself adds one.
     """
     if not directory.is_dir():
         return f"{directory.name} is missing"
@@ -124,7 +124,7 @@ def damage(directory: Path) -> str | None:
 
 
 def listed(steps: Iterable[int]) -> str:
-    """Formats numbers of checkpoints for a message: "100, 200", or "none"."""
+    """Formats the numbers of checkpoints for a message: "100, 200", or "none"."""
     return ", ".join(map(str, steps)) or "none"
 
 
@@ -137,7 +137,7 @@ def _damaged(run_dir: Path, step: int, what: str) -> UserError:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """Returns all files under a folder except the list itself, by relative path."""
+    """Returns all files under a folder by relative path, except for the list of checksums."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
 

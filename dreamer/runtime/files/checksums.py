@@ -28,4 +28,4 @@ class SealedSave(ocp.args.StandardSave):
 @ocp.args.register_with_handler(SealedHandler, for_restore=True)
 @dataclasses.dataclass
 class SealedRestore(ocp.args.StandardRestore):
-    """The argument of a restore by `SealedHandler`. Orbax requires both types for a handler."""
+    """The argument of a restore by `SealedHandler`. Orbax requires one type for saving and one for restoring."""

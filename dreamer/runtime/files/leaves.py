@@ -31,7 +31,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_storable(name: str, leaf: Any) -> Any:
-    """Converts a leaf [..] for Orbax; a PRNG key becomes its data. Raises TypeError unless array, key or number."""
+    """Converts a leaf [..], an array, key or number, for Orbax; a key becomes its data. Raises TypeError for others."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and jax.process_count() == 1:
@@ -62,7 +62,7 @@ def from_stored(value: Any, like: Any) -> Any:
 
 
 def differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
-    """Returns one phrase for each leaf that differs; first the leaves that both sides have."""
+    """Returns one phrase for each leaf that differs. Leaves that both sides have come first."""
     found = []
     for name, target in targets.items():
         if name in stored:

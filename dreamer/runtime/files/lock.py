@@ -1,13 +1,13 @@
 """A lock file with a heartbeat, so that only one process at a time trains in a run directory. No jax.
 
-The lock is the file `lock` of the run directory. To take it, a process writes its card, a JSON object that identifies
-it, under a unique name, and links that file to the name `lock`. A hard link either succeeds or fails, on
-local disks and on NFS alike, so two processes never both succeed. (Where a file system has no hard links, the file is
-created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
+The lock is the file `lock` of the run directory. To take the lock, a process writes its card, a JSON object that
+identifies the process, under a unique name, and links that file to the name `lock`. A hard link either succeeds or
+fails, on local disks and on NFS alike, so two processes never both succeed. (Where a file system has no hard links, the
+file is created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
 
 A lock is stale when its process no longer runs on this machine, or when its last heartbeat is older than STALE seconds.
 Ages are differences between two times of the file system, so clocks of different machines need not agree.
-The next process renames a stale lock away and checks that it moved the lock it had examined; an owner that finds
+The next process renames a stale lock away and checks that it moved the lock it had examined. An owner that finds
 another card under `lock` at a heartbeat has lost the lock, and its run ends.
 """
 
@@ -40,8 +40,9 @@ _ROUNDS = 20  # attempts to move a stale lock away
 class Card(NamedTuple):
     """The process that holds a lock.
 
-    token: unique to this lock | host, user | machine: boot and process namespace, "" if unknown
-    pid | started: start of the process in clock ticks since the boot, 0 if unknown | since: time of locking, as text
+    token: an id that only this lock has | host, user, pid: the host, the user and the number of the process
+    machine: the boot and process namespace; "": unknown
+    started: the start of the process in clock ticks since the boot; 0: unknown | since: the time of locking, as text
     """
 
     token: str
@@ -63,8 +64,9 @@ UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
 class Held(NamedTuple):
     """A lock that some process holds or has left behind.
 
-    age: seconds since its last heartbeat | gone: the process ran on this machine and has ended
-    runs: the process runs on this machine. (Neither is known for a process of another machine.)
+    age: the seconds since its last heartbeat
+    gone: the process ran on this machine and has ended | runs: the process runs on this machine
+    If the process belongs to another machine, gone and runs are False.
     """
 
     card: Card
@@ -86,7 +88,7 @@ class RunLock:
 
         report: called with a line to print if a stale lock was replaced.
         lost: called with the error, in another thread, if another process has taken the lock.
-        Raises UserError if another process holds the lock, which it names, or if the directory cannot be written.
+        Raises UserError if another process holds the lock, and names it, or if the directory cannot be written.
         """
         self._path, self._lost = run_dir / LOCK, lost
         self.card = _own_card()
@@ -160,9 +162,10 @@ class RunLock:
 
 
 def look(run_dir: Path, now: float | None = None) -> Held | None:
-    """Returns the lock of a run directory, or None if there is none. Changes nothing.
+    """Returns the lock of a run directory, or None if there is no lock. Changes nothing.
 
-    now: time on the file system's clock; None = on this machine's clock. Raises UserError if `lock` is not a file.
+    now: the current time on the file system's clock; None: the time on this machine's clock.
+    Raises UserError if `lock` is not a file.
     """
     path = run_dir / LOCK
     try:
@@ -199,7 +202,7 @@ def _own_card() -> Card:
 
 
 def _card(path: Path) -> Card | None:
-    """Returns the card in a lock file, or None if there is none or it cannot be read."""
+    """Returns the card in a lock file, or None if the file is missing or cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -230,7 +233,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _machine() -> str:
-    """Returns an identifier of this boot and process namespace, or "" if unknown."""
+    """Returns an identifier of this boot and process namespace, or "" if neither can be read."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -240,7 +243,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """Returns the start of a process in clock ticks since the boot; -1 if it does not run here, 0 if unknown."""
+    """Returns the start of a process in clock ticks since the boot. Returns 0 if the start is unknown.
+
+    Returns -1 if the process does not run on this machine.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

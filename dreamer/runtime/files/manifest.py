@@ -1,7 +1,7 @@
 """A checkpoint's record of its run, checked before use, because a checksum is not a signature. No jax.
 
-The manifest is the `meta` of a checkpoint; the head belongs to the file with the host's state. Both are JSON that
-anybody could have written. A value that a run would not write raises a UserError that names the file and the field.
+The manifest is the `meta` of a checkpoint. The head is the JSON part of the file with the host's state. Anybody could
+have written either of them, so a value that a run would not write raises a UserError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 class Files(NamedTuple):
     """The files that a run resumes from besides the train state of a checkpoint.
 
-    run: identity of the run, which every file contains | rows, latents: files, oldest first | state: file
-    oldest: number of the first row that each ring of the replay holds | rows_per_stream: length of the rings
+    run: the identity of the run, which every file contains | state: the file with the host's state
+    rows, latents: the files with rows and with latents, oldest first
+    oldest: for each ring of the replay, the number of the oldest row that it holds
+    rows_per_stream: the length of the rings
     """
 
     run: str
@@ -53,9 +55,10 @@ class Files(NamedTuple):
 class Manifest(NamedTuple):
     """A checkpoint's record of its run. Missing fields are None.
 
-    env_steps, updates: counters of the run | format: version of the other fields
-    files: None in a checkpoint that can only be evaluated
-    metrics: (bytes, crc32) of the lines of metrics written before the checkpoint | spec: of the environment, as JSON
+    env_steps, updates: the counters of the run | format: the version of the other fields
+    files: the files to resume from; None: the checkpoint can only be evaluated
+    metrics: (bytes, crc32) of the lines of metrics written before the checkpoint
+    spec: the Spec of the environment, as JSON
     """
 
     env_steps: int
@@ -67,7 +70,7 @@ class Manifest(NamedTuple):
 
     @property
     def run(self) -> str | None:
-        """Returns the identity of the run, if known."""
+        """Returns the identity of the run, or None if unknown."""
         return self.files.run if self.files else None
 
     def to_json(self) -> dict[str, Any]:
@@ -102,14 +105,20 @@ class Manifest(NamedTuple):
 
 
 def files_of(manifest: Manifest, what: str) -> Files:
-    """Returns the files to resume from. what: "checkpoint 100", for the message. Raises UserError if there are none."""
+    """Returns the files to resume from. Raises UserError if the manifest names no such files.
+
+    what: the checkpoint in the words of the error, such as "checkpoint 100".
+    """
     if manifest.files is None:
         raise UserError(f"{what} can only be evaluated: it names no files to resume from")
     return manifest.files
 
 
 def check_format(meta: Any, what: str) -> None:
-    """Raises UserError if another version of dreamer wrote a checkpoint's `meta`. what: named in the error."""
+    """Raises UserError if another version of dreamer wrote the `meta` of a checkpoint.
+
+    what: the checkpoint in the words of the error, such as "checkpoint 100".
+    """
     written = meta.get("format") if isinstance(meta, dict) else None
     if type(written) is int and written != FORMAT:
         raise UserError(
@@ -119,7 +128,7 @@ def check_format(meta: Any, what: str) -> None:
 
 
 def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
-    """Reads and checks the files in a `meta`. Returns None if it names none."""
+    """Reads and checks the files in the `meta` of a checkpoint. Returns None if the `meta` names no files."""
     if "state" not in meta:
         return None
     required = {
@@ -133,7 +142,7 @@ def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Checks and returns the head of the host's state, except for the parts that depend on the replay."""
+    """Checks the head of the host's state and returns it. Does not check the parts that depend on the replay."""
     fields = {
         "replay": _replay, "limiter": _limiter, "logger": _logger,
         "loop": lambda value: isinstance(value, dict) and (value.get("eval_due") is None or _number(value["eval_due"])),
@@ -145,7 +154,7 @@ def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
-    """Checks and returns the spans [stream, first row, end] of a file: at most one per stream, none empty."""
+    """Checks and returns the spans [stream, first row, end] of a file: none is empty, and a stream has at most one."""
     if not (isinstance(values, list) and all(_counted(span, 3) for span in values)):
         raise _odd(where, "spans")
     numbers = [env for env, _, _ in values]
@@ -155,7 +164,7 @@ def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
 
 
 def alike(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: Path, part: str) -> None:
-    """Raises UserError unless `arrays` {name: [..]} have the names, shapes and kinds of number of `expected`."""
+    """Raises UserError if `arrays` {name: [..]} differ from `expected` in names, shapes or kinds of number."""
     if arrays.keys() != expected.keys():
         raise _odd(where, f"{part}/{min(arrays.keys() ^ expected.keys())}")
     for name, array in expected.items():

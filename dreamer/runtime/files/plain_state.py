@@ -47,7 +47,7 @@ class NotPlain(ValueError):
 
 
 def encode(value: Any) -> bytes:
-    """Encodes a value. Raises NotPlain if it contains a type without a plain form, which it names."""
+    """Encodes a value. Raises NotPlain, naming the type, if the value contains a type without a plain form."""
     writer = _Writer()
     writer.write(value, 0)
     return b"".join(writer.parts)
@@ -68,9 +68,9 @@ def decode(data: bytes) -> Any:
 
 
 def check_generator(state: Any, kind: str) -> dict[str, Any]:
-    """Checks and returns the `state` of a bit generator `kind`. Raises ValueError.
+    """Checks and returns the `state` of a bit generator of type `kind`. Raises ValueError if the state is invalid.
 
-    numpy does not check all of it: an invalid position would make it read memory outside its buffer.
+    numpy does not check the state completely: an invalid position would make it read memory outside its buffer.
     """
     if not isinstance(state, dict) or kind not in _FORMS or state.get("bit_generator") != kind:
         raise ValueError(f"no state of a {kind}")
@@ -80,7 +80,7 @@ def check_generator(state: Any, kind: str) -> dict[str, Any]:
 
 
 class _Writer:
-    """Holds the bytes written so far, and the number of each object that may occur again."""
+    """Holds the bytes that were written, and a number for each object that may occur again."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -112,7 +112,7 @@ class _Writer:
             self._own(kind, value, depth)
 
     def _known(self, value: Any) -> bool:
-        """Whether an object was written before; if so, writes its number, otherwise assigns one."""
+        """Returns whether the object was written before. If it was, writes its number; if not, gives it a number."""
         number = self._numbers.get(id(value))
         if number is None:
             self._numbers[id(value)] = len(self._kept)
@@ -162,7 +162,7 @@ class _Writer:
 
 
 class _Reader:
-    """Holds the position in the bytes, and the objects read so far that may occur again."""
+    """Holds the position in the bytes, and the objects that were read and may occur again."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0
@@ -241,7 +241,10 @@ class _Reader:
         return self._take(_SIZE.unpack(self._take(8))[0])
 
     def _count(self) -> int:
-        """Reads a number of items. Each takes at least one byte, which bounds the number."""
+        """Reads a number of items. Raises ValueError if it is larger than the number of bytes left.
+
+        Each item takes at least one byte, so damaged bytes cannot make the reader take much memory.
+        """
         count = _SIZE.unpack(self._take(8))[0]
         if count > len(self._data) - self.at:
             raise ValueError("no plain state: cut short")
@@ -255,7 +258,7 @@ class _Reader:
 
 
 class _Unfinished:
-    """A placeholder for an object that is still being read. It cannot be hashed, so no set or key can contain it."""
+    """A placeholder for an object that is still being read. It has no hash, so it cannot be in a set or be a key."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -275,7 +278,7 @@ def _dtype(name: bytes, kinds: str) -> np.dtype:
 
 
 def _generator_state(generator: Any) -> tuple[dict[str, Any], Any]:
-    """Returns state and seed of a bit generator. Generators spawned later depend on the seed."""
+    """Returns the state and the seed of a bit generator; generators that it spawns later depend on the seed."""
     if _GENERATORS.get(type(generator).__name__) is not type(generator):
         raise NotPlain(f"{type(generator).__name__} is none of numpy's bit generators")
     seed = generator.seed_seq

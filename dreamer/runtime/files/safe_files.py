@@ -14,9 +14,9 @@ from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """Opens a regular file for reading, and never waits for a pipe. follow: the path may be a link.
+    """Opens a regular file for reading, and never waits for a pipe. follow: whether the path may be a link.
 
-    Raises FileNotFoundError if it is missing, and UserError if it is not a regular file or cannot be read.
+    Raises FileNotFoundError if the file is missing, and UserError if it is not a regular file or cannot be read.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -59,7 +59,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def special(folder: Path) -> Iterator[str]:
-    """Yields the relative paths in `folder` that are neither regular files nor folders: links, pipes, devices."""
+    """Yields the relative paths in `folder` of all but regular files and folders: links, pipes, devices."""
     for place, folders, files in os.walk(folder):
         for name in sorted(folders + files):
             mode = os.lstat(os.path.join(place, name)).st_mode
@@ -68,7 +68,7 @@ def special(folder: Path) -> Iterator[str]:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """Reads the text of a small file. Raises UserError if missing, over `most` bytes, not UTF-8, or not regular."""
+    """Reads a small text file. Raises UserError if it is missing, over `most` bytes, not UTF-8, or not regular."""
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)
@@ -85,7 +85,7 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 
 
 def json_value(text: str | bytes) -> Any:
-    """Parses a JSON text. Raises ValueError if it is not JSON, has nan or infinity, or is nested too deeply."""
+    """Parses a JSON text. Raises ValueError if it is not JSON, contains nan or infinity, or is nested too deeply."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:

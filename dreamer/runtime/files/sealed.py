@@ -45,7 +45,7 @@ class Seal(NamedTuple):
 def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seal:
     """Writes a sealed file and waits until it is on the disk.
 
-    head: JSON values. arrays {name: [..]}. Raises UserError if the write fails; no file is left then.
+    head: JSON values. arrays {name: [..]}. Raises UserError if the write fails, and then leaves no file.
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     crc = 0
@@ -69,8 +69,8 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns the head and the arrays {name: [..]} of a sealed file.
 
-    seal: from the manifest. Raises UserError with the name of the file if it is missing, is not a sealed file, was cut
-    short or changed, does not match the seal, or has a head that `write` would not write.
+    seal: the file's seal in the manifest. Raises UserError with the name of the file if it is missing, is not a sealed
+    file, was cut short or changed, does not match the seal, or has a head that `write` would not write.
     """
     with _reading(path) as file:
         whole, _ = _whole(path, file, seal)
@@ -100,7 +100,7 @@ class _Form(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """The parsed head of a file. crc: of the bytes of all arrays."""
+    """The parsed head of a file. crc: the crc32 of the bytes of all arrays."""
 
     head: dict[str, Any]
     forms: list[_Form]
@@ -122,7 +122,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]:
-    """Reads the head, checks it against the file's size, and returns it with the seal. The arrays can be read next."""
+    """Reads the head, checks it against the file's size, and returns head and seal. The arrays come next in `file`."""
     fixed, nbytes = file.read(_FIXED.size), os.fstat(file.fileno()).st_size
     if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
         raise UserError(f"{path} is not a file of this program, or its beginning is damaged")
@@ -142,7 +142,7 @@ def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]
 
 
 def _parsed(text: bytes, path: Path) -> _Whole:
-    """Parses the text of a head. Raises UserError unless it has the form that `write` writes."""
+    """Parses the text of a head. Raises UserError if the text does not have the form that `write` writes."""
     try:
         values = json_value(text)
         head, arrays, crc = values["head"], values["arrays"], values["crc"]
@@ -157,7 +157,7 @@ def _parsed(text: bytes, path: Path) -> _Whole:
 
 
 def _form(name: Any, kind: Any, shape: Any) -> _Form:
-    """Parses a head's entry for one array. Raises ValueError or TypeError unless it describes an array of numbers."""
+    """Parses a head's entry for one array of numbers. Raises ValueError or TypeError for any other entry."""
     if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
         raise ValueError("the description of an array is invalid")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
@@ -169,7 +169,7 @@ def _form(name: Any, kind: Any, shape: Any) -> _Form:
 
 
 def _dtype(name: str) -> np.dtype:
-    """Returns the numpy dtype of a name. numpy itself does not know the name "bfloat16"."""
+    """Returns the numpy dtype with this name. numpy itself does not know the name "bfloat16"."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 

@@ -14,7 +14,8 @@ from dreamer.steps import Step
 class Episode(NamedTuple):
     """A finished episode.
 
-    env: index | episode_return: sum of rewards | length: number of env steps (the reset row does not count)
+    env: the index of its environment | episode_return: the sum of its rewards
+    length: its number of env steps (the reset row does not count)
     metrics: the environment's own numbers by name, see `own_numbers`
     """
 
@@ -25,35 +26,36 @@ class Episode(NamedTuple):
 
 
 class EpisodeTracker:
-    """Sums the rewards of the current episode of each environment."""
+    """Sums the rewards and counts the steps of the current episode of each environment."""
 
     def __init__(self, envs: int):
         self._returns = np.zeros(envs, np.float64)
         self._lengths = np.zeros(envs, np.int64)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the sums so far: returns [E] float64, lengths [E] int64."""
+        """Returns the state of the current episodes: {"returns": [E] float64, "lengths": [E] int64}."""
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores a `state`: returns [E], lengths [E]."""
+        """Restores what `state` returned: {"returns": [E], "lengths": [E]}."""
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
 
     @property
     def longest(self) -> int:
-        """Returns the steps of the longest current episode."""
+        """Returns the number of steps of the longest current episode."""
         return int(self._lengths.max())
 
     def running(self, env: int) -> Episode:
-        """Returns the current episode of an environment."""
+        """Returns the current, unfinished episode of an environment."""
         return Episode(int(env), float(self._returns[env]), int(self._lengths[env]))
 
     def observe(
         self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
     ) -> list[Episode]:
-        """Adds the next row of each listed environment (None: of every one). Returns the episodes that end there.
+        """Adds the next row of each environment in `envs` (None: of all). Returns the episodes that end in these rows.
 
-        step: Step of [R] rows. envs [R]. finished: own numbers of these episodes, from `Workers.finished`.
+        step: a Step of R rows | envs [R] | finished: the environments' own numbers of the episodes that end, from
+        `Workers.finished`
         """
         envs = np.arange(len(self._returns)) if envs is None else envs
         first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
@@ -64,7 +66,7 @@ class EpisodeTracker:
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
-    """Returns the mean `episode/return`, `episode/length` and own numbers of finished episodes; {} if none."""
+    """Returns the mean return, length and own numbers of finished episodes, by metric name; {} if there are none."""
     if not episodes:
         return {}
     return {

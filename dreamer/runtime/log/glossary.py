@@ -14,8 +14,8 @@ from dreamer.errors import UserError, nearest
 class Metric(NamedTuple):
     """One metric, or all metrics whose names match a pattern.
 
-    name: as in metrics.jsonl, or an fnmatch pattern such as "loss/rec/*" | meaning: what it is, with its unit
-    healthy: what a healthy run shows | group: heading under which it is listed
+    name: its name in metrics.jsonl, or an fnmatch pattern such as "loss/rec/*" | meaning: what it is, with its unit
+    healthy: what a healthy run shows | group: the heading under which it is listed
     """
 
     name: str
@@ -405,16 +405,19 @@ METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS,
 
 
 def entry_of(name: str) -> Metric | None:
-    """The entry of the metric with this exact name: its own, else that of the longest pattern; None without any."""
+    """Returns the entry for the metric `name`, or None if no entry matches.
+
+    An entry with exactly this name comes first, then the longest pattern that matches it.
+    """
     matching = [metric for metric in METRICS if fnmatchcase(name, metric.name)]
     return max(matching, key=lambda metric: (metric.name == name, len(metric.name)), default=None)
 
 
 def explain(name: str) -> list[Metric]:
-    """The entries that explain `name`, in the order of METRICS.
+    """Returns the entries that explain `name`, in the order of METRICS.
 
-    name: that of a metric ("loss/rec/image"), a pattern ("dream/*"), a folder ("wait"), or a short name as the terminal
-    shows it ("dyn", "grad_norm"). Raises UserError with the nearest name for any other.
+    name: the name of a metric ("loss/rec/image"), a pattern ("dream/*"), a folder ("wait"), or a short name as the
+    terminal shows it ("dyn", "grad_norm"). Raises UserError with the nearest known name if there is no such metric.
     """
     name = SHORT.get(name, name)
     if "*" in name:

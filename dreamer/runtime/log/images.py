@@ -70,9 +70,10 @@ def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray,
 
 
 def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Arranges videos of frames [H, W, 3] uint8 in a grid, as square as possible: [T, H', W', 3], T of the longest.
+    """Arranges videos of frames [H, W, 3] uint8 in a grid, as square as possible. Returns [T, H', W', 3].
 
-    A video that ends earlier keeps its last frame at a third of the brightness. A smaller one is padded with black.
+    T is the length of the longest video. A video that ends earlier keeps its last frame at a third of the brightness. A
+    smaller video is padded with black.
     """
     steps = max(len(video) for video in videos)
     height, width = (max(video[0].shape[side] for video in videos) for side in (0, 1))
@@ -92,7 +93,10 @@ def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def shortened(frames: Sequence[np.ndarray], fps: float) -> tuple[np.ndarray, float]:
-    """Frames [T, H, W, 3] and their rate with every n-th frame and pixel kept, small enough for an animated GIF."""
+    """Keeps every n-th frame and every m-th pixel of a video, so that it is small enough for an animated GIF.
+
+    Returns the frames [T, H, W, 3] that are kept, and their rate.
+    """
     most, side = LARGEST_GIF
     every = -(-len(frames) // most)
     pixel = -(-max(frames[0].shape[:2]) // side)
@@ -127,7 +131,7 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
-    """Converts an image observation [.., H, W, C] to uint8; maps its bounds to black and white."""
+    """Converts an image observation [.., H, W, C] to uint8, so that its bounds become black and white."""
     if space.bounds is None:
         return image
     low, high = space.bounds
@@ -141,12 +145,12 @@ def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> d
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """Rounds values [..] and clips them to 0 to 255, as uint8."""
+    """Rounds values [..], clips them to the range 0 to 255, and returns them as uint8."""
     return np.clip(np.round(np.asarray(values, np.float32)), 0, 255).astype(np.uint8)
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Converts images [.., C] to [.., 3]. Of a stack of frames it shows the newest, in color or grey."""
+    """Converts images [.., C] to [.., 3], in color or grey. From a stack of frames it takes the newest frame."""
     if frames.shape[-1] % 3 == 0:
         return frames[..., -3:]
     return np.repeat(frames[..., -1:], 3, axis=-1)

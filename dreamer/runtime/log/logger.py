@@ -4,7 +4,8 @@ The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSO
 
     {"env_steps": 4096, "updates": 128, "time": 12.5, "loss/dyn": 1.7, "loss/rep": null, "nonfinite": ["loss/rep"]}
 
-JSON has no nan and no inf: such a value is null, and its name is in the list `nonfinite`, which is otherwise left out.
+JSON has no nan and no inf. Such a value is written as null, and its name is added to the list `nonfinite`. A line
+without such values has no `nonfinite`.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class Config:
 
 
 class Resumed(NamedTuple):
-    """Where the log of a resumed run continues; the file of lines is already cut.
+    """Where the log of a resumed run continues. metrics.jsonl is already cut.
 
-    position: `Logger.position()` at the checkpoint | env_steps: of the replay as restored
-    later: whether rows collected after the checkpoint are kept, and with them the lines written meanwhile
-    seconds: the `time` of the last of these lines
+    position: what `Logger.position()` returned at the checkpoint | env_steps: the env_steps of the restored replay
+    later: whether the rows collected after the checkpoint are kept; then the lines written with them are kept too
+    seconds: the `time` of the last line kept after the checkpoint, else 0
     """
 
     position: Mapping[str, Any]
@@ -61,10 +62,10 @@ class Resumed(NamedTuple):
 
 
 class Logger:
-    """Collects the metrics of one run between writes, and owns the files they are written to.
+    """Collects the metrics of one run between writes, and owns the files that they are written to.
 
-    Call add({"loss/dyn": 1.7}) often, write(env_steps, updates) now and then. Use as a context manager, or close().
-    Every write raises UserError when the disk is full; all earlier lines stay whole.
+    Call add({"loss/dyn": 1.7}) often, write(env_steps, updates) now and then. Use as a context manager, or call
+    close(). Every write raises UserError when the disk is full; all earlier lines stay whole.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Logger:
     ):
         """run_config: plain values, shown as hyperparameters in TensorBoard and Weights & Biases.
 
-        sinks: the caller's, which stay open.
+        sinks: additional sinks of the caller, which `close` leaves open.
 
         Raises UserError when a sink cannot open.
         """
@@ -111,15 +112,16 @@ class Logger:
             self._opened = opened.pop_all()
 
     def position(self) -> dict[str, Any]:
-        """The positions of the sinks and the values not yet written, as JSON values: for `Resumed`."""
+        """Returns the positions of the sinks and the values not yet written, as JSON values for `Resumed`."""
         seconds = self._clock() - self._start
         sums = {name: list(value) for name, value in self._sums.items()}
         nbytes, crc = self._lines.position()
         return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
-        """Adds scalars by name. `write` returns the mean of the values added since, or with `latest` the last one.
+        """Adds values by name. The next `write` logs the mean of the values that were added under a name.
 
+        latest: the next `write` logs the last value instead of the mean.
         values: host numbers or arrays of one element; jax arrays are waited for. One nan makes the mean nan.
         """
         for name, value in values.items():
@@ -131,7 +133,7 @@ class Logger:
                 self._sums[name] = (total + number, count + 1)
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Writes the values added since the last write to every sink and returns them; writes nothing without any."""
+        """Writes the values added since the last write to every sink and returns them. Does nothing without values."""
         with self._lock:
             values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
             self._sums.clear()
@@ -143,17 +145,17 @@ class Logger:
         return values
 
     def image(self, env_steps: int, name: str, image: np.ndarray) -> None:
-        """Shows image [H, W, 3] uint8 under `name` in the sinks that can show one."""
+        """Shows image [H, W, 3] uint8 under `name` in the sinks that can show images."""
         for sink in self._sinks:
             sink.image(int(env_steps), name, image)
 
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Shows frames [T, H, W, 3] uint8 under `name` in the sinks that can show them, as a GIF."""
+        """Shows frames [T, H, W, 3] uint8 as a GIF under `name`, in the sinks that can show videos."""
         for sink in self._sinks:
             sink.video(int(env_steps), name, frames, fps)
 
     def close(self) -> None:
-        """Closes every sink. May be called again."""
+        """Closes every sink of the logger. May be called again."""
         self._opened.close()
 
     def __enter__(self) -> Logger:

@@ -37,7 +37,8 @@ def write_report(
 ) -> list[Path]:
     """Writes the open-loop images of `Agent.report` into run_dir/pictures, named by env_steps. Returns their paths.
 
-    report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation, the first half of T observed.
+    report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation. The world model has observed the first
+    half of the T steps.
     Image keys (uint8 truth [B, T, H, W, C]) are stacked in openloop_<steps>.mp4; all other keys are plotted in
     openloop_<steps>.png. `show` receives them as "openloop/video" and "openloop/plot". Raises UserError if a file
     cannot be written.
@@ -66,7 +67,7 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
     """Returns frames [T, H', W', 3] uint8, one column per sequence: truth, dream and their difference, top to bottom.
 
     truth, dream: [B, T, H, W, C] with values 0 to 255 and any C (see `rgb`); the first 4 sequences are shown. The
-    border is green while t < observed and then red. The difference of equal images is black.
+    border is green in the first `observed` frames and then red. The difference of equal images is black.
     """
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
     if truth.shape != dream.shape:
@@ -89,7 +90,7 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
 
 
 def stack_videos(videos: list[np.ndarray]) -> np.ndarray:
-    """Stacks videos [T, H, W, 3] of equal length T vertically. Narrower ones are padded with black on the right."""
+    """Stacks videos [T, H, W, 3] of equal length T vertically. Narrower videos are padded with black on the right."""
     width = max(video.shape[2] for video in videos)
     wide = [np.pad(video, ((0, 0), (0, 0), (0, width - video.shape[2]), (0, 0))) for video in videos]
     return np.concatenate(wide, axis=1)
@@ -116,8 +117,8 @@ def open_loop_plot(
     """Writes a PNG with one panel per dimension: the true and the dreamed line, with the observed part shaded.
 
     truth, dream: {k: [B, T, ..]}; the first sequence is drawn. An integer truth is a discrete value and drawn in steps.
-    There are at most 12 panels, shared evenly between the keys; the title has the number of dimensions left out.
-    Raises UserError if the file cannot be written.
+    There are at most 12 panels, shared evenly between the keys; the title says how many dimensions are left out. Raises
+    UserError if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -149,7 +150,7 @@ def open_loop_plot(
 
 
 def _lines(value: np.ndarray) -> np.ndarray:
-    """Returns the first sequence of [B, T, ..] as [T, dimensions]."""
+    """Returns the first sequence of an array [B, T, ..] as [T, dimensions]."""
     first = np.asarray(value)[0]
     return first.reshape(first.shape[0], -1).astype(np.float64)
 

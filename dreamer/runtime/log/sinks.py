@@ -1,6 +1,6 @@
 """The files and services to which metrics are written: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
 
-Each can be rewound to its position at a checkpoint, so that a resumed run continues it without gap or overlap.
+Each sink can be rewound to its position at a checkpoint, so that a resumed run continues it without gap or overlap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
 
 class Sink(Protocol):
-    """A destination of metrics. step: env_steps | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8."""
+    """A destination of metrics.
+
+    step: the env_steps of the values | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8
+    """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def image(self, step: int, name: str, image: np.ndarray) -> None: ...
@@ -39,25 +42,25 @@ class Sink(Protocol):
 
 
 class Guarded:
-    """A sink of the caller: its errors are reported in one line that names the sink."""
+    """Wraps a sink of the caller, and reports an error of the sink in one line that names the sink."""
 
     def __init__(self, sink: Sink):
         self._sink = sink
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Like `Sink.scalars`. Raises UserError, as all its calls do."""
+        """Calls `scalars` of the sink. Raises UserError if that fails, as all methods here do."""
         self._call("scalars", step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Like `Sink.image`: image [H, W, 3]."""
+        """Calls `image` of the sink with image [H, W, 3]."""
         self._call("image", step, name, image)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Like `Sink.video`: frames [T, H, W, 3]."""
+        """Calls `video` of the sink with frames [T, H, W, 3]."""
         self._call("video", step, name, frames, fps)
 
     def close(self) -> None:
-        """Leaves the sink open, as it belongs to the caller."""
+        """Leaves the sink open, because it belongs to the caller."""
 
     def _call(self, method: str, *args: Any) -> None:
         try:
@@ -70,7 +73,7 @@ class JsonLines:
     """A file with one JSON object per line. A line is written whole or not at all."""
 
     def __init__(self, path: Path):
-        """Opens or makes the file; `position` includes its existing contents."""
+        """Opens the file, or makes it if it is missing. `position` includes the existing contents of the file."""
         self._path = path
         try:
             self._file = open(path, "ab", buffering=0)
@@ -98,7 +101,7 @@ class JsonLines:
         self._crc = zlib.crc32(line, self._crc)
 
     def position(self) -> tuple[int, int]:
-        """Bytes written so far, and their crc32; the bytes are on the disk when this returns."""
+        """Waits until all lines are on the disk. Returns the number of bytes in the file, and their crc32."""
         try:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size, self._crc
@@ -113,8 +116,8 @@ class JsonLines:
 class Tail(NamedTuple):
     """Where a file of lines is cut when a run is resumed.
 
-    keep: bytes kept | seconds: the `time` of the last line kept after the checkpoint, else 0 | note: "" or a line on
-    what could not be kept
+    keep: the number of bytes kept | seconds: the `time` of the last line kept after the checkpoint, else 0
+    note: a line on what could not be kept; "": everything was kept
     """
 
     keep: int
@@ -123,9 +126,9 @@ class Tail(NamedTuple):
 
 
 def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
-    """What is wrong with the first `nbytes` bytes of a file of lines, as a phrase; "" when they are unchanged.
+    """Returns the damage to the first `nbytes` bytes of a file of lines, as a phrase; "" if they are unchanged.
 
-    crc: of these bytes, None if unknown. Raises UserError when the file cannot be read.
+    crc: the crc32 of these bytes; None: unknown. Raises UserError when the file cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -142,10 +145,11 @@ def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
 
 
 def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
-    """Where to cut a file of lines for a run that is resumed; only reads.
+    """Returns where to cut a file of lines for a run that is resumed. Only reads.
 
-    nbytes: its size at the checkpoint. last_step: keep later lines of at most this many env_steps; None = none.
-    A line that a kill has cut, or that is damaged, is cut off with all later lines.
+    nbytes: the size of the file at the checkpoint.
+    last_step: later lines of at most this many env_steps are kept; None: no later line is kept.
+    A line that a kill has cut, or that is damaged, is cut off together with all later lines.
     """
     seconds, note = 0.0, ""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
@@ -165,7 +169,7 @@ def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
 
 
 def _crc_of(path: Path, nbytes: int) -> int:
-    """crc32 of the first `nbytes` bytes of a file."""
+    """Returns the crc32 of the first `nbytes` bytes of a file."""
     crc = 0
     with open_regular(path) as file:
         while nbytes > 0 and (piece := file.read(min(nbytes, 1 << 22))):
@@ -175,14 +179,14 @@ def _crc_of(path: Path, nbytes: int) -> int:
 
 
 class TensorBoard:
-    """A TensorBoard event file, written immediately in the calling thread.
+    """Owns a TensorBoard event file and writes to it at once, in the calling thread.
 
-    tensorboardX's SummaryWriter writes in a thread that dies on a full disk and then blocks the caller forever,
-    and its add_video drops the video unless moviepy is installed; hence the events are made here.
+    tensorboardX's SummaryWriter is not used: it writes in a thread that dies on a full disk and then blocks the caller
+    forever, and its add_video drops the video unless moviepy is installed.
     """
 
     def __init__(self, directory: Path, resumed_at: int | None = None):
-        """resumed_at: env_steps from which viewers discard the values of earlier files; None = a new run."""
+        """resumed_at: the env_steps from which viewers discard the values of earlier files; None: a new run."""
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
@@ -198,7 +202,7 @@ class TensorBoard:
             self._write(self._event(wall_time=time.time(), step=resumed_at, session_log=start))
 
     def hyperparameters(self, run_config: Mapping[str, Any]) -> None:
-        """Writes the settings of the run {dotted key: value} to the HParams page, and as a table to the Text page."""
+        """Writes the settings {dotted key: value} of the run to the HParams page, and as a table to the Text page."""
         from tensorboardX import summary
 
         flat = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in _flat(run_config)}
@@ -211,11 +215,11 @@ class TensorBoard:
         self._write(self._event(wall_time=time.time(), step=0, summary=table))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one curve per name; nan is shown as a mark."""
+        """Writes one curve per name. Viewers show nan as a mark."""
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Stored as PNG."""
+        """Stores an image [H, W, 3] as PNG."""
         self._write_image(step, name, image.shape, images.encode_png(image))
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
@@ -223,7 +227,7 @@ class TensorBoard:
         self._write_image(step, name, frames.shape[1:], images.encode_gif(frames, fps))
 
     def close(self) -> None:
-        """Closes the file. A failed write has already raised its error."""
+        """Closes the file. Every failed write has already raised its error."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -243,7 +247,7 @@ class TensorBoard:
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested settings."""
+    """Yields (dotted key, value) for each of the nested settings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{key}.")
@@ -252,16 +256,16 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 class WeightsAndBiases:
-    """One Weights & Biases run, its files under run_dir/wandb. The step of every curve and image is env_steps.
+    """Owns one Weights & Biases run, with its files under run_dir/wandb. All curves and images are over env_steps.
 
-    env_steps is logged as a value: wandb's own step may not go back, but an evaluation may report an earlier one than
-    the newest line.
+    env_steps is logged as a value and not as wandb's own step, which may not go back: an evaluation may be logged after
+    a line with more env_steps.
     """
 
     def __init__(
         self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
     ):
-        """config: `logger.Config`. run_id: the run to continue, None = a new one."""
+        """config: `logger.Config`. run_id: the run to continue; None: a new run."""
         self._wandb = wandb = wandb_ready(config.wandb)
         mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
         try:
@@ -280,7 +284,7 @@ class WeightsAndBiases:
 
     @property
     def run_id(self) -> str:
-        """The id of the run in Weights & Biases."""
+        """Returns the id of the run in Weights & Biases."""
         return self._run.id
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -288,11 +292,11 @@ class WeightsAndBiases:
         self._run.log({**values, STEP: step})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Stored as PNG."""
+        """Logs an image [H, W, 3] as PNG."""
         self._run.log({name: self._wandb.Image(image), STEP: step})
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Logs frames [T, H, W, 3] as a GIF, encoded here, as wandb itself would need moviepy."""
+        """Logs frames [T, H, W, 3] as a GIF that is encoded here, because wandb itself would need moviepy."""
         gif = io.BytesIO(images.encode_gif(frames, fps))
         self._run.log({name: self._wandb.Video(gif, format="gif"), STEP: step})
 
@@ -302,14 +306,14 @@ class WeightsAndBiases:
 
     @staticmethod
     def _remove_outward_links(run_dir: Path) -> None:
-        """Removes wandb's links to its log in the user's cache: a run directory with a link out is not resumed."""
+        """Removes wandb's links to its log in the user's cache: a run directory with outward links is not resumed."""
         for link in (run_dir / "wandb").glob("*run-*/logs/debug-core.log"):
             if link.is_symlink():
                 link.unlink()
 
 
 def wandb_ready(mode: str) -> Any:
-    """The package wandb, if a run can log there. Raises UserError when it is missing or needs an account."""
+    """Returns the package wandb. Raises UserError if it is missing, or if it needs an account to log online."""
     try:
         import wandb
     except ImportError as error:

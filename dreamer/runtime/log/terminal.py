@@ -15,10 +15,10 @@ MISSING = "-"  # in the panel, in place of a value that is not known yet
 
 
 class State(NamedTuple):
-    """The values shown; replaced as a whole, so that the drawing thread never sees a half update.
+    """The values shown. A new State replaces the old one as a whole, so the drawing thread never sees half an update.
 
     losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
-    needs_updates: the pace of a run that trains is not known before its updates are made
+    needs_updates: whether the run trains; if it does, its pace is unknown before the first updates
     """
 
     phase: str
@@ -34,8 +34,9 @@ class State(NamedTuple):
 class Display:
     """Shows the progress of a run on `stream`, and owns the thread that draws the live panel.
 
-    On a terminal: a panel, drawn twice a second. Elsewhere: one line every `every` seconds, its fields always in the
-    same order, without those that have no value yet, and no control codes. Use as a context manager, or close().
+    On a terminal it shows a panel, drawn twice a second. Elsewhere it prints one line every `every` seconds, without
+    control codes. The fields of a line are always in the same order; a field without a value is left out. Use as a
+    context manager, or call close().
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
         trains: bool = True,
     ):
-        """env_steps: of the whole run. every: seconds between two plain lines. trains: whether updates will be made."""
+        """env_steps: the total of the run | every: seconds between two plain lines | trains: whether the run trains"""
         self._total, self._every, self._clock = env_steps, every, clock
         self._stream = stream or sys.stdout
         self._start = clock()
@@ -63,20 +64,20 @@ class Display:
             self.message(line)
 
     def losses(self, names: Iterable[str]) -> None:
-        """Sets the losses to show: all loss names of an agent, in order, such as "dyn", "rec/image"."""
+        """Sets the losses to show. names: all loss names of an agent, in order, such as "dyn", "rec/image"."""
         self._state = self._state._replace(losses=tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
 
     def message(self, text: str) -> None:
-        """Prints a permanent line above the panel."""
+        """Prints a line that stays, above the panel."""
         if self._console:
             self._console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 
     def phase(self, name: str) -> None:
-        """Sets the phase of the run ("collecting", "compiling", "training", "evaluating"); rates restart.
+        """Sets the phase of the run ("collecting", "compiling", "training", "evaluating"), and restarts the rates.
 
-        After compiling they restart from nothing: the pace of collecting says nothing about that of training.
+        After compiling the old rates are not even shown: the pace of collecting says nothing about training.
         """
         if name == self._state.phase:
             return
@@ -88,7 +89,7 @@ class Display:
             self.message(f"[{_clock_time(self._clock() - self._start)}] {name}")
 
     def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows the progress of the run. Cheap: may be called at every step.
+        """Shows the progress of the run. Cheap enough to call at every step.
 
         metrics: new values by name; a missing name keeps its last value.
         """
@@ -157,7 +158,7 @@ class Display:
 
 
 def plain_line(state: State, total: int, seconds: float) -> str:
-    """One line of `name value` fields, always in the same order, without those that have no value."""
+    """Returns one line of `name value` fields, always in the same order. A field without a value is left out."""
     share = 100 * min(1.0, state.env_steps / total) if total else 100
     fields = {
         "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
@@ -172,7 +173,7 @@ def plain_line(state: State, total: int, seconds: float) -> str:
 
 
 def panel(state: State, total: int, seconds: float, width: int = 100):
-    """The same values as a rich panel: progress on top, the groups below, side by side where `width` allows."""
+    """Returns the values of a State as a rich panel: progress on top, groups below, side by side if `width` allows."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -224,7 +225,7 @@ def _results(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def _losses(state: State) -> dict[str, str]:
-    """The losses by short name, each the sum of its parts."""
+    """Returns the losses by short name, each as the sum of its parts."""
     sums: dict[str, float | None] = dict.fromkeys(state.losses)
     for name, value in state.metrics.items():
         short = name.removeprefix(LOSS).partition("/")[0]
@@ -234,7 +235,7 @@ def _losses(state: State) -> dict[str, str]:
 
 
 def _health(metrics: Mapping[str, float]) -> dict[str, str]:
-    """The size of gradients and of the replay, the entropy of the policy beside its largest, those of the latents."""
+    """Returns the size of gradients and replay and the entropies of policy and latents, as text by short name."""
     names = {
         "action_entropy": "dream/action_entropy", "prior_entropy": "latent/prior_entropy",
         "post_entropy": "latent/post_entropy", "grad_norm": "train/grad_norm", "rows": "replay/rows",
@@ -247,19 +248,19 @@ def _health(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def _alike(state: State, other: State | None) -> bool:
-    """Whether both states show the same, the phase apart."""
+    """Whether both states show the same, except for the phase."""
     return other is not None and state._replace(phase=other.phase) == other
 
 
 def _left(state: State, total: int) -> float | None:
-    """Seconds to the end at the current rate; None while that is not known."""
+    """Returns the seconds to the end at the current rate, or None if the rate is not known yet."""
     if not state.env_rate or (state.needs_updates and not state.update_rate):
         return None
     return max(0, total - state.env_steps) / state.env_rate
 
 
 def _number(value: float | None) -> str:
-    """Four significant digits, whole parts up to 1e8 in full, "-" for None; a nan that was measured is shown."""
+    """Returns a number as text, with four significant digits or, up to 1e8, all digits before the point. None: "-"."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
@@ -275,7 +276,7 @@ def _spaced(number: int) -> str:
 
 
 def _clock_time(seconds: float | None) -> str:
-    """h:mm:ss, "-" for None."""
+    """Returns seconds as h:mm:ss. None becomes "-"."""
     if seconds is None:
         return MISSING
     minutes, second = divmod(int(seconds), 60)

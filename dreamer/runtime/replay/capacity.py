@@ -14,9 +14,9 @@ LEAST_BETWEEN = 256 * 10**6  # minimum bytes of rows between two checkpoints tha
 class Capacity:
     """The size of a replay.
 
-    streams: number of rings. rows_per_stream: rows of each ring. row_bytes: bytes of one row in memory.
-    free_bytes: free host memory, None if unknown. bound: the setting that limits the size.
-    disk_row_bytes, free_disk: the same for the columns on the disk.
+    streams: the number of rings | rows_per_stream: the rows of each ring | row_bytes: bytes of one row
+    free_bytes: the free host memory; None: unknown | bound: the setting that limits the size
+    disk_row_bytes, free_disk: like row_bytes and free_bytes, for the columns on the disk
     """
 
     streams: int
@@ -29,17 +29,17 @@ class Capacity:
 
     @property
     def steps(self) -> int:
-        """Returns the rows of all rings together."""
+        """Returns the number of rows that all rings hold together."""
         return self.streams * self.rows_per_stream
 
     @property
     def nbytes(self) -> int:
-        """Returns the bytes of memory of the full replay."""
+        """Returns the bytes of memory that the full replay takes."""
         return self.steps * self.row_bytes
 
     @property
     def disk_bytes(self) -> int:
-        """Returns the bytes of disk of the full replay."""
+        """Returns the bytes of disk that the full replay takes."""
         return self.steps * self.disk_row_bytes
 
     def describe(self) -> str:
@@ -52,22 +52,29 @@ class Capacity:
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
-    """Returns the rows after which a checkpoint is taken early: the files of the previous one must stay until then."""
+    """Returns the number of new rows after which a checkpoint is saved early.
+
+    Rows that the previous checkpoint needs stay on the disk until the next one, so this limits the space they take.
+    """
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 
 def rows_between_flushes(size: Capacity) -> int:
-    """Returns the rows after which a file of rows is written early, because files are removed only as a whole."""
+    """Returns the number of new rows after which a file of rows is written early.
+
+    A file is removed only when all its rows are no longer needed, so smaller files are removed earlier.
+    """
     return max(size.streams, rows_between_checkpoints(size) // 16)
 
 
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
-    """Returns the maximum bytes of the files of rows of a run.
+    """Returns the maximum number of bytes that the files of rows of a run take.
 
-    latent_bytes: latents of one row, written again at each checkpoint. keep: checkpoints kept. env_steps: of the run.
-    keep_every: steps between older checkpoints that are kept too, each with its rows and latents; 0 = none.
-    While a checkpoint is being written, `keep` + 1 checkpoints pin the rows they need; the first and last file also
-    contain rows that no checkpoint needs.
+    latent_bytes: the bytes of the latents of one row, which are written again at each checkpoint.
+    keep: the number of checkpoints kept. env_steps: the env_steps of the whole run.
+    keep_every: the steps between older checkpoints that are kept too, with their rows and latents; 0: none.
+    While a checkpoint is being written, the rows that `keep` + 1 checkpoints need are on the disk. The first and the
+    last file also contain rows that no checkpoint needs.
     """
     fresh = (keep + 1) * rows_between_checkpoints(size) + 2 * rows_between_flushes(size)
     if keep_every:
@@ -97,9 +104,11 @@ def fit(
 ) -> Capacity:
     """Returns the size of the largest replay that satisfies every limit.
 
-    bytes_per_row: in memory. sequence: rows of one sampled sequence. env_steps: rows that the run collects, and so the
-    most that it needs. capacity_gb: 0 = half of `free_bytes`. free_bytes: None if unknown.
-    disk_bytes_per_row, disk_gb, free_disk: the same for the columns on the disk; 0 bytes per row = no such columns.
+    bytes_per_row: the bytes of memory for one row. sequence: the number of rows of one sampled sequence.
+    env_steps: the number of rows that the run collects, and so the most that the replay needs.
+    capacity_gb: the limit on memory; 0: half of `free_bytes`. free_bytes: the free memory; None: unknown.
+    disk_bytes_per_row, disk_gb, free_disk: like bytes_per_row, capacity_gb and free_bytes, for the columns on the disk;
+    0 bytes per row: there are no such columns.
     Raises UserError if no sequence fits in a ring, or if the requested memory or disk is not free.
     """
     limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}
@@ -134,7 +143,7 @@ def _free(count: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    """Formats bytes as readable text, in the decimal units of `capacity_gb`."""
+    """Formats a number of bytes as readable text, in decimal units as in `capacity_gb`."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

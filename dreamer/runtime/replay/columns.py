@@ -19,14 +19,17 @@ WIDE = 1024
 def in_memory(spaces: Mapping[str, Space], streams: int, rows_per_stream: int) -> dict[str, np.ndarray]:
     """Returns a column [E, rows_per_stream, ..] of zeros for each space.
 
-    `np.zeros` takes no memory at first: the system provides a page when it is first written.
+    `np.zeros` takes no memory at first: the system provides each page when it is first written.
     """
     ring = streams, rows_per_stream
     return {name: np.zeros((*ring, *space.shape), columns.dtype_of(space)) for name, space in spaces.items()}
 
 
 def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
-    """Returns a copy [B, length, ..] of the rows of streams [B] from `number` [B] on; at most one whole ring."""
+    """Returns copies [B, length, ..] of `length` rows of streams [B], from row `number` [B] on.
+
+    `length` is at most that of a ring.
+    """
     rows = column.shape[1]
     first = number % rows
     if column[0, 0].nbytes < WIDE:
@@ -40,9 +43,9 @@ def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: i
 
 
 def scatter(column: np.ndarray, stream: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
-    """Writes value [B, L, ..] to the rows of streams [B] from `number` [B] on, except for the first `skip` [B].
+    """Writes value [B, L, ..] to L rows of streams [B], from row `number` [B] on, without the first `skip` [B] of them.
 
-    If several sequences share a row, the last one is kept.
+    If several sequences share a row, the value of the last sequence is kept.
     """
     rows = column.shape[1]
     if column[0, 0].nbytes < WIDE:
@@ -66,7 +69,7 @@ def flat(column: np.ndarray) -> np.ndarray:
 def checked(
     spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays {name: [*leading, ..]} if they fit `spaces`; else raises UserError naming a wrong column."""
+    """Checks and returns the arrays `given` {name: [*leading, ..]}. Raises UserError naming a column that is wrong."""
     for name in sorted(given.keys() - spaces.keys()):
         raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
     values = {}
@@ -102,5 +105,5 @@ def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
 
 
 def row_bytes(columns: Mapping[str, Space]) -> int:
-    """Returns the bytes of one row."""
+    """Returns the number of bytes of one row."""
     return sum(math.prod(space.shape) * dtype_of(space).itemsize for space in columns.values())

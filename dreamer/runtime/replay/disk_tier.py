@@ -20,11 +20,11 @@ BLOCK = 8 * 2**20  # disk space is allocated in blocks of this many bytes per ri
 
 
 class DiskTier:
-    """Owns a folder `replay-tier-...` of a run with a sparse file for each column. `close` removes it.
+    """Owns a folder `replay-tier-...` of a run, with a sparse file for each column. `close` removes the folder.
 
     A write into a mapped file kills the process if the disk is full. So `reserve` allocates the space before rows are
     written and raises an error if the disk is full. (Copy-on-write file systems do not guarantee this.)
-    columns {name: [E, rows_per_stream, ..]}: zeros at first; the system caches them in free memory.
+    columns {name: [E, rows_per_stream, ..]}: zeros at first; the system caches the columns in free memory.
     """
 
     def __init__(self, run_dir: str | Path, spaces: Mapping[str, Space], streams: int, rows_per_stream: int):
@@ -49,7 +49,7 @@ class DiskTier:
             raise disk_error(error, self.folder) from error
 
     def reserve(self, stream: np.ndarray, slot: np.ndarray) -> None:
-        """Allocates disk space for slots [N] of different streams [N], and for all slots before them.
+        """Allocates disk space for slots [N] of different streams [N], and for all earlier slots of these streams.
 
         Raises UserError if the disk is full.
         """
@@ -74,7 +74,7 @@ class DiskTier:
 
 
 def remove_left_over(run_dir: Path) -> None:
-    """Removes the folders that earlier processes of this run have left, but not one that this process uses.
+    """Removes the folders that earlier processes of this run have left. Keeps a folder that this process uses.
 
     The caller must hold the lock of the run.
     """
@@ -84,7 +84,7 @@ def remove_left_over(run_dir: Path) -> None:
 
 
 def free_space(path: str | Path) -> int:
-    """Returns the free bytes on the disk of a path. The path need not exist yet."""
+    """Returns the number of free bytes on the disk of a path. The path need not exist yet."""
     path = Path(path).expanduser().absolute()
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.is_dir())).free
 

@@ -15,7 +15,8 @@ _SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two checks
 class Flushing:
     """Owns a thread that passes new rows to the store when a file is due. Use as a context manager, or call close().
 
-    every: seconds between two files, 0 = by number of rows only. most: rows after which a file is written early.
+    every: the seconds between two files; 0: files are due only by the number of rows
+    most: the number of rows after which a file is written early
     """
 
     def __init__(self, store: RowStore, replay: Replay, *, every: float, most: int):
@@ -27,7 +28,10 @@ class Flushing:
         self._thread.start()
 
     def tend(self) -> None:
-        """Flushes if a file is due. Callable from any thread. Raises UserError if an earlier write failed."""
+        """Passes the new rows to the store if a file is due. Callable from any thread.
+
+        Raises UserError if an earlier write failed.
+        """
         with self._turn:
             now, steps = time.monotonic(), self._replay.steps
             late = now - self._time >= self._every > 0

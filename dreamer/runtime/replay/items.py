@@ -1,4 +1,4 @@
-"""Items, the possible sequence starts of the streams, and their sampling, uniform or by age. Plain numpy, no jax.
+"""Items are the rows at which a sequence can start. Draws items uniformly or by age. Plain numpy, no jax.
 
 Source: spec section 10.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Items(NamedTuple):
-    """The items that exist: in stream e they start at rows first[e] .. first[e] + per_stream[e] - 1.
+    """The items that exist: in stream e, the rows first[e] .. first[e] + per_stream[e] - 1, where a sequence can start.
 
     first, per_stream [E] int64. first is also the oldest row that each ring holds.
     """
@@ -21,13 +21,16 @@ class Items(NamedTuple):
 
 
 def existing(counts: np.ndarray, rows_per_stream: int, sequence: int) -> Items:
-    """Returns the items of `sequence` rows, after counts [E] rows were added to rings of `rows_per_stream` rows."""
+    """Returns the items for sequences of `sequence` rows.
+
+    counts [E]: the number of rows ever added to each ring. rows_per_stream: the length of the rings.
+    """
     held = np.minimum(counts, rows_per_stream)
     return Items(counts - held, np.maximum(0, held - sequence + 1))
 
 
 def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws items uniformly: returns stream [size] and first row number [size]. At least one item must exist."""
+    """Draws items uniformly. Returns their stream [size] and first row number [size]. At least one item must exist."""
     ends = np.cumsum(items.per_stream)
     item = rng.integers(ends[-1], size=size)
     stream = np.searchsorted(ends, item, side="right")
@@ -35,15 +38,15 @@ def uniform(rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarr
 
 
 def rank_sums(most: int, exponent: float) -> np.ndarray:
-    """Returns the cumulative sums of 1 / rank ** exponent from rank 1 (the newest) on, float64 [most], for `recent`."""
+    """Returns the cumulative sums of 1 / rank ** exponent for ranks 1 (the newest) to `most`, float64 [most]."""
     return np.cumsum(np.arange(1, most + 1, dtype=np.float64) ** -exponent)
 
 
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws items with weight 1 / rank ** exponent: returns stream [size] and first row number [size].
+    """Draws items with weight 1 / rank ** exponent. Returns their stream [size] and first row number [size].
 
     Items are ranked by age, counted in rows of their own stream; at equal age, items of longer streams come first.
-    sums: `rank_sums` [most], with `most` at least the number of items. At least one item must exist. Takes time
+    sums: `rank_sums` [most], where `most` is at least the number of items. At least one item must exist. The time is
     logarithmic in the number of items.
     """
     total = int(items.per_stream.sum())

@@ -12,7 +12,7 @@ def free_memory(root: Path = Path("/")) -> int:
     """Returns the bytes of host memory that this process can still allocate.
 
     This is the minimum of the machine's free memory and the free memory of each control group (a container, a Slurm
-    job), which psutil ignores. root: the root of the file system that describes the control groups, for tests.
+    job); psutil ignores control groups. root: for tests, another root of the files that describe control groups.
     """
     return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 
@@ -40,7 +40,7 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
 
 
 def _statistic(path: Path, name: str) -> int:
-    """Returns one number of a control group's memory.stat, or 0 if it is not listed."""
+    """Returns one number of a control group's memory.stat, or 0 if the file does not list it."""
     if not path.exists():
         return 0
     return next((int(line.split()[1]) for line in path.read_text().splitlines() if line.split()[0] == name), 0)

@@ -1,8 +1,9 @@
 """Prioritised selection: items drawn in proportion to the losses of their rows. Plain numpy, no jax.
 
-The priority of a row is the last one written. It is infinite while the row is new, and 0 after an item with the row was
-drawn. The weight of an item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a
-new row are drawn before all others, with equal probability. Source: spec section 10.
+An item is a row at which a sequence can start; its rows are the rows of that sequence. The priority of a row is the
+last one written. It is infinite while the row is new, and 0 after an item with the row was drawn. The weight of an item
+is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn before all
+others, with equal probability. Source: spec section 10.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ NEW, KNOWN = 0, 1  # planes of the tree: 1 for items with a new row | weights of
 
 
 class Priorities:
-    """Owns a priority for each row and a weight for each item of rings of equal length.
+    """Owns a priority for each row, and a weight for each item (sequence start), of rings of equal length.
 
-    rows [E, rows_per_stream] float32: priority ** exponent. tree: weights of items, each at its first row's slot.
+    rows [E, rows_per_stream] float32: priority ** exponent of each row
+    tree: the weight of each item, in the leaf for the slot of its first row
     """
 
     def __init__(self, streams: int, rows_per_stream: int, sequence: int, *, exponent: float, maxfrac: float):
@@ -29,7 +31,10 @@ class Priorities:
         self._sequence, self._exponent, self._maxfrac = sequence, exponent, maxfrac
 
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
-        """Marks rows `number` [N], just appended to different streams [N], as new; drops the items they overwrite."""
+        """Marks rows `number` [N] of different streams [N], which were just appended, as new.
+
+        Drops the items whose rows are overwritten.
+        """
         length = self.rows.shape[1]
         self.rows[stream, number % length] = np.inf
         item = number - self._sequence + 1
@@ -40,7 +45,7 @@ class Priorities:
         self.tree.update(leaf, weight)
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws items: returns stream [size] and first row number [size]. Sets the priorities of their rows to 0.
+        """Draws items, and sets the priorities of their rows to 0. Returns stream [size] and first row number [size].
 
         One call draws an item twice only if no other item has a weight left; it then draws the rest uniformly.
         """
@@ -61,9 +66,10 @@ class Priorities:
         return stream, number
 
     def write(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [N, L] of successive rows [N, L] of streams [N], and updates the weights of their items.
+        """Sets the priorities [N, L] of L successive rows of each stream [N], and updates the weights of their items.
 
-        Skips rows that are no longer held. A priority that is negative or NaN counts as 0.
+        number [N, L]: the row numbers; rows that are no longer held are skipped. A priority that is negative or NaN
+        counts as 0.
         """
         length = self.rows.shape[1]
         held = number >= items.first[stream][:, None]
@@ -79,11 +85,17 @@ class Priorities:
         self.tree.update(self._leaf(stream[:, None], item)[here], weight[here])
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns views of everything that cannot be recomputed: rows [E, R] float32 and items [E * R, 2] float64."""
+        """Returns views of the memory: priorities `rows` [E, R] float32, weights `items` [E * R, 2] float64.
+
+        All else can be computed from these.
+        """
         return {"rows": self.rows, "items": self.tree.leaves}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores a `state` (rows [E, R], items [E * R, 2]), so that the same generator draws the same items."""
+        """Restores what `state` returned: rows [E, R], items [E * R, 2].
+
+        The same generator then draws the same items as before.
+        """
         self.rows[...] = state["rows"]
         self.tree.fill(state["items"])
 
@@ -91,7 +103,7 @@ class Priorities:
         return stream * self.rows.shape[1] + number % self.rows.shape[1]
 
     def _weights(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the weights [N, L - sequence + 1, 2] of the items within rows [N, L]."""
+        """Returns the weights [N, L - sequence + 1, 2] of all items whose sequences lie within rows [N, L]."""
         most = slide(np.maximum, rows, self._sequence)
         new = np.isinf(most)
         mean = slide(np.add, rows.astype(np.float64), self._sequence) / self._sequence
@@ -102,7 +114,8 @@ class Priorities:
 def slide(combine: np.ufunc, values: np.ndarray, length: int) -> np.ndarray:
     """Combines each window of `length` successive values: [N, L] -> [N, L - length + 1].
 
-    A window whose length is a power of two combines two windows of half its length; other windows combine these.
+    A window whose length is a power of two is combined from two windows of half the length. A window of any other
+    length is combined from such windows.
     """
     count, width, covered = values.shape[1] - length + 1, 1, 0
     result = None

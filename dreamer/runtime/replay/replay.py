@@ -33,9 +33,10 @@ def size_replay(
 ) -> Capacity:
     """Returns the size that the replay will have, without allocating it. Print its `describe()` first.
 
-    storage: the packed latents of a row. env_steps: rows that the run collects, all environments together.
+    storage: {name: Space} of the packed latents of a row.
+    env_steps: the number of rows that the run collects in all environments together.
     run_dir: the folder whose disk `tier: disk` uses.
-    Raises UserError if no sequence fits.
+    Raises UserError if no sequence fits in a ring.
     """
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
@@ -55,12 +56,14 @@ def size_replay(
 class Replay:
     """Owns the rings, in memory and in files. Threads can share it: a lock guards every change and copy of rows.
 
-    Complete state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`, `counts` [E] rows ever added to each ring,
-    `queue` of (stream, first row) not yet trained on, `sampler.state()`, `rng` and `report_rng`.
+    Complete state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`; `counts` [E], the number of rows ever added
+    to each ring; `queue` of the (stream, first row) of new sequences that are not trained on yet; `sampler.state()`,
+    `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only if `config.context` needs them.
-    env_steps: rows that the run collects. size: the result of an earlier `size_replay`, to use the size it printed.
-    run_dir: where `tier: disk` keeps its files until `close`.
+    env_steps: the number of rows that the run collects.
+    size: the result of an earlier `size_replay`; None: the constructor calls `size_replay`.
+    run_dir: the folder where `tier: disk` keeps its files until `close`.
     Raises UserError as `size_replay` does, and if the files cannot be created.
     """
 
@@ -97,7 +100,7 @@ class Replay:
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Returns the number of items that can be sampled."""
+        """Returns the number of items, the rows at which a sequence can start."""
         return int(self._items().per_stream.sum())
 
     @property
@@ -107,16 +110,19 @@ class Replay:
 
     @property
     def rows(self) -> int:
-        """Returns the number of rows held."""
+        """Returns the number of rows that the rings hold."""
         return int(np.minimum(self.counts, self.size.rows_per_stream).sum())
 
     @property
     def nbytes(self) -> int:
-        """Returns the bytes of the full rings, in memory and on the disk."""
+        """Returns the number of bytes of the full rings, in memory and on the disk."""
         return sum(column.nbytes for column in self.columns.values())
 
     def ready(self, batch_size: int) -> bool:
-        """Whether training may start: there are as many items as trained rows in a batch, or the rings are full."""
+        """Whether training may start: there are enough items (possible sequence starts), or the rings are full.
+
+        Enough means at least batch_size * batch_length, the number of rows that one batch trains on.
+        """
         return len(self) >= self._wanted(batch_size)
 
     def start(self, batch_size: int) -> int:
@@ -127,7 +133,8 @@ class Replay:
     def add(self, step: Step, latent: Mapping[str, np.ndarray], streams: np.ndarray | None = None) -> None:
         """Appends one row to the ring of each listed stream.
 
-        step [E', ..] | latent {name: [E', ..]} the packed latents after these observations | streams [E'], None = all
+        step [E', ..]: the new rows | latent {name: [E', ..]}: the packed latents after the observations of these rows
+        streams [E']: the stream of each row; None: one row for every stream, in order
         Raises UserError if a column has a wrong shape or dtype, or if the disk is full; nothing is written then.
         """
         streams = np.arange(len(self.counts)) if streams is None else self._stream_indices(streams)
@@ -149,12 +156,12 @@ class Replay:
                 self.queue.append((int(stream), int(self.counts[stream]) - self.sequence))
 
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
-        """Draws sequences: fresh ones from the queue first, the rest by the shares of uniform, priority and recency.
+        """Draws sequences: first new ones from the queue, the rest by the shares of uniform, priority and recency.
 
         online: False draws uniformly and does not change queue and priorities, for evaluation and reports.
-        Returns a batch of context + T rows, a copy, and the stream [B] and number [B, T] of its T trained rows.
-        In the returned copy (not in the ring), is_first is set on row 0, and is_last on any row that is followed by
-        the start of an episode. Raises ValueError if there is no item.
+        Returns a batch of context + T rows, which is a copy, and the stream [B] and row number [B, T] of the T trained
+        rows. In the copy (not in the ring), is_first is set on row 0, and is_last is set on every row after which an
+        episode starts. Raises ValueError if there is no item.
         """
         with self.lock:
             return self._sample(batch_size, online, [*self.columns])
@@ -162,19 +169,19 @@ class Replay:
     def sample_beside(
         self, batch_size: int, seen: np.ndarray
     ) -> tuple[Batch, Rows, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-        """Like `sample`, for a caller that already holds the observations of the first `seen` [E] rows: returns a
-        batch without observations, plus the observations added since.
+        """Like `sample`, for a caller that already has the observations of the first `seen` [E] rows of each stream.
 
-        Both are read at the same instant, so that no later row has overwritten a row of the batch.
+        Returns a batch without observations, its rows, and the observations added since, in the form of `rows_since`.
+        All are read at the same instant, so that no later row has overwritten a row of the batch.
         """
         with self.lock:
             names = [name for name in self.columns if not name.startswith("obs/")]
             return *self._sample(batch_size, True, names), self._rows_since(seen, None)
 
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Returns at most `most` rows added after the first `seen` [E] and still held, oldest first within each ring.
+        """Returns at most `most` rows that were added after the first `seen` [E] of each stream and are still held.
 
-        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}.
+        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}, oldest first in each ring.
         """
         with self.lock:
             return self._rows_since(seen, most)
@@ -215,7 +222,7 @@ class Replay:
     def refresh(self, rows: Rows, latent: Mapping[str, np.ndarray]) -> None:
         """Writes recomputed latents {name: [B, T, ..]} back to the rows of a sample.
 
-        Skips rows overwritten since. If several sequences share a row, the last one is kept.
+        Skips rows that were overwritten after the sample. If several sequences share a row, the last value is kept.
         Raises UserError if a latent has a wrong shape or dtype.
         """
         spaces = {name: self.spaces[name] for name in self._latent_names()}
@@ -229,15 +236,15 @@ class Replay:
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
         """Writes the priorities [B, T] float32 of the rows of a sample. Does nothing if `config.priority` is 0.
 
-        Skips rows overwritten since. If several sequences share a row, the last one is kept.
-        Raises UserError if shape or dtype is wrong.
+        Skips rows that were overwritten after the sample. If several sequences share a row, the last value is kept.
+        Raises UserError if the shape or dtype is wrong.
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
         with self.lock:
             self.sampler.prioritise(self._items(), rows.stream, rows.number, values["priority"])
 
     def reserve(self, stream: int, slot: int) -> None:
-        """Allocates the disk space of a ring up to `slot`, with `tier: disk`. Raises UserError if the disk is full."""
+        """With `tier: disk`, allocates the disk space of a ring up to `slot`. Raises UserError if the disk is full."""
         if self._disk:
             self._disk.reserve(np.array([stream]), np.array([slot]))
 
@@ -254,7 +261,7 @@ class Replay:
         return existing(self.counts, self.size.rows_per_stream, self.sequence)
 
     def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses sequences: returns stream [B] and first row number [B]."""
+        """Chooses the sequences of a batch. Returns their stream [B] and first row number [B]."""
         items = self._items()
         if not items.per_stream.any():
             raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
@@ -286,7 +293,7 @@ class Replay:
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
-    """Returns the columns in memory and on the disk. Latents are stored only if a context row reads them."""
+    """Returns the columns in memory, and the columns on the disk. There are latents only if `config.context` is set."""
     columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

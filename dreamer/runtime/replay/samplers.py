@@ -1,6 +1,6 @@
 """The sampling methods for sequences: uniform, by priority, by recency, and mixtures of these. Plain numpy, no jax.
 
-A new method needs a maker, a row in WAYS, and a field with its name and the mark SHARE in `config`.
+A new method needs a function that makes it, a row in WAYS, and a field in `config` with its name and the mark SHARE.
 Source: spec section 10.
 """
 
@@ -20,7 +20,7 @@ Drawn = tuple[np.ndarray, np.ndarray]
 
 
 class Rings(NamedTuple):
-    """The sizes of a replay: number of rings, rows of each ring, and rows of a sequence."""
+    """The sizes of a replay: the number of rings, the rows of each ring, and the rows of a sequence."""
 
     streams: int
     rows_per_stream: int
@@ -34,10 +34,12 @@ def _nothing(*args: Any) -> None:
 class Way(NamedTuple):
     """A sampling method, as functions that share memory. Functions that a method does not need do nothing.
 
-    draw(rng, items, size) -> stream [size], first row number [size] of items; at least one item must exist
+    An item is a row at which a sequence can start.
+    draw(rng, items, size) -> stream [size], first row number [size] of the drawn items; at least one item must exist
     added(stream [N], number [N]): called after these rows were appended to different streams
-    prioritise(items, stream [B], number [B, T], priority [B, T]): for successive rows; skips rows no longer held
-    state() -> {name: array}, the complete memory, not copied | load(state)
+    prioritise(items, stream [B], number [B, T], priority [B, T]): sets the priorities of T successive rows of each
+    stream; skips rows that are no longer held
+    state() -> {name: array}, the complete memory, not copied | load(state): restores it
     """
 
     draw: Callable[[np.random.Generator, Items, int], Drawn]
@@ -53,19 +55,19 @@ def uniform_way(config: Config, rings: Rings) -> Way:
 
 
 def priority_way(config: Config, rings: Rings) -> Way:
-    """Makes the method that draws items with new rows first and others by priority; see `priorities`."""
+    """Makes the method that draws items with new rows first and the other items by priority; see `priorities`."""
     memory = Priorities(*rings, exponent=config.priority_exponent, maxfrac=config.priority_maxfrac)
     return Way(memory.draw, memory.added, memory.write, memory.state, memory.load)
 
 
 def recency_way(config: Config, rings: Rings) -> Way:
-    """Makes the method that draws items with weight 1 / rank ** recency_exponent; the newest has rank 1."""
+    """Makes the method that draws items with weight 1 / rank ** recency_exponent; the newest item has rank 1."""
     most = rings.streams * (rings.rows_per_stream - rings.sequence + 1)
     return Way(functools.partial(recent, sums=rank_sums(most, config.recency_exponent)))
 
 
 class Maker(NamedTuple):
-    """Makes a sampling method. bytes_per_row: host memory that the method needs for each row of the replay."""
+    """How to make a sampling method. bytes_per_row: the host memory that it needs for each row of the replay."""
 
     make: Callable[[Config, Rings], Way]
     bytes_per_row: int = 0
@@ -79,7 +81,7 @@ WAYS = {
 
 
 def bytes_per_row(config: Config) -> int:
-    """Returns the bytes of host memory that sampling needs for each row of the replay."""
+    """Returns the bytes of host memory that all sampling methods together need for each row of the replay."""
     return sum(WAYS[name].bytes_per_row for name, share in config.shares.items() if share)
 
 
@@ -100,7 +102,7 @@ def make_sampler(config: Config, rings: Rings) -> Sampler:
 class Sampler:
     """Owns the memory of the sampling methods. The caller passes the random generator.
 
-    With a single method, no random number is used to choose the method.
+    Each sequence is drawn by a method chosen at random. If there is a single method, this choice uses no random number.
     """
 
     def __init__(self, parts: tuple[Part, ...]):
@@ -108,7 +110,7 @@ class Sampler:
         self._parts, self._shares = parts, shares / shares.sum()
 
     def draw(self, rng: np.random.Generator, items: Items, size: int) -> Drawn:
-        """Draws items: returns stream [size] and first row number [size]. At least one item must exist."""
+        """Draws items. Returns their stream [size] and first row number [size]. At least one item must exist."""
         if len(self._parts) == 1:
             return self._parts[0].way.draw(rng, items, size)
         chosen = rng.choice(len(self._parts), size, p=self._shares)
@@ -119,20 +121,23 @@ class Sampler:
         return stream, number
 
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
-        """Registers rows `number` [N], just appended to different streams [N]."""
+        """Tells all methods that rows `number` [N] were just appended to different streams [N]."""
         for part in self._parts:
             part.way.added(stream, number)
 
     def prioritise(self, items: Items, stream: np.ndarray, number: np.ndarray, priority: np.ndarray) -> None:
-        """Sets the priorities [B, T] of successive rows `number` [B, T] of streams [B]; skips rows no longer held."""
+        """Sets the priorities [B, T] of T successive rows of each stream [B].
+
+        number [B, T]: the row numbers; rows that are no longer held are skipped.
+        """
         for part in self._parts:
             part.way.prioritise(items, stream, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the memory of all methods, {"method/name": array}, not copied. See `Priorities.state` for shapes."""
+        """Returns the memory of all methods, {"method/name": array}, not copied. `Priorities.state` has the shapes."""
         return {f"{part.name}/{name}": array for part in self._parts for name, array in part.way.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores the `state` of a sampler with the same settings and size; each array keeps its shape."""
+        """Restores what `state` returned for a sampler with the same settings and size; each array keeps its shape."""
         for part in self._parts:
             part.way.load({name: state[f"{part.name}/{name}"] for name in part.way.state()})

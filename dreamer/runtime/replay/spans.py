@@ -1,7 +1,7 @@
 """Exports and restores the replay for the files of a run: rows, latents, and the state of the sampler.
 
-Rows are exchanged as spans, each a range of successive rows of one stream, and columns {name: [R, ..]} that contain the
-rows of all spans in order. Plain numpy, no jax.
+Rows are exchanged as spans and columns. A span is a range of successive rows of one stream; the columns {name: [R, ..]}
+contain the rows of all spans in order. Plain numpy, no jax.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns]:
-    """Copies the held rows from `numbers` [E] on. The columns are {} if there are no rows."""
+    """Copies the held rows of each stream from row `numbers` [E] on. If there are no such rows, the columns are {}."""
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
         ends = zip(start.tolist(), replay.counts.tolist(), strict=True)
@@ -36,7 +36,7 @@ def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns
 
 
 def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Columns]]:
-    """Yields copies of the latents of all held rows, in parts of at most about `nbytes`; nothing if none are stored."""
+    """Yields copies of the latents of all held rows, in parts of about `nbytes`. Yields nothing if there are none."""
     names = latent_names(replay)
     row = sum(replay.columns[name][0, 0].nbytes for name in names)
     length = max(1, nbytes // row) if row else 0
@@ -51,7 +51,7 @@ def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Colu
 def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: bool) -> None:
     """Restores rows from `rows_since`. Each span must start where its ring ends.
 
-    fresh: adds the rows to queue and sampler, as `Replay.add` does; otherwise call `load` afterwards to restore both.
+    fresh: True also adds the rows to queue and sampler, as `Replay.add` does. After False, call `load` to restore both.
     Raises UserError naming a wrong column.
     """
     values = checked(replay.spaces, columns, (_length(spans),), "put_rows")
@@ -74,7 +74,7 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
 
 
 def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
-    """Returns everything besides the rows that determines the next draws: JSON values, and copies of arrays."""
+    """Returns everything besides the rows that the next draws depend on: JSON values, and copies of arrays."""
     with replay.lock:
         values = {
             "counts": replay.counts.tolist(), "rows_per_stream": replay.size.rows_per_stream,
@@ -85,11 +85,11 @@ def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
 
 
 def load(replay: Replay, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Restores a `state`; call it after restoring the rows.
+    """Restores what `state` returned. Call it after restoring the rows.
 
     If the ring length has changed, the sampler treats every row as new.
 
-    values: checked by `manifest.head`. arrays: with the shapes of `Sampler.state`.
+    values: the JSON values, checked by `manifest.head`. arrays: the arrays, with the shapes of `Sampler.state`.
     Raises UserError if the state belongs to another replay.
     """
     if values["counts"] != replay.counts.tolist():
@@ -123,7 +123,7 @@ def latent_names(replay: Replay) -> list[str]:
 
 
 def _check_sampler(replay: Replay, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError unless a sampler can be restored from these arrays."""
+    """Raises UserError if the sampler cannot be restored from these arrays."""
     expected = replay.sampler.state()
     fits = arrays.keys() == expected.keys() and all(
         arrays[name].shape == array.shape and arrays[name].dtype == array.dtype and not (np.isnan(arrays[name])).any()

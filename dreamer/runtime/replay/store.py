@@ -1,8 +1,8 @@
 """The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
 
-A rows file contains the rows of every stream since the previous file, with their latents at that moment. A kill
-at any instant loses at most the rows not yet flushed. A checkpoint adds the latents of all held rows, as refreshed by
-training, so that a resumed run continues from exactly the replay that was saved.
+A rows file contains the rows of every stream since the previous file, with the latents that they have at that moment. A
+kill at any instant loses at most the rows that are not yet flushed. A checkpoint adds the latents of all held rows, as
+refreshed by training, so that a resumed run continues from exactly the replay that was saved.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _Written(NamedTuple):
 class RowStore:
     """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or call close().
 
-    If the thread fails, the next call raises the error as a UserError. Files written before it are kept.
+    If a write fails in the thread, the next call raises the error as a UserError. Files written earlier are kept.
     """
 
     def __init__(self, folder: Path, run: str):
-        """run: the identity of the run, written into every file. Reading changes nothing on the disk."""
+        """run: the identity of the run, which is written into every file. Creates nothing on the disk; `open` does."""
         self._folder, self._run = folder, run
         self._files: list[_Written] = []
         self._listing = threading.Lock()  # guards `_files`: the writing thread adds to it, `prune` removes
@@ -66,7 +66,7 @@ class RowStore:
         self._thread.start()
 
     def flush(self, replay: Replay) -> None:
-        """Passes all rows since the last flush to the writing thread. Returns before they are on the disk.
+        """Passes all rows since the last flush to the writing thread. Returns before the rows are on the disk.
 
         Callable from any thread.
         """
@@ -90,10 +90,10 @@ class RowStore:
         self._raise()
 
     def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
-        """Returns the seals of the rows files on the disk, oldest first, from the first with a needed row on.
+        """Returns the seals of the rows files on the disk, oldest first. Call `wait` first.
 
-        Call `wait` first. oldest [E]: the first needed row of each stream, None = all rows. All later files are
-        included, even without needed rows, because the rows of each stream must be contiguous.
+        oldest [E]: the first needed row of each stream; None: all rows are needed. Files before the first one with a
+        needed row are left out. All later files are included, because the rows of each stream must be contiguous.
         """
         first = 0
         if oldest is not None:
@@ -102,7 +102,7 @@ class RowStore:
         return [file.seal for file in self._files[first:]]
 
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
-        """Writes the latents of all held rows for the checkpoint `step`; waits for the disk."""
+        """Writes the latents of all held rows for the checkpoint `step`. Returns when they are on the disk."""
         seals: list[Seal] = []
         for number, (spans, columns) in enumerate(held_latents(replay, LATENT_FILE_BYTES)):
             head = {"run": self._run, "spans": [list(span) for span in spans]}
@@ -110,19 +110,22 @@ class RowStore:
         return seals
 
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
-        """Writes the rest of the host's state for the checkpoint `step`, arrays of any shape; waits for the disk."""
+        """Writes the host's state, except for rows and latents, for the checkpoint `step`. Waits until it is written.
+
+        arrays: arrays of any shape.
+        """
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
-        """Writes the host's state after the run has ended at the checkpoint `step`; waits for the disk.
+        """Writes the host's state after a run has ended at the checkpoint `step`. Returns when it is on the disk.
 
-        state: the seal of the host's state at that checkpoint; it distinguishes checkpoints with the same number.
+        state: the seal of the host's state in that checkpoint. Other checkpoints can have the same number.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
 
     def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
-        """Returns the head from `save_end`, or None if the run did not end there. Raises UserError if it is damaged."""
+        """Returns the head that `save_end` wrote, or None if the run did not end there. Raises UserError if damaged."""
         if not (self._folder / end_name(step)).exists():
             return None
         try:
@@ -132,7 +135,7 @@ class RowStore:
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the head, and the arrays with the shapes given to `save_state`.
+        """Returns the head and the arrays that `save_state` wrote. The arrays have their old shapes.
 
         Raises UserError if the file is damaged, missing or belongs to another run.
         """
@@ -141,7 +144,7 @@ class RowStore:
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
         """Puts the rows of a manifest into an empty replay, with the latents that were saved for them.
 
-        Raises UserError if a file is damaged, missing or belongs to another run, or if its rows leave a gap.
+        Raises UserError if a file is damaged, missing or of another run, or if rows between two files are missing.
         """
         for seal in rows:
             self._load(replay, seal.name, seal, fresh=False)
@@ -152,7 +155,10 @@ class RowStore:
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
-        """Adds the rows flushed after those of the manifest, and returns their number. Raises as `load_rows` does."""
+        """Adds the rows that were flushed after those of the manifest to the replay. Returns the number of added rows.
+
+        Raises UserError as `load_rows` does.
+        """
         before = int(replay.counts.sum())
         for path in reversed(self.later()):
             try:
@@ -165,15 +171,15 @@ class RowStore:
         return int(replay.counts.sum()) - before
 
     def later(self) -> list[Path]:
-        """Returns the rows files that are newer than those loaded, newest first."""
+        """Returns the rows files that are newer than the loaded files, newest first."""
         return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
 
     def path(self, name: str) -> Path:
-        """Returns the path of a file by its name."""
+        """Returns the path of the file with this name."""
         return self._folder / name
 
     def beside(self, step: int) -> list[Path]:
-        """Returns the files that belong only to the checkpoint `step`."""
+        """Returns the latents, state and end files of the checkpoint `step`, which no other checkpoint uses."""
         names = [name for kind in ("latents", "state", "end") for name in self._names(kind)]
         return [self._folder / name for name in names if _number(name) == step]
 
@@ -213,7 +219,7 @@ class RowStore:
             self._files = [file for file in self._files if file.seal.name not in gone]
 
     def close(self) -> None:
-        """Waits for the disk and ends the thread. Raises UserError on a failed write. May be called again."""
+        """Waits for the disk and ends the thread. Raises UserError if a write failed. May be called again."""
         if self._thread is not None and self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
@@ -271,7 +277,7 @@ class RowStore:
             raise UserError(str(self._error)) from self._error
 
     def _work(self) -> None:
-        """Runs in the thread. After the first error nothing more is written, so that the files never have a gap."""
+        """Runs the writes in the thread. After an error it writes nothing more, so that no rows are left out."""
         while (job := self._jobs.get()) is not None:
             try:
                 if self._error is None:
@@ -322,7 +328,7 @@ def _spans(head: dict[str, Any], streams: int, path: Path) -> list[Span]:
 
 
 def _number(name: str) -> int:
-    """Returns the number in a name: 12 for "rows-000000012.dreamer" and "latents-000000000012-0001.dreamer"."""
+    """Returns the number in a file name: 12 for "rows-000000012.dreamer" and "latents-000000000012-0001.dreamer"."""
     match = _NAME.fullmatch(name)
     assert match, name
     return int(match[2])

@@ -11,10 +11,11 @@ BRANCHING = 16
 
 
 class SumTree:
-    """Owns `planes` weights for each of `size` leaves, and the sums in the nodes above, each with 16 children.
+    """Owns `planes` weights for each of `size` leaves, and the sums in the nodes above. Each node has 16 children.
 
-    levels: from the leaves [size, planes] to the root [1, planes]; all but the root are padded to a multiple of 16.
-    A sum is always recomputed from its children, so rounding errors do not accumulate and equal leaves give equal sums.
+    levels: the arrays from the leaves [size, planes] to the root [1, planes]; all but the root are padded to a multiple
+    of 16 nodes. A sum is always recomputed from its children, so rounding errors do not accumulate and equal leaves
+    give equal sums.
     """
 
     def __init__(self, size: int, planes: int = 1):
@@ -29,16 +30,16 @@ class SumTree:
 
     @property
     def leaves(self) -> np.ndarray:
-        """Returns the weights [size, planes] float64. Only `update` and `fill` may write them."""
+        """Returns the weights [size, planes] float64 of all leaves. Only `update` and `fill` may change them."""
         return self.levels[0][: self.size]
 
     @property
     def total(self) -> np.ndarray:
-        """Returns the sums of all weights [planes]."""
+        """Returns the sum of all weights in each plane, [planes]."""
         return self.levels[-1][0]
 
     def update(self, leaf: np.ndarray, weight: np.ndarray) -> None:
-        """Writes weights [N, planes], at least 0, of leaves [N]. If a leaf is listed twice, the last weight is kept."""
+        """Writes weights [N, planes], at least 0, of leaves [N]. If a leaf is listed twice, its last weight is kept."""
         self.levels[0][leaf] = weight
         for below, level in zip(self.levels, self.levels[1:], strict=False):
             leaf = np.unique(leaf // BRANCHING)
@@ -52,9 +53,9 @@ class SumTree:
             level[parents] = _sums(below, parents)
 
     def find(self, share: np.ndarray, plane: int = 0) -> np.ndarray:
-        """Returns the leaves [N] at which the cumulative weight reaches the shares [N], in [0, 1), of a plane's total.
+        """Returns the leaves [N] at which the cumulative weight of a plane reaches the shares [N] of the plane's total.
 
-        Never returns a leaf of weight 0. The total must be positive.
+        share: numbers in [0, 1). Never returns a leaf of weight 0. The total must be positive.
         """
         node = np.zeros(len(share), np.int64)
         rest = share * self.total[plane]
@@ -72,5 +73,5 @@ class SumTree:
 
 
 def _sums(level: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """Returns the sums [N, planes] of the children of nodes [N]."""
+    """Returns, for each of the nodes [N], the sum of its children [N, planes]."""
     return level.reshape(-1, BRANCHING, level.shape[1])[parents].sum(1)

@@ -45,7 +45,7 @@ from dreamer.runtime.run.writeback import Writeback
 class Session(NamedTuple):
     """The parts that a run has from the beginning.
 
-    stack: closes everything that was opened, in reverse order | sinks: the caller's, for metrics and images
+    stack: closes everything that was opened, in reverse order | sinks: sinks of the caller, for metrics and images
     """
 
     stack: contextlib.ExitStack
@@ -55,7 +55,7 @@ class Session(NamedTuple):
 
 
 class Built(NamedTuple):
-    """The parts made before the run directory is read or created. record: whether evaluations are recorded."""
+    """The parts made before the run directory is read or created. record: whether evaluations record videos."""
 
     environments: Environments
     agent: Agent
@@ -66,7 +66,7 @@ class Built(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The replay and the files of a run. identity: of the run."""
+    """The replay and the files of a run. identity: the identity of the run."""
 
     identity: str
     checkpoints: Checkpoints
@@ -75,7 +75,10 @@ class Storage(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A checkpoint in memory. lost: {environment: why it starts a new episode} | lines: to print."""
+    """A checkpoint in memory.
+
+    lost: {environment: the reason why it starts a new episode} | lines: lines to print
+    """
 
     restored: Restored
     lost: dict[int, str]
@@ -85,7 +88,8 @@ class Loaded(NamedTuple):
 class Memory(NamedTuple):
     """A run in memory, as it was at its checkpoint. Nothing on the disk has changed.
 
-    restored: from the checkpoint, None for a new run | lines: to print, about what was restored and what was not
+    restored: what was read from the checkpoint; None: a new run
+    lines: lines to print about what was restored and what was not
     """
 
     storage: Storage
@@ -98,8 +102,9 @@ class Memory(NamedTuple):
 class Opened(NamedTuple):
     """A run that is open but has not started.
 
-    created: its new directory, None if the directory existed | resumed_at: step of the checkpoint to resume from,
-    NEVER for a new run | eval_due: step of the next evaluation | lines: about what was restored and what was not
+    created: its new directory; None: the directory existed | eval_due: the step of the next evaluation
+    resumed_at: the step of the checkpoint to resume from; NEVER: a new run
+    lines: lines to print about what was restored and what was not
     """
 
     parts: Parts
@@ -110,9 +115,10 @@ class Opened(NamedTuple):
 
 
 def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
-    """Locks, restores into memory and changes the disk, in the order of runtime/run/start.py.
+    """Locks the run directory, restores the run into memory and changes the disk, in the order of runtime/run/start.py.
 
-    stack: closes everything that is opened. sinks: the caller's, in addition to those of the config; they stay open.
+    stack: closes everything that is opened.
+    sinks: sinks of the caller in addition to those of the config; they stay open.
     Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
     """
     config = decision.config
@@ -137,7 +143,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
 
 
 def _lock(decision: Decision, session: Session) -> Decision:
-    """Locks a directory that contains the run, and decides again."""
+    """Locks a directory that already contains the run, and decides again what to do."""
     session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
     return start.decide(
         decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
@@ -145,7 +151,7 @@ def _lock(decision: Decision, session: Session) -> Decision:
 
 
 def _create(decision: Decision, session: Session) -> Created:
-    """Creates the directory of a new run, locks it and checks it again."""
+    """Creates the directory of a new run, locks it, and checks again that it contains no run."""
     own_name = not decision.given.run_dir
     return session.stack.enter_context(
         Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
@@ -270,7 +276,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 
 
 def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
-    """Changes the run directory for this run, and starts the parts that own threads."""
+    """Changes the run directory for this run, and starts the components that own threads."""
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)

@@ -1,4 +1,4 @@
-"""Acts in the environments and fills the replay, in the main thread or in its own."""
+"""Acts in the environments and fills the replay, in the main thread or in a thread of its own."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Collector:
     def collect(self, snapshot: PolicyParams, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Receives rows, acts, stores the rows and sends the actions. Returns the stored rows.
 
-        min_ready, max_wait: as in `Workers.receive`; None waits for a row of every environment.
-        The policy also runs on last rows to get their latents, but their actions are stored as zeros and not executed.
+        min_ready, max_wait: as in `Workers.receive`; min_ready None waits for a row of every environment.
+        The policy also runs on the last rows of episodes to get their latents. Its actions for them are not executed;
+        zeros are stored instead.
         """
         start = time.monotonic()
         streams, step = self._workers.receive(min_ready, max_wait)
@@ -60,27 +61,27 @@ class Collector:
         return Ready(streams, step)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the acting state: the numbered leaves [E, ..] of the carry, and the number of policy calls []."""
+        """Returns the acting state: the leaves [E, ..] of the carry by number, and the number of policy calls []."""
         leaves = jax.tree.leaves(placement.to_host(self._carry))
         return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores a `state` with leaves [E, ..]."""
+        """Restores what `state` returned; the leaves of the carry are [E, ..]."""
         leaves, tree = jax.tree.flatten(self._carry)
         saved = [state[f"carry/{i:04d}"].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         self._carry = placement.first_copy(jax.tree.unflatten(tree, saved))
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:
-        """Returns the smallest compiled size for `rows` rows, so that a few programs serve any number of rows."""
+        """Returns the smallest compiled batch size of at least `rows`. So a few programs serve any number of rows."""
         full = self._workers.streams
         return min(size for size in (-(-full // 2**i) for i in range(BUCKETS)) if size >= rows)
 
 
 class Collecting:
-    """Owns the thread that calls `turn` to collect until it returns False. Use as a context manager.
+    """Owns the thread that calls `turn` to collect until `turn` returns False. Use as a context manager.
 
-    turn() -> whether there is more to collect. The next `check` raises an error of `turn`.
+    turn() -> whether there is more to collect. If `turn` raises an error, the next `check` raises it.
     """
 
     def __init__(self, turn: Callable[[], bool]):
@@ -92,13 +93,13 @@ class Collecting:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
     def check(self) -> None:
-        """Raises the error that ended the thread, if any."""
+        """Raises the error that ended the thread, if there is one."""
         if self._error is not None:
             raise self._error
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context in which the collector pauses between two turns."""
+        """A context during which the collector does not run; it pauses between two turns."""
         with self._changed:
             self._pauses += 1
         try:
@@ -129,7 +130,7 @@ class Collecting:
             self._error = error
 
     def _may_collect(self) -> bool:
-        """Waits during a pause. Returns False once closed."""
+        """Waits for the end of a pause. Returns False if `Collecting` is closed, else True."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._pauses)
             return not self._closed

@@ -1,7 +1,7 @@
 """A copy of the replay's observations on the devices: each row is sent once, and the device gathers the batches.
 
-Without this copy every batch is sent: with a replay ratio of 128 each row is sent 128 times. The rings of the host are
-still the ones that are saved and resumed. The device holds copies of their observations, in the agent's dtypes.
+Without this copy every batch is sent: with a replay ratio of 128 each row is sent 128 times. The rings on the host are
+still the ones that are saved and resumed. The devices hold copies of their observations, in the agent's dtypes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class DeviceRows:
         return int(np.minimum(self._replay.counts - self._seen, self._rows).sum())
 
     def _send(self, stream: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
-        """Sends rows `number` [n] of streams `stream` [n] to the devices; obs {k: [n, ..]}."""
+        """Sends rows `number` [n] of streams `stream` [n] to the devices. obs: their observations {k: [n, ..]}."""
         np.maximum.at(self._seen, stream, number + 1)
         # Padded to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
         count, room = len(stream), 1 << max(0, len(stream) - 1).bit_length()

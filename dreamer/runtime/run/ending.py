@@ -1,4 +1,4 @@
-"""The end of a run that fails or is stopped: saves what it can, and reports where."""
+"""The end of a run that fails or is stopped: saves what can be saved, and reports where it is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dreamer.runtime.run.stopping import Stopped
 
 
 class RunFailed(UserError):
-    """Raised when a started run has ended with an error. It has saved what it could; the message names the place."""
+    """Raised when a started run has ended with an error and has saved what it could. The message names the place."""
 
 
 def failed(run: Run, error: BaseException) -> BaseException:
-    """Saves what it can, writes error.txt, and returns the error to raise: one line that names the place."""
+    """Saves what it can, writes error.txt, and returns the error to raise: one line that names the saved files."""
     parts = run.parts
     if parts.stopping.failure:
         return parts.stopping.failure
@@ -33,7 +33,7 @@ def failed(run: Run, error: BaseException) -> BaseException:
 
 
 def interrupted(run: Run, stop: BaseException) -> None:
-    """Saves a run that a signal has ended; its last lines say how to resume it, or what could not be saved."""
+    """Saves a run that a signal has ended. The last printed lines say how to resume it, or what could not be saved."""
     parts = run.parts
     rescue(run, stop)
     what = f"stopped at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
@@ -41,7 +41,7 @@ def interrupted(run: Run, stop: BaseException) -> None:
 
 
 def rescue(run: Run, error: BaseException) -> None:
-    """Saves the run. If that fails too, adds a note to `error`, which stays the error to show."""
+    """Saves the run. If the save fails too, adds a note to `error`; `error` stays the error to show."""
     parts = run.parts
     if parts.stopping.failure:
         return
@@ -82,12 +82,12 @@ def error_line(error: BaseException) -> str:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """The notes of an exception that are one line each."""
+    """Returns those notes of an exception that are one line long."""
     return [" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note]
 
 
 def _worth_saving(run: Run) -> bool:
-    """Whether the train state exists and is finite; prints a line if not."""
+    """Returns whether the train state exists and is finite, so that it can be saved. Prints the reason if it cannot."""
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():

@@ -11,13 +11,13 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 
 
 class Environments:
-    """Owns the training environments of a run, and shortens their timeouts and those of an evaluation.
+    """Owns the training environments of a run. Shortens their timeouts, and those of an evaluation, when asked to.
 
-    workers: the set to train in | incidents: number reported so far by `report_incidents`
+    workers: the set of environments to train in | incidents: the number of incidents reported by `report_incidents`
     """
 
     def __init__(self, config: Config, env: EnvName, report: Callable[[str], None]):
-        """env: used instead of config.env. report: called with a line for each incident.
+        """env: the environment to use instead of config.env. report: called with a line for each incident.
 
         Raises UserError if an environment cannot be made.
         """
@@ -30,33 +30,33 @@ class Environments:
         self.workers = self._make()
 
     def replace(self) -> Workers:
-        """Closes the set and returns a new one. Raises UserError if an environment cannot be made."""
+        """Closes the training environments and returns new ones. Raises UserError if an environment cannot be made."""
         self.workers.close()
         self.workers = self._make()
         return self.workers
 
     def evaluating(self, workers: Workers) -> None:
-        """Makes `shorten_timeouts` also apply to these workers of an evaluation."""
+        """Makes `shorten_timeouts` also apply to `workers`, the environments of an evaluation."""
         self._evaluating = workers
 
     def shorten_timeouts(self) -> None:
-        """Keeps environments that hang from delaying the end of the run. Callable from any thread."""
+        """Shortens timeouts, so that hanging environments cannot delay the end of the run. Callable from any thread."""
         self.workers.shorten_timeouts()
         if self._evaluating:
             self._evaluating.shorten_timeouts()
 
     def report_incidents(self) -> None:
-        """Reports and counts the incidents of the environments since the last call."""
+        """Reports and counts the incidents of the training environments since the last call."""
         incidents = self.workers.incidents()
         self.incidents += len(incidents)
         self.report(incidents)
 
     def report(self, incidents: Iterable[Incident]) -> None:
-        """Reports incidents of other environments, without counting them."""
+        """Reports incidents without counting them, for environments that are not trained in."""
         for incident in incidents:
             self._report(incident.line)
 
     def close(self) -> None:
-        """Closes the set, and reports its remaining incidents."""
+        """Closes the training environments, and reports their remaining incidents."""
         self.workers.close()
         self.report_incidents()

@@ -32,7 +32,7 @@ SEED = 1_000_003  # keeps the seeds apart from those of the training environment
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Evaluation while training; the same environment seeds every time."""
+    """Evaluation while training. All evaluations use the same environment seeds."""
 
     every: Annotated[int, at_least(0)] = 10_000
     """Agent steps between two evaluations, each with open-loop images; 0 = only at the end."""
@@ -50,10 +50,11 @@ class Config:
 class Result(NamedTuple):
     """The result of an evaluation.
 
-    episodes: in order of environments | videos: frames [H, W, 3] uint8 of the first episode of recorded environments
-    incidents: environments that failed and were replaced | seeds: the seed of each episode's environment
-    agents: per environment; each agent is a stream, and Episode.env is environment * agents + agent
-    lines: to print, about videos that end early and episodes that were cut off
+    episodes: the episodes, in order of environments | seeds: the seed of each episode's environment
+    videos: for each recorded environment, the frames [H, W, 3] uint8 of its first episode
+    incidents: failures of environments, which were replaced
+    agents: the number of agents per environment; each is a stream, and Episode.env is environment * agents + agent
+    lines: lines to print, about videos that end early and episodes that were cut off
     """
 
     episodes: list[Episode]
@@ -65,7 +66,7 @@ class Result(NamedTuple):
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """Returns the video of the first environment, frames [H, W, 3] uint8; empty if nothing was recorded."""
+        """Returns the video of the first environment, frames [H, W, 3] uint8. It is empty if nothing was recorded."""
         return self.videos[0] if self.videos else []
 
     @property
@@ -82,9 +83,9 @@ def evaluate(
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
-    policy: `programs.jit_act(agent)`. workers: where environments run, and how failures are handled, see
+    policy: `programs.jit_act(agent)`. workers: where environments run and how failures are handled, from
     `like_training`.
-    record, check: as in `run_episodes`. folder: current folder of the environments, "" = unchanged.
+    record, check: as in `run_episodes`. folder: the current folder while environments are made; "": unchanged.
     report: called with a progress line every 30 seconds. begun: called with the environments once they are made.
     Raises UserError if an environment cannot be made, or fails too often in a row.
     """
@@ -110,7 +111,7 @@ class Progress:
         self._due = time.monotonic() + PROGRESS
 
     def __call__(self, steps: int, episodes: int) -> None:
-        """Reports if it is time. steps: of each environment so far. episodes: finished so far."""
+        """Reports if PROGRESS seconds have passed. steps: steps of each environment. episodes: finished episodes."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS
             self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes finished")
@@ -124,9 +125,10 @@ def run_episodes(
     """Plays `episodes` episodes, a fixed share in each environment, so that short episodes are not favoured.
 
     With several agents per environment, each agent plays this share. policy: `programs.jit_act(agent)`.
-    record: records the first episode of at most this many environments, from the first on. check: called at every
-    step; may raise to end the evaluation. max_steps: as in Config. progress: called at every step with the steps of
-    each environment and the finished episodes. Raises UserError as the environments do.
+    record: the number of environments, from the first on, whose first episode is recorded.
+    check: called at every step; it may raise to end the evaluation. max_steps: as in Config.
+    progress: called at every step with the steps of each environment and the number of finished episodes.
+    Raises UserError as the environments do.
     """
     envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
@@ -171,7 +173,7 @@ def _endless(
     tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
     agents: int, max_steps: int,
 ) -> list[int]:  # fmt: skip
-    """Returns the environments with episodes left to play whose current episode has reached `max_steps`."""
+    """Returns the environments with episodes left to play in which an episode has reached `max_steps`."""
     if not max_steps or tracker.longest < max_steps:
         return []
     open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
@@ -180,7 +182,7 @@ def _endless(
 
 
 class _Recording:
-    """Records the first episode of one environment. fault: one line with the reason if the video ends early, or ""."""
+    """Records the first episode of one environment. fault: a line with the reason if the video ends early, else ""."""
 
     def __init__(self) -> None:
         self.frames: list[np.ndarray] = []
@@ -188,7 +190,10 @@ class _Recording:
         self.fault = ""
 
     def add(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
-        """Adds the image of one step. ready [R]: streams of `step`. rows: Step [E * agents] of all streams."""
+        """Adds the image of one step of environment `env`.
+
+        rows [E * agents]: the newest rows of all streams. step: the rows of this step. ready [R]: their streams.
+        """
         if self.over:
             return
         own = ready // workers.spec.agents == env
@@ -222,7 +227,7 @@ def metrics(result: Result) -> dict[str, float]:
 
 
 def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
-    """Returns the rows of all streams, with those of `streams` replaced. Agents that have ended keep their last row."""
+    """Returns `rows`, with the rows of `streams` replaced by `step`. Agents that have ended keep their last row."""
     if len(streams) == len(rows.reward):
         return step
 
@@ -236,9 +241,9 @@ def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
 
 
 def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
-    """Returns an image [H, W, 3] uint8 of one environment: rendered, or else the (first agent's) first image observed.
+    """Returns an image [H, W, 3] uint8 of one environment: rendered, or else the first image that its first agent sees.
 
-    step: rows of all streams. Raises UserError if it has neither, or fails to render.
+    step: rows of all streams. Raises UserError if the environment has no image, or fails to render.
     """
     drawn = workers.render(env)
     if isinstance(drawn, str):
@@ -255,7 +260,10 @@ INLINE = WorkersConfig(backend="inline")
 
 
 def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
-    """Returns the workers config of an evaluation: the `backend` of training, but processes instead of ray."""
+    """Returns the workers config of an evaluation: as in training, but with processes in place of ray.
+
+    backend: the backend that training uses, which config.backend "auto" does not say.
+    """
     return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
 
 
@@ -274,9 +282,9 @@ def can_record(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
-    """Returns whether videos can be recorded, and one line with the reason if not. With "on", raises UserError instead.
+    """Returns whether videos can be recorded, and a line to print, such as the reason if they cannot; "": no line.
 
-    config, folder: as in `make_eval_workers`.
+    wanted: "on" raises UserError if videos cannot be recorded. config, folder: as in `make_eval_workers`.
     """
     if wanted == "off":
         return False, ""

@@ -1,4 +1,4 @@
-"""The first and the last lines that a run prints, and the name of its directory when none was given."""
+"""The first and the last lines that a run prints, and the name of its directory if the user gives none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRICS = "metrics: `dreamer metrics` explains the names below, `dreamer metrics
 
 
 def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
-    """The lines that introduce a run."""
+    """Returns the lines that introduce a run."""
     params = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in learner.state.params.items()}
     parts = ", ".join(f"{name} {count:,}" for name, count in params.items())
     dtype = agents.compute_dtype(config.agent.compute_dtype).name
@@ -35,7 +35,7 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
 
 
 def text(space: Space) -> str:
-    """A space in a few characters: "uint8 64x64x3", "one of 18"."""
+    """Describes a space in a few characters: "uint8 64x64x3", "one of 18"."""
     size = "x".join(map(str, space.shape))
     if space.discrete:
         return f"{size + ' ' if size else ''}one of {space.classes}"
@@ -43,13 +43,13 @@ def text(space: Space) -> str:
 
 
 def default_run_dir(config: Config) -> str:
-    """runs/<time>-<env>-seed<seed>."""
+    """Returns runs/<time>-<env>-seed<seed>."""
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
 
 
 def next_steps(run_dir: Path) -> list[str]:
-    """The last lines of a run that is done: its directory, and the commands to look at it."""
+    """Returns the last lines of a run that is done: its directory, and the commands to look at it."""
     place = _typed(run_dir)
     commands = {
         f"dreamer eval {place}": "play episodes with the agent",
@@ -61,11 +61,11 @@ def next_steps(run_dir: Path) -> list[str]:
 
 
 def to_go_on(run_dir: Path) -> str:
-    """The command that resumes a run."""
+    """Returns the command that resumes a run."""
     return f"dreamer train --resume --run-dir {_typed(run_dir)}"
 
 
 def _typed(run_dir: Path) -> str:
-    """A path as typed in a shell, relative to the current folder where it lies below."""
+    """Returns a path as typed in a shell: relative if it is below the current folder."""
     here = Path(os.getcwd())
     return shlex.quote(str(run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir))

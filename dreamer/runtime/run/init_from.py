@@ -1,7 +1,7 @@
 """Starts a new run with the weights of another run: of the world model, the behavior, or both.
 
-All arrays must fit, unless the caller allows that a share of them does not, for example with another environment.
-Arrays that do not fit keep their new initial values.
+All arrays must fit. The caller can allow that a share of them does not fit, for example with another environment; these
+arrays keep their new initial values.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ _SHOWN_IN_ERROR = 3  # maximum arrays that an error names
 
 
 class Taken(NamedTuple):
-    """The state with another run's weights, and lines on the arrays that were loaded and those that were not."""
+    """The state with another run's weights. lines: which arrays were loaded and which were not."""
 
     state: TrainState
     lines: list[str]
 
 
 def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) -> Taken:
-    """Returns `state` with the parameters of the newest checkpoint of `run` whose names and shapes agree.
+    """Returns `state` with parameters from the newest checkpoint of `run`, where names and shapes agree.
 
-    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with
-    its parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
-    missing: maximum share of the arrays of these parts, in either run, that may not fit and keep their initial values.
+    parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with its
+    parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
+    missing: the maximum share of the arrays of these parts, in either run, that may be without a match. Arrays of the
+    new run without a match keep their initial values.
     Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:
@@ -68,7 +69,7 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
 
 def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> None:
-    """Raises UserError when the arrays that do not fit (`misfits`) exceed a share `missing` of all."""
+    """Raises UserError if the share of arrays that do not fit (`misfits`) is larger than `missing`."""
     total = fits + len(misfits)
     if len(misfits) <= missing * total:
         return
@@ -81,7 +82,7 @@ def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> Non
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and belongs to one of the parts. Hyperparameters come from the config."""
+    """Whether a leaf is learned and belongs to one of the parts. A hyperparameter does not: the config sets it."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

@@ -20,7 +20,7 @@ from dreamer.steps import Rows
 class Pending(NamedTuple):
     """The result of one update that may still be in progress on the device.
 
-    rows: of the replay, where the latents belong | out: the result, see `interfaces.Update`
+    rows: the rows of the replay to which the latents belong | out: the result, see `interfaces.Update`
     sent: the monotonic second at which the update was dispatched
     """
 
@@ -39,16 +39,16 @@ class PolicyParams(NamedTuple):
 class Learner:
     """Owns the train state and the snapshots of the parameters used for acting.
 
-    idle: total seconds without an update in flight, as seen by the host: from noticing that one finished to
-    dispatching the next. Never decreases.
-    With lockstep, acting waits for the update in flight and uses the newest parameters. Without it, acting uses the
-    newest parameters that are ready, which are at most one update old.
+    idle: the total seconds without an update in flight. The host measures each pause from the moment when it notices
+    that an update has finished to the dispatch of the next. `idle` never decreases.
+    With lockstep, acting waits for the update in flight and uses the newest parameters. Without lockstep, acting uses
+    the newest parameters that are ready, which are at most one update old.
     """
 
     def __init__(
         self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
     ):
-        """batch_size: of all processes together. config: None uses all devices of each process.
+        """batch_size: the batch size of all processes together. config: None uses all devices of each process.
 
         Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
@@ -67,9 +67,9 @@ class Learner:
         self._snapshots = (self._copy(), self._copy())
 
     def place(self, batch: Batch) -> Batch:
-        """Places a batch [B, C+T, ..] on the devices for `step`. Callable from any thread. Do not change it afterwards.
+        """Places a batch [B, C+T, ..] on the devices for `step`. Do not change the batch afterwards.
 
-        With several processes, the batch is the share of this process.
+        With several processes, the batch is the share of this process. Callable from any thread.
         """
         return placement.place_batch(self.mesh, self._cast(batch))
 
@@ -95,7 +95,7 @@ class Learner:
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Pending) -> Update:
-        """Waits for the device and returns the result of an update as numpy arrays; the share of this process.
+        """Waits for the device and returns the result of an update as numpy arrays, only the share of this process.
 
         Fetch every update, in the order of the `step` calls.
         """
@@ -107,7 +107,7 @@ class Learner:
         return out
 
     def variables(self) -> dict[str, Variables]:
-        """Returns the variables for acting and dreaming: a copy of the newest, on the first device."""
+        """Returns the newest variables for acting and dreaming, as a copy on the first device."""
         return placement.first_copy(self._agent.variables(self.state))
 
     def snapshot(self) -> PolicyParams:
@@ -118,7 +118,7 @@ class Learner:
         return newest if ready else previous
 
     def sync(self) -> None:
-        """Waits for the updates in flight. Then acting uses the newest parameters, and idle time restarts from here."""
+        """Waits for the updates in flight. Acting then uses the newest parameters. Idle time restarts from here."""
         with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
@@ -133,7 +133,7 @@ class Learner:
         return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
     def load(self, state: TrainState, updates: int) -> None:
-        """Continues from a state saved after `updates` updates. The next update donates its buffers."""
+        """Continues from a state saved after `updates` updates. The next update donates the buffers of this state."""
         self.state = placement.place_state(self.mesh, state)
         self.updates = updates
         self._snapshots = (self._copy(), self._copy())
@@ -144,7 +144,7 @@ class Learner:
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
-        """A context that turns device errors into a UserError that names what to change. For any thread."""
+        """A context that turns device errors into a UserError that names what to change. Can be used in any thread."""
         return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),

@@ -1,4 +1,4 @@
-"""Keeps the replay ratio between a collecting and a training thread by making each wait for the other. No jax."""
+"""Keeps the replay ratio between a collecting and a training thread: makes each wait for the other. No jax."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _GLANCE = 0.2  # seconds after which a waiting thread returns, to check for othe
 
 
 class Limiter:
-    """Owns the counts of collected rows and updates, and makes a thread wait for the other.
+    """Owns the counts of collected rows and updates, and makes the thread that is ahead wait.
 
-    The learner waits until an update is due; the collector waits while more than `slack` updates are owed.
-    `waited` {name: seconds} since the last `drain`: "collector_for_learner" and "learner_for_rows".
+    The learner waits until an update is due. The collector waits while more than `slack` updates are due.
+    waited {name: seconds} since the last `drain`: "collector_for_learner" and "learner_for_rows".
     """
 
     def __init__(self, rate: Fraction, envs: int):
-        """rate: `ratio.updates_per_step`. envs: rows that one turn of the collector may add."""
+        """rate: `ratio.updates_per_step`. envs: the number of rows that one turn of the collector may add."""
         self.rate = rate
         # The updates that are due after one turn of all environments, plus one, so that the learner always has work.
         self.slack = 1 + -(-(envs * rate).numerator // (envs * rate).denominator)
@@ -30,7 +30,7 @@ class Limiter:
         self.waited = {"collector_for_learner": 0.0, "learner_for_rows": 0.0}
 
     def collected(self, steps: int, ready: bool) -> None:
-        """Records that the replay has received `steps` rows so far. ready: whether training may start."""
+        """Records that the replay has received `steps` rows in total. ready: whether training may start."""
         with self._changed:
             self._steps = steps
             if ready and self._credited is None and self.rate:
@@ -50,26 +50,26 @@ class Limiter:
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:
-        """Blocks the learner until an update is due, for at most a moment."""
+        """Blocks the learner until an update is due, but only for a short time."""
         self._wait(lambda: self._due() > 0, "learner_for_rows")
 
     def wait_for_learner(self) -> bool:
-        """Blocks the collector until it may collect, for at most a moment. Returns whether it may."""
+        """Blocks the collector until it may collect, but only for a short time. Returns whether it may collect."""
         return self._wait(lambda: self._due() <= self.slack, "collector_for_learner")
 
     def drain(self) -> dict[str, float]:
-        """Returns {name: seconds} waited since the last call, see `waited`."""
+        """Returns the seconds {name: seconds} that threads waited since the last call, see `waited`."""
         with self._changed:
             waited, self.waited = self.waited, dict.fromkeys(self.waited, 0.0)
             return waited
 
     def state(self) -> str | None:
-        """Returns the exact step up to which all updates were made, as text for `load`."""
+        """Returns the step up to which all updates were made, as a fraction in text, or None before training starts."""
         with self._changed:
             return None if self._credited is None else str(self._credited)
 
     def load(self, state: str | None) -> None:
-        """Restores a `state`."""
+        """Restores what `state` returned."""
         with self._changed:
             self._credited = None if state is None else Fraction(state)
 

@@ -14,7 +14,7 @@ Request = Literal["stop", "evaluate"]
 class Line(NamedTuple):
     """A line of metrics, as written to the log.
 
-    env_steps, updates: of the run so far | values {name: number}: its metrics | run_dir: absolute
+    env_steps, updates: the counters of the run | values {name: number}: its metrics | run_dir: the absolute path
     """
 
     env_steps: int
@@ -28,7 +28,10 @@ Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """Calls the callbacks with a line and returns their requests. Raises UserError if one fails or is invalid."""
+    """Calls the callbacks with a line and returns their requests.
+
+    Raises UserError if a callback fails or returns something that is not a request.
+    """
     requests = set()
     for callback in callbacks:
         name = getattr(callback, "__qualname__", type(callback).__name__)

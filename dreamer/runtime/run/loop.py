@@ -22,11 +22,11 @@ from dreamer.steps import Batch
 class Run:
     """A run from start to end. In lockstep, one turn of the loop consists of `collect`, `learn` and `tend`.
 
-    parts: its components | saved: its newest checkpoint | stopped: whether a callback has requested a stop
+    parts: the components of the run | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
     def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
-        """Call `start` next. callbacks: see `train`."""
+        """callbacks: as in `train`. Call `start` next."""
         self.parts = opened.parts
         self.stopped = False
         self._callbacks, self._evaluation_wanted = callbacks, False
@@ -38,7 +38,7 @@ class Run:
         self._collecting = Collecting(self._collect_turn)
 
     def start(self) -> None:
-        """Prints what was restored. Saves a new run before its first row, so that no row can be lost."""
+        """Prints what was restored. Saves a new run before its first row is collected, so that no row can be lost."""
         opened, parts = self._opened, self.parts
         if opened.resumed_at != NEVER:
             parts.display.header(opened.lines)
@@ -60,7 +60,7 @@ class Run:
             self.tend()
 
     def side_by_side(self) -> None:
-        """Runs two threads: one collects from the ready environments, this one trains; the limiter keeps the ratio."""
+        """Runs two threads: one collects from ready environments, this one trains. The limiter keeps the ratio."""
         parts = self.parts
         self.evaluate_if_due()
         with self._collecting:
@@ -76,7 +76,8 @@ class Run:
     def collect(self, min_ready: int | None = None, max_wait: float = 0.0) -> None:
         """Adds rows of the environments that are ready to the replay.
 
-        min_ready: number of environments to wait for, None = all. max_wait: seconds after which one is enough.
+        min_ready: the number of environments to wait for; None: all
+        max_wait: the seconds after which one ready environment is enough
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
@@ -99,7 +100,7 @@ class Run:
         parts.writeback.put(update)
 
     def tend(self) -> None:
-        """Evaluates, logs, flushes and saves if due. Raises Stopped after a signal."""
+        """Evaluates, logs, flushes and saves, each if it is due. Raises Stopped after a signal."""
         parts, config = self.parts, self.parts.config
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
@@ -116,7 +117,7 @@ class Run:
         parts.stopping.check()
 
     def evaluate_if_due(self) -> None:
-        """Evaluates if an evaluation is due, except for the last one, which `finish` makes."""
+        """Evaluates if an evaluation is due. `finish` makes the last evaluation of the run, not this method."""
         config = self.parts.config
         if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
             self.evaluate()
@@ -146,7 +147,7 @@ class Run:
         parts.display.end("stopped", [what])
 
     def evaluate(self) -> None:
-        """Evaluates the newest parameters, writes a line of metrics, and returns to the phase before."""
+        """Evaluates the newest parameters and writes a line of metrics. The display then shows the earlier phase."""
         self._evaluate()
         self.parts.display.phase("training" if self._compiled else "collecting")
 
@@ -159,7 +160,7 @@ class Run:
         self._ask(self.log())
 
     def log(self) -> Line:
-        """Writes a line of metrics and returns it. Rates and shares are over the time since the previous line."""
+        """Writes a line of metrics and returns it. Its rates and shares cover the time since the previous line."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -179,7 +180,7 @@ class Run:
         return Line(steps, updates, values, str(parts.run_dir))
 
     def save(self, whole: bool = True) -> None:
-        """Saves everything at this step. whole: False if environments can no longer return their states."""
+        """Saves everything at this step. whole: False if the environments can no longer return their states."""
         parts = self.parts
         self.settle()
         with self.paused():
@@ -222,12 +223,12 @@ class Run:
         self.parts.display.phase("training")
 
     def _update_limiter(self) -> None:
-        """Passes the number of rows to the limiter, and whether training may start."""
+        """Tells the limiter how many rows the replay has received, and whether training may start."""
         replay = self.parts.replay
         self.parts.limiter.collected(replay.steps, replay.ready(self.parts.config.replay.batch_size))
 
     def _mark(self) -> Mark:
-        """Returns the current position of the run."""
+        """Returns the current position of the run, as a Mark."""
         parts = self.parts
         return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
 

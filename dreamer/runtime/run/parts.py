@@ -33,9 +33,10 @@ from dreamer.steps import Batch, Rows
 class Parts:
     """The components of a run, opened and closed by runtime/run/build.py.
 
-    config: with the absolute run directory | env: name of the environment, or a function that makes it
-    identity: of the run | policy: `programs.jit_act(agent)`, for evaluations | record: whether they are recorded
-    batches: drawn for the learner | writeback: handles the results of updates
+    config: the config, with the absolute run directory | env: the name of the environment, or a function that makes it
+    identity: the identity of the run | policy: `programs.jit_act(agent)`, for evaluations
+    record: whether evaluations record videos | batches: the batches drawn for the learner
+    writeback: handles the results of updates
     """
 
     config: Config

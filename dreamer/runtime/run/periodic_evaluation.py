@@ -17,7 +17,7 @@ MOST_DREAMS = 6  # sequences in open-loop images
 def evaluate(parts: Parts, env_steps: int) -> None:
     """Plays episodes and draws open-loop images with the newest parameters; prints, logs and writes the results.
 
-    env_steps: of this evaluation. Another thread may collect meanwhile, but none may train.
+    env_steps: the step of this evaluation. Meanwhile another thread may collect, but no thread may train.
     Raises UserError as environments and devices do.
     """
     if parts.config.eval.episodes:
@@ -30,7 +30,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
 
 
 def play(parts: Parts) -> Result:
-    """Plays the episodes in new environments. A signal also shortens their timeouts."""
+    """Plays the episodes in new environments. A signal to stop shortens the timeouts of these environments too."""
     config, workers = parts.config, parts.workers
     with parts.learner.as_user_errors("evaluating"):
         return evaluation.evaluate(
@@ -42,7 +42,7 @@ def play(parts: Parts) -> Result:
 
 
 def report(parts: Parts, env_steps: int, result: Result) -> None:
-    """Prints and logs the returns, and the incidents of the environments."""
+    """Prints and logs the returns of an evaluation, and the incidents of its environments."""
     parts.environments.report(result.incidents)
     for line in result.lines:
         parts.display.message(line)
@@ -55,7 +55,10 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def write_video(parts: Parts, env_steps: int, result: Result) -> None:
-    """Writes the video of the first episode into run_dir/pictures and a small one to the sinks, or prints why not."""
+    """Writes the video of the first episode into run_dir/pictures, and a smaller one to the sinks.
+
+    Prints the reason if a video cannot be written.
+    """
     path = parts.run_dir / "pictures" / f"episode_{env_steps:09d}.mp4"
     try:
         images.write_episode_video(path, result.frames, FPS)

@@ -14,7 +14,7 @@ class Prefetch(Generic[T]):
     """Owns a thread that calls `produce` and keeps at most `depth` items ready, in their order.
 
     The thread starts at the first `next`, so that nothing is produced before it is needed. With depth 0 there is no
-    thread, and `next` calls `produce`. This is not a ThreadPoolExecutor, because the interpreter joins its threads at
+    thread, and `next` calls `produce`. A ThreadPoolExecutor is not used, because the interpreter joins its threads at
     exit, and a thread that waits for a hanging device would keep the process alive.
     """
 
@@ -27,7 +27,7 @@ class Prefetch(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def next(self) -> T:
-        """Waits for the next item and returns it. Raises an error of `produce` after the items produced before it."""
+        """Waits for the next item and returns it. Raises an error of `produce` after all earlier items are returned."""
         if not self._depth:
             return self._produce()
         if self._thread is None:
@@ -66,7 +66,7 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Waits until there is room for another item. Returns False once closed."""
+        """Waits until there is room for another item. Returns False if the Prefetch is closed, else True."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready) < self._depth or self._closed)
             return not self._closed

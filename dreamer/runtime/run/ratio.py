@@ -9,18 +9,19 @@ from fractions import Fraction
 def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) -> Fraction:
     """Returns the number of updates per collected environment (agent) step.
 
-    replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is
-    one row of the replay, even if the environment repeats the action inside it. Source: spec section 11.
+    replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is one
+    row of the replay, even if the environment repeats the action in it. Source: spec section 11.
     """
     # Converts the decimal form, so that 0.1 means a tenth and not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
 
 
 def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Fraction | None]:
-    """Returns the number of updates to make now, and the step that they account for (pass it to the next call).
+    """Returns the number of updates to make now, and the step that they account for. Pass this step to the next call.
 
-    credited: None in the first call, which is made once the replay is ready and returns one update.
-    step: environment steps collected so far. rate: `updates_per_step`.
+    credited: the step that the previous call returned. None: this is the first call; make it once the replay is ready.
+    It returns one update.
+    step: the number of environment steps collected. rate: `updates_per_step`.
     Raises ValueError if `step` is before `credited`.
     """
     if not rate:
@@ -34,7 +35,7 @@ def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Frac
 
 
 def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
-    """Returns the line to print at the start on what the ratio implies."""
+    """Returns the line about the consequences of the ratio that is printed at the start."""
     rate = updates_per_step(replay_ratio, batch_size, batch_length)
     batch = f"of {batch_size} x {batch_length} steps"
     if not rate:
@@ -46,5 +47,5 @@ def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
 
 
 def _number(value: Fraction) -> str:
-    """Formats with at most two decimals, and none for whole numbers."""
+    """Formats a number with at most two decimals, and a whole number with none."""
     return f"{float(value):,.2f}".rstrip("0").rstrip(".")

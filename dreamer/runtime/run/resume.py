@@ -2,7 +2,7 @@
 
 The `meta` of a checkpoint is its manifest, which names every file of the checkpoint by its seal. The order of writing
 is rows, latents, the host's state; then Orbax commits train state and manifest in one step. So a kill at any instant
-leaves the previous checkpoint intact, and the rows collected after it.
+leaves the previous checkpoint, and the rows collected after it, intact.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from dreamer.trust import seal, sealed_here
 class Found(NamedTuple):
     """The checkpoint that a run resumes from.
 
-    step: its number | files: listed in its manifest
-    newer: numbers of the checkpoints after it | ended: whether the run ended there, after its last evaluation
+    step: its number | files: the files that its manifest lists
+    newer: numbers of newer checkpoints | ended: whether the run ended at this one, after its last evaluation
     """
 
     step: int
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
     """Returns the run's own config if `config` differs from it only in fields that may change.
 
-    trusted: whether the user vouches for the run. Names in `config` itself are trusted, because the caller gave them.
+    trusted: whether the user trusts the run. Names in `config` itself are trusted, because the caller gave them.
     Raises UserError naming every other field that differs.
     """
     found = run_config.read(run_dir)
@@ -76,9 +76,9 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
 
 
 def find(run_dir: Path, step: int | None = None) -> Found | None:
-    """Finds the checkpoint `step` (None = the newest). Returns None if the run has no checkpoint yet. Only reads.
+    """Finds the checkpoint `step` (None: the newest). Returns None if the run has no checkpoint yet. Only reads.
 
-    Raises UserError if it is damaged or missing, and names the newest undamaged checkpoint to resume from.
+    Raises UserError if the checkpoint is damaged or missing, and names the newest undamaged one to resume from.
     """
     safe_files.check_links(run_dir)
     steps = checkpoint_files.steps(run_dir)
@@ -98,7 +98,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
 @contextlib.contextmanager
 def advising(run_dir: Path, step: int) -> Iterator[None]:
-    """A context that adds to a UserError about a damaged checkpoint `step` another checkpoint to resume from."""
+    """A context that adds advice to a UserError about a damaged checkpoint `step`: another one to resume from."""
     try:
         yield
     except UserError as error:
@@ -116,7 +116,7 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
 def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
     """Writes everything except the train state, and returns the manifest. No thread may collect or train meanwhile.
 
-    step: number of the checkpoint. loop: the loop's own state, JSON values.
+    step: the number of the checkpoint. loop: the loop's own state, JSON values.
     whole: False after a failure, if environments can no longer return their states.
     """
     parts.store.flush(parts.replay)
@@ -174,9 +174,9 @@ def _in_words(form: Any) -> str:
 
 
 def ring_length(found: Found, planned: int, longer: bool) -> int:
-    """Returns the rows per ring of the resumed replay: as before, or `planned` for a longer run if no ring is full yet.
+    """Returns the number of rows per ring of the resumed replay: `planned` if the run is longer and no ring is full.
 
-    A full ring has dropped rows that a longer ring would still hold.
+    Otherwise the number stays: a full ring has dropped rows that a longer ring would still hold.
     """
     grows = longer and not any(found.files.oldest)
     return max(planned, found.files.rows_per_stream) if grows else found.files.rows_per_stream
@@ -185,9 +185,8 @@ def ring_length(found: Found, planned: int, longer: bool) -> int:
 class Restored(NamedTuple):
     """The restored state.
 
-    head, arrays: of the saved state | later: number of rows kept that are newer than the checkpoint
-    exact: nothing is missing and every environment continues exactly, so that later rows will be collected again
-    where: the file of the state
+    head, arrays: the saved state, from the file `where` | later: the number of kept rows newer than the checkpoint
+    exact: whether every environment continues exactly and nothing is missing; later rows are then collected again
     """
 
     head: dict[str, Any]
@@ -200,7 +199,7 @@ class Restored(NamedTuple):
 def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
     """Fills the replay with the rows and latents of the checkpoint, and restores its sampler. Only reads.
 
-    trust: read pickled states of environments even if this user did not make them on this machine.
+    trust: whether to read pickled states of environments that this user did not make on this machine.
     Raises UserError if a file is damaged, missing or belongs to another run.
     """
     store.check_names()
@@ -223,11 +222,11 @@ def restore_envs(
     restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
     fresh: Callable[[], Workers],
 ) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
-    """Restores the environments, and loads the rows newer than the checkpoint unless they will be collected again.
+    """Restores the environments, and loads the rows newer than the checkpoint if they will not be collected again.
 
-    In lockstep, if all environments continue exactly, these rows will be collected again and are not loaded.
-    Otherwise they are kept, and if there are any, every environment starts a new episode.
-    fresh: makes new workers to replace `workers`, if some were restored before another refused its state.
+    In lockstep, if all environments continue exactly, these rows will be collected again and are not loaded. Otherwise
+    they are kept, and if there are any, every environment starts a new episode.
+    fresh: makes new workers, if one environment refuses its state after others of `workers` were restored.
     Returns the restored state, the workers to use, and {number: reason} for environments that start a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
@@ -252,7 +251,7 @@ def restore_envs(
 def load_rest(
     restored: Restored, replay: Replay, collector: Collector, tracker: EpisodeTracker, limiter: Limiter
 ) -> None:
-    """Restores collector, tracker and limiter. The replay must be restored already."""
+    """Restores collector, tracker and limiter. Restore the replay first."""
     limiter.load(restored.head["limiter"])
     batch_size = replay.config.batch_size
     if restored.later and restored.head["limiter"] is None and replay.ready(batch_size):
@@ -282,12 +281,12 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
 
 
 def _mac(state: bytes | str) -> str:
-    """Returns a code that later proves that this user pickled a state; "" for a state that is not pickled."""
+    """Returns a code that later proves that this user pickled the state; "" for a state that is not pickled."""
     return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
 
 
 def _check_envs(restored: Restored, workers: Workers) -> None:
-    """Raises UserError unless the number of states and of last rows match the number of environments."""
+    """Raises UserError if the numbers of states and of last rows do not match the number of environments."""
     arrays, where, streams = restored.arrays, restored.where, workers.streams
     ready, resets = (arrays.get(f"envs/{name}", np.zeros(0)) for name in ("ready", "resets"))
     states = [i for i, why in enumerate(restored.head["envs"]) if not why]
@@ -309,7 +308,7 @@ def _check_envs(restored: Restored, workers: Workers) -> None:
 
 
 def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
-    """Returns the reason not to read an environment's state, or None if that runs no code or the user trusts it."""
+    """Returns the reason not to read an environment's state; None if reading runs no code or the user trusts it."""
     state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
     macs = head.get("macs", ())
     if trust or not env_state.pickled(state) or (env < len(macs) and sealed_here(state, macs[env])):

@@ -14,7 +14,7 @@ from dreamer.runtime.replay.store import RowStore, end_name
 
 
 def row_files(step: int, manifest: Manifest) -> set[str]:
-    """Returns the names of all files of rows that a checkpoint needs. Raises UserError if it names none."""
+    """Returns the names of the files of rows that a checkpoint needs. Raises UserError if the manifest names none."""
     return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
 
 
@@ -24,7 +24,7 @@ class Retention:
     def __init__(
         self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
     ):
-        """resumed_at: step of the checkpoint that the run resumes from, negative for a new run.
+        """resumed_at: the step of the checkpoint that the run resumes from; negative: a new run.
 
         report: called with a line about each checkpoint that is too damaged to use.
         """
@@ -35,7 +35,7 @@ class Retention:
     def saved(self, step: int, manifest: Manifest) -> None:
         """Removes the files of rows that no checkpoint needs. Call it while checkpoint `step` is being written.
 
-        manifest: of the checkpoint `step`.
+        manifest: the manifest of the checkpoint `step`.
         """
         self._needed[step] = row_files(step, manifest)
         kept = {*self._checkpoints.steps(), step}
@@ -43,13 +43,13 @@ class Retention:
         self._store.prune(set().union(*self._needed.values()))
 
     def remove_aside(self) -> None:
-        """Removes what a resume has moved aside, once a checkpoint newer than the resumed one is on the disk."""
+        """Removes the files that a resume moved aside, if a checkpoint newer than the resumed one is on the disk."""
         if self._aside and (self._checkpoints.latest() or 0) > self._resumed_at:
             shutil.rmtree(self._run_dir / ASIDE, ignore_errors=True)
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
-        """Returns the files of rows that a checkpoint on the disk needs; all files if it is too damaged to read."""
+        """Returns the files of rows that a checkpoint on the disk needs; all files if the checkpoint is damaged."""
         try:
             return row_files(step, self._checkpoints.manifest(step))
         except UserError as error:

@@ -30,7 +30,10 @@ from dreamer.runtime.files.run_dir import CONFIG, existing_run_dir
 
 
 class RunConfig(NamedTuple):
-    """The text of a run's config. run: identity of the run, None = not sealed | ours: this user made it here."""
+    """The text of a run's config.
+
+    run: the identity of the run; None: the config is not sealed | ours: whether this user made the config here
+    """
 
     text: str
     run: str | None
@@ -38,7 +41,7 @@ class RunConfig(NamedTuple):
     path: Path
 
     def layer(self) -> Layer:
-        """Returns its settings as a layer over the defaults. Raises UserError if it is not valid YAML."""
+        """Returns the settings of the config as a layer over the defaults. Raises UserError if it is not valid YAML."""
         return layer_of(self.text, str(self.path))
 
 
@@ -49,7 +52,7 @@ def write(run_dir: Path, config: Config, run: str) -> None:
 
 
 def read(run_dir: Path) -> RunConfig:
-    """Reads the config of a run as text. Raises UserError if it is missing or was changed after it was written."""
+    """Reads the config of a run as text. Raises UserError if the file is missing or was changed after writing."""
     path = existing_run_dir(run_dir) / CONFIG
     try:
         found = trust.unsealed(safe_files.read_text(path))
@@ -59,16 +62,16 @@ def read(run_dir: Path) -> RunConfig:
 
 
 def check(found: RunConfig, *, trusted: bool, given: Mapping[str, Any]) -> None:
-    """Raises UserError unless the names in a run's config may be imported.
+    """Raises UserError if the run's config contains names that may not be imported.
 
-    trusted: whether the user vouches for the run. given: settings of the command itself, by dotted key.
+    trusted: whether the user trusts the run. given: the settings of the command itself, by dotted key.
     """
     values = found.layer().values
     trust.check(values, str(found.path), plugins.suite_names(), given=given, trust=trusted or found.ours)
 
 
 def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | None = None) -> Config:
-    """Loads the config of a run to make its environment and agent. Arguments and errors as in `read` and `check`."""
+    """Loads the config of a run, to make its environment and agent. Arguments and errors as in `read` and `check`."""
     found = read(run_dir)
     check(found, trusted=trusted, given=given or {})
     return stack([found.layer()], note=lambda note: None)
@@ -78,8 +81,8 @@ def load_plain(run_dir: Path, unknown: Note | None = None) -> Config:
     """Loads the config of a run for display only, without importing anything that the run names.
 
     A world model or behavior that is not part of dreamer becomes a plain record of the settings in the file.
-    unknown: called with a line on each setting that this version of dreamer does not know, which is then left out;
-    None raises UserError for the first.
+    unknown: called with a line on each setting that this version of dreamer does not know; the setting is left out.
+    None: such a setting raises UserError.
     """
     layer = read(run_dir).layer()
     values, strangers = dict(layer.values), {}
@@ -101,7 +104,7 @@ def load_plain(run_dir: Path, unknown: Note | None = None) -> Config:
 
 
 def _known(layer: Layer, unknown: Note) -> dict[str, Any]:
-    """The values of a layer without the settings that no field of this version holds; `unknown` is called with each."""
+    """Returns the values of a layer without the settings that this version does not know; calls `unknown` for those."""
     flat = dict(dotted(layer.values))
     names = {key: flat[key] for key in (f"{path}.name" for path in PLUGINS) if key in flat}
     config = stack([nested(names, layer.origin)], note=lambda note: None)
@@ -109,7 +112,7 @@ def _known(layer: Layer, unknown: Note) -> dict[str, Any]:
 
 
 def _pruned(config: Config, layer: Layer, values: Mapping[str, Any], path: str, unknown: Note) -> dict[str, Any]:
-    """`values` at the dotted key `path` without unknown keys."""
+    """Returns `values`, found at the dotted key `path`, without the keys that this version does not know."""
     kept = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)

@@ -11,7 +11,8 @@ NEVER = -1  # stands for the step of the newest checkpoint if there is none
 class Mark(NamedTuple):
     """The position of a run at a line of metrics.
 
-    time: monotonic seconds | env_steps, updates: so far | idle: total seconds without an update in flight
+    time: monotonic seconds | env_steps, updates: the counters of the run
+    idle: the total seconds without an update in flight
     """
 
     time: float
@@ -21,39 +22,42 @@ class Mark(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The newest checkpoint. time: when it was saved, monotonic seconds | step: its env_steps, or NEVER."""
+    """The newest checkpoint.
+
+    time: the monotonic second when it was saved | step: its env_steps; NEVER: there is no checkpoint yet
+    """
 
     time: float
     step: int
 
 
 def log_due(logged: Mark, now: float, *, every: float) -> bool:
-    """Whether a line of metrics is due. logged: the last one. now: monotonic seconds. every: seconds between two."""
+    """Whether a line of metrics is due. logged: the last line. now: monotonic seconds. every: seconds between lines."""
     return now - logged.time >= every
 
 
 def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: int) -> bool:
-    """Whether a checkpoint is due, by time or by rows. now: monotonic seconds.
+    """Whether a checkpoint is due, by time or by rows. now: monotonic seconds. env_steps: the current step.
 
-    env_steps: so far. every: seconds between two checkpoints. rows: maximum environment steps between two.
+    every: the seconds between two checkpoints. rows: the maximum number of environment steps between two checkpoints.
     """
     return env_steps - max(saved.step, 0) >= rows or now - saved.time >= every
 
 
 def first_evaluation(every: int, last: int) -> int:
-    """Returns the step of the first evaluation. every: steps between two, 0 = only at the end. last: final step."""
+    """Returns the step of the first evaluation. every: steps between two; 0: only at the end. last: the final step."""
     return every or last
 
 
 def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
-    """Whether the evaluation planned for step `due` is due. `Run.finish` makes the one at the `last` step."""
+    """Whether the evaluation planned for step `due` is due. False at the `last` step, which `Run.finish` evaluates."""
     return due <= env_steps < last
 
 
 def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
     """Returns metrics of the time between two lines: speed/<name> per second, and wait/<name>, the share spent waiting.
 
-    waited {name: seconds}: time that threads waited since `before`.
+    waited {name: seconds}: the time that threads waited since `before`.
     """
     seconds = max(now.time - before.time, 1e-9)
     waited = {**waited, "device_for_learner": now.idle - before.idle}

@@ -7,9 +7,9 @@
     into memory      environments, agent, replay, weights: everything that can still fail `build.open_run`
     change           move aside what a resume replaces, write the config, open the logs   `change`
 
-`build.open_run` executes these steps. A new run has no directory to lock: it is built in memory first; then `Created`
-creates the directory, locks it and looks again. Files that are moved aside stay in the folder ASIDE until the next
-checkpoint is on the disk. See docs/run-directory.md.
+`build.open_run` executes these steps. A new run has no directory to lock, so it is first built in memory; then
+`Created` creates the directory, locks it and looks again. Files that are moved aside stay in the folder ASIDE until the
+next checkpoint is on the disk. See docs/run-directory.md.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ OF_A_RUN = (
 class Decision(NamedTuple):
     """What `train` will do.
 
-    config: with the absolute run directory | given: the config from the user, to be written
-    env: name of the environment, or a function that makes it | resume, step: as requested
-    used: whether the directory contains this run already | found: the checkpoint to resume from, None = a new run
-    trust: whether the user vouches for the files of the run | longer: whether env_steps is larger than in the run
+    config: the config, with the absolute run directory | given: the config from the user, which will be written
+    env: the name of the environment, or a function that makes it | resume, step: as the user requested
+    used: whether the directory contains this run already | found: the checkpoint to resume from; None: a new run
+    trust: whether the user trusts the files of the run | longer: whether env_steps is larger than it was in the run
     """
 
     config: Config
@@ -79,7 +79,7 @@ class Decision(NamedTuple):
 
     @property
     def resumed_at(self) -> int:
-        """Returns the step of the checkpoint to resume from, NEVER for a new run."""
+        """Returns the step of the checkpoint to resume from, or NEVER for a new run."""
         return self.found.step if self.found else NEVER
 
     @property
@@ -94,8 +94,9 @@ def decide(
 ) -> Decision:  # fmt: skip
     """Decides what to do with `config`, from the contents of its run directory. Only reads.
 
-    env: used instead of config.env. resume_: "no", "yes" or "auto". step: of the checkpoint to resume from, None =
-    newest. trust: whether the user vouches for the files of the run. own_lock: whether the caller holds the lock.
+    env: the environment to use instead of config.env | resume_: "no", "yes" or "auto"
+    step: the number of the checkpoint to resume from; None: the newest
+    trust: whether the user trusts the files of the run | own_lock: whether the caller holds the lock
     Raises UserError for every reason not to start or resume that can be found on the disk.
     """
     place = config.run_dir or header.default_run_dir(config)
@@ -132,19 +133,19 @@ def check_sinks(config: Config) -> None:
 
 
 class Created:
-    """Owns a new run directory and its lock, from its creation until the run ends.
+    """Owns a new run directory and its lock, from its creation until the run ends. Use as a context manager.
 
-    If the context exits before `keep` was called, removes what the run has created. Use as a context manager.
+    If the context ends before a call of `keep`, it removes what the run has created.
     """
 
     def __init__(
         self, run_dir: Path, own_name: bool, report: Callable[[str], None] = print,
         lost: Callable[[UserError], None] = print,
     ):  # fmt: skip
-        """own_name: whether this program chose the name; if the directory exists, a number is then appended.
+        """own_name: whether this program chose the name; a number is then appended if the directory exists.
 
-        report, lost: arguments of `RunLock`. Raises UserError if the directory cannot be created, or if another
-        process was faster.
+        report, lost: arguments of `RunLock`.
+        Raises UserError if the directory cannot be created, or if another process was faster.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # created folders, innermost first
@@ -166,7 +167,7 @@ class Created:
             raise
 
     def keep(self) -> None:
-        """Keeps the directory when the context exits."""
+        """Makes the context keep the directory when it ends."""
         self._kept = True
 
     def __enter__(self) -> Created:
@@ -199,7 +200,7 @@ class Created:
             return
 
     def _undo(self) -> None:
-        """Removes what the run has created in its directory, but nothing older and nothing of other processes."""
+        """Removes what the run has created in its directory. Leaves older files, and files of other processes."""
         for pattern in OF_A_RUN:
             for path in self.path.glob(pattern):
                 if path.name in self._before:
@@ -217,7 +218,7 @@ class Created:
 def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
     """Checks that the lines of metrics before the checkpoint are undamaged. Returns lines to print.
 
-    Raises UserError if they are damaged. A missing file is not an error, because it would not be used.
+    Raises UserError if they are damaged. If the file is missing, the run starts a new one.
     """
     position = restored.head["logger"]
     what = lines_damage(run_dir / METRICS, position["bytes"], position.get("crc"))
@@ -234,11 +235,13 @@ def change(
     decision: Decision, restored: Restored | None, store: RowStore, *, steps: int, run: str,
     report: Callable[[str], None],
 ) -> Resumed | None:  # fmt: skip
-    """Changes the run directory for the run that starts or resumes. Returns the position at which its logger resumes.
+    """Changes the run directory for the run that starts or resumes. Returns where the log of a resumed run continues.
 
-    steps: rows of the restored replay. run: the identity of the run. report: called with lines to print.
+    steps: the number of rows that the restored replay has received. run: the identity of the run.
+    report: called with lines to print.
     Moves aside what the run will write again. A kill at any instant leaves a run that can be resumed: checkpoints move
-    newest first, then files of rows newest first, then lines of metrics. Raises UserError on a disk error.
+    first, the newest of them first; then files of rows, the newest first; then lines of metrics.
+    Raises UserError on a disk error.
     """
     found, run_dir, resumed = decision.found, decision.run_dir, None
     try:
@@ -264,7 +267,7 @@ def change(
 
 
 def set_aside(run_dir: Path, paths: list[Path], tail: Tail) -> None:
-    """Moves files and folders of a run, and the lines of metrics after `tail.keep` bytes, into its folder ASIDE."""
+    """Moves files and folders of a run into its folder ASIDE, and also the lines of metrics after `tail.keep` bytes."""
     metrics = run_dir / METRICS
     cut = metrics.exists() and metrics.stat().st_size > tail.keep
     if not paths and not cut:

@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when a signal has stopped a run, after it has saved. code: the exit code for that signal."""
+    """Raised after a signal, to stop a run. `train` saves the run first. code: the exit code for that signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -27,11 +27,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """A context manager that owns the handlers of both signals and a thread that responds to them during a run.
+    """A context manager that owns the handlers of both signals and a thread that responds to signals during a run.
 
     Python runs signal handlers only between two steps of the main thread, which may compile for minutes; the thread
     responds meanwhile. Outside the main thread no handler can be set, and signals keep their default effect.
-    failure: the error given to `fail`, or None.
+    failure: the error given to `fail`; None: `fail` was not called.
     """
 
     def __init__(self, report: Callable[[str], None]):
@@ -53,7 +53,7 @@ class Stopping:
         self._answers_to_failure.append(answer)
 
     def begun(self) -> None:
-        """Records that there is something to save: from now on the first signal takes effect at `check`."""
+        """Records that there is something to save. From now on, the first signal stops the run at the next `check`."""
         self._waits = True
         self.check()
 
@@ -78,18 +78,18 @@ class Stopping:
             self._before = {}
 
     def fail(self, error: UserError) -> None:
-        """Makes the run end with `error` and write nothing more. For a run that lost its lock; from any thread."""
+        """Makes the run end with `error` and write nothing more, because it lost its lock. Callable from any thread."""
         self.failure = error
         for answer in self._answers_to_failure:
             answer(error)
 
     def check_failed(self) -> None:
-        """Raises the error given to `fail`, if any."""
+        """Raises the error given to `fail`, if `fail` was called."""
         if self.failure is not None:
             raise self.failure
 
     def check(self) -> None:
-        """Raises the error given to `fail`, if any, or Stopped after a signal."""
+        """Raises the error given to `fail`, if `fail` was called. Raises Stopped after a signal."""
         self.check_failed()
         if self._signal is not None:
             raise Stopped(self._signal)

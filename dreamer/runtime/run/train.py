@@ -31,15 +31,15 @@ def train(
     """Trains one agent in a run directory and returns that directory.
 
     resume: "no" starts a new run; "yes" resumes the run in config.run_dir; "auto" resumes it if there is one.
-    resume_from: number of the checkpoint to resume from, None = the newest; implies resume "yes".
+    resume_from: the number of the checkpoint to resume from, which implies resume "yes"; None: the newest.
     make_env: called with config.env_options to make the environment, instead of config.env.
-    trust: read pickled states of environments that were not made by this user on this machine.
+    trust: whether to read pickled states of environments that this user did not make on this machine.
     sinks: receive metrics, images and videos, in addition to the sinks in config.log; they are not closed.
-    callbacks: called with each line of metrics, a `Line`; may return "stop", which saves and ends the run, or
-    "evaluate". A callback that raises ends the run as any failure does.
-    Raises UserError for everything that the user can fix, Stopped after saving if interrupted, and RunFailed after any
-    other failure of a started run, after saving and writing the traceback into error.txt of the run directory. A start
-    that is refused changes nothing on the disk.
+    callbacks: called with each line of metrics, a `Line`. A callback may return "stop", which saves and ends the run,
+    or "evaluate". A callback that raises an error ends the run as any failure does.
+    Raises UserError for everything that the user can fix; Stopped if the run was interrupted, after saving; and
+    RunFailed after any other failure of a started run, after saving and writing the traceback into error.txt of the run
+    directory. A start that is refused changes nothing on the disk.
     """
     expect_config(config, "dreamer.train")
     if resume not in get_args(Resume):

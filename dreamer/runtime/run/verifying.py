@@ -33,7 +33,7 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
 
 
 def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
-    """Returns the fault of a file of rows, or "" if it matches its seal."""
+    """Returns the fault of a file of rows, or "" if the file matches its seal."""
     path = run_dir / ROWS / seal.name
     try:
         check_inside(path.parent, run_dir)
@@ -44,7 +44,7 @@ def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
 
 
 def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
-    """Returns the fault of the lines of metrics written before a checkpoint, or "" if there is none."""
+    """Returns the fault of the lines of metrics written before a checkpoint, or "" if the lines are undamaged."""
     if manifest.metrics is None:
         return ""
     nbytes, crc = manifest.metrics
@@ -69,9 +69,9 @@ def newest_metrics_fault(run_dir: Path) -> str:
 
 
 def end_of(run_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """Returns the record {"logger": .., "loop": ..} of a run that ended at a checkpoint, or None if it did not.
+    """Returns the record {"logger": .., "loop": ..} of a run that ended at a checkpoint; None if it did not end there.
 
-    A damaged file counts as missing here. Resuming from the checkpoint reports it.
+    A damaged file counts as missing here. Resuming from the checkpoint reports the damage.
     """
     if manifest.files is None:
         return None

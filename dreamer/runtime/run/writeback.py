@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Writeback(Generic[T]):
     """Owns a thread that handles items in order, with at most one waiting or in progress.
 
-    threaded: if False there is no thread, and `put` handles the item itself. This is not a ThreadPoolExecutor, for the
-    reason given in `Prefetch`.
+    threaded: whether there is a thread. Without a thread, `put` handles the item itself. A ThreadPoolExecutor is not
+    used, for the reason given in `Prefetch`.
     """
 
     def __init__(self, handle: Callable[[T], None], threaded: bool):
@@ -25,7 +25,7 @@ class Writeback(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def put(self, item: T) -> None:
-        """Passes an item to the thread once the previous one is done. Raises the error of the previous one, if any."""
+        """Waits for the previous item and passes `item` to the thread. Raises an error of the previous item, if any."""
         if not self._threaded:
             self._handle(item)
             return
@@ -40,7 +40,7 @@ class Writeback(Generic[T]):
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Waits until no item is in progress. Raises the error of handling one, if any, once."""
+        """Waits until no item is in progress. If handling an item failed, raises its error, once."""
         with self._changed:
             self._changed.wait_for(lambda: not self._items)
             error, self._error = self._error, None
@@ -67,7 +67,7 @@ class Writeback(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_item(self) -> bool:
-        """Waits for an item. Returns False once closed."""
+        """Waits for an item. Returns False if the Writeback is closed, else True."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed)
             return bool(self._items)

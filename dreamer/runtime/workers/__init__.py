@@ -1,6 +1,6 @@
 """Runs many environments in this process or in several, each at its own speed. No jax.
 
-interface   the part that other packages use: Config, Workers, Ready, Incident
+interface   what other packages use: Config, Workers, Ready, Incident
 table       the rows of each environment, one per agent, and its phase: busy, ready or waiting for actions
 faults      counts of incidents, and seeds of replaced environments
 inline      all environments in this process
@@ -41,9 +41,9 @@ def make_workers(
     render_mode: str | None = None,
     folder: str = "",
 ) -> Workers:
-    """Makes `config.envs` copies of one environment; number i has the seed `seed + i`. Raises UserError.
+    """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if it cannot.
 
-    folder: the current folder while they are made; "" = unchanged.
+    folder: the current folder while they are made; "": the current folder stays as it is.
     """
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:

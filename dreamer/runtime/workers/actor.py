@@ -19,7 +19,7 @@ from dreamer.steps import Step
 
 
 class Actor:
-    """Owns the environments `numbers` of the plan and their threads. Methods can be called concurrently."""
+    """Owns the environments with these `numbers`, each in a thread of its own. Methods can be called concurrently."""
 
     def __init__(self, plan: WorkerPlan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
         """paths: the sys.path of the caller. Folders that do not exist on this machine do no harm."""
@@ -28,11 +28,14 @@ class Actor:
         self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
 
     def make(self, number: int, seed: int) -> Spec | Incident:
-        """Makes an environment, or replaces it by a new one."""
+        """Makes an environment, or replaces it by a new one. Returns its Spec, or an Incident if it fails."""
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps with actions [W, A] of W agents; returns a Step of W rows, and the numbers of episodes that end."""
+        """Steps an environment with actions [W, A] of W agents. Returns a Step of W rows, and the result of `finished`.
+
+        Returns an Incident if the environment fails.
+        """
         return self._do(number, self._envs[number].step, actions)
 
     def get_state(self, number: int) -> bytes | str:
@@ -40,15 +43,15 @@ class Actor:
         return self._do(number, self._envs[number].get_state)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) if rendering fails."""
+        """Returns an image uint8 [H, W, 3], None if the environment does not render, or a reason (str) if it fails."""
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state; returns "" or the reason of a failure, and the numbers of an episode that has ended."""
+        """Restores a state. Returns "" or the reason of a failure, and the own numbers of an episode that has ended."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:
-        """Closes all environments except those that hang, which end with the process."""
+        """Closes all environments. An environment whose close() hangs ends with the process."""
         closing = [self._threads[number].submit(env.close) for number, env in self._envs.items()]
         for done in closing:
             done.result()

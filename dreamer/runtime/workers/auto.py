@@ -1,4 +1,4 @@
-"""Chooses by measurement where environments should run. No jax."""
+"""Measures how long a step takes, to choose where environments run. No jax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS, STEPS = 0.3, 200  # a measurement ends when either is reached
 def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
     """Returns ("inline" or "processes", reason). Raises UserError if the environment cannot be made.
 
-    timeout: seconds for the measurement; 0 = no limit.
+    timeout: the maximum seconds of the measurement; 0: no limit.
     """
     try:
         rows = make_rows(plan, 0, plan.seed)

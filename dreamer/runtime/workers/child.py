@@ -1,7 +1,7 @@
 """The code inside a worker process, which serves each environment on its own socket. No jax.
 
-A single environment runs in the main thread. Of several, each is made, stepped and closed in its own thread: a slow one
-delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
+A single environment runs in the main thread. If there are several, each is made, stepped and closed in its own thread:
+a slow one delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ GRACE = 5.0  # seconds in which environments can close after the parent is gone
 
 
 class Part(NamedTuple):
-    """The part of the plan that one process runs: environments `numbers`, their seeds, and their Spec if known."""
+    """The part of a plan that one process runs: the environments with these `numbers`, with a seed for each.
+
+    spec: the Spec that the environments must have; None: any
+    """
 
     plan: WorkerPlan
     numbers: tuple[int, ...]
@@ -33,9 +36,10 @@ class Part(NamedTuple):
 
 
 def serve(life: int, memory: int, channels: list[int]) -> None:
-    """Runs until the parent closes its sockets. life: descriptor of a socket that delivers one Part and nothing else.
+    """Runs the environments until the parent closes its sockets.
 
-    memory: descriptor of the shared rows | channels: descriptors of one socket per environment, see `messages`
+    life: the descriptor of a socket that delivers one Part and nothing else | memory: the descriptor of the shared rows
+    channels: the descriptors of one socket per environment, see `messages`
     """
     # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -99,7 +103,7 @@ class _Home:
             self._env.close()
 
     def _step(self) -> None:
-        """Sends the next row. Sends nothing if the environment has failed: it has sent FAULT and waits for NEW."""
+        """Steps the environment and sends ROW, END or FAULT. Does nothing if it has failed and is not replaced yet."""
         spec = self._env.spec
         if spec is None:
             return

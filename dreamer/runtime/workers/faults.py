@@ -1,4 +1,4 @@
-"""Counts the incidents of each environment in a row, and seeds replacements. No jax."""
+"""Counts how many incidents in a row each environment has, and seeds the new environments. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET = 1000  # rows without an incident after which an environment counts as he
 
 
 class Faults:
-    """Owns the counts of incidents of a set of workers. `resets` [E] counts the replacements of each environment."""
+    """Owns the counts of incidents of a set of workers. resets [E]: how often each environment was replaced."""
 
     def __init__(self, plan: WorkerPlan, restarts: int):
         self._plan, self._restarts = plan, restarts
@@ -33,11 +33,11 @@ class Faults:
         self._calm = False  # every environment has returned a row and none has incidents to count
 
     def seed(self, number: int) -> int:
-        """Returns the seed of an environment's current incarnation, unique across environments and restarts."""
+        """Returns the seed of the current copy of environment `number`. No two copies have the same seed."""
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
-        """Records an incident. Raises UserError if there are too many, or before the environment's first row."""
+        """Records an incident. Raises UserError if an environment has too many in a row, or has returned no row yet."""
         self._log.append(incident)
         envs = list(incident.envs)
         self._calm = False
@@ -50,12 +50,12 @@ class Faults:
         self.resets[envs] += 1
 
     def forgive(self, incident: Incident) -> None:
-        """Records an incident that does not count: the environments are replaced and the run continues."""
+        """Records an incident that does not count towards the limit. Its environments are replaced."""
         self._log.append(incident)
         self.resets[list(incident.envs)] += 1
 
     def note(self, incident: Incident) -> None:
-        """Records an incident that requires no new environment."""
+        """Records an incident after which no environment is replaced."""
         self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
@@ -75,7 +75,7 @@ class Faults:
         return bool(self._proven.any())
 
     def restore(self, resets: np.ndarray) -> None:
-        """Restores the counts [E] of an earlier set."""
+        """Restores the counts [E] of replacements of an earlier set."""
         self.resets[:] = resets
         self._proven[:] = True
 
@@ -86,7 +86,7 @@ class Faults:
 
 
 def as_error(incident: Incident, suffix: str = "") -> UserError:
-    """Converts an incident to the error that ends a run, with the worker's traceback as a note."""
+    """Converts an incident to the error that ends a run. The worker's traceback becomes a note of the error."""
     error = UserError(incident.text + suffix)
     if incident.trace:
         error.add_note(f"in the worker:\n{incident.trace}")
@@ -102,14 +102,14 @@ def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRow
 
 
 def restore_folder(plan: WorkerPlan) -> None:
-    """Changes back to the folder of the plan, in case an environment of this process has left it."""
+    """Changes back to the folder of the plan, in case an environment of this process has changed the folder."""
     if plan.folder:
         with contextlib.suppress(OSError):  # the folder may not exist on another machine
             os.chdir(plan.folder)
 
 
 def envs_in_words(envs: int, agents: int) -> str:
-    """Returns "5 environments", or with several agents "5 environments of 3 agents"."""
+    """Returns "5 environments", or "5 environments of 3 agents" if there are several agents."""
     return f"{envs} environments" + (f" of {agents} agents" if agents > 1 else "")
 
 
@@ -119,7 +119,7 @@ def differs(name: str, spec: Spec, expected: Spec) -> str:
 
 
 def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
-    """Converts an exception of an environment to an Incident, with the traceback unless it is a plain UserError."""
+    """Converts an exception of an environment to an Incident. The Incident of a plain UserError has no traceback."""
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
@@ -155,7 +155,7 @@ def close_in_time(
 ) -> Incident | None:
     """Closes an environment of this process. If that hangs, abandons it in a thread and returns an Incident.
 
-    home: the thread of the environment; None = the caller's.
+    home: the thread of the environment; None: the caller's thread.
     """
     if home is not None and home.inside():
         close_quietly(rows)  # the thread cannot wait for itself

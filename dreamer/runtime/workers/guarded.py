@@ -19,7 +19,7 @@ _making = threading.Lock()  # imports and the registries of environments are not
 
 
 class Guarded:
-    """Owns environment `number` of a plan after `make`. spec: the Spec that it must have; None accepts any."""
+    """Owns environment `number` of a plan, once `make` has made it. spec: the Spec that it must have; None: any."""
 
     def __init__(self, plan: WorkerPlan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
@@ -31,7 +31,7 @@ class Guarded:
         return self._rows.spec if self._rows else None
 
     def make(self, seed: int) -> Spec | Incident:
-        """Makes the environment, or replaces it by a new one."""
+        """Makes the environment, or replaces it by a new one. Returns its Spec, or an Incident if it fails."""
         self.close()
         try:
             with _making:
@@ -44,7 +44,10 @@ class Guarded:
         return self._spec
 
     def turn(self, out: Step, index: int) -> Incident | None:
-        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there."""
+        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
+
+        Returns an Incident if the environment fails.
+        """
         assert self._rows is not None
         try:
             self._rows.turn(out, index)
@@ -61,7 +64,10 @@ class Guarded:
         return picture_of(self._rows) if self._rows else FAILED
 
     def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps with `actions` [W, A], one per agent; returns a new Step of W rows, and `finished`."""
+        """Steps with `actions` [W, A], one per agent. Returns a new Step of W rows and the result of `finished`.
+
+        Returns an Incident if the environment fails.
+        """
         assert self._rows is not None
         out = empty_step(self._rows.spec, self._rows.spec.agents)
         out.action[:] = actions
@@ -72,11 +78,11 @@ class Guarded:
         return self._rows.get_state() if self._rows else FAILED
 
     def set_state(self, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state; returns "" or the reason of a failure, and `finished`."""
+        """Restores a state. Returns "" or the reason of a failure, and the result of `finished`."""
         return (self._rows.set_state(state) if self._rows else FAILED), self.finished()
 
     def close(self) -> None:
-        """Closes the environment if there is one."""
+        """Closes the environment, if there is one."""
         close_quietly(self._rows)
         self._rows = None
 

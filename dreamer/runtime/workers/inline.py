@@ -30,10 +30,11 @@ from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 class InlineWorkers:
     """Owns the environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
 
-    An environment that raises or violates its space is replaced. One that exits, is killed or hangs takes this process
-    with it; only worker processes survive that. Rows are read after all environments have stepped, so an array that
-    environments share has the values of the last one, as in gymnasium's SyncVectorEnv. Environments run in the caller's
-    thread until one fails in another thread than the one that made it; then all move to one separate thread.
+    An environment that raises an error or violates its space is replaced. An environment that exits, is killed or hangs
+    takes this process with it; only worker processes survive that. Rows are read after all environments have stepped,
+    so an array that environments share has the values of the last one, as in gymnasium's SyncVectorEnv. Environments
+    run in the caller's thread. When an environment fails that another thread has made, all move to one separate thread
+    and stay there.
     """
 
     backend = "inline"
@@ -64,7 +65,11 @@ class InlineWorkers:
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
-        """Returns the next rows [R] of all environments that were sent an action; `min_ready` None: of all E."""
+        """Steps all environments that were sent an action, and returns their next rows [R].
+
+        Raises RuntimeError if no environment was sent an action. With `min_ready` None, also raises it if some were
+        not. `max_wait` and the number in `min_ready` have no effect.
+        """
         self._table.wanted(min_ready)
         self._do(self._step)
         ready = self._table.take()
@@ -90,11 +95,11 @@ class InlineWorkers:
         self._do(self._make, number)
 
     def incidents(self) -> list[Incident]:
-        """Returns the incidents since the last call."""
+        """Returns the incidents since the last call of this method."""
         return self._faults.drain()
 
     def seed(self, number: int) -> int:
-        """Returns the seed of an environment's current incarnation; each replacement has a new seed."""
+        """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
         return self._faults.seed(number)
 
     def describe(self) -> str:
@@ -102,14 +107,14 @@ class InlineWorkers:
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
     def states(self) -> WorkersState:
-        """Returns the state of every environment, and the rows not received yet."""
+        """Returns the state of every environment, and the rows that were not received yet."""
         self._table.wanted(None)
         self._do(self._step)
         states = self._do(lambda: [rows.get_state() for rows in self.rows])
         return WorkersState(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState; returns {number: reason} for environments that start a new episode instead."""
+        """Restores a WorkersState. Returns {number: reason} for the environments that start a new episode instead."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         # Reset first, as worker processes do: some environments cannot restore a state before a reset.
         self._do(self._step)
@@ -188,7 +193,7 @@ class InlineWorkers:
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
-        """Counts an incident and replaces the environment, again if needed, until one has written its reset row."""
+        """Counts an incident and replaces the environment, again and again until one has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
             if re.search("thread|context", incident.text, re.IGNORECASE):
@@ -218,7 +223,7 @@ class InlineWorkers:
         self._home[number] = threading.get_ident()
 
     def _discard(self, number: int) -> None:
-        """Closes an environment, in the thread of the environments if there is one; abandons it if that hangs."""
+        """Closes an environment in its thread. If that hangs, abandons the environment and the thread."""
         hung = close_in_time(self.rows[number], self._plan, number, self._thread)
         if hung:
             self._faults.note(hung)

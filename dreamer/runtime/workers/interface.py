@@ -39,10 +39,10 @@ class Config:
 
 
 class Ready(NamedTuple):
-    """Rows ready for an action. step: a copy of R rows, with actions of zero.
+    """Rows ready for an action. step: a copy of R rows, in which the actions are zero.
 
-    streams [R] int64, ascending: the stream of each row; agent a of environment e is stream e * agents + a, so with one
-    agent the stream is the environment's number
+    streams [R] int64, ascending: the stream of each row. Agent a of environment e is stream e * agents + a, so with one
+    agent the stream is the environment's number.
     """
 
     streams: np.ndarray
@@ -53,10 +53,11 @@ Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not clo
 
 
 class Incident(NamedTuple):
-    """Environments that failed together and were replaced.
+    """Environments that failed together. They were replaced, except after the kind "not closed".
 
-    envs: their numbers | kind: of failure | text: one line that names the cause | trace: the worker's traceback or ""
-    An environment that was "not closed" in time is not replaced, because it is no longer needed.
+    envs: the numbers of the environments | kind: the kind of failure | text: one line that names the cause
+    trace: the worker's traceback; "": there is none
+    "not closed" is an environment that did not close in time. It is not replaced, because it is no longer needed.
     """
 
     envs: tuple[int, ...]
@@ -66,7 +67,7 @@ class Incident(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Returns the line for the user."""
+        """Returns the line to print for the user."""
         return self.text if self.kind == "not closed" else f"environment restarted: {self.text}"
 
 
@@ -74,8 +75,8 @@ class WorkersState(NamedTuple):
     """Everything that `Workers.restore` needs.
 
     states: the state of each environment, or the reason (str) why it has none
-    ready: the rows not received yet, of all environments with a state
-    resets [E] int64: the number of replacements of each environment, so that its next seed is new
+    ready: the rows that were not received yet, of all environments with a state
+    resets [E] int64: how often each environment was replaced, which determines the seed of its next replacement
     """
 
     states: Sequence[bytes | str]
@@ -89,10 +90,10 @@ class Workers(Protocol):
     The first row of an environment comes from its reset and needs no action. The action after a row that is_last is
     ignored, and the next row is a reset row. With several agents, an environment returns one row for each agent still
     playing, and expects all their actions at once. An agent whose row is_last has no more rows until the next game
-    starts. `streams` = E * spec.agents. A failed environment is replaced by one with a new seed, whose next row is a
-    reset row; `incidents` reports it. Raises UserError if an environment fails too often, or before its first row.
-    close() ends everything and may be called twice. An environment whose close() hangs is abandoned or killed, which
-    `incidents` reports too.
+    starts. `streams` = E * spec.agents. A failed environment is replaced by a new one with a new seed, whose next row
+    is a reset row; `incidents` reports the failure. Raises UserError if an environment fails too often, or before its
+    first row. close() ends everything and may be called twice. An environment whose close() hangs is abandoned or
+    killed; `incidents` reports this too.
     """
 
     spec: Spec
@@ -102,55 +103,60 @@ class Workers(Protocol):
     folder: str  # the current folder when the set was made
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
-        """Returns the rows of all E environments if `min_ready` is None, else all ready rows once `min_ready` are.
+        """Returns all rows that are ready.
 
-        After `max_wait` seconds one ready environment is enough. If fewer than `min_ready` were sent an action, waits
-        only for those. Raises RuntimeError if none was sent an action, or if one was not and `min_ready` is None.
+        min_ready None: waits for all E environments. Raises RuntimeError if one of them was not sent an action.
+        min_ready n: waits for n environments, or for fewer if only fewer were sent an action. Raises RuntimeError if
+        none was sent an action. After `max_wait` seconds, one ready environment is enough.
         """
 
     def send(self, streams: np.ndarray, actions: np.ndarray) -> None:
         """Answers the rows of `streams` [R] with `actions` [R, A] float32.
 
-        Raises RuntimeError for a stream that was not received since its last action, or if other agents of its
-        environment are missing.
+        Raises RuntimeError if no row of a stream was received since its last action, or if the streams of an
+        environment are incomplete: all its agents with a row must be answered together.
         """
 
     def incidents(self) -> list[Incident]:
-        """Returns the incidents since the last call."""
+        """Returns the incidents since the last call of this method."""
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
         """Returns the environments' own numbers of the episodes that end in the last received rows, by stream.
 
-        The names are those in the log, see `own_numbers`. Streams without numbers are missing.
+        The names of the numbers are those in the log, see `own_numbers`. Streams without numbers are left out.
         """
 
     def seed(self, number: int) -> int:
-        """Returns the seed of an environment's current incarnation; each replacement has a new seed."""
+        """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
 
     def render(self, number: int) -> np.ndarray | str | None:
         """Returns an image uint8 [H, W, 3] of an environment whose rows were received, or None if it does not render.
 
-        Returns one line with the reason if it fails. If it hangs, it is replaced, which does not count as a restart.
+        Returns a line with the reason if rendering fails. Replaces an environment that hangs; this is not counted as a
+        restart.
         """
 
     def restart(self, number: int) -> None:
-        """Replaces an environment whose rows were received by one with a new seed; its next rows are reset rows."""
+        """Replaces an environment whose rows were received by one with a new seed. Its next rows are reset rows."""
 
     def describe(self) -> str:
         """Returns one line: where the environments run, and why."""
 
     def states(self) -> WorkersState:
-        """Waits for all environments and returns their states. Raises RuntimeError if a received row is unanswered."""
+        """Waits for all environments and returns their states. Raises RuntimeError if one waits for an action.
+
+        An environment waits for an action if its rows were received and no action was sent since.
+        """
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState in new workers. The next rows are those of `ready`.
+        """Restores a WorkersState in new workers. The next rows that `receive` returns are those in `ready`.
 
-        Returns {number: reason} for environments that could not be restored: they start a new episode with a new seed.
+        Returns {number: reason} for environments that could not be restored. They start a new episode with a new seed.
         Raises RuntimeError if rows were received before, and ValueError if the number of environments differs.
         """
 
     def shorten_timeouts(self) -> None:
-        """Shortens all timeouts to a few seconds when the run ends. Callable from any thread; no effect inline."""
+        """Shortens all timeouts to a few seconds, for the end of a run. Callable from any thread; no effect inline."""
 
     def close(self) -> None: ...
     def __enter__(self) -> Workers: ...
@@ -158,9 +164,10 @@ class Workers(Protocol):
 
 
 class WorkerPlan(NamedTuple):
-    """The environments of a set: `envs` copies, of which number i starts with the seed `seed + i`.
+    """The environments of a set: `envs` copies of one environment. Copy number i starts with the seed `seed + i`.
 
-    folder: the current folder when the set was made. Every environment is made there, even if another has changed it.
+    folder: the current folder when the set was made. Every environment is made there, even if another environment has
+    changed the current folder.
     """
 
     env_name: EnvName
@@ -172,5 +179,5 @@ class WorkerPlan(NamedTuple):
     folder: str = ""
 
     def named(self, number: int) -> str:
-        """Returns the name of one environment for messages."""
+        """Returns the name of environment `number` for messages."""
         return f"{self.env_name} #{number}"

@@ -1,7 +1,7 @@
 """The messages on the socket that a worker process has for each of its environments. No jax.
 
 A message starts with one byte, its kind. If the kind has a body, the length and the body follow. Rows and actions are
-in shared memory, and the byte only signals that they are ready. The two sides alternate on each socket:
+in shared memory, and the byte only signals that they are ready. The two sides take turns on each socket:
 
     parent                          worker
     STEP                            ROW, or END with the numbers of ended episodes, or FAULT with an Incident
@@ -27,17 +27,20 @@ def send(channel: socket.socket, kind: bytes, body: Any) -> None:
 
 
 def framed(data: bytes) -> bytes:
-    """Returns the pickled body, preceded by its length."""
+    """Returns `data`, a pickled body, with its length in front."""
     return len(data).to_bytes(8, "little") + data
 
 
 def body(channel: socket.socket) -> Any:
-    """Reads the body of the message whose kind was just read. Raises EOFError or OSError if the other side is gone."""
+    """Reads the body of a message, after `kind` has read the kind. Raises EOFError or OSError if the sender is gone."""
     return pickle.loads(_exactly(channel, int.from_bytes(_exactly(channel, 8), "little")))
 
 
 def kind(channel: socket.socket, flags: int = 0) -> bytes:
-    """Reads the kind of the next message; b"" if the other side is gone, or with MSG_DONTWAIT if there is none."""
+    """Reads the kind of the next message. Returns b"" if the other side is gone.
+
+    With the flag MSG_DONTWAIT it does not wait, and also returns b"" if there is no message.
+    """
     try:
         return channel.recv(1, flags)
     except OSError:

@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Hung(Exception):
-    """Raised when a call has not returned in time; its thread is abandoned."""
+    """Raised when a call has not returned in time. The thread of the call is abandoned."""
 
 
 class OwnThread:
     """Owns a thread in which calls run one after the other. The thread does not keep the process alive.
 
-    The thread ends with `close`, or with the process if a call hangs.
+    The thread ends after `close`. If a call hangs, the thread ends with the process.
     """
 
     def __init__(self, name: str = "environments"):
@@ -25,7 +25,7 @@ class OwnThread:
         self._thread.start()
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float | None = None) -> Any:
-        """Runs a function and returns its result. Raises its error, or Hung after `timeout` seconds.
+        """Runs a function in the thread and returns its result. Raises its error, or Hung after `timeout` seconds.
 
         May be called from inside the thread.
         """

@@ -1,6 +1,6 @@
 """The parent's side of one worker process. No jax.
 
-A worker is a new interpreter, not a fork: it neither imports the user's script again nor copies a running jax.
+A worker is a new interpreter and not a fork. So it does not import the user's script again, and copies no running jax.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from dreamer.runtime.workers.screen import without_screen
 
 
 class Process:
-    """Owns one worker process and this side of its sockets: `channels` {number of the environment: socket}."""
+    """Owns one worker process and the parent's side of its sockets.
+
+    channels: {number of the environment: socket}
+    """
 
     def __init__(self, part: Part, memory: int):
         """Starts the process and returns at once. memory: the descriptor of the shared rows."""
@@ -55,7 +58,7 @@ class Process:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Returns the numbers of the environments in the process."""
+        """Returns the numbers of the environments that run in the process."""
         return self.part.numbers
 
     def hang_up(self) -> None:
@@ -68,7 +71,7 @@ class Process:
         self._process.kill()
 
     def gone(self, patience: float = 0.0) -> bool:
-        """Whether the process has ended, after at most `patience` seconds."""
+        """Returns whether the process has ended. Waits at most `patience` seconds for its end."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -76,7 +79,7 @@ class Process:
         return True
 
     def death(self, patience: float) -> Incident:
-        """Returns an Incident on how the process died. Call it once its sockets have closed."""
+        """Returns an Incident that says how the process died. Call it once the sockets of the process have closed."""
         numbers = self.part.numbers
         first, last = self.part.plan.named(numbers[0]), numbers[-1]
         name = f"env {first!r}" + (f" to #{last}" if len(numbers) > 1 else "")
@@ -91,6 +94,6 @@ class Process:
 
 
 def _environment(render_mode: str | None) -> dict[str, str]:
-    """Returns the environment variables of a worker: one maths thread, to leave the cores to the learner."""
+    """Returns the environment variables of a worker. They allow one maths thread, to leave the cores to the learner."""
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**threads, **without_screen(os.environ, render_mode), **os.environ}

@@ -30,7 +30,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     backend = "processes"
 
     def __init__(self, plan: WorkerPlan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
-        """Returns when all environments are made. Raises UserError if one cannot be made."""
+        """Returns when all environments are made. Raises UserError if an environment cannot be made."""
         super().__init__(plan, timeout, restarts)
         self._why = why
         self._poll = select.poll()
@@ -77,7 +77,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     # ---- rows and actions
 
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives messages, waiting at most `seconds` for the first; returns the number of environments ready."""
+        """Receives messages, and waits at most `seconds` for the first. Returns the number of ready environments."""
         phase, numbers = self._table.phase, self._numbers
         others: list[tuple[int, bytes, Process]] = []
         for descriptor, _ in self._poll.poll(math.ceil(1000 * seconds)):
@@ -97,7 +97,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return int(np.count_nonzero(phase == READY))
 
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Signals environments that their actions are in the shared memory."""
+        """Tells environments that their actions are in the shared memory."""
         self._since[numbers] = np.maximum(self._since[numbers], time.monotonic())
         for number in numbers:
             try:
@@ -128,7 +128,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._since[number] = time.monotonic()
 
     def _renew(self, number: int) -> None:
-        """Asks the process of an environment to replace it."""
+        """Asks the process of environment `number` to replace this environment."""
         self._since[number] = time.monotonic() + self._making
         try:
             messages.send(self._homes[number].channels[number], messages.NEW, self._faults.seed(number))
@@ -138,7 +138,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
             self._dispatch([number])
 
     def _replace(self, home: Process, incident: Incident, forgiven: bool = False) -> None:
-        """Starts a new process for the environments of a failed one. Rows already written stay valid."""
+        """Starts a new process for the environments of a failed process. Rows that were already written stay valid."""
         for number, channel in home.channels.items():
             self._poll.unregister(channel)
             del self._numbers[channel.fileno()]
@@ -152,7 +152,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._dispatch([number for number in home.numbers if self._table.phase[number] == BUSY])
 
     def _wrote(self, number: int, channel: socket.socket) -> bool:
-        """Whether an environment had written its rows before its process failed."""
+        """Returns whether an environment had written its rows before its process failed.
+
+        Stores the environment's own numbers of ended episodes.
+        """
         kind = messages.kind(channel, socket.MSG_DONTWAIT)
         if kind == messages.END:
             channel.settimeout(PATIENCE)
@@ -163,7 +166,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return kind in (messages.ROW, messages.END)
 
     def _start(self, numbers: tuple[int, ...]) -> None:
-        """Starts a process, which becomes ready later."""
+        """Starts a process and returns at once; the environments of the process become ready later."""
         part = Part(self._plan, numbers, tuple(self._faults.seed(number) for number in numbers), self._known)
         home = Process(part, self._memory)
         for number, channel in home.channels.items():
@@ -174,7 +177,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._since[list(numbers)] = time.monotonic() + self._making
 
     def _specs(self) -> Spec:
-        """Waits until all environments are made and returns their Spec. Raises UserError."""
+        """Waits until all environments are made and returns their Spec. Raises UserError if one fails or differs."""
         found: Spec | None = None
         for number, home in sorted(self._homes.items()):
             channel = home.channels[number]
@@ -208,7 +211,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """Sends (number, kind, body) to waiting environments and returns their answers, SILENT where there is none."""
+        """Sends (number, kind, body) to waiting environments and returns their answers.
+
+        The answer is SILENT if an environment gives none; its process is then killed, and `receive` replaces it.
+        """
         answers: list[Any] = []
         for number, kind, body in questions:
             channel = self._homes[number].channels[number]
@@ -232,7 +238,7 @@ def _not_closed(plan: WorkerPlan, home: Process) -> Incident:
 
 
 def script_hint(env_name: str, message: str) -> str:
-    """Returns a hint for an id that the user's script registered, which exists here but not in a worker."""
+    """Returns a hint about an id that the user's script registered, because a worker does not run that script."""
     import gymnasium
 
     if "no registered gymnasium id" in message and env_name in gymnasium.registry:

@@ -30,7 +30,7 @@ CONNECT = 10.0  # seconds in which a cluster must answer
 
 
 class ActorHome:
-    """Owns one actor, which runs the environments `numbers`."""
+    """Owns one actor, which runs the environments with these `numbers`."""
 
     def __init__(self, ray: ModuleType, plan: WorkerPlan, numbers: tuple[int, ...], spec: Spec | None):
         self.numbers = numbers
@@ -43,14 +43,14 @@ class ActorHome:
 class RayWorkers(RemoteWorkers[ActorHome]):
     """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if necessary.
 
-    Uses the first of: the cluster that this process is connected to, the one at `address`, the one at RAY_ADDRESS, a
-    new one on this machine, which `close` ends.
+    Uses the first cluster that exists of these: the one that this process is connected to, the one at `address`, the
+    one at RAY_ADDRESS, a new one on this machine. `close` ends a new one.
     """
 
     backend = "ray"
 
     def __init__(self, plan: WorkerPlan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
-        """Returns when all environments are made. Raises UserError if one cannot be made, or Ray is missing."""
+        """Returns when all environments are made. Raises UserError if one cannot be made, or if Ray is missing."""
         super().__init__(plan, timeout, restarts)
         self._ray = _ray()
         self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of the answer
@@ -94,7 +94,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
     # ---- rows and actions
 
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives answers, waiting at most `seconds` for `count`; returns the number of environments ready."""
+        """Waits at most `seconds` for `count` answers, and handles them. Returns the number of ready environments."""
         calls, ray = self._calls, self._ray
         if calls:
             done, _ = ray.wait(list(calls), num_returns=min(count, len(calls)), timeout=seconds)
@@ -112,7 +112,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return int(np.count_nonzero(self._table.phase == READY))
 
     def _take(self, number: int, answer: tuple[Step, dict[int, dict[str, float]]] | Spec | Incident) -> None:
-        """Handles an actor's answer about an environment: a row, the Spec of a new one, or an Incident."""
+        """Handles an actor's answer about environment `number`: its rows, the Spec of a new one, or an Incident."""
         if isinstance(answer, Incident):
             self._faults.count(answer)
             self._renew(number)
@@ -126,7 +126,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self._table.note(number, finished, self._plan.named(number))
 
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Sends environments their actions; one still being made gets its actions once it is ready."""
+        """Sends environments their actions. An environment that is being made gets its actions once it is made."""
         for number in numbers:
             if self._made[number]:
                 actions = self._table.rows.action[self._table.rows_of(number)]
@@ -139,7 +139,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
     # ---- other calls
 
     def _start(self, numbers: tuple[int, ...]) -> None:
-        """Starts an actor and its environments, which become ready later."""
+        """Starts an actor and its environments. Returns at once; the environments become ready later."""
         home = ActorHome(self._ray, self._plan, numbers, self._known)
         for number in numbers:
             self._homes[number] = home
@@ -150,14 +150,14 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._call(number, self._homes[number].actor.make, self._faults.seed(number), late=self._making)
 
     def _replace(self, home: ActorHome, incident: Incident, forgiven: bool = False) -> None:
-        """Starts a new actor for the environments of a lost one. Rows already received stay valid."""
+        """Starts a new actor for the environments of a lost actor. Rows that were already received stay valid."""
         self._ray.kill(home.actor)
         self._calls = {answer: number for answer, number in self._calls.items() if number not in home.numbers}
         self._blame(incident, forgiven)
         self._start(home.numbers)
 
     def _specs(self) -> Spec:
-        """Waits until all environments are made and returns their Spec. Raises UserError."""
+        """Waits until all environments are made and returns their Spec. Raises UserError if one fails or differs."""
         ray, limit = self._ray, START + self._timeout
         try:
             answers = ray.get(list(self._calls), timeout=limit)
@@ -193,7 +193,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return self._answer(self._homes[number].actor.render.remote(number))
 
     def _answer(self, answer: Any) -> Any:
-        """Returns an answer that is not a row, or SILENT if the actor is gone or hangs, which `receive` handles."""
+        """Waits for an actor's answer and returns it. Returns SILENT if the actor is gone or hangs."""
         try:
             return self._ray.get(answer, timeout=self._timeout or None)
         except self._ray.exceptions.RayError:
@@ -210,7 +210,10 @@ def _ray() -> ModuleType:
 
 
 def _connect(ray: ModuleType, address: str) -> bool:
-    """Connects this process to a cluster if it is not connected. Returns whether it started one. Raises UserError."""
+    """Connects this process to a Ray cluster, which may be a new one. Returns False if it was connected already.
+
+    Raises UserError if no cluster answers.
+    """
     if ray.is_initialized():
         return False
     _check_reachable(address)
@@ -222,7 +225,7 @@ def _connect(ray: ModuleType, address: str) -> bool:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError if nothing listens at the address, because Ray itself would retry for many minutes."""
+    """Raises UserError if nothing listens at the address. Without this check, Ray would retry for many minutes."""
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
         return  # Ray responds at once to "", "auto" and "local"
@@ -235,7 +238,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _death(plan: WorkerPlan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:
-    """Returns an Incident on how an actor died, from the exception that Ray raised for a pending answer."""
+    """Returns an Incident that says how an actor died. error: the exception that Ray raised for a pending answer."""
     first, last = plan.named(home.numbers[0]), home.numbers[-1]
     name = f"env {first!r}" + (f" to #{last}" if len(home.numbers) > 1 else "")
     if isinstance(error, ray.exceptions.RayTaskError):

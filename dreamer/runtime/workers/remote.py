@@ -1,4 +1,4 @@
-"""Code shared by the sets of environments outside this process: receiving, timeouts, replacements. No jax."""
+"""Code shared by sets of environments that run outside this process: receiving, timeouts, replacements. No jax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOK = 1.0  # seconds between two checks for environments that hang
 
 
 class Home(Protocol):
-    """A process or actor that runs the environments `numbers`; if it fails, all of them are lost."""
+    """A process or actor that runs the environments with these `numbers`. If it fails, all of them are lost."""
 
     @property
     def numbers(self) -> tuple[int, ...]: ...
@@ -32,7 +32,7 @@ HomeT = TypeVar("HomeT", bound=Home)
 
 
 class RemoteWorkers(abc.ABC, Generic[HomeT]):
-    """E environments in processes or actors, the homes. A subclass communicates with the homes and replaces them."""
+    """E environments in processes or actors, called homes. A subclass communicates with the homes and replaces them."""
 
     spec: Spec
     streams: int
@@ -49,7 +49,11 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._making = START
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
-        """Returns rows [R] of all E, or all ready rows once `min_ready` are ready or `max_wait` seconds have passed."""
+        """Returns all rows [R] that are ready.
+
+        min_ready None: waits for all E environments. min_ready n: waits for n environments; after `max_wait` seconds,
+        one ready environment is enough.
+        """
         self._wait(self._table.wanted(min_ready), max_wait if min_ready is not None else math.inf)
         ready = self._table.take()
         self._faults.delivered(ready, self._table.agents)
@@ -60,7 +64,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._dispatch(self._table.answer(envs, actions))
 
     def incidents(self) -> list[Incident]:
-        """Returns the incidents since the last call."""
+        """Returns the incidents since the last call of this method."""
         return self._faults.drain()
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
@@ -68,7 +72,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._table.finished
 
     def seed(self, number: int) -> int:
-        """Returns the seed of an environment's current incarnation; each replacement has a new seed."""
+        """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
         return self._faults.seed(number)
 
     def render(self, number: int) -> np.ndarray | str | None:
@@ -87,12 +91,12 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self._renew(number)
 
     def states(self) -> WorkersState:
-        """Returns the state of every environment, and the rows not received yet."""
+        """Returns the state of every environment, and the rows that were not received yet."""
         self._wait(self._table.wanted(None), math.inf)
         return WorkersState(self._get_states(), self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState; returns {number: reason} for environments that start a new episode instead."""
+        """Restores a WorkersState. Returns {number: reason} for the environments that start a new episode instead."""
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         self._wait(self.envs, math.inf)
         reasons = {number: state for number, state in enumerate(states) if isinstance(state, str)}
@@ -109,7 +113,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
     def shorten_timeouts(self) -> None:
         """Shortens all timeouts to a few seconds. Callable from any thread.
 
-        An environment that has not answered or started by then counts as hung.
+        An environment that does not answer or start within this time counts as hung.
         """
         self._timeout = min(self._timeout or PATIENCE, PATIENCE)
         self._making = PATIENCE
@@ -128,37 +132,40 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives answers, waiting at most `seconds` for `count`; returns the number of environments ready."""
+        """Waits at most `seconds` for `count` answers, and handles them. Returns the number of ready environments."""
 
     @abc.abstractmethod
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Sends environments their actions from the table, once they are made."""
+        """Sends environments their actions from the table, once the environments are made."""
 
     @abc.abstractmethod
     def _renew(self, number: int) -> None:
-        """Replaces an environment within its home."""
+        """Replaces an environment by a new one in the same home."""
 
     @abc.abstractmethod
     def _replace(self, home: HomeT, incident: Incident, forgiven: bool = False) -> None:
-        """Counts the incident unless it is forgiven, and starts a new home for the environments of a failed one."""
+        """Starts a new home for the environments of a failed home. Counts the incident unless `forgiven`."""
 
     @abc.abstractmethod
     def _get_states(self) -> list[bytes | str]:
-        """Returns the states of all environments, none of which may be stepping."""
+        """Returns the states of all environments. No environment may be stepping."""
 
     @abc.abstractmethod
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
-        """Returns why each environment refused its state, "" if it accepted. Stores their numbers of ended episodes."""
+        """Restores states. Returns for each environment the reason why it refused its state, or "" if it accepted.
+
+        Stores the environments' own numbers of ended episodes.
+        """
 
     @abc.abstractmethod
     def _get_image(self, number: int) -> np.ndarray | str | None:
-        """Returns an image of an environment that is not stepping; SILENT if it does not answer."""
+        """Returns an image of an environment that is not stepping, or SILENT if it does not answer."""
 
     def _blame(self, incident: Incident, forgiven: bool) -> None:
         (self._faults.forgive if forgiven else self._faults.count)(incident)
 
     def _wait(self, wanted: int, max_wait: float) -> None:
-        """Waits until `wanted` environments are ready; after `max_wait` seconds any ready one is enough."""
+        """Waits until `wanted` environments are ready. After `max_wait` seconds, one ready environment is enough."""
         start = time.monotonic()
         look = max_wait < math.inf
         ready = self._receive_answers(0.0, self.envs) if look else np.count_nonzero(self._table.phase == READY)
@@ -172,7 +179,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
             ready = self._receive_answers(seconds, wanted - int(ready))
 
     def _look_for_hung(self) -> None:
-        """Replaces the homes of environments that have not answered in time. Checks at most once every LOOK seconds."""
+        """Replaces the homes of environments that have not answered in time. Checks at most once in LOOK seconds."""
         now = time.monotonic()
         if not self._timeout or now < self._look:
             return

@@ -13,9 +13,9 @@ LINUX = sys.platform == "linux"
 
 
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
-    """Returns the variables to add to `environment` for this render mode. Variables that the user has set stay.
+    """Returns the variables to add to `environment` for this render mode. Leaves out variables that the user has set.
 
-    Without a screen they are added for every render mode: an environment may draw its observations with pygame.
+    Without a screen, every render mode needs them, because an environment may draw observations with pygame.
     """
     if render_mode != "rgb_array" and (not LINUX or any(environment.get(name) for name in SCREENS)):
         return {}
@@ -23,14 +23,14 @@ def without_screen(environment: Mapping[str, str], render_mode: str | None) -> d
 
 
 class NoScreen:
-    """Owns the environment variables that it sets in this process, from `__init__` to `close`."""
+    """Sets environment variables in this process, and keeps them until `close`."""
 
     def __init__(self, render_mode: str | None):
         self._set = without_screen(os.environ, render_mode)
         os.environ.update(self._set)
 
     def close(self) -> None:
-        """Restores the variables. May be called again."""
+        """Removes the variables again. May be called again."""
         for name in self._set:
             os.environ.pop(name, None)
         self._set = {}

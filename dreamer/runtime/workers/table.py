@@ -1,7 +1,7 @@
-"""The rows of each environment, one per agent, and the phase that it is in. No jax.
+"""The rows of each environment, one per agent, and the environment's phase. No jax.
 
 An agent that has ended before the others is out of the game and has no row. Its slot is marked with the reward ABSENT,
-a value that no real row has, and is never handed out.
+a value that no real row has. A slot with this mark is never returned to a caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUSY, READY, TAKEN = 0, 1, 2  # stepping | its rows are ready to receive | its r
 class Table:
     """Owns one row for each of S streams, and the `phase` [E] of each of E environments.
 
-    rows: Step of S rows. Environments write everything except `action`, which holds the actions sent to them. The
+    rows: a Step of S rows. Environments write everything except `action`, which holds the actions sent to them. The
     `agents` rows of an environment are contiguous, and are received and answered together.
     """
 
@@ -38,13 +38,13 @@ class Table:
         self._held = np.zeros(self.streams, bool)  # received and not answered yet
 
     def all_in(self, phase: int) -> bool:
-        """Whether all environments are in this phase. Compares bytes, which is ten times as fast as arrays."""
+        """Whether all environments are in this phase. Compares bytes, which is ten times as fast as with arrays."""
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, min_ready: int | None) -> int:
         """Returns the number of environments to wait for.
 
-        Raises RuntimeError if none can become ready, or if `min_ready` is None and not all can.
+        Raises RuntimeError if no environment can become ready, and with `min_ready` None also if some of them cannot.
         """
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (min_ready is None or taken == self.envs):
@@ -52,7 +52,7 @@ class Table:
         return self.envs if min_ready is None else max(1, min(min_ready, self.envs - taken))
 
     def take(self) -> Ready:
-        """Returns copies [R] of the ready rows, which then wait for actions."""
+        """Returns copies [R] of the ready rows. The rows then wait for actions."""
         ready = self.peek()
         self.finished = {}
         if self._noted:
@@ -67,7 +67,7 @@ class Table:
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
-        """Stores an environment's own numbers of the episodes that end in its rows, by agent, until the rows are taken.
+        """Stores the numbers of episodes that end in an environment's rows, by agent, until the rows are taken.
 
         Raises UserError for a number that cannot be logged.
         """
@@ -75,7 +75,7 @@ class Table:
             self._noted[env * self.agents + agent] = named(numbers, name)
 
     def peek(self) -> Ready:
-        """Returns copies [R] of the ready rows, which stay ready."""
+        """Returns copies [R] of the ready rows. The rows stay ready."""
         rows = self.rows
         # A single agent always has a row.
         if self.all_in(READY) and (self.agents == 1 or self._there().all()):
@@ -90,10 +90,10 @@ class Table:
         return Ready(streams, Step(obs, action, *fields))
 
     def answer(self, streams: np.ndarray, actions: np.ndarray) -> list[int]:
-        """Stores the actions [R, A] of `streams` [R]; returns the numbers of their environments.
+        """Stores the actions [R, A] of `streams` [R]. Returns the numbers of the environments with these streams.
 
-        Raises RuntimeError for an environment that does not wait for actions, or waits for another number of them;
-        ValueError for a wrong shape; UserError for actions that are not finite.
+        Raises RuntimeError if an environment does not wait for actions, or waits for more or fewer actions; ValueError
+        for a wrong shape; UserError for actions that are not finite.
         """
         streams = np.asarray(streams, np.int64)
         actions = np.asarray(actions, np.float32)
@@ -118,11 +118,11 @@ class Table:
         return numbers
 
     def rows_of(self, env: int) -> slice:
-        """Returns the slice of an environment's rows."""
+        """Returns the slice of `rows` that belongs to an environment."""
         return slice(env * self.agents, (env + 1) * self.agents)
 
     def write(self, env: int, step: Step) -> None:
-        """Stores a Step with an environment's rows, one per agent, and marks them as ready."""
+        """Stores the rows of an environment, one per agent, and marks the environment as ready."""
         where = self.rows_of(env)
         for key, array in self.rows.obs.items():
             array[where] = step.obs[key]
@@ -131,7 +131,7 @@ class Table:
         self.phase[env] = READY
 
     def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Stores the rows of `envs` in `ready` and marks them as ready. Agents without a row there are absent."""
+        """Stores the rows of `envs` in `ready` and marks the environments as ready. Agents without a row are absent."""
         envs = list(envs)
         chosen = np.isin(ready.streams // self.agents, envs)
         streams = ready.streams[chosen]
@@ -144,11 +144,11 @@ class Table:
         self.phase[envs] = READY
 
     def _there(self) -> np.ndarray:
-        """Returns which streams [S] have a row, in any phase of their environment."""
+        """Returns which streams [S] have a row, whatever the phase of their environment is."""
         return ~np.isnan(self.rows.reward)
 
     def _release(self, streams: np.ndarray, envs: np.ndarray) -> None:
-        """Marks the rows of `streams` as answered. Raises RuntimeError unless these are all received rows of `envs`."""
+        """Marks the rows of `streams` as answered. Raises RuntimeError if these are not all received rows of `envs`."""
         held = np.flatnonzero(self._held & np.isin(self._everyone // self.agents, envs))
         if not np.array_equal(np.sort(streams), held):
             raise RuntimeError("send() must answer all agents of an environment together, and each once")
@@ -156,9 +156,9 @@ class Table:
 
 
 def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int, agents: int) -> None:
-    """Raises RuntimeError if rows were received before, and ValueError unless the snapshot has `envs` environments.
+    """Checks the arguments of `restore`. Raises RuntimeError if these workers have already returned rows.
 
-    Only environments with a state need rows.
+    Raises ValueError if the snapshot does not have `envs` environments, or has no row for an environment with a state.
     """
     if received:
         raise RuntimeError("restore() needs new workers, but rows of these were received")
