@@ -207,7 +207,7 @@ def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callabl
 
 
 def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
-    """Returns `Agent.encode`, which computes the features of observations that have no past."""
+    """Returns `Agent.encode`, which computes the features of observations as if each began an episode."""
 
     def encode(variables: Mapping[str, Variables], key: Key, obs: Obs) -> Array:
         envs = len(next(iter(obs.values())))
@@ -280,7 +280,7 @@ def train_metrics(
 
 
 def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
-    """The true and dreamed observations {"truth/k", "dream/k": [6, T, ..]} of the first 6 sequences of a batch.
+    """The true and dreamed observations {"truth/k", "dream/k": [B, T, ..]} of the first B <= 6 sequences of a batch.
 
     The model observes the first half of the T rows, and dreams the second half with the true actions.
     """

@@ -169,8 +169,10 @@ def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:
 
 
 def _native(value: Any) -> Any:
-    """Converts numpy and jax numbers and arrays to Python's, paths to text, members of an IntEnum or StrEnum to their
-    values; returns anything else unchanged."""
+    """Converts values of other types to Python's own; returns anything else unchanged.
+
+    Converts numbers and arrays of numpy and jax, paths (to text), and members of IntEnum and StrEnum (to their values).
+    """
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__array__"):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUO":

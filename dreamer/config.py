@@ -121,8 +121,8 @@ def load(
 def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
     """Raises UserError when a layer from a file names code outside dreamer that nobody vouches for.
 
-    given: the settings of the command, by dotted key; it vouches for the code that it names. trust: whether the user
-    vouches for the files.
+    given: the settings of the command, by dotted key; the command vouches for the code that they name.
+    trust: whether the user vouches for the files.
     """
     for one in layers:
         trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
@@ -177,7 +177,7 @@ def overlay(
 
 
 def to_yaml(config: Any) -> str:
-    """The full resolved config as YAML, in the order of the fields; loading it returns the same config."""
+    """The complete config as YAML, in the order of the fields. Loading this YAML returns the same config."""
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
@@ -286,7 +286,7 @@ def _fits(config: Any, key: str, value: Any) -> bool:
 
 
 def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of nested `values`; only a mapping for a nested config in `config` is entered."""
+    """Yields (dotted key, value) of nested `values`. Goes only into the mappings that stand for nested configs."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, str(name), None)):

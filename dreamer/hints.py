@@ -40,8 +40,8 @@ ALIASES = {
 def similar_key(names: Iterable[str], key: str) -> str | None:
     """The dotted name among `names` that the user may have meant by a wrong `key`, or None when no name is near.
 
-    Tries a field of this name in another group, then the name as one of other libraries (ALIASES), a similar spelling,
-    and the first letters of a field's words.
+    Tries a field of this name in another group, then the names of settings in other libraries (ALIASES), similar
+    spellings, and the first letters of the words of a field.
     """
     names = list(names)
     by_field = {name.rpartition(".")[2]: name for name in reversed(names)}

@@ -1,8 +1,7 @@
 """The contracts of the framework. Read this first.
 
-Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch
-groups, C classes, F feat, A action width, K two-hot bins. Batch-major everywhere; time comes
-to the front inside `ops/scan.py` only.
+Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch groups, C classes,
+F feat, A action width, K two-hot bins. Arrays are batch-major everywhere; only `ops/scan.py` moves time to the front.
 
 A component is a record of pure functions. Therefore `vmap` over seeds, `scan` over updates, sharding, donation and
 tests of one function alone are possible. Only the `make` that builds a record reads a Config.

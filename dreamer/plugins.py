@@ -164,7 +164,7 @@ def in_run_dir(path: str | os.PathLike) -> bool:
 
 
 def _check_place(module: str, asked: str) -> None:
-    """Raises UserError when a module would be imported from a run directory; does not import the module."""
+    """Raises UserError when a module would be imported from a run directory. Finds out without importing it."""
     folders: list[str] = sys.path
     for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
         name = module[:end]
@@ -295,7 +295,7 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint at the id that a wrong gymnasium id may have meant, or at the package that must be imported for it."""
+    """A hint for a wrong gymnasium id: the id that the user may have meant, or the package that must be imported."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}

@@ -65,7 +65,7 @@ def sealed_here(data: bytes, mac: str) -> bool:
 
 
 def _key(make: bool) -> bytes | None:
-    """This user's key, or None when there is no key. make: whether to make a key if possible when there is none."""
+    """This user's key, or None when there is no key. make: whether to make a key if there is none."""
     path = key_file()
     with contextlib.suppress(OSError):
         return _read_key(path)

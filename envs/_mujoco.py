@@ -1,4 +1,4 @@
-"""Rendering by MuJoCo without a screen, and quiet imports of dm_control. Not a suite itself."""
+"""Lets MuJoCo render without a screen, and imports dm_control without warnings. Not a suite itself."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def check_keys(suite: str, keys: Sequence[str], fields: int) -> None:
 
 
 def take_over_limit(env: Any, limit: int | None) -> int:
-    """Disables the step limit of `env`. Returns `limit`, or if it is None the disabled limit.
+    """Disables the step limit of `env`. Returns `limit`; if `limit` is None, returns the limit of `env`.
 
     At its own limit, NLE quits the game before it shows the last state. Therefore the caller must count the steps.
     """
@@ -53,7 +53,7 @@ class NetHack(gymnasium.Env):
         self.action_space = env.action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begins a game. gymnasium's random numbers draw the game's seeds, but the Challenge cannot be seeded."""
+        """Begins a game. Its seeds are drawn with gymnasium's random numbers; the Challenge cannot be seeded."""
         super().reset(seed=seed)
         if not type(self._env).__name__.endswith("Challenge"):
             self._env.seed(*(int(draw) for draw in self.np_random.integers(2**62, size=2)), reseed=False)

@@ -14,7 +14,7 @@ COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
-    """Makes one task. "HalfCheetah" means its newest version. options: of the task. Raises ValueError, ImportError."""
+    """Makes one task with its options. "HalfCheetah" means the newest version. Raises ValueError and ImportError."""
     check_choice("mujoco", "render_mode", render_mode, (None, "rgb_array"))
     if render_mode:
         choose_graphics("mujoco")

@@ -31,7 +31,7 @@ class Probe(NamedTuple):
 
 
 class ProbeEnv(gymnasium.Env):
-    """Base class of the probes. An episode ends after `steps` steps. A cue of -1 or 1 is drawn, shown or hidden."""
+    """Base class of the probes. Episodes end after `steps` steps. `cue` is a random -1 or 1, which a probe may show."""
 
     metadata = {"render_modes": []}
     observation_space: gymnasium.Space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -253,7 +253,7 @@ PROBES: dict[str, Probe] = {
 
 
 def make(task: str, steps: int | None = None, side: int | None = None) -> gymnasium.Env:
-    """Makes the probe called `task`. steps: per episode. side: the side of the image of "pixel". Raises ValueError."""
+    """Makes the probe called `task`. steps: length of an episode. side: of the image of "pixel". Raises ValueError."""
     if task not in ENVS:
         close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"

@@ -133,16 +133,16 @@ class LoadedAgent:
         action, state = agent.act(obs)            a new episode
         action, state = agent.act(obs, state)     its next step
 
-    Owns the device copy of the variables. `world_model` is a LoadedWorldModel, with which you can dream.
+    Owns the device copy of the variables. `world_model` is a LoadedWorldModel, which can dream.
     """
 
     def __init__(
         self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
         known: EnvAdapter | None = None, make_env: MakeEnv = None,
     ):  # fmt: skip
-        """known: the EnvAdapter of `env`, if the caller already has it. make_env: makes the environment of `play`.
+        """known: the EnvAdapter of `env`, if the caller already has it.
 
-        None stands for the environment that the run's config names.
+        make_env: makes the environment for `play`; None: the environment that the run's config names.
         """
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space

@@ -56,9 +56,9 @@ def end_in_time(code: int, patience: float = PATIENCE) -> None:
 
 
 def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: str) -> dict[str, str] | None:
-    """The environment variables with which glibc requests huge pages; None: nothing is to be changed.
+    """The environment variables with which glibc requests huge pages; None: keep `environment`.
 
-    That is so if the variables already decide about the request, if it is not needed, or if glibc cannot make it.
+    It is kept if it already decides about the request, if no request is needed, or if glibc cannot make the request.
     policy: the contents of HUGE_PAGES | library: the C library, such as "glibc 2.36"
     """
     version = re.fullmatch(r"glibc (\d+)\.(\d+)", library)

@@ -44,7 +44,7 @@ class LoadedTeam:
 
         obs: {agent: observation} as returned by reset and step. state: from the previous call; None: a game begins.
         info: {agent: info} as returned by reset and step; needed only if the infos hold action masks.
-        Raises UserError when an observation does not fit its space, or when the environment has no such agent.
+        Raises UserError when an observation does not fit its space, or when the environment has no agent of that name.
         """
         if hint := whole_answer(obs):
             raise UserError(f"act, env {self.config.env!r}: {hint}")

@@ -44,7 +44,7 @@ class Core(nn.Module):
 
 
 class Logits(nn.Module):
-    """An MLP with `layers` hidden layers that returns raw logits [.., S, C]. prefix: of the names of its layers."""
+    """An MLP with `layers` hidden layers that returns raw logits [.., S, C]. prefix: begins the layers' names."""
 
     prefix: str
     layers: int

@@ -48,7 +48,7 @@ def same(size: int) -> tuple[int, int]:
 def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) -> Array:
     """Convolves x [N, H, W, C] with a kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
 
-    padding: (before, after), the same for rows and columns, whose sum is k - 1; None: the padding of `same`.
+    padding: (before, after), for rows and for columns; before + after = k - 1. None: the padding of `same`.
     """
     return _convolve(x, kernel.astype(x.dtype), padding or same(kernel.shape[0]))
 

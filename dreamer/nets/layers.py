@@ -105,7 +105,7 @@ class BlockLinear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x rsqrt(mean(x^2) + 1e-4) scale over the last axis, without shift, in float32."""
+    """Returns x * rsqrt(mean(x^2) + 1e-4) * scale, with the mean over the last axis, computed in float32."""
 
     dtype: Any = jnp.float32
 

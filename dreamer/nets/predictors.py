@@ -47,7 +47,7 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """Bits [.., count] bool, such as an action mask: True if its chance is above 1/2. The loss sums over the bits."""
+    """Predicts bits [.., count] bool, such as an action mask: True above a chance of 1/2. The loss sums over bits."""
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

@@ -72,7 +72,7 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
 
 
 def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0) -> ActionDist:
-    """Normals whose mean and deviation, from outs["mean"] and outs["stddev"] [.., A], are bounded. Clips no samples."""
+    """Normals with bounded mean and deviation, from outs["mean"] and outs["stddev"] [.., A]. Samples are not clipped."""
 
     def stats(outs: Outs) -> tuple[Array, Array]:
         return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)
@@ -127,10 +127,10 @@ def widest(outs: Outs) -> dict[str, Array]:
 
 
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices that arrange one-hots of several lengths as rows of equal length.
+    """Indices that arrange one-hots of several lengths, joined in a vector [n], as rows of equal length, and back.
 
-    pick [groups, largest]: index of each entry in [n] | back [n]: its index in groups * largest
-    real [groups, largest]: False for padding
+    pick [groups, largest]: for each entry of the rows its index in the vector | real [groups, largest]: False: padding
+    back [n]: for each entry of the vector its index in the flattened rows
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

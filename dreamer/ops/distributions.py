@@ -1,4 +1,4 @@
-"""Squashing, two-hot scalars, categorical latents and action distributions. Pure maths in float32."""
+"""Maths in float32: squashing, two-hot scalars, categorical latents and distributions of actions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
-    """Target [..] -> weights [.., K] of the two neighbouring bins, linear in raw space. Clips the target."""
+    """Target [..] -> weights [.., K] of the two neighbouring bins, linear in raw space.
+
+    A target beyond the first or the last bin has all weight on this bin.
+    """
     return _weights(len(bins), *_neighbours(target, bins))
 
 
@@ -55,7 +58,7 @@ def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
 
 
 def _neighbours(target: Array, bins: np.ndarray) -> tuple[Array, Array, Array]:
-    """Target [..] -> the indices of the bins below and above it, and the weight of the bin above. Clips the target."""
+    """Target [..] -> the indices of the bins below and above it, and the weight of the bin above."""
     target = sg(target.astype(jnp.float32))
     values, count = jnp.asarray(bins), len(bins)
     reached = jnp.searchsorted(values, target, side="right", method="scan_unrolled")

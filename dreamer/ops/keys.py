@@ -8,5 +8,5 @@ import jax
 
 
 def named_keys(key: jax.Array, *names: str) -> dict[str, jax.Array]:
-    """Returns a key [] for each name; it depends only on `key` [] and that name."""
+    """Returns a key [] for each name. Each returned key depends only on `key` [] and its name."""
     return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names}

@@ -102,7 +102,7 @@ def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
 
 
 def normal_kl(q: Normal, p: Normal) -> Array:
-    """KL(q || p) of independent normals, summed over S -> [..]:
+    """KL(q || p) of independent normals, summed over S -> [..]. For each normal, it is
 
         log(p.std / q.std) + (q.std^2 + (q.mean - p.mean)^2) / (2 p.std^2) - 1/2
     """

@@ -1,4 +1,4 @@
-"""Running statistics that scale returns, values and advantages: the caller keeps their state."""
+"""Running statistics that scale returns, values and advantages. The caller keeps their states."""
 
 from __future__ import annotations
 

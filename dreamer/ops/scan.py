@@ -40,8 +40,8 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
     """Computes `jax.lax.scan(step, carry, inputs)`; only sums may have another order.
 
-    inputs: a tree with leaves [T, ..]. `jax.grad` and `jax.vjp`, and no other functions, can differentiate the result
-    in all values that the step reads.
+    inputs: a tree with leaves [T, ..]. The result is differentiable in all values that the step reads, but only by
+    `jax.grad` and `jax.vjp`.
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(carry, first)

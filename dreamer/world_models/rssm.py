@@ -126,7 +126,7 @@ class Nets(NamedTuple):
 
 
 def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
-    """The distribution of the stochastic state. sample(key, mixed logits [.., S, C]) -> one-hots: draws the classes."""
+    """The distribution of the stochastic state. `sample(key, mixed logits [.., S, C]) -> one-hots` draws classes."""
     if config.latent == "gaussian":
         return latent_dist.gaussian(config.stoch, config.minstd)
     return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)
@@ -344,7 +344,7 @@ def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[s
 def _packing(
     drawn: LatentDist, deter: int, dtype: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
-    """Returns pack, unpack and storage of the WorldModel. Its distribution packs the stochastic state."""
+    """Returns pack, unpack and storage of the WorldModel. `drawn` packs the stochastic part of a latent."""
     def pack(latent: Latent) -> Mapping[str, Array]:
         return {"deter": latent.deter.astype(dtype), "stoch": drawn.pack(latent.stoch)}
 

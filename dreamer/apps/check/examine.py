@@ -158,7 +158,7 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """The verdicts on rendering, and on the picture if it is requested. If rendering works, the picture has frames."""
+    """The verdicts on rendering and, if it is requested, on the picture, which shows frames if rendering works."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)

@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
     pattern: a regular expression | level: the level of the verdict; DROPPED: do not report the line
     text: the text of the verdict; "": the line itself
-    keys: of verdicts that report the same more clearly; if there is such a verdict, the line is not reported
+    keys: the keys of verdicts that report the same more clearly; after such a verdict, the line is not reported
     """
 
     pattern: str

@@ -26,7 +26,7 @@ def _buffers(walk: Walk) -> list[Verdict]:
 
 
 def _infos(walk: Walk) -> list[Verdict]:
-    """Reports keys that only some infos have. Ignores resets and last steps, whose infos may have keys of their own."""
+    """Reports keys that only some infos have. Ignores resets and last steps, whose infos may have other keys."""
     steps = [row for row in walk.rows if row.step and not row.last]
     always = frozenset.intersection(*(row.info for row in steps)) if steps else frozenset()
     odd = sorted({str(key) for row in steps for key in row.info - always})

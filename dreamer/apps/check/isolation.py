@@ -24,7 +24,7 @@ from dreamer.errors import UserError
 
 GRACE = 10.0  # a process that is silent for this many seconds more than the patience is killed
 START = 60.0  # seconds in which python and numpy must start
-PLACE = 100  # bytes that describe the current step of the check
+PLACE = 100  # bytes that describe the current stage of the check
 
 
 def verdicts_of(
@@ -32,7 +32,7 @@ def verdicts_of(
 ) -> Iterator[Verdict]:
     """Yields the verdicts of `examine` in another process, and one more if that process hangs or dies.
 
-    progress: called about every second with the step that the check is in. Raises UserError as `examine` does, and
+    progress: called about every second with the current stage of the check. Raises UserError as `examine` does, and
     RuntimeError with the trace of an error in the check itself.
     """
     plugins.add_folder_for(name)
@@ -110,7 +110,7 @@ def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
 def serve(place: int) -> None:
     """Runs in the separate process: reads the settings from stdin, writes messages to stdout, and prints to stderr.
 
-    place: the descriptor of a file; the process writes the step that the check is in into this file.
+    place: the descriptor of a file, into which the process writes the current stage of the check.
     """
     os.set_inheritable(place, False)
     out = os.fdopen(os.dup(1), "w")

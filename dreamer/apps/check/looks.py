@@ -18,7 +18,7 @@ KEPT = 4096  # the numbers of a key with more numbers are examined, but not kept
 class Look(NamedTuple):
     """One key of one observation.
 
-    mark: equal for equal arrays | dtype: the dtype of the array
+    mark: a value that is equal for equal arrays | dtype: the dtype of the array
     value: the numbers of the array [n] float64; None for pictures, classes and large arrays
     low, high: the extremes of the finite numbers; NaN: there are none
     coarse: a picture as at most COARSE x COARSE sums [n] float64; None: not a picture
@@ -116,7 +116,7 @@ def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
 
 
 def _unreadable(key: Key, value: Any) -> Verdict | None:
-    """A verdict on a value that the runtime refuses: training would end, or replace the environment at every step."""
+    """A verdict on a value that the runtime refuses. It would end training, or replace the environment at each step."""
     try:
         read(key.reader, value)
     except ValueError as error:

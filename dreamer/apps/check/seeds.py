@@ -1,4 +1,4 @@
-"""Checks that the seed of an environment determines it, and that nothing else does. No jax.
+"""Checks that the seed, and nothing else, determines how an environment behaves. No jax.
 
 Two environments in one process take the same actions, one step of each in turn. This also reveals shared state.
 """

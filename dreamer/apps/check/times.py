@@ -33,7 +33,7 @@ def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
-    """Reports the speed of plan.envs environments. row: mean seconds per row, with action repeat and resets."""
+    """Reports the speed of plan.envs environments. row: the mean seconds per row, resets included."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     side_by_side = min(plan.envs, cores)
     inline, apart = 1 / row, side_by_side / (row + ROUND_TRIP)

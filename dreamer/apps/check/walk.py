@@ -28,7 +28,7 @@ FINAL = (  # in the info of environments that reset themselves inside step
 class Row(NamedTuple):
     """One answer of the environment. Step 0 is the answer of a reset; it has no action and no flags, and reward 0.
 
-    looks: the Look of each key of the observation | reward: None: it is not a finite number
+    looks: the Look of each key of the observation | reward: None if it is not a finite number
     info: the keys of info | final: the looks of the final observation in info
     rewritten: the keys of the observation whose arrays were overwritten after they were returned
     """
@@ -59,7 +59,7 @@ class Walk(NamedTuple):
     """The record of a walk.
 
     rows: in order | verdicts: on single answers | seconds: the durations of each "step" and "reset"
-    whole: whether the walk was not cut short
+    whole: False if the walk was cut short
     """
 
     rows: list[Row]

@@ -34,7 +34,7 @@ class Watch:
     """
 
     def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
-        """note: called with a description of each step that the check begins, which is thus known after a crash."""
+        """note: called with the name of each stage that the check begins, so that the stage is known after a crash."""
         self._note = note
         self.place = "its creation"
         self._call: tuple[str, float] | None = None
@@ -42,7 +42,7 @@ class Watch:
 
     @property
     def place(self) -> str:
-        """The step that the check is in, in words, for messages."""
+        """The current stage of the check in words, for messages."""
         return self._place
 
     @place.setter

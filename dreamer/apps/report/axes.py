@@ -1,4 +1,4 @@
-"""What the axes of a panel show, and the numbers beside them. No jax."""
+"""Chooses what the axes of a panel show, and the numbers beside them. No jax."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def short(value: float) -> str:
 
 
 def place_labels(levels: Sequence[Level], bounds: tuple[float, float]) -> list[tuple[Level, bool]]:
-    """The levels from low to high, each with whether its words stand above its line, so that words do not overlap."""
+    """The levels from low to high, each with whether its words stand above its line.
+
+    The places are chosen so that the words of neighbouring levels do not overlap.
+    """
     ordered = sorted(levels, key=lambda level: level.value)
     near = NEAR * (bounds[1] - bounds[0])
     above = [*(level.value for level in ordered), np.inf][1:]

@@ -1,4 +1,4 @@
-"""Combines metrics of several seeds into one curve with an interval, and curves into panels; no drawing. No jax."""
+"""Combines metrics of several seeds into one curve with an interval, and curves into panels. Draws nothing. No jax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Curve(NamedTuple):
     """The values of several seeds in common bins, and statistics of the bins in which all seeds have a value.
 
     x [B]: all bins | seeds [S, B]: the values; nan where a seed has no value
-    at [C]: the bins in which all seeds have a value | mean, iqm [C]: over the seeds
+    at [C]: the bins in which all seeds have a value | mean, iqm [C]: the mean and the IQM over the seeds
     low, high [C]: the 95 % bootstrap interval of the IQM over seeds; None: there is only one seed
     std [C]: the standard deviation over the episodes of an evaluation, root mean square over seeds; None: not logged
     """
@@ -42,7 +42,8 @@ class Curve(NamedTuple):
 class Line(NamedTuple):
     """A curve with its name.
 
-    published: whether the curve comes from the references and not from runs | points: of each seed, not in bins
+    published: whether the curve comes from the references and not from runs
+    points: the points of each seed, before they are put into bins
     """
 
     name: str
@@ -109,7 +110,7 @@ def bin_width(curves: Sequence[Points]) -> float:
 
 
 def published_width(curves: Sequence[Points]) -> float:
-    """The width of bins for published curves: their smallest distance, doubled until hardly any bin is empty."""
+    """The width of bins for published curves: the smallest distance of points, doubled until few bins are empty."""
     width = float(min((np.diff(points.x).min() for points in curves if len(points.x) > 1), default=1.0))
     while width < _usual_gap(curves):
         width *= 2
@@ -208,7 +209,7 @@ def _end(run: Run, frames: bool) -> float:
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
-    """Means of the complete bins, or of all bins if no bin is complete. width: of a bin; 0: return `points`.
+    """Means of the complete bins, or of all bins if no bin is complete. With width 0, returns `points`.
 
     A bin is complete if its right edge is at most `reached`, the x that the run has reached; None: the x of the last
     point. (A run goes beyond its last point while no episode ends.)
@@ -288,7 +289,7 @@ class Final(NamedTuple):
 
 
 def last_evaluations(panel: Panel) -> list[Final]:
-    """The last evaluation of each group. If the groups share any x, the evaluation at the last shared x is taken."""
+    """The last evaluation of each group; if the groups have evaluations at the same x, the last of these."""
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
     common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)

@@ -59,7 +59,7 @@ class Ends(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A score to compare returns with. name: what it is: "random", "human", "dreamerv3 at 250k env steps"."""
+    """A score to compare returns with. name: what the score is, such as "human" or "dreamerv3 at 250k env steps"."""
 
     name: str
     value: float
@@ -129,7 +129,7 @@ def valid_ends(ends: Mapping[str, Ends], tasks: Iterable[Task]) -> dict[str, End
 
 
 def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task) -> list[Level]:
-    """The scores to compare the returns of a task with: its ends that have a name, then means published alone."""
+    """The scores to compare the returns of a task with: its ends with a name, then published means without curves."""
     found = []
     if one := ends.get(task_key(task.env)):
         found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
