@@ -50,7 +50,7 @@ class BSuite(DMEnv):
         set_attributes(self._env, state[1:])
 
     def _seed(self, seed: int) -> None:
-        """Seeds the random numbers of episodes. Does not change what the setting fixes, such as the arm that pays."""
+        """Seeds the random numbers of episodes, but not what the setting fixes, such as the arm that pays."""
         layer = self._env
         while layer is not None:
             if "_rng" in vars(layer):

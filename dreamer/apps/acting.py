@@ -83,7 +83,7 @@ def run_config(
 
 
 def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
-    """Raises UserError when the spaces of two environments differ; it names the first key that differs."""
+    """Raises UserError when the spaces of two environments differ. The error names the first key that differs."""
     for key in sorted({*trained.obs, *changed.obs}):
         was, now = trained.obs.get(key), changed.obs.get(key)
         if was != now:

@@ -117,7 +117,7 @@ def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
 def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
     """Like `_bind` for flags such as --no-lockstep and --log.no-tensorboard, whose value is false.
 
-    Raises UserError for any other flag, because it names no field.
+    Raises UserError for any other flag, because no field has its name.
     """
     parent, _, last = flag.key.rpartition(".")
     key = f"{parent}.{last[3:]}".lstrip(".")

@@ -72,7 +72,7 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
 
 
 def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0) -> ActionDist:
-    """Normals with bounded mean and deviation, from outs["mean"] and outs["stddev"] [.., A]. Samples are not clipped."""
+    """Normals with bounded mean and deviation, from outs["mean"], outs["stddev"] [.., A]. Samples are not clipped."""
 
     def stats(outs: Outs) -> tuple[Array, Array]:
         return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)

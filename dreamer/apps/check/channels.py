@@ -1,4 +1,4 @@
-"""Finds keys whose numbers never change, or change too much, over the whole walk. No jax."""
+"""Finds keys whose numbers never change, or change too much, during the random steps. No jax."""
 
 from __future__ import annotations
 

@@ -129,9 +129,9 @@ def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequen
 
 
 def _goes_on(env: gymnasium.Env, shortest: int) -> bool:
-    """Whether `env` accepts steps after the end of an episode, as if a new episode had begun.
+    """Whether `env` still accepts steps after the end of an episode, as if it had begun a new episode.
 
-    shortest: the number of steps of the shortest episode; fewer steps are tried.
+    shortest: the number of steps of the shortest known episode; the function takes fewer steps than that after the end.
     """
     tally, choose = Tally(), chooser(env, 0)
     try:

@@ -56,10 +56,10 @@ class Row(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The record of a walk.
+    """The record of the random steps of a check.
 
     rows: in order | verdicts: on single answers | seconds: the durations of each "step" and "reset"
-    whole: False if the walk was cut short
+    whole: False if the steps were cut short
     """
 
     rows: list[Row]
@@ -85,7 +85,7 @@ def walk(
 ) -> Walk:
     """Takes random steps until there are `steps` steps or `episodes` episodes. Holds each action for `repeat` steps.
 
-    The walk is cut short when the environment raises an error, or breaks gymnasium's interface.
+    The steps are cut short when the environment raises an error, or breaks gymnasium's interface.
     """
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {"step": [], "reset": []}

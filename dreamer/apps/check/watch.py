@@ -1,4 +1,4 @@
-"""Watches all calls of the environment: tells its errors from errors of the check, and names a call that hangs."""
+"""Watches all calls of the environment: distinguishes its errors from the check's, and names a call that hangs."""
 
 from __future__ import annotations
 

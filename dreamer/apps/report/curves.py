@@ -92,8 +92,8 @@ def averaged(points: Points) -> Points:
 def due(run: Run, points: Points) -> Points:
     """Moves evaluations to the env_steps at which they were due.
 
-    An evaluation is made at the first row at or after a multiple of eval.every, and at the end of the run. The seeds
-    would otherwise differ by a few rows.
+    A run evaluates at the first row at or after a multiple of eval.every, and at its end. Seeds therefore evaluate at
+    slightly different env_steps, and could not be compared without this function.
     """
     every = run.config.eval.every
     asked = points.x - points.x % every if every else points.x
@@ -211,8 +211,8 @@ def _end(run: Run, frames: bool) -> float:
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
     """Means of the complete bins, or of all bins if no bin is complete. With width 0, returns `points`.
 
-    A bin is complete if its right edge is at most `reached`, the x that the run has reached; None: the x of the last
-    point. (A run goes beyond its last point while no episode ends.)
+    A bin is complete if its right edge is at most `reached`.
+    reached: the x that the run has reached, which may be larger than the x of its last point; None: use the last point.
     """
     if not width:
         return points

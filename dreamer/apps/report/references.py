@@ -92,8 +92,8 @@ def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Publis
     """The published curves of a task from the suite that fits its runs best.
 
     Suites with "proprio" in their name are only for runs without env_options.image, and suites with "vision" only for
-    runs with it. Of the remaining suites, the one fits best whose last step is nearest to env_steps * action_repeat of
-    the runs.
+    runs with it. Of the remaining suites, the best is the suite whose last step is nearest to env_steps * action_repeat
+    of the runs.
     """
     unfit = "proprio" if task.options.get("image") is True else "vision"
     candidates = [one for one in published.get(task_key(task.env), []) if unfit not in one.suite]
@@ -129,7 +129,7 @@ def valid_ends(ends: Mapping[str, Ends], tasks: Iterable[Task]) -> dict[str, End
 
 
 def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task) -> list[Level]:
-    """The scores to compare the returns of a task with: its ends with a name, then published means without curves."""
+    """The scores to compare returns with: the task's ends that have a name, then published means without curves."""
     found = []
     if one := ends.get(task_key(task.env)):
         found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
