@@ -132,7 +132,7 @@ def _check_size(node: Any, left: list[int]) -> None:
 
 
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line counted from 0) of every key of a YAML mapping."""
+    """Yields (dotted key, line) of every key of a YAML mapping. Lines are counted from 0."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         dotted = f"{path}.{key.value}" if path else key.value
         yield dotted, key.start_mark.line

@@ -253,7 +253,7 @@ PROBES: dict[str, Probe] = {
 
 
 def make(task: str, steps: int | None = None, side: int | None = None) -> gymnasium.Env:
-    """Makes the probe called `task`. steps: length of an episode. side: of the image of "pixel". Raises ValueError."""
+    """Makes the probe called `task`. steps: episode length. side: image side of "pixel". Raises ValueError."""
     if task not in ENVS:
         close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"

@@ -182,7 +182,7 @@ class LoadedAgent:
     ) -> tuple[Any, State]:
         """Chooses an action for one observation, or actions for a batch, whose arrays have a leading axis E.
 
-        obs: as returned by the environment. state: from the previous call; None: an episode begins.
+        obs: as returned by the environment. state: the state from the previous call; None: an episode begins.
         is_first [E] bool: the environments of a batch in which a new episode begins; in the others, it continues.
         info: as returned by the environment; needed only if it holds the action mask. For a batch, pass a list of
         infos, or one dict of arrays [E, ..] as returned by gymnasium's vector environments.

@@ -137,7 +137,7 @@ class ReportFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code. argv: without the program's name; None: that of this process.
+    """Runs one command and returns the exit code. argv: the words after the program's name; None: sys.argv[1:].
 
     0: done | 1: `check` or `verify` found a fault | 2: an error that the user can fix, in one line on stderr
     130: interrupted | 143: interrupted by SIGTERM

@@ -26,11 +26,11 @@ class Flag(NamedTuple):
 
 
 def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
-    """Returns the flags with only the words that belong to them, and the other words. The types of `config` decide.
+    """Returns the flags with only the words that belong to them, and the other words.
 
-    The first word after a flag is its value, except for a switch, which accepts only "true" or "false", and for
-    --resume, which accepts "no", "yes" or "auto" before a preset. A flag for a list or for any value takes all words up
-    to one that ends in .yaml.
+    Usually, the first word after a flag belongs to it. Exceptions, by the type of the field in `config`: a switch takes
+    the word only if it is "true" or "false"; --resume takes the word unless it names a preset; a flag for a list or for
+    any value takes all words before the next word that ends in .yaml.
     """
     owned, free = [], []
     for flag in flags:

@@ -42,7 +42,8 @@ class LoadedTeam:
     ) -> tuple[dict[Any, Any], TeamState]:
         """Chooses an action for each agent that is in the game. Returns {agent: action} and the next state.
 
-        obs: {agent: observation} as returned by reset and step. state: from the previous call; None: a game begins.
+        obs: {agent: observation} as returned by reset and step.
+        state: the state from the previous call; None: a game begins.
         info: {agent: info} as returned by reset and step; needed only if the infos hold action masks.
         Raises UserError when an observation does not fit its space, or when the environment has no agent of that name.
         """

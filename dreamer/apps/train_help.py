@@ -39,7 +39,7 @@ MOST_USED = (
 
 
 class Row(NamedTuple):
-    """A flag in the help. key: the dotted key | text: the flag | default, kind, meaning: in words"""
+    """A flag in the help. key: the dotted key | text: the flag | default, kind, meaning: words"""
 
     key: str
     text: str

@@ -133,7 +133,7 @@ def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sampl
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
-    """Makes all networks; the config names the encoder and the decoder. sample: as in `make_dist`, [.., S, C]."""
+    """Makes all networks; the config names the encoder and the decoder. sample: see `make_dist`, [.., S, C]."""
     decoded = to_reconstruct(spec)
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,

@@ -16,7 +16,7 @@ KEPT = 4096  # the numbers of a key with more numbers are examined, but not kept
 
 
 class Look(NamedTuple):
-    """One key of one observation.
+    """What the check keeps of one key of one observation.
 
     mark: a value that is equal for equal arrays | dtype: the dtype of the array
     value: the numbers of the array [n] float64; None for pictures, classes and large arrays

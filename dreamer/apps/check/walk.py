@@ -58,7 +58,8 @@ class Row(NamedTuple):
 class Walk(NamedTuple):
     """The record of the random steps of a check.
 
-    rows: in order | verdicts: on single answers | seconds: the durations of each "step" and "reset"
+    rows: all rows in order | verdicts: the verdicts on single answers
+    seconds: the duration of each "step" and of each "reset"
     whole: False if the steps were cut short
     """
 

@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One metric in one task. lines: of the groups that have the metric, then the published curves.
+    """One metric in one task. lines: the lines of the groups that have the metric, then the published curves.
 
     frames: whether x counts environment frames; False: env_steps | width: the width of a bin; 0 for evaluations
     bounds, y_bounds: the parts of x and y that are shown | missing: one line for each run or curve not shown
@@ -147,7 +147,7 @@ def panel(
     """The panel of a metric in a task, or None if no run of the task has the metric.
 
     published: curves over frames, drawn behind returns | levels: drawn in panels of returns
-    width: the width of bins on the x axis; 0: as in the published curves, or a chosen width if there are none
+    width: the width of bins on the x axis; 0: that of the published curves, or a chosen width if there are none
     frames: whether x counts environment frames; False: env steps
     """
     returns = metric in (EVALUATION, TRAINING)

@@ -63,7 +63,7 @@ def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
 
 
 def task_names(runs: Sequence[Run]) -> dict[str, str]:
-    """{key of a task: its name}. The name is the environment and the options that differ: "dmc:x {image: true}"."""
+    """{key of a task: its name}. A name is the environment and the options that differ: "dmc:x {image: true}"."""
     options: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run in runs:
         options.setdefault(run.config.env, {})[_task_key(run)] = run.config.env_options

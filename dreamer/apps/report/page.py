@@ -88,7 +88,7 @@ class Head(NamedTuple):
 
 
 def render(head: Head, sections: Sequence[Section], panels: str = "", library: str = "") -> str:
-    """The whole page as HTML. panels: as JSON. library: plotly.js, packed; "": the page has no script."""
+    """The whole page as HTML. panels: their JSON. library: plotly.js, packed; "": the page has no script."""
     body = "\n".join(_section(section) for section in sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'

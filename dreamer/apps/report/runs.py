@@ -36,7 +36,7 @@ class Run(NamedTuple):
     """The contents of a run directory; the run may still train.
 
     metrics: {name: Points over env_steps} without values that are not finite
-    env_steps, updates, seconds: from the last line of metrics; 0 if there are no lines | notes: one line per fault
+    env_steps, updates, seconds: from the last line of metrics; 0 if there are no lines | notes: one line for each fault
     """
 
     path: Path
