@@ -102,7 +102,7 @@ def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
 
 
 def _stop_action(episodes: list[list[Row]], env: gymnasium.Env) -> bool:
-    """Whether the actions that end episodes occur in no other step, so that they may not change the observation."""
+    """Whether the actions that end episodes occur in no other step, so that they need not change the observation."""
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return False
     ending = {int(rows[-1].action) for rows in episodes}
