@@ -1,4 +1,4 @@
-"""Joins a world model, a behavior and optimizers into an Agent. Only this file and losses.py know both parts."""
+"""Joins a world model, a behavior and optimizers into an Agent. Only this file and losses.py use both parts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ class Config:
 
 
 def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
-    """The optimizers of an agent {prefix of parameter names: Config}; "" is that of all others. Raises UserError."""
+    """Returns the optimizers of an agent as {prefix of parameter names: Config}. Raises UserError.
+
+    The entry "" is the optimizer of all parameters that match no other prefix.
+    """
     kinds = get_type_hints(optimizers.Config)
     found = {"": config.optimizer}
     for prefix, differences in config.optimizers.items():
@@ -87,17 +90,17 @@ def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
 
 
 def compute_dtype(name: str) -> Any:
-    """"float32", "bfloat16" or "auto" -> jax dtype for the default device."""
+    """The jax dtype called "float32" or "bfloat16"; "auto": the dtype that suits the default device."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
-    """The agent for an environment, its parts found by name. priorities: see `assemble`.
+    """Makes the agent for an environment; the config names the parts. priorities: see `assemble`.
 
     Raises UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
-    contract (dreamer/contracts.py). The functions of the Agent raise it too, when they are traced.
+    contract (dreamer/contracts.py). The functions of the Agent also raise UserError, while jax traces them.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name
@@ -117,12 +120,12 @@ def assemble(
     *,
     priorities: bool = False,
 ) -> Agent:
-    """An agent from its parts.
+    """Joins a world model, a behavior and optimizers into an agent.
 
     optimizer: one for all parameters, or several as returned by `optimizer_configs`.
     priorities: whether updates return how badly each row was predicted, for a prioritised replay.
     Raises UserError when both parts have a loss of the same name, when the behavior needs a prediction that the world
-    model lacks, or when no parameter's name begins with the prefix of an optimizer.
+    model lacks, or when an optimizer's prefix matches no parameter.
     """
     configs = {"": optimizer} if isinstance(optimizer, optimizers.Config) else dict(optimizer)
     scales = check_parts(world_model, behavior)
@@ -161,7 +164,7 @@ def make_update(
     behavior: Behavior, loss: Callable[..., Any], transformation: optax.GradientTransformation,
     configs: Mapping[str, optimizers.Config], prefixes: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Update]]:  # fmt: skip
-    """Returns `Agent.update`, one gradient step of all parts. loss: see `total_loss`. prefixes: see `partition`."""
+    """Returns `Agent.update`, a gradient step of all parts. loss: see `total_loss`. prefixes: see `partition`."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
         key = jax.random.fold_in(state.key, state.step)
@@ -185,7 +188,7 @@ def make_update(
 
 
 def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Carry, Array]]:
-    """Returns `Agent.act`, which filters one row of each environment and lets the behavior choose the actions."""
+    """Returns `Agent.act`, which observes one row of each environment and lets the behavior choose the actions."""
 
     def act(
         variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
@@ -204,7 +207,7 @@ def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callabl
 
 
 def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
-    """Returns `Agent.encode`, which computes the features of observations without a past."""
+    """Returns `Agent.encode`, which computes the features of observations as if each began an episode."""
 
     def encode(variables: Mapping[str, Variables], key: Key, obs: Obs) -> Array:
         envs = len(next(iter(obs.values())))
@@ -224,7 +227,7 @@ def variables(state: TrainState) -> dict[str, Variables]:
 def _init_parts(
     world_model: WorldModel, behavior: Behavior, key: Key
 ) -> tuple[dict[str, Params], dict[str, Any], dict[str, Hyper]]:
-    """params, extra and hyper of both parts, each {part: ..}."""
+    """Initialises both parts. Returns params, extra and hyper, each as {part: ..}."""
     keys = named_keys(key, *PARTS)
     parts = {"world_model": world_model.init(keys["world_model"]), "behavior": behavior.init(keys["behavior"])}
     params, extra, hyper = ({part: v[kind] for part, v in parts.items()} for kind in range(3))
@@ -232,7 +235,7 @@ def _init_parts(
 
 
 def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]:
-    """The scales of all losses. Raises UserError when the two parts do not fit together."""
+    """Returns the scales of all losses. Raises UserError when the two parts do not fit together."""
     if clash := set(world_model.scales) & set(behavior.scales):
         raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
     predicted = jax.eval_shape(
@@ -249,7 +252,7 @@ def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]
 
 
 def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> None:
-    """Raises UserError naming an optimizer's prefix that matches no parameter's name."""
+    """Raises UserError when the prefix of an optimizer matches no parameter's name."""
     used = set(jax.tree.leaves(optimizers.prefixes_of(configs, params)))
     if unknown := sorted(set(configs) - used - {""}):
         leaves = jax.tree.leaves_with_path(params)
@@ -264,7 +267,10 @@ def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> Non
 def train_metrics(
     total: Array, rates: Mapping[str, Array], grads: Params, updates: Params, params: Params
 ) -> Metrics:
-    """Metrics, each []: learning rates, loss, sizes of unclipped gradients, applied updates and updated parameters."""
+    """The metrics of an update, each []: learning rates, loss, and sizes of gradients, updates and parameters.
+
+    The gradients are those before clipping, and the parameters are those after the update.
+    """
     named = {f"train/learning_rate{f'/{prefix}' if prefix else ''}": rate for prefix, rate in rates.items()}
     return named | {
         "train/loss": total, "train/grad_norm": trees.norm(grads),
@@ -274,9 +280,9 @@ def train_metrics(
 
 
 def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
-    """Truth and dream {"truth/k", "dream/k": [B, T, ..]} for the first 6 sequences of a batch [B, C+T].
+    """The true and dreamed observations {"truth/k", "dream/k": [B, T, ..]} of the first B <= 6 sequences of a batch.
 
-    The first half of T is observed, the rest is dreamed under the true actions.
+    The model observes the first half of the T rows, and dreams the second half with the true actions.
     """
     state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "report_observe", "report_imagine")

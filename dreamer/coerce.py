@@ -16,7 +16,7 @@ import yaml
 from dreamer.errors import nearest
 
 MOST_NESTED = 50  # levels of lists and mappings in one value
-MOST_BITS = 10_000  # in a whole number, about 3,000 digits: Python converts at most 4,300 digits to text
+MOST_BITS = 10_000  # of a whole number, about 3,000 digits: Python converts at most 4,300 digits to text
 _FLOAT = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 # YAML 1.2's scalars: 7e-4 is a float; off, yes and 12:30 are text. PyYAML itself follows YAML 1.1.
 _SCALARS = [
@@ -29,7 +29,10 @@ _SCALARS = [
 
 
 class NotPlain(ValueError):
-    """A value that no config can hold. inside: the place in the value, such as ".goal[1]"; reason: "is a Goal, ..."."""
+    """A value that no config can hold.
+
+    inside: the place of the fault in the value, such as ".goal[1]". reason: the fault, such as "is a Goal, ...".
+    """
 
     def __init__(self, inside: str, reason: str):
         super().__init__(f"value whose {inside} {reason}" if inside else f"value that {reason}")
@@ -53,7 +56,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; text that either version of YAML would misread is quoted, lists stay on one line."""
+    """PyYAML's safe dumper. Quotes text that YAML 1.1 or 1.2 would misread, and keeps lists on one line."""
 
     yaml_implicit_resolvers: dict = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
@@ -95,7 +98,7 @@ def _wants_text(kind: Any) -> bool:
 def coerce(value: Any, kind: Any) -> Any:
     """Converts `value` to the type `kind` without loss: 1e6 is a valid int, "7e-4" a float, 1 is not a bool.
 
-    Numpy and jax numbers and arrays count as Python's, paths as text. The type Any accepts all that `plain` accepts.
+    Numbers and arrays of numpy and jax count as Python's; paths count as text. The type Any takes what `plain` takes.
     Raises ValueError(the expected value in words, a hint), or its subclass NotPlain if a part of the value is at fault.
     """
     origin, args = get_origin(kind), get_args(kind)
@@ -125,10 +128,10 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any, inside: str = "", level: int = 0) -> Any:
-    """Converts `value` to YAML's types: null, bool, numbers, text, lists, and mappings by text or whole number.
+    """Converts `value` to YAML's types: null, bool, numbers, text, lists, and mappings from text or whole numbers.
 
     Tuples and arrays become lists, numpy numbers become Python's, and paths become text; nothing is rounded.
-    inside, level: the position of `value` in a larger value. Raises NotPlain.
+    inside, level: the position of `value` in a larger value. Raises NotPlain for any other value.
     """
     value = _native(value)
     if value is None or isinstance(value, bool):
@@ -166,8 +169,10 @@ def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:
 
 
 def _native(value: Any) -> Any:
-    """Converts numpy and jax numbers and arrays to Python's, paths to text, members of an IntEnum or StrEnum to their
-    values; returns anything else unchanged."""
+    """Converts values of other types to Python's own; returns anything else unchanged.
+
+    Converts numbers and arrays of numpy and jax, paths (to text), and members of IntEnum and StrEnum (to their values).
+    """
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__array__"):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufUO":
@@ -231,7 +236,7 @@ def _first_fit(value: Any, members: tuple, kind: Any) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """A type in words, for "must be ..."."""
+    """A type in words that can follow "must be"."""
     origin, args = get_origin(kind), get_args(kind)
     words = {
         bool: "true or false (bool)", int: "a whole number (int)", float: "a number (float)", str: "text (str)",
@@ -259,7 +264,7 @@ def is_union(kind: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value as an error line quotes it: its repr on one line, cut after 60 characters."""
+    """The repr of a value on one line of at most 60 characters, for an error message."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a repr may fail, for example for a whole number of 5,000 digits

@@ -1,7 +1,7 @@
-"""The root configuration: presets in YAML, overrides, one set of strict rules for both. Imports no jax.
+"""The root configuration, which presets in YAML and overrides change under the same strict rules. Imports no jax.
 
 Each Config is defined in the file that it configures; `Config` here joins them. A preset or an override is a `Layer`
-of differences; layers are applied to the defaults left to right. A resolved config is itself a preset.
+of differences; layers are applied to the defaults from left to right. A complete config is itself a valid preset.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dream
 
 
 def _default(module: str) -> Any:
-    """A field whose default is `module`.Config(), imported when it is first needed."""
+    """A field whose default is `module`.Config(); the module is imported when the default is first needed."""
     return field(default_factory=lambda: plugins.load(f"dreamer.{module}").Config())
 
 
@@ -94,7 +94,7 @@ class Config:
             raise UserError("env must name an environment, not be empty")
 
 
-Note = Callable[[str], object]  # called with each fact about a config that is worth knowing but no error
+Note = Callable[[str], object]  # called with each fact about a config that is worth knowing but is no error
 
 
 def tell(note: str) -> None:
@@ -105,12 +105,12 @@ def tell(note: str) -> None:
 def load(
     *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell, trust: bool = False
 ) -> Config:
-    """The defaults, then the presets left to right, then `overrides` by dotted key.
+    """Returns the defaults, changed by the presets from left to right, then by `overrides`, {dotted key: value}.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of shipped presets, or files. note: see `overlay`. trust: allows files to name code outside dreamer;
-    `overrides` always may.
-    Raises UserError: one line with the key, its file and line, and the nearest valid name.
+    presets: names of presets that come with dreamer, or files. note: see `overlay`.
+    trust: whether preset files may name code outside dreamer; `overrides` always may.
+    Raises UserError with one line: the key, its file and line, and the nearest valid name.
     """
     own = layer({} if overrides is None else overrides, origin="overrides")
     files = [*map(read_preset, presets)]
@@ -119,16 +119,17 @@ def load(
 
 
 def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
-    """Raises UserError when a layer from a file names code outside dreamer, unless the command names it itself.
+    """Raises UserError when a layer from a file names code outside dreamer that nobody vouches for.
 
-    given: settings of the command, by dotted key. trust: the user vouches for the files.
+    given: the settings of the command, by dotted key; the command vouches for the code that they name.
+    trust: whether the user vouches for the files.
     """
     for one in layers:
         trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
 
 
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
-    """The defaults with `layers` applied left to right. Raises UserError."""
+    """Applies `layers` to the defaults from left to right. Raises UserError."""
     config = Config()
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
@@ -140,9 +141,10 @@ def overlay(
 ) -> Any:
     """Applies the differences in `layer` to `config`, whose dotted key is `path`.
 
-    If `layer` names another plug-in, that plug-in's defaults replace the old one first. Values that the layers `before`
-    set for the old plug-in are kept if the new one has such a field and accepts the value; `note` is called with a line
-    that lists the others. An empty mapping empties a dict field; any other mapping is merged into it. Raises UserError.
+    If `layer` names another plug-in, the defaults of that plug-in first replace the settings of the old one. A value
+    that an earlier layer (`before`) gave to the old plug-in is kept if the new plug-in has such a field and accepts the
+    value; `note` is called with one line that lists the values that are not kept.
+    An empty mapping empties a dict field; any other mapping is merged into the field. Raises UserError.
     """
     values = layer.values
     for part in path.split(".") if path else []:
@@ -175,17 +177,17 @@ def overlay(
 
 
 def to_yaml(config: Any) -> str:
-    """The full resolved config as YAML, in the order of the fields; loading it returns the same config."""
+    """The complete config as YAML, in the order of the fields. Loading this YAML returns the same config."""
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
 def similar_key(config: Any, key: str) -> str | None:
-    """The dotted key of `config` that a wrong `key` may have meant."""
+    """The dotted key of `config` that is most similar to a wrong `key`, or None."""
     return hints.similar_key([*declared(config), *keys(config)], key)
 
 
 def expect_config(value: Any, call: str) -> None:
-    """Raises UserError unless `value` is a Config. call: the function it was passed to, such as "dreamer.train"."""
+    """Raises UserError unless `value` is a Config. call: the function that received it, such as "dreamer.train"."""
     if isinstance(value, Config):
         return
     if isinstance(value, str | os.PathLike):
@@ -196,7 +198,10 @@ def expect_config(value: Any, call: str) -> None:
 
 
 def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
-    """`value`, given as `key` at `where`, converted for the field `name` of `config`. Raises UserError."""
+    """Converts `value` for the field `name` of `config`; a mapping is merged into the field. Raises UserError.
+
+    key: the dotted key of the field. where: the file and line, or the flag, that gave the value.
+    """
     try:
         value = coerce(value, declared(config)[name])
     except NotPlain as error:
@@ -215,7 +220,7 @@ def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
 
 
 def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Merges `value` into a dict field, and its entries that are dicts likewise; an empty `value` empties the field."""
+    """Merges `value` into a dict field, and dicts inside it in the same way. An empty `value` empties the field."""
     if not value:
         return {}
     inner = get_args(kind)[1:]
@@ -241,7 +246,10 @@ def _exact(key: str, value: Any, kind: Any) -> Any:
 
 
 def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any:
-    """Adds the values that `before` set for the old plug-in to `config`, the defaults of the new one, if they fit."""
+    """Adds to `config`, the defaults of a new plug-in, the values that the layers `before` set for the old plug-in.
+
+    Values that do not fit are left out, and `note` is called with a line that lists them.
+    """
     given: dict[str, tuple[Any, str]] = {}
     for one in before:
         inside: Any = one.values
@@ -266,7 +274,7 @@ def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any
 
 
 def _fits(config: Any, key: str, value: Any) -> bool:
-    """Whether `config` has the field `key` and `value` has its type."""
+    """Whether `config` has the field `key` and `value` can be converted to its type."""
     kind = type_of(config, key)
     if kind is None:
         return False
@@ -278,7 +286,7 @@ def _fits(config: Any, key: str, value: Any) -> bool:
 
 
 def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested `values`; a mapping that is not a nested config of `config` counts as one value."""
+    """Yields (dotted key, value) of nested `values`. Goes only into the mappings that stand for nested configs."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, str(name), None)):
@@ -288,7 +296,7 @@ def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any
 
 
 def _plugin(path: str, name: Any, where: str) -> Any:
-    """The default config of the plug-in called `name`."""
+    """The default config of the plug-in called `name`. Raises UserError."""
     if not isinstance(name, str):
         raise UserError(f"{path}.name must be text (str), not {show(name)} (from {where})")
     try:

@@ -1,6 +1,7 @@
 """Checks that plug-ins return what `interfaces.py` requires. An error is one line: plug-in, function and fault.
 
-The functions of a record are wrapped: shapes are compared while jax traces, so that a compiled step has no overhead.
+The functions of a WorldModel or a Behavior are wrapped. The wrappers compare shapes while jax traces the functions, so
+that a compiled step has no overhead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dreamer.interfaces import Ask, Batch, Behavior, Learned, Losses, State, Var
 from dreamer.plugins import one_line
 from dreamer.spaces import Spec
 
-LONGEST = 400  # characters of another library's message
+LONGEST = 400  # characters that are kept of another library's message
 NOT_FUNCTIONS = ("scales", "storage", "needs")
 PREDICTIONS = ("reward", "cont")  # predictions of one number per row
 SIGNATURES = {
@@ -29,14 +30,17 @@ class Fault(Exception):
 
 
 class Plugin(NamedTuple):
-    """A plug-in. label: for errors, such as "world model 'my_lab.model'" | spec: of the environment it was made for"""
+    """A plug-in. label: its name in errors, such as "world model 'my_lab.model'" | spec: the Spec of its environment"""
 
     label: str
     spec: Spec
 
 
 def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> tuple[WorldModel, int]:
-    """The checked world model of a plug-in's module, and the width of its feat. Raises UserError naming it."""
+    """Makes and checks the world model of a plug-in's module. Returns the model and the width F of its features.
+
+    Raises UserError that names the plug-in.
+    """
     plugin = Plugin(f"world model {name!r}", spec)
     model: WorldModel = _made(plugin, module, WorldModel, (config, spec), shared)
     checks: dict[str, Callable] = {
@@ -58,7 +62,7 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
 
 
 def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> Behavior:
-    """The checked behavior of a plug-in's module. Raises UserError naming it."""
+    """Makes and checks the behavior of a plug-in's module. Raises UserError that names the plug-in."""
     plugin = Plugin(f"behavior {name!r}", spec)
     behavior: Behavior = _made(plugin, module, Behavior, (config, spec), shared)
     checks: dict[str, Callable] = {
@@ -74,7 +78,7 @@ def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any
 
 
 def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping[str, Any]) -> Any:
-    """The result of the module's `make`, as a `record` with all its fields."""
+    """Calls the module's `make`, checks that the result has all fields of `record`, and returns it as a `record`."""
     if not callable(getattr(module, "make", None)):
         raise UserError(f"{plugin.label} has no function {SIGNATURES[record]}")
     made = _called(plugin, "make", module.make, args, shared)
@@ -98,7 +102,7 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
 
 
 def _guarded(plugin: Plugin, record: Any, checks: Mapping[str, Callable]) -> Any:
-    """The record with each function wrapped: a failure names the function, and the result is checked."""
+    """Wraps each function of a record: an error names the function, and the function's result is checked."""
     functions = {f: getattr(record, f) for f in record._fields if callable(getattr(record, f))}
     return record._replace(**{f: _guard(plugin, f, function, checks.get(f)) for f, function in functions.items()})
 

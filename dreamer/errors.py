@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Raised when the user's input is wrong. The command line prints its one line and exits with code 2."""
+    """Raised when the user's input is wrong. The command line prints the error as one line and exits with code 2."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint at the valid name nearest to `name`: "; did you mean 'x'?", or the choices when none is near."""
+    """A hint at the valid name nearest to `name`: "; did you mean 'x'?", or all choices when no name is near."""
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:

@@ -26,17 +26,17 @@ class Range(NamedTuple):
 
 
 def at_least(low: float) -> Range:
-    """The range without an upper bound."""
+    """The range of the numbers from `low`, without an upper bound."""
     return Range(low, math.inf)
 
 
 def between(low: float, high: float) -> Range:
-    """The range with two bounds."""
+    """The range of the numbers from `low` to `high`."""
     return Range(low, high)
 
 
 class Mark(NamedTuple):
-    """A property of a field that does not depend on its value. The mark of a group holds for all fields in it."""
+    """A property of a field that does not depend on its value. A group's mark holds for all of the group's fields."""
 
     meaning: str
 
@@ -47,7 +47,7 @@ SAME_GROUP = Mark("runs that differ only in this field form one group in a repor
 
 
 def declared(config: Any) -> Mapping[str, Any]:
-    """{field: declared type} of a config dataclass, in order."""
+    """The declared types {field: type} of a config dataclass, in the order of the fields."""
     kind: Any = type(config)
     return _declared_of(kind)
 
@@ -59,7 +59,7 @@ def _declared_of(kind: Any) -> Mapping[str, Any]:
 
 
 def _annotated(config: Any) -> Mapping[str, tuple[Any, ...]]:
-    """{field: entries of its annotation besides the type} of a config dataclass, in order."""
+    """The ranges and marks {field: entries of its annotation besides the type}, in the order of the fields."""
     kind: Any = type(config)
     return _annotated_of(kind)
 
@@ -71,7 +71,7 @@ def _annotated_of(kind: Any) -> Mapping[str, tuple[Any, ...]]:
 
 
 def get(config: Any, key: str) -> Any:
-    """The value at a dotted key."""
+    """The value at a dotted key of a config."""
     for part in key.split("."):
         config = config[part] if isinstance(config, Mapping) else getattr(config, part)
     return config
@@ -107,8 +107,7 @@ def keys(config: Any, path: str = "") -> Iterator[str]:
 def check_bounds(config: Any, path: str = "") -> None:
     """Raises UserError unless every number of `config`, nested configs included, lies in the range of its field.
 
-    path: dotted key of `config`, for the message. A Config whose `__post_init__` has rules between fields calls this
-    first.
+    path: the dotted key of `config`, for the message. A Config whose `__post_init__` compares fields calls this first.
     """
     for name in declared(config):
         key, value = f"{path}.{name}" if path else name, getattr(config, name)
@@ -119,7 +118,7 @@ def check_bounds(config: Any, path: str = "") -> None:
 
 
 def check_field(config: Any, name: str, value: Any, key: str) -> None:
-    """Raises UserError unless `value` lies in the range of the field `name` of `config`. key: for the message.
+    """Raises UserError unless `value` lies in the range of the field `name` of `config`. key: its dotted key.
 
     A field whose type allows None may be None.
     """
@@ -140,7 +139,7 @@ def check_bound(key: str, value: Any, bound: Range) -> None:
 
 
 def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
-    """The dotted keys of the fields and groups that have a mark, in order, without those inside a marked group."""
+    """The dotted keys of the fields and groups that have a mark; a marked group stands for all that it contains."""
     for name, notes in _annotated(config).items():
         key, value = f"{path}.{name}" if path else name, getattr(config, name)
         if mark in notes:
@@ -150,7 +149,7 @@ def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
 
 
 def has_mark(config: Any, key: str, mark: Mark) -> bool:
-    """Whether the field at a dotted key, or a group that it belongs to, has a mark."""
+    """Whether the field at a dotted key, or a group that contains this field, has a mark."""
     for part in key.split("."):
         if mark in _annotated(config)[part]:
             return True

@@ -1,4 +1,4 @@
-"""Finds the valid name that a wrong name of a setting, a preset file or a call may have meant. Imports no jax."""
+"""Finds the valid name of a setting or a preset file that is most similar to a wrong name. Imports no jax."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ ALIASES = {
 
 
 def similar_key(names: Iterable[str], key: str) -> str | None:
-    """The dotted name among `names` that a wrong `key` may have meant, None when none is near.
+    """The dotted name among `names` that the user may have meant by a wrong `key`, or None when no name is near.
 
-    Tries the same field elsewhere, another library's name, the first letters of its words, and a near spelling.
+    Tries a field of this name in another group, then the names of settings in other libraries (ALIASES), similar
+    spellings, and the first letters of the words of a field.
     """
     names = list(names)
     by_field = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -61,7 +62,7 @@ def similar_key(names: Iterable[str], key: str) -> str | None:
 
 
 def nearest_preset_file(path: str) -> str:
-    """A hint at the preset that a missing file may have meant, in its folder or shipped; never empty."""
+    """A hint for a missing preset file: a similar file in its folder, or a preset of dreamer. Never empty."""
     folder = os.path.dirname(path) or "."
     choices = []
     if os.path.isdir(folder):

@@ -1,15 +1,14 @@
 """The contracts of the framework. Read this first.
 
-Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch
-groups, C classes, F feat, A action width, K two-hot bins. Batch-major everywhere; time comes
-to the front inside `ops/scan.py` only.
+Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch groups, C classes,
+F feat, A action width, K two-hot bins. Arrays are batch-major everywhere; only `ops/scan.py` moves time to the front.
 
-A component is a record of pure functions: `vmap` over seeds, `scan` over updates, sharding, donation and
-testing one function alone follow from that. Configs stop at the `make` that builds the record.
+A component is a record of pure functions. Therefore `vmap` over seeds, `scan` over updates, sharding, donation and
+tests of one function alone are possible. Only the `make` that builds a record reads a Config.
 
-A latent is a world model's representation of one row. A state is all it needs to continue from a row: for an RSSM the
-two are the same, for a transformer the state is a cache of many rows. Replay stores packed latents; dreams and acting
-carry states.
+A latent is a world model's representation of one row. A state is all that the model needs to continue from a row: in an
+RSSM, state and latent are the same; in a transformer, the state is a cache of many rows. Replay stores packed latents;
+dreaming and acting pass states from row to row.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Params = Any  # pytree of float32 arrays, changed by gradients
 Extra = Any  # pytree of arrays, changed by rules: normalisers, slow copies, a search distribution, counters
 Hyper = Any  # {name: []} float32, constant in an update: a population may vary them without recompiling
 Latent = Any  # pytree of arrays [.., ...] that one world model understands
-State = Any  # pytree of arrays [B, ...], likewise
+State = Any  # pytree of arrays [B, ...] that one world model understands
 Obs = Mapping[str, Array]
 Losses = dict[str, Array]
 Metrics = dict[str, Array]
@@ -65,8 +64,8 @@ class Variables(NamedTuple):
 class Learned(NamedTuple):
     """The results of `WorldModel.loss` besides its losses.
 
-    latent: posterior latents [B, T, ..], gradients flow through them | extra: the next extra | metrics {name: []}
-    surprise [B, T]: how badly each row was predicted, for a prioritised replay; None: the sum of the scaled losses
+    latent: the posterior latents [B, T, ..], with gradients | extra: the next extra | metrics {name: []}
+    surprise [B, T]: how badly each row was predicted, for a prioritised replay; None: use the sum of the scaled losses
     """
 
     latent: Latent
@@ -79,23 +78,24 @@ class WorldModel(NamedTuple):
     """A model of the environment in latent space. `v` are its Variables.
 
     init(key) -> Variables
-    initial(batch_size) -> state [batch_size, ..], before an episode's first row
+    initial(batch_size) -> state [batch_size, ..] before the first row of an episode
     observe(v, key, state [B, ..], obs [B, T, ..], prev_action [B, T, A], is_first [B, T])
         -> state [B, ..] after the last row, posterior latents [B, T, ..]
-        where is_first, the incoming state and prev_action are dropped
-    starts(v, latent [B, T, ..], prev_action [B, T, A], is_first [B, T]) -> state [B * T, ..], row-major
-        where dreams begin; a window over several rows never crosses the border of an episode
-    imagine(v, key, state [N, ..], action [N, A]) -> state [N, ..], one prior step
+        in rows with is_first set, the incoming state and prev_action are ignored
+    starts(v, latent [B, T, ..], prev_action [B, T, A], is_first [B, T]) -> state [B * T, ..], row-major:
+        the states from which dreams begin; a state that covers several rows covers rows of one episode only
+    imagine(v, key, state [N, ..], action [N, A]) -> state [N, ..] of the next row, sampled from the prior
     latent(state [N, ..]) -> latent [N, ..]
     feat(latent) -> [.., F]
-    predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, only those that it learns;
-        reward and cont are expectations, allowed marks the entries of an action's one-hots that may be chosen
-    loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T]) -> losses {name: [B, T']}, T' <= T, Learned
-    decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation, or {} when there is nothing to show
-    pack(latent) -> {name: array}, the lossless form in which replay stores latents; {} to store none
+    predict(v, feat [.., F]) -> {"reward", "cont": [..] float32, "allowed": [.., n] bool}, those that the model learns;
+        reward and cont are expectations; allowed marks the entries of an action's one-hots that may be chosen
+    loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T])
+        -> (losses {name: [B, T']} with T' <= T, Learned)
+    decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation; {} when there is nothing to show
+    pack(latent) -> {name: array}, the lossless form in which replay stores latents; {}: replay stores no latents
     unpack({name: array [B, ..]}) -> state [B, ..]
-    storage: {name: Space} of `pack`
-    scales: {loss name: weight in the total}
+    storage: {name: Space}, one for each array of `pack`
+    scales: {loss name: weight of the loss in the total}
     """
 
     init: Callable[[Key], Variables]
@@ -115,7 +115,7 @@ class WorldModel(NamedTuple):
 
 
 class Dream(NamedTuple):
-    """A world model with its variables closed over: all that a behavior may see.
+    """The functions of a world model that a behavior may call; the model's variables are already filled in.
 
     imagine(key, state [N, ..], action [N, A]) -> state | feat(state) -> [N, F]
     predict(feat [.., F]) -> {"reward", ..}, see `WorldModel.predict` | decode(state) -> {k: [N, ..]}
@@ -128,9 +128,9 @@ class Dream(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """The real sequences behind the dream's starts: N = B * T, row-major.
+    """The replayed sequences from whose rows the N = B * T dreams start, row-major.
 
-    rows [B, T]: the trained rows with their actions, no latents | feat [B, T, F] with its gradient
+    rows [B, T]: the rows that are trained on, with actions, without latents | feat [B, T, F]: features, with gradients
     """
 
     rows: Batch
@@ -138,10 +138,10 @@ class Replayed(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """The inputs of a behavior besides the observation, when it chooses an action.
+    """What a behavior receives besides the state when it chooses an action.
 
-    is_first [E] bool | allowed [E, n] bool, None in an environment without action masks
-    command {name: [E, ..]}: the task of the behavior, such as a goal, the feat [E, F] to reach
+    is_first [E] bool | allowed [E, n] bool: the action mask; None: the environment has no action masks
+    command {name: [E, ..]}: the task of the behavior, such as a goal, which is the feat [E, F] to reach
     """
 
     is_first: Array
@@ -153,14 +153,16 @@ class Behavior(NamedTuple):
     """A component that chooses actions and learns from dreams. `v` are its Variables.
 
     init(key) -> Variables
-    initial(envs) -> carry [E, ..] from row to row, () for most
+    initial(envs) -> carry [E, ..], passed from one row to the next; () for most behaviors
     act(v, key, dream, state [E, ..], carry [E, ..], ask, mode) -> action [E, A], carry
+        ask: an Ask, the inputs besides the state
         mode "collect": for training, with exploration | "sample": for evaluation | "mode": the most likely action
     loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics)
-        losses are {} for a behavior that learns without gradients
-    refresh(v) -> extra, after each optimizer step (the slow critic)
-    scales: {loss name: weight in the total}
-    needs: the predictions of the world model that it uses
+        start: the states from which dreams begin | replayed: a Replayed, the replay rows of these states
+        extra: the next value of v.extra | losses are {} for a behavior that learns without gradients
+    refresh(v) -> extra: the next value of v.extra after an optimizer step, for example with a newer slow critic
+    scales: {loss name: weight of the loss in the total}
+    needs: names of the world-model predictions that this behavior uses
     """
 
     init: Callable[[Key], Variables]
@@ -175,9 +177,10 @@ class Behavior(NamedTuple):
 class TrainState(NamedTuple):
     """All that training changes, as one pytree.
 
-    step [] int32, updates done | key | params, extra {"world_model", "behavior"} | opt_state
-    hyper {"world_model", "behavior", "scale": {loss name: []}, "learning_rate": {prefix: []}}: traced, so that settings
-    that differ only there share one compiled program
+    step [] int32: the number of updates done | key: the random key of the run | opt_state: the optimizers' state
+    params, extra: {"world_model", "behavior"}
+    hyper: {"world_model", "behavior", "scale": {loss name: []}, "learning_rate": {prefix: []}}; these are traced, so
+        that settings that differ only in hyper share one compiled program
     """
 
     step: Array
@@ -189,10 +192,10 @@ class TrainState(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The results of an update besides the next state: arrays on the device, or numpy arrays once fetched to the host.
+    """The results of an update besides the next state: arrays on the device, or numpy arrays on the host.
 
-    latent {name: [B, T, ..]}: packed posteriors to store back | metrics {name: []}
-    surprise [B, T] float32: how badly each row was predicted, None unless the agent was made with `priorities`
+    latent {name: [B, T, ..]}: the packed posterior latents, to be written back to the replay | metrics {name: []}
+    surprise [B, T] float32: how badly each row was predicted; None: the agent was made without `priorities`
     """
 
     latent: Mapping[str, Any]
@@ -201,7 +204,10 @@ class Update(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """The carry of acting from row to row: state [E, ..] | prev_action [E, A] | behavior [E, ..], its own carry."""
+    """What acting passes from one row to the next.
+
+    state [E, ..]: the world model's state | prev_action [E, A] | behavior [E, ..]: the behavior's own carry
+    """
 
     state: State
     prev_action: Array
@@ -209,18 +215,18 @@ class Carry(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """World model + behavior + optimizers, pure. `variables` are {"world_model", "behavior"}: Variables.
+    """A world model, a behavior and optimizers, as pure functions. `variables`: the Variables of each part.
 
     init(key) -> TrainState
-    variables(state) -> {part: Variables}
+    variables(state) -> {part: Variables}, where a part is "world_model" or "behavior"
     initial_carry(envs) -> Carry
     update(state, batch) -> state, Update
     act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
-    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}, the first half observed, the rest dreamed open-loop
-    encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations without a past, such as goals
+    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; the first half is observed, the rest is dreamed
+    encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations that have no past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
-    storage: {name: Space} of it | scales: {loss name: weight in the total} of both parts
-    world_model, behavior: the parts, open to dreaming, play, export and diagnosis
+    storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}
+    world_model, behavior: the parts, for uses such as dreaming, play, export and diagnosis
     """
 
     init: Callable[[Key], TrainState]

@@ -17,10 +17,10 @@ LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
 
 
 class Layer(NamedTuple):
-    """Differences to apply to a config: nested `values`, and the origin of each by dotted key.
+    """Differences to apply to a config: nested `values`.
 
-    A key without an entry in `origins` came from `origin`. ours: the layer was read from the config of a run that this
-    user made.
+    origins: {dotted key: file and line, or flag, that set the key}; a key without an entry was set by `origin`.
+    ours: whether the layer was read from the config of a run that this user made.
     """
 
     values: Mapping[str, Any]
@@ -29,12 +29,12 @@ class Layer(NamedTuple):
     ours: bool = False
 
     def where(self, key: str) -> str:
-        """The file and line, or the flag, that the dotted `key` came from."""
+        """The file and line, or the flag, that set the dotted `key`."""
         return self.origins.get(key, self.origin)
 
 
 def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested values, groups included."""
+    """Yields (dotted key, value) of nested values; a group is yielded, too, before its members."""
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
         yield key, value
@@ -43,7 +43,7 @@ def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 
 def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
-    """A Layer of `values` by dotted key ("agent.world_model.free_nats") or nested, or both. Raises UserError."""
+    """Makes a Layer of `values`; keys may be dotted ("agent.world_model.free_nats") or nested. Raises UserError."""
     if not isinstance(values, Mapping):
         raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
     nested: dict[str, Any] = {}
@@ -58,9 +58,9 @@ def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | N
 
 
 def read_preset(path: str | os.PathLike) -> Layer:
-    """The differences in a preset, each with its line. Raises UserError when it is missing or not valid YAML.
+    """Reads the differences in a preset. Raises UserError when the preset is missing or is not valid YAML.
 
-    path: the name of a shipped preset, such as "quickstart", or a file.
+    path: a file, or the name of a preset that comes with dreamer, such as "quickstart".
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"a preset is a file or a name, not {show(path)}; keys and values go into overrides={{...}}")
@@ -88,9 +88,9 @@ def _text_of(name: str) -> str:
 
 
 def layer_of(text: str, name: str, first: int = 1) -> Layer:
-    """The differences in the text of a preset, each with its line. Raises UserError when it is not valid YAML.
+    """Reads the differences in the text of a preset. Raises UserError when the text is not valid YAML.
 
-    name: of the file, for messages. first: the number that the first line of `text` has in the file.
+    name: the name of the file, for messages. first: the line of the file where `text` begins.
     """
     try:
         node = yaml.compose(text, Loader)
@@ -119,7 +119,10 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
 
 
 def _check_size(node: Any, left: list[int]) -> None:
-    """Raises ValueError when a YAML document has too many nodes, aliases expanded. left: [number still allowed]."""
+    """Raises ValueError when a YAML document has too many nodes. left: [number of nodes still allowed].
+
+    A node counts each time that an alias repeats it.
+    """
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"it holds more than {MOST_NODES:,} values")
@@ -129,7 +132,7 @@ def _check_size(node: Any, left: list[int]) -> None:
 
 
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line counted from 0) of every key of a YAML mapping."""
+    """Yields (dotted key, line) of every key of a YAML mapping. Lines are counted from 0."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         dotted = f"{path}.{key.value}" if path else key.value
         yield dotted, key.start_mark.line

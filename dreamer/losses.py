@@ -1,6 +1,6 @@
 """All losses of a world model and a behavior on one batch: the function that an update minimises.
 
-Here the action of row t becomes the previous action of row t + 1, and gradients from dreams are stopped.
+Here the action of row t becomes the previous action of row t + 1. Gradients from dreams do not reach the world model.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ PARTS = ("world_model", "behavior")
 
 
 class Aux(NamedTuple):
-    """Results besides the losses: the next extra, packed posteriors {name: [B, T, ..]}, metrics {name: []}, and how
-    badly each row was predicted [B, T], None if the world model does not return it."""
+    """Results besides the losses.
+
+    extra: the next extra of both parts | latent {name: [B, T, ..]}: the packed posterior latents | metrics {name: []}
+    surprise [B, T]: how badly each row was predicted; None: the world model does not return it
+    """
 
     extra: Any
     latent: Mapping[str, Array]
@@ -46,9 +49,9 @@ class Aux(NamedTuple):
 
 
 def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Losses, Aux]]:
-    """All losses of both parts: (params, extra, hyper, key, batch) -> losses {name: [..]}, Aux.
+    """Returns a function for all losses: (params, extra, hyper, key, batch) -> losses {name: [..]}, Aux.
 
-    params, extra, hyper: of both parts, as in a TrainState.
+    params, extra and hyper hold both parts, as in a TrainState.
     """
 
     def losses(params: Params, extra: Any, hyper: Any, key: Key, batch: Batch) -> tuple[Losses, Aux]:
@@ -71,7 +74,7 @@ def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Call
 
 
 def check_losses(losses: Losses, rows: Batch) -> None:
-    """Raises AssertionError unless each loss of a world model is [B, T'], T' <= T."""
+    """Raises AssertionError unless each loss of a world model has the shape [B, T'] with T' <= T."""
     for name, loss in losses.items():
         if loss.ndim != 2 or len(loss) != len(rows.reward) or loss.shape[1] > rows.reward.shape[1]:
             raise AssertionError(f"loss {name!r} has shape {loss.shape}, not [B, T'] for T' up to {rows.reward.shape}")
@@ -87,9 +90,10 @@ def joined(metrics: Metrics, more: Metrics) -> Metrics:
 def total_loss(
     world_model: WorldModel, behavior: Behavior, spec: Spec, *, priorities: bool = False
 ) -> Callable[..., tuple[Array, Aux]]:
-    """The scalar to minimise: (params, extra, hyper, key, batch) -> sum of scale * mean loss, Aux with each mean loss.
+    """Returns the function to minimise: (params, extra, hyper, key, batch) -> sum of scale * mean loss, Aux.
 
-    hyper["scale"] {name: []}: the scales. priorities: whether Aux has a surprise; otherwise it is None.
+    hyper["scale"] {name: []}: the scales. The metrics of Aux hold each mean loss.
+    priorities: whether Aux has a surprise; False: it is None.
     Raises ValueError when the names of losses and scales differ, so that no term is forgotten.
     """
     all_losses = make_losses(world_model, behavior, spec)
@@ -115,9 +119,10 @@ def total_loss(
 def row_losses(
     world_model: WorldModel, scales: Mapping[str, Array], losses: Losses, shape: tuple[int, int]
 ) -> Array:
-    """[B, T] float32: the sum of scale * loss over the world model's terms, without a gradient. shape: (B, T).
+    """For each row [B, T] float32, the sum of scale * loss over the world model's losses. shape: (B, T).
 
-    Raises UserError when a term does not have one number per row: such a model must return its surprise itself.
+    Has no gradient. Raises UserError when a loss does not have one number per row; a model with such a loss must itself
+    return how badly it predicted each row.
     """
     own = {name: losses[name] for name in world_model.scales}
     if any(loss.shape != shape for loss in own.values()):
@@ -126,10 +131,10 @@ def row_losses(
 
 
 def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Array, Batch]:
-    """A batch as stored -> initial state [B, ..], prev_action [B, T, A], and the T trained rows.
+    """Splits a stored batch: -> initial state [B, ..], prev_action [B, T, A], and the T rows to train on.
 
     Only here does the action of row t become the previous action of row t + 1. A context row is dropped: its latent
-    becomes the initial state, and its action the first previous action. Without one, the initial state is the default.
+    becomes the initial state, and its action the first previous action. Without a context row, both are the defaults.
     """
     check_rows(spec, batch.obs, batch.action, batch.is_first, batch.reward.shape)
     batch_size = batch.reward.shape[0]
@@ -153,7 +158,7 @@ def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple
 
 
 def make_dream(world_model: WorldModel, v: Variables) -> Dream:
-    """The world model with its variables closed over."""
+    """Returns the Dream of a world model with the variables `v`."""
     return Dream(
         imagine=functools.partial(world_model.imagine, v),
         feat=lambda state: world_model.feat(world_model.latent(state)),

@@ -31,11 +31,11 @@ _ENV_ID = re.compile(r".*-v\d+$")
 
 
 def load(name: str, package: str | None = None) -> Any:
-    """The module or attribute called `name`; for a module outside dreamer the current folder is on the path.
+    """The module or attribute called `name`; a module outside dreamer may also lie in the current folder.
 
-    "rssm" with package "dreamer.world_models" is that module in it, "my_lab.models.foo" any module,
-    "my_lab.models:make" an attribute of one. Raises UserError when it does not exist (with the
-    nearest existing name) or when the module itself fails to import (with the cause).
+    "rssm" with package "dreamer.world_models" is the module dreamer.world_models.rssm, "my_lab.models.foo" is any
+    module, and "my_lab.models:make" is an attribute of a module. Raises UserError when there is no such module or
+    attribute (with the nearest existing name), or when the module itself fails to import (with the cause).
     """
     where, _, attribute = name.partition(":")
     if not where or name.endswith(":") or where.startswith("."):
@@ -55,7 +55,7 @@ def load(name: str, package: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """An environment given as a function, `make(**options)`; it is sent to other processes by value."""
+    """An environment given as a function, `make(**options)`; the function is sent to other processes by value."""
 
     name: str
     make: Callable[..., gymnasium.Env]
@@ -80,9 +80,10 @@ EnvName = str | Maker  # the argument of `make_env`
 
 
 def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
-    """The name of an environment made by a function: its module and name if `load` finds it there, else a Maker.
+    """Names the environment that a function makes: by the function's module and name, or by a Maker.
 
-    Raises UserError when it cannot be called.
+    The name is a Maker if `load` does not find the function under its module and name. Raises UserError when `make`
+    cannot be called.
     """
     if not callable(make):
         hint = f"; its name goes into the config: env={make!r}" if isinstance(make, str) else ""
@@ -99,10 +100,10 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
 def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
     """The environment called `name`, made with `options`.
 
-    "CartPole-v1" is a gymnasium id; "dmc:walker-walk" calls make("walker-walk", **options) of the suite envs/dmc.py;
-    "my_lab.envs:make" is a factory called with the options; "my_lab.envs:Maze-v0" an id that this module registers; a
-    Maker calls its function with the options.
-    render_mode None or "rgb_array" is passed only to environments with such an argument. Raises UserError.
+    "CartPole-v1" is a gymnasium id. "dmc:walker-walk" calls make("walker-walk", **options) of the suite envs/dmc.py.
+    "my_lab.envs:make" is a function, called with the options. "my_lab.envs:Maze-v0" is an id that the module registers.
+    A Maker calls its function with the options.
+    render_mode: "rgb_array" or None; only environments that take this argument receive it. Raises UserError.
     """
     options = dict(options or {})
     add_folder_for(name)
@@ -129,21 +130,21 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
 
 def suite_names() -> list[str]:
-    """The environment suites: the files of the folder `envs`, without those named _something."""
+    """The names of the environment suites: the files of the folder `envs` whose names do not begin with "_"."""
     return sorted(m.name for m in pkgutil.iter_modules(suites.__path__) if not m.name.startswith("_"))
 
 
 def add_folder_for(name: EnvName) -> None:
-    """Put the current folder on sys.path if an environment's name refers to user code, which may lie there."""
+    """Puts the current folder on sys.path if an environment's name refers to user code, which may lie there."""
     if isinstance(name, Maker) or (":" in name and name.partition(":")[0] not in suite_names()):
         add_current_folder()
 
 
 def add_current_folder() -> None:
-    """Put the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
+    """Puts the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
 
-    Only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path without asking.
-    A folder in a run directory is not added: its files are never imported.
+    Call this only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path
+    without asking. A folder in a run directory is not added, because nothing is imported from a run directory.
     """
     folder = os.getcwd()
     if folder not in sys.path and not in_run_dir(folder):
@@ -163,7 +164,7 @@ def in_run_dir(path: str | os.PathLike) -> bool:
 
 
 def _check_place(module: str, asked: str) -> None:
-    """Raises UserError when a module would be imported from a run directory; finds its file without importing it."""
+    """Raises UserError when a module would be imported from a run directory. Finds out without importing it."""
     folders: list[str] = sys.path
     for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
         name = module[:end]
@@ -206,7 +207,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _import(module: str, asked: str) -> ModuleType:
-    """importlib.import_module, with different errors for a missing module and one that fails to import."""
+    """Imports a module. Raises a different UserError for a missing module than for a module that fails to import."""
     importlib.invalidate_caches()
     _check_place(module, asked)
     try:
@@ -294,7 +295,7 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint at the id that a wrong gymnasium id may have meant, or at the package that must be imported for it."""
+    """A hint for a wrong gymnasium id: the id that the user may have meant, or the package that must be imported."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}

@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """The folder `name`, "envs" or "experiments"."""
+    """The path of the folder `name`, which is "envs" or "experiments"."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
@@ -30,6 +30,6 @@ def preset_line(file: Path) -> str:
 
 
 def nearest_preset(word: str) -> str:
-    """The name of the preset nearest to `word`, "" when none is near. Ignores case and file ending."""
+    """The preset whose name is nearest to `word`, or "" when no name is near. Ignores case and file ending."""
     close = difflib.get_close_matches(Path(word).stem.lower(), presets(), n=1, cutoff=0.6)
     return close[0] if close else ""

@@ -1,4 +1,4 @@
-"""The observations and actions of an environment, as plain numpy facts: `Space`, `Action`, `Spec`. Imports no jax."""
+"""Describes the observations and actions of an environment: `Space`, `Action`, `Spec`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 MASK = "action_mask"  # the observation that marks the discrete actions allowed now
-BYTE = (0.0, 255.0)  # bounds of an image without its own
+BYTE = (0.0, 255.0)  # bounds of an image whose Space has no bounds
 
 
 class Encoding(NamedTuple):
     """How the agent encodes and predicts one key of the observation; used by the networks and by `dreamer check`.
 
-    input, target: its form at the encoder's input and as the decoder's target | network: the encoder for it
-    loss: compares the decoder's output with the target
+    input: the form of the encoder's input | network: the encoder's kind of network
+    target: the form of the decoder's target | loss: compares the decoder's output with the target
     """
 
     input: Literal["unit", "one-hot", "symlog"]
@@ -38,8 +38,8 @@ class Space:
     """One array of an observation or a stored latent.
 
     shape: without batch and time axes. dtype: numpy's name of the dtype in replay ("float32", "uint8", "bfloat16").
-    classes: number of classes of a discrete value (0 .. classes - 1), None otherwise.
-    bounds: the values of black and white in an image; None for 0 to 255, and if it is not an image.
+    classes: the number of classes of a discrete value (0 .. classes - 1); None: the value is not discrete.
+    bounds: the values of black and white in an image; None: they are 0 and 255, or the array is not an image.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Space:
 
     @property
     def discrete(self) -> bool:
-        """Whether values are class indices."""
+        """Whether the values are indices of classes."""
         return self.classes is not None
 
     @property
@@ -82,7 +82,8 @@ class Space:
 class Action:
     """An action as the agent sees it: one float32 vector [A].
 
-    First one-hots, with `classes` entries each, then `continuous` numbers normalised to [-1, 1]; either may be missing.
+    The vector begins with one-hots, whose lengths are `classes`. Then come `continuous` numbers, normalised to [-1, 1].
+    Without one-hots, `classes` is (); without numbers, `continuous` is 0.
     """
 
     classes: tuple[int, ...] = ()
@@ -90,7 +91,7 @@ class Action:
 
     @property
     def discrete(self) -> bool:
-        """Whether it holds one-hots only."""
+        """Whether the action consists of one-hots only."""
         return not self.continuous
 
     @property
@@ -105,7 +106,7 @@ class Action:
 
     @property
     def text(self) -> str:
-        """A short text: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
+        """The action in words: "one of 18", "6 numbers", "2 x one of 3, 1 number"."""
         runs = [(size, len(list(same))) for size, same in itertools.groupby(self.classes)]
         parts = [f"{f'{count} x ' if count > 1 else ''}one of {size}" for size, count in runs]
         if self.continuous:
@@ -129,7 +130,7 @@ class Spec:
 
     @property
     def masked(self) -> bool:
-        """Whether an observation MASK marks the allowed entries of the one-hots."""
+        """Whether the observation has a key MASK that marks the allowed entries of the one-hots."""
         mask = self.obs.get(MASK)
         return mask is not None and mask.classes == 2 and mask.shape == (self.action.onehots,)
 

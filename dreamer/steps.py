@@ -11,9 +11,9 @@ Time alignment:
       2        after a_1      r_2       0         1         1 or 0    0          the true last observation
       3        reset's        0         1         0         0         a_3        the next episode
 
-is_last ends an episode; is_terminal marks a true end (value 0 beyond) as opposed to a time limit.
-A batch holds `context` (0 or 1) rows before its T rows. A context row is not trained on: its latent is the
-initial carry, and its action is the first previous action.
+is_last marks the last row of an episode. is_terminal marks a true end, after which the value is 0; a time limit is not
+a true end. A batch holds `context` (0 or 1) rows before its T rows. A context row is not trained on: its latent gives
+the initial state, and its action is the first previous action.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Where the T trained rows of a batch lie in the replay, to write refreshed latents back.
+    """The places in the replay of the T rows of a batch that are trained on. Their new latents are written back there.
 
-    stream [B] int | number [B, T] int64, the row's running number in that stream since its start
+    stream [B] int: the stream of each sequence | number [B, T] int64: the number of each row since its stream's start
     """
 
     stream: np.ndarray

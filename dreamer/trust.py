@@ -51,7 +51,7 @@ def key_file() -> Path:
 
 
 def seal(data: bytes) -> str:
-    """A code that proves later that this user wrote `data` on this machine; "" where no key can be kept."""
+    """A code that proves later that this user wrote `data` on this machine; "" if no key can be stored."""
     key = _key(make=True)
     return hmac.new(key, data, hashlib.sha256).hexdigest() if key else ""
 
@@ -65,7 +65,7 @@ def sealed_here(data: bytes, mac: str) -> bool:
 
 
 def _key(make: bool) -> bytes | None:
-    """This user's key, None when there is none and none can be made."""
+    """This user's key, or None when there is no key. make: whether to make a key if there is none."""
     path = key_file()
     with contextlib.suppress(OSError):
         return _read_key(path)
@@ -102,7 +102,10 @@ def _read_key(path: Path) -> bytes | None:
 
 
 class Unsealed(NamedTuple):
-    """A text and the facts of its first line. run: the run it belongs to, None = no seal | ours: made by this user"""
+    """A text and what its first line says about it.
+
+    run: the run that the text belongs to; None: the text has no seal | ours: whether this user wrote the text here
+    """
 
     text: str
     run: str | None
@@ -110,13 +113,13 @@ class Unsealed(NamedTuple):
 
 
 def sealed_text(text: str, run: str) -> str:
-    """A YAML text after a comment that holds the identity of its run, its sha256, and this user's seal of both."""
+    """Adds a first line to a YAML text: the identity of its run, the text's sha256, and this user's seal of both."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{_BEGINS}{run} sha256 {digest} seal {seal(_about(run, digest)) or '-'}\n{text}"
 
 
 def unsealed(text: str) -> Unsealed:
-    """The inverse of `sealed_text`; returns a text without a seal as it is. Raises ValueError if it was edited."""
+    """The inverse of `sealed_text`; keeps a text without a seal unchanged. Raises ValueError if the text was edited."""
     if not text.startswith(_BEGINS):
         return Unsealed(text, None, False)
     first, newline, rest = text.partition("\n")
@@ -138,8 +141,8 @@ def check(
 ) -> None:  # fmt: skip
     """Raises UserError unless all names in a config from a file are safe, given by the command itself, or trusted.
 
-    values: the nested mapping of the file. where: the file. suites: names of the suites that come with dreamer.
-    given: settings of the command itself, by dotted key. trust: the user vouches for the file.
+    values: the nested mapping of the file. where: the file's name. suites: names of the suites that come with dreamer.
+    given: the settings of the command itself, by dotted key. trust: whether the user vouches for the file.
     """
     if trust or not isinstance(values, Mapping):
         return
@@ -155,9 +158,9 @@ def check(
 
 
 def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(dotted key, name) of all names in a config that may run code outside dreamer, gymnasium and the suites.
+    """Yields (dotted key, name) of each name in a config that may run code outside dreamer, gymnasium and the suites.
 
-    Addresses count: the process there may send code.
+    The address of another process is such a name, because that process may send code.
     """
     env = values.get("env")
     if isinstance(env, str) and not safe_env(env, suites):
@@ -180,7 +183,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
 
 
 def safe_env(name: str, suites: Collection[str]) -> bool:
-    """Whether an environment's name runs only gymnasium's registry or a suite of dreamer."""
+    """Whether an environment's name can only run an environment registered in gymnasium or a suite of dreamer."""
     suite, colon, task = name.partition(":")
     if colon:
         return suite in suites and bool(_TASK.fullmatch(task))
@@ -190,13 +193,14 @@ def safe_env(name: str, suites: Collection[str]) -> bool:
 def safe_text(text: str) -> bool:
     """Whether a text in the options of an environment cannot be a module, an address or a file.
 
-    A file in the current folder counts too: a stranger may have made it, and models and levels may name more files.
+    The name of a file in the current folder is not safe, either: a stranger may have made the file, and models and
+    levels may name more files.
     """
     return not _FILE.search(text) and (":" not in text or bool(_NUMBERS.fullmatch(text)))
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of all texts in nested mappings and lists, and of keys that are not safe texts."""
+    """Yields (dotted key, text) of all texts in nested mappings and lists; a key is yielded if it is not safe."""
     if isinstance(value, str):
         yield path, value
     elif depth > 50:

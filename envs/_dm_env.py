@@ -10,7 +10,7 @@ import numpy as np
 
 
 class DMEnv(gymnasium.Env):
-    """A dm_env.Environment as a gymnasium one. A discount of 0 at the last step means terminated, 1 means truncated.
+    """A dm_env.Environment as a gymnasium environment. At the last step, discount 0 means terminated, 1 truncated.
 
     Images stay uint8, all other numbers become float32, and scalars become [1]. Subclasses define `_seed` and `render`.
     """
@@ -24,21 +24,21 @@ class DMEnv(gymnasium.Env):
         self.action_space = _action_space(env.action_spec())
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        """Begin an episode; `seed` seeds the task's own random numbers."""
+        """Begins an episode; `seed` seeds the task's own random numbers."""
         super().reset(seed=seed)
         if seed is not None:
             self._seed(seed)
         return self._observed(self._env.reset().observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        """One step of the suite."""
+        """Takes one step of the suite."""
         now = self._env.step(action if self.action_space.shape == () else np.asarray(action, np.float64))
         ended = now.last()
         terminated = bool(ended and now.discount == 0)
         return self._observed(now.observation), float(now.reward or 0.0), terminated, bool(ended and not terminated), {}
 
     def close(self) -> None:
-        """Close the environment."""
+        """Closes the environment."""
         self._env.close()
 
     def _seed(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Rendering by MuJoCo without a screen, and quiet imports of dm_control. Not a suite itself."""
+"""Lets MuJoCo render without a screen, and imports dm_control without warnings. Not a suite itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 
 def choose_graphics(suite: str) -> None:
-    """Select a renderer for dm_control that needs no screen; by default it tries a screen first and fails.
+    """Selects a renderer for dm_control that needs no screen; by default, dm_control tries a screen first and fails.
 
-    An existing MUJOCO_GL is kept. Raises ValueError when no renderer is installed.
+    Keeps an existing MUJOCO_GL. Raises ValueError when no renderer is installed.
     """
     if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ:
         return
@@ -33,7 +33,7 @@ def choose_graphics(suite: str) -> None:
 
 @contextlib.contextmanager
 def loading(library: str) -> Iterator[None]:
-    """Context for imports of dm_control: if it is installed and fails to load, the ImportError names MUJOCO_GL."""
+    """A context for imports of dm_control. If it is installed but fails to load, the ImportError names MUJOCO_GL."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="glfw")  # glfw looks for a screen even if none is needed
@@ -47,7 +47,7 @@ def loading(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Context that hides MuJoCo's deprecation warnings, which dm_control's own models cause in each environment."""
+    """A context that hides MuJoCo's deprecation warnings, which dm_control's own models cause in each environment."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -26,9 +26,9 @@ def check_keys(suite: str, keys: Sequence[str], fields: int) -> None:
 
 
 def take_over_limit(env: Any, limit: int | None) -> int:
-    """Disables the step limit of `env` and returns it, or `limit` if that is given.
+    """Disables the step limit of `env`. Returns `limit`; if `limit` is None, returns the limit of `env`.
 
-    At its own limit NLE quits the game before it shows the last state, so the caller must count the steps.
+    At its own limit, NLE quits the game before it shows the last state. Therefore the caller must count the steps.
     """
     own, env._max_episode_steps = env._max_episode_steps, sys.maxsize
     return int(own) if limit is None else limit
@@ -53,7 +53,7 @@ class NetHack(gymnasium.Env):
         self.action_space = env.action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin a game; its seeds are drawn from gymnasium's. The Challenge cannot be seeded."""
+        """Begins a game. Its seeds are drawn with gymnasium's random numbers; the Challenge cannot be seeded."""
         super().reset(seed=seed)
         if not type(self._env).__name__.endswith("Challenge"):
             self._env.seed(*(int(draw) for draw in self.np_random.integers(2**62, size=2)), reseed=False)
@@ -62,7 +62,7 @@ class NetHack(gymnasium.Env):
         return self._shown(obs), info
 
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
-        """Press one key. A game that NLE aborts (the Challenge, when game time stands still) repeats its last state."""
+        """Presses one key. If NLE aborts the game (the Challenge, when time stands still), repeats the last state."""
         obs, reward, over, _, info = self._env.step(int(action))
         self._time += 1
         aborted = info["end_status"] == self._env.StepStatus.ABORTED
@@ -71,11 +71,11 @@ class NetHack(gymnasium.Env):
         return seen, float(reward), over, bool(not over and (aborted or self._time >= self._limit)), info
 
     def render(self) -> np.ndarray:
-        """The whole map, uint8 [336, 1264, 3]."""
+        """An image of the whole map, uint8 [336, 1264, 3]."""
         return self._env.render().copy()
 
     def close(self) -> None:
-        """End the game."""
+        """Ends the game."""
         self._env.close()
 
     def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ class NetHack(gymnasium.Env):
         return self._seen
 
     def _surroundings(self, x: int, y: int) -> np.ndarray:
-        """The fields around column x, row y of the map; black beyond its border."""
+        """An image of the fields around column x and row y of the map; it is black beyond the border of the map."""
         half = self._fields // 2
         image = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
         drawn = self._env.render()

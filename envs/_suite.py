@@ -20,9 +20,9 @@ NO_STATE = {
 
 @contextlib.contextmanager
 def extra(suite: str, command: str = "") -> Iterator[None]:
-    """Context for the imports of a suite: a missing package raises an ImportError that names the extra.
+    """A context for the imports of a suite. If a package is missing, the ImportError names the extra to install.
 
-    command: installs the suite, by default the extra of its name.
+    command: the shell command that installs the suite; "": the command that installs the extra called `suite`.
     """
     try:
         yield
@@ -31,9 +31,9 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
 
 
 def install(suite: str, more: str = "") -> str:
-    """The command that installs the extra of a suite, from the checkout or next to an installed package.
+    """The shell command that installs the extra of a suite, in a checkout or for an installed dreamer.
 
-    more: a shell command to run after it.
+    more: text to append to the command, such as a second command.
     """
     name = suite.replace("_", "-")
     if (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
@@ -42,7 +42,7 @@ def install(suite: str, more: str = "") -> str:
 
 
 def find_task(suite: str, task: str, known: Iterable[str]) -> str:
-    """The name in `known` that matches `task`, ignoring case and hyphens. Raises ValueError naming the nearest."""
+    """The name in `known` that matches `task`, ignoring case and hyphens. Raises ValueError that names the nearest."""
     known = list(known)
     if task in known:
         return task
@@ -67,7 +67,8 @@ def check_choice(suite: str, option: str, value: str | None, choices: Iterable[s
 def get_attributes(env: Any) -> list[dict[str, Any]]:
     """A copy of the attributes of `env` and of each environment that it wraps, outermost first.
 
-    Only for environments in plain Python, which hold all of their state in attributes. Functions are not state.
+    This works only for environments in plain Python, which hold all of their state in attributes. Functions are left
+    out.
     """
     kept = [
         {key: value for key, value in vars(layer).items() if key not in NO_STATE and not callable(value)}
@@ -77,7 +78,7 @@ def get_attributes(env: Any) -> list[dict[str, Any]]:
 
 
 def set_attributes(env: Any, state: list[dict[str, Any]]) -> None:
-    """Restores a state from `get_attributes` in an environment that was made in the same way."""
+    """Restores what `get_attributes` returned, in an environment that was made in the same way."""
     for layer, values in zip(_layers(env), copy.deepcopy(state), strict=True):
         vars(layer).update(values)
 
@@ -86,11 +87,11 @@ class Plain(gymnasium.Wrapper):
     """Adds `get_state` and `set_state` to an environment in plain Python, so that a resumed run can continue it."""
 
     def get_state(self) -> list[dict[str, Any]]:
-        """Everything that the next steps depend on."""
+        """Returns everything that the next steps depend on."""
         return get_attributes(self.env)
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         set_attributes(self.env, state)
 
 

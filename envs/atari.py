@@ -1,7 +1,8 @@
 """Atari 2600 games of the Arcade Learning Environment: `make("breakout")`. One step is one frame.
 
-The defaults are the protocol of 200M frames (Machado et al. 2018, with the images of DreamerV3's reference): sticky
-actions, all 18 actions, lives ignored. Hold each action for four frames with `--action-repeat 4`, as the presets do.
+The defaults are the protocol of 200M frames (Machado et al. 2018): actions are sticky, all 18 actions are available,
+and lives are ignored. Images are those of DreamerV3's reference. Hold each action for four frames with
+`--action-repeat 4`, as the presets do.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ def make(
     limit_is_terminal: bool = False,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """One game: an image uint8 [height, width, 1 or 3], and either all 18 actions or those that the game uses.
+    """Makes one game, which shows an image uint8 [height, width, 1 or 3].
 
-    size: [height, width]. sticky: probability that a frame repeats the last action. actions: "all" or "minimal".
-    noops: most frames without action before an episode begins; their number is random. limit: frames after which an
-    episode is truncated, or terminated with limit_is_terminal, as in the reference. Raises ValueError and ImportError.
+    size: [height, width]. sticky: the probability that a frame repeats the last action.
+    actions: "all" 18 actions, or "minimal": only the actions that the game uses.
+    noops: the most frames without action before an episode begins; the number is random.
+    limit: the number of frames after which an episode is truncated, or terminated if limit_is_terminal is set, as in
+    the reference. Raises ValueError and ImportError.
     """
     with extra("atari"):
         import ale_py
@@ -77,7 +80,7 @@ class Atari(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(len(actions))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode; `seed` restarts the emulator. The first observation uses its frame twice."""
+        """Begins an episode; `seed` restarts the emulator. The first observation is made of a single frame."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
             self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
@@ -93,7 +96,7 @@ class Atari(gymnasium.Env):
         return self._observed(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Advance one frame. The end of the game ends an episode; the loss of a life does not."""
+        """Advances by one frame. The end of the game ends an episode; the loss of a life does not."""
         reward = self._ale.act(self._actions[int(action)])
         self._frame += 1
         self._frames = [self._frames[1], self._ale.getScreenRGB()]
@@ -106,13 +109,13 @@ class Atari(gymnasium.Env):
         return self._frames[1]
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next frames depend on."""
+        """Returns everything that the next frames depend on."""
         random = self.np_random.bit_generator.state
         emulator = self._ale.cloneState(include_rng=True)
         return {"emulator": emulator, "random": random, "frame": self._frame, "frames": self._frames}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         self._ale.restoreState(state["emulator"])
         self.np_random.bit_generator.state = state["random"]
         self._frame, self._frames, self._seeded = state["frame"], state["frames"], True

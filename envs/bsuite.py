@@ -1,6 +1,6 @@
-"""BSuite: `make("catch/0")`, an experiment and the number of its setting. Each small task tests one capability.
+"""BSuite: `make("catch/0")` names an experiment and the number of its setting. Each small task tests one skill.
 
-An experiment lasts a fixed number of episodes, `BSuite.episodes`. Every episode ends with terminated, also at a time
+An experiment lasts a fixed number of episodes, `BSuite.episodes`. Every episode ends with `terminated`, even at a time
 limit. The tasks mnist* download the digits when they are first made.
 """
 
@@ -16,7 +16,7 @@ from ._suite import extra, find_task, get_attributes, set_attributes
 
 
 def make(task: str) -> gymnasium.Env:
-    """One setting of one experiment; "catch" means "catch/0". Raises ValueError and ImportError."""
+    """Makes one setting of one experiment; "catch" means "catch/0". Raises ValueError and ImportError."""
     with extra("bsuite"), warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old texts of the suite
         import bsuite
@@ -31,7 +31,7 @@ def make(task: str) -> gymnasium.Env:
 
 
 class BSuite(DMEnv):
-    """One environment of the suite. Its observations have one or two axes; it renders no images."""
+    """An environment of the suite. Its observations have one or two axes. It renders no images."""
 
     metadata = {"render_modes": []}
 
@@ -41,16 +41,16 @@ class BSuite(DMEnv):
         return self._env.bsuite_num_episodes
 
     def get_state(self) -> list[dict[str, Any]]:
-        """Everything that the next steps depend on."""
+        """Returns everything that the next steps depend on."""
         return [{"random": self.np_random.bit_generator.state}, *get_attributes(self._env)]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         self.np_random.bit_generator.state = state[0]["random"]
         set_attributes(self._env, state[1:])
 
     def _seed(self, seed: int) -> None:
-        """Seeds the random numbers of an episode. What the setting fixes, such as which arm pays, stays the same."""
+        """Seeds the random numbers of episodes, but not what the setting fixes, such as the arm that pays."""
         layer = self._env
         while layer is not None:
             if "_rng" in vars(layer):

@@ -16,7 +16,7 @@ VIEWS = ("_local_view", "_sem_view")  # attributes that refer to the world
 
 
 def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = None) -> gymnasium.Env:
-    """The game, rewarded for achievements ("reward") or not at all ("noreward"). Raises ValueError and ImportError."""
+    """Makes the game, with ("reward") or without ("noreward") rewards. Raises ValueError and ImportError."""
     name = find_task("crafter", task, TASKS)
     check_choice("crafter", "render_mode", render_mode, (None, "rgb_array"))
     with extra("crafter"):
@@ -25,23 +25,23 @@ def make(task: str, size: tuple[int, int] = (64, 64), render_mode: str | None = 
 
 
 class InOrder(dict):
-    """A set that is iterated in insertion order.
+    """A set whose iteration follows the order of insertion.
 
-    The game picks random creatures by their index in a set of objects, and the order of a set differs between
+    The game picks random creatures by their index in a set of objects. The order of a Python set would differ between
     processes.
     """
 
     def add(self, item: Any) -> None:
-        """Like the method of a set."""
+        """Adds an item, as the method of a set does."""
         self[item] = None
 
     def remove(self, item: Any) -> None:
-        """Like the method of a set."""
+        """Removes an item, as the method of a set does."""
         del self[item]
 
 
 class Crafter(gymnasium.Env):
-    """The game as a gymnasium environment. Death terminates an episode, the length limit truncates it."""
+    """The game as a gymnasium environment. Death terminates an episode; the length limit truncates it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -53,7 +53,7 @@ class Crafter(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(self._env.action_space.n)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode in a new world."""
+        """Begins an episode in a new world."""
         super().reset(seed=seed)
         if seed is not None:
             self._env = self._make(seed)
@@ -65,13 +65,13 @@ class Crafter(gymnasium.Env):
         return image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One step of the game, which uses gym's old interface of four values; its discount is 0 at death."""
+        """Takes one step. The game uses gym's old interface of four values, and shows death by a discount of 0."""
         image, reward, over, info = self._env.step(action)
         dead = over and info["discount"] == 0
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """An image uint8 [512, 512, 3]. Restores the world's random state, which the noise at night advances."""
+        """An image uint8 [512, 512, 3]. Restores the world's random state, which drawing the noise at night changes."""
         random = self._env._world.random
         before = random.get_state()
         image = self._env.render((512, 512))
@@ -79,12 +79,12 @@ class Crafter(gymnasium.Env):
         return image
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
+        """Returns everything that the next steps depend on."""
         inner = {key: value for key, value in vars(self._env).items() if not key.endswith(("_view", "_textures"))}
         return copy.deepcopy(inner)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         vars(self._env).update(copy.deepcopy(state))
         for view in VIEWS:
             getattr(self._env, view)._world = self._env._world

@@ -1,4 +1,4 @@
-"""DeepMind Control Suite: `make("walker-walk")`. Vectors need no graphics library, images need OpenGL."""
+"""DeepMind Control Suite: `make("walker-walk")`. Images need OpenGL; vectors need no graphics library."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def make(
     camera: int | None = None,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """One task of the suite, "domain-task" ("walker-walk", "ball_in_cup-catch").
+    """Makes one task of the suite, named "domain-task" ("walker-walk", "ball_in_cup-catch").
 
-    image: observe an image `size` [height, width] as "image". proprio: observe the vectors of the suite, by default if
-    there is no image. camera: number, by default the usual one. Raises ValueError and ImportError.
+    image: whether to observe an image of `size` [height, width] as "image".
+    proprio: whether to observe the vectors of the suite; None: only if there is no image.
+    camera: the number of the camera; None: the usual camera. Raises ValueError and ImportError.
     """
     check_choice("dmc", "render_mode", render_mode, (None, "rgb_array"))
     if image or render_mode:
@@ -53,7 +54,7 @@ def make(
 
 
 class DMC(DMEnv):
-    """A dm_control environment as a gymnasium one: float32 vectors by key, and an image if requested."""
+    """A dm_control environment as a gymnasium environment with float32 vectors by key, and an image if requested."""
 
     def __init__(
         self, env: Any, image: bool, proprio: bool, size: tuple[int, int], camera: int, render_mode: str | None
@@ -70,9 +71,9 @@ class DMC(DMEnv):
         return self._draw(240, 320)
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on; `set_state` recomputes the rest by `mj_step1`.
+        """Returns everything that the next steps depend on; `set_state` recomputes the rest by `mj_step1`.
 
-        Raises ValueError for quadruped-escape, whose terrain is held by the graphics library.
+        Raises ValueError for quadruped-escape, because the graphics library holds the terrain of this task.
         """
         import mujoco
 
@@ -89,7 +90,7 @@ class DMC(DMEnv):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         import mujoco
 
         model, data = self._env.physics.model.ptr, self._env.physics.data.ptr

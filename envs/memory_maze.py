@@ -1,6 +1,6 @@
-"""Memory Maze: `make("9x9")`. First-person mazes; the image border has the colour of the object to find next.
+"""Memory Maze: `make("9x9")`. Mazes seen in first person; the image's border has the colour of the object to find.
 
-Needs OpenGL, even without a screen.
+The suite needs OpenGL, even without a screen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TASKS = ("9x9", "11x11", "13x13", "15x15")
 
 
 def make(task: str, size: int = 64, render_mode: str | None = None) -> gymnasium.Env:
-    """Mazes of one size: an image uint8 [size, size, 3] and 6 actions. Raises ValueError and ImportError."""
+    """Makes mazes of one size, with an image uint8 [size, size, 3] and 6 actions. Raises ValueError and ImportError."""
     name = find_task("memory_maze", task, TASKS)
     check_choice("memory_maze", "render_mode", render_mode, (None, "rgb_array"))
     choose_graphics("memory_maze")
@@ -31,7 +31,7 @@ def make(task: str, size: int = 64, render_mode: str | None = None) -> gymnasium
 
 
 class MemoryMaze(DMEnv):
-    """A new maze for each episode. A time limit truncates episodes; they never terminate."""
+    """Mazes, a new one for each episode. A time limit truncates episodes; they never terminate."""
 
     def __init__(self, build: Any, render_mode: str | None):
         self._build = build
@@ -40,7 +40,7 @@ class MemoryMaze(DMEnv):
         self._picture = np.zeros(self.observation_space.shape or (), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        """Begin an episode in a new maze."""
+        """Begins an episode in a new maze."""
         with quiet():
             return super().reset(seed=seed, options=options)
 

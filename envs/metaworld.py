@@ -1,6 +1,7 @@
-"""MetaWorld: `make("reach-v3")`, one arm on one of 50 tasks, the suite's MT1.
+"""MetaWorld: `make("reach-v3")`, one arm with one of 50 tasks (the MT1 benchmark of the suite).
 
-It pins an old MuJoCo that dm_control cannot use, so it needs its own virtual environment (experiments/README.md).
+MetaWorld pins an old MuJoCo that dm_control cannot use, so it needs a separate virtual environment
+(experiments/README.md).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ def make(
     camera: str = "corner2",
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """One task: "state" [39], which holds the goal, and "log/success" [1], which the agent does not see.
+    """Makes one task.
 
-    goals: number of the suite's 50 positions of object and goal to draw from, the same in every copy; 1 fixes them.
-    image: instead of the state, observe an image `size` [height, width] of `camera` and the arm's part of the state.
-    Raises ValueError and ImportError.
+    The agent observes "state" [39], which holds the goal. "log/success" [1] is logged and hidden from the agent.
+    goals: the number of the suite's 50 positions of object and goal that are used, the same in every copy of the task.
+    image: whether to observe, instead of the whole state, the arm's part of it and an image of `size` [height, width]
+    that `camera` sees. Raises ValueError and ImportError.
     """
     check_choice("metaworld", "render_mode", render_mode, (None, "rgb_array"))
     check_choice("metaworld", "camera", camera, CAMERAS)
@@ -51,7 +53,7 @@ def make(
 
 
 class MetaWorld(gymnasium.Env):
-    """A task whose positions of object and goal are drawn for each episode."""
+    """A task. For each episode, it draws new positions of the object and the goal."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
@@ -70,24 +72,24 @@ class MetaWorld(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, env.action_space.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin an episode; only the positions of object and goal are random."""
+        """Begins an episode. Only the positions of the object and the goal are random."""
         super().reset(seed=seed)
         self._env.set_task(self._tasks[int(self.np_random.integers(len(self._tasks)))])
         state, info = self._env.reset()
         return self._shown(state, 0.0), info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """One step; the time limit truncates an episode, and success does not end it."""
+        """Takes one step. The time limit truncates an episode; success does not end it."""
         state, reward, over, cut, info = self._env.step(np.asarray(action, np.float32))
         return self._shown(state, info["success"]), float(reward), bool(over), bool(cut), info
 
     def render(self) -> np.ndarray:
-        """An image uint8 [height, width, 3] of the camera."""
+        """The image uint8 [height, width, 3] that the camera sees."""
         image = self._env.render()
         return np.flipud(image) if self._flipped else image
 
     def close(self) -> None:
-        """Close the simulator and its graphics."""
+        """Closes the simulator and its graphics."""
         self._env.close()
 
     def _shown(self, state: np.ndarray, success: float) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """MiniGrid and BabyAI: `make("Empty-5x5-v0")` is gymnasium's MiniGrid-Empty-5x5-v0.
 
-Observations leave out the text of the mission, so in tasks where it varies (most of BabyAI) the goal is not observed.
+Observations do not contain the text of the mission. In tasks with several missions (most of BabyAI), the agent thus
+does not see the goal.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ VIEWS = ("picture", "symbols", "whole")
 def make(
     task: str, view: str = "picture", tile: int = 8, render_mode: str | None = None, **options: Any
 ) -> gymnasium.Env:
-    """One task. view: the observation.
+    """Makes one task. view: what the agent observes.
 
-    view "picture": an image of the 7 x 7 fields ahead, uint8 [7 * tile, 7 * tile, 3], [56, 56, 3] with tile 8.
-    view "symbols": the same fields as classes: "image" [147], the object, colour and state of each field, at most 11
-        classes each, and "direction", one of 4.
-    view "whole": an image of the whole grid, [64, 64, 3] for a grid of 8 x 8 with tile 8.
+    view "picture": an image of the 7 x 7 fields ahead, uint8 [7 * tile, 7 * tile, 3]. With tile 8 it is [56, 56, 3].
+    view "symbols": the same fields as classes. "image" [147] holds the object, the colour and the state of each field,
+        with at most 11 classes each; "direction" is one of 4 classes.
+    view "whole": an image of the whole grid. With tile 8 and a grid of 8 x 8 fields, it is [64, 64, 3].
     All other options go to gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("minigrid"):
@@ -40,7 +41,7 @@ def make(
 
 
 class Symbols(gymnasium.ObservationWrapper):
-    """The partial view as classes."""
+    """Shows the fields ahead as classes."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)

@@ -1,6 +1,6 @@
 """MiniHack: `make("Room-5x5-v0")` is MiniHack-Room-5x5-v0, small tasks in NetHack's world.
 
-It requires NLE, which pins an older gymnasium: experiments/README.md has the command that installs both.
+MiniHack requires NLE, which pins an older gymnasium; experiments/README.md has the command that installs both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def make(
     render_mode: str | None = None,
     **options: Any,
 ) -> gymnasium.Env:
-    """One task. fields, size, keys: as in envs/nethack.py. limit: steps of an episode, by default the task's own.
+    """Makes one task. fields, size, keys: as in envs/nethack.py.
 
+    limit: the number of steps after which an episode is truncated; None: the task's own limit.
     All other options go to gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("minihack", COMMAND):

@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo tasks, rendered without a screen as well: `make("HalfCheetah-v5")`."""
+"""Gymnasium's MuJoCo tasks, which this suite can also render without a screen: `make("HalfCheetah-v5")`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
-    """One task; "HalfCheetah" means its newest version. Options are the task's. Raises ValueError and ImportError."""
+    """Makes one task with its options. "HalfCheetah" means the newest version. Raises ValueError and ImportError."""
     check_choice("mujoco", "render_mode", render_mode, (None, "rgb_array"))
     if render_mode:
         choose_graphics("mujoco")
@@ -35,17 +35,17 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium
 
 
 class MuJoCo(gymnasium.Wrapper):
-    """A task that a resumed run can continue. Its model never changes, so its state is the simulator's data."""
+    """A task that a resumed run can continue. The state is the simulator's data, because the model never changes."""
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
+        """Returns everything that the next steps depend on."""
         inner: Any = self.unwrapped
         counters = [{key: vars(layer)[key] for key in COUNTERS if key in vars(layer)} for layer in self._layers()]
         # Copies all data, including contacts and derived values, so that nothing is recomputed and rounded.
         return {"data": copy.copy(inner.data), "random": inner.np_random.bit_generator.state, "counters": counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         import mujoco
 
         inner: Any = self.unwrapped

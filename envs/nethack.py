@@ -1,7 +1,7 @@
-"""NetHack: `make("Score")` is NLE's NetHackScore-v0. Observations are an image of the surroundings, and numbers.
+"""NetHack: `make("Score")` is NLE's NetHackScore-v0.
 
-NLE pins an older gymnasium than this library needs, but works with the newer one too: experiments/README.md has the
-commands that install it.
+Observations are an image of the surroundings and vectors of numbers. NLE pins an older gymnasium than this library
+needs, but also works with the newer gymnasium. The commands that install NLE are in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def make(
     render_mode: str | None = None,
     **options: Any,
 ) -> gymnasium.Env:
-    """One of NLE's tasks.
+    """Makes one of NLE's tasks.
 
-    fields: side of the square of map fields around the hero that "image" shows; 0 for no image. size: [height, width]
-    of the image. keys: NLE's observations to pass on unchanged, such as "blstats" [27], the numbers of the bottom line,
-    "message" [256], its letters, or "glyphs" [21, 79], the whole map as classes, 5976 of them. limit: steps after which
-    an episode is truncated, by default NLE's own limit: 5,000, or 1,000,000 for the Challenge.
-    All other options go to the task's class. Raises ValueError and ImportError.
+    fields: the side of the square of map fields around the hero that "image" shows; 0: no image.
+    size: [height, width] of the image.
+    keys: the observations of NLE to pass on unchanged, such as "blstats" [27] (the numbers of the bottom line),
+    "message" [256] (its letters) or "glyphs" [21, 79] (the whole map in 5976 classes).
+    limit: the number of steps after which an episode is truncated; None: NLE's own limit, 5,000, or 1,000,000 for the
+    Challenge. All other options go to the task's class. Raises ValueError and ImportError.
     """
     with extra("nethack", COMMAND):
         from nle.env import tasks

@@ -1,8 +1,9 @@
 """PettingZoo's parallel environments, and those of MPE: `make("knights_archers_zombies")`, `make("simple_spread")`.
 
-All agents of a task share one policy, so their spaces must be equal. Those of MPE tasks with roles, such as simple_tag
-and simple_adversary, are not. The extra also covers pursuit; multiwalker needs the extra box2d as well. Images have
-their full size, 280 x 480 in cooperative_pong: scale them before training, with SuperSuit or your own wrapper.
+All agents of a task share one policy, so their spaces must be equal. MPE tasks with roles, such as simple_tag and
+simple_adversary, have different spaces and cannot be used. The extra also covers pursuit; multiwalker needs the extra
+box2d, too. Images are large, 280 x 480 in cooperative_pong: scale them before training, with SuperSuit or your own
+wrapper.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ _VERSION = re.compile(r"_v\d+$")
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> Any:
-    """The ParallelEnv called `task`; the family before the name and the version after it may be left out.
+    """Makes the ParallelEnv called `task`; its family before the name and its version after the name may be left out.
 
-    All other options go to its parallel_env. Raises ValueError and ImportError.
+    All other options go to the parallel_env of the task. Raises ValueError and ImportError.
     """
     known: dict[str, str] = {}
     for family in FAMILIES:

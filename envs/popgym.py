@@ -1,6 +1,7 @@
 """POPGym: `make("RepeatPreviousEasy")`. Small tasks that need memory, in three difficulties: Easy, Medium, Hard.
 
-Spaces are the suite's own: Autoencode has a Tuple observation, Battleship and MineSweeper have MultiDiscrete actions.
+Spaces are those of the suite: Autoencode has a Tuple observation; Battleship and MineSweeper have MultiDiscrete
+actions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ._suite import Plain, extra, find_task
 
 
 def make(task: str) -> gymnasium.Env:
-    """One task at one difficulty. Returns are from -1 to 1. Raises ValueError and ImportError."""
+    """Makes one task in one difficulty. Its returns are from -1 to 1. Raises ValueError and ImportError."""
     with extra("popgym"):
         import popgym.envs  # noqa: F401 its import registers them
     known = {name.removeprefix("popgym-")[:-3]: name for name in sorted(gymnasium.registry) if "popgym-" in name}

@@ -1,7 +1,7 @@
 """Small environments, each of which fails when one part of an agent is broken. `make("counter")`.
 
-An episode terminates after a few steps, so every value is small and known: with one step the critic's value of the
-first row is the reward itself.
+An episode terminates after a few steps, so that every value is small and known. In an episode of one step, the value of
+the first row is the reward itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """A probe's task, the part that is broken when it fails, and the returns of an episode of default length.
+    """What a probe tests. The returns are those of an episode of default length.
 
-    random_return: of uniform actions | best_return: of the best policy | solved_return: mean return that counts as
-    solved. If these are equal, actions do not matter, and the description states what must be predicted.
+    description: the task | broken: the part of the agent that is broken when the probe fails
+    random_return: the return of uniform actions | best_return: the return of the best policy
+    solved_return: an agent with at least this mean return has solved the probe
+    If these returns are equal, actions do not matter, and the description states what the agent must predict.
     """
 
     description: str
@@ -29,7 +31,7 @@ class Probe(NamedTuple):
 
 
 class ProbeEnv(gymnasium.Env):
-    """Base class of the probes: ends after `steps`, and draws a cue of -1 or 1, which a probe shows or hides."""
+    """Base class of the probes. Episodes end after `steps` steps. `cue` is a random -1 or 1, which a probe may show."""
 
     metadata = {"render_modes": []}
     observation_space: gymnasium.Space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -44,34 +46,34 @@ class ProbeEnv(gymnasium.Env):
         self.cue = 1
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode."""
+        """Begins an episode."""
         super().reset(seed=seed)
         self.time = 0
         self.draw()
         return self.observe(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Take one action."""
+        """Takes one action."""
         reward = float(self.reward(action))
         self.time += 1
         self.draw()
         return self.observe(), reward, self.time >= self.steps, False, {}
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
+        """Returns everything that the next steps depend on."""
         values = {name: value for name, value in vars(self).items() if not isinstance(value, gymnasium.Space)}
         return copy.deepcopy(values)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state returned by `get_state`."""
+        """Continues from a state that `get_state` returned."""
         vars(self).update(copy.deepcopy(state))
 
     def draw(self) -> None:
-        """Draws a new cue; called at every step unless a probe overrides it."""
+        """Draws a new cue. It is called at every step; some probes override it to keep the cue."""
         self.cue = int(self.np_random.integers(2)) * 2 - 1
 
     def observe(self) -> np.ndarray:
-        """The observation; 0 by default."""
+        """The observation; a probe that does not override this method shows 0."""
         return np.zeros(1, np.float32)
 
     def reward(self, action: Any) -> float:
@@ -109,7 +111,7 @@ class Observation(ProbeEnv):
 
 
 class Delayed(ProbeEnv):
-    """The cue in the first row names the first action that is rewarded; the reward arrives at the end only.
+    """The cue in the first row tells which first action is rewarded; the reward arrives only at the end.
 
     Failing: the recurrent state, lambda-returns, or the continue weights.
     """
@@ -133,7 +135,7 @@ class Delayed(ProbeEnv):
 
 
 class Action(ProbeEnv):
-    """Action 1 gives reward 1, action 0 none. Failing: the actor's loss, its advantages, or the path of actions."""
+    """Action 1 gives reward 1, action 0 gives none. Failing: the actor's loss or advantages, or the path of actions."""
 
     def reward(self, action: Any) -> float:
         return float(action == 1)
@@ -155,7 +157,7 @@ class ActionContinuous(ProbeEnv):
 
 
 class Both(ProbeEnv):
-    """The action named by the cue is rewarded with 1. Failing: the actor does not see the row that it acts on."""
+    """The action that the cue shows has reward 1. Failing: the actor does not see the row that it acts on."""
 
     def observe(self) -> np.ndarray:
         return np.full(1, self.cue, np.float32)
@@ -170,8 +172,8 @@ class Both(ProbeEnv):
 class Counter(ProbeEnv):
     """The reward of a row is the index, 0 to 3, of the action chosen in the row before.
 
-    Observations are empty, so only the previous action predicts the reward. Failing: an action is stored or fed one
-    row off.
+    Observations show nothing, so only the previous action predicts the reward. Failing: the agent stores or receives
+    actions one row too early or too late.
     """
 
     action_space = gymnasium.spaces.Discrete(4)
@@ -184,9 +186,9 @@ class Counter(ProbeEnv):
 
 
 class Pixel(Both):
-    """A bright square at the left or right names the rewarded action. Failing: the image encoder or decoder.
+    """A bright square on the left or right shows the rewarded action. Failing: the image encoder or decoder.
 
-    side: of the image [side, side, 3], a multiple of 8.
+    The image is [side, side, 3]; side is a multiple of 8.
     """
 
     def __init__(self, steps: int | None = None, side: int = 64):
@@ -251,7 +253,7 @@ PROBES: dict[str, Probe] = {
 
 
 def make(task: str, steps: int | None = None, side: int | None = None) -> gymnasium.Env:
-    """The probe called `task`, with episodes of `steps` steps. side: of the image of "pixel". Raises ValueError."""
+    """Makes the probe called `task`. steps: episode length. side: image side of "pixel". Raises ValueError."""
     if task not in ENVS:
         close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"

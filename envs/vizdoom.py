@@ -1,4 +1,4 @@
-"""ViZDoom's own scenarios: `make("basic")`. One step is one tic, of which the game has 35 a second.
+"""ViZDoom's own scenarios: `make("basic")`. One step is one tic; the game has 35 tics per second.
 
 Hold each action for four tics with `--action-repeat 4`, as the preset does.
 """
@@ -25,11 +25,11 @@ def make(
     render_mode: str | None = None,
     **options: Any,
 ) -> gymnasium.Env:
-    """One scenario: "image" uint8 [height, width, 3] and, if the scenario has any, "variables" such as health.
+    """Makes one scenario. The agent observes "image" uint8 [height, width, 3] and "variables", such as health.
 
-    size: [height, width]. variables: whether to observe them. buttons: most buttons pressed at once, as a Discrete
-    action; 0 for any number, as a MultiBinary action. All other options go to ViZDoom's gymnasium.make.
-    Raises ValueError and ImportError.
+    size: [height, width]. variables: whether to observe the variables.
+    buttons: the most buttons that one action presses; actions are Discrete. 0: any number; actions are MultiBinary.
+    All other options go to ViZDoom's gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("vizdoom"):
         import vizdoom.gymnasium_wrapper  # noqa: F401 its import registers them
@@ -47,7 +47,7 @@ def make(
 
 
 class ViZDoom(gymnasium.Wrapper):
-    """A scenario with smaller images. A finished game has no observation, so the last one is returned again."""
+    """A scenario with smaller images. A finished game has no observation; the last observation is returned again."""
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
         super().__init__(env)
@@ -64,19 +64,19 @@ class ViZDoom(gymnasium.Wrapper):
         self._seen: dict[str, np.ndarray] = {}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begin an episode."""
+        """Begins an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         return self._shown(obs), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
-        """Advance one tic. A time limit truncates the episode, although the game itself is over."""
+        """Advances by one tic. A time limit truncates the episode, although it also ends the game itself."""
         obs, reward, over, timeout, info = self.env.step(action)
         if over or timeout:
             return self._seen, float(reward), bool(over and not timeout), bool(timeout), info
         return self._shown(obs), float(reward), False, False, info
 
     def close(self) -> None:
-        """End the game."""
+        """Ends the game."""
         self.env.close()
         self._folder.cleanup()
 

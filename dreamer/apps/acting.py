@@ -33,7 +33,7 @@ from dreamer.steps import Step
 
 
 class Trained(NamedTuple):
-    """The newest checkpoint of a run: its config, its agent, the variables of its parts, env_steps when saved."""
+    """A checkpoint of a run: config, agent, the variables of the agent's parts, and env_steps when it was saved."""
 
     config: Config
     agent: Agent
@@ -50,7 +50,7 @@ def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
 
 
 class State(NamedTuple):
-    """The memory of a loaded agent between calls of `act`: its carry and the number of calls so far."""
+    """What a loaded agent remembers between calls of `act`: its carry, and how often `act` was called."""
 
     carry: Carry
     calls: int
@@ -59,9 +59,9 @@ class State(NamedTuple):
 def run_config(
     run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
 ) -> Config:
-    """The config of a run, with `env_options` applied over its own.
+    """The config of a run, changed by `env_options`.
 
-    trust: allows the run to name code outside dreamer even if this user did not make it on this machine.
+    trust: whether the run may name code outside dreamer even if this user did not make the run on this machine.
     Raises UserError when there is no run, when it is not trusted, or when the options change the spaces.
     """
     if not isinstance(run, str | os.PathLike):
@@ -83,7 +83,7 @@ def run_config(
 
 
 def _check_spaces(trained: Spec, changed: Spec, what: str) -> None:
-    """Raises UserError naming the first key in which two environments differ."""
+    """Raises UserError when the spaces of two environments differ. The error names the first key that differs."""
     for key in sorted({*trained.obs, *changed.obs}):
         was, now = trained.obs.get(key), changed.obs.get(key)
         if was != now:
@@ -103,10 +103,10 @@ def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> Trained:  # fmt: skip
-    """The checkpoint of `run` at `step`, the newest when None. Raises UserError if there is none or its config differs.
+    """Loads the checkpoint of `run` at `step`; None: the newest.
 
-    env: one of the run's environments; None makes one, with `make_env` if the run was given a function.
-    env_options: applied over the run's own. trust: as in `load`.
+    Raises UserError if there is no such checkpoint, or if it does not fit the config of the run.
+    env: one of the run's environments; None: make an environment. make_env, env_options, trust: as in `load`.
     """
     config = run_config(run, None if env else env_options, make_env, trust)
     run_dir = existing_run_dir(Path(run))
@@ -133,14 +133,17 @@ class LoadedAgent:
         action, state = agent.act(obs)            a new episode
         action, state = agent.act(obs, state)     its next step
 
-    Owns the device copy of the variables. `world_model` dreams, see `LoadedWorldModel`.
+    Owns the device copy of the variables. `world_model` is a LoadedWorldModel, which can dream.
     """
 
     def __init__(
         self, trained: Trained, env: gymnasium.Env, *, mode: Literal["sample", "mode"], seed: int,
         known: EnvAdapter | None = None, make_env: MakeEnv = None,
     ):  # fmt: skip
-        """known: the EnvAdapter of `env`, if already found. make_env: for `play`, None = the run's own environment."""
+        """known: the EnvAdapter of `env`, if the caller already has it.
+
+        make_env: makes the environment for `play`; None: the environment that the run's config names.
+        """
         self.config, self.env_steps = trained.config, trained.env_steps
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
@@ -152,8 +155,9 @@ class LoadedAgent:
     def play(self, env: gymnasium.Env | None = None, *, seed: int = 0, max_steps: int = 108_000) -> Batch:
         """Plays one episode and returns its rows [1, T], as replay would store them.
 
-        env: one of the run's environments; None makes one and closes it. seed: of its reset. max_steps: rows after
-        which the episode is cut. Raises UserError when the environment breaks its own spaces.
+        env: one of the run's environments; None: make one, and close it at the end. seed: the seed of the reset.
+        max_steps: the number of rows after which the episode is cut.
+        Raises UserError when the environment breaks its own spaces.
         """
         if env is None:
             name, options = env_of(self.config, self._make_env), self.config.env_options
@@ -176,12 +180,12 @@ class LoadedAgent:
     def act(
         self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None
     ) -> tuple[Any, State]:
-        """An action for one observation, or one each for a batch of them (a leading axis E on every array).
+        """Chooses an action for one observation, or actions for a batch, whose arrays have a leading axis E.
 
-        obs: as returned by the environment. state: from the previous call, None at the start of an episode.
-        is_first [E] bool: which environments of a batch begin a new episode now; the others continue theirs.
-        info: as returned by the environment, if it holds the action mask; for a batch a list of infos, or one dict of
-        arrays [E, ..] as returned by gymnasium's vector environments.
+        obs: as returned by the environment. state: the state from the previous call; None: an episode begins.
+        is_first [E] bool: the environments of a batch in which a new episode begins; in the others, it continues.
+        info: as returned by the environment; needed only if it holds the action mask. For a batch, pass a list of
+        infos, or one dict of arrays [E, ..] as returned by gymnasium's vector environments.
         Returns the action for `env.step` (for a batch, the actions of a vector environment) and the next state.
         Raises UserError when the observation does not fit the environment's space.
         """
@@ -193,7 +197,7 @@ class LoadedAgent:
         return concatenate(self.action_space, actions, out), after
 
     def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
-        """Converts the obs of `act` to {k: [E, ..]}, and returns whether they were a single one. Raises UserError."""
+        """Converts the obs of `act` to {k: [E, ..]}; also returns whether obs is a single one. Raises UserError."""
         batch, single = agent_obs(self._adapter.keys, obs, self.config.env)
         if (masks := self._adapter.masks) is not None:
             batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
@@ -202,7 +206,10 @@ class LoadedAgent:
     def choose(
         self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
     ) -> tuple[list[Any], State]:
-        """Actions for `env.step`, one per row of a batch from `rows`, and the next state. Raises UserError."""
+        """Chooses an action for `env.step` for each row of a batch from `rows`. Also returns the next state.
+
+        Raises UserError when `state` or `is_first` does not fit the batch.
+        """
         envs = len(next(iter(batch.values())))
         fresh = state is None
         state = state or State(placement.first_copy(self._agent.initial_carry(envs)), 0)

@@ -1,7 +1,7 @@
 """The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, and lists.
 
-A flag is a preset's key with hyphens; its value follows the rules of presets (dreamer/config.py), so that types, ranges
-and error lines are defined once. tyro makes the help from the same dataclasses.
+A flag is a preset's key with hyphens. The value of a flag follows the rules of presets (dreamer/config.py), so that
+types, ranges and error lines are defined once. tyro makes the help from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class ReportFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; argv without the program's name, None for the process's own. Returns the exit code.
+    """Runs one command and returns the exit code. argv: the words after the program's name; None: sys.argv[1:].
 
-    0 done | 1 check found something wrong | 2 an error that the user can fix, one line on stderr
-    130 interrupted, 143 by SIGTERM
+    0: done | 1: `check` or `verify` found a fault | 2: an error that the user can fix, in one line on stderr
+    130: interrupted | 143: interrupted by SIGTERM
     """
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
@@ -210,7 +210,7 @@ def train_command(args: list[str]) -> int:
 
 
 def _searched(flags: list[Flag]) -> tuple[list[Flag], list[str]]:
-    """The flags, and the words after --help that name no preset: what to look for in the help."""
+    """The flags, and the words to look for in the help: those after --help that do not name a preset."""
     searched = [word for flag in flags if flag.key == "help" for word in flag.words if not is_preset(word)]
     kept = [
         flag._replace(words=[w for w in flag.words if is_preset(w)], inline=False) if flag.key == "help" else flag
@@ -231,20 +231,20 @@ def _trusts(flags: Sequence[Flag]) -> bool:
 
 
 def _files(words: Sequence[str], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """The presets among `words`. Raises UserError when one names code outside dreamer without permission."""
+    """Reads the presets among `words`. Raises UserError when a preset names code outside dreamer without permission."""
     layers = [*map(read_preset, filter(is_preset, words))]
     check_names(layers, given=given, trust=trusted)
     return layers
 
 
 def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
-    """TrainFlags with the presets applied, and with the plug-ins that flags name."""
+    """Returns TrainFlags with the presets and with the plug-ins that flags name."""
     config: Any = TrainFlags(**vars(stack(layers, note=note)))
     return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
 
 
 def completion_command(args: list[str]) -> int:
-    """`dreamer completion bash|zsh`: a script for the shell. Returns the exit code; raises UserError."""
+    """`dreamer completion bash|zsh`: prints a script for the shell. Returns the exit code; raises UserError."""
 
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
@@ -267,7 +267,7 @@ def completion_command(args: list[str]) -> int:
 
 
 def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """The config of the run to resume, the layer below all others."""
+    """The config of the run to resume, as the layer below all others; no layer if no run is resumed."""
     words = {flag.key: flag.words[:1] for flag in flags}
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
@@ -304,7 +304,7 @@ def eval_command(args: list[str]) -> int:
 
 
 def report_command(args: list[str]) -> int:
-    """`dreamer report`: args are runs and flags, with one --group per group. Returns the exit code."""
+    """`dreamer report`: args are runs and flags, with one flag --group for each group. Returns the exit code."""
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
         return show_help(ReportFlags(), "dreamer report RUN...", REPORT)

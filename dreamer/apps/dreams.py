@@ -1,4 +1,4 @@
-"""The world model of a trained run in Python: encode an episode, dream from any row of it, read its predictions."""
+"""The world model of a trained run in Python: it encodes episodes, dreams from their rows, and predicts rewards."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from dreamer.spaces import Spec, for_device
 
 
 class Dreamed(NamedTuple):
-    """N dreams of H steps: H + 1 rows each, the start first. Numpy arrays.
+    """N dreams of H steps as numpy arrays. A dream has H + 1 rows; the first row is the start.
 
-    obs {k: [N, H + 1, ..]}: decoded, in the units of the observation | action [N, H + 1, A]: chosen at each row; the
-    last one is not executed | predicted {"reward", "cont": [N, H + 1]}, those that the model has learned
+    obs {k: [N, H + 1, ..]}: decoded, in the units of the observation
+    action [N, H + 1, A]: the action chosen at each row; the last action is not executed
+    predicted {"reward", "cont": [N, H + 1]}: the predictions that the model has learned
     feat [N, H + 1, F]
     """
 
@@ -48,7 +49,7 @@ class LoadedWorldModel:
         self._predict = jax.jit(lambda v, latent: agent.world_model.predict(v, agent.world_model.feat(latent)))
 
     def encode(self, episode: Batch, seed: int = 0) -> Latent:
-        """The posterior latents of an episode [B, T, ..], a pytree of the world model. Raises UserError."""
+        """The posterior latents [B, T, ..] of an episode, a pytree of the world model. Raises UserError."""
         return self._observed(episode, seed)[0]
 
     def decode(self, latent: Latent) -> dict[str, np.ndarray]:
@@ -56,7 +57,7 @@ class LoadedWorldModel:
         return _to_numpy(self._decode(self._variables["world_model"], latent))
 
     def predict(self, latent: Latent) -> dict[str, np.ndarray]:
-        """Reward and continue chance of latents [.., ..]: {"reward", "cont": [..]}."""
+        """Predicts the reward and the chance to continue at latents [.., ..]: {"reward", "cont": [..]}."""
         return _to_numpy(self._predict(self._variables["world_model"], latent))
 
     def dream(
@@ -65,8 +66,8 @@ class LoadedWorldModel:
     ) -> Dreamed:  # fmt: skip
         """Dreams `steps` steps from rows of an episode.
 
-        row: one or several of the B * T rows, counted through all sequences; -1 the last.
-        actions: vectors [steps, A] or [N, steps, A] to take; None: chosen by the policy in `mode`.
+        row: one or several of the B * T rows, counted through all sequences; -1: the last row.
+        actions: the vectors [steps, A] or [N, steps, A] to take; None: the policy chooses actions in `mode`.
         Raises UserError when there is no such row, or actions have another shape.
         """
         rows = np.atleast_1d(np.asarray(row))
@@ -87,7 +88,7 @@ class LoadedWorldModel:
         return self._states(self._variables, jax.random.key(seed), rows)
 
     def _given(self, actions: Any, dreams: int, steps: int) -> np.ndarray:
-        """[N, steps, A] float32."""
+        """The given actions as [N, steps, A] float32. Raises UserError when their shape is wrong."""
         given = np.asarray(actions, np.float32)
         given = np.broadcast_to(given, (dreams, *given.shape)) if given.ndim == 2 else given
         wanted = (dreams, steps, self.spec.action_width)
@@ -110,7 +111,7 @@ def dream_from(
     agent: Agent, variables: Mapping[str, Variables], key: Key, start: State, actions: Array | None, steps: int,
     mode: Mode,
 ) -> tuple[dict[str, Array], Array, dict[str, Array], Array]:  # fmt: skip
-    """Dreams from start [N, ..] under actions [N, steps, A], or under the policy: the fields of `Dreamed`."""
+    """Dreams from start [N, ..] with `actions` [N, steps, A], or with the policy. Returns the fields of `Dreamed`."""
     model, behavior = agent.world_model, agent.behavior
     dream = make_dream(model, variables["world_model"])
     count = jax.tree.leaves(start)[0].shape[0]

@@ -1,4 +1,4 @@
-"""A trained run, loaded to act or to be scored."""
+"""Scores a trained run: plays episodes with its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def evaluate(
 ) -> evaluation.Result:  # fmt: skip
     """Plays episodes with the newest checkpoint in fresh environments.
 
-    video: file for the first episodes of the first `video_episodes` environments (at most 16), tiled.
-    make_env, env_options, trust: as in `load`. Raises UserError, also when the environment cannot be recorded.
+    video: the file for a video, which shows the first episode of each of the first `video_episodes` environments (at
+    most 16) side by side. make_env, env_options, trust: as in `load`.
+    Raises UserError, for example when the environment cannot be recorded.
     """
     trained = restore(run, make_env=make_env, env_options=env_options, trust=trust)
     return _play(trained, episodes, video, video_episodes, mode, seed, env_of(trained.config, make_env))
@@ -43,7 +44,7 @@ def evaluate_run(
     run: str, *, episodes: int, video: str | None, video_episodes: int, json_file: str | None, mode: Any, seed: int,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
-    """`dreamer eval`: plays, prints a line per episode and the summary; writes both to `json_file`."""
+    """`dreamer eval`: plays, prints a line per episode and the summary, and writes both to `json_file` if given."""
     if json_file:
         _check_writable(Path(json_file).expanduser())
     trained = restore(run, env_options=env_options, trust=trust)
@@ -111,20 +112,20 @@ def _lines(of_returns: Summary) -> list[str]:
 
 
 def _own(result: evaluation.Result) -> dict[str, float]:
-    """The environments' own metrics, each averaged over the episodes that have it."""
+    """The environments' own metrics; each is averaged over the episodes that have it."""
     return mean_of([episode.metrics for episode in result.episodes])
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON values: one that is not finite is null."""
+    """Converts numbers to JSON values; a number that is not finite becomes null."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
-    """Every episode, the incidents and the summary as JSON values; null for a number that an episode lacks.
+    """Every episode, the incidents and the summary as JSON values; null stands for a number that an episode lacks.
 
-    seed: that of the episode's environment, which plays several in sequence; `of_env` is this episode's position among
-    them, from 1.
+    An environment plays several episodes in sequence. "seed" of an episode is the seed of its environment, and "of_env"
+    is the episode's position, from 1, among the episodes of that environment.
     """
     counts: dict[int, int] = {}
     episodes = []

@@ -17,7 +17,7 @@ from dreamer.fields import type_of
 
 
 class Flag(NamedTuple):
-    """A flag as typed: its text, its dotted key, the words after it; inline: whether given as --flag=word."""
+    """A flag as typed: its text, its dotted key, the words after it. inline: whether it was typed as --flag=word."""
 
     text: str
     key: str
@@ -26,11 +26,11 @@ class Flag(NamedTuple):
 
 
 def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
-    """The flags with the words that belong to them by the types of `config`, and the other words.
+    """Returns the flags with only the words that belong to them, and the other words.
 
-    The first word after a flag is its value, except for a switch, which accepts only "true" or "false", and for
-    --resume, which accepts "no", "yes" or "auto" before a preset. A flag for a list or for any value takes all words up
-    to one that ends in .yaml.
+    Usually, the first word after a flag belongs to it. Exceptions, by the type of the field in `config`: a switch takes
+    the word only if it is "true" or "false"; --resume takes the word unless it names a preset; a flag for a list or for
+    any value takes all words before the next word that ends in .yaml.
     """
     owned, free = [], []
     for flag in flags:
@@ -42,7 +42,7 @@ def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]
 
 
 def _count_own(kind: Any, flag: Flag) -> int:
-    """The number of words after a flag that belong to it."""
+    """The number of the words after a flag that belong to the flag. kind: the type of the flag's value."""
     first = flag.words[0] if flag.words else ""
     negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
     if flag.key in ("help", "help_all") or negated:
@@ -58,12 +58,12 @@ def _count_own(kind: Any, flag: Flag) -> int:
 
 
 def is_preset(word: str) -> bool:
-    """Whether a word names a preset: a file, or a shipped one."""
+    """Whether a word names a preset: a file, or a preset that comes with dreamer."""
     return word.endswith((".yaml", ".yml")) or word in shipped.presets()
 
 
 def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
-    """The words before the first flag, and the flags with the words that follow each."""
+    """Returns the words before the first flag, and the flags, each with the words that follow it."""
     words: list[str] = []
     flags: list[Flag] = []
     for arg in args:
@@ -81,9 +81,9 @@ def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
 def apply(
     config: Any, flags: Sequence[Flag], before: Sequence[Layer] = (), note: Note = tell
 ) -> tuple[Any, list[str]]:
-    """`config` with `flags` laid over it, and the words that belong to no flag. Raises UserError naming the flag.
+    """Returns `config` changed by `flags`, and the words that belong to no flag. Raises UserError that names the flag.
 
-    before: the layers that make up `config`, note: called with lines on dropped values, both as in `overlay`.
+    before: the layers that `config` was made from. note: called with a line that lists dropped values. See `overlay`.
     """
     values, origins, strays = {}, {}, []
     for flag in flags:
@@ -94,7 +94,7 @@ def apply(
 
 
 def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """A flag's key, its value, and the words after it that do not belong to it."""
+    """Returns the key and the value of a flag, and the words after the flag that do not belong to it."""
     kind = type_of(config, flag.key)
     if kind is None:
         return _bind_negated(flag, config)
@@ -115,7 +115,10 @@ def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
 
 
 def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """--no-lockstep and --log.no-tensorboard as false; any other flag that names no field is unknown."""
+    """Like `_bind` for flags such as --no-lockstep and --log.no-tensorboard, whose value is false.
+
+    Raises UserError for any other flag, because no field has its name.
+    """
     parent, _, last = flag.key.rpartition(".")
     key = f"{parent}.{last[3:]}".lstrip(".")
     if last.startswith("no_") and type_of(config, key) is bool and not flag.inline:
@@ -126,7 +129,7 @@ def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
 
 
 def show_help(settings: Any, usage: str, description: str) -> int:
-    """Print every field of `settings` with type, default and meaning. Returns 0."""
+    """Prints every field of `settings` with type, default and meaning. Returns 0."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
@@ -145,7 +148,7 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _mapping_rule(info: Any) -> Any:
-    """A dict field in tyro's help: one row for any contents."""
+    """A rule for tyro's help: a dict field is shown as one row, whatever it contains."""
     import tyro
 
     if not _is_mapping(info.type):

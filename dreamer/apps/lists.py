@@ -1,4 +1,4 @@
-"""`dreamer metrics`, `presets`, `envs` and `completion`: what there is, as lines to print. No jax."""
+"""`dreamer metrics`, `presets`, `envs` and `completion`: makes the lines that these commands print. No jax."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dreamer.plugins import suite_names
 from dreamer.runtime.log import glossary
 
 WIDTH = 100
-ENV_STEPS = 1_000_000  # of a preset that does not say
+ENV_STEPS = 1_000_000  # of a preset that does not set env_steps
 SHELLS = ("bash", "zsh")
 
 
 class Suite(NamedTuple):
-    """An environment suite. module: the package it needs, "" for none | example: a task, as for --env"""
+    """An environment suite. module: the package that it needs, or "" | example: a task, as a value of --env"""
 
     module: str
     example: str
@@ -50,24 +50,27 @@ BY_HAND = ("minihack", "nethack")  # no extra: their package pins another gymnas
 
 
 def presets_command(args: list[str]) -> int:
-    """`dreamer presets`: the presets that come with the package, one per line. Returns the exit code."""
+    """`dreamer presets`: prints the presets that come with dreamer, one per line. Returns the exit code."""
     return listed("presets", args, 0, "dreamer train NAME uses a preset", lambda words: presets_lines())
 
 
 def envs_command(args: list[str]) -> int:
-    """`dreamer envs`: the suites of environments, one per line. Returns the exit code."""
+    """`dreamer envs`: prints the suites of environments, one per line. Returns the exit code."""
     return listed("envs", args, 0, "dreamer train --env NAME uses a task", lambda words: envs_lines())
 
 
 def metrics_command(args: list[str]) -> int:
-    """`dreamer metrics [NAME]`: the meaning of what a run logs. Returns the exit code; raises UserError."""
+    """`dreamer metrics [NAME]`: prints what the metrics of a run mean. Returns the exit code; raises UserError."""
     return listed("metrics", args, 1, "", lambda words: metrics_lines(words[0] if words else None))
 
 
 def listed(
     command: str, args: list[str], most: int, hint: str, lines: Callable[[list[str]], list[str]]
 ) -> int:
-    """Prints the lines of a command that takes at most so many words and no flag. Returns the exit code."""
+    """Prints the lines of a command that takes at most `most` words and no flag. Returns the exit code.
+
+    lines(words) -> the lines. hint: ends the error. Raises UserError for a word or a flag too many.
+    """
     words, flags = scan(args)
     flags = [flag for flag in flags if flag.key != "help"]
     if stray := [*words[most:], *(flag.text for flag in flags)]:
@@ -78,7 +81,7 @@ def listed(
 
 
 def metrics_lines(name: str | None) -> list[str]:
-    """All metrics by group, one line each; with a name, its full explanation. Raises UserError for an unknown name."""
+    """All metrics by group, one line each; with a name, the full explanation of that metric. Raises UserError."""
     lines: list[str] = []
     if name is None:
         width = max(len(metric.name) for metric in glossary.METRICS)
@@ -96,7 +99,7 @@ def metrics_lines(name: str | None) -> list[str]:
 
 
 def presets_lines() -> list[str]:
-    """The presets that come with dreamer, a line each: what, model, environment steps."""
+    """The presets that come with dreamer, one line each: environment steps, size of the model, description."""
     files = shipped.presets()
     values = {name: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for name, file in files.items()}
     sizes = {_deter(own): name.removeprefix("size") for name, own in values.items() if name.startswith("size")}
@@ -111,7 +114,7 @@ def presets_lines() -> list[str]:
 
 
 def envs_lines() -> list[str]:
-    """The environment suites, a line each: the extra that each needs, whether it is there, an example task."""
+    """The environment suites, one line each: the extra that it needs, whether that is installed, an example task."""
     rows = [("suite", "needs", "installed", "example")]
     for name, suite in {**{name: SUITES[name] for name in suite_names()}, **GYMNASIUM}.items():
         extra = f'pip install "dreamer-jax[{name.replace("_", "-")}]"' if suite.module else "nothing"
@@ -125,7 +128,7 @@ def envs_lines() -> list[str]:
 
 
 def completion(shell: str, commands: Mapping[str, Iterable[str]]) -> str:
-    """A script that completes `dreamer` in a shell. commands: {name: its words}. Raises UserError for another shell."""
+    """A script that completes `dreamer` in a shell. commands: {name: words to offer}. Raises UserError."""
     if shell not in SHELLS:
         raise UserError(f"dreamer completion knows bash and zsh, not {shell!r}{nearest(shell, SHELLS)}")
     cases = "\n".join(f'    {name}) words="{" ".join(words)}" ;;' for name, words in commands.items())

@@ -1,4 +1,4 @@
-"""`dreamer.load`: the agent of a run directory."""
+"""`dreamer.load`: loads the agent of a run directory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def load(
     run: str | os.PathLike, *, mode: Literal["sample", "mode"] | None = None, seed: int = 0, step: int | None = None,
     make_env: MakeEnv = None, env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> LoadedAgent | LoadedTeam:  # fmt: skip
-    """The agent of a run directory, ready to act. mode: None = as in the run's own evaluation. Raises UserError.
+    """Loads the agent of a run directory, ready to act. Raises UserError.
 
-    For an environment with several agents, returns all of them as a LoadedTeam.
+    If the environment has several agents, returns a LoadedTeam, which acts for all of them.
 
-    make_env: the function given to `train`, needed if it is not an attribute of a module.
-    env_options: applied over the run's own; the environment must keep its spaces.
-    trust: import the environment and the plug-ins named by the run even if this user did not make it here.
+    mode: how to choose actions; None: as in the evaluations of the run. step: the checkpoint's step; None: the newest.
+    make_env: the function given to `train`; needed if the function is not an attribute of a module.
+    env_options: change the options of the run's environment, which must keep its spaces.
+    trust: import the environment and the plug-ins that the run names even if this user did not make the run here.
     """
     config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as env:

@@ -1,8 +1,8 @@
 """Starts the process of a command, with huge pages for memory that the C library allocates.
 
-Each update on a CPU allocates hundreds of MB of fresh memory and frees them. In pages of 4 kB that causes about a
-hundred thousand page faults; Linux gives larger pages to programs that request them, and glibc requests them if a
-tunable is set when a process starts. Figures: benchmarks/README.md.
+Each update on a CPU allocates hundreds of MB of fresh memory and frees them. In pages of 4 kB, this causes about a
+hundred thousand page faults. Linux gives larger pages to programs that request them; glibc makes this request if a
+tunable is set when a process starts. The figures are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pathlib import Path
 from dreamer.apps import cli
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-PATIENCE = 5.0  # seconds in which threads of environments may end after the command
+PATIENCE = 5.0  # seconds that threads of environments have to end after the command
 TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def main() -> int:
-    """The command `dreamer`; `dreamer train` first restarts itself in the same process where huge pages must be
-    requested. Returns the exit code."""
+    """The command `dreamer`. Returns the exit code.
+
+    If huge pages must be requested, `dreamer train` first starts anew in the same process.
+    """
     if sys.argv[1:2] == ["train"]:
         policy = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
         environment = asking_for_huge_pages(os.environ, policy, c_library())
@@ -37,7 +39,8 @@ def main() -> int:
 def end_in_time(code: int, patience: float = PATIENCE) -> None:
     """Makes this process end with the exit code even if threads started by an environment still run.
 
-    Python waits for such threads at exit. All files are written by then, so after `patience` seconds it ends anyway.
+    Python waits for such threads at exit. All files have been written by then, so the process ends after `patience`
+    seconds.
     """
 
     def end() -> None:
@@ -53,9 +56,10 @@ def end_in_time(code: int, patience: float = PATIENCE) -> None:
 
 
 def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: str) -> dict[str, str] | None:
-    """The environment in which glibc requests huge pages; None if it need not, cannot, or is already set to do so.
+    """The environment variables with which glibc requests huge pages; None: keep `environment`.
 
-    policy: the contents of HUGE_PAGES | library: "glibc 2.36"
+    It is kept if it already decides about the request, if no request is needed, or if glibc cannot make the request.
+    policy: the contents of HUGE_PAGES | library: the C library, such as "glibc 2.36"
     """
     version = re.fullmatch(r"glibc (\d+)\.(\d+)", library)
     told = environment.get(TUNABLES, "")
@@ -65,7 +69,7 @@ def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: 
 
 
 def c_library() -> str:
-    """Name and version of the C library, "" if unknown."""
+    """The name and version of the C library, or "" if they are unknown."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, ValueError, OSError):

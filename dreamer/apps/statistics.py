@@ -15,8 +15,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-SEED = 0  # the same scores give the same interval
-CHUNK = 4_000_000  # drawn values held at a time
+SEED = 0  # fixed, so that the same scores give the same interval
+CHUNK = 4_000_000  # drawn values that are held at a time
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # [.., N, ..] -> [.., ..], reduced over the scores
 
@@ -29,7 +29,10 @@ class Interval(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Statistics of n scores. std, stderr: of a sample (n - 1), nan for one | interval: of the IQM, None for one."""
+    """Statistics of n scores.
+
+    std, stderr: those of a sample (n - 1); nan for one score | interval: that of the IQM; None for one score
+    """
 
     n: int
     mean: float
@@ -47,9 +50,9 @@ def mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The interquartile mean of scores [.., N, ..] along N: floor(N / 4) are dropped at either end, the rest averaged.
+    """The interquartile mean of scores [.., N, ..] along the axis N: the mean without floor(N / 4) at either end.
 
-    With fewer than four scores none is dropped: the result is the mean.
+    With fewer than four scores, no score is dropped: the result is the mean.
     """
     return stats.trim_mean(np.asarray(scores, np.float64), 0.25, axis)
 
@@ -66,8 +69,9 @@ def bootstrap(
 ) -> Interval | None:  # fmt: skip
     """The percentile bootstrap interval of `statistic` over all scores, drawn with replacement within each stratum.
 
-    strata: the scores of each task [N_k, ..], one row per run; a row with further axes, such as a curve, is drawn as a
-    whole. statistic(scores, axis). None when a stratum has one run, which does not show a spread.
+    strata: for each task the scores [N_k, ..], one row for each run. A row with further axes, such as a curve, is drawn
+    as a whole. statistic: called as statistic(scores, axis).
+    Returns None when a stratum has only one run, because one run does not show a spread.
     """
     strata = [np.asarray(stratum, np.float64) for stratum in strata]
     if not strata or min(len(stratum) for stratum in strata) < 2:

@@ -14,7 +14,9 @@ from dreamer.runtime.env.parallel import Side
 
 
 class TeamState(NamedTuple):
-    """The memory of a team between calls of `act`: the state of all agents, and which of them were in the game so far.
+    """What a team remembers between calls of `act`.
+
+    state: the state of all agents | seen: the agents that have been in the game at least once
     """
 
     state: State
@@ -22,7 +24,7 @@ class TeamState(NamedTuple):
 
 
 class LoadedTeam:
-    """Acts in a parallel environment: takes {agent: observation}, returns {agent: action}.
+    """Acts for all agents of a parallel environment: takes {agent: observation}, returns {agent: action}.
 
     observations, infos = env.reset()
     actions, state = team.act(observations)            a new game
@@ -30,7 +32,7 @@ class LoadedTeam:
     """
 
     def __init__(self, agent: LoadedAgent, sides: list[Side]):
-        """sides: those of one of the run's environments, in the order of its agents."""
+        """sides: the Side of each agent of an environment of the run, in the order of its agents."""
         self.config, self.env_steps = agent.config, agent.env_steps
         self.possible_agents = [side.agent for side in sides]
         self._agent, self._sides = agent, sides
@@ -38,11 +40,12 @@ class LoadedTeam:
     def act(
         self, obs: Mapping[Any, Any], state: TeamState | None = None, info: Mapping[Any, Any] | None = None
     ) -> tuple[dict[Any, Any], TeamState]:
-        """An action for each agent that is in the game.
+        """Chooses an action for each agent that is in the game. Returns {agent: action} and the next state.
 
-        obs: {agent: observation} as returned by reset and step. state: from the previous call, None when a game begins.
-        info: {agent: info} as returned by reset and step, if it holds the action mask. Raises UserError when an
-        observation does not fit its space, or an agent is not one of the environment's.
+        obs: {agent: observation} as returned by reset and step.
+        state: the state from the previous call; None: a game begins.
+        info: {agent: info} as returned by reset and step; needed only if the infos hold action masks.
+        Raises UserError when an observation does not fit its space, or when the environment has no agent of that name.
         """
         if hint := whole_answer(obs):
             raise UserError(f"act, env {self.config.env!r}: {hint}")
@@ -55,7 +58,7 @@ class LoadedTeam:
         seen: frozenset = frozenset() if state is None else state.seen
         here = [side if side.agent in obs else None for side in self._sides]
         some = next(side for side in here if side)
-        # Agents out of the game get an arbitrary row, so that the policy is compiled for one batch size.
+        # Agents that are out of the game get an arbitrary row, so that the policy is compiled for one batch size only.
         rows = [self._row(side or some, obs, info) for side in here]
         batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
         first = [side.agent not in seen for side in self._sides]

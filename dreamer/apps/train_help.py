@@ -1,4 +1,4 @@
-"""The help of `dreamer train`: one screen, or the flags that a word finds among names and meanings. No jax."""
+"""The help of `dreamer train`: one screen, or all flags whose name or meaning contains a word. No jax."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST_USED = (
 
 
 class Row(NamedTuple):
-    """A flag in the help. key: dotted | text: the flag | default, kind: of its values, in words | meaning"""
+    """A flag in the help. key: the dotted key | text: the flag | default, kind, meaning: words"""
 
     key: str
     text: str
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 def one_screen(config: Any) -> str:
-    """Usage, examples, the most used flags and the presets."""
+    """The help on one screen: usage, examples, the most used flags and the presets."""
     rows = [row for row in rows_of(config) if row.key in MOST_USED]
     rows.sort(key=lambda row: MOST_USED.index(row.key))
     width = min(shutil.get_terminal_size().columns, 100)
@@ -64,7 +64,7 @@ def one_screen(config: Any) -> str:
 
 
 def found_by(config: Any, word: str) -> str:
-    """The flags whose name or meaning contains `word`. Raises UserError with the nearest name when there is none."""
+    """The flags whose name or meaning contains `word`. Raises UserError when there is no such flag."""
     wanted = word.lstrip("-").replace("-", "_").lower()
     rows = list(rows_of(config))
     found = [row for row in rows if wanted in row.key or word.lower() in row.meaning.lower()]
@@ -86,7 +86,7 @@ def _column(rows: list[Row], name: str) -> list[str]:
 
 
 def rows_of(config: Any) -> Iterator[Row]:
-    """The flags of a config, in the order of its fields."""
+    """Yields the flags of a config, in the order of its fields."""
     texts: dict[type, dict[str, str]] = {}
     for key in keys(config):
         parent, _, name = key.rpartition(".")
@@ -101,7 +101,7 @@ def rows_of(config: Any) -> Iterator[Row]:
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass, by name; fields that it inherits included."""
+    """{field: the text below it} of a dataclass; fields that the dataclass inherits are included."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(owner):

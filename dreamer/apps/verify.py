@@ -16,7 +16,11 @@ from dreamer.runtime.run import run_config, verifying
 
 
 class Checked(NamedTuple):
-    """One checkpoint. faults: a line each, none if it is whole | resumable: whether it names rows to resume with"""
+    """The check of one checkpoint.
+
+    faults: one line for each fault; empty: the checkpoint is whole
+    resumable: whether the checkpoint names the replay rows that a resumed run needs
+    """
 
     step: int
     faults: list[str]
@@ -26,8 +30,8 @@ class Checked(NamedTuple):
 class Report(NamedTuple):
     """The results of `verify`.
 
-    faults: damage outside checkpoints, a line each | notes: other facts worth knowing
-    later: rows on the disk that are newer than the newest whole checkpoint
+    faults: one line for each damage outside checkpoints | notes: other facts worth knowing
+    later: the number of rows on the disk that are newer than the newest whole checkpoint
     """
 
     run_dir: Path
@@ -50,7 +54,8 @@ class Report(NamedTuple):
 def verify_run(run: str, json_file: str | None = None) -> int:
     """`dreamer verify`: prints which files are whole or damaged, and advice. Returns 1 if something is damaged.
 
-    json_file: file for the same as JSON, "-" = standard output in place of the lines. Raises UserError without a run.
+    json_file: also write the report as JSON to this file; "-": print the JSON instead of the lines.
+    Raises UserError when there is no run.
     """
     report = verify(Path(run))
     if json_file == "-":
@@ -68,7 +73,7 @@ def verify_run(run: str, json_file: str | None = None) -> int:
 
 
 def verify(run: Path, deep: bool = True) -> Report:
-    """Reads a whole run. deep: also the arrays of checkpoints, through Orbax. Raises UserError when there is no run."""
+    """Reads a whole run. deep: whether to read the arrays of checkpoints, too. Raises UserError if there is no run."""
     run_dir = existing_run_dir(run)
     notes: list[str] = []
     faults: list[str] = []
@@ -105,7 +110,7 @@ def verify(run: Path, deep: bool = True) -> Report:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The printed lines of the report."""
+    """Yields the lines of the report that are printed."""
     for one in report.checkpoints:
         what = "whole" if one.resumable else "whole, can be evaluated but not resumed"
         yield f"checkpoint {one.step:>12,}  {what if not one.faults else 'DAMAGED'}"

@@ -1,1 +1,1 @@
-"""Shared code of behaviors: rolling a policy out in a dream, and the losses of actor and critic."""
+"""Shared code of behaviors: rollouts of a policy in a dream, and the losses of actor and critic."""

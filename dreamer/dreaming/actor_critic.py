@@ -1,6 +1,6 @@
-"""The losses of an actor and a critic that learn from dreams: on dreamed and on replayed sequences.
+"""The losses, on dreamed and on replayed sequences, of an actor and a critic that learn from dreams.
 
-Source: DreamerV3, eq. 4 to 7. Behaviors that compute their advantages differently share them.
+Source: DreamerV3, eq. 4 to 7. Behaviors with other advantages can use these losses, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sg = jax.lax.stop_gradient
 
 
 class Norms(NamedTuple):
-    """Normalisers of returns, values and advantages, or their states."""
+    """The normalisers of returns, values and advantages, or the states of these normalisers."""
 
     ret: Any
     val: Any
@@ -27,8 +27,12 @@ class Norms(NamedTuple):
 
 
 class Imagined(NamedTuple):
-    """One dreamed batch, H + 1 states: reward, cont [N, H+1], critic logits [N, H+1, K] with gradient, slow values
-    [N, H+1] before normalisation, log_prob and entropy [N, H+1] of the actor with gradient."""
+    """A batch of N dreams with H + 1 states each.
+
+    reward, cont [N, H+1] | value_logits [N, H+1, K]: the critic's logits, with gradient
+    slow_value [N, H+1]: the slow critic's values, in the critic's normalised units
+    log_prob, entropy [N, H+1]: of the actor, with gradient
+    """
 
     reward: Array
     cont: Array
@@ -41,7 +45,7 @@ class Imagined(NamedTuple):
 class Settings(NamedTuple):
     """Settings of the losses; all but `bins` and `slow_target` may be traced.
 
-    bins [K] of the critic | discount: 1 when cont contains it already
+    bins [K]: the two-hot bins of the critic | discount: 1 if cont already contains the discount
     """
 
     bins: Any
@@ -55,10 +59,10 @@ class Settings(NamedTuple):
 def imagined_losses(
     settings: Settings, norms: Norms, states: Norms, dreamed: Imagined
 ) -> tuple[dict[str, Array], Array, Norms, Metrics]:
-    """Actor and critic losses of dreamed trajectories.
+    """The losses of actor and critic on dreamed trajectories. states: the states of `norms`.
 
-    Returns losses {"policy", "value": [N, H]}, returns [N, H], the next normaliser states and metrics.
-    REINFORCE for discrete and continuous actions alike. Source: DreamerV3, eq. 4 to 7.
+    Returns losses {"policy", "value": [N, H]}, returns [N, H], the next states of `norms`, and metrics.
+    The actor learns by REINFORCE, for discrete and for continuous actions. Source: DreamerV3, eq. 4 to 7.
     """
     chex.assert_equal_shape([dreamed.reward, dreamed.cont, dreamed.slow_value, dreamed.log_prob, dreamed.entropy])
     offset, scale = norms.val.stats(states.val)
@@ -99,7 +103,7 @@ def imagined_losses(
 
 
 def critic_loss(settings: Settings, logits: Array, target: Array, slow_value: Array) -> Array:
-    """Two-hot cross-entropy of logits [.., K] with the target [..] and, weighted, with the slow critic's mean [..]."""
+    """Two-hot cross-entropy of logits [.., K] with the target [..], plus slow_scale times that with slow_value [..]."""
     loss = dist.twohot_loss(logits, target, settings.bins)
     return loss + settings.slow_scale * dist.twohot_loss(logits, slow_value, settings.bins)
 
@@ -109,8 +113,9 @@ def replayed_loss(
 ) -> tuple[Array, Array]:
     """The critic's loss on real sequences `rows` [B, T] -> loss [B, T-1], returns [B, T-1].
 
-    boot [B, T]: the dreamed return from each row, which bootstraps where a sequence is cut. logits [B, T, K] with
-    gradient. The value after a terminal row is 0; after a row that is last but not terminal it is boot.
+    boot [B, T]: the dreamed return from each row, which serves as the value of the row.
+    logits [B, T, K]: the critic's logits, with gradient. The value after a terminal row is 0; the value after a row
+    that is last but not terminal is boot.
     """
     last = rows.is_last.astype(jnp.float32)
     live = (1 - rows.is_terminal.astype(jnp.float32)) * discount

@@ -12,7 +12,7 @@ from dreamer.interfaces import Network
 
 
 def from_flax(module: nn.Module) -> Network:
-    """A Linen module with parameters only: init(key, *inputs) -> params, apply(params, *inputs) -> outputs."""
+    """The Network of a Flax Linen module that has parameters only."""
 
     def init(key: Any, *inputs: Any) -> Any:
         return module.init(key, *inputs).get("params", {})
@@ -24,7 +24,7 @@ def from_flax(module: nn.Module) -> Network:
 
 
 def from_haiku(function: Callable[..., Any]) -> Network:
-    """A function that uses Haiku modules, without state and without random numbers."""
+    """The Network of a function that uses Haiku modules, but no state and no random numbers. Raises UserError."""
     try:
         import haiku as hk
     except ImportError as error:

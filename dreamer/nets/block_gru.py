@@ -1,4 +1,4 @@
-"""The RSSM's networks: recurrent core, prior and posterior. Source: DreamerV3, sections on the sequence model."""
+"""Networks of the RSSM: recurrent core, prior and posterior. Source: DreamerV3, sections on the sequence model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Core(nn.Module):
 
 
 class Logits(nn.Module):
-    """`layers` hidden layers, then raw logits [.., S, C]. Names: prior0.., priorlogit or obs0.., obslogit."""
+    """An MLP with `layers` hidden layers that returns raw logits [.., S, C]. prefix: begins the layers' names."""
 
     prefix: str
     layers: int

@@ -19,8 +19,8 @@ Array = jax.Array
 class Conv(nn.Module):
     """Convolution, stride 1, padding SAME: [.., H, W, C] -> [.., H, W, features].
 
-    With `pooled`, `max_pool` follows: [.., H, W, C] -> [.., H/2, W/2, features]. With `upsampled`, `upsample` comes
-    first: [.., H, W, C] -> [.., 2H, 2W, features].
+    pooled: apply `max_pool` after the convolution, so that the output is [.., H/2, W/2, features].
+    upsampled: apply `upsample` before the convolution, so that the output is [.., 2H, 2W, features].
     """
 
     features: int
@@ -46,15 +46,15 @@ def same(size: int) -> tuple[int, int]:
 
 
 def convolve(x: Array, kernel: Array, padding: tuple[int, int] | None = None) -> Array:
-    """[N, H, W, C] with kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
+    """Convolves x [N, H, W, C] with a kernel [k, k, C, F] -> [N, H, W, F], in the dtype of x.
 
-    padding: (before, after) of both rows and columns, with sum k - 1; None: `same`.
+    padding: (before, after), for rows and for columns; before + after = k - 1. None: the padding of `same`.
     """
     return _convolve(x, kernel.astype(x.dtype), padding or same(kernel.shape[0]))
 
 
 def plain_convolve(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
-    """`convolve` by XLA's convolution alone, also for its gradients: [N, H, W, C] -> [N, H, W, F]."""
+    """Like `convolve`, but XLA's convolution also computes the gradients: [N, H, W, C] -> [N, H, W, F]."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [padding] * 2, dimension_numbers=layout)
 
@@ -82,15 +82,15 @@ def _convolve_backward(padding: tuple[int, int], kept: tuple[Array, Array], dy: 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
-CHUNK_BYTES = 2**21  # of the columns of `kernel_gradient`; about a core's second cache
+CHUNK_BYTES = 2**21  # of the columns of `kernel_gradient`; about the size of a core's second-level cache
 
 
 def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int]) -> Array:
     """The gradient of a convolution's kernel as matrix products: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F].
 
     d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], for the padded x. The columns of all v lie
-    side by side, so that each u is one product. It takes a few images at a time, so that the columns stay in the cache.
-    On CPUs this is two to five times as fast as XLA's convolution, whose window is the whole image.
+    side by side, so that each u is one product. The function processes a few images at a time, so that the columns stay
+    in the cache. On CPUs it is two to five times as fast as XLA's convolution, whose window is the whole image.
     """
     n, h, w, channels = x.shape
     features = dy.shape[-1]
@@ -117,10 +117,10 @@ WIDEN_BELOW = 17  # input channels
 def convolve_and_pool(x: Array, kernel: Array) -> Array:
     """`max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
 
-    With few channels, it uses a form that runs faster: the 2x2 pixels of a block become 4 C channels, and the four
-    outputs of a block become 4 F features. The output at 2i + a sees, through tap u, the pixel at 2i + a + u, which
-    is pixel (a + u) mod 2 of block i + floor((a + u) / 2). A 5x5 kernel becomes a 3x3 kernel, with 144 products in
-    place of 100, and the numbers to pool lie side by side.
+    With few channels, it computes the same result in a faster form: the 2x2 pixels of a block become 4 C channels, and
+    the four outputs of a block become 4 F features. Entry u of the kernel connects the output at 2i + a with the pixel
+    at 2i + a + u; this is pixel (a + u) mod 2 of block i + floor((a + u) / 2). A 5x5 kernel becomes a 3x3 kernel. It
+    needs 144 products instead of 100, but the numbers to pool lie side by side.
     """
     if x.shape[-1] >= WIDEN_BELOW:
         return max_pool(convolve(x, kernel))
@@ -139,9 +139,9 @@ def convolve_and_pool(x: Array, kernel: Array) -> Array:
 def upsample_and_convolve(x: Array, kernel: Array) -> Array:
     """`convolve(upsample(x), kernel)` with fewer operations: [N, H, W, C] -> [N, 2H, 2W, F].
 
-    The output at 2i + a sees, through tap u, the input at i + floor((a + u) / 2): several taps see the same input.
-    Adding them up leaves four small kernels, one for each parity (a, b) of the output's row and column. A 5x5 kernel
-    becomes four 3x3 kernels, with 36 products in place of 100.
+    Entry u of the kernel connects the output at 2i + a with the input at i + floor((a + u) / 2), so several entries
+    connect the output with the same input. The sums of such entries form four small kernels, one for each parity (a, b)
+    of the output's row and column. A 5x5 kernel becomes four 3x3 kernels, which need 36 products instead of 100.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     source = (np.arange(2)[:, None] + np.arange(size) - same(size)[0]) // 2
@@ -154,16 +154,16 @@ def upsample_and_convolve(x: Array, kernel: Array) -> Array:
 
 
 def upsample(x: Array) -> Array:
-    """Nearest neighbour: [.., H, W, C] -> [.., 2H, 2W, C]."""
+    """Doubles the size of images by repeating each pixel: [.., H, W, C] -> [.., 2H, 2W, C]."""
     h, w, c = x.shape[-3:]
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*x.shape[:-3], h, 2, w, 2, c))
     return x.reshape(*x.shape[:-5], 2 * h, 2 * w, c)
 
 
 def max_pool(x: Array) -> Array:
-    """2x2 maxima: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal numbers receives the gradient.
+    """Maxima of 2x2 blocks: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal numbers receives the gradient.
 
-    Two comparisons instead of a window reduction, whose gradient is several times slower on CPUs.
+    Uses two comparisons, because the gradient of a window reduction is several times slower on CPUs.
     """
     h, w, c = x.shape[-3:]
     x = x.reshape(*x.shape[:-3], h // 2, 2, w // 2, 2, c)

@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class _Vectors(nn.Module):
-    """One Linear per vector key."""
+    """One Linear layer for each key of the observation that is a vector."""
 
     sizes: tuple[tuple[str, int, str], ...]
     dtype: Any
@@ -44,7 +44,7 @@ class _Output(nn.Module):
 
 
 class Decoder(nn.Module):
-    """deter [.., D], stoch [.., S, C] -> {k: [.., n]} raw vector outputs and {k: [.., H, W, C]} images in 0..1."""
+    """deter [.., D], stoch [.., S, C] -> raw outputs {k: [.., n]} for vectors, images {k: [.., H, W, C]} in 0..1."""
 
     spaces: tuple[tuple[str, Space], ...]
     depth: int
@@ -97,10 +97,10 @@ class Decoder(nn.Module):
 
 
 def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
-    """Error of one key's output against its target [.., *shape], summed over the key's own axes -> [..].
+    """The error of one key's output for its target [.., *shape], summed over the axes of `shape` -> [..].
 
-    Images: squared error against values from 0 to 1. Continuous: squared error in symlog space. Discrete:
-    cross-entropy. A key that is missing in a row has loss 0 there.
+    Images have the squared error of values from 0 to 1, continuous vectors the squared error in symlog space, and
+    discrete values the cross-entropy. A value that is missing in a row has loss 0.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
     if space.encoding.target == "unit":
@@ -116,7 +116,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
 
 
 def to_observation(space: Space, out: Array) -> Array:
-    """One key's output in the units of the observation [.., *shape]: images as the agent sees them, classes int32."""
+    """Converts one key's output to the units of the observation [.., *shape]. Classes become int32."""
     if space.encoding.target == "unit":
         return from_unit(space, out)
     lead = out.shape[:-1]

@@ -21,9 +21,9 @@ Array = jax.Array
 
 
 def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_symlog: bool) -> Array:
-    """All vector keys, sorted, as one float32 vector [.., n]: discrete ones one-hot, continuous ones symlog.
+    """Joins all vector keys, sorted, in one float32 vector [.., n]: classes as one-hots, numbers through symlog.
 
-    A key that is missing in a row becomes 0 there.
+    A value that is missing in a row becomes 0. use_symlog: False leaves the numbers unchanged.
     """
     parts = []
     for key in sorted(k for k, space in spaces.items() if space.encoding.network == "MLP"):

@@ -1,4 +1,4 @@
-"""Heads on features [.., F]: one scalar as two-hot logits, one logit, or an action distribution's outputs."""
+"""Networks that compute, from features [.., F], two-hot logits, single logits or the outputs of an actor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 class _Outputs(nn.Module):
-    """One Linear per named output."""
+    """One Linear layer for each named output."""
 
     sizes: tuple[tuple[str, int], ...]
     outscale: float
@@ -27,7 +27,7 @@ class _Outputs(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """MLP, then logits [.., bins] float32; with outscale 0 the first prediction is exactly 0."""
+    """An MLP that returns two-hot logits [.., bins] float32; with outscale 0 the first prediction is exactly 0."""
 
     layers: int
     units: int
@@ -42,7 +42,7 @@ class ScalarHead(nn.Module):
 
 
 class BinaryHead(nn.Module):
-    """MLP, then one logit [..] float32."""
+    """An MLP that returns one logit [..] float32."""
 
     layers: int
     units: int
@@ -55,7 +55,7 @@ class BinaryHead(nn.Module):
 
 
 class BitsHead(nn.Module):
-    """MLP, then one logit per yes/no question: [.., count] float32."""
+    """An MLP that returns one logit for each of `count` yes/no questions: [.., count] float32."""
 
     layers: int
     units: int
@@ -79,7 +79,7 @@ class _ActionHead(nn.Module):
 
 
 class ActorHead(nn.Module):
-    """MLP, then {"logits": [.., onehots]} for an action's one-hots and {"mean", "stddev"} for its numbers, float32."""
+    """An MLP that returns {"logits": [.., onehots]} for an action's one-hots, "mean" and "stddev" for its numbers."""
 
     layers: int
     units: int

@@ -1,4 +1,4 @@
-"""Conventions of encoder and decoder for images of any size: groups of one size, stages, values from 0 to 1."""
+"""Conventions that encoder and decoder share for images: groups of equal size, stages, values from 0 to 1."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
 class Group(NamedTuple):
     """The images of one size, which share their convolutions.
 
-    prefix: begins the names of its layers, "" if there is one group only | keys: sorted | height, width: of the images
-    mults: channels of each stage as multiples of depth, the stage next to the image first
+    prefix: the beginning of its layers' names; "": there is only one group | keys: the images' keys, sorted
+    height, width: the size of the images
+    mults: the channels of each stage as multiples of depth, the stage next to the image first
     """
 
     prefix: str
@@ -29,12 +30,12 @@ class Group(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) after the last stage; each stage halves both, rounding up."""
+        """The size (height, width) after the last stage; each stage halves height and width, rounding up."""
         return halved(self.height, len(self.mults)), halved(self.width, len(self.mults))
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(height, width), padded so that every stage can halve both exactly."""
+        """The size (height, width) of a padded image, which every stage can halve exactly."""
         return self.grid[0] << len(self.mults), self.grid[1] << len(self.mults)
 
 
@@ -52,8 +53,9 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
     """The channels of each stage for images of this size.
 
-    They are those of `mults`, without the first ones if the grid would be smaller than 3, or with the last one repeated
-    if it would be larger than 16. With 4 mults, sides of 33 to 256 pixels have 4 stages, as in the reference.
+    They are usually `mults`. If the grid after the last stage would be smaller than 3, the first entries are left out;
+    if it would be larger than 16, the last entry is repeated. With 4 mults, images with sides of 33 to 256 pixels have
+    4 stages, as in the reference.
     """
     count = len(mults)
     while count and min(halved(height, count), halved(width, count)) < SMALLEST:
@@ -74,7 +76,7 @@ def halved(side: int, times: int) -> int:
 
 
 def to_unit(space: Space, image: Array, dtype: Any = jnp.float32) -> Array:
-    """An image [.., H, W, C] scaled to values from 0 to 1, in dtype."""
+    """Scales an image [.., H, W, C] to values from 0 to 1, in dtype."""
     if space.bounds is None:
         return image.astype(dtype) / 255
     low, high = space.ends
@@ -82,7 +84,7 @@ def to_unit(space: Space, image: Array, dtype: Any = jnp.float32) -> Array:
 
 
 def from_unit(space: Space, unit: Array) -> Array:
-    """The inverse of `to_unit` [.., H, W, C], in the agent's dtype of the image; whole numbers are rounded."""
+    """The inverse of `to_unit`: [.., H, W, C] in the dtype that the agent receives. Whole numbers are rounded."""
     low, high = space.ends
     value = unit * 255 if space.bounds is None else low + unit * (high - low)
     whole = not space.dtype.startswith("float")

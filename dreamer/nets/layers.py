@@ -1,6 +1,6 @@
-"""Linear, block-linear, norm and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
+"""Linear and block-linear layers, norms, and the MLP made of them. Source: DreamerV3, section 2 of its appendix.
 
-Parameters are float32 and cast to the compute dtype at use; norms are computed in float32.
+Parameters are float32 and are cast to the compute dtype where they are used; norms are computed in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Array = jax.Array
 
 
 def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
-    """Initialiser (key, shape, dtype) -> [*shape]: normal truncated at two sigma, deviation outscale / sqrt(fan_in).
+    """Returns an initialiser (key, shape, dtype) -> [*shape] that draws from a truncated normal distribution.
+
+    It is truncated at two sigma, and its standard deviation is outscale / sqrt(fan_in).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -36,7 +38,8 @@ def add_bias(x: Array, bias: Array) -> Array:
 class Linear(nn.Module):
     """y = [x1, x2, ..] W + b over the last axis; `outscale` multiplies the kernel at init only.
 
-    Each x is multiplied by its own rows of W, so that a scan can compute products independent of the carry beforehand.
+    Each x is multiplied by its own rows of W, so that a scan can compute the products that do not depend on the carry
+    before the loop.
     """
 
     features: int
@@ -56,25 +59,25 @@ class Linear(nn.Module):
 
 
 def to_blocks(x: Array, blocks: int) -> Array:
-    """[.., D] -> [blocks, N, D / blocks]: contiguous parts, the block axis first, leading axes flattened.
+    """Splits the last axis into contiguous blocks: [.., D] -> [blocks, N, D / blocks]; flattens the leading axes.
 
-    In this layout XLA's batched products and the maths between them run several times faster than with the blocks
-    in the middle.
+    With the block axis first, XLA's batched products and the maths between them run several times faster than with the
+    block axis in the middle.
     """
     return x.reshape(-1, blocks, x.shape[-1] // blocks).swapaxes(0, 1)
 
 
 def from_blocks(x: Array, lead: tuple[int, ...]) -> Array:
-    """[blocks, N, n] -> [*lead, blocks * n]."""
+    """The inverse of `to_blocks`: [blocks, N, n] -> [*lead, blocks * n]."""
     return x.swapaxes(0, 1).reshape(*lead, -1)
 
 
 class BlockLinear(nn.Module):
     """Independent linear maps of `blocks` parts: [blocks, N, in / blocks] -> [blocks, N, features / blocks].
 
-    With `shared` [N, s], the input of every block is its own part followed by all of `shared`. With `parts` > 1 the
-    outputs of each block are split into that many arrays. The fan-in of the initialiser is the width of all blocks
-    together, as in the reference.
+    With `shared` [N, s], the input of every block is its own part followed by all of `shared`. The outputs of each
+    block are split into `parts` arrays. The fan-in of the initialiser is the width of all blocks together, as in the
+    reference.
     """
 
     features: int
@@ -102,7 +105,7 @@ class BlockLinear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x rsqrt(mean(x^2) + 1e-4) scale over the last axis, without shift, in float32."""
+    """Returns x * rsqrt(mean(x^2) + 1e-4) * scale, with the mean over the last axis, computed in float32."""
 
     dtype: Any = jnp.float32
 

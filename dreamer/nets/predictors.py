@@ -1,4 +1,4 @@
-"""Heads with their losses: predictions of a world model from features [.., F], besides observations and latents."""
+"""Heads with their losses: what a world model predicts from features [.., F] besides observations and latents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dreamer.ops import distributions as dist
 
 
 class Predictor(NamedTuple):
-    """A head on features.
+    """A network that predicts something from features, with its loss.
 
     init(key, feat [1, F]) -> params | predict(params, feat [.., F]) -> prediction [..] or [.., n]
-    loss(params, feat [.., F], target) -> [..], target of the prediction's shape
+    loss(params, feat [.., F], target) -> [..]; target has the shape of the prediction
     """
 
     init: Callable[[Key, Array], Params]
@@ -27,7 +27,7 @@ class Predictor(NamedTuple):
 
 
 def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -> Predictor:
-    """A number [..] float32, such as a reward: its expectation under two-hot logits. Source: DreamerV3, eq. 10."""
+    """Predicts a number [..] float32, such as a reward, as the mean of two-hot logits. Source: DreamerV3, eq. 10."""
     head, values = from_flax(ScalarHead(layers, units, bins, dtype=dtype)), dist.twohot_bins(bins)
     return Predictor(
         init=head.init,
@@ -37,7 +37,7 @@ def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -
 
 
 def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
-    """A probability [..] float32, such as the chance that an episode continues. target [..]: from 0 to 1."""
+    """Predicts a probability [..] float32, such as the chance that an episode continues. target [..]: from 0 to 1."""
     head = from_flax(BinaryHead(layers, units, dtype))
     return Predictor(
         init=head.init,
@@ -47,7 +47,7 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """Bits [.., count] bool, such as an action mask: True if its chance is above 1/2. The loss sums over the bits."""
+    """Predicts bits [.., count] bool, such as an action mask: True above a chance of 1/2. The loss sums over bits."""
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

@@ -1,5 +1,4 @@
-"""Action distributions from an actor's outputs: categoricals for an action's one-hots, bounded normals for its numbers.
-"""
+"""Distributions of actions: categoricals for the one-hots of an action, bounded normals for its numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +17,12 @@ NEVER = -1e9  # logit of a forbidden entry: finite, so that 0 times it is 0
 
 
 class ActionDist(NamedTuple):
-    """The distribution of actions [.., A].
+    """The distribution of actions [.., A], given the outputs `outs` of an actor.
 
     sample(key, outs, allowed), mode(outs, allowed) -> action [.., A]
     log_prob(outs, action, allowed), entropy(outs, allowed) -> [..], summed over all parts
-    allowed: [.., n] bool for each entry of the one-hots, or None; a one-hot with no allowed entry is left unrestricted
+    allowed [.., n] bool: which entries of the one-hots may be chosen; None: all
+        if no entry of a one-hot is allowed, all entries of this one-hot may be chosen
     """
 
     sample: Callable[..., Array]
@@ -32,7 +32,7 @@ class ActionDist(NamedTuple):
 
 
 def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
-    """Independent categoricals, one for each of `classes`, over the parts of outs["logits"] [.., sum(classes)]."""
+    """Independent categoricals, one for each of `classes`. outs["logits"] [.., sum(classes)] holds all their logits."""
     pick, back, real = _groups(classes)
 
     def log_probs(outs: Outs, allowed: Array | None) -> Array:
@@ -72,7 +72,7 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
 
 
 def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0) -> ActionDist:
-    """Normals with bounded mean and deviation from outs["mean"], outs["stddev"] [.., A]; samples are not clipped."""
+    """Normals with bounded mean and deviation, from outs["mean"], outs["stddev"] [.., A]. Samples are not clipped."""
 
     def stats(outs: Outs) -> tuple[Array, Array]:
         return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)
@@ -122,15 +122,15 @@ def make(
 
 
 def widest(outs: Outs) -> dict[str, Array]:
-    """The actor's outputs, of the same shapes, with the largest entropy: equal logits and largest deviations."""
+    """Outputs with the shapes of `outs` and the largest entropy: equal logits and the largest deviations."""
     return {name: jnp.full_like(x, jnp.inf if name == "stddev" else 0.0) for name, x in outs.items()}
 
 
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices that arrange one-hots of several lengths as rows of equal length.
+    """Indices that arrange one-hots of several lengths, joined in a vector [n], as rows of equal length, and back.
 
-    pick [groups, largest]: index of each entry in [n] | back [n]: its index in groups * largest
-    real [groups, largest]: False for padding
+    pick [groups, largest]: for each entry of the rows its index in the vector | real [groups, largest]: False: padding
+    back [n]: for each entry of the vector its index in the flattened rows
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

@@ -23,11 +23,12 @@ def summed_kl(q: Array, p: Array) -> Array:
 def kl_balance(
     post: Any, prior: Any, free_nats: Array | float, kl: Callable[[Any, Any], Array] = summed_kl
 ) -> tuple[Array, Array, Array]:
-    """The dynamics and the representation loss from the statistics of posterior and prior, mixed logits [.., S, C].
+    """The dynamics and the representation loss. post, prior: statistics, by default mixed logits [.., S, C].
 
-    dyn = max(free_nats, KL(sg(post) || prior)), rep = max(free_nats, KL(post || sg(prior))): clipped per element,
-    after the sum over S and before any mean, so that a clipped element has no gradient.
-    kl: for statistics other than logits, see `LatentDist`. Returns dyn, rep and the unclipped KL, each [..].
+        dyn = max(free_nats, KL(sg(post) || prior))        rep = max(free_nats, KL(post || sg(prior)))
+
+    The KL is summed over S and then clipped, element by element, so that a clipped element has no gradient.
+    kl(q, p) -> [..]: the KL of these statistics. Returns dyn, rep and the unclipped KL, each [..].
     Source: DreamerV3, eq. 3 and 5.
     """
     chex.assert_trees_all_equal_shapes(post, prior)

@@ -1,4 +1,4 @@
-"""Squashing, two-hot scalars, categorical latents and action distributions. Pure maths in float32."""
+"""Maths in float32: squashing, two-hot scalars, categorical latents and distributions of actions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def symexp(x: Array) -> Array:
 
 @functools.lru_cache
 def twohot_bins(count: int = 255) -> np.ndarray:
-    """Bins [K] float32: symexp of equally spaced points from -20 to 20, exactly symmetric, the middle one 0.
+    """Bins [K] float32: symexp of equally spaced points from -20 to 20; they are exactly symmetric around 0.
 
-    Computed in float64 on the host, so that their bits are the same on every device.
+    The bins are computed in float64 on the host, so that they have the same bits on every device.
     """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"two-hot needs an odd number of bins, at least 3: {count}")
@@ -40,12 +40,15 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
-    """Target [..] -> weights [.., K] on the two neighbouring bins, linear in raw space; clipped to the end bins."""
+    """Target [..] -> weights [.., K] of the two neighbouring bins, linear in raw space.
+
+    A target beyond the first or the last bin has all weight on this bin.
+    """
     return _weights(len(bins), *_neighbours(target, bins))
 
 
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
-    """Cross-entropy of logits [.., K] with the two-hot of target [..] -> [..].
+    """Cross-entropy of logits [.., K] with the two-hot encoding of target [..] -> [..].
 
     -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, where i and j are the neighbours of the target; the
     gradient is softmax(l) - w. No array [.., K] of weights is kept.
@@ -55,7 +58,7 @@ def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
 
 
 def _neighbours(target: Array, bins: np.ndarray) -> tuple[Array, Array, Array]:
-    """Target [..] -> the bins below and above it and the weight of the one above; clipped to the end bins."""
+    """Target [..] -> the indices of the bins below and above it, and the weight of the bin above."""
     target = sg(target.astype(jnp.float32))
     values, count = jnp.asarray(bins), len(bins)
     reached = jnp.searchsorted(values, target, side="right", method="scan_unrolled")
@@ -91,7 +94,7 @@ _neighbour_loss.defvjp(_neighbour_loss_forward, _neighbour_loss_backward)
 
 
 def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
-    """Expectation in raw space of logits [.., K] -> [..].
+    """The expectation of two-hot logits [.., K] in raw space -> [..].
 
     Mirrored bins are paired as b * (p - p_mirror), so that a uniform distribution gives exactly 0 in any order of
     summation, although single terms reach 2e6.
@@ -114,7 +117,7 @@ def mix_uniform(logits: Array, unimix: float) -> Array:
 
 
 def sample_onehot(key: Array, logits: Array) -> Array:
-    """One class per group of logits [.., C] -> one-hot [.., C] float32, without gradient."""
+    """Draws one class for each group of logits [.., C] -> one-hot [.., C] float32, without gradient."""
     return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
 
 
@@ -131,13 +134,13 @@ def _straight_through_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any
 
 
 def categorical_entropy(logits: Array) -> Array:
-    """Entropy in nats of logits [.., C] -> [..]."""
+    """Entropy in nats of the categoricals with logits [.., C] -> [..]."""
     logp = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.exp(logp) * logp, -1)
 
 
 def categorical_kl(logits_q: Array, logits_p: Array) -> Array:
-    """KL(q || p) in nats of logits [.., C] -> [..]."""
+    """KL(q || p) in nats of the categoricals with logits [.., C] -> [..]."""
     logq, logp = jax.nn.log_softmax(logits_q), jax.nn.log_softmax(logits_p)
     return jnp.sum(jnp.exp(logq) * (logq - logp), -1)
 
@@ -153,7 +156,7 @@ def categorical_log_prob(logits: Array, onehot: Array) -> Array:
 def bounded_normal(
     raw_mean: Array, raw_std: Array, minstd: Array | float, maxstd: Array | float
 ) -> tuple[Array, Array]:
-    """Network outputs [.., A] -> mean = tanh, std in [minstd, maxstd] with an offset of 2 before the sigmoid."""
+    """Outputs [.., A] of a network -> mean in [-1, 1] by tanh, std in [minstd, maxstd] by a sigmoid with offset 2."""
     mean = jnp.tanh(raw_mean.astype(jnp.float32))
     std = (maxstd - minstd) * jax.nn.sigmoid(raw_std.astype(jnp.float32) + 2.0) + minstd
     return mean, std
@@ -165,7 +168,7 @@ def normal_log_prob(mean: Array, std: Array, value: Array) -> Array:
 
 
 def normal_entropy(std: Array) -> Array:
-    """Differential entropy in nats of independent normals, summed over A -> [..]."""
+    """Differential entropy in nats of independent normals with std [.., A], summed over A -> [..]."""
     return jnp.sum(0.5 * np.log(2 * np.pi) + 0.5 + jnp.log(std), -1)
 
 

@@ -19,12 +19,13 @@ sg = jax.lax.stop_gradient
 
 
 class LatentDist(NamedTuple):
-    """The distribution of a stochastic state [.., S, C], S independent groups.
+    """The distribution of a stochastic state [.., S, C], which has S independent groups.
 
-    shape: (S, C) of one state | outputs: (S, n) of a network's outputs for one state
-    stats(outs [.., S, n]) -> stats, float32 | sample(key, stats) -> [.., S, C] float32, with the gradient of stats
-    kl(q, p) -> KL(q || p) in nats [..] | entropy(stats) -> [..] in nats, both summed over the groups
-    pack(stoch) -> array [.., *packed shape] | unpack(array) -> stoch, the same bits | packed: its shape and dtype
+    shape: (S, C), the shape of a state | outputs: (S, n), the shape of a network's outputs for a state
+    stats(outs [.., S, n]) -> stats, float32 | sample(key, stats) -> [.., S, C] float32, with gradients to stats
+    kl(q, p) -> KL(q || p) [..] in nats | entropy(stats) -> [..] in nats; both are summed over the groups
+    pack(stoch) -> array for the replay | unpack(array) -> stoch with the same bits
+    packed: the shape, without leading axes, and the dtype of a packed array
     """
 
     shape: tuple[int, ...]
@@ -50,8 +51,8 @@ def categorical(
 ) -> LatentDist:
     """S one-hots of C classes with straight-through gradients; a share `unimix` of each distribution is uniform.
 
-    draw(key, log-probabilities [.., S, C]) -> one-hots. A state is packed as the class of each group; one more value
-    stands for the all-zero state before the first step. Source: DreamerV3, section on the world model.
+    draw(key, log-probabilities [.., S, C]) -> one-hots. Packing keeps the class of each group; the number C stands for
+    the all-zero state before the first step. Source: DreamerV3, section on the world model.
     """
     index = "uint8" if classes < 256 else "uint16"
 
@@ -75,9 +76,9 @@ def categorical(
 
 
 def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
-    """S independent normals, C = 1: mean, and softplus of a raw deviation plus `minstd`; reparametrised samples.
+    """S independent normals, C = 1. The deviation is the softplus of a network output, plus `minstd`.
 
-    Source: DreamerV1 (Hafner et al. 2020), appendix A.
+    Samples are reparametrised. Source: DreamerV1 (Hafner et al. 2020), appendix A.
     """
 
     def stats(outs: Array) -> Normal:
@@ -101,7 +102,7 @@ def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
 
 
 def normal_kl(q: Normal, p: Normal) -> Array:
-    """KL(q || p) of independent normals, summed over S -> [..]:
+    """KL(q || p) of independent normals, summed over S -> [..]. For each normal, it is
 
         log(p.std / q.std) + (q.std^2 + (q.mean - p.mean)^2) / (2 p.std^2) - 1/2
     """

@@ -1,4 +1,4 @@
-"""Running statistics that scale returns, values and advantages: explicit state in, explicit state out."""
+"""Running statistics that scale returns, values and advantages. The caller keeps their states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sg = jax.lax.stop_gradient
 
 
 class Normalizer(NamedTuple):
-    """init() -> state | update(state, x [..]) -> state | stats(state) -> offset [], scale []."""
+    """A running statistic: init() -> state | update(state, x [..]) -> state | stats(state) -> offset [], scale []."""
 
     init: Callable[[], Any]
     update: Callable[[Any, Array], Any]
@@ -21,14 +21,14 @@ class Normalizer(NamedTuple):
 
 
 class Percentiles(NamedTuple):
-    """Moving averages of a low and a high percentile, both start at 0, no bias correction."""
+    """Moving averages of a low and a high percentile. Both start at 0; no bias correction is made."""
 
     lo: Array
     hi: Array
 
 
 class Moments(NamedTuple):
-    """Moving averages of x, x^2 and 1; the last one corrects the bias of starting at 0."""
+    """Moving averages of x, x^2 and 1. All start at 0; the average of 1 serves to correct this bias."""
 
     mean: Array
     sqrs: Array
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 
 def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: float = 95.0) -> Normalizer:
-    """Scale = max(limit, hi - lo) of linearly interpolated percentiles; offset = lo. Source: DreamerV3, eq. 7."""
+    """Offset = lo, scale = max(limit, hi - lo), where lo and hi average two percentiles. Source: DreamerV3, eq. 7."""
 
     def init() -> Percentiles:
         return Percentiles(jnp.zeros(()), jnp.zeros(()))
@@ -52,7 +52,7 @@ def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: 
 
 
 def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
-    """Offset = mean, scale = max(limit, standard deviation), both with bias correction."""
+    """Offset = mean, scale = max(limit, standard deviation); the bias of both is corrected."""
 
     def init() -> Moments:
         return Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
@@ -72,10 +72,10 @@ def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
 
 
 def identity() -> Normalizer:
-    """Offset 0, scale 1."""
+    """A Normalizer that changes nothing: offset 0, scale 1."""
     return Normalizer(lambda: (), lambda state, x: state, lambda state: (jnp.zeros(()), jnp.ones(())))
 
 
 def make(name: str) -> Normalizer:
-    """"percentiles", "moments" or "none", with DreamerV3's constants."""
+    """The Normalizer called "percentiles", "moments" or "none", with DreamerV3's constants."""
     return {"percentiles": percentiles, "moments": moments, "none": identity}[name]()

@@ -54,9 +54,9 @@ class Config:
 
 
 def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Divides each gradient tensor by max(1, |g| / (clip * max(floor, |p|))), norms over the whole tensor.
+    """Divides each gradient tensor g by max(1, |g| / (clip * max(floor, |p|))), where p is its parameter.
 
-    `optax.adaptive_grad_clip` takes norms unit by unit, which the reference does not.
+    The norms are those of whole tensors, as in the reference; `optax.adaptive_grad_clip` takes norms of single units.
     """
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransfo
 
 
 def kernels(params: Any) -> Any:
-    """A tree of bools like `params`: True where the last name is Flax's "kernel" or Haiku's "w": these decay."""
+    """A tree of bools like `params`: True for the parameters to decay, called "kernel" in Flax and "w" in Haiku."""
 
     def is_kernel(path: tuple[Any, ...], _: Array) -> bool:
         return getattr(path[-1], "key", None) in ("kernel", "w")
@@ -78,14 +78,17 @@ def kernels(params: Any) -> Any:
 
 
 class PhaseState(NamedTuple):
-    """updates [] int32: updates made so far | inner: the state of the optimizer, unchanged outside its phase."""
+    """The state of `within`. updates [] int32: the number of updates made | inner: the state of the inner optimizer."""
 
     updates: Array
     inner: Any
 
 
 def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.GradientTransformation:
-    """Applies `inner` from update `start` until `stop` (0 = no end); outside, updates are 0 and its state is kept."""
+    """Applies `inner` from update `start` until update `stop`, or without an end if `stop` is 0.
+
+    Before and after that, the updates are 0 and the state of `inner` does not change.
+    """
 
     def init(params: Any) -> PhaseState:
         return PhaseState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -101,9 +104,9 @@ def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.
 
 
 def make(config: Config) -> optax.GradientTransformation:
-    """All steps before the multiplication by `learning_rate`: p <- p - learning_rate * update.
+    """The optimizer without the multiplication by the learning rate: p <- p - learning_rate * update.
 
-    Order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
+    Its steps are, in this order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
     """
     rms = optax.scale_by_rms(config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True)
     parts = [rms, optax.ema(config.beta1)]
@@ -116,9 +119,10 @@ def make(config: Config) -> optax.GradientTransformation:
 
 
 def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
-    """Joins the optimizers {prefix of parameter names: Config}, "" for all others; also returns each leaf's prefix.
+    """Joins the optimizers {prefix of parameter names: Config}. Also returns a tree with the prefix of each parameter.
 
-    params: a tree of the parameters, shapes suffice. The longest prefix wins. A single Config is not wrapped.
+    Each parameter has the optimizer with the longest prefix of its name; "" is a prefix of all names.
+    params: a tree of the parameters or of their shapes. A single Config is not wrapped.
     """
     prefixes = prefixes_of(configs, params)
     if len(configs) == 1:
@@ -137,10 +141,10 @@ def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
 
 
 def learning_rate(config: Config, peak: Array, step: Array) -> Array:
-    """The learning rate [] at `step`: from 0 at `start` linearly to `peak` at `start + warmup`, then by `schedule`.
+    """The learning rate [] at `step`. It rises linearly from 0 at `start` to `peak`, then follows `schedule`.
 
-    The schedules linear and cosine reach peak / 10 at step `anneal` and stay there. With a warm-up, the first update
-    changes nothing. peak [] float32, traced; step [] int32.
+    The rise ends at `start + warmup`; with a warm-up, the first update changes nothing. The schedules linear and cosine
+    reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.
     """
     begun = jnp.maximum(0, step - config.start) if config.start else step
     rise = jnp.minimum(1.0, begun / config.warmup) if config.warmup else 1.0

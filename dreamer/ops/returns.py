@@ -14,8 +14,8 @@ def lambda_returns(reward_t: Array, cont_t: Array, value_t: Array, lam: Array | 
 
         R_i = reward_i + cont_i * ((1 - lam_i) * value_i + lam_i * R_{i+1}),    R_H = value_{H-1}
 
-    Entry i of every argument belongs to the state after step i: reward_t [H] received there, cont_t [H] the chance
-    that the episode continues from there, value_t [H] the bootstrap there. lam: [] or [H].
+    Entry i of every argument belongs to the state after step i: reward_t [H] is the reward received with that state,
+    cont_t [H] the chance that the episode continues from it, value_t [H] its value estimate. lam: [] or [H].
     Returns R [H]: entry i is the return from the state before step i. Source: DreamerV3, eq. 6 and replay critic.
     """
     chex.assert_rank([reward_t, cont_t, value_t], 1)

@@ -1,15 +1,15 @@
-"""Scans over time whose loops contain only the operations that depend on the carry, forward and backward.
+"""Scans over time whose forward and backward loops contain only the operations that depend on the carry.
 
 The equations of a step are of three kinds. Those that depend on the weights alone are computed once. Those that depend
 on the inputs, such as random numbers or a layer on observations, are computed for all steps together before the loop.
 The rest stays in the loop.
 
 The gradient is divided in the same way. The forward loop stores only the carries, and the backward loop computes only
-the gradients of the carries. The intermediate values that it needs, and afterwards the gradients of weights and inputs,
-are computed for all steps together: dW = sum_t x_t^T dy_t is one product, where `jax.lax.scan` adds to an array as
-large as W in each step, and devices that share a batch would also sum their shares in each step. The cost is a second
-evaluation of the steps, in large products. In return, the loops store no intermediate values: `jax.lax.scan` writes
-and reads one array for each of them in every step, and on a GPU each of these is a kernel.
+the gradients of the carries. The intermediate values for the backward loop, and afterwards the gradients of weights and
+inputs, are computed for all steps together: dW = sum_t x_t^T dy_t is one product. With `jax.lax.scan`, each step would
+add to an array as large as W, and devices that share a batch would sum their parts in each step. The cost is a second
+evaluation of the steps, in large products. In return, the loops store no intermediate values: `jax.lax.scan` writes and
+reads an array for each intermediate value in every step, and on a GPU each such access is a kernel.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ONCE, BEFORE, WITHIN = range(3)
 
 
 def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, keys: Any = None) -> tuple[Any, Any]:
-    """`scan` over axis 1 of batch-major inputs [B, T, ..]; outputs [B, T, ..], too.
+    """`scan` over the time axis 1 of batch-major inputs [B, T, ..]; the outputs are [B, T, ..], too.
 
-    step(carry, inputs) -> carry, outputs; with keys [T] step(carry, inputs, key).
+    step(carry, inputs) -> carry, outputs. keys [T]: if given, step has a third argument, the key of the time step.
     """
     shared = () if keys is None else (keys,)
     carry, outputs = scan(lambda carry, xs: step(carry, *xs), carry, (_swap_time(inputs), *shared))
@@ -38,9 +38,10 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
-    """Equals `jax.lax.scan(step, carry, inputs)` up to the order of sums.
+    """Computes `jax.lax.scan(step, carry, inputs)`; only sums may have another order.
 
-    inputs: leaves [T, ..]. Differentiable in all values that the step reads, by `jax.grad` and `jax.vjp` only.
+    inputs: a tree with leaves [T, ..]. The result is differentiable in all values that the step reads, but only by
+    `jax.grad` and `jax.vjp`.
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(carry, first)
@@ -66,7 +67,11 @@ def _swap_time(tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A step with sorted equations. carry, inputs: its arguments | results: the carry after it and its outputs."""
+    """A step whose equations are sorted by when they are computed.
+
+    once, before, within: the equations computed once, for all steps before the loop, and within the loop
+    carry, inputs: the arguments of the step | results: the carry after the step, then its outputs
+    """
 
     once: Jaxpr
     before: Jaxpr
@@ -77,7 +82,7 @@ class Loop:
 
 
 def divide(step: Jaxpr, carries: int) -> Loop:
-    """Sorts the equations of a step, whose first `carries` arguments are the carry and whose others are inputs."""
+    """Sorts the equations of a step. Its first `carries` arguments are the carry, and the others are inputs."""
     carry, inputs = step.invars[:carries], step.invars[carries:]
     level = dict.fromkeys(step.constvars, ONCE) | dict.fromkeys(carry, WITHIN) | dict.fromkeys(inputs, BEFORE)
     sorts: tuple[list[JaxprEqn], ...] = ([], [], [])
@@ -96,7 +101,7 @@ def divide(step: Jaxpr, carries: int) -> Loop:
 
 
 def _part(step: Jaxpr, eqns: Sequence[JaxprEqn], results: Iterable[Var]) -> Jaxpr:
-    """The equations among `eqns` that the results need, as a jaxpr; values from elsewhere are its arguments."""
+    """A jaxpr of the equations in `eqns` that the results need; values from other equations are its arguments."""
     results = list(dict.fromkeys(results))
     needed, kept = dict.fromkeys(results), []
     for eqn in reversed(eqns):
@@ -121,7 +126,7 @@ def _variables(atoms: Iterable[Any]) -> list[Var]:
 
 
 def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
-    """One step: values of loop.once, carry, values of loop.before -> carry, outputs."""
+    """Computes one step -> carry, outputs. fixed: the values of loop.once | ready: the step's values of loop.before."""
     names = [*loop.once.outvars, *loop.carry, *loop.before.outvars]
     values = _evaluate(loop.within, dict(zip(names, [*fixed, *carry, *ready], strict=True)))
     results = [values[v] if isinstance(v, Var) else jnp.asarray(v.val, v.aval.dtype) for v in loop.results]
@@ -130,12 +135,12 @@ def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> t
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    """The loop: values of loop.once, carry, values [T, ..] of loop.before -> carry, outputs [T, ..]."""
+    """Runs the loop -> carry, outputs [T, ..]. fixed: the values of loop.once | ready: [T, ..] of loop.before."""
     return jax.lax.scan(lambda carry, ready: _step(loop, fixed, carry, ready), carry, ready, length)
 
 
 def _run_forward(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    """Like `_run`, plus the values for the gradient: the arguments, with the carry before each step [T, ..]."""
+    """Like `_run`; also returns what the gradient needs: fixed, the carry [T, ..] before each step, and ready."""
     after, shown = loop.results[: len(carry)], loop.results[len(carry) :]
     hidden = [i for i, v in enumerate(after) if v not in shown]
 
@@ -178,9 +183,9 @@ _run.defvjp(_run_forward, _run_backward)
 
 
 def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tuple[Callable[[list[Any]], Any], Any]:
-    """Computes the pullbacks (functions of jax.vjp) that pullback_of(*xs[t]) returns for all t together.
+    """Computes, for all t together, the pullbacks (functions made by jax.vjp) that pullback_of(*xs[t]) returns.
 
-    Returns (restore, arrays [T, ..]): the arrays are the residuals, and restore(arrays of one t) is its pullback.
+    Returns (restore, arrays [T, ..]): the arrays are the residuals, and restore(arrays of step t) is the pullback of t.
     Residuals that are the same at each step, such as weights, are kept inside `restore`.
     """
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
@@ -201,7 +206,7 @@ def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tu
 
 
 def _real_step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The results of a step that have a gradient."""
+    """Computes one step, and returns only the results that have a gradient."""
     after, outputs = _step(loop, fixed, carry, ready)
     return _reals(after), _reals(outputs)
 
@@ -212,11 +217,11 @@ def _reals(xs: Iterable[Any]) -> list[Any]:
 
 
 def _replace(xs: Iterable[Any], reals: Iterable[Any]) -> list[Any]:
-    """xs, with the arrays that have a gradient replaced by `reals`."""
+    """Returns xs, in which `reals` replace the arrays that have a gradient."""
     others = iter(reals)
     return [next(others) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in xs]
 
 
 def _zero(x: Any) -> Any:
-    """A stand-in for the gradient of x, of the same shape and dtype: x itself if it can have one, else float0."""
+    """A placeholder for the gradient of x: x itself if x can have a gradient, else zeros of dtype float0."""
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

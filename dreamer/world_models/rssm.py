@@ -1,4 +1,4 @@
-"""The recurrent state-space model of DreamerV3: filtering and prediction of the environment in latent space."""
+"""The recurrent state-space model of DreamerV3, which infers and predicts latent states of the environment."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ class Config:
 
 
 class Latent(NamedTuple):
-    """deter [.., D] in the compute dtype, stoch [.., S, C] float32: one-hots of C classes, or Gaussians with C = 1."""
+    """deter [.., D] in the compute dtype | stoch [.., S, C] float32: one-hots of C classes, or Gaussians with C = 1."""
 
     deter: Array
     stoch: Array
 
 
 class Nets(NamedTuple):
-    """The networks, the distribution of the latent, and the heads by name: rew, con, mask with action masks."""
+    """The networks, the latent's distribution, and the heads: rew, con, and mask if there are action masks."""
 
     enc: Network
     dec: Network
@@ -126,14 +126,14 @@ class Nets(NamedTuple):
 
 
 def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
-    """The distribution of the stochastic state; `sample(key, mixed logits [.., S, C]) -> one-hot` draws categories."""
+    """The distribution of the stochastic state. `sample(key, mixed logits [.., S, C]) -> one-hots` draws classes."""
     if config.latent == "gaussian":
         return latent_dist.gaussian(config.stoch, config.minstd)
     return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
-    """All networks of the world model, encoder and decoder found by name. sample: as in `make_dist`, [.., S, C]."""
+    """Makes all networks; the config names the encoder and the decoder. sample: see `make_dist`, [.., S, C]."""
     decoded = to_reconstruct(spec)
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
@@ -166,7 +166,7 @@ def _maker(name: str) -> Callable[..., Network]:
 def to_reconstruct(spec: Spec) -> dict[str, Space]:
     """The observations that the decoder reconstructs: all but the action mask, which has its own head.
 
-    Raises UserError when there is none, or one has too many classes.
+    Raises UserError when there is no such observation, or when an observation has too many classes.
     """
     decoded = {name: space for name, space in spec.obs.items() if not (spec.masked and name == MASK)}
     if not decoded:
@@ -186,9 +186,9 @@ def to_reconstruct(spec: Spec) -> dict[str, Space]:
 def observe_step(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
 ) -> tuple[Latent, Stats]:
-    """One filtering step: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent and its statistics.
+    """Observes one row: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent and its statistics.
 
-    Where is_first, the incoming latent and the previous action are dropped and the core runs on zeros.
+    In rows with is_first set, the core receives zeros in place of the incoming latent and the previous action.
     """
     deter, stoch, prev_action = (_keep(~is_first, x) for x in (*latent, prev_action))
     deter = nets.core.apply(params["dyn"], deter, stoch, prev_action)
@@ -197,7 +197,7 @@ def observe_step(
 
 
 def imagine_step(nets: Nets, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
-    """One prior step: latent [N, ..], action [N, A] -> latent [N, ..]."""
+    """Predicts the next row without observing it: latent [N, ..], action [N, A] -> prior latent [N, ..]."""
     deter = nets.core.apply(params["dyn"], latent.deter, latent.stoch, action)
     prior = nets.dist.stats(nets.prior.apply(params["dyn"], deter))
     return Latent(deter, nets.dist.sample(key, prior))
@@ -210,7 +210,7 @@ def _keep(mask: Array, x: Array) -> Array:
 def observe_sequence(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
 ) -> tuple[Latent, Latent, Stats]:
-    """Filtering over time: tokens [B, T, E] .. -> the last latent [B, ..], posterior latents [B, T, ..], statistics."""
+    """Observes T rows: tokens [B, T, E] .. -> the last latent [B, ..], posterior latents [B, T, ..], statistics."""
     def step(carry: Latent, inputs: tuple[Array, ...], key: Key) -> tuple[Latent, tuple[Latent, Stats]]:
         latent, post = observe_step(nets, params, key, carry, *inputs)
         return latent, (latent, post)
@@ -227,10 +227,10 @@ def make(
     config: Config, spec: Spec, *, dtype: Any = jnp.float32, horizon: float = 333.0, contdisc: bool = True,
     sample: Callable[[Key, Array], Array] = dist.sample_onehot,
 ) -> WorldModel:  # fmt: skip
-    """The world model for an environment; `sample(key, mixed logits [.., S, C]) -> one-hot` draws posterior and prior.
+    """Makes the world model for an environment. sample: as in `make_dist`, for posterior and prior.
 
-    With contdisc, the discount 1 - 1 / horizon is folded into the continue target and so into `predict`'s cont.
-    Raises UserError when an observation does not suit the encoder.
+    With contdisc, the target of the continue head, and thus the cont of `predict`, contains the discount
+    1 - 1 / horizon. Raises UserError when an observation does not suit the encoder.
     """
     decoded = to_reconstruct(spec)
     nets = make_nets(config, spec, dtype, sample)
@@ -284,7 +284,7 @@ def make(
 
 
 def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) -> Latent:
-    """`WorldModel.starts`: dreams begin from the latent of each row, [B, T, ..] -> [B * T, ..]."""
+    """`WorldModel.starts`: one dream begins from the latent of each row: [B, T, ..] -> [B * T, ..]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
 
 
@@ -317,7 +317,7 @@ def _init_params(
 def _dynamics_losses(
     nets: Nets, v: Variables, key: Key, state: Latent, prev_action: Array, batch: Batch
 ) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
-    """Posterior latents of a batch, the KL losses between posterior and prior [B, T], metrics []."""
+    """Returns the posterior latents of a batch, the KL losses {"dyn", "rep": [B, T]}, and metrics []."""
     tokens = nets.enc.apply(v.params["enc"], batch.obs)
     key = named_keys(key, "observe")["observe"]
     _, latents, post = observe_sequence(nets, v.params, key, state, tokens, prev_action, batch.is_first)
@@ -344,7 +344,7 @@ def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[s
 def _packing(
     drawn: LatentDist, deter: int, dtype: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
-    """pack, unpack and storage: deter in the compute dtype, the stochastic state as packed by its distribution."""
+    """Returns pack, unpack and storage of the WorldModel. `drawn` packs the stochastic part of a latent."""
     def pack(latent: Latent) -> Mapping[str, Array]:
         return {"deter": latent.deter.astype(dtype), "stoch": drawn.pack(latent.stoch)}
 

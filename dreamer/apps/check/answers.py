@@ -16,7 +16,7 @@ from dreamer.runtime.env.observations import LARGEST
 
 
 class Answer(NamedTuple):
-    """The result of reset or step, obs and info unchanged; reward None when it is not a finite number."""
+    """The result of reset or step. obs and info are unchanged; reward is None if it is not a finite number."""
 
     obs: Any
     reward: float | None = 0.0
@@ -34,7 +34,7 @@ class NoAnswer(Exception):
 
 
 def begin(env: gymnasium.Env, seed: int | None, tally: Tally, where: str) -> Answer:
-    """Resets `env`, without the seed if it takes none. Raises NoAnswer."""
+    """Resets `env`, with the seed if `env` takes one. Raises NoAnswer."""
     if ("reset-seed", "") in tally.first:
         answer = env.reset()
     else:
@@ -54,7 +54,7 @@ def _begin_without(env: gymnasium.Env) -> Any:
     try:
         return env.reset()
     except EnvFailed as failure:
-        if takes_no_seed(failure.error):  # a wrapper always passes both on
+        if takes_no_seed(failure.error):  # a wrapper always passes seed and options on
             raise NoAnswer(wrong("reset-seed", NO_SEED)) from None
         raise
 

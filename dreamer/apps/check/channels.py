@@ -1,4 +1,4 @@
-"""Finds keys whose numbers never change, or change too much, over the whole walk. No jax."""
+"""Finds keys whose numbers never change, or change too much, during the random steps. No jax."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dreamer.apps.check.verdicts import Verdict, counted, listed, note, ok, warn
 from dreamer.apps.check.walk import Walk
 from dreamer.spaces import BYTE
 
-ENOUGH = 10  # rows below which constant values are not reported
+ENOUGH = 10  # with fewer rows, constant values are not reported
 LARGE = 1e6
 GROWTH = 1000.0  # between the first and the last quarter of the walk
-DARK = 32 / 255  # of a picture's range: below it a picture holds classes or a mask, or it is very dark
+DARK = 32 / 255  # of a picture's range: a picture below it holds classes or a mask, or it is very dark
 
 
 def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
-    """Constant, exploding and oddly scaled channels; a line of ranges when all is well."""
+    """Reports keys that are constant, explode or have an odd scale; if there are none, the ranges of the keys."""
     if len(walk.rows) < ENOUGH:
         return []
     looks = {key.name: [row.looks[key.name] for row in walk.rows if key.name in row.looks] for key in keys}
@@ -37,7 +37,7 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def _still(key: Key, look: Look, rows: int) -> Verdict:
-    """The verdict on a key that never changes: a warning for a picture (is the camera broken?), a note for numbers."""
+    """The verdict on a key that never changes: for a picture a warning (the camera may be broken), otherwise a note."""
     if key.reader.space.image:
         shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")

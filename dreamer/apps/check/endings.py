@@ -1,7 +1,7 @@
-"""How episodes end, and whether the last observation is the true one. No jax.
+"""Checks how episodes end, and whether the last observation is the true one. No jax.
 
-The agent assumes a value of 0 beyond a `terminated` row and an unknown one beyond a `truncated` row; its continue and
-reward heads learn the end from the last row's observation.
+The agent assumes that the value after a `terminated` row is 0, and that the value after a `truncated` row is unknown.
+Its continue and reward heads learn the end from the observation of the last row.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dreamer.apps.check import self_resets
 from dreamer.apps.check.verdicts import Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.check.walk import Row, Walk
 
-NEAR = 5  # steps to compare with the last one, just before it: some environments move at the start only
-FEW = 3  # episodes, below which common properties are not reported
-CHANCE = 1e-4  # a finding must be less likely than this by chance
+NEAR = 5  # steps before the last step to compare with it: some environments move at the start only
+FEW = 3  # with fewer episodes, properties that they share are not reported
+CHANCE = 1e-4  # the probability that chance explains a finding must be below this
 
 
 def check(walk: Walk, env: gymnasium.Env) -> list[Verdict]:
-    """Checks flags, lengths and last observations."""
+    """Checks the flags and the lengths of episodes, and the last observations."""
     if not walk.steps:
         return []
     episodes = walk.episodes()
@@ -76,7 +76,7 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
 
 
 def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdicts on keys that change in most steps shortly before an end, but never in the last one."""
+    """The verdicts on keys that change in most steps shortly before the end, but never in the last step."""
     stop = _stop_action(episodes, env)
     verdicts = []
     for key in episodes[0][-1].looks:
@@ -102,7 +102,7 @@ def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
 
 
 def _stop_action(episodes: list[list[Row]], env: gymnasium.Env) -> bool:
-    """Whether the actions that end episodes never do anything else, so that ending does not change the observation."""
+    """Whether the actions that end episodes occur in no other step, so that they need not change the observation."""
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return False
     ending = {int(rows[-1].action) for rows in episodes}

@@ -1,4 +1,4 @@
-"""Runs all checks of `dreamer check`, in order. No jax."""
+"""Runs all checks of `dreamer check` in their order. No jax."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
 def _own(
     name: str, settings: Settings, watch: Watch, make: Callable[..., gymnasium.Env], env: gymnasium.Env
 ) -> Iterator[Verdict]:
-    """All verdicts except those of gymnasium's checker, which are dropped where these report the same."""
+    """Yields all verdicts on a single environment except those of gymnasium's checker."""
     keys, found = _spaces(env, name)
     yield from found
     whole = seeded = False
@@ -97,9 +97,9 @@ def _own(
 def _of_agents(
     env: Any, name: str, settings: Settings, watch: Watch
 ) -> Generator[Verdict, None, bool | None]:
-    """Yields the verdict on all agents of a parallel environment.
+    """Yields the verdict on all agents, if the environment is a parallel environment.
 
-    Returns whether it is one, or None if the check cannot go on.
+    Returns whether it is a parallel environment, or None if the check cannot go on.
     """
     try:
         parallel = is_parallel(env)
@@ -118,7 +118,7 @@ def _of_agents(
 
 
 def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
-    """The verdicts of `look`, or the verdict on the error that stopped it."""
+    """Calls `look`. Returns its verdicts, or the verdict on the error that it raises."""
     try:
         return look()
     except EnvFailed as failure:
@@ -141,7 +141,7 @@ def _failed(failure: EnvFailed) -> Verdict:
 
 
 def _spaces(env: gymnasium.Env, name: str) -> tuple[list[Key], list[Verdict]]:
-    """The keys of the observation, none when a space is not supported."""
+    """Returns the keys of the observation, and verdicts. There are no keys if a space is not supported."""
     try:
         keys = keys_of(env, readers(env, name, action_reader(env, name).action))
         return keys, spaces.check(env, keys)
@@ -158,7 +158,7 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """The verdicts on rendering, and on the picture if one is requested, which includes frames if rendering works."""
+    """The verdicts on rendering and, if it is requested, on the picture, which shows frames if rendering works."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)

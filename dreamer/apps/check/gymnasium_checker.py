@@ -1,4 +1,4 @@
-"""Runs gymnasium's own checker; reports its lines in plain words unless another check reports them better. No jax."""
+"""Runs gymnasium's own checker, and reports in plain words what no other check reports better. No jax."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Rule(NamedTuple):
-    """How a line of the checker is reported.
+    """How to report lines of the checker that match a pattern.
 
-    pattern: of the line | level: or DROPPED | text: in plain words, "" for the checker's own
-    keys: verdicts that report the same more clearly; if one of them is found, the line is dropped
+    pattern: a regular expression | level: the level of the verdict; DROPPED: do not report the line
+    text: the text of the verdict; "": the line itself
+    keys: the keys of verdicts that report the same more clearly; after such a verdict, the line is not reported
     """
 
     pattern: str
@@ -32,15 +33,15 @@ class Rule(NamedTuple):
 
 VALUES = ("dtype", "shape", "range", "nan", "missing-key")
 RULES = (
-    # The checker prefers the environment without its wrappers; the agent sees it with them.
+    # The checker wants the environment without its wrappers, but the agent sees the environment with them.
     Rule("different from the unwrapped version", DROPPED),
     # Vectors go through symlog, which needs no bounds; actions without bounds are reported by action-bounds.
     Rule("(minimum|maximum) value is -?infinity", DROPPED),
     # Actions are scaled to any bounds.
     Rule("symmetric and normalized space", DROPPED),
-    # `times.render` tests rendering, in the only mode used here.
+    # `times.render` tests rendering in the only mode that dreamer uses.
     Rule("alternative render modes", DROPPED),
-    # An int32 or a uint8 is a valid index too; unreadable values are reported by dtype.
+    # An int32 or a uint8 is a valid index, too; the verdict dtype reports values that cannot be read.
     Rule("should be an int or np.int64", DROPPED),
     # Logged for a Box without axes whose value is a number.
     Rule("Casting input x to numpy array", DROPPED),
@@ -80,13 +81,13 @@ RULES = (
 
 
 def lines(env: Any, watch: Watch) -> list[str]:
-    """The complaints of gymnasium's checker: its warnings, then the error that ended it, marked with a "!"."""
+    """The lines of gymnasium's checker: its warnings, then the error that ended the checker, marked with "!"."""
     watch.place = "gymnasium's checker"
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # The skipped checks would draw in every mode, windows included, and make more environments to close.
+            # The skipped checks would draw in every mode, even in windows, and make environments only to close them.
             check_env(env, skip_render_check=True, skip_close_check=True)
         except EnvFailed as failure:
             found.append(f"!{failure}")
@@ -97,7 +98,7 @@ def lines(env: Any, watch: Watch) -> list[str]:
 
 
 def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
-    """The lines as verdicts, without those that one of `others` reports better."""
+    """Converts the lines to verdicts, without the lines that a verdict of `others` reports better."""
     known = {verdict.key for verdict in others if verdict.level != "ok"}
     by_text: dict[str, Verdict] = {}
     for line in found:
@@ -108,7 +109,7 @@ def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
 
 
 def _verdict(line: str, known: set[str]) -> Verdict | None:
-    """The verdict for a line; an unknown line is kept unchanged, and counts as wrong if it ended the checker."""
+    """The verdict for a line. An unknown line is reported unchanged, as wrong if the line ended the checker."""
     ended, line = line.startswith("!"), line.removeprefix("!")
     if " raised in " in line:
         return None if known & {"raises", "reset-seed", "mask"} else Verdict("wrong", KEY, line)

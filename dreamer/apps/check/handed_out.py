@@ -7,12 +7,12 @@ from dreamer.apps.check.walk import Walk
 
 
 def check(walk: Walk) -> list[Verdict]:
-    """Checks buffers and infos; no verdict when there is no fault."""
+    """Checks the arrays of observations and the keys of infos. Returns verdicts on faults only."""
     return _buffers(walk) + _infos(walk)
 
 
 def _buffers(walk: Walk) -> list[Verdict]:
-    """Rewritten arrays are only a warning, as the runtime copies every row before the next step."""
+    """Reports overwritten arrays. This is only a warning, because the runtime copies each row before the next step."""
     rewritten = [row for row in walk.rows if row.rewritten]
     if not rewritten:
         return []
@@ -26,7 +26,7 @@ def _buffers(walk: Walk) -> list[Verdict]:
 
 
 def _infos(walk: Walk) -> list[Verdict]:
-    """Compares mid-episode steps only: resets and final steps may carry info keys of their own."""
+    """Reports keys that only some infos have. Ignores resets and last steps, whose infos may have other keys."""
     steps = [row for row in walk.rows if row.step and not row.last]
     always = frozenset.intersection(*(row.info for row in steps)) if steps else frozenset()
     odd = sorted({str(key) for row in steps for key in row.info - always})

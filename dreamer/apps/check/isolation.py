@@ -1,4 +1,4 @@
-"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that one. No jax."""
+"""Runs the check in a separate process, so that an environment that hangs or crashes ends only this process. No jax."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from dreamer.apps.check.verdicts import Settings, Verdict, wrong
 from dreamer.apps.check.watch import Watch
 from dreamer.errors import UserError
 
-GRACE = 10.0  # seconds beyond the patience after which a process without a sign of life is killed
+GRACE = 10.0  # a process that is silent for this many seconds more than the patience is killed
 START = 60.0  # seconds in which python and numpy must start
-PLACE = 100  # bytes
+PLACE = 100  # bytes that describe the current stage of the check
 
 
 def verdicts_of(
@@ -32,8 +32,8 @@ def verdicts_of(
 ) -> Iterator[Verdict]:
     """Yields the verdicts of `examine` in another process, and one more if that process hangs or dies.
 
-    progress: called about every second with the place of the check. Raises UserError as `examine` does; RuntimeError
-    with the trace of an error in the check itself.
+    progress: called about every second with the current stage of the check. Raises UserError as `examine` does, and
+    RuntimeError with the trace of an error in the check itself.
     """
     plugins.add_folder_for(name)
     with tempfile.TemporaryFile() as place:
@@ -90,7 +90,9 @@ def _noted(place: int) -> str:
 
 
 def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
-    """Yields JSON objects, one per line, until the other side closes; {"silent": ..} for `patience` seconds of silence.
+    """Yields the JSON objects that the other side sends, one per line, until it closes.
+
+    If the other side is silent for `patience` seconds, yields {"silent": seconds} and ends.
     """
     data, limit = b"", max(patience, START)
     while True:
@@ -108,7 +110,7 @@ def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
 def serve(place: int) -> None:
     """Runs in the separate process: reads the settings from stdin, writes messages to stdout, and prints to stderr.
 
-    place: descriptor of the file in which it records the current place of the check.
+    place: the descriptor of a file, into which the process writes the current stage of the check.
     """
     os.set_inheritable(place, False)
     out = os.fdopen(os.dup(1), "w")

@@ -12,16 +12,16 @@ from dreamer.apps.check.verdicts import Verdict, warning, wrong
 from dreamer.runtime.env.observations import Reader, find, read
 
 COARSE = 8  # rows and columns of the small copy kept of each picture
-KEPT = 4096  # most numbers of a key kept for each row; larger values are examined and dropped
+KEPT = 4096  # the numbers of a key with more numbers are examined, but not kept
 
 
 class Look(NamedTuple):
-    """One key of one observation.
+    """What the check keeps of one key of one observation.
 
-    mark: equal for equal arrays | dtype: of the array
-    value: its numbers [n] float64, None for pictures, classes and large arrays
-    low, high: extremes of its finite numbers, NaN when there are none
-    coarse: a picture as at most COARSE x COARSE sums [n] float64, None for all else
+    mark: a value that is equal for equal arrays | dtype: the dtype of the array
+    value: the numbers of the array [n] float64; None for pictures, classes and large arrays
+    low, high: the extremes of the finite numbers; NaN: there are none
+    coarse: a picture as at most COARSE x COARSE sums [n] float64; None: not a picture
     """
 
     mark: Any
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 class Key(NamedTuple):
-    """One key of the observation: its Reader, and its space in the environment."""
+    """One key of the observation, with its Reader and its space in the environment."""
 
     reader: Reader
     space: gymnasium.Space
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 
 def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
-    """The keys of an environment, each with its own space."""
+    """The keys of an environment's observation, each with its space."""
     found = []
     for reader in readers:
         space: Any = env.observation_space
@@ -55,7 +55,10 @@ def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
 
 
 def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
-    """The Look of each key of an observation, copied; missing keys and values that are not numbers are left out."""
+    """The Look of each key of an observation, with its values copied.
+
+    Keys that are missing, and keys whose values are not numbers, are left out.
+    """
     looks = {}
     for key in keys:
         array = _array(key, obs)
@@ -67,7 +70,7 @@ def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
 
 
 def faults(keys: Sequence[Key], obs: Any) -> Iterator[tuple[str, Verdict]]:
-    """The faults of an observation: (key, verdict)."""
+    """Yields the faults of an observation as (key, verdict)."""
     for key in keys:
         try:
             value = find(key.reader, obs)
@@ -80,7 +83,7 @@ def faults(keys: Sequence[Key], obs: Any) -> Iterator[tuple[str, Verdict]]:
 
 
 def same(one: Mapping[str, Look], other: Mapping[str, Look]) -> bool:
-    """Whether two observations are equal, key by key."""
+    """Whether two observations are equal."""
     return one.keys() == other.keys() and all(one[key].mark == other[key].mark for key in one)
 
 
@@ -113,7 +116,7 @@ def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
 
 
 def _unreadable(key: Key, value: Any) -> Verdict | None:
-    """A verdict on a value that the runtime refuses: training would end, or replace the environment at every step."""
+    """A verdict on a value that the runtime refuses. It would end training, or replace the environment at each step."""
     try:
         read(key.reader, value)
     except ValueError as error:

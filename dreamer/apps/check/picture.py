@@ -1,4 +1,4 @@
-"""Draws a picture of the observations, raw and as the agent sees them. No jax."""
+"""Draws a picture that shows observations as the environment returns them and as the agent sees them. No jax."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.log.images import to_bytes
 from dreamer.spaces import Space
 
-ROWS = 128  # rows under random actions that are shown
+ROWS = 128  # rows that are shown; the actions are random
 MOMENTS = 8  # rows among these that are shown as pictures
-LINES = 8  # numbers of a key that are drawn as lines; more are drawn as a strip of colors
-KEYS = 12  # keys of vectors and classes that are shown
+LINES = 8  # a key with at most this many numbers is drawn as lines, any other key as a strip of colors
+KEYS = 12  # most keys of vectors and classes that are shown
 RAW, SEEN = "as the environment returns it", "as the agent sees it"
 
 
 class Story(NamedTuple):
-    """raw, seen {key: [T, ..]}: the environment's values, and the agent's rows | starts: rows where episodes begin
-    drawn {row: [H, W, 3]}: render's pictures
+    """The rows that the picture shows.
+
+    raw {key: [T, ..]}: the values of the environment | seen {key: [T, ..]}: the same values as the agent sees them
+    starts: the rows in which episodes begin | drawn {row: [H, W, 3]}: the pictures that render() returned
     """
 
     raw: dict[str, np.ndarray]
@@ -38,7 +40,7 @@ class Story(NamedTuple):
 
 
 def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> list[Verdict]:
-    """Draws the picture into the file `path`. Raises EnvFailed; UserError when the file cannot be written."""
+    """Draws the picture into the file `path`. Raises EnvFailed, and UserError if the file cannot be written."""
     watch.place = "the rows of the picture"
     rows = EnvRows(env, seed=seed, action_repeat=action_repeat)
     try:
@@ -52,7 +54,7 @@ def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> l
 
 
 def record(rows: EnvRows, seed: int) -> Story:
-    """Records the first rows under random actions."""
+    """Takes random actions and records the first rows."""
     out, choose = empty_step(rows.spec, 1), chooser(rows.env, seed)
     raw: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
     seen: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
@@ -74,7 +76,7 @@ def record(rows: EnvRows, seed: int) -> Story:
 
 
 def _raw(reader: Reader, value: Any) -> np.ndarray:
-    """A copy of a value; pictures with the channels last and stacks joined."""
+    """A copy of a value. In a picture, the channels become the last axis, and stacked pictures are joined there."""
     array = np.array(value)
     if not reader.space.image or array.shape != reader.shape:
         return array
@@ -87,7 +89,10 @@ def moments(rows: int) -> list[int]:
 
 
 def draw(path: Path, story: Story, spaces: dict[str, Space]) -> None:
-    """Writes a PNG: pictures at some moments, raw above and seen below; vectors over time, raw left and seen right."""
+    """Writes a PNG. Pictures are shown at some moments, raw above and seen below.
+
+    Vectors are shown over time, raw on the left and seen on the right.
+    """
     from matplotlib.figure import Figure
 
     heights = [3.45 if space.image else 2.0 for space in spaces.values()]
@@ -124,7 +129,7 @@ def _strip(part: Any, title: str, sides: Sequence[tuple[str, dict[int, np.ndarra
 
 
 def _flat(picture: np.ndarray) -> np.ndarray:
-    """Any picture as [H, W] or [H, W, 3]: other numbers of channels side by side, in grey."""
+    """Returns a picture as [H, W] or [H, W, 3]. Any other number of channels is shown side by side, in grey."""
     if picture.ndim == 2 or picture.shape[-1] == 3:
         return picture
     return np.concatenate(list(np.moveaxis(picture, -1, 0)), axis=1)
@@ -150,7 +155,7 @@ def _over_time(part: Any, key: str, raw: np.ndarray, seen: np.ndarray, space: Sp
 
 
 def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
-    """Draws table [T, n]: n lines over time, or one strip of n colors."""
+    """Draws table [T, n] over time: n lines, or a strip of n rows of colors."""
     if table.shape[1] > LINES:
         image = axis.imshow(table.T, aspect="auto", interpolation="nearest", cmap="viridis", origin="lower")
         axis.figure.colorbar(image, ax=axis, pad=0.01).ax.tick_params(labelsize=8)
@@ -162,7 +167,7 @@ def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
 
 
 def _ones(axis: Any, table: np.ndarray, classes: int) -> None:
-    """Draws table [T, n] of classes: where the joint one-hot is 1, as dots, which stay visible at any size."""
+    """Draws a dot where the joined one-hots of table [T, n] are 1. Dots stay visible at any size."""
     places = table + classes * np.arange(table.shape[1])
     axis.plot(places, "s", ms=3, color="#1f77b4")
     axis.set_ylim(-0.5, classes * table.shape[1] - 0.5)

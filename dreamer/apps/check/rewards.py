@@ -1,4 +1,4 @@
-"""Checks the rewards of a random policy: their scale, their sparsity, and the returns. No jax."""
+"""Checks the scale and the sparsity of the rewards of a random policy, and its returns. No jax."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy as np
 from dreamer.apps.check.verdicts import Verdict, counted, note, ok, warning, wrong
 from dreamer.apps.check.walk import Walk
 
-# Rewards and returns are predicted on bins from -symexp(20) to symexp(20), dreamer/ops/distributions.py; the critic's
-# returns are up to `horizon` (agent.horizon, 333 steps) times as large as a reward received at every step.
+# Rewards and returns are predicted on bins from -symexp(20) to symexp(20) (dreamer/ops/distributions.py). The critic's
+# returns are up to `horizon` (agent.horizon, 333 steps) times as large as a reward that is received at every step.
 LARGEST = float(np.expm1(20.0))
 HORIZON = 333.0
-LARGE = 1e4  # neighbouring bins differ by a sixth there: 1,700
+LARGE = 1e4  # neighbouring bins near this reward differ by a sixth: 1,700
 SMALL = 1e-3  # the bins next to 0 are 0.17 apart: smaller rewards all lie between two bins
 
 
 def check(walk: Walk) -> list[Verdict]:
-    """Checks scale, sparsity and the return of a random policy."""
+    """Checks the scale and the sparsity of rewards, and the returns of a random policy."""
     rewards = np.array([row.reward for row in walk.rows if row.step and row.reward is not None])
     if not rewards.size:
         return []

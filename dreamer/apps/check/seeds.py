@@ -1,6 +1,6 @@
-"""Checks that an environment is determined by its seed, and by nothing else. No jax.
+"""Checks that the seed, and nothing else, determines how an environment behaves. No jax.
 
-Two environments in one process, as in a run, take the same actions alternately. That also reveals shared state.
+Two environments in one process take the same actions, one step of each in turn. This also reveals shared state.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dreamer.apps.check.verdicts import Tally, Verdict, counted, note, ok, warni
 from dreamer.apps.check.walk import chooser
 from dreamer.apps.check.watch import Watch, close_quietly
 
-STEPS = 200  # most steps that both take
+STEPS = 200  # most steps that each of the two environments takes
 MIXED = 20  # steps of one environment that must not change the observation of the other
-OTHERS = 5  # seeds, and episodes without one, whose starts are compared
-CLOSE = 1e-5  # relative: differences in the last digits
+OTHERS = 5  # number of seeds, and of episodes without a seed, whose starts are compared
+CLOSE = 1e-5  # relative differences below this are differences in the last digits
 
 
 class Seen(NamedTuple):
-    """One answer: the observation by key, reward and flags."""
+    """One answer of the environment: the Look of each key of the observation, the reward and the flags."""
 
     looks: Mapping[str, Look]
     reward: float | None
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 def check(
     make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, *, seed: int, steps: int
 ) -> list[Verdict]:
-    """Checks seeds, starts, and state shared by two environments. make: a new one at each call. Raises EnvFailed."""
+    """Checks seeds, starts of episodes, and shared state. make: returns a new environment. Raises EnvFailed."""
     one, two = make(), make()
     try:
         watch.place = "two environments with the same seed"
@@ -64,7 +64,7 @@ def check(
 def _side_by_side(
     envs: list[gymnasium.Env], keys: Sequence[Key], seed: int, steps: int
 ) -> list[list[Seen]]:
-    """The answers of each env to the same random actions, taken alternately; actions obey the masks of `envs[0]`."""
+    """What each env returns for the same random actions, when they step in turn. The actions obey `envs[0]`'s masks."""
     tally, choose = Tally(), chooser(envs[0], seed)
     all_seen: list[list[Seen]] = [[] for _ in envs]
     answers: list[Answer] = [Answer(None) for _ in envs]
@@ -80,7 +80,7 @@ def _side_by_side(
 
 
 def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int) -> str:
-    """A key of `one` into whose array `other` writes, or ""."""
+    """A key of the observation of `one` whose array is overwritten when `other` steps, or ""."""
     tally, choose = Tally(), chooser(other, seed + 2)
     held = begin(one, seed + 1, tally, "").obs
     before = look(keys, held)
@@ -127,7 +127,7 @@ class _Difference(NamedTuple):
 
 
 def _difference(one: list[Seen], other: list[Seen]) -> _Difference | None:
-    """The first row in which two sequences differ."""
+    """The first difference between two sequences, or None."""
     for i, (a, b) in enumerate(zip(one, other, strict=True)):
         place = "in the first observation" if i == 0 else f"in row {i}"
         if a[1:] != b[1:] and not (a.reward is not None and b.reward is not None and a[2:] == b[2:]):
@@ -152,7 +152,10 @@ def _difference_of(place: str, key: str, one: Look, other: Look | None) -> _Diff
 
 
 def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) -> list[Verdict]:
-    """seeded: first observations for different seeds | free: of a seeded reset, then of resets without a seed."""
+    """The verdicts on the first observations of episodes.
+
+    seeded: after resets with different seeds | free: after a reset with a seed, then after resets without a seed
+    """
     varied = not all(same(looks, seeded[0]) for looks in seeded[1:])
     repeated = all(same(looks, free[0]) for looks in free[1:])
     if varied and repeated:

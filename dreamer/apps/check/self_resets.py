@@ -1,7 +1,7 @@
 """Checks whether an environment resets inside step(), so that the last observation is the next episode's first.
 
-Three tests, the cheapest first: the keys of info, the position of last observations among the random steps, and a
-comparison with a reset in place of the last step. No jax.
+There are three tests, the cheapest first: the keys of info; whether last observations of the random steps look like
+first observations; and a comparison with a reset instead of the last step. No jax.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from dreamer.apps.check.verdicts import Tally, Verdict, counted, wrong
 from dreamer.apps.check.walk import Row, Walk, chooser
 from dreamer.apps.check.watch import EnvFailed, Watch, close_quietly
 
-FEW = 3  # episodes, below which common properties are not reported
-ENOUGH = 10  # rows in the middle of episodes
-CHANCE = 1e-4  # a finding must be less likely than this by chance
+FEW = 3  # with fewer episodes, properties that they share are not reported
+ENOUGH = 10  # least number of rows in the middle of episodes
+CHANCE = 1e-4  # the probability that chance explains a finding must be below this
 INSIDE, ALL = 0.8, 0.95  # shares of last rows near the starts of episodes, if the environment resets itself
 OUTSIDE = 0.2  # share of other rows near the starts
 SPREAD, STARTS = 1.2, 5  # largest distance from the starts' centre, relative to theirs; least number of starts
-TWINS, BUDGET = 5, 2000  # episodes that are played twice, and steps for them
-BEYOND = 20  # steps after an end
+TWINS, BUDGET = 5, 2000  # most episodes that are played twice, and most steps of these episodes
+BEYOND = 20  # most steps after an end
 ADVICE = "so the end is lost; return the true last observation, the runtime calls reset() itself"
 
 
 def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdict on the random steps. Steps `env` further if they leave a doubt."""
+    """The verdicts on the random steps. If these leave a doubt, takes more steps in `env`."""
     odd = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
     if odd:
         text = f"the final observation in info is not the one returned with the end ({odd[0].where}): "
@@ -57,9 +57,9 @@ def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[V
 def check(
     make: Callable[[], gymnasium.Env], keys: Sequence[Key], watch: Watch, walk: Walk, seed: int
 ) -> list[Verdict]:
-    """Plays some episodes twice, the second time with a reset in place of the last step, and compares the two.
+    """Plays some episodes twice, the second time with a reset instead of the last step, and compares the observations.
 
-    make: a new environment at each call, fully determined by its seed. Raises EnvFailed.
+    make: returns a new environment at each call; its seed must determine it completely. Raises EnvFailed.
     """
     episodes = walk.episodes()
     if not episodes:
@@ -82,15 +82,16 @@ def check(
 
 
 def _tail(hits: int, tries: int, chance: float) -> float:
-    """The probability of at least `hits` hits."""
+    """The probability of at least `hits` hits in `tries` tries with the probability `chance` each."""
     return sum(math.comb(tries, k) * chance**k * (1 - chance) ** (tries - k) for k in range(hits, tries + 1))
 
 
 class _Twin(NamedTuple):
-    """The last observation of an episode, and the first one of a reset in its place.
+    """An episode that was played twice.
 
-    differs: whether a reset in place of a step in the middle returns another observation; it does, unless all
-    observations have the same distribution
+    last: the last observation | first: the first observation after a reset instead of the last step
+    differs: whether a reset instead of a step in the middle gives another observation than this step; it does not if
+    all observations have the same distribution
     """
 
     last: Mapping[str, Look]
@@ -99,7 +100,7 @@ class _Twin(NamedTuple):
 
 
 def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int, steps: int) -> list[_Twin]:
-    """The twins of episodes with at most `steps` steps in total, without episodes of one step. Raises EnvFailed."""
+    """Plays episodes with at most `steps` steps in total twice; skips episodes of one step. Raises EnvFailed."""
     choose, twins = chooser(one, seed + 3), []
     for own in range(seed + 100, seed + 100 + TWINS):
         answer, shown = begin(one, own, Tally(), ""), []
@@ -119,7 +120,7 @@ def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: 
 
 
 def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequence[Key]) -> Mapping[str, Look]:
-    """The observation of a reset after these steps."""
+    """The observation of a reset after these actions; {} if they end the episode."""
     begin(env, seed, Tally(), "")
     for action in actions:
         if _over(take(env, action, Tally(), "")):
@@ -128,7 +129,10 @@ def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequen
 
 
 def _goes_on(env: gymnasium.Env, shortest: int) -> bool:
-    """Whether `env` accepts steps after an episode's end as if a new episode of `shortest` steps had begun."""
+    """Whether `env` still accepts steps after the end of an episode, as if it had begun a new episode.
+
+    shortest: the number of steps of the shortest known episode; the function takes fewer steps than that after the end.
+    """
     tally, choose = Tally(), chooser(env, 0)
     try:
         with warnings.catch_warnings():
@@ -151,13 +155,16 @@ def _over(answer: Answer) -> bool:
 
 
 class _Cloud(NamedTuple):
-    """The first observations of one key. marks: of each | values [n, m]: their numbers, None if there are none"""
+    """The first observations of episodes, for one key.
+
+    marks: their marks (see Look) | values [n, m]: the m numbers of each; None: they have no numbers
+    """
 
     marks: set
     values: np.ndarray | None
 
     def near(self, seen: Look) -> bool:
-        """Whether an observation may be a first one."""
+        """Whether an observation looks like the first observation of an episode."""
         numbers = _numbers(seen)
         if seen.mark in self.marks:
             return True
@@ -170,7 +177,7 @@ class _Cloud(NamedTuple):
         return len(self.values) >= STARTS and self._close(numbers)
 
     def _close(self, numbers: np.ndarray) -> bool:
-        """Compares mean distances over all numbers: of many numbers, some always leave the box of a few starts."""
+        """Like `near`, but compares mean distances: of many numbers, some always leave the box around a few starts."""
         assert self.values is not None
         middle, spread = self.values.mean(0), self.values.std(0)
         moves = spread > 0
@@ -185,7 +192,7 @@ def _numbers(seen: Look) -> np.ndarray | None:
 
 
 def _starts(rows: list[Row]) -> Callable[[Row], bool]:
-    """A function that returns whether a row looks like the first row of an episode."""
+    """Returns a function that tells whether a row looks like the first row of an episode. rows: first rows."""
     clouds = {key: _cloud([row.looks[key] for row in rows if key in row.looks]) for key in rows[0].looks}
     return lambda row: all(key in row.looks and cloud.near(row.looks[key]) for key, cloud in clouds.items())
 

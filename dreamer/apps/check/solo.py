@@ -1,4 +1,4 @@
-"""Prepares a parallel environment for the check: all agents for some steps, then one of them. No jax."""
+"""Checks a parallel environment: first all agents for some steps, then one agent as a single environment. No jax."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from dreamer.runtime.env.parallel import ParallelRows, begun, sides_of
 from dreamer.runtime.env.rows import empty_step
 from dreamer.spaces import MASK
 
-STEPS = 1000  # of all agents
+STEPS = 1000  # most steps in which all agents act
 
 
 class Solo(gymnasium.Env):
-    """The first agent that begins, as a single environment; the others act at random, seeded by the reset's seed.
+    """One agent of a parallel environment, as a single environment: the first agent that is in the game at a reset.
 
-    Its episodes end with the agent's. Owns the parallel environment. Raises UserError as `sides_of` does.
+    The other agents act at random; the seed of the reset seeds their actions, too. An episode ends when the agent's
+    episode ends. Owns the parallel environment. Raises UserError as `sides_of` does.
     """
 
     def __init__(self, team: Any, name: str):
@@ -43,7 +44,7 @@ class Solo(gymnasium.Env):
         return self._side.shown(self._last[0][self._side.agent]), self._last[1].get(self._side.agent, {})
 
     def step(self, action: Any) -> Any:
-        """The agent's answer after all agents have acted."""
+        """Lets all agents act, and returns the answer for the one agent."""
         own = self._side.agent
         others = [agent for agent in self._last[0] if agent != own and agent not in self._over]
         answer = self.team.step({own: action, **{agent: self._chosen(agent) for agent in others}})
@@ -69,7 +70,7 @@ class Solo(gymnasium.Env):
 
 
 def check_team(team: Any, name: str, settings: Settings, watch: Watch) -> Verdict:
-    """Takes random steps of all agents and reads their rows as training does. Raises EnvFailed."""
+    """Lets all agents take random steps, and reads their rows as training does. Raises EnvFailed."""
     watch.place = "the random steps of all agents"
     rng, rows_made, ends = np.random.default_rng(settings.seed), 0, 0
     try:

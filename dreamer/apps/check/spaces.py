@@ -21,7 +21,7 @@ MASKED = "action mask -> allowed or not, as two classes each; predicted by its o
 
 
 def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
-    """One verdict per key, and one for the action. Raises UserError for spaces that are not supported."""
+    """Returns a verdict for each key and one for the action. Raises UserError for a space that is not supported."""
     masked = bool(action_reader(env).action.onehots)
     verdicts = [
         ok("observation", f"{key.name!r}: {MASKED if masked and key.name == MASK else described(key.reader.space)}")
@@ -32,7 +32,7 @@ def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def described(space: Space) -> str:
-    """One key in words: its kind, its encoding, its decoding."""
+    """Describes one key in words: its kind, how it is encoded, and how it is decoded."""
     way = space.encoding
     seen = SEEN[way.input].format(width=space.width)
     return f"{_kind(space)} -> {seen}, {way.network}; decoded as {PREDICTED[way.target]}, {way.loss}"
@@ -64,7 +64,7 @@ def _action(env: gymnasium.Env) -> list[Verdict]:
 
 
 def _boxes(space: gymnasium.Space) -> list[gymnasium.spaces.Box]:
-    """The boxes of an action space, nested ones included."""
+    """The Box spaces in an action space, at any depth."""
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return [box for inner in _inner(space) for box in _boxes(inner)]
     return [space] if isinstance(space, gymnasium.spaces.Box) else []

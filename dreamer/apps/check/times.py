@@ -1,4 +1,4 @@
-"""Measures the times of the environment, and derives the steps per second. No jax."""
+"""Measures how long the environment's calls take, and derives the steps per second. No jax."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dreamer.apps.check.watch import EnvFailed, Watch
 from dreamer.runtime.workers.auto import ROUND_TRIP, choose
 from dreamer.runtime.workers.interface import WorkerPlan
 
-FRAMES = 10  # frames to render
+FRAMES = 10  # frames that are rendered
 RUN = 1_000_000  # agent steps of the run whose duration is reported
 SLOW = 20.0  # agent steps per second, all workers together
 
 
 def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
-    """Reports step and reset times, and the speed that follows for plan.envs environments. Raises EnvFailed."""
+    """Reports the times of step and reset, and the resulting speed of plan.envs environments. Raises EnvFailed."""
     steps, resets = (np.array(walk.seconds[name][1:] or walk.seconds[name]) for name in ("step", "reset"))
     if not walk.whole or not steps.size:
         return []
@@ -33,7 +33,7 @@ def check(walk: Walk, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
-    """row: seconds that a row takes on average, action repeat and resets included."""
+    """Reports the speed of plan.envs environments. row: the mean seconds per row, resets included."""
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
     side_by_side = min(plan.envs, cores)
     inline, apart = 1 / row, side_by_side / (row + ROUND_TRIP)
@@ -52,7 +52,10 @@ def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 
 
 def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
-    """Checks whether the environment renders frames for a video, and how fast. Raises EnvFailed for reset and step."""
+    """Checks whether the environment renders frames for a video, and how fast.
+
+    Raises EnvFailed if reset or step fails; if rendering fails, returns a verdict.
+    """
     if getattr(env, "render_mode", None) != "rgb_array":
         return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no videos of its episodes")]
     watch.place = "drawing"
@@ -88,7 +91,7 @@ def _facts(seconds: np.ndarray) -> dict[str, float]:
 
 
 def _short(seconds: float) -> str:
-    """A time with a fitting unit: 12.3 us, 4.56 ms, 7.89 s."""
+    """A time as text with a unit that fits: 12.3 us, 4.56 ms, 7.89 s."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

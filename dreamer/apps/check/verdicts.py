@@ -47,8 +47,8 @@ class Settings:
 class Verdict(NamedTuple):
     """One line of a check.
 
-    level: "wrong" costs a training run, "warning" may, "note" is worth knowing
-    key: names the examined property, the same in every version | facts: figures for programs
+    level: "wrong" will spoil a training run, "warning" may spoil it, "note" is worth knowing, "ok" is right
+    key: the name of the examined property; it is the same in every version | facts: figures for programs
     """
 
     level: Level
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 class Tally:
-    """Collects verdicts on single answers: the first of each kind (key, what), and how often the kind was found."""
+    """Collects verdicts on single answers: of each kind (key, what), the first verdict and the number of verdicts."""
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], Verdict] = {}
@@ -96,7 +96,7 @@ def warning(key: str, text: str, **facts: Any) -> Verdict:
 
 
 def wrong(key: str, text: str, **facts: Any) -> Verdict:
-    """A verdict on a fault that must be fixed: exit code 1."""
+    """A verdict on a fault that must be fixed; with such a verdict, the command exits with code 1."""
     return Verdict("wrong", key, text, facts)
 
 
@@ -106,6 +106,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(items: list, most: int = 6) -> str:
-    """The first `most` items in words: "0, 3, 4 and 12 more"."""
+    """The first `most` items of a list in words: "0, 3, 4 and 12 more"."""
     shown = ", ".join(map(str, items[:most]))
     return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown

@@ -1,6 +1,6 @@
 """Takes random steps in an environment, and records all its answers. No jax.
 
-Examines each observation when it is returned, and again after the next call, to find arrays overwritten in between.
+Examines each observation when it is returned, and again after the next call, to find arrays that this call overwrites.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ FINAL = (  # in the info of environments that reset themselves inside step
 
 
 class Row(NamedTuple):
-    """One answer of the environment: step 0 belongs to a reset, without action and flags, its reward 0.
+    """One answer of the environment. Step 0 is the answer of a reset; it has no action and no flags, and reward 0.
 
-    reward: None when it is not a finite number | info: its keys | final: looks of the final observation held by info
-    rewritten: keys of the observation whose arrays were overwritten after they were returned
+    looks: the Look of each key of the observation | reward: None if it is not a finite number
+    info: the keys of info | final: the looks of the final observation in info
+    rewritten: the keys of the observation whose arrays were overwritten after they were returned
     """
 
     episode: int
@@ -50,12 +51,17 @@ class Row(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The row in words."""
+        """The place of the row in words."""
         return f"episode {self.episode}, step {self.step}"
 
 
 class Walk(NamedTuple):
-    """rows in order | verdicts on single answers | seconds of each "step" and "reset" | whole: not cut short"""
+    """The record of the random steps of a check.
+
+    rows: all rows in order | verdicts: the verdicts on single answers
+    seconds: the duration of each "step" and of each "reset"
+    whole: False if the steps were cut short
+    """
 
     rows: list[Row]
     verdicts: list[Verdict]
@@ -64,7 +70,7 @@ class Walk(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Number of steps, resets left out."""
+        """The number of steps; resets do not count."""
         return len(self.seconds["step"])
 
     def episodes(self) -> list[list[Row]]:
@@ -78,9 +84,9 @@ class Walk(NamedTuple):
 def walk(
     env: gymnasium.Env, keys: Sequence[Key], watch: Watch, *, steps: int, episodes: int, seed: int, repeat: int
 ) -> Walk:
-    """Takes `steps` random steps, or plays `episodes` episodes if those are fewer; actions are held for `repeat` steps.
+    """Takes random steps until there are `steps` steps or `episodes` episodes. Holds each action for `repeat` steps.
 
-    The walk is cut short when the environment raises, or breaks gymnasium's interface.
+    The steps are cut short when the environment raises an error, or breaks gymnasium's interface.
     """
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {"step": [], "reset": []}
@@ -113,9 +119,9 @@ def walk(
 
 
 def chooser(env: gymnasium.Env, seed: int) -> Callable[[Answer], Any]:
-    """A function that chooses a random action for `step`, as an untrained agent would; it obeys an action mask.
+    """Returns a function that chooses random actions for `step`, as an untrained agent would, and obeys action masks.
 
-    Not space.sample(), which draws numbers outside the agent's range where bounds are infinite.
+    It does not use space.sample(), which draws numbers outside the agent's range if bounds are infinite.
     """
     actions, rng, space = action_reader(env), np.random.default_rng(seed), env.action_space
 
@@ -140,7 +146,7 @@ def _row(keys: Sequence[Key], episode: int, step: int, action: Any, answer: Answ
 
 
 def _alike(one: Mapping[str, Look], other: Mapping[str, Look]) -> bool:
-    """Whether both hold the same keys with arrays of the same shapes."""
+    """Whether two observations have the same keys, with arrays of the same shapes."""
     return one.keys() == other.keys() and all(one[key].mark[1] == other[key].mark[1] for key in one)
 
 

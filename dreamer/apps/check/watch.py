@@ -1,4 +1,4 @@
-"""Watches all calls of the environment: separates its errors from those of the check, and names a call that hangs."""
+"""Watches all calls of the environment: distinguishes its errors from the check's, and names a call that hangs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class EnvFailed(Exception):
 
 
 class Watch:
-    """Records the call in progress and its start. After `start`, owns the thread that reports a call that hangs.
+    """Records the call in progress and when it began. After `start`, owns the thread that reports a call that hangs.
 
-    Only the thread that made it may use it.
+    Only the thread that made the Watch may use it.
     """
 
     def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
-        """note: called with every place of the check, so that the place is known even after a crash."""
+        """note: called with the name of each stage that the check begins, so that the stage is known after a crash."""
         self._note = note
         self.place = "its creation"
         self._call: tuple[str, float] | None = None
@@ -42,7 +42,7 @@ class Watch:
 
     @property
     def place(self) -> str:
-        """The place of the check in words, for messages."""
+        """The current stage of the check in words, for messages."""
         return self._place
 
     @place.setter
@@ -51,13 +51,14 @@ class Watch:
         self._note(words)
 
     def start(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
-        """Calls `beat` at least every second, and `hung` with one line once a call has taken `patience` seconds."""
+        """Calls `beat` at least every second, and `hung` with one line when a call has taken `patience` seconds."""
         threading.Thread(target=self._run, args=(patience, beat, hung), daemon=True).start()
 
     def made(self, name: str, options: dict[str, Any], render_mode: str | None = None) -> Any:
-        """The environment called `name`, all of its calls watched.
+        """Makes the environment called `name`, and watches all of its calls.
 
-        Raises EnvFailed when it cannot be made, UserError when there is none by that name or the options do not fit.
+        Raises EnvFailed when the environment cannot be made. Raises UserError when no environment has this name, or
+        when it does not take the options.
         """
         try:
             env = self.call("make", make_env, name, options, render_mode)
@@ -115,7 +116,7 @@ class Watch:
 
 
 def close_quietly(env: Any) -> None:
-    """Closes another environment of a kind whose close() has already been checked."""
+    """Closes an environment and ignores errors, because close() has already been checked in an equal environment."""
     with contextlib.suppress(EnvFailed):
         env.close()
 
@@ -128,7 +129,7 @@ def _missing(call: str) -> Callable:
 
 
 def _asked_wrong(name: str, cause: BaseException | None) -> bool:
-    """Whether the name or the options are at fault, judged by the cause of make_env's UserError."""
+    """Whether the user gave a wrong name or wrong options. cause: the cause of the UserError that `make_env` raised."""
     if cause is None or isinstance(cause, ImportError | gymnasium.error.Error):
         return True
     return isinstance(cause, ValueError) and name.partition(":")[0] in suite_names()  # the suite has no such task

@@ -1,1 +1,1 @@
-"""`dreamer report`: runs drawn on one page. No jax."""
+"""`dreamer report`: draws runs on one page. No jax."""

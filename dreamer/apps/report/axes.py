@@ -1,4 +1,4 @@
-"""What the axes of a panel show, and the numbers beside them. No jax."""
+"""Chooses what the axes of a panel show, and the numbers beside them. No jax."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NEAR = 0.1  # of the span of y: the room that the words of a level take
 
 
 def x_bounds(end: float) -> tuple[float, float]:
-    """The ends of the x axis: from 0, also where a run has logged nothing but its first step."""
+    """The ends of the x axis. It begins at 0 and is at least 1 long, for runs that have logged only one step."""
     return 0.0, max(float(end), 1.0)
 
 
 def y_bounds(values: np.ndarray, levels: Sequence[Level], returns: bool) -> tuple[float, float]:
     """The ends of the y axis for finite values [N], N at least 1.
 
-    Returns: 0 and all levels are shown. Other metrics: 0 is shown where it is near, for which the picture shrinks by
-    no more than a third.
+    returns: whether the metric is a return, for which the axis includes 0 and all levels. For other metrics, the axis
+    includes 0 if this shrinks the picture by at most a third.
     """
     shown = [*values.tolist(), *(level.value for level in levels), *([0.0] if returns else [])]
     low, high = min(shown), max(shown)
@@ -37,7 +37,7 @@ def y_bounds(values: np.ndarray, levels: Sequence[Level], returns: bool) -> tupl
 
 
 def short(value: float) -> str:
-    """12k, 1.5M: a number of steps in a few characters."""
+    """A number of steps in a few characters, such as 12k or 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -45,7 +45,10 @@ def short(value: float) -> str:
 
 
 def place_labels(levels: Sequence[Level], bounds: tuple[float, float]) -> list[tuple[Level, bool]]:
-    """The levels from low to high, and whether the words of each stand above its line: neighbours stay apart."""
+    """The levels from low to high, each with whether its words stand above its line.
+
+    The places are chosen so that the words of neighbouring levels do not overlap.
+    """
     ordered = sorted(levels, key=lambda level: level.value)
     near = NEAR * (bounds[1] - bounds[0])
     above = [*(level.value for level in ordered), np.inf][1:]

@@ -1,9 +1,9 @@
-"""`dreamer report`: the curves of runs side by side with published ones, and their final scores. No jax.
+"""`dreamer report`: shows the curves of runs beside published curves, and the final scores of the runs. No jax.
 
-Runs are grouped by their configs (`groups.tasks`), a panel is made for each task and metric, and one HTML page holds
-scores, the newest videos, panels, and the settings that differ (`contents`); the panels as vector graphics lie in a
-folder beside it. Published curves are CSV files in a folder (`references`), in which the task "dmc:cheetah-run" is
-called dmc_cheetah_run. Run directories are only read.
+Runs are grouped by their configs (`groups.tasks`), and a panel is made for each task and metric. One HTML page holds
+scores, the newest videos, panels, and the settings that differ (`contents`). A folder beside the page holds the panels
+as vector graphics. Published curves are CSV files in a folder (`references`); they call the task "dmc:cheetah-run"
+dmc_cheetah_run. Nothing is written into run directories.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreamer.errors import UserError, nearest
 from dreamer.runtime.files.atomic import write_whole
 
 INDEX = "index.html"
-FALLBACK = ("loss/*", "train/loss", "*")  # what is drawn while no run has returns; the first that any run has
+FALLBACK = ("loss/*", "train/loss", "*")  # what is drawn while no run has returns: the first of these that any run has
 MOST_FALLBACK = 12
 
 
@@ -33,10 +33,11 @@ def report_runs(
     references_dir: str = "", bin_width: float = 0.0, media_mb: float = 40.0, frames: bool = False,
     static: bool = False, formats: Sequence[str] = ("svg", "pdf"), command: str = "",
 ) -> Path:  # fmt: skip
-    """Reads runs, writes `out`/index.html and files of its panels, prints the scores; returns the page's path.
+    """Reads runs, writes `out`/index.html and a file for each panel, and prints the scores. Returns the page's path.
 
-    paths: run directories or folders of them. groups: words NAME=PATH PATH .., each the runs of one group.
-    static: a page without plotly. formats: of the files. command: that made the page, shown on it.
+    paths: run directories, or folders that contain runs. groups: for each group the words NAME=PATH PATH ..
+    static: make a page without plotly. formats: the formats of the panels' files.
+    command: the command to show on the page as the one that made it.
     Raises UserError when no run can be read, a metric is unknown, plotly is missing, or `out` cannot be written.
     """
     loose, unread = read_all(path for one in paths for path in find_runs(one))
@@ -66,7 +67,10 @@ def make(
     loose: Sequence[Run], named: Sequence[Group], metrics: Sequence[str], references_dir: str, bin_width: float,
     frames: bool = False,
 ) -> Report:  # fmt: skip
-    """The report of runs that group themselves and of named groups, without pictures. Raises UserError."""
+    """The report, without pictures, of `loose` runs, which are grouped by their configs, and of the groups `named`.
+
+    Raises UserError when a metric is unknown or the references cannot be read.
+    """
     everyone = [*loose, *(run for group in named for run in group.runs)]
     notes = list(dict.fromkeys(note for run in everyone for note in run.notes))
     wanted, remarks = chosen_metrics(metrics, everyone)
@@ -96,9 +100,10 @@ def make(
 
 
 def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """The metrics of returns that any run has, then the requested metrics, and notes; * stands for any characters.
+    """The metrics to draw, and notes. The metrics are the returns that any run has, then those in `wanted`.
 
-    Without returns and requests, losses or other metrics are taken, so that a run that has just begun can be seen.
+    A * in `wanted` stands for any text. If there are no returns and `wanted` is empty, takes losses or other metrics,
+    so that a new run can be seen.
     """
     known = sorted({name for run in runs for name in run.metrics})
     chosen = [name for name in (EVALUATION, TRAINING) if name in known]
@@ -121,7 +126,7 @@ def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> tuple[list[str
 
 
 def _named_group(words: Sequence[str]) -> tuple[Group, list[str]]:
-    """The group of a flag --group NAME=PATH PATH .., and a line on each run that cannot be read."""
+    """The group of a flag --group NAME=PATH PATH .., and a line about each run that cannot be read."""
     name, equals, first = words[0].partition("=") if words else ("", "", "")
     if not (name and equals and first):
         found = f", not {words[0]!r}" if words else ""
@@ -131,7 +136,7 @@ def _named_group(words: Sequence[str]) -> tuple[Group, list[str]]:
 
 
 def _references(given: str) -> Path:
-    """The folder of published curves: the given one, else the shipped one. UserError when it does not exist."""
+    """The folder of published curves: `given`, or if it is "" the folder that comes with dreamer. Raises UserError."""
     folder = Path(given).expanduser() if given else shipped.folder("experiments") / "references"
     if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
@@ -139,7 +144,7 @@ def _references(given: str) -> Path:
 
 
 def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
-    """Raises UserError when the output folder lies in a run, or holds a page of another origin."""
+    """Raises UserError when the output folder lies in a run, or holds a page that `dreamer report` has not made."""
     here = folder.resolve()
     for run in runs:
         if here.is_relative_to(run.path.resolve()):
@@ -150,7 +155,7 @@ def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _remarks(task: Task) -> list[str]:
-    """Remarks on groups for a reader of the curves: duplicate seeds, mixed settings, unfinished runs."""
+    """Warns the reader of the curves about groups with duplicate seeds, mixed settings or unfinished runs."""
     notes = []
     for group in task.groups:
         seeds = [run.config.seed for run in group.runs]
@@ -175,7 +180,7 @@ def _remarks(task: Task) -> list[str]:
 
 
 def _frames(run: Run) -> int:
-    """The frames that a run has seen, at most its configured number."""
+    """The number of environment frames that a run has seen, at most the configured number."""
     return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
 
 
@@ -198,7 +203,7 @@ def _write(
 
 
 def _print(report: Report) -> None:
-    """Prints notes and scores; in a pipe, lines of the table are not wrapped."""
+    """Prints notes and scores. Does not wrap the lines of the table if the output is not a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

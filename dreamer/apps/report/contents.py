@@ -17,7 +17,7 @@ from dreamer.apps.report.plots import bins, explanation, label, on_page
 from dreamer.apps.report.runs import Run
 
 NAMED = 4  # tasks or runs in the title
-PANELS = "panels"  # folder beside the page
+PANELS = "panels"  # the folder beside the page that holds the panels' files
 SCORES_EXPLAINED = (
     "Final: the mean over seeds, each of which counts with the mean of its episodes, and its standard error. IQM: the "
     "interquartile mean over seeds, without the lowest and the highest quarter; with fewer than four seeds the mean. "
@@ -32,8 +32,8 @@ SCORES_EXPLAINED = (
 class Report(NamedTuple):
     """The contents of a report.
 
-    panels: of all tasks, in the order of the page | looks: {name of a line: its style} | table: final scores
-    notes: one line each
+    panels: those of all tasks, in the order of the page | looks: {name of a line: its style}
+    table: the rows of final scores | notes: one line each
     """
 
     tasks: list[Task]
@@ -49,7 +49,7 @@ class Report(NamedTuple):
 
 
 def head(report: Report, command: str) -> Head:
-    """The title with the names of tasks, and below it those of the runs, the date and the version."""
+    """The top of the page: the names of the tasks, then the names of the runs, the date and the version."""
     names = list(run_names(report.runs).values())
     count = f"{len(names)} run{'s' if len(names) > 1 else ''}"
     when = time.strftime("%Y-%m-%d %H:%M %Z")
@@ -64,7 +64,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]) -> list[Section]:
-    """Scores, videos, curves, settings, runs, notes; without a section that would be empty."""
+    """The sections that are not empty: scores, videos, curves, settings, runs, notes."""
     names = file_names(report.panels)
     made = []
     if report.table:
@@ -89,7 +89,7 @@ def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]
 
 
 def file_names(panels: Sequence[Panel]) -> list[str]:
-    """A name for the files of each panel, without a suffix, each once."""
+    """For each panel a name for its files, without a suffix. No two panels have the same name."""
     names: list[str] = []
     for panel in panels:
         name = re.sub(r"\W+", "_", f"{panel.task} {panel.metric}").strip("_")
@@ -100,7 +100,7 @@ def file_names(panels: Sequence[Panel]) -> list[str]:
 
 
 def _score_table(table: Sequence[scores.Row]) -> Table:
-    """The columns in which any row has a value; the standard error stands beside the mean."""
+    """The table of scores, without empty columns. The standard error stands beside the mean."""
     rows = [
         row._replace(mean=row.mean if row.error == scores.NONE else f"{row.mean} ± {row.error}") for row in table
     ]
@@ -111,7 +111,7 @@ def _score_table(table: Sequence[scores.Row]) -> Table:
 
 
 def _legend(report: Report) -> Legend:
-    """The lines that any panel has, with their numbers of seeds."""
+    """The legend of all lines of the panels, with their numbers of seeds."""
     counts: dict[str, set[int]] = {}
     for panel in report.panels:
         for line in panel.lines:
@@ -130,7 +130,7 @@ def _seeds(line: Line) -> int:
 
 
 def _settings(task: Task) -> Section:
-    """The settings in which the runs of a task differ, a column for each group."""
+    """The section of the settings in which the runs of a task differ, with a column for each group."""
     parts: list[str | Table] = []
     if task.options:
         parts.append("Environment options: " + ", ".join(f"{key}={show(value)}" for key, value in task.options.items()))
@@ -163,5 +163,5 @@ def _run_table(tasks: Sequence[Task]) -> Table:
 
 
 def _capital(text: str) -> str:
-    """Words with a capital letter; the name of a metric stays as it is."""
+    """Begins words with a capital letter; the name of a metric stays unchanged."""
     return text if "/" in text else text[:1].upper() + text[1:]

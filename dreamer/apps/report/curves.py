@@ -1,4 +1,4 @@
-"""Combines metrics of several seeds into one curve with an interval, and curves into panels; no drawing. No jax."""
+"""Combines metrics of several seeds into one curve with an interval, and curves into panels. Draws nothing. No jax."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from dreamer.apps.statistics import bootstrap, iqm
 
 EVALUATION, TRAINING = "eval/return", "episode/return"
 PUBLISHED = ", published"  # ends the name of a published curve
-BINS = 50  # about this number in the longest run
+BINS = 50  # the longest run has about this number of bins
 TAIL = 0.1  # share of a curve at its end that gives the final score
 
 
 class Curve(NamedTuple):
-    """Seeds on common bins, and their mean and IQM in the bins where all have a value.
+    """The values of several seeds in common bins, and statistics of the bins in which all seeds have a value.
 
-    x [B], seeds [S, B], nan where a seed has no value: every bin | at [C], mean [C], iqm [C]: the bins of all seeds
-    low, high [C]: 95 % bootstrap interval of the IQM over seeds, None with one seed
-    std [C]: standard deviation over the episodes of an evaluation, root mean square over seeds; None if not logged
+    x [B]: all bins | seeds [S, B]: the values; nan where a seed has no value
+    at [C]: the bins in which all seeds have a value | mean, iqm [C]: the mean and the IQM over the seeds
+    low, high [C]: the 95 % bootstrap interval of the IQM over seeds; None: there is only one seed
+    std [C]: the standard deviation over the episodes of an evaluation, root mean square over seeds; None: not logged
     """
 
     x: np.ndarray
@@ -39,7 +40,11 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve with its name. published: from the references, not from runs | points: of each seed, before binning."""
+    """A curve with its name.
+
+    published: whether the curve comes from the references and not from runs
+    points: the points of each seed, before they are put into bins
+    """
 
     name: str
     curve: Curve
@@ -48,11 +53,11 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One metric in one task: the lines of the groups that have it, then the published ones.
+    """One metric in one task. lines: the lines of the groups that have the metric, then the published curves.
 
-    frames: whether x is in environment frames, otherwise in env_steps | width: of a bin, 0 for evaluations
-    bounds, y_bounds: what is shown of x and y | missing: groups and runs without this metric, one line each
-    end: the x that every run with this metric has reached, up to which all can be compared
+    frames: whether x counts environment frames; False: env_steps | width: the width of a bin; 0 for evaluations
+    bounds, y_bounds: the parts of x and y that are shown | missing: one line for each run or curve not shown
+    end: the largest x that every run with this metric has reached; up to it, all runs can be compared
     levels: scores to compare returns with
     """
 
@@ -72,21 +77,24 @@ class Panel(NamedTuple):
 
 
 def binned(points: Points, width: float) -> Points:
-    """Means in bins of a width, named by their right edge, which belongs to the bin; empty bins are left out."""
+    """Means in bins. The x of a bin is its right edge, which belongs to the bin. Empty bins are left out."""
     edges = np.ceil(points.x / width) * width
     return averaged(Points(edges, points.y))
 
 
 def averaged(points: Points) -> Points:
-    """Points of equal x averaged; x [N] ascending, each once."""
+    """Averages the points with equal x, so that x [N] is ascending without repetition."""
     x, inverse = np.unique(points.x, return_inverse=True)
     counts = np.bincount(inverse, minlength=len(x))
     return Points(x, np.bincount(inverse, points.y, minlength=len(x)) / counts)
 
 
 def due(run: Run, points: Points) -> Points:
-    """Evaluations moved to the env_steps at which they were due. They are made at the first row at or after a multiple
-    of eval.every, and at the end of the run, so that without this seeds would differ by a few rows."""
+    """Moves evaluations to the env_steps at which they were due.
+
+    A run evaluates at the first row at or after a multiple of eval.every, and at its end. Seeds therefore evaluate at
+    slightly different env_steps, and could not be compared without this function.
+    """
     every = run.config.eval.every
     asked = points.x - points.x % every if every else points.x
     end = run.config.env_steps
@@ -95,14 +103,14 @@ def due(run: Run, points: Points) -> Points:
 
 
 def bin_width(curves: Sequence[Points]) -> float:
-    """A round width: about 50 bins in the longest curve, with hardly any empty ones."""
+    """A round width for bins, so that the longest curve has about 50 bins and hardly any bin is empty."""
     wanted = max(max(points.x[-1] for points in curves) / BINS, _usual_gap(curves), 1.0)
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
 
 
 def published_width(curves: Sequence[Points]) -> float:
-    """The width of the bins of published curves, doubled until hardly any is empty, for long episodes."""
+    """The width of bins for published curves: the smallest distance of points, doubled until few bins are empty."""
     width = float(min((np.diff(points.x).min() for points in curves if len(points.x) > 1), default=1.0))
     while width < _usual_gap(curves):
         width *= 2
@@ -110,13 +118,13 @@ def published_width(curves: Sequence[Points]) -> float:
 
 
 def _usual_gap(curves: Sequence[Points]) -> float:
-    """The 95th percentile of the distance between neighbouring points."""
+    """The 95th percentile of the distances between neighbouring points."""
     gaps = np.concatenate([np.diff(points.x) for points in curves])
     return float(np.quantile(gaps, 0.95)) if len(gaps) else 0.0
 
 
 def curve(seeds: Sequence[Points]) -> Curve:
-    """The points of at least one seed, already in bins, as one curve."""
+    """Combines seeds, at least one, whose points are already in bins, in one curve."""
     x = np.unique(np.concatenate([points.x for points in seeds]))
     table = np.full((len(seeds), len(x)), np.nan)
     for row, points in zip(table, seeds, strict=True):
@@ -136,10 +144,11 @@ def panel(
     task: Task, metric: str, published: Sequence[Published] = (), width: float = 0.0, *,
     levels: Sequence[Level] = (), frames: bool = False,
 ) -> Panel | None:  # fmt: skip
-    """The panel of a metric in a task, None when no run of it has the metric.
+    """The panel of a metric in a task, or None if no run of the task has the metric.
 
-    published: curves drawn behind returns, over frames | levels: drawn in panels of returns | width: of the bins on the
-    x axis; 0 = as in the published curve, else chosen | frames: x in environment frames rather than env steps
+    published: curves over frames, drawn behind returns | levels: drawn in panels of returns
+    width: the width of bins on the x axis; 0: that of the published curves, or a chosen width if there are none
+    frames: whether x counts environment frames; False: env steps
     """
     returns = metric in (EVALUATION, TRAINING)
     groups = [(group, own) for group in task.groups if (own := [run for run in group.runs if metric in run.metrics])]
@@ -172,7 +181,7 @@ def panel(
 
 
 def _points(run: Run, metric: str, frames: bool) -> Points:
-    """A metric over the x axis; rows beyond the configured end of a run are counted at its end."""
+    """A metric over the x axis. Points beyond the configured end of a run are moved to this end."""
     points = run.metrics[metric]
     if metric.startswith("eval/"):
         points = due(run, points)
@@ -182,7 +191,7 @@ def _points(run: Run, metric: str, frames: bool) -> Points:
 
 
 def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray) -> np.ndarray | None:
-    """The spread over the episodes of evaluations at `at` [C]: root mean square over runs. None if one has none."""
+    """The spread over episodes of the evaluations at `at` [C], root mean square over runs. None: a run has none."""
     name = f"{metric}_std"
     if not metric.startswith("eval/") or any(name not in run.metrics for run in runs) or not len(at):
         return None
@@ -195,14 +204,15 @@ def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray)
 
 
 def _end(run: Run, frames: bool) -> float:
-    """The position of a run on the x axis."""
+    """The position on the x axis that a run has reached."""
     return float(min(run.env_steps, run.config.env_steps) * (run.config.action_repeat if frames else 1))
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
-    """Means of the bins that were passed completely, or of all bins if there are none. width 0: the points.
+    """Means of the complete bins, or of all bins if no bin is complete. With width 0, returns `points`.
 
-    reached: the x of their run, which may have had no recent episode; None: the last point.
+    A bin is complete if its right edge is at most `reached`.
+    reached: the x that the run has reached, which may be larger than the x of its last point; None: use the last point.
     """
     if not width:
         return points
@@ -214,7 +224,7 @@ def _passed(points: Points, width: float, reached: float | None = None) -> Point
 def _behind(
     task: Task, published: Sequence[Published], frames: bool
 ) -> tuple[list[tuple[str, list[Points]]], list[str]]:
-    """The published curves of a task as (name, seeds) over the x axis, and a note where they have no place on it."""
+    """The published curves of a task as (name, seeds) over the x axis, and a note if they have no place on it."""
     curves = [one for one in published if not one.mean_only]
     repeats = {run.config.action_repeat for run in task.runs}
     if curves and not frames and len(repeats) > 1:
@@ -229,14 +239,14 @@ def _behind(
 
 
 def _published(name: str, seeds: Sequence[Points], end: float, width: float) -> Line | None:
-    """A published curve up to `end`, None if it begins later."""
+    """A published curve up to `end`, or None if the curve begins later."""
     inside = [Points(points.x[points.x <= end], points.y[points.x <= end]) for points in seeds]
     passed = [_passed(points, width) for points in inside if len(points.x)]
     return Line(name, curve(passed), True) if passed else None
 
 
 def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool) -> list[Level]:
-    """The last mean of each published curve that goes on beyond `end`."""
+    """The last mean of each published curve that continues beyond `end`."""
     found = []
     for name, seeds in behind:
         last = max(points.x[-1] for points in seeds)
@@ -248,12 +258,12 @@ def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool)
 
 
 def unit(frames: bool) -> str:
-    """The unit of x in words."""
+    """The unit of the x axis in words."""
     return "frames" if frames else "env steps"
 
 
 def _values(lines: Sequence[Line]) -> np.ndarray:
-    """All finite values that are drawn of these lines, bands included."""
+    """All finite values that these lines and their bands draw."""
     parts = []
     for line in lines:
         curve = line.curve
@@ -268,7 +278,10 @@ def _values(lines: Sequence[Line]) -> np.ndarray:
 
 
 class Final(NamedTuple):
-    """The final score of each seed of a line [S], nan where a seed has none, and the span of x it covers."""
+    """The final scores of a line.
+
+    scores [S]: one for each seed; nan: the seed has no score | at: the span (from, to) of x that the scores cover
+    """
 
     line: Line
     scores: np.ndarray
@@ -276,7 +289,7 @@ class Final(NamedTuple):
 
 
 def last_evaluations(panel: Panel) -> list[Final]:
-    """The last evaluation of each group, at the same x for all groups if they share one."""
+    """The last evaluation of each group; if the groups have evaluations at the same x, the last of these."""
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
     common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)
@@ -289,10 +302,10 @@ def last_evaluations(panel: Panel) -> list[Final]:
 
 
 def last_tenth(panel: Panel) -> list[Final]:
-    """The mean of the points in the last tenth of x that all runs have reached, the same span for all groups.
+    """The mean of each line's points over one span of x: the last tenth of the part that all runs have reached.
 
-    The span begins earlier where a seed has no point in it, and where published curves have longer bins, which are
-    taken whole.
+    If a seed has no point in this span, the span begins earlier. It also begins earlier if a bin of a published curve
+    lies in it only in part.
     """
     groups = [line for line in panel.lines if not line.published]
     published = [line for line in panel.lines if line.published]

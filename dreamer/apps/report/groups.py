@@ -1,4 +1,4 @@
-"""Groups runs by task and settings, and names tasks, groups and runs by what differs between them. No jax."""
+"""Groups runs by task and settings, and names tasks, groups and runs by their differences. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST = 60  # characters of the settings beside the name of a single run
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seed alone, or that the user has grouped."""
+    """Runs that differ only in their seed, or that the user has put into one group."""
 
     name: str
     runs: list[Run]
@@ -37,15 +37,15 @@ class Task(NamedTuple):
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of all groups; a run that is in two groups comes twice."""
+        """The runs of all groups. A run that is in two groups is listed twice."""
         return [run for group in self.groups for run in group.runs]
 
 
 def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
-    """The tasks in the order of their names, each with its groups: those of `runs` by their settings, then `named`.
+    """The tasks in the order of their names. Each task has the groups of `runs`, then the groups `named` by the user.
 
-    A group is the runs of one task whose configs agree in all fields except those marked SAME_GROUP; its name lists
-    the settings in which the groups of a task differ, and is the same in every task.
+    A group of `runs` holds the runs of one task whose configs agree in all fields except those marked SAME_GROUP. The
+    group's name lists the settings in which the groups of a task differ, and is the same in every task.
     """
     given = [(group.name, run) for group in named for run in group.runs]
     names = task_names([*runs, *(run for _, run in given)])
@@ -63,7 +63,7 @@ def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
 
 
 def task_names(runs: Sequence[Run]) -> dict[str, str]:
-    """{task of a run: its name}: the environment, and the options in which its tasks differ: "dmc:x {image: true}"."""
+    """{key of a task: its name}. A name is the environment and the options that differ: "dmc:x {image: true}"."""
     options: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run in runs:
         options.setdefault(run.config.env, {})[_task_key(run)] = run.config.env_options
@@ -81,7 +81,7 @@ def task_names(runs: Sequence[Run]) -> dict[str, str]:
 def group_names(runs: Sequence[Run]) -> list[str]:
     """The name of each run's group: the settings that differ within a task, with the run's values.
 
-    The only run of a group is called by its own name, with the settings where they are short.
+    A group of one run has the name of the run, followed by these settings if they are short.
     """
     varying = _varying(runs)
     own = [tuple(show(settings(run.config).get(key, "-")) for key in varying) for run in runs]
@@ -102,7 +102,7 @@ def group_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
-    """The settings that differ within a task, first those whose values split the runs most evenly."""
+    """The settings that differ within a task. The first setting splits the runs most evenly."""
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(_task_key(run), []).append(run)
@@ -115,13 +115,13 @@ def _varying(runs: Sequence[Run]) -> list[str]:
 
 
 def _single(name: str, parts: Sequence[str]) -> str:
-    """The name of a group of one run."""
+    """The name of a group of one run. parts: the settings that differ, with their values."""
     words = ", ".join(parts)
     return f"{name} ({words})" if parts and len(parts) <= MOST_NAMED and len(words) <= LONGEST else name
 
 
 def _several(parts: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> str:
-    """The name of a group of several runs; a number tells groups apart whose first settings agree."""
+    """The name of a group of several runs. If the first settings of some groups agree, a number distinguishes them."""
     if not parts:
         return ONE_GROUP
     words = ", ".join(parts[:MOST_NAMED])
@@ -133,7 +133,7 @@ def _several(parts: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> str:
 
 
 def run_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """{path of a run: its name}: the last folders of the path, as many as tell the runs apart."""
+    """{path of a run: its name}. The name is the shortest end of the path that no other run's path has."""
     paths = {run.path.resolve(): run.path for run in runs}
     names = {}
     for real, path in paths.items():
@@ -147,7 +147,7 @@ def run_names(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def short_key(key: str, every: Iterable[str]) -> str:
-    """The end of a dotted key that no other key of `every` ends with: "units" or "behavior.units"."""
+    """The shortest end of a dotted key that no other key in `every` has: "units" or "behavior.units"."""
     parts = key.split(".")
     others = [other for other in every if other != key]
     for count in range(1, len(parts)):
@@ -168,7 +168,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """The settings that differ, {dotted key: the value of each run, None where its plug-in has no such key}."""
+    """The settings that differ: {dotted key: the value of each run}. The value None: the run has no such setting."""
     all_settings = [settings(run.config) for run in runs]
     names = dict.fromkeys(key for one in all_settings for key in one)
     values = {key: [one.get(key) for one in all_settings] for key in names}
@@ -185,7 +185,7 @@ def show(value: Any) -> str:
 
 
 def _task_key(run: Run) -> str:
-    """The environment and its options, which define a task."""
+    """The key of a run's task: the environment and its options."""
     return f"{run.config.env} {_flow(run.config.env_options)}"
 
 

@@ -1,4 +1,4 @@
-"""What the script of the page needs: panels as JSON and plotly.js itself, so that no network is used. No jax."""
+"""What the script of the page needs: the panels as JSON, and plotly.js, so that no network is used. No jax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGITS = 6  # of a number on the page
 
 
 def library() -> str:
-    """The source of plotly.js, compressed, as base64 text of about 2 MB. Raises UserError when it is not installed."""
+    """The source of plotly.js, packed as base64 text of about 2 MB. Raises UserError when plotly is not installed."""
     try:
         from plotly import offline
     except ImportError as error:
@@ -49,7 +49,10 @@ def _panel(panel: Panel, looks: Mapping[str, Style]) -> dict[str, Any]:
 
 
 def _line(line: Line, look: Style) -> dict[str, Any]:
-    """A line; main is None where seeds share no bin, and seeds is empty where there is one, which main is."""
+    """A line of a panel for the script.
+
+    main: the thick line; None if the seeds share no bin | seeds: the thin lines; empty if there is only one seed
+    """
     curve = line.curve
     seeds = [_points(curve.x[own], values[own]) for values in curve.seeds for own in [~np.isnan(values)]]
     main = _points(curve.at, curve.iqm) if len(curve.at) else None

@@ -23,9 +23,10 @@ NEWEST = (
 
 
 def newest(runs: Sequence[Run], budget: int) -> tuple[list[Picture], list[str]]:
-    """The newest video and picture of each kind of each run, at most `budget` bytes; a note on those left out.
+    """The newest file of each kind (NEWEST) of each run, at most `budget` bytes in total; videos come first.
 
-    Videos come first."""
+    Also returns a note about the files that are left out.
+    """
     runs = list({run.path.resolve(): run for run in runs}.values())
     names = run_names(runs)
     shown, left_out = [], []

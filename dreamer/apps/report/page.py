@@ -18,8 +18,8 @@ LIGHT = {
 DARK = {
     "paper": "#121417", "card": "#1a1d22", "ink": "#e6e8ec", "soft": "#a4abb6", "grid": "#32363e", "link": "#7db8f5",
 }  # fmt: skip
-SHORT = 24  # characters of a cell that are not wrapped
-SHOWN = 6  # pictures and videos before the others are folded
+SHORT = 24  # the most characters of a cell whose text is not wrapped
+SHOWN = 6  # pictures and videos that are shown; the others are folded
 
 
 class Table(NamedTuple):
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG or, with `video`, an mp4, and the words below it."""
+    """A PNG picture, or an mp4 video if `video` is set, with the words below it."""
 
     content: bytes
     caption: str
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A panel: its title, an SVG element, a caption, and the files beside the page {format: path}."""
+    """A panel: title, task, an SVG element, a caption, and files {format: path} that lie beside the page."""
 
     title: str
     task: str
@@ -48,20 +48,20 @@ class Plot(NamedTuple):
 
 
 class Legend(NamedTuple):
-    """The names of lines with their styles, and their numbers of seeds in words."""
+    """For each line of the panels its name, its style, and its number of seeds in words."""
 
     lines: Sequence[tuple[str, palette.Style, str]]
 
 
 class Fold(NamedTuple):
-    """Text that is shown when its summary is clicked."""
+    """Paragraphs that are shown when the reader clicks on the summary."""
 
     summary: str
     paragraphs: Sequence[str]
 
 
 class Notes(NamedTuple):
-    """Lines of a list."""
+    """A list of lines."""
 
     lines: Sequence[str]
 
@@ -70,7 +70,7 @@ Part = str | Table | Legend | Fold | Notes | Sequence[Picture] | Sequence[Plot]
 
 
 class Section(NamedTuple):
-    """A heading of the first or second level with its contents, top to bottom. anchor: to link to it."""
+    """A heading of the first or second level, and its contents from top to bottom. anchor: the name for links to it."""
 
     title: str
     parts: Sequence[Part]
@@ -79,7 +79,7 @@ class Section(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The title, the lines below it, the command that made the page ("" = unknown), and the number of notes."""
+    """The top of the page: title, lines below the title, the command that made the page or "", the number of notes."""
 
     title: str
     lines: Sequence[str]
@@ -88,7 +88,7 @@ class Head(NamedTuple):
 
 
 def render(head: Head, sections: Sequence[Section], panels: str = "", library: str = "") -> str:
-    """The whole page as HTML. panels: as JSON; library: plotly.js, packed; without it the page has no script."""
+    """The whole page as HTML. panels: their JSON. library: plotly.js, packed; "": the page has no script."""
     body = "\n".join(_section(section) for section in sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
@@ -99,7 +99,7 @@ def render(head: Head, sections: Sequence[Section], panels: str = "", library: s
 
 
 def _style() -> str:
-    """The style sheet, with the colours of both schemes in front."""
+    """The style sheet of the page, which begins with the colours of the light and the dark scheme."""
     light, dark = (
         " ".join(f"--{name}: {color};" for name, color in {**page, **lines}.items())
         for page, lines in ((LIGHT, palette.light()), (DARK, palette.dark()))
@@ -179,7 +179,7 @@ def _is_number(text: str) -> bool:
 
 
 def _bar(legend: Legend) -> str:
-    """The legend of all panels and, for the script, their controls."""
+    """The legend shared by all panels, and the controls with which the page's script changes the panels."""
     buttons = "".join(_button(*line) for line in legend.lines)
     return (
         f'<div class="bar"><div class="legend">{buttons}</div><div class="controls" hidden>'

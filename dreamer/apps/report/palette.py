@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, too pale on white paper; and
-# the same hues lighter, for a dark page.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Their yellow is left out, because it is too pale
+# on white paper. DARK has the same hues, lighter, for a dark page.
 LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#111111")
 DARK = ("#4ea8e6", "#ff8b42", "#2dcc9b", "#e8a5cb", "#f2b632", "#93d3f7", "#eeeeee")
 PUBLISHED_LIGHT = ("#707070", "#959595", "#b4b4b4")
@@ -15,14 +15,14 @@ SVG_DASHES = {"solid": "", "dash": "6 2.5", "dot": "1.5 2"}
 
 
 class Style(NamedTuple):
-    """A line's colour as the name of a CSS variable without dashes, such as c0, and its dash."""
+    """The look of a line. color: the name of a CSS variable without "--", such as c0 | dash: the kind of dashes."""
 
     color: str
     dash: str
 
 
 def of_group(number: int) -> Style:
-    """The style of the group with this number, which comes again only after 21 groups."""
+    """The style of the group with this number. The styles repeat after 21 groups."""
     return Style(f"c{number % len(LIGHT)}", DASHES[number // len(LIGHT) % len(DASHES)])
 
 

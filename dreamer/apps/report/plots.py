@@ -1,4 +1,4 @@
-"""Draws panels as vector graphics: for the page, and as files for papers. matplotlib is imported where used. No jax."""
+"""Draws panels as vector graphics, for the page and as files for papers. No jax; imports matplotlib when it draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamer.apps.report.palette import Style
 LABELS = {EVALUATION: "return of evaluation episodes", TRAINING: "return of training episodes"}
 FORMATS = ("svg", "pdf", "png")
 WRAP = 60  # characters of a line of the legend
-# Colours that no line has; in the page's own drawing they become CSS variables.
+# Colours that no line has; in the drawings of the page, CSS variables replace them.
 INK, GRID = "#010203", "#040506"
 COMMON: Any = {"svg.hashsalt": "dreamer report", "pdf.fonttype": 42, "path.simplify": True}
 ON_PAGE: Any = {
@@ -31,7 +31,7 @@ BANDS = {"seeds": 0.22, "episodes": 0.10}  # opacity
 
 
 def styles(groups: Sequence[str], panels: Sequence[Panel]) -> dict[str, Style]:
-    """{name of a line: its style}, the same in all panels: the groups, then the published curves."""
+    """{name of a line: its style}, the same in all panels. The lines are the groups and the published curves."""
     published = dict.fromkeys(line.name for panel in panels for line in panel.lines if line.published)
     return {name: palette.of_published(number) for number, name in enumerate(published)} | {
         name: palette.of_group(number) for number, name in enumerate(groups)
@@ -39,7 +39,7 @@ def styles(groups: Sequence[str], panels: Sequence[Panel]) -> dict[str, Style]:
 
 
 def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
-    """An SVG element for the page without title and legend, whose colours are the page's CSS variables."""
+    """Draws a panel as an SVG element for the page, without title and legend, in colours that are CSS variables."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
 
 
 def for_papers(panel: Panel, looks: Mapping[str, Style], formats: Sequence[str]) -> dict[str, bytes]:
-    """{format: the panel with its title and its legend}; text in a PDF stays text."""
+    """Draws a panel with title and legend: {format: contents of the file}. Text in a PDF stays text."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -81,12 +81,12 @@ def caption(panel: Panel) -> str:
 
 
 def bins(panel: Panel) -> str:
-    """A sentence on the bins of a panel, "" for evaluations, which have none."""
+    """A sentence about the bins of a panel, or "" for a panel of evaluations, which has no bins."""
     return f"Means in bins of {panel.width:,.4g} {unit(panel.frames)}." if panel.width else ""
 
 
 def explanation(panels: Sequence[Panel]) -> list[str]:
-    """Sentences on what the lines and bands of panels are."""
+    """Sentences that explain the lines and the bands of panels."""
     parts = []
     lines = [line for panel in panels for line in panel.lines]
     if any(len(line.curve.seeds) > 1 for line in lines):
@@ -112,7 +112,7 @@ def x_label(panel: Panel) -> str:
 
 
 def differs(curve: Curve) -> bool:
-    """Whether mean and IQM are different lines; with fewer than four seeds they are equal."""
+    """Whether the mean and the IQM are different lines. With fewer than four seeds, they are equal."""
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
@@ -123,7 +123,7 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 
 def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
-    """The axes of a panel with its levels and lines; names in `looks`."""
+    """Draws the axes of a panel with its levels and lines. looks: {name of a line: its style}."""
     axis = figure.subplots()
     for level, above in place_labels(panel.levels, panel.y_bounds):
         axis.axhline(level.value, color=palette.PUBLISHED_LIGHT[0], lw=0.8, ls=(0, (1, 2)), zorder=1)
@@ -173,5 +173,5 @@ def _line(axis: Any, line: Line, look: Style, order: int) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib finds no formula."""
+    """Escapes text so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")

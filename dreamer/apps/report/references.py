@@ -1,10 +1,11 @@
 """Reads published curves and the ends for normalised scores from the CSV files of a folder. No jax.
 
-A file of curves is a .csv or .csv.gz with the columns suite, task, method, seed, env_steps, score: env_steps in
-environment frames (action repeat included), the right edge of the bin; score the undiscounted return of training
-episodes, mean of the bin. The seed "all" is a mean over seeds that were not published one by one.
+A file of curves is a .csv or .csv.gz with the columns suite, task, method, seed, env_steps, score. env_steps is the
+right edge of a bin in environment frames (action repeat included); score is the mean over the bin of the undiscounted
+returns of training episodes. The seed "all" marks a mean over seeds that were not published one by one.
 `normalisation.csv` has the columns task, low, high: a normalised score is (score - low) / (high - low). Its columns
-low_is and high_is name these scores, and `unless` names an environment option with which they do not hold.
+low_is and high_is say what the scores low and high are. The column `unless` names an environment option: the scores are
+not used for runs with this option.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MEAN_ONLY = "all"  # the seed of a published mean
 
 
 class Published(NamedTuple):
-    """One published method in one task: {seed: Points over frames}."""
+    """The published curves of one method in one task. seeds: {seed: Points over frames}."""
 
     suite: str
     method: str
@@ -44,8 +45,11 @@ class Published(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The scores that are 0 and 1 after normalising, what they are ("random", "human", "" = not worth a line), and the
-    environment option with which they do not hold, "" = always."""
+    """The scores of a task that become 0 (low) and 1 (high) after normalising.
+
+    low_is, high_is: what the scores are, such as "random" or "human"; "": the panels draw no line for the score
+    unless: an environment option; the scores do not hold for runs with this option; "": the scores always hold
+    """
 
     low: float
     high: float
@@ -55,7 +59,7 @@ class Ends(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A score that a reader compares returns with, and what it is: "random", "human", "dreamerv3 at 250k env steps"."""
+    """A score to compare returns with. name: what the score is, such as "human" or "dreamerv3 at 250k env steps"."""
 
     name: str
     value: float
@@ -67,7 +71,7 @@ def task_key(env: str) -> str:
 
 
 def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dict[str, list[Published]]:
-    """{task: its published curves} for the wanted tasks of all files. Raises UserError naming file and line."""
+    """Reads {task: its published curves} for the wanted tasks. Raises UserError that names the file and the line."""
     found: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")]):
         if path.name == NORMALISATION:
@@ -87,8 +91,9 @@ def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dic
 def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Published]:
     """The published curves of a task from the suite that fits its runs best.
 
-    Suites with "proprio" in their name do not apply to runs with env_options.image, suites with "vision" only to these.
-    Among the remaining suites, takes the one whose last step is nearest to the runs' env_steps * action_repeat.
+    Suites with "proprio" in their name are only for runs without env_options.image, and suites with "vision" only for
+    runs with it. Of the remaining suites, the best is the suite whose last step is nearest to env_steps * action_repeat
+    of the runs.
     """
     unfit = "proprio" if task.options.get("image") is True else "vision"
     candidates = [one for one in published.get(task_key(task.env), []) if unfit not in one.suite]
@@ -103,7 +108,7 @@ def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Publis
 
 
 def normalisation(folder: Path) -> dict[str, Ends]:
-    """{task: its Ends} of normalisation.csv; empty when there is none. Raises UserError."""
+    """Reads {task: its Ends} from normalisation.csv; empty if there is no such file. Raises UserError."""
     path = folder / NORMALISATION
     if not path.is_file():
         return {}
@@ -118,13 +123,13 @@ def normalisation(folder: Path) -> dict[str, Ends]:
 
 
 def valid_ends(ends: Mapping[str, Ends], tasks: Iterable[Task]) -> dict[str, Ends]:
-    """The ends that hold for all of these tasks: without those of a task whose runs have the option `unless`."""
+    """The ends that hold for the runs of these tasks. Leaves out the ends of a task that has the option `unless`."""
     set_options = {(task_key(task.env), option) for task in tasks for option in task.options}
     return {key: one for key, one in ends.items() if (key, one.unless) not in set_options}
 
 
 def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task) -> list[Level]:
-    """The scores to compare the returns of a task with: its named ends, then means published without curves."""
+    """The scores to compare returns with: the task's ends that have a name, then published means without curves."""
     found = []
     if one := ends.get(task_key(task.env)):
         found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
@@ -133,7 +138,7 @@ def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task)
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", row) for each row of a CSV with these columns."""
+    """Yields ("file:line", row) for each row of a CSV with these columns. Raises UserError."""
     try:
         with open_regular(path, follow=True) as data, _text_of(path, data) as file:
             reader = csv.DictReader(file)

@@ -1,7 +1,7 @@
 """Reads run directories for a report: their configs and their metrics. No jax.
 
-Only reads. What is damaged or unknown is left out, and a note names the file and the line: a run that still trains, a
-run with a damaged line and a run of another version can all be reported.
+Nothing is written. Damaged or unknown contents are left out, and a note names the file and the line, so that a run that
+still trains, a run with a damaged line and a run of another version can all be reported.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Points(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The contents of a run directory so far.
+    """The contents of a run directory; the run may still train.
 
-    metrics: {name: Points over env_steps}, values that are not finite left out
-    env_steps, updates, seconds: of the last line, 0 without lines | notes: one line on each irregularity
+    metrics: {name: Points over env_steps} without values that are not finite
+    env_steps, updates, seconds: from the last line of metrics; 0 if there are no lines | notes: one line for each fault
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """The run directory at `path`, or those in the folder at any depth. Raises UserError when there is none."""
+    """The run directory `path`, or all run directories in the folder `path`, at any depth. Raises UserError."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"no run at {root}: there is no such directory")
@@ -65,7 +65,7 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs at these paths, each once, and a line on each run that cannot be read."""
+    """Reads the runs at these paths, each once. Also returns a line about each run that cannot be read."""
     runs, notes = [], []
     for path in {path.resolve(): path for path in paths}.values():
         try:
@@ -76,7 +76,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """The config and the metrics of a run directory. Raises UserError when its config is missing or cannot be read."""
+    """Reads the config and the metrics of a run directory. Raises UserError when the config cannot be read."""
     run_dir = existing_run_dir(Path(path))
     notes: list[str] = []
     config = load_plain(run_dir, unknown=notes.append)
@@ -101,7 +101,7 @@ def read_run(path: str | os.PathLike) -> Run:
 
 
 def _by_name(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Points], dict[str, int]]:
-    """{metric: its Points over env_steps}, and {metric: number of lines in which it is not finite}."""
+    """Returns {metric: its Points over env_steps}, and {metric: the number of lines in which it is not finite}."""
     metrics: dict[str, tuple[list[float], list[float]]] = {}
     unfinite: dict[str, int] = {}
     for row in rows:
@@ -119,7 +119,7 @@ def _by_name(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Points], dict
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a metrics.jsonl with ascending env_steps, and a note on each line that is left out.
+    """Reads the objects of a metrics.jsonl with ascending env_steps. Also returns a note about each line left out.
 
     Raises UserError when the file is missing or cannot be read.
     """
@@ -149,7 +149,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _next_row(line: bytes, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A line of metrics as an object. Raises ValueError when it is damaged, or does not follow the lines before."""
+    """Reads one line of metrics. Raises ValueError when the line is damaged or does not follow the lines before."""
     try:
         row = json_value(line)
     except ValueError as error:

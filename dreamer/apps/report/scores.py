@@ -22,9 +22,10 @@ NONE, RANDOM = "-", "random"
 class Score(NamedTuple):
     """The final scores of one group in one task.
 
-    scores [S]: one per seed, over the span `at` (from, to) of the x axis | episodes: averaged over, None if unknown
-    key: the name of the task in the references | counted: the unit of x | levels: to compare with
-    runs: behind the scores, none of a published curve
+    key: the name of the task in the references | scores [S]: one for each seed
+    episodes: the number of episodes behind the scores; None: unknown
+    at: the span (from, to) of the x axis that the scores cover | counted: the unit of the x axis
+    levels: other scores to compare with | runs: the runs behind the scores; () for a published curve
     """
 
     task: str
@@ -57,7 +58,7 @@ class Row(NamedTuple):
     wall_clock: str = NONE
 
 
-# The columns of the page and those of the terminal, which has less room.
+# The columns of the table on the page, and those of the table in the terminal, which has less room.
 COLUMNS = {
     "task": "task", "group": "group", "measured": "score of", "mean": "final",
     "iqm": "IQM", "interval": "95 % interval", "random": "random",
@@ -71,9 +72,9 @@ TERMINAL = {
 
 
 def scores(task: Task, panel: Panel) -> list[Score]:
-    """The final scores of a panel of returns, over one span for all: its groups, then the published curves.
+    """The final scores of a panel of returns: of its groups, then of the published curves, all over the same span.
 
-    Published curves are of training episodes; they have no evaluations.
+    A panel of evaluations has no published curves, because these show training episodes.
     """
     runs = {group.name: tuple(run for run in group.runs if panel.metric in run.metrics) for group in task.groups}
     evaluation = panel.metric == EVALUATION
@@ -93,15 +94,15 @@ def scores(task: Task, panel: Panel) -> list[Score]:
 
 
 def rows(found: Sequence[Score]) -> list[Row]:
-    """The table as text, one row per score."""
+    """The rows of the table, one for each score."""
     return [_row(score) for score in found]
 
 
 def over_tasks(found: Sequence[Score], ends: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """A row for each group and metric that has a score in every task, of which there are at least two.
+    """For each group and metric, a row of the scores over all tasks; no row if a task lacks a score or has no ends.
 
-    ends: {task as named in the references: (low, high, ..)} to normalise scores by; a row needs all tasks.
-    The interval is stratified: seeds are drawn with replacement within each task.
+    With fewer than two tasks there are no rows. ends: {name of a task in the references: (low, high, ..)}, by which the
+    scores are normalised. The interval is stratified: seeds are drawn with replacement within each task.
     """
     tasks = {score.task for score in found}
     table: dict[tuple[str, str], list[Score]] = {}
@@ -128,7 +129,7 @@ def over_tasks(found: Sequence[Score], ends: Mapping[str, Sequence[Any]]) -> lis
 
 
 def normalised(scores: np.ndarray, ends: Sequence[Any]) -> np.ndarray:
-    """Scores [..] scaled to 0 at the low and 1 at the high end, of shape [S] for S seeds."""
+    """Scales scores [S] so that the low end becomes 0 and the high end 1."""
     return (scores - ends[0]) / (ends[1] - ends[0])
 
 
@@ -153,14 +154,14 @@ def _interval(strata: Sequence[np.ndarray]) -> str:
 
 
 def text(value: float) -> str:
-    """A score with at most two decimals, fewer the larger it is."""
+    """A score as text with two decimals; large scores have one decimal or none."""
     if math.isnan(value):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 45 s, 12 min or 2 h 05 min."""
+    """A number of seconds as text: 45 s, 12 min or 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -168,11 +169,11 @@ def duration(seconds: float) -> str:
 
 
 def _steps(runs: Sequence[Run]) -> str:
-    """The env steps of runs: of all if they agree, else the least and the most."""
+    """The env steps of runs as text: one number if all runs agree, otherwise the least and the most."""
     counts = sorted({run.env_steps for run in runs})
     return " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or NONE
 
 
 def _clock(runs: Sequence[Run]) -> str:
-    """The mean wall-clock time of runs."""
+    """The mean wall-clock time of runs as text."""
     return duration(float(np.mean([run.seconds for run in runs]))) if runs else NONE
