@@ -512,3 +512,9 @@ def test_usage_and_help_of_eval_load_no_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_every_command_has_a_help(capsys):
+    for name in ("train", "eval", "check", "report", "verify", "presets", "envs", "metrics", "completion"):
+        assert cli.main([name, "--help"]) == 0, name
+        assert capsys.readouterr().out.strip(), name

@@ -245,6 +245,9 @@ def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
 
 def completion_command(args: list[str]) -> int:
     """`dreamer completion bash|zsh`: prints a script for the shell. Returns the exit code; raises UserError."""
+    if "--help" in args:
+        print('usage: dreamer completion bash|zsh\n\nLoad what it prints: eval "$(dreamer completion bash)"')
+        return 0
 
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
