@@ -286,7 +286,7 @@ def verdicts_of(name, **options):
 def test_the_check_reports_the_number_of_agents_and_examines_one():
     first, *others = verdicts_of("teams:team")
     assert (first.level, first.key, first.facts["agents"]) == ("ok", "agents", 3)
-    assert "a parallel environment of 3 agents" in first.text and "of agent 'red'" in first.text
+    assert "a parallel environment of 3 agents" in first.text and "look at agent 'red'" in first.text
     found = {verdict.key for verdict in others}
     assert {"endings", "reward", "step-time", "throughput"} <= found
     # This environment counts games across resets, and its episodes always have 5 steps.
