@@ -3,9 +3,9 @@
 #   docker build -t dreamer .                                            on CPU
 #   docker build -t dreamer --build-arg ACCELERATOR=cuda13 .             on NVIDIA GPUs
 #   docker build -t dreamer --build-arg EXTRAS=classic,minigrid .        with other suites: the extras of pyproject.toml
-#   mkdir -p runs && docker run --rm -it --init [--gpus all] -v "$PWD/runs:/work/runs" dreamer train quickstart
+#   mkdir -p runs && docker run --rm -it --init [--gpus all] -v "$PWD/runs:/dreamer/runs" dreamer train quickstart
 # Build with --build-arg UID="$(id -u)" if your user id is not 1000, so that the runs belong to you.
-# Your own environment: -v "$PWD/my_lab:/work/my_lab" and --env my_lab.envs:make. Add -v dreamer-state:/state to keep the
+# Your own environment: -v "$PWD/my_lab:/dreamer/my_lab" and --env my_lab.envs:make. Add -v dreamer-state:/state to keep the
 # key that seals your runs; without it a later container needs --trust to resume them.
 ARG PYTHON=3.12
 
@@ -14,13 +14,13 @@ FROM python:${PYTHON}-slim-bookworm AS build
 ARG ACCELERATOR=cpu
 ARG EXTRAS=classic
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
     PATH=/opt/dreamer/bin:$PATH
 WORKDIR /src
 RUN python -m venv /opt/dreamer
 # Dependencies come first: this layer is built again only when pyproject.toml or an argument changes.
 COPY pyproject.toml ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = filter(None, '${EXTRAS}'.split(',')); \
 print(*p['dependencies'], *(line for name in extras for line in p['optional-dependencies'][name]), sep='\n')" \
     > requirements.txt \
@@ -29,8 +29,7 @@ COPY setup.cfg README.md LICENSE ./
 COPY dreamer dreamer
 COPY envs envs
 COPY experiments experiments
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps .
+RUN pip install --no-deps .
 
 FROM python:${PYTHON}-slim-bookworm
 ARG UID=1000
@@ -40,13 +39,13 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libegl1 libgl1 libosmesa6 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --no-log-init --create-home --uid "${UID}" dreamer \
-    && mkdir -p /work/runs /state \
-    && chown -R dreamer:dreamer /work /state
+    && mkdir -p /dreamer/runs /state \
+    && chown -R dreamer:dreamer /dreamer /state
 COPY --from=build /opt/dreamer /opt/dreamer
 ENV PATH=/opt/dreamer/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_STATE_HOME=/state
 USER ${UID}
-WORKDIR /work
+WORKDIR /dreamer
 ENTRYPOINT ["dreamer"]
 CMD ["--help"]

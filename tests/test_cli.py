@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -283,7 +282,6 @@ def test_a_wrong_word_for_a_list_or_the_help_ends_with_one_line(capsys, args, pa
     assert all(part in line for part in parts), line
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
     "typed, wanted", [("tra", "train"), ("train --env-st", "--env-steps"), ("train quick", "quickstart"),
                       ("metrics loss/dy", "loss/dyn"), ("eval --epis", "--episodes")],

@@ -11,7 +11,7 @@ from dreamer.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Makes a folder of the user the current one; its modules are removed afterwards."""
+    """Changes into an empty folder, as a user would, and forgets the modules that the test imports from it."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ def marker(tmp_path) -> Path:
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch, marker) -> Path:
-    """Makes a folder with a module of the user the current one."""
+    """Changes into a folder that holds a module of the user."""
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "my_lab.py").write_text(

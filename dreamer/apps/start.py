@@ -62,10 +62,10 @@ def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: 
     policy: the contents of HUGE_PAGES | library: the C library, such as "glibc 2.36"
     """
     version = re.fullmatch(r"glibc (\d+)\.(\d+)", library)
-    told = environment.get(TUNABLES, "")
-    if "[madvise]" not in policy or not version or tuple(map(int, version.groups())) < (2, 35) or TUNABLE in told:
+    given = environment.get(TUNABLES, "")
+    if "[madvise]" not in policy or not version or tuple(map(int, version.groups())) < (2, 35) or TUNABLE in given:
         return None
-    return {**environment, TUNABLES: ":".join(filter(None, [told, f"{TUNABLE}=1"]))}
+    return {**environment, TUNABLES: ":".join(filter(None, [given, f"{TUNABLE}=1"]))}
 
 
 def c_library() -> str:
