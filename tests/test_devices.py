@@ -311,7 +311,7 @@ def test_two_processes_make_the_update_of_one(tmp_path):
         ]  # fmt: skip
         try:
             for one in started:
-                output, errors = one.communicate(timeout=240)
+                output, errors = one.communicate(timeout=600)
                 assert one.returncode == 0, errors
                 assert count == 1 or "7 cannot be shared evenly by 2 processes; give 6 or 8" in output
         finally:
