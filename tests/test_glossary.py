@@ -41,7 +41,7 @@ def names_of_a_run(tmp_path_factory) -> set[str]:
     patch, run = pytest.MonkeyPatch(), tmp_path_factory.mktemp("glossary") / "run"
     with patch.context() as patched:
         patched.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
-        dreamer.train(tiny_runs.tiny(run, env="telling_envs:Logged", env_steps=48, lockstep=False))
+        dreamer.train(tiny_runs.tiny(run, env="reporting_envs:Logged", env_steps=48, lockstep=False))
     return {name for line in tiny_runs.lines(run) for name in line} - {"nonfinite"}
 
 

@@ -514,7 +514,7 @@ def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "evaluate", dies)
+        patch.setattr(Run, "_evaluate", dies)
         patch.setattr(ending, "rescue", lambda run, error: None)
         dreamer.train(tiny(run_dir, **settings), resume_from=older)
     dreamer.train(tiny(run_dir, **settings), resume="yes")
@@ -587,20 +587,20 @@ def test_a_run_is_saved_before_it_evaluates(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_path, monkeypatch):
-    evaluate = Run.evaluate
+    evaluate = Run._evaluate
 
     def dies(run):
         run.save()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "evaluate", dies)
+    monkeypatch.setattr(Run, "_evaluate", dies)
     monkeypatch.setattr(ending, "rescue", lambda run, error: None)
     run_dir = tmp_path / "run"
     settings = {**ENV, "eval__episodes": 1, "eval__video": "off"}
     with pytest.raises(KeyboardInterrupt):
         dreamer.train(tiny(run_dir, **settings))
     assert not any("eval/return" in line for line in lines(run_dir))
-    monkeypatch.setattr(Run, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "_evaluate", evaluate)
     dreamer.train(tiny(run_dir, **settings), resume="yes")
     assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [96]
     before = tree(run_dir)
@@ -616,7 +616,7 @@ def test_a_run_that_was_killed_in_an_evaluation_makes_it_at_the_same_step_when_r
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "evaluate", dies)
+        patch.setattr(Run, "_evaluate", dies)
         patch.setattr(ending, "rescue", lambda run, error: None)
         dreamer.train(tiny(run_dir, **settings))
     dreamer.train(tiny(run_dir, **settings), resume="yes")
