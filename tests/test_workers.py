@@ -61,6 +61,23 @@ def facts(**options):
     return Facts(**options)
 
 
+class Loud(Facts):
+    """Prints from Python, to both streams, from a child process, and without a last newline."""
+
+    def reset(self, *, seed=None, options=None):
+        print("printed")
+        os.system("echo echoed; printf half >&2")
+        return super().reset(seed=seed)
+
+
+class Flood(Facts):
+    """Prints more than a pipe holds."""
+
+    def reset(self, *, seed=None, options=None):
+        print("x" * 1_000_000)
+        return super().reset(seed=seed)
+
+
 def refuses():
     raise ValueError("this one cannot be made")
 
@@ -414,3 +431,22 @@ def test_only_fresh_workers_of_the_same_number_are_restored(config):
         crew.receive()
         with pytest.raises(RuntimeError, match="new workers"):
             crew.restore(*snapshot)
+
+
+def test_what_a_worker_process_prints_reaches_the_streams_of_this_process_in_whole_lines(capsys):
+    with make_workers(Config(envs=2, backend="processes"), f"{__name__}:Loud", seed=10) as crew:
+        crew.receive()
+    out, err = capsys.readouterr()
+    assert sorted(out.split()) == ["echoed", "echoed", "printed", "printed"]
+    assert err == "half\nhalf\n"
+
+
+def test_a_worker_process_does_not_wait_when_its_output_cannot_be_written(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        with make_workers(Config(envs=1, backend="processes", timeout=60), f"{__name__}:Flood", seed=10) as crew:
+            assert crew.receive().step.is_first.all()

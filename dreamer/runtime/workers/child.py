@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ def serve(life: int, memory: int, channels: list[int]) -> None:
     # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a pipe; print shows at once
     for descriptor in (life, memory, *channels):
         os.set_inheritable(descriptor, False)
     parent = socket.socket(fileno=life)

@@ -17,11 +17,12 @@ from dreamer import plugins
 from dreamer.runtime.workers import messages
 from dreamer.runtime.workers.child import Part
 from dreamer.runtime.workers.interface import Incident
+from dreamer.runtime.workers.relay import Relay
 from dreamer.runtime.workers.screen import without_screen
 
 
 class Process:
-    """Owns one worker process and the parent's side of its sockets.
+    """Owns one worker process, the parent's side of its sockets, and the thread that copies what it prints.
 
     channels: {number of the environment: socket}
     """
@@ -44,8 +45,8 @@ class Process:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],  # -P: no imports from the current folder before the path is set
-                stdin=subprocess.DEVNULL, pass_fds=[life, memory, *others],
-                env=_environment(part.plan.render_mode), cwd=part.plan.folder or None,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                pass_fds=[life, memory, *others], env=_environment(part.plan.render_mode), cwd=part.plan.folder or None,
             )  # fmt: skip
         except BaseException:
             self.hang_up()
@@ -53,6 +54,7 @@ class Process:
         finally:
             for _, theirs in pairs:
                 theirs.close()
+        self._relay = Relay(self._process)
         with contextlib.suppress(OSError):  # it has died already, which its channels also show
             self._life.sendall(messages.framed(message))
 
@@ -76,6 +78,7 @@ class Process:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             return False
+        self._relay.join()
         return True
 
     def death(self, patience: float) -> Incident:
