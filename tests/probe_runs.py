@@ -37,13 +37,13 @@ WHOLE = ("constant", "observation", "counter")
 
 
 @functools.cache
-def trained(name: str) -> Path:
-    """Returns the run directory of an agent trained on the probe."""
+def trained(name: str, part: tuple[str, str] | None = None) -> Path:
+    """Returns the run directory of an agent trained on the probe. part: a config key and the value that replaces it."""
     run_dir = Path(tempfile.mkdtemp()) / name
     overrides = {"env": f"probes:{name}", "run_dir": str(run_dir), "log.tensorboard": False, "env_steps": 3000}
     overrides["lockstep"] = True  # so that a failure is reproducible
     overrides["eval.every"] = 500
-    overrides |= SETTINGS.get(name, {})
+    overrides |= SETTINGS.get(name, {}) | dict([part] if part else [])
 
     def solved(line: Line) -> Literal["stop"] | None:
         return "stop" if line.values.get("eval/return", -1) >= PROBES[name].solved_return else None
@@ -56,8 +56,8 @@ def fails(name: str) -> str:
     return f"probe {name} fails ({PROBES[name].description}): look at {PROBES[name].broken}"
 
 
-def check_solved(name: str) -> None:
+def check_solved(name: str, part: tuple[str, str] | None = None) -> None:
     """Fails and names the broken part unless the agent solves the probe."""
-    lines = [json.loads(line) for line in (trained(name) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (trained(name, part) / "metrics.jsonl").read_text().splitlines()]
     returned = next(line["eval/return"] for line in reversed(lines) if "eval/return" in line)
     assert returned >= PROBES[name].solved_return, fails(name)
