@@ -1,8 +1,9 @@
-"""DreamerV3 in JAX: world models that learn behaviors in their dreams.
+"""DreamerV3 in JAX: agents that learn behaviors in the dreams of a world model.
 
-    dreamer.train(dreamer.load_config("experiments/quickstart.yaml"))      agent = dreamer.load("runs/...")
+    dreamer.train(dreamer.load_config("experiments/quickstart.yaml"))
+    agent = dreamer.load("runs/...")
 
-The public names are loaded when they are first used, so that an environment worker never imports jax.
+Each public name is imported when it is first used, so that a process that only runs environments never imports jax.
 """
 
 from __future__ import annotations

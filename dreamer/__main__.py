@@ -1,4 +1,4 @@
-"""`python -m dreamer` is the command `dreamer`."""
+"""Makes `python -m dreamer` the same as the command `dreamer`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Joins a world model, a behavior and optimizers into an Agent. Only this file and losses.py use both parts."""
+"""Joins a world model, a behavior and optimizers into an Agent.
+
+Only this file and losses.py connect a world model to a behavior.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def _plugin_config(name: str, package: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The parts of the agent and their precision."""
+    """Settings of the agent: world model, behavior, optimizers, discount and precision."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "precision of the networks; auto = float32 on CPU, bfloat16 on accelerators. Parameters are always float32"
@@ -60,16 +63,17 @@ class Config:
     optimizer: optimizers.Config = optimizers.Config()
     "the optimizer of all parameters without an entry in `optimizers`"
     optimizers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    "other optimizers by prefix of parameter names, such as behavior or world_model/dec; only changes to optimizer"
+    "changes to `optimizer` for parameters whose names begin with a prefix, such as behavior or world_model/dec"
 
     def __post_init__(self) -> None:
         optimizer_configs(self)
 
 
 def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
-    """Returns the optimizers of an agent as {prefix of parameter names: Config}. Raises UserError.
+    """Returns the optimizers of an agent as {prefix of parameter names: Config}.
 
-    The entry "" is the optimizer of all parameters that match no other prefix.
+    The entry "" is the optimizer of all parameters that match no other prefix. Raises UserError when an optimizer has
+    an unknown key or an invalid value.
     """
     kinds = get_type_hints(optimizers.Config)
     found = {"": config.optimizer}
@@ -90,14 +94,14 @@ def optimizer_configs(config: Config) -> dict[str, optimizers.Config]:
 
 
 def compute_dtype(name: str) -> Any:
-    """The jax dtype called "float32" or "bfloat16"; "auto": the dtype that suits the default device."""
+    """Returns the dtype called "float32" or "bfloat16". "auto" means float32 on CPU and bfloat16 on accelerators."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
-    """Makes the agent for an environment; the config names the parts. priorities: see `assemble`.
+    """Makes the agent for an environment from the parts that the config names. priorities: see `assemble`.
 
     Raises UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
     contract (dreamer/contracts.py). The functions of the Agent also raise UserError, while jax traces them.
@@ -164,7 +168,11 @@ def make_update(
     behavior: Behavior, loss: Callable[..., Any], transformation: optax.GradientTransformation,
     configs: Mapping[str, optimizers.Config], prefixes: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Update]]:  # fmt: skip
-    """Returns `Agent.update`, a gradient step of all parts. loss: see `total_loss`. prefixes: see `partition`."""
+    """Returns `Agent.update`, which takes one gradient step and then calls `behavior.refresh`.
+
+    loss: as returned by `total_loss` | transformation, prefixes: as returned by `optimizers.partition`
+    configs: as returned by `optimizer_configs`
+    """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
         key = jax.random.fold_in(state.key, state.step)
@@ -188,7 +196,7 @@ def make_update(
 
 
 def make_act(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Carry, Array]]:
-    """Returns `Agent.act`, which observes one row of each environment and lets the behavior choose the actions."""
+    """Returns `Agent.act`, which observes one time step of each environment and lets the behavior choose actions."""
 
     def act(
         variables: Mapping[str, Variables], key: Key, carry: Carry, obs: Obs, is_first: Array, mode: Mode = "sample",
@@ -220,14 +228,14 @@ def make_encode(world_model: WorldModel, spec: Spec) -> Callable[..., Array]:
 
 
 def variables(state: TrainState) -> dict[str, Variables]:
-    """The Variables of each part of an agent in a train state."""
+    """Returns {part: Variables} of a train state, for the parts "world_model" and "behavior"."""
     return {part: Variables(state.params[part], state.extra[part], state.hyper[part]) for part in PARTS}
 
 
 def _init_parts(
     world_model: WorldModel, behavior: Behavior, key: Key
 ) -> tuple[dict[str, Params], dict[str, Any], dict[str, Hyper]]:
-    """Initialises both parts. Returns params, extra and hyper, each as {part: ..}."""
+    """Initialises the world model and the behavior. Returns params, extra and hyper, each as {part: ..}."""
     keys = named_keys(key, *PARTS)
     parts = {"world_model": world_model.init(keys["world_model"]), "behavior": behavior.init(keys["behavior"])}
     params, extra, hyper = ({part: v[kind] for part, v in parts.items()} for kind in range(3))
@@ -235,7 +243,11 @@ def _init_parts(
 
 
 def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]:
-    """Returns the scales of all losses. Raises UserError when the two parts do not fit together."""
+    """Returns the scales {loss name: weight in the total loss} of both parts.
+
+    Raises UserError when both have a loss of the same name, or when the behavior needs a prediction that the world
+    model lacks.
+    """
     if clash := set(world_model.scales) & set(behavior.scales):
         raise UserError(f"world model and behavior both have losses named {sorted(clash)}")
     predicted = jax.eval_shape(
@@ -252,7 +264,7 @@ def check_parts(world_model: WorldModel, behavior: Behavior) -> dict[str, float]
 
 
 def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> None:
-    """Raises UserError when the prefix of an optimizer matches no parameter's name."""
+    """Raises UserError when a prefix in `configs`, other than "", matches no parameter's name in the tree `params`."""
     used = set(jax.tree.leaves(optimizers.prefixes_of(configs, params)))
     if unknown := sorted(set(configs) - used - {""}):
         leaves = jax.tree.leaves_with_path(params)
@@ -267,9 +279,10 @@ def check_prefixes(configs: Mapping[str, optimizers.Config], params: Any) -> Non
 def train_metrics(
     total: Array, rates: Mapping[str, Array], grads: Params, updates: Params, params: Params
 ) -> Metrics:
-    """The metrics of an update, each []: learning rates, loss, and sizes of gradients, updates and parameters.
+    """Returns the metrics of an update, each []: learning rates, loss, and sizes of gradients, updates and parameters.
 
-    The gradients are those before clipping, and the parameters are those after the update.
+    total: the loss | rates {prefix of parameter names: learning rate []} | grads: the gradients before clipping
+    params: the parameters after the update
     """
     named = {f"train/learning_rate{f'/{prefix}' if prefix else ''}": rate for prefix, rate in rates.items()}
     return named | {
@@ -280,9 +293,10 @@ def train_metrics(
 
 
 def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch: Batch) -> dict[str, Array]:
-    """The true and dreamed observations {"truth/k", "dream/k": [B, T, ..]} of the first B <= 6 sequences of a batch.
+    """Returns true and dreamed observations of the first B <= 6 sequences: {"truth/k", "dream/k": [B, T, ..]}.
 
-    The model observes the first half of the T rows, and dreams the second half with the true actions.
+    k is the name of an observation that the model decodes. The model observes the first half of the T rows, and dreams
+    the second half with the true actions.
     """
     state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "report_observe", "report_imagine")

@@ -1,4 +1,4 @@
-"""Converts a value from YAML or from a flag to a declared type, strictly and without loss. Imports no jax."""
+"""Converts values from YAML or command-line flags to declared types, strictly and without loss. Imports no jax."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _SCALARS = [
 
 
 class NotPlain(ValueError):
-    """A value that no config can hold.
+    """Raised for a value that no config can hold.
 
-    inside: the place of the fault in the value, such as ".goal[1]". reason: the fault, such as "is a Goal, ...".
+    inside: the path of the wrong part in the value, such as ".goal[1]" | reason: what is wrong, such as "is a Goal"
     """
 
     def __init__(self, inside: str, reason: str):
@@ -40,7 +40,7 @@ class NotPlain(ValueError):
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2; a key given twice is an error."""
+    """PyYAML's safe loader with the scalars of YAML 1.2. Raises an error for a duplicate key."""
 
     yaml_implicit_resolvers: dict = {}
 
@@ -71,9 +71,11 @@ Dumper.add_representer(list, lambda self, data: self.represent_sequence("tag:yam
 
 
 def parse(texts: list[str], kind: Any) -> Any:
-    """Converts the texts after a flag to the value that a preset would hold for the type `kind`.
+    """Converts the texts after a command-line flag to the value that a YAML preset would hold.
 
-    Texts are kept unchanged if `kind` is a text type, and read as YAML otherwise; several texts make a list.
+    kind: the type of the setting. If it is a text type, each text is kept unchanged; otherwise each is read as YAML.
+    Several texts make a list. A single text is put into a list if `kind` is a list or tuple type, unless it is one in
+    YAML already.
     """
     values = [text if _wants_text(kind) else _read(text) for text in texts]
     return values[0] if len(values) == 1 and (isinstance(values[0], list) or not is_sequence(kind)) else values
@@ -96,10 +98,11 @@ def _wants_text(kind: Any) -> bool:
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """Converts `value` to the type `kind` without loss: 1e6 is a valid int, "7e-4" a float, 1 is not a bool.
+    """Converts `value` to the type `kind` without loss: 1e6 is a valid int and "7e-4" a float; 1 is not a bool.
 
-    Numbers and arrays of numpy and jax count as Python's; paths count as text. The type Any takes what `plain` takes.
-    Raises ValueError(the expected value in words, a hint), or its subclass NotPlain if a part of the value is at fault.
+    Numbers and arrays of numpy and jax count as Python's; paths count as text. The type Any accepts what `plain`
+    accepts. Raises ValueError(the expected value in words, a hint), or its subclass NotPlain for a part of a value that
+    no config can hold. The hint may be absent.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -128,10 +131,11 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any, inside: str = "", level: int = 0) -> Any:
-    """Converts `value` to YAML's types: null, bool, numbers, text, lists, and mappings from text or whole numbers.
+    """Converts `value` to YAML's types: null, bool, numbers, text, lists, and mappings.
 
-    Tuples and arrays become lists, numpy numbers become Python's, and paths become text; nothing is rounded.
-    inside, level: the position of `value` in a larger value. Raises NotPlain for any other value.
+    Tuples and arrays become lists, numpy numbers become Python's, and paths become text; nothing is rounded. Keys of
+    mappings are text or whole numbers. Raises NotPlain for nan, huge integers and all other types.
+    inside: the path of `value` in a larger value, such as ".goal[1]" | level: the nesting depth of `value`
     """
     value = _native(value)
     if value is None or isinstance(value, bool):
@@ -169,9 +173,9 @@ def _plain_mapping(value: Mapping, inside: str, level: int) -> dict:
 
 
 def _native(value: Any) -> Any:
-    """Converts values of other types to Python's own; returns anything else unchanged.
+    """Converts numpy and jax values, paths, and members of IntEnum and StrEnum to Python's built-in types.
 
-    Converts numbers and arrays of numpy and jax, paths (to text), and members of IntEnum and StrEnum (to their values).
+    Arrays become lists, paths become text, and enum members become their values. Returns any other value unchanged.
     """
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__array__"):
         value = np.asarray(value)
@@ -236,7 +240,7 @@ def _first_fit(value: Any, members: tuple, kind: Any) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """A type in words that can follow "must be"."""
+    """Returns a type in words that can follow "must be", such as "a whole number (int)"."""
     origin, args = get_origin(kind), get_args(kind)
     words = {
         bool: "true or false (bool)", int: "a whole number (int)", float: "a number (float)", str: "text (str)",
@@ -254,17 +258,17 @@ def describe(kind: Any) -> str:
 
 
 def is_sequence(kind: Any) -> bool:
-    """Whether a type is a list or a tuple."""
+    """Whether a type is a list or tuple type."""
     return (get_origin(kind) or kind) in (list, tuple)
 
 
 def is_union(kind: Any) -> bool:
-    """Whether a type is X | Y."""
+    """Whether a type is a union, X | Y."""
     return get_origin(kind) in (Union, types.UnionType)
 
 
 def show(value: Any) -> str:
-    """The repr of a value on one line of at most 60 characters, for an error message."""
+    """Returns the repr of a value on one line of at most 60 characters, for an error message."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a repr may fail, for example for a whole number of 5,000 digits

@@ -1,4 +1,4 @@
-"""The root configuration, which presets in YAML and overrides change under the same strict rules. Imports no jax.
+"""The root configuration. YAML presets and overrides change it under the same strict rules. Imports no jax.
 
 Each Config is defined in the file that it configures; `Config` here joins them. A preset or an override is a `Layer`
 of differences; layers are applied to the defaults from left to right. A complete config is itself a valid preset.
@@ -39,7 +39,7 @@ PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dream
 
 
 def _default(module: str) -> Any:
-    """A field whose default is `module`.Config(); the module is imported when the default is first needed."""
+    """Returns a dataclass field whose default is dreamer.`module`.Config(). The default imports the module."""
     return field(default_factory=lambda: plugins.load(f"dreamer.{module}").Config())
 
 
@@ -94,7 +94,7 @@ class Config:
             raise UserError("env must name an environment, not be empty")
 
 
-Note = Callable[[str], object]  # called with each fact about a config that is worth knowing but is no error
+Note = Callable[[str], object]  # receives each remark on a config that is worth reading but is no error
 
 
 def tell(note: str) -> None:
@@ -105,12 +105,12 @@ def tell(note: str) -> None:
 def load(
     *presets: str | os.PathLike, overrides: Mapping[str, Any] | None = None, note: Note = tell, trust: bool = False
 ) -> Config:
-    """Returns the defaults, changed by the presets from left to right, then by `overrides`, {dotted key: value}.
+    """Returns the default Config, changed by the presets from left to right, then by `overrides` {dotted key: value}.
 
     load("quickstart", "experiments/mine.yaml", overrides={"seed": 3, "agent.world_model.free_nats": 0.5})
-    presets: names of presets that come with dreamer, or files. note: see `overlay`.
+    presets: names of presets that come with dreamer, or paths of YAML files. note: see `overlay`.
     trust: whether preset files may name code outside dreamer; `overrides` always may.
-    Raises UserError with one line: the key, its file and line, and the nearest valid name.
+    Raises UserError with a one-line message: the key, its file and line, and the nearest valid name.
     """
     own = layer({} if overrides is None else overrides, origin="overrides")
     files = [*map(read_preset, presets)]
@@ -119,17 +119,17 @@ def load(
 
 
 def check_names(layers: Sequence[Layer], *, given: Mapping[str, Any], trust: bool) -> None:
-    """Raises UserError when a layer from a file names code outside dreamer that nobody vouches for.
+    """Raises UserError when a layer from a file names code outside dreamer that the user has not approved.
 
-    given: the settings of the command, by dotted key; the command vouches for the code that they name.
-    trust: whether the user vouches for the files.
+    given: the settings from the command line or from Python, by dotted key; the code that they name is approved.
+    trust: whether the user approves all code that the files name.
     """
     for one in layers:
         trusting.check(one.values, one.origin, plugins.suite_names(), given=given, trust=trust or one.ours)
 
 
 def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
-    """Applies `layers` to the defaults from left to right. Raises UserError."""
+    """Returns the default Config with `layers` applied from left to right. Raises UserError. note: see `overlay`."""
     config = Config()
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
@@ -139,11 +139,11 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
 def overlay(
     config: Any, layer: Layer, path: str = "", *, before: Sequence[Layer] = (), note: Note = tell
 ) -> Any:
-    """Applies the differences in `layer` to `config`, whose dotted key is `path`.
+    """Returns `config` with the differences in `layer` applied. path: the dotted key of `config`; "" for the root.
 
     If `layer` names another plug-in, the defaults of that plug-in first replace the settings of the old one. A value
     that an earlier layer (`before`) gave to the old plug-in is kept if the new plug-in has such a field and accepts the
-    value; `note` is called with one line that lists the values that are not kept.
+    value. If some values are not kept, `note` is called with a text that lists them.
     An empty mapping empties a dict field; any other mapping is merged into the field. Raises UserError.
     """
     values = layer.values
@@ -177,12 +177,12 @@ def overlay(
 
 
 def to_yaml(config: Any) -> str:
-    """The complete config as YAML, in the order of the fields. Loading this YAML returns the same config."""
+    """Returns the complete config as YAML, in the order of the fields. Loading this YAML returns the same config."""
     return yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False, width=100)
 
 
 def similar_key(config: Any, key: str) -> str | None:
-    """The dotted key of `config` that is most similar to a wrong `key`, or None."""
+    """Returns the dotted key of `config` that is most similar to a wrong `key`, or None if no key is similar."""
     return hints.similar_key([*declared(config), *keys(config)], key)
 
 
@@ -198,7 +198,7 @@ def expect_config(value: Any, call: str) -> None:
 
 
 def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
-    """Converts `value` for the field `name` of `config`; a mapping is merged into the field. Raises UserError.
+    """Converts `value` to the type of the field `name` of `config`; merges a mapping into the field. Raises UserError.
 
     key: the dotted key of the field. where: the file and line, or the flag, that gave the value.
     """
@@ -220,7 +220,10 @@ def _leaf(config: Any, name: str, value: Any, key: str, where: str) -> Any:
 
 
 def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Merges `value` into a dict field, and dicts inside it in the same way. An empty `value` empties the field."""
+    """Returns the dict `current` with `value` merged into it; an empty `value` gives an empty dict.
+
+    kind: the type of the field. If it is a dict of dicts, the inner dicts are merged in the same way.
+    """
     if not value:
         return {}
     inner = get_args(kind)[1:]
@@ -230,7 +233,10 @@ def _merged(current: Mapping[str, Any], value: Mapping[str, Any], kind: Any) -> 
 
 
 def _exact(key: str, value: Any, kind: Any) -> Any:
-    """Converts a value given in Python, or each field of a nested config, to its declared type. Raises UserError."""
+    """Converts a value given in Python to the type `kind`, or each field of a nested config to its declared type.
+
+    Raises UserError. key: the dotted key of the value, for the message.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = declared(value)
         new = {name: _exact(f"{key}.{name}", getattr(value, name), fields[name]) for name in fields}
@@ -246,9 +252,9 @@ def _exact(key: str, value: Any, kind: Any) -> Any:
 
 
 def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any:
-    """Adds to `config`, the defaults of a new plug-in, the values that the layers `before` set for the old plug-in.
+    """Returns `config`, the defaults of a new plug-in, with the values that earlier layers set for the old plug-in.
 
-    Values that do not fit are left out, and `note` is called with a line that lists them.
+    before: the earlier layers. Values that do not fit are left out, and `note` is called with a text that lists them.
     """
     given: dict[str, tuple[Any, str]] = {}
     for one in before:
@@ -274,7 +280,7 @@ def _carried(config: Any, path: str, before: Sequence[Layer], note: Note) -> Any
 
 
 def _fits(config: Any, key: str, value: Any) -> bool:
-    """Whether `config` has the field `key` and `value` can be converted to its type."""
+    """Whether `config` has a field at the dotted `key`, and `value` can be converted to its type."""
     kind = type_of(config, key)
     if kind is None:
         return False
@@ -286,7 +292,10 @@ def _fits(config: Any, key: str, value: Any) -> bool:
 
 
 def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of nested `values`. Goes only into the mappings that stand for nested configs."""
+    """Yields (dotted key, value) for each leaf of nested `values`. A mapping for a field of type dict is a leaf.
+
+    path: a prefix for the keys.
+    """
     for name, value in values.items() if isinstance(values, Mapping) else ():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, str(name), None)):
@@ -296,7 +305,7 @@ def _leaves(values: Any, config: Any, path: str = "") -> Iterator[tuple[str, Any
 
 
 def _plugin(path: str, name: Any, where: str) -> Any:
-    """The default config of the plug-in called `name`. Raises UserError."""
+    """Returns the default config of a plug-in. path: its dotted key, such as "agent.behavior". Raises UserError."""
     if not isinstance(name, str):
         raise UserError(f"{path}.name must be text (str), not {show(name)} (from {where})")
     try:
@@ -315,7 +324,10 @@ def _nearest_key(config: Any, key: str, name: str) -> str:
 
 
 def _plain(value: Any, kind: Any = Any, key: str = "") -> Any:
-    """Converts a Config, tuples and mappings to YAML's types; 32 in a float field becomes 32.0. Raises UserError."""
+    """Converts a Config, or a value of the type `kind`, to YAML's types; 32 in a float field becomes 32.0.
+
+    Raises UserError when YAML's types cannot hold the value. key: the dotted key of the value, for the message.
+    """
     if dataclasses.is_dataclass(value):
         return {name: _plain(getattr(value, name), hint, f"{key}.{name}") for name, hint in declared(value).items()}
     try:

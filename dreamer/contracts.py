@@ -26,7 +26,7 @@ SIGNATURES = {
 
 
 class Fault(Exception):
-    """A plug-in's function has returned a wrong result, which the message describes."""
+    """Raised when a function of a plug-in has returned a wrong result. The message describes the result."""
 
 
 class Plugin(NamedTuple):
@@ -39,7 +39,8 @@ class Plugin(NamedTuple):
 def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> tuple[WorldModel, int]:
     """Makes and checks the world model of a plug-in's module. Returns the model and the width F of its features.
 
-    Raises UserError that names the plug-in.
+    name: the plug-in's name for messages | shared: the keyword arguments dtype, horizon and contdisc of `make`
+    Raises UserError when the plug-in breaks the contract. So do the functions of the model, while jax traces them.
     """
     plugin = Plugin(f"world model {name!r}", spec)
     model: WorldModel = _made(plugin, module, WorldModel, (config, spec), shared)
@@ -62,7 +63,10 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
 
 
 def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> Behavior:
-    """Makes and checks the behavior of a plug-in's module. Raises UserError that names the plug-in."""
+    """Makes and checks the behavior of a plug-in's module. name, errors: as in `make_world_model`.
+
+    shared: the keyword arguments feat_width, dtype, horizon and contdisc of `make`
+    """
     plugin = Plugin(f"behavior {name!r}", spec)
     behavior: Behavior = _made(plugin, module, Behavior, (config, spec), shared)
     checks: dict[str, Callable] = {
@@ -78,7 +82,10 @@ def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any
 
 
 def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping[str, Any]) -> Any:
-    """Calls the module's `make`, checks that the result has all fields of `record`, and returns it as a `record`."""
+    """Calls the module's `make`, checks the fields of the result, and returns it as a `record`.
+
+    record: the class WorldModel or Behavior | args, shared: the arguments of `make`
+    """
     if not callable(getattr(module, "make", None)):
         raise UserError(f"{plugin.label} has no function {SIGNATURES[record]}")
     made = _called(plugin, "make", module.make, args, shared)
@@ -102,7 +109,10 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
 
 
 def _guarded(plugin: Plugin, record: Any, checks: Mapping[str, Callable]) -> Any:
-    """Wraps each function of a record: an error names the function, and the function's result is checked."""
+    """Returns `record` with each function wrapped, so that its result is checked and an error names the function.
+
+    record: a WorldModel or a Behavior | checks {name of a function: check(result, *arguments)}
+    """
     functions = {f: getattr(record, f) for f in record._fields if callable(getattr(record, f))}
     return record._replace(**{f: _guard(plugin, f, function, checks.get(f)) for f, function in functions.items()})
 
@@ -123,7 +133,7 @@ def _guard(plugin: Plugin, name: str, function: Callable, check: Callable | None
 def _called(plugin: Plugin, name: str, function: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
-    except (UserError, jax.errors.JaxRuntimeError):  # `devices.errors` explains those of a device
+    except (UserError, jax.errors.JaxRuntimeError):  # `devices.errors` explains the errors of a device
         raise
     except Exception as error:
         text = one_line(error)
@@ -237,7 +247,7 @@ def _is_act(out: Any, carry: Any, ask: Ask, spec: Spec) -> None:
 
 
 def _same(out: Any, wanted: Any, what: str) -> None:
-    """Raises Fault naming the first leaf of `out` whose name or shape differs from `wanted`."""
+    """Raises Fault for the first leaf of `out` whose name or shape differs from `wanted`. what: a noun for `out`."""
     found, asked = _leaves(out), _leaves(wanted)
     for name in sorted(set(found) ^ set(asked)):
         raise Fault(f"{what} {'with' if name in found else 'without'} {name or 'a leaf'}, which it was "

@@ -11,7 +11,10 @@ class UserError(Exception):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint at the valid name nearest to `name`: "; did you mean 'x'?", or all choices when no name is near."""
+    """Returns a hint for an error message: "; did you mean 'x'?" with the choice most similar to `name`.
+
+    If no choice is similar, the hint lists all choices; without choices it is "".
+    """
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:

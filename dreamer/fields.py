@@ -1,6 +1,6 @@
-"""The fields of nested config dataclasses by dotted key, their ranges and their marks. Imports no jax.
+"""Reads and checks the fields of nested config dataclasses, which are named by dotted keys. Imports no jax.
 
-The annotation of a field holds its type, its range and its marks:
+A mark, such as MAY_CHANGE, is a property of a field. A field's annotation holds its type, its range and its marks:
 
     envs: Annotated[int, at_least(1)] = 16
     address: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
@@ -26,17 +26,17 @@ class Range(NamedTuple):
 
 
 def at_least(low: float) -> Range:
-    """The range of the numbers from `low`, without an upper bound."""
+    """Returns the Range of all finite numbers from `low` upwards."""
     return Range(low, math.inf)
 
 
 def between(low: float, high: float) -> Range:
-    """The range of the numbers from `low` to `high`."""
+    """Returns the Range of all numbers from `low` to `high`, both included."""
     return Range(low, high)
 
 
 class Mark(NamedTuple):
-    """A property of a field that does not depend on its value. A group's mark holds for all of the group's fields."""
+    """A property of a config field, whatever its value. A mark on a nested config holds for all of its fields."""
 
     meaning: str
 
@@ -47,7 +47,7 @@ SAME_GROUP = Mark("runs that differ only in this field form one group in a repor
 
 
 def declared(config: Any) -> Mapping[str, Any]:
-    """The declared types {field: type} of a config dataclass, in the order of the fields."""
+    """Returns the declared types {field: type} of a config dataclass, in the order of the fields."""
     kind: Any = type(config)
     return _declared_of(kind)
 
@@ -59,7 +59,7 @@ def _declared_of(kind: Any) -> Mapping[str, Any]:
 
 
 def _annotated(config: Any) -> Mapping[str, tuple[Any, ...]]:
-    """The ranges and marks {field: entries of its annotation besides the type}, in the order of the fields."""
+    """Returns {field: the ranges and marks in its annotation} of a config dataclass, in the order of the fields."""
     kind: Any = type(config)
     return _annotated_of(kind)
 
@@ -71,14 +71,14 @@ def _annotated_of(kind: Any) -> Mapping[str, tuple[Any, ...]]:
 
 
 def get(config: Any, key: str) -> Any:
-    """The value at a dotted key of a config."""
+    """Returns the value at a dotted key of a config, such as "replay.batch_size"."""
     for part in key.split("."):
         config = config[part] if isinstance(config, Mapping) else getattr(config, part)
     return config
 
 
 def type_of(config: Any, key: str) -> Any:
-    """The declared type of the field at a dotted key; None when there is no such field.
+    """Returns the declared type of the field at a dotted key, or None when there is no such field.
 
     The type is Any for an entry of a dict field, and the class for a nested config.
     """
@@ -94,7 +94,7 @@ def type_of(config: Any, key: str) -> Any:
 
 
 def keys(config: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys of all leaves, in order."""
+    """Yields the dotted keys of all fields that are not nested configs, in order. path: a prefix for the keys."""
     for item in declared(config):
         key = f"{path}.{item}" if path else item
         value = getattr(config, item)
@@ -118,7 +118,7 @@ def check_bounds(config: Any, path: str = "") -> None:
 
 
 def check_field(config: Any, name: str, value: Any, key: str) -> None:
-    """Raises UserError unless `value` lies in the range of the field `name` of `config`. key: its dotted key.
+    """Raises UserError unless `value` lies in the range of the field `name` of `config`. key: its name in the message.
 
     A field whose type allows None may be None.
     """
@@ -130,7 +130,7 @@ def check_field(config: Any, name: str, value: Any, key: str) -> None:
 
 
 def check_bound(key: str, value: Any, bound: Range) -> None:
-    """Raises UserError unless `value` is a number in `bound`."""
+    """Raises UserError unless `value` is a number in `bound`. key: the name of the value in the message."""
     low, high = bound
     finite = isinstance(value, numbers.Integral) or (isinstance(value, numbers.Real) and math.isfinite(value))
     if not (finite and low <= value <= high):
@@ -139,7 +139,10 @@ def check_bound(key: str, value: Any, bound: Range) -> None:
 
 
 def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
-    """The dotted keys of the fields and groups that have a mark; a marked group stands for all that it contains."""
+    """Yields the dotted keys of the fields that have the mark. path: a prefix for the keys.
+
+    A nested config with the mark gives one key, its own; the keys inside it are not yielded.
+    """
     for name, notes in _annotated(config).items():
         key, value = f"{path}.{name}" if path else name, getattr(config, name)
         if mark in notes:
@@ -149,7 +152,7 @@ def marked(config: Any, mark: Mark, path: str = "") -> Iterator[str]:
 
 
 def has_mark(config: Any, key: str, mark: Mark) -> bool:
-    """Whether the field at a dotted key, or a group that contains this field, has a mark."""
+    """Whether the field at a dotted key, or a nested config that contains it, has the mark."""
     for part in key.split("."):
         if mark in _annotated(config)[part]:
             return True

@@ -38,10 +38,10 @@ ALIASES = {
 
 
 def similar_key(names: Iterable[str], key: str) -> str | None:
-    """The dotted name among `names` that the user may have meant by a wrong `key`, or None when no name is near.
+    """Returns the dotted key among `names` that the user may have meant by a wrong `key`, or None if none is similar.
 
-    Tries a field of this name in another group, then the names of settings in other libraries (ALIASES), similar
-    spellings, and the first letters of the words of a field.
+    Tries in this order: a field of the same name in another nested config, names of settings in other libraries
+    (ALIASES), similar spellings, and initials of a field's words ("bl" for batch_length).
     """
     names = list(names)
     by_field = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -62,7 +62,11 @@ def similar_key(names: Iterable[str], key: str) -> str | None:
 
 
 def nearest_preset_file(path: str) -> str:
-    """A hint for a missing preset file: a similar file in its folder, or a preset of dreamer. Never empty."""
+    """Returns a hint for a missing preset file. The hint is never empty.
+
+    It names a similar file in the folder or a similar preset of dreamer, or says that there is no such folder, or lists
+    the YAML files in the folder.
+    """
     folder = os.path.dirname(path) or "."
     choices = []
     if os.path.isdir(folder):

@@ -3,12 +3,12 @@
 Axes: B replay sequences, T replay time, E environments, N dream starts, H horizon, D deter, S stoch groups, C classes,
 F feat, A action width, K two-hot bins. Arrays are batch-major everywhere; only `ops/scan.py` moves time to the front.
 
-A component is a record of pure functions. Therefore `vmap` over seeds, `scan` over updates, sharding, donation and
-tests of one function alone are possible. Only the `make` that builds a record reads a Config.
+A component is a NamedTuple of pure functions. Therefore `vmap` over seeds, `scan` over updates, sharding, donation and
+tests of one function alone are possible. Only the `make` that builds a component reads a Config.
 
-A latent is a world model's representation of one row. A state is all that the model needs to continue from a row: in an
-RSSM, state and latent are the same; in a transformer, the state is a cache of many rows. Replay stores packed latents;
-dreaming and acting pass states from row to row.
+A row is one time step of one environment (see `steps.py`). A latent is a world model's representation of one row. A
+state is all that the model needs to continue from a row: in an RSSM, state and latent are the same; in a transformer,
+the state is a cache of many rows. Replay stores packed latents; dreaming and acting pass states from row to row.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Network(NamedTuple):
 class Variables(NamedTuple):
     """The variables of a component.
 
-    params: changed by gradients | extra: changed by rules | hyper {name: []}: numbers that only a launcher changes
+    params: changed by gradients | extra: changed by rules | hyper {name: []}: numbers that are constant in an update
     """
 
     params: Params
@@ -64,7 +64,7 @@ class Variables(NamedTuple):
 class Learned(NamedTuple):
     """The results of `WorldModel.loss` besides its losses.
 
-    latent: the posterior latents [B, T, ..], with gradients | extra: the next extra | metrics {name: []}
+    latent: the posterior latents [B, T, ..], with gradients | extra: the next value of v.extra | metrics {name: []}
     surprise [B, T]: how badly each row was predicted, for a prioritised replay; None: use the sum of the scaled losses
     """
 
@@ -91,7 +91,7 @@ class WorldModel(NamedTuple):
         reward and cont are expectations; allowed marks the entries of an action's one-hots that may be chosen
     loss(v, key, state [B, ..], prev_action [B, T, A], batch [B, T])
         -> (losses {name: [B, T']} with T' <= T, Learned)
-    decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation; {} when there is nothing to show
+    decode(v, latent [..]) -> {k: [.., ..]} in the units of the observation; {} if the model reconstructs nothing
     pack(latent) -> {name: array}, the lossless form in which replay stores latents; {}: replay stores no latents
     unpack({name: array [B, ..]}) -> state [B, ..]
     storage: {name: Space}, one for each array of `pack`
@@ -128,9 +128,9 @@ class Dream(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """The replayed sequences from whose rows the N = B * T dreams start, row-major.
+    """Replayed sequences. The N = B * T dreams of a batch start from their rows, in row-major order.
 
-    rows [B, T]: the rows that are trained on, with actions, without latents | feat [B, T, F]: features, with gradients
+    rows [B, T]: the rows that are trained on; `rows.latent` is empty | feat [B, T, F]: their features, with gradients
     """
 
     rows: Batch
@@ -138,10 +138,10 @@ class Replayed(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a behavior receives besides the state when it chooses an action.
+    """Further inputs of `Behavior.act`: flags and masks from the environment, and a task.
 
     is_first [E] bool | allowed [E, n] bool: the action mask; None: the environment has no action masks
-    command {name: [E, ..]}: the task of the behavior, such as a goal, which is the feat [E, F] to reach
+    command {name: [E, ..]}: the task of the behavior, such as the features [E, F] of a goal to reach
     """
 
     is_first: Array
@@ -155,10 +155,10 @@ class Behavior(NamedTuple):
     init(key) -> Variables
     initial(envs) -> carry [E, ..], passed from one row to the next; () for most behaviors
     act(v, key, dream, state [E, ..], carry [E, ..], ask, mode) -> action [E, A], carry
-        ask: an Ask, the inputs besides the state
+        ask: an Ask, with is_first, the action mask and the task
         mode "collect": for training, with exploration | "sample": for evaluation | "mode": the most likely action
     loss(v, key, dream, start [N, ..], replayed) -> losses {name: [..]}, (extra, metrics)
-        start: the states from which dreams begin | replayed: a Replayed, the replay rows of these states
+        start: the states from which dreams begin | replayed: a Replayed, the replayed rows of these states
         extra: the next value of v.extra | losses are {} for a behavior that learns without gradients
     refresh(v) -> extra: the next value of v.extra after an optimizer step, for example with a newer slow critic
     scales: {loss name: weight of the loss in the total}
@@ -175,7 +175,7 @@ class Behavior(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, as one pytree.
+    """Everything that training changes, as one pytree.
 
     step [] int32: the number of updates done | key: the random key of the run | opt_state: the optimizers' state
     params, extra: {"world_model", "behavior"}
@@ -204,7 +204,7 @@ class Update(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What acting passes from one row to the next.
+    """What `Agent.act` passes from one row to the next.
 
     state [E, ..]: the world model's state | prev_action [E, A] | behavior [E, ..]: the behavior's own carry
     """
@@ -215,14 +215,14 @@ class Carry(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """A world model, a behavior and optimizers, as pure functions. `variables`: the Variables of each part.
+    """A world model, a behavior and optimizers, as pure functions.
 
     init(key) -> TrainState
-    variables(state) -> {part: Variables}, where a part is "world_model" or "behavior"
+    variables(state) -> {part: Variables} for "world_model" and "behavior", the first argument of act and encode
     initial_carry(envs) -> Carry
     update(state, batch) -> state, Update
     act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
-    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; the first half is observed, the rest is dreamed
+    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; half of the T rows are observed, the rest is dreamed
     encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations that have no past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
     storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}

@@ -1,4 +1,4 @@
-"""Layers of differences from a config: the settings of a preset file, a command line or overrides. Imports no jax."""
+"""Reads the settings of a preset file, a command line or overrides into a `Layer`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LARGEST, MOST_NODES = 1 << 20, 100_000  # bytes of a preset, and values in it
 
 
 class Layer(NamedTuple):
-    """Differences to apply to a config: nested `values`.
+    """Settings to apply to a config, as nested `values`, and the places where they were given.
 
     origins: {dotted key: file and line, or flag, that set the key}; a key without an entry was set by `origin`.
-    ours: whether the layer was read from the config of a run that this user made.
+    ours: whether the layer was read from the config of a run that this user made on this machine.
     """
 
     values: Mapping[str, Any]
@@ -29,12 +29,12 @@ class Layer(NamedTuple):
     ours: bool = False
 
     def where(self, key: str) -> str:
-        """The file and line, or the flag, that set the dotted `key`."""
+        """Returns the file and line, or the flag, that set the dotted `key`."""
         return self.origins.get(key, self.origin)
 
 
 def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of nested values; a group is yielded, too, before its members."""
+    """Yields (dotted key, value) of nested mappings. An inner mapping is itself yielded before its entries."""
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
         yield key, value
@@ -43,7 +43,10 @@ def dotted(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 
 def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | None = None) -> Layer:
-    """Makes a Layer of `values`; keys may be dotted ("agent.world_model.free_nats") or nested. Raises UserError."""
+    """Makes a Layer of `values`; keys may be dotted ("agent.world_model.free_nats") or nested.
+
+    origin, origins: see Layer. Raises UserError when `values` is not a mapping, or gives a key both whole and in parts.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{origin} must be a mapping such as {{'seed': 3}}, not {show(values)}")
     nested: dict[str, Any] = {}
@@ -58,7 +61,7 @@ def layer(values: Mapping[str, Any], origin: str, origins: Mapping[str, str] | N
 
 
 def read_preset(path: str | os.PathLike) -> Layer:
-    """Reads the differences in a preset. Raises UserError when the preset is missing or is not valid YAML.
+    """Reads the settings in a preset. Raises UserError when the preset is missing or is not valid YAML.
 
     path: a file, or the name of a preset that comes with dreamer, such as "quickstart".
     """
@@ -76,7 +79,7 @@ def read_preset(path: str | os.PathLike) -> Layer:
 
 
 def _text_of(name: str) -> str:
-    """The text of a file. Raises OSError, or ValueError when the file is too large or not text."""
+    """Returns the text of a file. Raises OSError, or ValueError when the file is too large or not UTF-8."""
     with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe is read without waiting
         data = file.read(LARGEST + 1) or b""
     if len(data) > LARGEST:
@@ -88,9 +91,9 @@ def _text_of(name: str) -> str:
 
 
 def layer_of(text: str, name: str, first: int = 1) -> Layer:
-    """Reads the differences in the text of a preset. Raises UserError when the text is not valid YAML.
+    """Reads the settings in the text of a preset. Raises UserError when the text is not valid YAML.
 
-    name: the name of the file, for messages. first: the line of the file where `text` begins.
+    name: the name of the file, for messages. first: the number of the line where `text` begins in the file.
     """
     try:
         node = yaml.compose(text, Loader)
@@ -110,7 +113,7 @@ def layer_of(text: str, name: str, first: int = 1) -> Layer:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Merges nested `values` into `into`, copying each mapping."""
+    """Merges nested `values` into `into` and returns it. Copies each mapping. Raises UserError. origin: see Layer."""
     for key, value in values.items():
         if isinstance(value, Mapping) != isinstance(into.get(key, value), Mapping):
             raise UserError(f"{key} is given both whole and in parts (from {origin})")
@@ -119,9 +122,9 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str) -> dict
 
 
 def _check_size(node: Any, left: list[int]) -> None:
-    """Raises ValueError when a YAML document has too many nodes. left: [number of nodes still allowed].
+    """Raises ValueError when a YAML document has too many nodes. An alias counts as all nodes that it repeats.
 
-    A node counts each time that an alias repeats it.
+    left: a list that holds the number of nodes still allowed; the function reduces it.
     """
     left[0] -= 1
     if left[0] < 0:
@@ -132,7 +135,7 @@ def _check_size(node: Any, left: list[int]) -> None:
 
 
 def _lines(node: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Yields (dotted key, line) of every key of a YAML mapping. Lines are counted from 0."""
+    """Yields (dotted key, line number) of every key of a YAML mapping. Lines are counted from 0."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         dotted = f"{path}.{key.value}" if path else key.value
         yield dotted, key.start_mark.line

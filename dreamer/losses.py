@@ -1,4 +1,4 @@
-"""All losses of a world model and a behavior on one batch: the function that an update minimises.
+"""Computes all losses of a world model and a behavior on one batch, and their weighted sum, which an update minimises.
 
 Here the action of row t becomes the previous action of row t + 1. Gradients from dreams do not reach the world model.
 """
@@ -36,10 +36,10 @@ PARTS = ("world_model", "behavior")
 
 
 class Aux(NamedTuple):
-    """Results besides the losses.
+    """The results, besides losses, of the functions that `make_losses` and `total_loss` return.
 
-    extra: the next extra of both parts | latent {name: [B, T, ..]}: the packed posterior latents | metrics {name: []}
-    surprise [B, T]: how badly each row was predicted; None: the world model does not return it
+    extra {part: extra}: the next extra | latent {name: [B, T, ..]}: the packed posterior latents | metrics {name: []}
+    surprise [B, T]: how badly each row was predicted; None: not returned by the world model, or not wanted
     """
 
     extra: Any
@@ -49,7 +49,7 @@ class Aux(NamedTuple):
 
 
 def make_losses(world_model: WorldModel, behavior: Behavior, spec: Spec) -> Callable[..., tuple[Losses, Aux]]:
-    """Returns a function for all losses: (params, extra, hyper, key, batch) -> losses {name: [..]}, Aux.
+    """Returns a function that computes all losses: (params, extra, hyper, key, batch) -> losses {name: [..]}, Aux.
 
     params, extra and hyper hold both parts, as in a TrainState.
     """
@@ -93,8 +93,8 @@ def total_loss(
     """Returns the function to minimise: (params, extra, hyper, key, batch) -> sum of scale * mean loss, Aux.
 
     hyper["scale"] {name: []}: the scales. The metrics of Aux hold each mean loss.
-    priorities: whether Aux has a surprise; False: it is None.
-    Raises ValueError when the names of losses and scales differ, so that no term is forgotten.
+    priorities: whether `Aux.surprise` is computed; otherwise it is None.
+    The returned function raises ValueError when the names of losses and scales differ, so that no term is forgotten.
     """
     all_losses = make_losses(world_model, behavior, spec)
     names = {**world_model.scales, **behavior.scales}
@@ -119,10 +119,10 @@ def total_loss(
 def row_losses(
     world_model: WorldModel, scales: Mapping[str, Array], losses: Losses, shape: tuple[int, int]
 ) -> Array:
-    """For each row [B, T] float32, the sum of scale * loss over the world model's losses. shape: (B, T).
+    """Returns the sum of scale * loss over the world model's losses for each row, [B, T] float32, without gradients.
 
-    Has no gradient. Raises UserError when a loss does not have one number per row; a model with such a loss must itself
-    return how badly it predicted each row.
+    shape: (B, T). Raises UserError when a loss does not have one number per row; a model with such a loss must itself
+    return how badly it predicted each row, as `Learned.surprise`.
     """
     own = {name: losses[name] for name in world_model.scales}
     if any(loss.shape != shape for loss in own.values()):
@@ -131,10 +131,11 @@ def row_losses(
 
 
 def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Array, Batch]:
-    """Splits a stored batch: -> initial state [B, ..], prev_action [B, T, A], and the T rows to train on.
+    """Splits a replay batch into an initial state [B, ..], prev_action [B, T, A], and the T rows to train on.
 
     Only here does the action of row t become the previous action of row t + 1. A context row is dropped: its latent
-    becomes the initial state, and its action the first previous action. Without a context row, both are the defaults.
+    becomes the initial state, and its action the first previous action. Without a context row, the state is that of
+    `WorldModel.initial` and the first previous action is 0.
     """
     check_rows(spec, batch.obs, batch.action, batch.is_first, batch.reward.shape)
     batch_size = batch.reward.shape[0]
@@ -147,7 +148,10 @@ def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Arr
 
 
 def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple[int, ...]) -> None:
-    """Raises AssertionError unless obs {k: [*lead, ..]}, action [*lead, A] and is_first [*lead] match the spec."""
+    """Raises AssertionError unless obs {k: [*lead, ..]}, action [*lead, A] and is_first [*lead] match the spec.
+
+    lead: the leading axes, such as (B, T)
+    """
     if set(obs) != set(spec.obs):
         raise AssertionError(f"observation keys {sorted(obs)} are not those of the spec, {sorted(spec.obs)}")
     wanted = {f"observation {name!r}": (obs[name], space.shape) for name, space in spec.obs.items()}
@@ -158,7 +162,7 @@ def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple
 
 
 def make_dream(world_model: WorldModel, v: Variables) -> Dream:
-    """Returns the Dream of a world model with the variables `v`."""
+    """Returns the functions of a world model as a Dream, with the variables `v` filled in."""
     return Dream(
         imagine=functools.partial(world_model.imagine, v),
         feat=lambda state: world_model.feat(world_model.latent(state)),

@@ -1,4 +1,7 @@
-"""Finds objects by name: modules and attributes by dotted name, environments by id, suite or factory. No jax."""
+"""Finds objects by name: modules and attributes by dotted name, environments by id, suite or factory.
+
+Imports no jax.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ _ENV_ID = re.compile(r".*-v\d+$")
 
 
 def load(name: str, package: str | None = None) -> Any:
-    """The module or attribute called `name`; a module outside dreamer may also lie in the current folder.
+    """Returns the module or attribute called `name`. A module outside dreamer may also lie in the current folder.
 
-    "rssm" with package "dreamer.world_models" is the module dreamer.world_models.rssm, "my_lab.models.foo" is any
-    module, and "my_lab.models:make" is an attribute of a module. Raises UserError when there is no such module or
-    attribute (with the nearest existing name), or when the module itself fails to import (with the cause).
+    "rssm" with package "dreamer.world_models" is the module dreamer.world_models.rssm, "my_lab.models.foo" is the
+    module of this name, and "my_lab.models:make" is an attribute of a module.
+    Raises UserError when there is no such module or attribute (with the nearest existing name), or when the module
+    itself fails to import (with the cause).
     """
     where, _, attribute = name.partition(":")
     if not where or name.endswith(":") or where.startswith("."):
@@ -55,7 +59,10 @@ def load(name: str, package: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """An environment given as a function, `make(**options)`; the function is sent to other processes by value."""
+    """An environment given as the function `make(**options)`. name: its name in messages and configs.
+
+    Pickling copies the function itself (with cloudpickle), so that other processes need not import it.
+    """
 
     name: str
     make: Callable[..., gymnasium.Env]
@@ -80,10 +87,10 @@ EnvName = str | Maker  # the argument of `make_env`
 
 
 def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
-    """Names the environment that a function makes: by the function's module and name, or by a Maker.
+    """Returns a name under which `make_env` finds and calls the function `make`.
 
-    The name is a Maker if `load` does not find the function under its module and name. Raises UserError when `make`
-    cannot be called.
+    The name is "module:function", or a Maker if no other process can import the function under that name, for example
+    because it is a lambda or belongs to `__main__`. Raises UserError when `make` cannot be called.
     """
     if not callable(make):
         hint = f"; its name goes into the config: env={make!r}" if isinstance(make, str) else ""
@@ -98,11 +105,11 @@ def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
 
 
 def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mode: str | None = None) -> gymnasium.Env:
-    """The environment called `name`, made with `options`.
+    """Makes the environment called `name`.
 
     "CartPole-v1" is a gymnasium id. "dmc:walker-walk" calls make("walker-walk", **options) of the suite envs/dmc.py.
     "my_lab.envs:make" is a function, called with the options. "my_lab.envs:Maze-v0" is an id that the module registers.
-    A Maker calls its function with the options.
+    A Maker calls its function with the options. options: the keyword arguments of the environment.
     render_mode: "rgb_array" or None; only environments that take this argument receive it. Raises UserError.
     """
     options = dict(options or {})
@@ -130,18 +137,18 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
 
 def suite_names() -> list[str]:
-    """The names of the environment suites: the files of the folder `envs` whose names do not begin with "_"."""
+    """Returns the names of the environment suites: the modules in the folder `envs` without a leading "_"."""
     return sorted(m.name for m in pkgutil.iter_modules(suites.__path__) if not m.name.startswith("_"))
 
 
 def add_folder_for(name: EnvName) -> None:
-    """Puts the current folder on sys.path if an environment's name refers to user code, which may lie there."""
+    """Adds the current folder to sys.path if an environment's name refers to user code, which may lie there."""
     if isinstance(name, Maker) or (":" in name and name.partition(":")[0] not in suite_names()):
         add_current_folder()
 
 
 def add_current_folder() -> None:
-    """Puts the current folder last on sys.path, once, so that nothing in it takes the place of an installed module.
+    """Appends the current folder to sys.path if it is not there. Installed modules come first, so that none is hidden.
 
     Call this only for code that the user has named: jax and gymnasium import plug-ins from any folder on the path
     without asking. A folder in a run directory is not added, because nothing is imported from a run directory.
@@ -152,7 +159,7 @@ def add_current_folder() -> None:
 
 
 def in_run_dir(path: str | os.PathLike) -> bool:
-    """Whether a path lies in a run directory, or is one."""
+    """Whether a path is a run directory, or lies inside one."""
     place = os.path.realpath(path)
     while True:
         config, *others = (os.path.lexists(os.path.join(place, name)) for name in RUN_FILES)
@@ -164,7 +171,10 @@ def in_run_dir(path: str | os.PathLike) -> bool:
 
 
 def _check_place(module: str, asked: str) -> None:
-    """Raises UserError when a module would be imported from a run directory. Finds out without importing it."""
+    """Raises UserError when a module would be imported from a run directory. Does not import it.
+
+    asked: the name that the user gave, for the message
+    """
     folders: list[str] = sys.path
     for end in [*(i for i, mark in enumerate(module) if mark == "."), len(module)]:
         name = module[:end]
@@ -180,7 +190,10 @@ def _check_place(module: str, asked: str) -> None:
 
 
 def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The file of a module in the first of `folders` that has it, and the folders of its submodules."""
+    """Returns the file of the module `name` in the first of `folders` that has it, and the folders of its submodules.
+
+    The file is None if there is no such module, or if it is a namespace package.
+    """
     parts: list[str] = []
     machinery = importlib.machinery
     loaders = (
@@ -197,7 +210,7 @@ def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its type, its message, and the file and line that raised it."""
+    """Returns an exception as one line: its type, its message, and the file and line that raised it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -207,7 +220,10 @@ def one_line(error: BaseException) -> str:
 
 
 def _import(module: str, asked: str) -> ModuleType:
-    """Imports a module. Raises a different UserError for a missing module than for a module that fails to import."""
+    """Imports a module. Raises UserError, whose text says whether the module is missing or fails to import.
+
+    asked: the name that the user gave, for the message
+    """
     importlib.invalidate_caches()
     _check_place(module, asked)
     try:
@@ -295,7 +311,7 @@ _NAMESPACES = {
 
 
 def _nearest_id(env_id: str) -> str:
-    """A hint for a wrong gymnasium id: the id that the user may have meant, or the package that must be imported."""
+    """Returns a hint for a wrong gymnasium id: an id that the user may have meant, or a package to import; or ""."""
     import gymnasium
 
     by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}

@@ -13,23 +13,23 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """The path of the folder `name`, which is "envs" or "experiments"."""
+    """Returns the path of the folder `name`, which is "envs" or "experiments"."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def presets() -> dict[str, Path]:
-    """{name: file} of the presets, in the order of their names."""
+    """Returns {name: file} of the presets that come with the package, sorted by name."""
     return {file.stem: file for file in sorted(folder("experiments").glob("*.yaml"))}
 
 
 def preset_line(file: Path) -> str:
-    """A description of a preset in one line: its first comment."""
+    """Returns the first line of a preset file without its "#": a one-line description of the preset."""
     with open(file, encoding="utf-8") as lines:
         return lines.readline().strip().removeprefix("#").strip()
 
 
 def nearest_preset(word: str) -> str:
-    """The preset whose name is nearest to `word`, or "" when no name is near. Ignores case and file ending."""
+    """Returns the name of the preset most similar to `word`, or "" if none is. Ignores case and file extension."""
     close = difflib.get_close_matches(Path(word).stem.lower(), presets(), n=1, cutoff=0.6)
     return close[0] if close else ""

@@ -17,7 +17,7 @@ BYTE = (0.0, 255.0)  # bounds of an image whose Space has no bounds
 class Encoding(NamedTuple):
     """How the agent encodes and predicts one key of the observation; used by the networks and by `dreamer check`.
 
-    input: the form of the encoder's input | network: the encoder's kind of network
+    input: the form of the encoder's input; "unit" means scaled to 0..1 | network: the encoder's kind of network
     target: the form of the decoder's target | loss: compares the decoder's output with the target
     """
 
@@ -35,9 +35,9 @@ CENTRE = 0.5  # an image is scaled to 0..1, and the encoder subtracts this
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """One array of an observation or a stored latent.
+    """The form of one array in an observation or in a stored latent.
 
-    shape: without batch and time axes. dtype: numpy's name of the dtype in replay ("float32", "uint8", "bfloat16").
+    shape: without batch and time axes. dtype: name of the numpy dtype in the replay ("float32", "uint8", "bfloat16").
     classes: the number of classes of a discrete value (0 .. classes - 1); None: the value is not discrete.
     bounds: the values of black and white in an image; None: they are 0 and 255, or the array is not an image.
     """
@@ -69,12 +69,12 @@ class Space:
 
     @property
     def width(self) -> int:
-        """Length of the flat vector that a network sees; a discrete value counts as its one-hot."""
+        """The length of the flat vector that a network sees; a discrete value counts as its one-hot."""
         return math.prod(self.shape) * (self.classes or 1)
 
     @property
     def device_dtype(self) -> str:
-        """The dtype of an observation for the agent: int32 for classes, uint8 unchanged, float32 for all others."""
+        """The dtype of the observation for the agent: int32 for classes, uint8 unchanged, float32 for all others."""
         return "int32" if self.discrete else self.dtype if self.dtype == "uint8" else "float32"
 
 
@@ -96,7 +96,7 @@ class Action:
 
     @property
     def onehots(self) -> int:
-        """Length of all one-hots together."""
+        """The total length of the one-hots."""
         return sum(self.classes)
 
     @property
@@ -130,12 +130,12 @@ class Spec:
 
     @property
     def masked(self) -> bool:
-        """Whether the observation has a key MASK that marks the allowed entries of the one-hots."""
+        """Whether the observation has an "action_mask", which marks the allowed entries of the action's one-hots."""
         mask = self.obs.get(MASK)
         return mask is not None and mask.classes == 2 and mask.shape == (self.action.onehots,)
 
 
 def for_device(spaces: Mapping[str, Space], obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Observations {k: [.., ..]} in the agent's dtypes; arrays that already have them are not copied."""
+    """Returns observations {k: [.., ..]} in the agent's dtypes; arrays that already have them are not copied."""
     dtypes = {key: spaces[key].device_dtype for key in obs}
     return {key: x if x.dtype == dtypes[key] else np.asarray(x).astype(dtypes[key]) for key, x in obs.items()}

@@ -27,7 +27,7 @@ Array = Any  # numpy on the host, jax on the device
 
 
 class Step(NamedTuple):
-    """One row of each of E environments.
+    """One row (time step) of each of E environments.
 
     obs {k: [E, ..]} | action [E, A] float32, zeros until the collector has chosen it | reward [E] float32
     is_first, is_last, is_terminal [E] bool
@@ -42,10 +42,10 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B sequences of `context` + T rows from the replay, oldest first.
+    """B sequences of C + T rows from the replay, in the order of time. The first C rows are context (C is 0 or 1).
 
     obs {k: [B, C+T, ..]} | action [B, C+T, A] | reward, is_first, is_last, is_terminal [B, C+T]
-    latent {name: [B, C, ..]}: the packed latents stored with the context row; empty without context.
+    latent {name: [B, C, ..]}: the packed latents stored with the context rows; {} if C is 0
     """
 
     obs: Mapping[str, Array]
@@ -58,9 +58,10 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The places in the replay of the T rows of a batch that are trained on. Their new latents are written back there.
+    """The places in the replay of the T trained rows of each sequence in a batch. Their new latents are written there.
 
-    stream [B] int: the stream of each sequence | number [B, T] int64: the number of each row since its stream's start
+    stream [B] int: the stream of each sequence; a stream holds the rows of one environment, or of one of its agents
+    number [B, T] int64: the index of each row in its stream, counted from the start of the run
     """
 
     stream: np.ndarray

@@ -1,4 +1,4 @@
-"""The environment suites as modules: `dreamer.suites.dmc` is the file dmc.py of the folder `envs/`."""
+"""Makes the environment suites importable: the module `dreamer.suites.dmc` is the file `envs/dmc.py`."""
 
 from dreamer.shipped import folder
 

@@ -1,14 +1,14 @@
-"""Decides whether files may make this process run code: only if this user made them here or trusts them. No jax.
+"""Decides whether files may make this process run code: only if this user made them here or trusts them.
 
-A run directory or a preset names objects: an environment, a world model, a behavior, an encoder. Names of gymnasium
-ids, of the suites and of dreamer's own modules are safe. All others may be anybody's code, and are imported only
+A run directory or a preset names objects: an environment, a world model, a behavior, an encoder. Gymnasium ids, the
+names of suites and those of dreamer's own modules are safe. Other names may be anybody's code. They are imported only
 
     when the command names them itself                          --env, make_env=, --agent.world-model.name
-    when this user made the run on this machine                 proven by a seal with this user's key
+    when this user made the run on this machine                 proven by a seal: an HMAC with this user's key
     when the user trusts the file                               --trust, trust=True
 
 and never from a run directory (`plugins`). Every config that comes from a file passes `check`. Pickled states of
-environments carry a seal with the same key. docs/threat-model.md lists what this prevents, and what it does not.
+environments have a seal, too. docs/threat-model.md lists what this prevents, and what it does not. Imports no jax.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OURS = re.compile(r"dreamer\.(world_models|behaviors|nets)(\.[a-z]\w*)+(:[A-Za-
 # The process at an address sends objects that are unpickled (Ray), or takes part in the learning.
 ADDRESSES = {"workers.address": ("", "auto", "local"), "devices.coordinator": ("", "auto")}
 _TASK = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", re.ASCII)  # a suite compares it with its own list
-_FILE = re.compile(r"[/\\\0]|^[~.]|\.[^\W\d]")  # a path, or a name with an ending such as .xml
+_FILE = re.compile(r"[/\\\0]|^[~.]|\.[^\W\d]")  # a path, or a name with an extension such as .xml
 _NUMBERS = re.compile(r"[\d:. -]*", re.ASCII)  # 4:3, 12:30
 # Fields of a config that name code, by dotted key.
 PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
@@ -45,19 +45,19 @@ PLUGIN_KEYS = ("agent.world_model.name", "agent.behavior.name")
 
 
 def key_file() -> Path:
-    """The path of this user's key: outside every run directory, readable only by the user."""
+    """Returns the path of this user's secret key, a file outside all run directories that only the user can read."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(state) / "dreamer" / "key"
 
 
 def seal(data: bytes) -> str:
-    """A code that proves later that this user wrote `data` on this machine; "" if no key can be stored."""
+    """Returns an HMAC that proves later that this user wrote `data` on this machine; "" if no key can be stored."""
     key = _key(make=True)
     return hmac.new(key, data, hashlib.sha256).hexdigest() if key else ""
 
 
 def sealed_here(data: bytes, mac: str) -> bool:
-    """Whether `mac` is this user's seal of `data`."""
+    """Whether `mac` is the seal of `data` with this user's key, as returned by `seal`."""
     key = _key(make=False)
     if not key or not mac.isascii():
         return False
@@ -65,7 +65,7 @@ def sealed_here(data: bytes, mac: str) -> bool:
 
 
 def _key(make: bool) -> bytes | None:
-    """This user's key, or None when there is no key. make: whether to make a key if there is none."""
+    """Returns this user's secret key, or None when there is no key. make: whether to make a key if there is none."""
     path = key_file()
     with contextlib.suppress(OSError):
         return _read_key(path)
@@ -89,7 +89,10 @@ def _key(make: bool) -> bytes | None:
 
 
 def _read_key(path: Path) -> bytes | None:
-    """The key in a file that this user owns and nobody else can write; None for any other file."""
+    """Returns the key in a file that this user owns and nobody else can read or write; None for any other file.
+
+    Raises OSError if the file is missing or is a symbolic link.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
@@ -102,9 +105,9 @@ def _read_key(path: Path) -> bytes | None:
 
 
 class Unsealed(NamedTuple):
-    """A text and what its first line says about it.
+    """The result of `unsealed`: a text without its seal line, and what that line says.
 
-    run: the run that the text belongs to; None: the text has no seal | ours: whether this user wrote the text here
+    run: the ID of the text's run; None: there is no seal line | ours: whether this user wrote the text on this machine
     """
 
     text: str
@@ -113,13 +116,13 @@ class Unsealed(NamedTuple):
 
 
 def sealed_text(text: str, run: str) -> str:
-    """Adds a first line to a YAML text: the identity of its run, the text's sha256, and this user's seal of both."""
+    """Adds a seal line in front of a YAML text: the ID of its run, the text's sha256, and this user's seal of both."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{_BEGINS}{run} sha256 {digest} seal {seal(_about(run, digest)) or '-'}\n{text}"
 
 
 def unsealed(text: str) -> Unsealed:
-    """The inverse of `sealed_text`; keeps a text without a seal unchanged. Raises ValueError if the text was edited."""
+    """Removes and checks the seal line, if the text has one. Raises ValueError if the text was edited."""
     if not text.startswith(_BEGINS):
         return Unsealed(text, None, False)
     first, newline, rest = text.partition("\n")
@@ -139,10 +142,10 @@ def _about(run: str, digest: str) -> bytes:
 def check(
     values: Any, where: str, suites: Collection[str], *, given: Mapping[str, Any], trust: bool = False
 ) -> None:  # fmt: skip
-    """Raises UserError unless all names in a config from a file are safe, given by the command itself, or trusted.
+    """Raises UserError unless each name of code in a config file is safe, given by the command itself, or trusted.
 
     values: the nested mapping of the file. where: the file's name. suites: names of the suites that come with dreamer.
-    given: the settings of the command itself, by dotted key. trust: whether the user vouches for the file.
+    given: the settings of the command itself, by dotted key. trust: whether the user trusts the file.
     """
     if trust or not isinstance(values, Mapping):
         return
@@ -158,9 +161,9 @@ def check(
 
 
 def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yields (dotted key, name) of each name in a config that may run code outside dreamer, gymnasium and the suites.
+    """Yields (dotted key, name) of each text in a config that may name code outside dreamer, gymnasium and the suites.
 
-    The address of another process is such a name, because that process may send code.
+    The address of another process is such a text, too, because that process may send code.
     """
     env = values.get("env")
     if isinstance(env, str) and not safe_env(env, suites):
@@ -183,7 +186,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
 
 
 def safe_env(name: str, suites: Collection[str]) -> bool:
-    """Whether an environment's name can only run an environment registered in gymnasium or a suite of dreamer."""
+    """Whether an environment's name can only lead to a registered gymnasium environment or to a suite of dreamer."""
     suite, colon, task = name.partition(":")
     if colon:
         return suite in suites and bool(_TASK.fullmatch(task))
@@ -191,16 +194,19 @@ def safe_env(name: str, suites: Collection[str]) -> bool:
 
 
 def safe_text(text: str) -> bool:
-    """Whether a text in the options of an environment cannot be a module, an address or a file.
+    """Whether a text in the options of an environment is safe: it names no module, no address and no file.
 
-    The name of a file in the current folder is not safe, either: a stranger may have made the file, and models and
-    levels may name more files.
+    A file in the current folder, such as "level.xml", is not safe either: a stranger may have made the file, and it
+    may name more files.
     """
     return not _FILE.search(text) and (":" not in text or bool(_NUMBERS.fullmatch(text)))
 
 
 def _texts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yields (dotted key, text) of all texts in nested mappings and lists; a key is yielded if it is not safe."""
+    """Yields (dotted key, text) of all texts in nested mappings and lists, and of keys that are not `safe_text`.
+
+    path: the dotted key of `value` | depth: the number of mappings and lists around it
+    """
     if isinstance(value, str):
         yield path, value
     elif depth > 50:

@@ -1,4 +1,4 @@
-"""An actor and a critic that learn from dreams. They know a `Dream` and nothing of the world model behind it."""
+"""An actor and a critic that learn from dreams. They use a `Dream`, and do not depend on the kind of world model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRACED = ("entropy", "lam", "slow_rate", "slow_scale", "minstd", "maxstd")  # fi
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """DreamerV3's actor-critic."""
+    """Settings of DreamerV3's actor-critic."""
 
     name: str = "actor_critic"
     "module in dreamer.behaviors, or a dotted module of your own"
@@ -93,9 +93,10 @@ class Config:
 
 
 class Nets(NamedTuple):
-    """actor(feat) -> outputs that `ActionDist` reads | critic(feat) -> logits of `bins` [K] | norms: `Norms`
+    """The networks of an actor-critic, and what is needed to read their outputs.
 
-    masked: whether the environment has action masks
+    actor(feat) -> outputs that `ActionDist` reads | critic(feat) -> logits [.., K] of the two-hot `bins` [K]
+    norms: the normalisers | masked: whether the environment has action masks
     """
 
     actor: Network
@@ -109,7 +110,11 @@ def make(
     config: Config, spec: Spec, *, feat_width: int, dtype: Any = jnp.float32, horizon: float = 333.0,
     contdisc: bool = True, sample: Callable[..., Array] | None = None,
 ) -> Behavior:  # fmt: skip
-    """The actor-critic for features [.., feat_width]; `sample(key, actor outputs, allowed) -> action` draws actions."""
+    """Makes the actor-critic for features [.., feat_width].
+
+    contdisc: whether the world model's `cont` already contains the discount 1 - 1 / horizon
+    sample(key, actor outputs, allowed) -> action: draws the actions; None: the `sample` of the `ActionDist`
+    """
     nets = make_nets(config, spec, dtype)
 
     def actions_of(hyper: Hyper) -> ActionDist:
@@ -167,7 +172,7 @@ def make(
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
-    """The networks of actor and critic, and the meaning of their outputs."""
+    """Makes the networks of actor and critic, the critic's bins, and the normalisers."""
     action = spec.action
     return Nets(
         actor=from_flax(ActorHead(config.actor_layers, config.units, action.onehots, action.continuous, dtype=dtype)),
@@ -181,7 +186,10 @@ def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
 def _evaluate(
     nets: Nets, actions: ActionDist, v: Variables, dream: Dream, feat: Array, action: Array
 ) -> tuple[Imagined, Array]:
-    """Predictions and policy in dreamed states, and the largest entropy that the policy could have, a mean []."""
+    """Computes the predictions, the critic's values and the policy in dreamed states.
+
+    Returns them as an Imagined, and the largest entropy that the policy could have, averaged over the states, [].
+    """
     # Kept in dreamed order, without a copy. Merging the axes into rows would gather a batch split over devices.
     feat, action = (x.swapaxes(0, 1) for x in (feat, action))
     predicted = dream.predict(feat)

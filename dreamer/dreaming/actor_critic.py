@@ -1,4 +1,4 @@
-"""The losses, on dreamed and on replayed sequences, of an actor and a critic that learn from dreams.
+"""Losses of an actor and a critic on dreamed and on replayed sequences.
 
 Source: DreamerV3, eq. 4 to 7. Behaviors with other advantages can use these losses, too.
 """
@@ -31,7 +31,7 @@ class Imagined(NamedTuple):
 
     reward, cont [N, H+1] | value_logits [N, H+1, K]: the critic's logits, with gradient
     slow_value [N, H+1]: the slow critic's values, in the critic's normalised units
-    log_prob, entropy [N, H+1]: of the actor, with gradient
+    log_prob, entropy [N, H+1]: log-probability of each action and entropy of the actor, with gradient
     """
 
     reward: Array
@@ -45,7 +45,9 @@ class Imagined(NamedTuple):
 class Settings(NamedTuple):
     """Settings of the losses; all but `bins` and `slow_target` may be traced.
 
-    bins [K]: the two-hot bins of the critic | discount: 1 if cont already contains the discount
+    bins [K]: the two-hot bins of the critic | lam: lambda of the returns | entropy: weight of the actor's entropy
+    slow_scale: weight of the critic's pull to the slow critic | slow_target: compute returns and advantages with the
+        slow critic's values | discount: 1 if cont already contains the discount
     """
 
     bins: Any
@@ -59,9 +61,9 @@ class Settings(NamedTuple):
 def imagined_losses(
     settings: Settings, norms: Norms, states: Norms, dreamed: Imagined
 ) -> tuple[dict[str, Array], Array, Norms, Metrics]:
-    """The losses of actor and critic on dreamed trajectories. states: the states of `norms`.
+    """Computes the losses of actor and critic on dreamed trajectories. states: the states of the normalisers `norms`.
 
-    Returns losses {"policy", "value": [N, H]}, returns [N, H], the next states of `norms`, and metrics.
+    Returns losses {"policy", "value": [N, H]}, the lambda-returns [N, H], the next states of `norms`, and metrics.
     The actor learns by REINFORCE, for discrete and for continuous actions. Source: DreamerV3, eq. 4 to 7.
     """
     chex.assert_equal_shape([dreamed.reward, dreamed.cont, dreamed.slow_value, dreamed.log_prob, dreamed.entropy])
@@ -103,7 +105,10 @@ def imagined_losses(
 
 
 def critic_loss(settings: Settings, logits: Array, target: Array, slow_value: Array) -> Array:
-    """Two-hot cross-entropy of logits [.., K] with the target [..], plus slow_scale times that with slow_value [..]."""
+    """Returns the critic's loss [..]: the two-hot cross-entropy of logits [.., K] with target [..].
+
+    The cross-entropy with slow_value [..], the slow critic's values, is added with the weight slow_scale.
+    """
     loss = dist.twohot_loss(logits, target, settings.bins)
     return loss + settings.slow_scale * dist.twohot_loss(logits, slow_value, settings.bins)
 
@@ -111,11 +116,11 @@ def critic_loss(settings: Settings, logits: Array, target: Array, slow_value: Ar
 def replayed_loss(
     settings: Settings, discount: Array | float, rows: Batch, boot: Array, logits: Array, slow_value: Array
 ) -> tuple[Array, Array]:
-    """The critic's loss on real sequences `rows` [B, T] -> loss [B, T-1], returns [B, T-1].
+    """Computes the critic's loss on replayed sequences `rows` [B, T]. Returns loss and lambda-returns, both [B, T-1].
 
-    boot [B, T]: the dreamed return from each row, which serves as the value of the row.
-    logits [B, T, K]: the critic's logits, with gradient. The value after a terminal row is 0; the value after a row
-    that is last but not terminal is boot.
+    boot [B, T]: the dreamed return from each row, which serves as the value of the row | slow_value [B, T]: the slow
+    critic's values | logits [B, T, K]: the critic's logits, with gradient
+    A terminal row has the value 0. A row that is last but not terminal has the value boot. Last rows have no loss.
     """
     last = rows.is_last.astype(jnp.float32)
     live = (1 - rows.is_terminal.astype(jnp.float32)) * discount

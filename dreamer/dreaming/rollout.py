@@ -20,9 +20,9 @@ def rollout(
 ) -> tuple[Array, Array, Any]:
     """Dreams `horizon` steps from start [N, ..] under policy(carry, key, feat [N, F]) -> carry, action [N, A].
 
-    carry: what the policy passes from one step to the next; () for nothing. Returns feat [N, H+1, F], whose first entry
-    is that of the start, action [N, H+1, A], and the last carry. Action i was chosen at feat i; the last action is
-    never executed.
+    carry: what the policy passes from one step to the next; () for nothing. H = horizon.
+    Returns feat [N, H+1, F], action [N, H+1, A] and the last carry. feat begins with the feat of `start`. Action i was
+    chosen at feat i; the last action is never executed.
     """
 
     def step(before: tuple[State, Any], key: Key) -> tuple[tuple[State, Any], tuple[Array, Array]]:

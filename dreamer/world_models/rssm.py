@@ -33,7 +33,7 @@ NAMES = {"rew": "reward", "con": "cont", "mask": "allowed"}  # head -> predictio
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """DreamerV3's world model. Sizes: experiments/size*.yaml."""
+    """Settings of DreamerV3's world model. The presets size1m to size400m set its size."""
 
     name: str = "rssm"
     "module in dreamer.world_models, or a dotted module of your own"
@@ -107,14 +107,14 @@ class Config:
 
 
 class Latent(NamedTuple):
-    """deter [.., D] in the compute dtype | stoch [.., S, C] float32: one-hots of C classes, or Gaussians with C = 1."""
+    """A latent: deter [.., D] in the compute dtype | stoch [.., S, C] float32, one-hots, or Gaussians with C = 1."""
 
     deter: Array
     stoch: Array
 
 
 class Nets(NamedTuple):
-    """The networks, the latent's distribution, and the heads: rew, con, and mask if there are action masks."""
+    """The networks | dist: the latent's distribution | heads: "rew", "con", and "mask" if there are action masks."""
 
     enc: Network
     dec: Network
@@ -126,14 +126,14 @@ class Nets(NamedTuple):
 
 
 def make_dist(config: Config, sample: Callable[[Key, Array], Array] = dist.sample_onehot) -> LatentDist:
-    """The distribution of the stochastic state. `sample(key, mixed logits [.., S, C]) -> one-hots` draws classes."""
+    """Makes the distribution of stoch. sample(key, logits [.., S, C] after the uniform mix) draws the one-hots."""
     if config.latent == "gaussian":
         return latent_dist.gaussian(config.stoch, config.minstd)
     return latent_dist.categorical(config.stoch, config.classes, config.unimix, sample)
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Array], Array]) -> Nets:
-    """Makes all networks; the config names the encoder and the decoder. sample: see `make_dist`, [.., S, C]."""
+    """Makes all networks; the config names the encoder and the decoder. sample: see `make_dist`."""
     decoded = to_reconstruct(spec)
     shared = dict(
         depth=config.depth, mults=config.mults, units=config.units, layers=config.encoder_layers,
@@ -164,7 +164,7 @@ def _maker(name: str) -> Callable[..., Network]:
 
 
 def to_reconstruct(spec: Spec) -> dict[str, Space]:
-    """The observations that the decoder reconstructs: all but the action mask, which has its own head.
+    """Returns the observations that the decoder reconstructs: all but the action mask, which has its own head.
 
     Raises UserError when there is no such observation, or when an observation has too many classes.
     """
@@ -186,7 +186,7 @@ def to_reconstruct(spec: Spec) -> dict[str, Space]:
 def observe_step(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
 ) -> tuple[Latent, Stats]:
-    """Observes one row: tokens [B, E], prev_action [B, A], is_first [B] -> posterior latent and its statistics.
+    """Returns the posterior latent and its statistics after one row: tokens [B, E], prev_action [B, A], is_first [B].
 
     In rows with is_first set, the core receives zeros in place of the incoming latent and the previous action.
     """
@@ -197,7 +197,7 @@ def observe_step(
 
 
 def imagine_step(nets: Nets, params: Params, key: Key, latent: Latent, action: Array) -> Latent:
-    """Predicts the next row without observing it: latent [N, ..], action [N, A] -> prior latent [N, ..]."""
+    """Samples the next latent [N, ..] from the prior, given latent [N, ..] and action [N, A]."""
     deter = nets.core.apply(params["dyn"], latent.deter, latent.stoch, action)
     prior = nets.dist.stats(nets.prior.apply(params["dyn"], deter))
     return Latent(deter, nets.dist.sample(key, prior))
@@ -210,7 +210,7 @@ def _keep(mask: Array, x: Array) -> Array:
 def observe_sequence(
     nets: Nets, params: Params, key: Key, latent: Latent, tokens: Array, prev_action: Array, is_first: Array
 ) -> tuple[Latent, Latent, Stats]:
-    """Observes T rows: tokens [B, T, E] .. -> the last latent [B, ..], posterior latents [B, T, ..], statistics."""
+    """Observes tokens [B, T, E]. Returns the last latent [B, ..], all posterior latents [B, T, ..] and statistics."""
     def step(carry: Latent, inputs: tuple[Array, ...], key: Key) -> tuple[Latent, tuple[Latent, Stats]]:
         latent, post = observe_step(nets, params, key, carry, *inputs)
         return latent, (latent, post)
@@ -284,7 +284,7 @@ def make(
 
 
 def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) -> Latent:
-    """`WorldModel.starts`: one dream begins from the latent of each row: [B, T, ..] -> [B * T, ..]."""
+    """`WorldModel.starts`: returns the latents of all rows, reshaped from [B, T, ..] to [B * T, ..]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
 
 
@@ -344,7 +344,7 @@ def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[s
 def _packing(
     drawn: LatentDist, deter: int, dtype: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any], Mapping[str, Space]]:
-    """Returns pack, unpack and storage of the WorldModel. `drawn` packs the stochastic part of a latent."""
+    """Returns pack, unpack and storage of the WorldModel. drawn: packs stoch | deter: D | dtype: of deter."""
     def pack(latent: Latent) -> Mapping[str, Array]:
         return {"deter": latent.deter.astype(dtype), "stoch": drawn.pack(latent.stoch)}
 
