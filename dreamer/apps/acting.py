@@ -45,7 +45,7 @@ MakeEnv = Callable[..., gymnasium.Env] | None
 
 
 def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
-    """The environment of a run: `make_env` if it is given, else the name in the run's config."""
+    """Returns what makes the environment of a run: `make_env` if it is given, else the name in the run's config."""
     return plugins.maker(make_env) if make_env else config.env
 
 
@@ -59,9 +59,10 @@ class State(NamedTuple):
 def run_config(
     run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
 ) -> Config:
-    """The config of a run, changed by `env_options`.
+    """Returns the config of a run, changed by `env_options`.
 
-    trust: whether the run may name code outside dreamer even if this user did not make the run on this machine.
+    make_env: makes the environment; None: the environment that the config names.
+    trust: whether a run that was made by another user or on another machine may name code outside dreamer.
     Raises UserError when there is no run, when it is not trusted, or when the options change the spaces.
     """
     if not isinstance(run, str | os.PathLike):
@@ -106,7 +107,9 @@ def restore(
     """Loads the checkpoint of `run` at `step`; None: the newest.
 
     Raises UserError if there is no such checkpoint, or if it does not fit the config of the run.
-    env: one of the run's environments; None: make an environment. make_env, env_options, trust: as in `load`.
+    env: an environment of the run, from which the spaces are read; `env_options` is then ignored.
+    None: an environment is made, and closed again.
+    make_env, env_options, trust: as in `load`.
     """
     config = run_config(run, None if env else env_options, make_env, trust)
     run_dir = existing_run_dir(Path(run))
@@ -126,7 +129,7 @@ def restore(
 
 
 class LoadedAgent:
-    """Acts with the environment's own observations and actions, without conversion by the caller.
+    """Takes observations as the environment returns them, and returns actions for `env.step`.
 
         agent = dreamer.load("runs/...")
         obs, _ = env.reset()
@@ -153,7 +156,7 @@ class LoadedAgent:
         self.world_model = LoadedWorldModel(trained.agent, trained.variables, self._adapter.spec)
 
     def play(self, env: gymnasium.Env | None = None, *, seed: int = 0, max_steps: int = 108_000) -> Batch:
-        """Plays one episode and returns its rows [1, T], as replay would store them.
+        """Plays one episode and returns its rows [1, T], as the replay would store them.
 
         env: one of the run's environments; None: make one, and close it at the end. seed: the seed of the reset.
         max_steps: the number of rows after which the episode is cut.
@@ -197,7 +200,10 @@ class LoadedAgent:
         return concatenate(self.action_space, actions, out), after
 
     def rows(self, obs: Any, info: Any = None) -> tuple[dict[str, np.ndarray], bool]:
-        """Converts the obs of `act` to {k: [E, ..]}; also returns whether obs is a single one. Raises UserError."""
+        """Converts `obs` and `info` of `act` to {k: [E, ..]}. Also returns whether `obs` is a single observation.
+
+        Raises UserError when they do not fit the environment's spaces.
+        """
         batch, single = agent_obs(self._adapter.keys, obs, self.config.env)
         if (masks := self._adapter.masks) is not None:
             batch[MASK] = self._masked(masks, info, single, len(next(iter(batch.values()))))
@@ -222,7 +228,7 @@ class LoadedAgent:
         return [self._adapter.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
 
     def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:
-        """The action masks of a batch, int32 [E, n]."""
+        """Returns the action masks of a batch, int32 [E, n]. Raises UserError when `info` does not hold them."""
         infos = [info] if single else info
         try:
             if isinstance(infos, dict):

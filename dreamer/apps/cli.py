@@ -1,7 +1,7 @@
-"""The command line: `dreamer train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, and lists.
+"""The commands of `dreamer`: `train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, and lists.
 
-A flag is a preset's key with hyphens. The value of a flag follows the rules of presets (dreamer/config.py), so that
-types, ranges and error lines are defined once. tyro makes the help from the same dataclasses.
+The flag of a setting is its key with hyphens, such as --run-dir. Its value follows the rules of presets
+(dreamer/config.py), so types, ranges and errors are defined only once. tyro makes the help from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
 
 @dataclasses.dataclass(frozen=True)
 class TrainFlags(Config):
-    """What `dreamer train` takes: the configuration, and what is not part of it."""
+    """The flags of `dreamer train`: every setting of the configuration, and a few that are not part of it."""
 
     print_config: bool = False
     """Print the resolved configuration, itself a preset, and exit."""
@@ -84,14 +84,14 @@ class TrainFlags(Config):
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags:
-    """What `dreamer eval` takes beside the run directory."""
+    """The flags of `dreamer eval`."""
 
     episodes: Annotated[int, at_least(1)] = 20
     """Number of episodes, at most 16 of them side by side."""
     video: str | None = None
     """File for a video, such as episode.mp4: the first episode of each of the first environments, tiled."""
     video_episodes: Annotated[int, between(1, 16)] = 4
-    """How many of them, at most 16."""
+    """Number of episodes in the video, at most 16."""
     json: str | None = None
     """File for every episode and the summary, such as scores.json."""
     mode: Literal["sample", "mode"] | None = None
@@ -106,7 +106,7 @@ class EvalFlags:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyFlags:
-    """What `dreamer verify` takes beside the run directory."""
+    """The flags of `dreamer verify`."""
 
     json: str | None = None
     """File for what was found, such as verdict.json; - prints it in place of the lines."""
@@ -114,7 +114,7 @@ class VerifyFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ReportFlags:
-    """What `dreamer report` takes beside runs."""
+    """The flags of `dreamer report`."""
 
     group: tuple[str, ...] = ()
     """A group of your own, NAME=RUN [RUN ..]; may be given again for the next."""
@@ -139,7 +139,7 @@ class ReportFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code. argv: the words after the program's name; None: sys.argv[1:].
 
-    0: done | 1: `check` or `verify` found a fault | 2: an error that the user can fix, in one line on stderr
+    0: done | 1: `check` or `verify` found a fault, or stdout is a closed pipe | 2: a UserError, printed on stderr
     130: interrupted | 143: interrupted by SIGTERM
     """
     try:
@@ -177,7 +177,7 @@ def _command(args: list[str]) -> int:
 
 
 def train_command(args: list[str]) -> int:
-    """`dreamer train`: args are presets and flags, in any order. Returns the exit code; raises UserError."""
+    """Runs `dreamer train`. args: presets and flags, in any order. Returns the exit code. Raises UserError."""
     words, flags = scan(args)
     flags, searched = _searched(flags)
     given = {flag.key: flag.words[0] for flag in flags if flag.words}
@@ -210,7 +210,7 @@ def train_command(args: list[str]) -> int:
 
 
 def _searched(flags: list[Flag]) -> tuple[list[Flag], list[str]]:
-    """The flags, and the words to look for in the help: those after --help that do not name a preset."""
+    """Separates the words after --help into presets, which stay in the returned flags, and words to search for."""
     searched = [word for flag in flags if flag.key == "help" for word in flag.words if not is_preset(word)]
     kept = [
         flag._replace(words=[w for w in flag.words if is_preset(w)], inline=False) if flag.key == "help" else flag
@@ -220,31 +220,31 @@ def _searched(flags: list[Flag]) -> tuple[list[Flag], list[str]]:
 
 
 def _may_change(config: Any) -> str:
-    """The lines of the help that list the settings that may change at a resume."""
+    """Returns a paragraph for the help: which settings may differ when a run is resumed."""
     text = f"With --resume, only these may differ from the run's own config: {', '.join(marked(config, MAY_CHANGE))}."
     return textwrap.fill(text, 78, initial_indent="- ", subsequent_indent="- ")
 
 
 def _trusts(flags: Sequence[Flag]) -> bool:
-    """Whether the command vouches for the files that it names."""
+    """Whether the command trusts the files that it names: --trust is given, and not as --trust false."""
     return any(flag.key == "trust" and [word.lower() for word in flag.words[:1]] != ["false"] for flag in flags)
 
 
 def _files(words: Sequence[str], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """Reads the presets among `words`. Raises UserError when a preset names code outside dreamer without permission."""
+    """Reads the presets among `words` and checks them, as `check_names` does. Raises UserError when one is refused."""
     layers = [*map(read_preset, filter(is_preset, words))]
     check_names(layers, given=given, trust=trusted)
     return layers
 
 
 def _with_plugins(layers: list[Layer], flags: list[Flag], note: Note) -> Any:
-    """Returns TrainFlags with the presets and with the plug-ins that flags name."""
+    """Returns the TrainFlags that `layers` define, changed by the flags that name a plug-in. note: as in `overlay`."""
     config: Any = TrainFlags(**vars(stack(layers, note=note)))
     return apply(config, [flag for flag in flags if flag.key in PLUGIN_NAMES], before=layers, note=note)[0]
 
 
 def completion_command(args: list[str]) -> int:
-    """`dreamer completion bash|zsh`: prints a script for the shell. Returns the exit code; raises UserError."""
+    """Runs `dreamer completion bash|zsh`: prints a script for the shell. Returns the exit code. Raises UserError."""
     if "--help" in args:
         print('usage: dreamer completion bash|zsh\n\nLoad what it prints: eval "$(dreamer completion bash)"')
         return 0
@@ -270,7 +270,7 @@ def completion_command(args: list[str]) -> int:
 
 
 def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> list[Layer]:
-    """The config of the run to resume, as the layer below all others; no layer if no run is resumed."""
+    """Returns the config of the run to resume, as a list with one layer; [] if no run is resumed. Raises UserError."""
     words = {flag.key: flag.words[:1] for flag in flags}
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
@@ -286,7 +286,7 @@ def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> l
 
 
 def eval_command(args: list[str]) -> int:
-    """`dreamer eval`: args are one run directory and flags. Returns the exit code; raises UserError."""
+    """Runs `dreamer eval`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
         return show_help(EvalFlags(), "dreamer eval RUN", EVAL)
@@ -307,7 +307,7 @@ def eval_command(args: list[str]) -> int:
 
 
 def report_command(args: list[str]) -> int:
-    """`dreamer report`: args are runs and flags, with one flag --group for each group. Returns the exit code."""
+    """Runs `dreamer report`. args: runs, and flags, with one --group for each group. Returns the exit code."""
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
         return show_help(ReportFlags(), "dreamer report RUN...", REPORT)
@@ -324,7 +324,7 @@ def report_command(args: list[str]) -> int:
 
 
 def check_command(args: list[str]) -> int:
-    """`dreamer check`: args are one environment and flags. Returns the exit code; raises UserError."""
+    """Runs `dreamer check`. args: one environment, and flags. Returns the exit code. Raises UserError."""
     from dreamer.apps.check.verdicts import Settings
 
     words, flags = scan(args)
@@ -342,7 +342,7 @@ def check_command(args: list[str]) -> int:
 
 
 def verify_command(args: list[str]) -> int:
-    """`dreamer verify`: args are one run directory and flags. Returns the exit code; raises UserError."""
+    """Runs `dreamer verify`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
         return show_help(VerifyFlags(), "dreamer verify RUN", VERIFY)

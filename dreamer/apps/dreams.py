@@ -1,4 +1,4 @@
-"""The world model of a trained run in Python: it encodes episodes, dreams from their rows, and predicts rewards."""
+"""Python access to the world model of a trained run: encode episodes, dream from their rows, predict rewards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dreamer.spaces import Spec, for_device
 class Dreamed(NamedTuple):
     """N dreams of H steps as numpy arrays. A dream has H + 1 rows; the first row is the start.
 
-    obs {k: [N, H + 1, ..]}: decoded, in the units of the observation
+    obs {k: [N, H + 1, ..]}: the decoded observations, in the units of the environment
     action [N, H + 1, A]: the action chosen at each row; the last action is not executed
-    predicted {"reward", "cont": [N, H + 1]}: the predictions that the model has learned
-    feat [N, H + 1, F]
+    predicted {"reward", "cont": [N, H + 1]}: the predicted rewards and the probabilities that the episode continues
+    feat [N, H + 1, F]: the features from which the model predicts
     """
 
     obs: Mapping[str, np.ndarray]
@@ -32,7 +32,7 @@ class Dreamed(NamedTuple):
 
 
 class LoadedWorldModel:
-    """Owns the device copy of the variables of a trained agent, and gives access to its world model.
+    """The world model of a trained agent. Owns the device copy of the agent's variables.
 
         agent = dreamer.load("runs/...")
         episode = agent.play(seed=0)
@@ -49,26 +49,30 @@ class LoadedWorldModel:
         self._predict = jax.jit(lambda v, latent: agent.world_model.predict(v, agent.world_model.feat(latent)))
 
     def encode(self, episode: Batch, seed: int = 0) -> Latent:
-        """The posterior latents [B, T, ..] of an episode, a pytree of the world model. Raises UserError."""
+        """Returns the posterior latents [B, T, ..] of an episode, a pytree of the world model. seed: for sampling them.
+
+        Raises UserError when the observations of the episode have other keys than those of the run.
+        """
         return self._observed(episode, seed)[0]
 
     def decode(self, latent: Latent) -> dict[str, np.ndarray]:
-        """Decodes latents [.., ..] to observations {k: [.., ..]} in the units of the environment."""
+        """Decodes latents [.., ..] to observations {k: [.., ..]} in the environment's units. Keeps the leading axes."""
         return _to_numpy(self._decode(self._variables["world_model"], latent))
 
     def predict(self, latent: Latent) -> dict[str, np.ndarray]:
-        """Predicts the reward and the chance to continue at latents [.., ..]: {"reward", "cont": [..]}."""
+        """Predicts {"reward", "cont": [..]} per latent: the reward and the probability that the episode goes on."""
         return _to_numpy(self._predict(self._variables["world_model"], latent))
 
     def dream(
         self, episode: Batch, row: int | Sequence[int] = -1, steps: int = 15, *, actions: Any = None,
         mode: Mode = "sample", seed: int = 0,
     ) -> Dreamed:  # fmt: skip
-        """Dreams `steps` steps from rows of an episode.
+        """Dreams `steps` steps from each of N rows of an episode.
 
-        row: one or several of the B * T rows, counted through all sequences; -1: the last row.
+        row: the index of a row, or a list of N indices, from 0 to B * T - 1 over all sequences; -1: the last row.
         actions: the vectors [steps, A] or [N, steps, A] to take; None: the policy chooses actions in `mode`.
-        Raises UserError when there is no such row, or actions have another shape.
+        seed: for sampling latents and actions.
+        Raises UserError when there is no such row, or when `actions` has another shape.
         """
         rows = np.atleast_1d(np.asarray(row))
         count = episode.reward.size
@@ -88,7 +92,7 @@ class LoadedWorldModel:
         return self._states(self._variables, jax.random.key(seed), rows)
 
     def _given(self, actions: Any, dreams: int, steps: int) -> np.ndarray:
-        """The given actions as [N, steps, A] float32. Raises UserError when their shape is wrong."""
+        """Returns the given actions as [N, steps, A] float32. Raises UserError when their shape is wrong."""
         given = np.asarray(actions, np.float32)
         given = np.broadcast_to(given, (dreams, *given.shape)) if given.ndim == 2 else given
         wanted = (dreams, steps, self.spec.action_width)
@@ -100,7 +104,7 @@ class LoadedWorldModel:
 def states_of(
     agent: Agent, spec: Spec, variables: Mapping[str, Variables], key: Key, batch: Batch
 ) -> tuple[Latent, State]:
-    """Posterior latents [B, T, ..] of a batch, and the states [B * T, ..] in which dreams begin."""
+    """Returns the posterior latents [B, T, ..] of a batch, and the states [B * T, ..] in which dreams begin."""
     v = variables["world_model"]
     state, prev_action, rows = align(agent.world_model, spec, batch)
     _, latent = agent.world_model.observe(v, key, state, rows.obs, prev_action, rows.is_first)
@@ -111,7 +115,10 @@ def dream_from(
     agent: Agent, variables: Mapping[str, Variables], key: Key, start: State, actions: Array | None, steps: int,
     mode: Mode,
 ) -> tuple[dict[str, Array], Array, dict[str, Array], Array]:  # fmt: skip
-    """Dreams from start [N, ..] with `actions` [N, steps, A], or with the policy. Returns the fields of `Dreamed`."""
+    """Dreams `steps` steps from `start` [N, ..]. Returns the fields of `Dreamed`.
+
+    actions [N, steps, A]: the actions to take; None: the policy chooses actions in `mode`.
+    """
     model, behavior = agent.world_model, agent.behavior
     dream = make_dream(model, variables["world_model"])
     count = jax.tree.leaves(start)[0].shape[0]

@@ -30,8 +30,9 @@ def evaluate(
     mode: Literal["sample", "mode"] | None = None, seed: int = 0, make_env: MakeEnv = None,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> evaluation.Result:  # fmt: skip
-    """Plays episodes with the newest checkpoint in fresh environments.
+    """Plays episodes with the newest checkpoint of a run, in new environments.
 
+    mode: how to choose actions; None: as in the evaluations of the run. seed: of the environments and the actions.
     video: the file for a video, which shows the first episode of each of the first `video_episodes` environments (at
     most 16) side by side. make_env, env_options, trust: as in `load`.
     Raises UserError, for example when the environment cannot be recorded.
@@ -44,7 +45,10 @@ def evaluate_run(
     run: str, *, episodes: int, video: str | None, video_episodes: int, json_file: str | None, mode: Any, seed: int,
     env_options: Mapping[str, Any] | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
-    """`dreamer eval`: plays, prints a line per episode and the summary, and writes both to `json_file` if given."""
+    """Runs `dreamer eval`: plays episodes, prints one line for each and a summary, and writes both to `json_file`.
+
+    json_file: None: no file is written. The other arguments are those of `evaluate`.
+    """
     if json_file:
         _check_writable(Path(json_file).expanduser())
     trained = restore(run, env_options=env_options, trust=trust)
@@ -96,7 +100,7 @@ def _play(
 
 
 def _lines(of_returns: Summary) -> list[str]:
-    """The summary as `dreamer eval` prints it."""
+    """Returns the lines of the summary that `dreamer eval` prints."""
     spread = f"standard error {of_returns.stderr:.3f}, std {of_returns.std:.3f}" if of_returns.n > 1 else "one episode"
     lines = [
         f"{of_returns.n} episodes: return mean {of_returns.mean:.3f}, {spread}, "
@@ -112,18 +116,19 @@ def _lines(of_returns: Summary) -> list[str]:
 
 
 def _own(result: evaluation.Result) -> dict[str, float]:
-    """The environments' own metrics; each is averaged over the episodes that have it."""
+    """Returns the metrics that the environments report, each averaged over the episodes that have it."""
     return mean_of([episode.metrics for episode in result.episodes])
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """Converts numbers to JSON values; a number that is not finite becomes null."""
+    """Converts numbers to JSON values; a number that is not finite becomes None, which is null in JSON."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
-    """Every episode, the incidents and the summary as JSON values; null stands for a number that an episode lacks.
+    """Returns the episodes, the failures of environments, and the summary as JSON values.
 
+    null stands for a number that is not finite, or that does not exist, such as the standard error of one episode.
     An environment plays several episodes in sequence. "seed" of an episode is the seed of its environment, and "of_env"
     is the episode's position, from 1, among the episodes of that environment.
     """
@@ -147,7 +152,7 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
 
 
 def _check_writable(path: Path) -> None:
-    """Raises UserError, before any episode is played, when the file cannot be written."""
+    """Raises UserError if the file cannot be written. Makes its folder if necessary."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Flags of the command line: converts words to keys and values of a config, and a config to its help. No jax."""
+"""Converts the flags of a command line to keys and values of a config, and prints the help of a config. No jax."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Flag(NamedTuple):
 def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]]:
     """Returns the flags with only the words that belong to them, and the other words.
 
-    Usually, the first word after a flag belongs to it. Exceptions, by the type of the field in `config`: a switch takes
-    the word only if it is "true" or "false"; --resume takes the word unless it names a preset; a flag for a list or for
-    any value takes all words before the next word that ends in .yaml.
+    Usually, only the first word after a flag belongs to it. A switch takes this word only if it is "true" or "false",
+    and --resume takes any word but a preset. --help and --no-NAME take no words. A flag for a list, or for a value of
+    any type, takes the first word and all others up to the next .yaml file; so does an unknown flag.
     """
     owned, free = [], []
     for flag in flags:
@@ -42,7 +42,7 @@ def own_words(config: Any, flags: Sequence[Flag]) -> tuple[list[Flag], list[str]
 
 
 def _count_own(kind: Any, flag: Flag) -> int:
-    """The number of the words after a flag that belong to the flag. kind: the type of the flag's value."""
+    """Returns how many of the words after a flag belong to it. kind: the type of its value; None: it is unknown."""
     first = flag.words[0] if flag.words else ""
     negated = kind is None and flag.key.rpartition(".")[2].startswith("no_")
     if flag.key in ("help", "help_all") or negated:
@@ -58,7 +58,7 @@ def _count_own(kind: Any, flag: Flag) -> int:
 
 
 def is_preset(word: str) -> bool:
-    """Whether a word names a preset: a file, or a preset that comes with dreamer."""
+    """Whether a word names a preset: a .yaml file, or a preset that comes with dreamer."""
     return word.endswith((".yaml", ".yml")) or word in shipped.presets()
 
 
@@ -81,7 +81,7 @@ def scan(args: Sequence[str]) -> tuple[list[str], list[Flag]]:
 def apply(
     config: Any, flags: Sequence[Flag], before: Sequence[Layer] = (), note: Note = tell
 ) -> tuple[Any, list[str]]:
-    """Returns `config` changed by `flags`, and the words that belong to no flag. Raises UserError that names the flag.
+    """Returns `config` changed by `flags`, and the words that belong to no flag. Raises UserError with the flag's name.
 
     before: the layers that `config` was made from. note: called with a line that lists dropped values. See `overlay`.
     """
@@ -115,7 +115,7 @@ def _bind(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
 
 
 def _bind_negated(flag: Flag, config: Any) -> tuple[str, Any, list[str]]:
-    """Like `_bind` for flags such as --no-lockstep and --log.no-tensorboard, whose value is false.
+    """Like `_bind`, but for flags such as --no-lockstep and --log.no-tensorboard, which set a field to false.
 
     Raises UserError for any other flag, because no field has its name.
     """
@@ -148,7 +148,7 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _mapping_rule(info: Any) -> Any:
-    """A rule for tyro's help: a dict field is shown as one row, whatever it contains."""
+    """Makes the help of tyro show a dict field as one row, whatever it contains. Returns None for any other field."""
     import tyro
 
     if not _is_mapping(info.type):

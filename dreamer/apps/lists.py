@@ -1,4 +1,4 @@
-"""`dreamer metrics`, `presets`, `envs` and `completion`: makes the lines that these commands print. No jax."""
+"""Makes the lines that `dreamer metrics`, `presets`, `envs` and `completion` print. No jax."""
 
 from __future__ import annotations
 
@@ -50,26 +50,28 @@ BY_HAND = ("minihack", "nethack")  # no extra: their package pins another gymnas
 
 
 def presets_command(args: list[str]) -> int:
-    """`dreamer presets`: prints the presets that come with dreamer, one per line. Returns the exit code."""
+    """Runs `dreamer presets`: prints the presets that come with dreamer, one per line. Returns the exit code."""
     return listed("presets", args, 0, "dreamer train NAME uses a preset", lambda words: presets_lines())
 
 
 def envs_command(args: list[str]) -> int:
-    """`dreamer envs`: prints the suites of environments, one per line. Returns the exit code."""
+    """Runs `dreamer envs`: prints the suites of environments, one per line. Returns the exit code."""
     return listed("envs", args, 0, "dreamer train --env NAME uses a task", lambda words: envs_lines())
 
 
 def metrics_command(args: list[str]) -> int:
-    """`dreamer metrics [NAME]`: prints what the metrics of a run mean. Returns the exit code; raises UserError."""
+    """Runs `dreamer metrics [NAME]`: prints what metrics mean. Returns the exit code. Raises UserError."""
     return listed("metrics", args, 1, "", lambda words: metrics_lines(words[0] if words else None))
 
 
 def listed(
     command: str, args: list[str], most: int, hint: str, lines: Callable[[list[str]], list[str]]
 ) -> int:
-    """Prints the lines of a command that takes at most `most` words and no flag. Returns the exit code.
+    """Prints the lines of a command that takes at most `most` words and no flag but --help. Returns the exit code.
 
-    lines(words) -> the lines. hint: ends the error. Raises UserError for a word or a flag too many.
+    args: what follows the command | hint: the end of the error message
+    lines: called with the words of `args`, returns the lines to print
+    Raises UserError if there are too many words, or if there is a flag.
     """
     words, flags = scan(args)
     flags = [flag for flag in flags if flag.key != "help"]
@@ -81,7 +83,7 @@ def listed(
 
 
 def metrics_lines(name: str | None) -> list[str]:
-    """All metrics by group, one line each; with a name, the full explanation of that metric. Raises UserError."""
+    """Returns one line per metric, in groups. With `name`, returns what explains that metric. Raises UserError."""
     lines: list[str] = []
     if name is None:
         width = max(len(metric.name) for metric in glossary.METRICS)
@@ -99,7 +101,7 @@ def metrics_lines(name: str | None) -> list[str]:
 
 
 def presets_lines() -> list[str]:
-    """The presets that come with dreamer, one line each: environment steps, size of the model, description."""
+    """Returns a table of the presets that come with dreamer: environment steps, size of the model, description."""
     files = shipped.presets()
     values = {name: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for name, file in files.items()}
     sizes = {_deter(own): name.removeprefix("size") for name, own in values.items() if name.startswith("size")}
@@ -114,7 +116,7 @@ def presets_lines() -> list[str]:
 
 
 def envs_lines() -> list[str]:
-    """The environment suites, one line each: the extra that it needs, whether that is installed, an example task."""
+    """Returns a table of the suites: how to install each, whether it is installed, and an example task."""
     rows = [("suite", "needs", "installed", "example")]
     for name, suite in {**{name: SUITES[name] for name in suite_names()}, **GYMNASIUM}.items():
         extra = f'pip install "dreamer-jax[{name.replace("_", "-")}]"' if suite.module else "nothing"
@@ -128,7 +130,10 @@ def envs_lines() -> list[str]:
 
 
 def completion(shell: str, commands: Mapping[str, Iterable[str]]) -> str:
-    """A script that completes `dreamer` in a shell. commands: {name: words to offer}. Raises UserError."""
+    """Returns a script with which a shell completes `dreamer`. Raises UserError for an unknown shell.
+
+    commands: {name of a command: the words to offer after it}
+    """
     if shell not in SHELLS:
         raise UserError(f"dreamer completion knows bash and zsh, not {shell!r}{nearest(shell, SHELLS)}")
     cases = "\n".join(f'    {name}) words="{" ".join(words)}" ;;' for name, words in commands.items())
@@ -151,7 +156,7 @@ complete -o filenames -F _dreamer dreamer
 
 
 def _deter(values: Mapping[str, Any]) -> int | None:
-    """The width of the recurrent state that a preset sets."""
+    """Returns the width of the recurrent state that a preset sets; None: it sets none."""
     return values.get("agent", {}).get("world_model", {}).get("deter")
 
 

@@ -21,10 +21,11 @@ def load(
 
     If the environment has several agents, returns a LoadedTeam, which acts for all of them.
 
-    mode: how to choose actions; None: as in the evaluations of the run. step: the checkpoint's step; None: the newest.
+    mode: how to choose actions; None: as in the evaluations of the run. seed: of the sampled actions.
+    step: the environment step of the checkpoint; None: the newest.
     make_env: the function given to `train`; needed if the function is not an attribute of a module.
-    env_options: change the options of the run's environment, which must keep its spaces.
-    trust: import the environment and the plug-ins that the run names even if this user did not make the run here.
+    env_options: changes to the options of the run's environment; its spaces must stay the same.
+    trust: import the code that the run names, even if another user or another machine made the run.
     """
     config = run_config(run, env_options, make_env, trust)
     with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as env:

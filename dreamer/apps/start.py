@@ -1,6 +1,6 @@
 """Starts the process of a command, with huge pages for memory that the C library allocates.
 
-Each update on a CPU allocates hundreds of MB of fresh memory and frees them. In pages of 4 kB, this causes about a
+Each update on a CPU allocates hundreds of MB of fresh memory and frees it again. In pages of 4 kB, this causes about a
 hundred thousand page faults. Linux gives larger pages to programs that request them; glibc makes this request if a
 tunable is set when a process starts. The figures are in benchmarks/README.md.
 """
@@ -22,9 +22,9 @@ TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def main() -> int:
-    """The command `dreamer`. Returns the exit code.
+    """Runs the command `dreamer` and returns the exit code.
 
-    If huge pages must be requested, `dreamer train` first starts anew in the same process.
+    If huge pages must be requested, `dreamer train` first executes itself again, with other environment variables.
     """
     if sys.argv[1:2] == ["train"]:
         policy = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
@@ -56,9 +56,9 @@ def end_in_time(code: int, patience: float = PATIENCE) -> None:
 
 
 def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: str) -> dict[str, str] | None:
-    """The environment variables with which glibc requests huge pages; None: keep `environment`.
+    """Returns the environment variables with which glibc requests huge pages, or None to keep `environment`.
 
-    It is kept if it already decides about the request, if no request is needed, or if glibc cannot make the request.
+    Returns None if `environment` already has this setting, if no request is needed, or if glibc cannot make it.
     policy: the contents of HUGE_PAGES | library: the C library, such as "glibc 2.36"
     """
     version = re.fullmatch(r"glibc (\d+)\.(\d+)", library)
@@ -69,7 +69,7 @@ def asking_for_huge_pages(environment: Mapping[str, str], policy: str, library: 
 
 
 def c_library() -> str:
-    """The name and version of the C library, or "" if they are unknown."""
+    """Returns the name and version of the C library, or "" if they are unknown."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, ValueError, OSError):

@@ -31,7 +31,8 @@ class Interval(NamedTuple):
 class Summary(NamedTuple):
     """Statistics of n scores.
 
-    std, stderr: those of a sample (n - 1); nan for one score | interval: that of the IQM; None for one score
+    std: the sample standard deviation, with divisor n - 1 | stderr: std / sqrt(n); both are nan for one score
+    iqm: the interquartile mean | interval: the bootstrap interval of the IQM; None for one score
     """
 
     n: int
@@ -45,12 +46,12 @@ class Summary(NamedTuple):
 
 
 def mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The mean of scores [.., N, ..] along the axis N."""
+    """Returns the mean of scores [.., N, ..] along the axis N."""
     return np.mean(scores, axis)
 
 
 def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The interquartile mean of scores [.., N, ..] along the axis N: the mean without floor(N / 4) at either end.
+    """Returns the interquartile mean of scores [.., N, ..] along the axis N. Drops floor(N / 4) scores at each end.
 
     With fewer than four scores, no score is dropped: the result is the mean.
     """
@@ -58,7 +59,7 @@ def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def standard_error(scores: Sequence[float] | np.ndarray) -> float:
-    """Standard deviation of the sample over the root of its size; nan for one score."""
+    """Returns the sample standard deviation divided by the square root of the sample size; nan for one score."""
     values = np.asarray(scores, np.float64)
     return float(stats.sem(values)) if len(values) > 1 else float("nan")
 
@@ -67,8 +68,9 @@ def bootstrap(
     strata: Sequence[np.ndarray], statistic: Callable[..., np.ndarray] = iqm, *, resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE, seed: int = SEED,
 ) -> Interval | None:  # fmt: skip
-    """The percentile bootstrap interval of `statistic` over all scores, drawn with replacement within each stratum.
+    """Returns the percentile bootstrap interval of `statistic` over the scores of all strata.
 
+    Each resample draws runs with replacement within each stratum.
     strata: for each task the scores [N_k, ..], one row for each run. A row with further axes, such as a curve, is drawn
     as a whole. statistic: called as statistic(scores, axis).
     Returns None when a stratum has only one run, because one run does not show a spread.
@@ -89,7 +91,7 @@ def bootstrap(
 
 
 def summary(scores: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> Summary:
-    """The Summary of scores [N], N at least 1."""
+    """Returns the Summary of scores [N], where N >= 1. resamples: the number of bootstrap resamples."""
     values = np.asarray(scores, np.float64)
     ends = bootstrap([values], resamples=resamples)
     return Summary(

@@ -16,7 +16,7 @@ from dreamer.runtime.env.parallel import Side
 class TeamState(NamedTuple):
     """What a team remembers between calls of `act`.
 
-    state: the state of all agents | seen: the agents that have been in the game at least once
+    state: the State of the LoadedAgent, a row per agent | seen: the agents that have been in the game at least once
     """
 
     state: State
@@ -32,7 +32,7 @@ class LoadedTeam:
     """
 
     def __init__(self, agent: LoadedAgent, sides: list[Side]):
-        """sides: the Side of each agent of an environment of the run, in the order of its agents."""
+        """agent: the LoadedAgent that acts for all agents | sides: a Side for each agent of the environment in order"""
         self.config, self.env_steps = agent.config, agent.env_steps
         self.possible_agents = [side.agent for side in sides]
         self._agent, self._sides = agent, sides
@@ -45,7 +45,7 @@ class LoadedTeam:
         obs: {agent: observation} as returned by reset and step.
         state: the state from the previous call; None: a game begins.
         info: {agent: info} as returned by reset and step; needed only if the infos hold action masks.
-        Raises UserError when an observation does not fit its space, or when the environment has no agent of that name.
+        Raises UserError when an observation does not fit its space, or when `obs` names an unknown agent or none.
         """
         if hint := whole_answer(obs):
             raise UserError(f"act, env {self.config.env!r}: {hint}")

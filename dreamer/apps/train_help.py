@@ -1,4 +1,4 @@
-"""The help of `dreamer train`: one screen, or all flags whose name or meaning contains a word. No jax."""
+"""The help of `dreamer train`: a single screen, or all flags whose name or meaning contains a word. No jax."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ MOST_USED = (
 
 
 class Row(NamedTuple):
-    """A flag in the help. key: the dotted key | text: the flag | default, kind, meaning: words"""
+    """A flag in the help.
+
+    key: the dotted key of the setting | text: the flag itself, such as "--seed"
+    default, kind, meaning: the default, the accepted values and the explanation, as texts
+    """
 
     key: str
     text: str
@@ -49,7 +53,7 @@ class Row(NamedTuple):
 
 
 def one_screen(config: Any) -> str:
-    """The help on one screen: usage, examples, the most used flags and the presets."""
+    """Returns the help on one screen: usage, examples, the most used flags and the presets."""
     rows = [row for row in rows_of(config) if row.key in MOST_USED]
     rows.sort(key=lambda row: MOST_USED.index(row.key))
     width = min(shutil.get_terminal_size().columns, 100)
@@ -64,7 +68,7 @@ def one_screen(config: Any) -> str:
 
 
 def found_by(config: Any, word: str) -> str:
-    """The flags whose name or meaning contains `word`. Raises UserError when there is no such flag."""
+    """Returns the help on all flags whose name or meaning contains `word`. Raises UserError when there is none."""
     wanted = word.lstrip("-").replace("-", "_").lower()
     rows = list(rows_of(config))
     found = [row for row in rows if wanted in row.key or word.lower() in row.meaning.lower()]
@@ -86,7 +90,7 @@ def _column(rows: list[Row], name: str) -> list[str]:
 
 
 def rows_of(config: Any) -> Iterator[Row]:
-    """Yields the flags of a config, in the order of its fields."""
+    """Yields a Row for each flag of a config, in the order of its fields."""
     texts: dict[type, dict[str, str]] = {}
     for key in keys(config):
         parent, _, name = key.rpartition(".")
@@ -101,7 +105,7 @@ def rows_of(config: Any) -> Iterator[Row]:
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """{field: the text below it} of a dataclass; fields that the dataclass inherits are included."""
+    """Returns {field: the docstring below it} of a dataclass, with the fields that the dataclass inherits."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(owner):

@@ -1,4 +1,4 @@
-"""`dreamer verify RUN`: reads the files that a run needs and compares them with their seals. Changes nothing."""
+"""`dreamer verify RUN`: reads the files that a run needs and compares them with their checksums. Changes nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dreamer.runtime.run import run_config, verifying
 
 
 class Checked(NamedTuple):
-    """The check of one checkpoint.
+    """The result of checking one checkpoint.
 
-    faults: one line for each fault; empty: the checkpoint is whole
+    step: the number of the checkpoint | faults: one line for each fault; empty: the checkpoint is whole
     resumable: whether the checkpoint names the replay rows that a resumed run needs
     """
 
@@ -30,8 +30,8 @@ class Checked(NamedTuple):
 class Report(NamedTuple):
     """The results of `verify`.
 
-    faults: one line for each damage outside checkpoints | notes: other facts worth knowing
-    later: the number of rows on the disk that are newer than the newest whole checkpoint
+    faults: one line for each damaged file outside the checkpoints | notes: other facts worth knowing
+    later: the number of replay rows on the disk that are newer than the newest whole checkpoint
     """
 
     run_dir: Path
@@ -47,12 +47,12 @@ class Report(NamedTuple):
 
     @property
     def newest_whole(self) -> int | None:
-        """The newest checkpoint that a run can resume from."""
+        """The number of the newest checkpoint that is undamaged and can be resumed; None: there is none."""
         return max((one.step for one in self.checkpoints if not one.faults and one.resumable), default=None)
 
 
 def verify_run(run: str, json_file: str | None = None) -> int:
-    """`dreamer verify`: prints which files are whole or damaged, and advice. Returns 1 if something is damaged.
+    """Runs `dreamer verify`: prints what is damaged, and advice. Returns the exit code: 1 if something is damaged.
 
     json_file: also write the report as JSON to this file; "-": print the JSON instead of the lines.
     Raises UserError when there is no run.
@@ -73,7 +73,10 @@ def verify_run(run: str, json_file: str | None = None) -> int:
 
 
 def verify(run: Path, deep: bool = True) -> Report:
-    """Reads a whole run. deep: whether to read the arrays of checkpoints, too. Raises UserError if there is no run."""
+    """Looks for damage in all files that a run needs. Raises UserError if there is no run.
+
+    deep: whether to read the arrays of the checkpoints, too, and compare them with their checksums
+    """
     run_dir = existing_run_dir(run)
     notes: list[str] = []
     faults: list[str] = []
@@ -110,7 +113,7 @@ def verify(run: Path, deep: bool = True) -> Report:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Yields the lines of the report that are printed."""
+    """Yields the lines that `dreamer verify` prints for a report."""
     for one in report.checkpoints:
         what = "whole" if one.resumable else "whole, can be evaluated but not resumed"
         yield f"checkpoint {one.step:>12,}  {what if not one.faults else 'DAMAGED'}"
@@ -122,7 +125,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def advice(report: Report) -> Iterator[str]:
-    """Yields lines of advice: what can be done, and what would be lost."""
+    """Yields lines of advice: how the run can be resumed, and what would be lost."""
     newest = report.newest_whole
     resume = f"dreamer train --run-dir {report.run_dir} --resume"
     if newest is None:
@@ -142,7 +145,7 @@ def advice(report: Report) -> Iterator[str]:
 
 
 def as_json(report: Report) -> str:
-    """The report as a JSON object."""
+    """Returns the report as the text of a JSON object."""
     values: dict[str, Any] = {
         "run": str(report.run_dir), "whole": report.whole, "newest_whole": report.newest_whole, "later": report.later,
         "checkpoints": [one._asdict() for one in report.checkpoints], "faults": report.faults, "notes": report.notes,
@@ -152,7 +155,7 @@ def as_json(report: Report) -> str:
 
 
 def _arrays(run_dir: Path, step: int) -> list[str]:
-    """The faults that Orbax and the checksum of each array find in a checkpoint whose files are whole."""
+    """Reads the arrays of a checkpoint. Returns the error of Orbax or of a wrong checksum in a list; [] if none."""
     from dreamer.runtime.files.checkpoint import Checkpoints
 
     try:

@@ -16,7 +16,7 @@ from dreamer.runtime.env.observations import LARGEST
 
 
 class Answer(NamedTuple):
-    """The result of reset or step. obs and info are unchanged; reward is None if it is not a finite number."""
+    """The result of reset or step. reward: None if it is not a finite number | info: {} if it is not a dict"""
 
     obs: Any
     reward: float | None = 0.0
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """Raised when an answer cannot be read at all; `verdict` holds the reason."""
+    """Raised when the result of reset or step cannot be read at all; `verdict` holds the reason."""
 
     def __init__(self, verdict: Verdict):
         super().__init__(verdict.text)
@@ -34,7 +34,10 @@ class NoAnswer(Exception):
 
 
 def begin(env: gymnasium.Env, seed: int | None, tally: Tally, where: str) -> Answer:
-    """Resets `env`, with the seed if `env` takes one. Raises NoAnswer."""
+    """Resets `env`, with the seed if `env` takes one, and returns the result. Raises NoAnswer.
+
+    tally: receives the verdicts on faults of the result | where: their place, as text
+    """
     if ("reset-seed", "") in tally.first:
         answer = env.reset()
     else:
@@ -60,7 +63,7 @@ def _begin_without(env: gymnasium.Env) -> Any:
 
 
 def take(env: gymnasium.Env, action: Any, tally: Tally, where: str) -> Answer:
-    """Takes one step. Raises NoAnswer."""
+    """Takes one step and returns the result. tally, where: as in `begin`. Raises NoAnswer."""
     answer = env.step(action)
     if not (isinstance(answer, tuple) and len(answer) == 5):
         text = "step() must return (obs, reward, terminated, truncated, info)"

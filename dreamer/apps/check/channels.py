@@ -18,7 +18,7 @@ DARK = 32 / 255  # of a picture's range: a picture below it holds classes or a m
 
 
 def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
-    """Reports keys that are constant, explode or have an odd scale; if there are none, the ranges of the keys."""
+    """Reports keys that are constant, explode or have an odd scale. If there is no warning, also reports all ranges."""
     if len(walk.rows) < ENOUGH:
         return []
     looks = {key.name: [row.looks[key.name] for row in walk.rows if key.name in row.looks] for key in keys}
@@ -37,7 +37,7 @@ def check(walk: Walk, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def _still(key: Key, look: Look, rows: int) -> Verdict:
-    """The verdict on a key that never changes: for a picture a warning (the camera may be broken), otherwise a note."""
+    """Returns a verdict on a key that never changes: a warning for an image (the camera may be broken), else a note."""
     if key.reader.space.image:
         shade = f"all of it {look.low:g}" if look.low == look.high else "always the same picture"
         return warning("constant", f"picture {key.name!r} never changes in {counted(rows, 'row')}, {shade}")

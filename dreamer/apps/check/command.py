@@ -19,7 +19,7 @@ LEVEL_WIDTH, KEY_WIDTH = 9, 16
 
 
 def check_env(name: str, settings: Settings) -> int:
-    """`dreamer check`: prints a line for each verdict and a summary. Returns the exit code: 1 if something is wrong.
+    """Runs `dreamer check`: prints each verdict, and a summary. Returns the exit code: 1 if something is wrong.
 
     Raises UserError when there is no such environment or a file cannot be written.
     """
@@ -33,7 +33,7 @@ def check_env(name: str, settings: Settings) -> int:
 
 
 def _shown(name: str, settings: Settings) -> list[Verdict]:
-    """Prints each verdict when it arrives: colored and wrapped on a terminal, otherwise as a line. Returns them all."""
+    """Prints each verdict when it arrives, colored and wrapped on a terminal, else on one line. Returns them all."""
     from rich.console import Console
 
     console = Console()
@@ -54,7 +54,7 @@ def _shown(name: str, settings: Settings) -> list[Verdict]:
 
 
 def line(verdict: Verdict) -> str:
-    """A verdict as one line."""
+    """Returns a verdict as one line of text."""
     return f"{verdict.level:<{LEVEL_WIDTH}}{verdict.key:<{KEY_WIDTH}}{verdict.text}"
 
 
@@ -78,7 +78,7 @@ def _summary(counts: Mapping[Level, int]) -> str:
 
 
 def as_json(name: str, settings: Settings, verdicts: Sequence[Verdict]) -> str:
-    """The settings and the verdicts as a JSON object, with one verdict per line."""
+    """Returns the settings and the verdicts as the text of a JSON object, with one verdict per line."""
     counts = _counts(verdicts)
     head: dict[str, Any] = {
         "env": name, "env_options": settings.env_options, "action_repeat": settings.action_repeat,

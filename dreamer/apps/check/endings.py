@@ -76,7 +76,7 @@ def _lengths(episodes: list[list[Row]]) -> list[Verdict]:
 
 
 def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdicts on keys that change in most steps shortly before the end, but never in the last step."""
+    """Returns verdicts on observation keys that often change shortly before the end, but never in the last step."""
     stop = _stop_action(episodes, env)
     verdicts = []
     for key in episodes[0][-1].looks:
@@ -102,7 +102,7 @@ def _stale(episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
 
 
 def _stop_action(episodes: list[list[Row]], env: gymnasium.Env) -> bool:
-    """Whether the actions that end episodes occur in no other step, so that they need not change the observation."""
+    """Whether the actions that end episodes occur in no other step. Such an action need not change the observation."""
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return False
     ending = {int(rows[-1].action) for rows in episodes}

@@ -1,4 +1,4 @@
-"""Runs all checks of `dreamer check` in their order. No jax."""
+"""Runs all checks of `dreamer check`, one after another. No jax."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from dreamer.spaces import MASK
 def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
     """Yields every verdict on the environment called `name` as soon as it is known.
 
-    Raises UserError when there is no such environment, or the picture cannot be written.
+    Raises UserError when there is no such environment, or when the file `settings.picture` cannot be written.
     """
     made = functools.partial(watch.made, name, settings.env_options)
     try:
@@ -65,7 +65,7 @@ def examine(name: str, settings: Settings, watch: Watch) -> Iterator[Verdict]:
 def _own(
     name: str, settings: Settings, watch: Watch, make: Callable[..., gymnasium.Env], env: gymnasium.Env
 ) -> Iterator[Verdict]:
-    """Yields all verdicts on a single environment except those of gymnasium's checker."""
+    """Yields all verdicts on an environment with one agent, except those of gymnasium's checker."""
     keys, found = _spaces(env, name)
     yield from found
     whole = seeded = False
@@ -97,9 +97,9 @@ def _own(
 def _of_agents(
     env: Any, name: str, settings: Settings, watch: Watch
 ) -> Generator[Verdict, None, bool | None]:
-    """Yields the verdict on all agents, if the environment is a parallel environment.
+    """Yields the verdict on all agents, if `env` is a parallel environment (an environment with several agents).
 
-    Returns whether it is a parallel environment, or None if the check cannot go on.
+    The generator returns whether `env` is a parallel environment, or None if the check cannot go on.
     """
     try:
         parallel = is_parallel(env)
@@ -118,7 +118,7 @@ def _of_agents(
 
 
 def _attempt(look: Callable[[], list[Verdict]]) -> list[Verdict]:
-    """Calls `look`. Returns its verdicts, or the verdict on the error that it raises."""
+    """Calls `look` and returns its verdicts. If the environment fails, returns a verdict on this failure instead."""
     try:
         return look()
     except EnvFailed as failure:
@@ -158,7 +158,7 @@ def _of_walk(taken: Walk, keys: Sequence[Key], env: gymnasium.Env) -> list[Verdi
 
 
 def _drawn(make: Callable[..., gymnasium.Env], watch: Watch, settings: Settings) -> list[Verdict]:
-    """The verdicts on rendering and, if it is requested, on the picture, which shows frames if rendering works."""
+    """Checks rendering. Then draws the picture of the observations if `settings.picture` is set. Returns verdicts."""
     mode: str | None = "rgb_array"
     try:
         env = make(mode)

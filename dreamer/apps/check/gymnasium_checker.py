@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
     pattern: a regular expression | level: the level of the verdict; DROPPED: do not report the line
     text: the text of the verdict; "": the line itself
-    keys: the keys of verdicts that report the same more clearly; after such a verdict, the line is not reported
+    keys: the keys of other verdicts that report the same more clearly; the line is dropped if there is such a verdict
     """
 
     pattern: str
@@ -81,7 +81,7 @@ RULES = (
 
 
 def lines(env: Any, watch: Watch) -> list[str]:
-    """The lines of gymnasium's checker: its warnings, then the error that ended the checker, marked with "!"."""
+    """Runs gymnasium's checker. Returns its warnings, then the error that ended it, if any, with a leading "!"."""
     watch.place = "gymnasium's checker"
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -98,7 +98,7 @@ def lines(env: Any, watch: Watch) -> list[str]:
 
 
 def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
-    """Converts the lines to verdicts, without the lines that a verdict of `others` reports better."""
+    """Converts the result of `lines` to verdicts. Drops a line if a verdict in `others` reports the same better."""
     known = {verdict.key for verdict in others if verdict.level != "ok"}
     by_text: dict[str, Verdict] = {}
     for line in found:
@@ -109,7 +109,10 @@ def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
 
 
 def _verdict(line: str, known: set[str]) -> Verdict | None:
-    """The verdict for a line. An unknown line is reported unchanged, as wrong if the line ended the checker."""
+    """Returns the verdict for a line, or None to drop it.
+
+    A line that matches no rule is reported unchanged: as wrong if it begins with "!", else as a warning.
+    """
     ended, line = line.startswith("!"), line.removeprefix("!")
     if " raised in " in line:
         return None if known & {"raises", "reset-seed", "mask"} else Verdict("wrong", KEY, line)

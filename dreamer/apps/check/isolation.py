@@ -1,4 +1,4 @@
-"""Runs the check in a separate process, so that an environment that hangs or crashes ends only this process. No jax."""
+"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that process. No jax."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PLACE = 100  # bytes that describe the current stage of the check
 def verdicts_of(
     name: str, settings: Settings, progress: Callable[[str], object] = lambda place: None
 ) -> Iterator[Verdict]:
-    """Yields the verdicts of `examine` in another process, and one more if that process hangs or dies.
+    """Runs `examine` in another process and yields its verdicts, and one more if that process hangs or dies.
 
     progress: called about every second with the current stage of the check. Raises UserError as `examine` does, and
-    RuntimeError with the trace of an error in the check itself.
+    RuntimeError, with the traceback, if the check itself fails.
     """
     plugins.add_folder_for(name)
     with tempfile.TemporaryFile() as place:
@@ -90,9 +90,9 @@ def _noted(place: int) -> str:
 
 
 def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects that the other side sends, one per line, until it closes.
+    """Yields the JSON objects, one per line, that the other process writes to a pipe, until it closes the pipe.
 
-    If the other side is silent for `patience` seconds, yields {"silent": seconds} and ends.
+    If the other process is silent for `patience` seconds, yields {"silent": seconds} and ends.
     """
     data, limit = b"", max(patience, START)
     while True:
@@ -108,7 +108,9 @@ def _messages(descriptor: int, patience: float) -> Iterator[dict[str, Any]]:
 
 
 def serve(place: int) -> None:
-    """Runs in the separate process: reads the settings from stdin, writes messages to stdout, and prints to stderr.
+    """Runs the check in the separate process. Reads the settings from stdin and writes messages to stdout.
+
+    Anything that the environment prints goes to stderr.
 
     place: the descriptor of a file, into which the process writes the current stage of the check.
     """

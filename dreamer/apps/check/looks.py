@@ -1,4 +1,4 @@
-"""Examines one observation: its contents, and whether it fits its spaces. No jax."""
+"""Examines single observations: their contents, and whether they fit their spaces. No jax."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KEPT = 4096  # the numbers of a key with more numbers are examined, but not kept
 
 
 class Look(NamedTuple):
-    """What the check keeps of one key of one observation.
+    """What the check keeps of the array of one key in one observation.
 
-    mark: a value that is equal for equal arrays | dtype: the dtype of the array
-    value: the numbers of the array [n] float64; None for pictures, classes and large arrays
-    low, high: the extremes of the finite numbers; NaN: there are none
-    coarse: a picture as at most COARSE x COARSE sums [n] float64; None: not a picture
+    mark: a fingerprint, which is equal for equal arrays | dtype: the dtype of the array
+    value: the numbers of the array [n] float64; None for images, classes and large arrays
+    low, high: the smallest and the largest finite number; NaN: there are none
+    coarse: an image reduced to at most COARSE x COARSE sums of pixels [n] float64; None: not an image
     """
 
     mark: Any
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 
 def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
-    """The keys of an environment's observation, each with its space."""
+    """Returns the keys of an environment's observation, each with its space."""
     found = []
     for reader in readers:
         space: Any = env.observation_space
@@ -55,7 +55,7 @@ def keys_of(env: gymnasium.Env, readers: Sequence[Reader]) -> list[Key]:
 
 
 def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
-    """The Look of each key of an observation, with its values copied.
+    """Returns {key: Look} of an observation. A Look holds copies of the values.
 
     Keys that are missing, and keys whose values are not numbers, are left out.
     """
@@ -70,7 +70,7 @@ def look(keys: Sequence[Key], obs: Any) -> dict[str, Look]:
 
 
 def faults(keys: Sequence[Key], obs: Any) -> Iterator[tuple[str, Verdict]]:
-    """Yields the faults of an observation as (key, verdict)."""
+    """Yields (key, verdict) for each key of an observation that has a fault."""
     for key in keys:
         try:
             value = find(key.reader, obs)
@@ -116,7 +116,7 @@ def _coarse(reader: Reader, array: np.ndarray) -> np.ndarray | None:
 
 
 def _unreadable(key: Key, value: Any) -> Verdict | None:
-    """A verdict on a value that the runtime refuses. It would end training, or replace the environment at each step."""
+    """Returns a verdict on a value that training cannot read and treats as a failed environment; None: it can."""
     try:
         read(key.reader, value)
     except ValueError as error:
@@ -139,7 +139,7 @@ def _unreadable(key: Key, value: Any) -> Verdict | None:
 
 
 def _converted(key: Key, value: Any) -> Verdict | None:
-    """A verdict on a value that the runtime accepts and converts, though it differs from the space."""
+    """Returns a verdict on a value that training converts because it differs from its space; None: it fits."""
     if not isinstance(key.space, gymnasium.spaces.Box) or key.space.shape == ():
         return None  # classes may be int, np.int32 or np.int64
     if not isinstance(value, np.ndarray | np.generic):

@@ -27,10 +27,10 @@ RAW, SEEN = "as the environment returns it", "as the agent sees it"
 
 
 class Story(NamedTuple):
-    """The rows that the picture shows.
+    """The T rows that the picture of `dreamer check` shows.
 
     raw {key: [T, ..]}: the values of the environment | seen {key: [T, ..]}: the same values as the agent sees them
-    starts: the rows in which episodes begin | drawn {row: [H, W, 3]}: the pictures that render() returned
+    starts: the rows in which episodes begin | drawn {row: [H, W, 3]}: the frames that render() returned
     """
 
     raw: dict[str, np.ndarray]
@@ -40,7 +40,10 @@ class Story(NamedTuple):
 
 
 def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> list[Verdict]:
-    """Draws the picture into the file `path`. Raises EnvFailed, and UserError if the file cannot be written."""
+    """Takes random steps, and draws their observations into the PNG file `path`.
+
+    Raises EnvFailed if the environment fails, and UserError if the file cannot be written.
+    """
     watch.place = "the rows of the picture"
     rows = EnvRows(env, seed=seed, action_repeat=action_repeat)
     try:
@@ -54,7 +57,7 @@ def check(env: Any, path: str, watch: Watch, seed: int, action_repeat: int) -> l
 
 
 def record(rows: EnvRows, seed: int) -> Story:
-    """Takes random actions and records the first rows."""
+    """Takes random actions and records ROWS rows."""
     out, choose = empty_step(rows.spec, 1), chooser(rows.env, seed)
     raw: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
     seen: dict[str, list[np.ndarray]] = {reader.key: [] for reader in rows.readers}
@@ -76,7 +79,7 @@ def record(rows: EnvRows, seed: int) -> Story:
 
 
 def _raw(reader: Reader, value: Any) -> np.ndarray:
-    """A copy of a value. In a picture, the channels become the last axis, and stacked pictures are joined there."""
+    """Returns a copy of a value. An image gets the shape [H, W, C]: stacked images are joined along the channels."""
     array = np.array(value)
     if not reader.space.image or array.shape != reader.shape:
         return array
@@ -84,14 +87,15 @@ def _raw(reader: Reader, value: Any) -> np.ndarray:
 
 
 def moments(rows: int) -> list[int]:
-    """The rows that are shown as pictures."""
+    """Returns the indices of the rows whose images are shown: MOMENTS of `rows`, evenly spaced."""
     return np.linspace(0, rows - 1, MOMENTS).astype(int).tolist()
 
 
 def draw(path: Path, story: Story, spaces: dict[str, Space]) -> None:
-    """Writes a PNG. Pictures are shown at some moments, raw above and seen below.
+    """Draws the keys in `spaces` and writes the PNG file `path`.
 
-    Vectors are shown over time, raw on the left and seen on the right.
+    An image key is shown at a few rows, raw above and as the agent sees it below. Any other key is shown over time, raw
+    on the left and as the agent sees it on the right.
     """
     from matplotlib.figure import Figure
 
@@ -129,7 +133,7 @@ def _strip(part: Any, title: str, sides: Sequence[tuple[str, dict[int, np.ndarra
 
 
 def _flat(picture: np.ndarray) -> np.ndarray:
-    """Returns a picture as [H, W] or [H, W, 3]. Any other number of channels is shown side by side, in grey."""
+    """Returns an image as [H, W] or [H, W, 3]. Other numbers of channels are placed side by side: [H, C * W]."""
     if picture.ndim == 2 or picture.shape[-1] == 3:
         return picture
     return np.concatenate(list(np.moveaxis(picture, -1, 0)), axis=1)
@@ -155,7 +159,7 @@ def _over_time(part: Any, key: str, raw: np.ndarray, seen: np.ndarray, space: Sp
 
 
 def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
-    """Draws table [T, n] over time: n lines, or a strip of n rows of colors."""
+    """Draws table [T, n] over time: as n lines if n <= LINES, else as a strip of n rows of colors."""
     if table.shape[1] > LINES:
         image = axis.imshow(table.T, aspect="auto", interpolation="nearest", cmap="viridis", origin="lower")
         axis.figure.colorbar(image, ax=axis, pad=0.01).ax.tick_params(labelsize=8)
@@ -167,7 +171,7 @@ def _numbers(axis: Any, table: np.ndarray, discrete: bool) -> None:
 
 
 def _ones(axis: Any, table: np.ndarray, classes: int) -> None:
-    """Draws a dot where the joined one-hots of table [T, n] are 1. Dots stay visible at any size."""
+    """Draws class indices [T, n] as joined one-hots over time, with a dot for each 1. Dots are visible at any size."""
     places = table + classes * np.arange(table.shape[1])
     axis.plot(places, "s", ms=3, color="#1f77b4")
     axis.set_ylim(-0.5, classes * table.shape[1] - 0.5)

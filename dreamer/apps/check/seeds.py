@@ -24,7 +24,7 @@ CLOSE = 1e-5  # relative differences below this are differences in the last digi
 
 
 class Seen(NamedTuple):
-    """One answer of the environment: the Look of each key of the observation, the reward and the flags."""
+    """The result of one reset or step: the Look of each key of the observation, the reward and the flags."""
 
     looks: Mapping[str, Look]
     reward: float | None
@@ -64,7 +64,10 @@ def check(
 def _side_by_side(
     envs: list[gymnasium.Env], keys: Sequence[Key], seed: int, steps: int
 ) -> list[list[Seen]]:
-    """What each env returns for the same random actions, when they step in turn. The actions obey `envs[0]`'s masks."""
+    """Steps the environments in turn with the same random actions, and returns the results of each.
+
+    The actions obey the action masks of `envs[0]`.
+    """
     tally, choose = Tally(), chooser(envs[0], seed)
     all_seen: list[list[Seen]] = [[] for _ in envs]
     answers: list[Answer] = [Answer(None) for _ in envs]
@@ -80,7 +83,7 @@ def _side_by_side(
 
 
 def _mixed(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int) -> str:
-    """A key of the observation of `one` whose array is overwritten when `other` steps, or ""."""
+    """Returns a key of the observation of `one` whose array is overwritten when `other` steps; "" if there is none."""
     tally, choose = Tally(), chooser(other, seed + 2)
     held = begin(one, seed + 1, tally, "").obs
     before = look(keys, held)
@@ -127,7 +130,7 @@ class _Difference(NamedTuple):
 
 
 def _difference(one: list[Seen], other: list[Seen]) -> _Difference | None:
-    """The first difference between two sequences, or None."""
+    """Returns the first difference between two sequences, or None."""
     for i, (a, b) in enumerate(zip(one, other, strict=True)):
         place = "in the first observation" if i == 0 else f"in row {i}"
         if a[1:] != b[1:] and not (a.reward is not None and b.reward is not None and a[2:] == b[2:]):
@@ -152,7 +155,7 @@ def _difference_of(place: str, key: str, one: Look, other: Look | None) -> _Diff
 
 
 def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) -> list[Verdict]:
-    """The verdicts on the first observations of episodes.
+    """Returns the verdicts on the first observations of episodes.
 
     seeded: after resets with different seeds | free: after a reset with a seed, then after resets without a seed
     """

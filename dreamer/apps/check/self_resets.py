@@ -1,7 +1,8 @@
 """Checks whether an environment resets inside step(), so that the last observation is the next episode's first.
 
-There are three tests, the cheapest first: the keys of info; whether last observations of the random steps look like
-first observations; and a comparison with a reset instead of the last step. No jax.
+There are three tests, the cheapest first. The first looks for a final observation in info. The second asks whether the
+last observations of the random steps look like first observations. The third plays episodes again, with a reset in
+place of the last step, and compares. No jax.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ADVICE = "so the end is lost; return the true last observation, the runtime call
 
 
 def of_walk(walk: Walk, episodes: list[list[Row]], env: gymnasium.Env) -> list[Verdict]:
-    """The verdicts on the random steps. If these leave a doubt, takes more steps in `env`."""
+    """Returns a verdict if the random steps show that step() resets by itself, else []. May step `env` to confirm."""
     odd = [rows[-1] for rows in episodes if rows[-1].final is not None and not same(rows[-1].final, rows[-1].looks)]
     if odd:
         text = f"the final observation in info is not the one returned with the end ({odd[0].where}): "
@@ -59,7 +60,7 @@ def check(
 ) -> list[Verdict]:
     """Plays some episodes twice, the second time with a reset instead of the last step, and compares the observations.
 
-    make: returns a new environment at each call; its seed must determine it completely. Raises EnvFailed.
+    make: returns a new environment at each call; the seed must determine all that it does. Raises EnvFailed.
     """
     episodes = walk.episodes()
     if not episodes:
@@ -82,7 +83,7 @@ def check(
 
 
 def _tail(hits: int, tries: int, chance: float) -> float:
-    """The probability of at least `hits` hits in `tries` tries with the probability `chance` each."""
+    """Returns the probability of at least `hits` hits in `tries` tries that hit with probability `chance` each."""
     return sum(math.comb(tries, k) * chance**k * (1 - chance) ** (tries - k) for k in range(hits, tries + 1))
 
 
@@ -90,8 +91,8 @@ class _Twin(NamedTuple):
     """An episode that was played twice.
 
     last: the last observation | first: the first observation after a reset instead of the last step
-    differs: whether a reset instead of a step in the middle gives another observation than this step; it does not if
-    all observations have the same distribution
+    differs: whether a step in the middle and a reset in its place give different observations; if not, `last` and
+    `first` may be equal without a fault
     """
 
     last: Mapping[str, Look]
@@ -100,7 +101,10 @@ class _Twin(NamedTuple):
 
 
 def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: int, steps: int) -> list[_Twin]:
-    """Plays episodes with at most `steps` steps in total twice; skips episodes of one step. Raises EnvFailed."""
+    """Plays up to TWINS episodes in `one`, at most `steps` steps in all.
+
+    Repeats each episode in `other`, with a reset in place of a step. Skips episodes of one step. Raises EnvFailed.
+    """
     choose, twins = chooser(one, seed + 3), []
     for own in range(seed + 100, seed + 100 + TWINS):
         answer, shown = begin(one, own, Tally(), ""), []
@@ -120,7 +124,7 @@ def _twins(one: gymnasium.Env, other: gymnasium.Env, keys: Sequence[Key], seed: 
 
 
 def _reset_after(env: gymnasium.Env, seed: int, actions: list[Any], keys: Sequence[Key]) -> Mapping[str, Look]:
-    """The observation of a reset after these actions; {} if they end the episode."""
+    """Resets with the seed, takes the actions, resets again and returns that observation; {} if the episode ended."""
     begin(env, seed, Tally(), "")
     for action in actions:
         if _over(take(env, action, Tally(), "")):
@@ -157,7 +161,7 @@ def _over(answer: Answer) -> bool:
 class _Cloud(NamedTuple):
     """The first observations of episodes, for one key.
 
-    marks: their marks (see Look) | values [n, m]: the m numbers of each; None: they have no numbers
+    marks: the `Look.mark` of each | values [n, m]: the m numbers of each; None: some have none, or another m
     """
 
     marks: set
@@ -177,7 +181,10 @@ class _Cloud(NamedTuple):
         return len(self.values) >= STARTS and self._close(numbers)
 
     def _close(self, numbers: np.ndarray) -> bool:
-        """Like `near`, but compares mean distances: of many numbers, some always leave the box around a few starts."""
+        """Like `near`, but compares the mean distance from the centre of the first observations.
+
+        If there are many numbers and few first observations, some numbers always lie outside their range.
+        """
         assert self.values is not None
         middle, spread = self.values.mean(0), self.values.std(0)
         moves = spread > 0
@@ -192,7 +199,7 @@ def _numbers(seen: Look) -> np.ndarray | None:
 
 
 def _starts(rows: list[Row]) -> Callable[[Row], bool]:
-    """Returns a function that tells whether a row looks like the first row of an episode. rows: first rows."""
+    """Returns a function that tells whether a row looks like the first row of an episode. rows: known first rows."""
     clouds = {key: _cloud([row.looks[key] for row in rows if key in row.looks]) for key in rows[0].looks}
     return lambda row: all(key in row.looks and cloud.near(row.looks[key]) for key, cloud in clouds.items())
 

@@ -44,7 +44,7 @@ class Solo(gymnasium.Env):
         return self._side.shown(self._last[0][self._side.agent]), self._last[1].get(self._side.agent, {})
 
     def step(self, action: Any) -> Any:
-        """Lets all agents act, and returns the answer for the one agent."""
+        """Takes a step with all agents, and returns the result for the one agent."""
         own = self._side.agent
         others = [agent for agent in self._last[0] if agent != own and agent not in self._over]
         answer = self.team.step({own: action, **{agent: self._chosen(agent) for agent in others}})
@@ -55,7 +55,7 @@ class Solo(gymnasium.Env):
         return self._side.shown(observations[own]), *results, infos.get(own, {})
 
     def render(self) -> Any:
-        """The picture of the parallel environment."""
+        """Returns what the parallel environment renders."""
         return self.team.render()
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Solo(gymnasium.Env):
 
 
 def check_team(team: Any, name: str, settings: Settings, watch: Watch) -> Verdict:
-    """Lets all agents take random steps, and reads their rows as training does. Raises EnvFailed."""
+    """Lets all agents take random steps, reads their rows as training does, and returns a verdict. Raises EnvFailed."""
     watch.place = "the random steps of all agents"
     rng, rows_made, ends = np.random.default_rng(settings.seed), 0, 0
     try:

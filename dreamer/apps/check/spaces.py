@@ -1,4 +1,4 @@
-"""Reports how the agent sees the spaces of an environment, from the records that the agent itself uses. No jax."""
+"""Reports how the agent sees the spaces of an environment, based on the agent's own Space and Action. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASKED = "action mask -> allowed or not, as two classes each; predicted by its o
 
 
 def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
-    """Returns a verdict for each key and one for the action. Raises UserError for a space that is not supported."""
+    """Returns verdicts on each observation key and on the action. Raises UserError for an unsupported space."""
     masked = bool(action_reader(env).action.onehots)
     verdicts = [
         ok("observation", f"{key.name!r}: {MASKED if masked and key.name == MASK else described(key.reader.space)}")
@@ -32,7 +32,7 @@ def check(env: gymnasium.Env, keys: Sequence[Key]) -> list[Verdict]:
 
 
 def described(space: Space) -> str:
-    """Describes one key in words: its kind, how it is encoded, and how it is decoded."""
+    """Describes one observation key in words: its kind, how it is encoded, and how it is decoded."""
     way = space.encoding
     seen = SEEN[way.input].format(width=space.width)
     return f"{_kind(space)} -> {seen}, {way.network}; decoded as {PREDICTED[way.target]}, {way.loss}"
@@ -64,7 +64,7 @@ def _action(env: gymnasium.Env) -> list[Verdict]:
 
 
 def _boxes(space: gymnasium.Space) -> list[gymnasium.spaces.Box]:
-    """The Box spaces in an action space, at any depth."""
+    """Returns the Box spaces in an action space, at any depth."""
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return [box for inner in _inner(space) for box in _boxes(inner)]
     return [space] if isinstance(space, gymnasium.spaces.Box) else []

@@ -54,7 +54,7 @@ def _throughput(row: float, plan: WorkerPlan, watch: Watch) -> list[Verdict]:
 def render(env: gymnasium.Env, watch: Watch, seed: int) -> list[Verdict]:
     """Checks whether the environment renders frames for a video, and how fast.
 
-    Raises EnvFailed if reset or step fails; if rendering fails, returns a verdict.
+    Raises EnvFailed if reset or step fails. If rendering fails, returns a warning.
     """
     if getattr(env, "render_mode", None) != "rgb_array":
         return [note("render", "it draws no pictures (no render_mode 'rgb_array'): no videos of its episodes")]
@@ -91,7 +91,7 @@ def _facts(seconds: np.ndarray) -> dict[str, float]:
 
 
 def _short(seconds: float) -> str:
-    """A time as text with a unit that fits: 12.3 us, 4.56 ms, 7.89 s."""
+    """Returns a time as text with a unit that fits: 12.3 us, 4.56 ms, 7.89 s."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

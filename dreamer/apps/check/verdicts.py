@@ -1,4 +1,4 @@
-"""The settings of a check, and its verdicts. No jax."""
+"""The settings of `dreamer check`, and the verdicts that it prints. No jax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Settings:
     steps: Annotated[int, at_least(1)] = 5000
     """Random steps to take, in frames of the environment."""
     episodes: Annotated[int, at_least(1)] = 100
-    """Episodes after which the random steps end, even if they are fewer."""
+    """Number of episodes after which the random steps end early."""
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     """Seed of the environment and of the random actions."""
     workers: Annotated[int, at_least(1)] = 16
@@ -45,10 +45,10 @@ class Settings:
 
 
 class Verdict(NamedTuple):
-    """One line of a check.
+    """One finding of `dreamer check`, printed as one line.
 
     level: "wrong" will spoil a training run, "warning" may spoil it, "note" is worth knowing, "ok" is right
-    key: the name of the examined property; it is the same in every version | facts: figures for programs
+    key: the name of the examined property; it is the same in every version | facts: numbers for programs, by name
     """
 
     level: Level
@@ -58,21 +58,21 @@ class Verdict(NamedTuple):
 
 
 class Tally:
-    """Collects verdicts on single answers: of each kind (key, what), the first verdict and the number of verdicts."""
+    """Collects verdicts on results of reset and step: for each kind (key, what), the first verdict and a count."""
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], Verdict] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
     def add(self, verdict: Verdict, what: str = "", place: str = "") -> None:
-        """Counts a verdict on `what` (a key of the observation, a flag) that was found at `place`."""
+        """Counts a verdict. what: the observation key or the flag in question | place: the episode and step, as text"""
         kind = verdict.key, what
         if kind not in self.first:
             self.first[kind] = verdict._replace(text=f"{verdict.text} ({place})" if place else verdict.text)
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def verdicts(self) -> list[Verdict]:
-        """One verdict for each kind, with its count if it was found more than once."""
+        """Returns the first verdict of each kind; its text contains the count if there were more."""
         found = []
         for kind, verdict in self.first.items():
             often = f"; {self._counts[kind]:,} times in all" if self._counts[kind] > 1 else ""
@@ -81,31 +81,31 @@ class Tally:
 
 
 def ok(key: str, text: str, **facts: Any) -> Verdict:
-    """A verdict on a property that is right."""
+    """Returns a verdict on a property that is right."""
     return Verdict("ok", key, text, facts)
 
 
 def note(key: str, text: str, **facts: Any) -> Verdict:
-    """A verdict that is worth knowing and needs no fix."""
+    """Returns a verdict that is worth knowing and needs no fix."""
     return Verdict("note", key, text, facts)
 
 
 def warning(key: str, text: str, **facts: Any) -> Verdict:
-    """A verdict on a property that will probably disturb training."""
+    """Returns a verdict on a property that will probably disturb training."""
     return Verdict("warning", key, text, facts)
 
 
 def wrong(key: str, text: str, **facts: Any) -> Verdict:
-    """A verdict on a fault that must be fixed; with such a verdict, the command exits with code 1."""
+    """Returns a verdict on a fault that must be fixed. With such a verdict, the command exits with code 1."""
     return Verdict("wrong", key, text, facts)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 step", "2,000 steps"."""
+    """Returns a number with its noun: "1 step", "2,000 steps"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(items: list, most: int = 6) -> str:
-    """The first `most` items of a list in words: "0, 3, 4 and 12 more"."""
+    """Returns the first `most` items of a list, and the number of the others: "0, 3, 4 and 12 more"."""
     shown = ", ".join(map(str, items[:most]))
     return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown

@@ -26,10 +26,10 @@ FINAL = (  # in the info of environments that reset themselves inside step
 
 
 class Row(NamedTuple):
-    """One answer of the environment. Step 0 is the answer of a reset; it has no action and no flags, and reward 0.
+    """The result of one reset or step. Step 0 of an episode is the reset: it has no action, no flags, and reward 0.
 
     looks: the Look of each key of the observation | reward: None if it is not a finite number
-    info: the keys of info | final: the looks of the final observation in info
+    info: the keys of info | final: the Looks of the final observation that info contains; None: it contains none
     rewritten: the keys of the observation whose arrays were overwritten after they were returned
     """
 
@@ -51,16 +51,15 @@ class Row(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The place of the row in words."""
+        """The episode and the step of the row, as text."""
         return f"episode {self.episode}, step {self.step}"
 
 
 class Walk(NamedTuple):
     """The record of the random steps of a check.
 
-    rows: all rows in order | verdicts: the verdicts on single answers
-    seconds: the duration of each "step" and of each "reset"
-    whole: False if the steps were cut short
+    rows: all rows in order | verdicts: the verdicts on single results of reset and step
+    seconds {"step", "reset"}: the durations of the calls | whole: False if an error ended the steps early
     """
 
     rows: list[Row]
@@ -86,7 +85,7 @@ def walk(
 ) -> Walk:
     """Takes random steps until there are `steps` steps or `episodes` episodes. Holds each action for `repeat` steps.
 
-    The steps are cut short when the environment raises an error, or breaks gymnasium's interface.
+    The steps end early when the environment raises an error, or breaks gymnasium's interface.
     """
     rows: list[Row] = []
     seconds: dict[str, list[float]] = {"step": [], "reset": []}

@@ -1,4 +1,4 @@
-"""Watches all calls of the environment: distinguishes its errors from the check's, and names a call that hangs."""
+"""Watches all calls of the environment: tells its errors from those of the check, and names a call that hangs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLS = ("reset", "step", "render", "close")
 
 
 class EnvFailed(Exception):
-    """The environment raised `error` in `call`: "make", "reset", "step", "render" or "close"."""
+    """Raised when a call of the environment raises `error`. call: "make", "reset", "step", "render" or "close"."""
 
     def __init__(self, call: str, text: str, error: BaseException):
         super().__init__(text)
@@ -28,9 +28,9 @@ class EnvFailed(Exception):
 
 
 class Watch:
-    """Records the call in progress and when it began. After `start`, owns the thread that reports a call that hangs.
+    """Records which call of the environment is in progress, and since when.
 
-    Only the thread that made the Watch may use it.
+    After `start`, owns the thread that reports a call that hangs. Only the thread that made the Watch may use it.
     """
 
     def __init__(self, note: Callable[[str], object] = lambda place: None) -> None:
@@ -51,7 +51,10 @@ class Watch:
         self._note(words)
 
     def start(self, patience: float, beat: Callable[[], None], hung: Callable[[str], None]) -> None:
-        """Calls `beat` at least every second, and `hung` with one line when a call has taken `patience` seconds."""
+        """Starts a thread. It calls `beat` at least every second, and `hung` with a message if a call takes too long.
+
+        patience: the seconds after which a call has taken too long
+        """
         threading.Thread(target=self._run, args=(patience, beat, hung), daemon=True).start()
 
     def made(self, name: str, options: dict[str, Any], render_mode: str | None = None) -> Any:
@@ -76,7 +79,10 @@ class Watch:
         return env
 
     def call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
-        """Calls `function` and returns its result. Raises EnvFailed for any error except KeyboardInterrupt."""
+        """Calls `function` and returns its result. Raises EnvFailed for any error except KeyboardInterrupt.
+
+        name: the name of the call in messages, such as "step"
+        """
         self._call = name, time.monotonic()
         try:
             return function(*args, **options)
@@ -103,7 +109,7 @@ class Watch:
                 hung(f"{now[0]}() has not returned for {patience:g} s in {self.place}{self._line()}")
 
     def _line(self) -> str:
-        """The current file and line of the main thread, ignoring the standard library."""
+        """Returns " (FILE, line N)", the place of the main thread outside the standard library; "": there is none."""
         frame = sys._current_frames().get(self._main)
         library = os.path.dirname(os.__file__) + os.sep
         while frame is not None:
