@@ -1,7 +1,8 @@
-"""Several processes that learn together, on one machine or on many: connects them and shares numbers.
+"""Connects several processes that learn together, on one machine or on many, and exchanges numbers between them.
 
-Every process provides its share of each batch, from its own environments and replay. An update is a collective, so the
-numbers that decide whether to make an update must be equal in every process. `gather` shares these numbers.
+Every process provides its share of each batch, from its own environments and replay. An update is a collective
+operation, so all processes must decide alike whether to make one. They exchange the numbers for this decision with
+`gather`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dreamer.runtime.devices.mesh import Config
 
 
 def start(config: Config) -> None:
-    """Connects to the other processes, if the config names any. Call it before anything uses a device.
+    """Connects this process to the others, if the config has a coordinator. Call it before anything uses a device.
 
-    Raises UserError naming a field that is missing or out of range, or if the other processes cannot be reached.
+    Raises UserError if `check` finds a wrong field, or if the other processes cannot be reached.
     """
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
@@ -36,7 +37,10 @@ def start(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises UserError naming the first multi-process field that is missing or out of range."""
+    """Checks the fields for several processes: `coordinator`, `processes` and `process_id`.
+
+    Raises UserError naming the first field that is missing, out of range, or set without the address of a coordinator.
+    """
     if config.coordinator in ("", "auto"):
         for name in ("processes", "process_id"):
             if getattr(config, name) != getattr(Config, name):
@@ -59,7 +63,7 @@ def count() -> int:
 
 
 def refuse_several(config: Config) -> None:
-    """Raises UserError if a config names other processes. Features that support only one process call it."""
+    """Raises UserError if the config asks for several processes. Features that support only one process call this."""
     check(config)
     if config.coordinator:
         raise UserError(
@@ -70,7 +74,10 @@ def refuse_several(config: Config) -> None:
 
 
 def share(name: str, whole: int) -> int:
-    """Divides `whole` evenly over the processes. Raises UserError naming the field `name` if that is impossible."""
+    """Returns this process's share of `whole`, such as a batch size, which is divided evenly over the processes.
+
+    name: the config field of `whole`. Raises UserError naming the field if the shares cannot be equal.
+    """
     if whole % count():
         below = whole // count() * count()
         choices = " or ".join(str(n) for n in (below, below + count()) if n)
@@ -79,9 +86,9 @@ def share(name: str, whole: int) -> int:
 
 
 def gather(values: Sequence[int]) -> np.ndarray:
-    """Returns the values of all processes, int64 [processes, len(values)].
+    """Gathers the values of all processes and returns them as int64 [processes, len(values)].
 
-    This is a collective: all processes must call it, and all their collectives must come in the same order.
+    This is a collective operation: all processes must call it, and in the same order as their other collectives.
     """
     if count() == 1:
         return np.array([values], np.int64)

@@ -19,11 +19,12 @@ GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", 
 def as_user_errors(
     doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
 ) -> Iterator[None]:
-    """A context that turns device errors into a UserError; other errors pass through.
+    """A context manager that turns errors of a device that is out of memory or lost into a UserError.
 
+    Other errors pass through. The arguments are only used in the text of the UserError.
     doing: what the caller does in this context, such as "compiling the update"
-    batch: (replay.batch_size, replay.batch_length) | state: the train state
-    program: the compiled update, if there is one | devices: the learning devices
+    batch: (replay.batch_size, replay.batch_length) | fsdp: the config field devices.fsdp | state: the train state
+    program: the compiled update, or None | devices: the devices that learn
     """
     try:
         yield
@@ -47,12 +48,16 @@ def as_user_errors(
 
 
 def full(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether a device has no memory left."""
+    """Whether `error` reports that a device has no memory left."""
     return any(word in str(error) for word in FULL)
 
 
 def memory(state: Any, program: Any, devices: Sequence[Any]) -> list[str]:
-    """Returns what is known about a device's memory, in phrases: the sizes of the state, the update, and all memory."""
+    """Returns phrases about the memory of a device: what the state and the update take, and what the device has.
+
+    state: the train state | program: the compiled update, or None | devices: the first one is asked for its memory
+    Sizes that are unknown are left out.
+    """
     facts = [f"the train state takes {_gb(state_bytes(state))}"]
     analysis = getattr(program, "memory_analysis", lambda: None)()
     if analysis is not None:
@@ -70,7 +75,7 @@ def state_bytes(state: Any) -> int:
 
 
 def lost(state: Any) -> bool:
-    """Whether a state can no longer be read, because it was donated to an update that failed."""
+    """Whether a state can no longer be read, because it was donated to an update that failed. Waits for its arrays."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     if any(leaf.is_deleted() for leaf in leaves):
         return True

@@ -2,8 +2,8 @@
 
 A mesh has the axes `data` and `fsdp`. A batch is split over both axes. The train state is replicated on every device;
 if the axis `fsdp` is longer than 1, large leaves of the state are split over it. Computations see the global batch, so
-that means and return percentiles are the same on 1 or 64 devices. The devices of one `fsdp` group belong to one host,
-so that each host has a complete state.
+that means and return percentiles are the same on 1 or 64 devices. Devices that share one split state belong to one
+host, so that each host has a complete state.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ class Config:
     count: Annotated[int, at_least(0)] = 0
     """Number of devices that learn, on all hosts together; 0 = all."""
     fsdp: Annotated[int, at_least(1)] = 1
-    """Devices of a host over which large parameters, their moments and the slow critic are split; 1 = no split."""
+    """Number of devices of a host over which large leaves are split: parameters, optimizer moments and the slow
+    critic; 1 = no split."""
     coordinator: str = ""
-    """host:port of process 0 when several processes learn together; auto: from the cluster (Slurm, MPI, TPU pods)."""
+    """host:port of process 0 if several processes learn together; empty: only one process learns; auto: the cluster
+    provides the address (Slurm, MPI, TPU pods)."""
     processes: Annotated[int, at_least(0)] = 0
-    """Number of processes; 0 = from the cluster."""
+    """Number of processes that learn together; 0 = the cluster provides it."""
     process_id: Annotated[int, at_least(-1)] = -1
-    """Number of this process, from 0; -1 = from the cluster."""
+    """Index of this process, from 0; -1 = the cluster provides it."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     """Makes a mesh of devices with the axes `data` and `fsdp`.
 
-    devices: the devices to use; None: all. Raises UserError if the number of devices is no multiple of fsdp.
+    devices: the devices to use; None: all | fsdp: the length of the axis `fsdp`
+    Raises UserError if the number of devices is not a multiple of fsdp.
     """
     devices = list(devices or jax.devices())
     if len(devices) % fsdp:
@@ -56,9 +59,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
 
 
 def configured_mesh(config: Config, batch_size: int) -> Mesh:
-    """Makes the mesh of a config, with the same number of devices from each host.
+    """Makes the mesh that a config describes, with the same number of devices from each host.
 
-    Raises UserError naming the field if devices are missing or cannot be split evenly.
+    batch_size: the size of the global batch. Raises UserError naming the field if there are fewer devices than the
+    config asks for, or if the devices or the batch cannot be split evenly.
     """
     hosts = jax.process_count()
     count = config.count or jax.device_count()
@@ -78,12 +82,12 @@ def configured_mesh(config: Config, batch_size: int) -> Mesh:
 
 
 def own(mesh: Mesh) -> list[jax.Device]:
-    """Returns the devices of this process."""
+    """Returns the devices of the mesh that belong to this process."""
     return [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises UserError if the batch cannot be split evenly over the mesh."""
+    """Raises UserError if a global batch of `batch_size` sequences cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         sizes = " or ".join(str(size) for size in (below, below + mesh.size) if size)
@@ -99,7 +103,7 @@ def _of_host(host: int) -> list[jax.Device]:
 
 
 def _near(given: int, choices: Iterable[int]) -> str:
-    """Returns the nearest choices below and above a number, for an error text."""
+    """Returns the nearest choices below and above `given` as text for an error, such as "2 or 8"."""
     choices = list(choices)
     below, above = [n for n in choices if n < given], [n for n in choices if n > given]
     return " or ".join(map(str, [*sorted(below)[-1:], *sorted(above)[:1]]))

@@ -1,4 +1,4 @@
-"""Places the train state, batches, and copies of them on devices."""
+"""Places the train state and batches on devices, and copies them between devices and to the host."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that splits a batch along its first axis."""
+    """Returns the sharding that splits the first axis of a batch over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def state_sharding(mesh: Mesh, form: Any) -> Any:
-    """Returns the sharding of a train state: a single one for all leaves or, with fsdp, one for each leaf.
+    """Returns the sharding of a train state: one for all leaves, or a tree with one for each leaf.
 
-    form: the train state, or a tree of its shapes; with fsdp the result has the same structure. A leaf of
-    SMALLEST_SPLIT numbers or more is split along its longest divisible axis; the other leaves are replicated.
+    form: the train state, or a tree of its shapes. The result is a tree like `form` if the mesh axis `fsdp` is longer
+    than 1. A leaf of SMALLEST_SPLIT numbers or more is then split along its longest axis that is a multiple of fsdp.
+    The other leaves are replicated.
     """
     if mesh.shape["fsdp"] == 1:
         return replicated(mesh)
@@ -48,7 +49,10 @@ def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def place_state(mesh: Mesh, state: Any) -> Any:
-    """Places a train state from any devices or the host for `jit_update`. All processes must pass the same state."""
+    """Places a train state on the mesh, with the sharding that `jit_update` expects.
+
+    state: the train state, on any devices or on the host. All processes must pass the same state.
+    """
     places = state_sharding(mesh, state)
     if jax.process_count() == 1:
         return jax.device_put(state, places)
@@ -57,14 +61,14 @@ def place_state(mesh: Mesh, state: Any) -> Any:
 
 
 def _of_all_processes(x: Any, place: NamedSharding) -> Array:
-    """Makes a global array of `x`, which is equal in all processes; each process places the part on its devices."""
+    """Makes a global array from `x`, which must be equal in all processes. Each process fills its own devices."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x
     return _joined(jax.device_put(x, _own_part(place)), place)
 
 
 def _own_part(place: Any) -> NamedSharding:
-    """Returns the sharding `place` with only the devices of this process."""
+    """Returns the sharding `place`, restricted to the devices of this process."""
     return NamedSharding(make_mesh(own(place.mesh), place.mesh.shape["fsdp"]), place.spec)
 
 
@@ -73,14 +77,14 @@ def _joined(x: Array, place: NamedSharding) -> Array:
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """Places the batch of this process as its part of the global batch. Callable from any thread."""
+    """Places the batch of this process on its devices, as its part of the global batch. Any thread may call this."""
     if jax.process_count() == 1:
         return jax.device_put(batch, split(mesh))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
 
 
 def local_copy(tree: Any) -> Any:
-    """Returns the same arrays restricted to this process's devices; no copy, no transfer.
+    """Returns the same arrays, restricted to the devices of this process. Copies and transfers no data.
 
     Each process can save or read the result by itself. With one process, the tree is returned unchanged.
     """
@@ -101,7 +105,7 @@ def _gather(mesh: Mesh) -> Callable[[list[Array]], list[Array]]:
 
 
 def whole(tree: Any) -> Any:
-    """Gathers every split leaf of a tree on each device of this process."""
+    """Returns the tree with its split leaves gathered, so that each device of this process has them complete."""
     leaves, form = jax.tree.flatten(local_copy(tree))
     parts = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.sharding.is_fully_replicated]
     if parts:
@@ -113,7 +117,10 @@ def whole(tree: Any) -> Any:
 
 
 def first_copy(tree: Any) -> Any:
-    """Copies a tree to the first device. The copy shares no buffer with `tree`, so that `tree` may then be donated."""
+    """Returns a copy of a tree on the first device of this process.
+
+    The copy shares no buffer with `tree`, so that `tree` may be donated afterwards.
+    """
     device = jax.local_devices()[0]
     if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
         return _copies(device)(tree)  # one call instead of one per leaf
@@ -127,16 +134,16 @@ def _copies(device: jax.Device) -> Callable[[Any], Any]:
 
 
 def begin_to_host(tree: Any) -> None:
-    """Schedules the copy of the arrays to the host, for a later call of `to_host`. Returns at once."""
+    """Starts to copy the arrays of a tree to the host, for a later call of `to_host`. Returns at once."""
     for x in jax.tree.leaves(tree):
         if isinstance(x, jax.Array):
             x.copy_to_host_async()
 
 
 def to_host(tree: Any) -> Any:
-    """Waits for the computation and returns numpy arrays.
+    """Waits until the arrays of a tree are computed, and returns the tree with numpy arrays.
 
-    Returns this process's part of an array that is split over processes.
+    An array that is split over several processes becomes only the part of this process.
     """
     begin_to_host(tree)
     return jax.tree.map(_to_numpy, tree)

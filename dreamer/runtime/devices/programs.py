@@ -1,4 +1,4 @@
-"""The jitted functions of an agent."""
+"""The jitted functions of an agent, and of a replay whose rows are in device memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from dreamer.spaces import Spec
 
 
 def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
-    """Compiles `agent.init(key)` for the mesh; on a CPU without optimizations, because these take ten times as long."""
+    """Compiles `agent.init(key)` for the mesh.
+
+    On a CPU, it compiles without optimizations: `init` runs once, and optimizing it takes ten times as long.
+    """
     plainly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
@@ -40,9 +43,10 @@ def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
 
 
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
-    """Compiles a function (rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings that writes rows in place.
+    """Compiles a function (rings {k: [N, n]}, index [R] int32, rows {k: [R, n]}) -> rings.
 
-    It drops the rows whose index is N or more.
+    The function writes each row to its index in the ring buffers, in place (the rings are donated). It drops rows whose
+    index is N or more.
     """
     place = replicated(mesh)
 
@@ -53,7 +57,10 @@ def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:
 
 
 def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Array]]:
-    """Compiles a function (rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, sharded like a batch."""
+    """Compiles a function (rings {k: [N, n]}, index [B, T] int32) -> {k: [B, T, *shapes[k]]}, sharded like a batch.
+
+    The function reads rows from the ring buffers. shapes: the shape of a row, whose product is n, for each ring.
+    """
 
     def gather(rings: dict[str, Array], index: Array) -> dict[str, Array]:
         return {name: ring[index].reshape(*index.shape, *shapes[name]) for name, ring in rings.items()}
@@ -62,20 +69,20 @@ def jit_gather_rows(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Callab
 
 
 def jit_report(agent: Agent) -> Callable[..., Any]:
-    """Compiles `agent.report(state, batch)` for the devices of the state."""
+    """Compiles `agent.report(state, batch)` for the devices that hold the state."""
     return jax.jit(agent.report)
 
 
 def jit_act(
     agent: Agent, whole: Callable[[Any], Mapping[str, Variables]] = lambda variables: variables
 ) -> Callable[..., tuple[Carry, Array, Any]]:
-    """Compiles (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
+    """Compiles a function (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
 
     The compiled function acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry
     [E, ..], action [R, A], packed latent {name: [R, ..]}.
-    count: a number that makes the random numbers of each call unique.
-    streams: the stream of each row; None: the rows of all streams, in order. Streams without a row keep their carry. A
-    stream of E marks a padding row.
+    count: the number of the call; it is folded into the key, so that each call draws other random numbers.
+    streams: for each row, the index of its stream (an environment, or one agent of it), or E for a row that only pads;
+    None: there is one row for each stream, in order. Streams without a row keep their carry.
     whole: a function that converts the argument `variables` to the agent's variables, see `PolicyPart`.
     """
 
@@ -94,10 +101,10 @@ def jit_act(
 
 
 class PolicyPart(NamedTuple):
-    """The part of an agent's variables that acting reads.
+    """Tells which leaves of an agent's variables `agent.act` reads, so that only these need to be copied for acting.
 
     tree: the tree structure of all variables | forms: the shape and dtype of each leaf
-    read: for each leaf, whether acting reads it
+    read: for each leaf, whether `agent.act` reads it
     """
 
     tree: Any
@@ -105,11 +112,14 @@ class PolicyPart(NamedTuple):
     read: list[bool]
 
     def take(self, variables: Mapping[str, Variables]) -> list[Array]:
-        """Returns the leaves, each [..], that acting reads."""
+        """Returns the leaves of `variables` that `agent.act` reads."""
         return [leaf for leaf, read in zip(jax.tree.leaves(variables), self.read, strict=True) if read]
 
     def whole(self, leaves: Sequence[Array]) -> dict[str, Variables]:
-        """Puts `leaves`, each [..], back in their places. The other leaves are zeros, which the compiler removes."""
+        """Returns all variables, with the `leaves` from `take` in their places.
+
+        The other leaves are zeros, which the compiler removes because nothing reads them.
+        """
         given = iter(leaves)
         places = zip(self.forms, self.read, strict=True)
         filled = [next(given) if read else jnp.zeros(form.shape, form.dtype) for form, read in places]
@@ -117,7 +127,7 @@ class PolicyPart(NamedTuple):
 
 
 def policy_part(agent: Agent, spec: Spec) -> PolicyPart:
-    """Traces `agent.act` to find the part of the variables that it reads while collecting."""
+    """Finds the variables that `agent.act` reads in mode "collect", by tracing it for observations of `spec`."""
     forms, tree = jax.tree.flatten(jax.eval_shape(lambda: agent.variables(agent.init(jax.random.key(0)))))
     obs = {name: jax.ShapeDtypeStruct((1, *space.shape), space.device_dtype) for name, space in spec.obs.items()}
 

@@ -1,15 +1,14 @@
 """Converts between the action spaces of gymnasium and the agent's action vectors. No jax.
 
-Each space becomes the following parts of the vector (see `dreamer.spaces.Action`). The parts of a Dict are in the order
-of its keys:
+An action vector has one-hots first, then numbers (see `dreamer.spaces.Action`). Each space becomes these parts of it:
 
-    Discrete                n classes, for any start
-    MultiDiscrete           classes of each entry
-    MultiBinary             two classes for each entry
-    Box                     a number for each entry, [-1, 1] stretched to its bounds; integers in bins of one width.
-                            An entry without bounds keeps its number; an entry with one bound covers the 2 units next
-                            to it. The largest number of the dtype does not count as a bound (see `ranges`)
-    Dict, Tuple of these    all of their parts
+    Discrete                a one-hot of n classes, for any start
+    MultiDiscrete           a one-hot for each entry
+    MultiBinary             a one-hot of two classes for each entry
+    Box                     a number for each entry: [-1, 1] is mapped to its bounds; for integers, [-1, 1] is divided
+                            into bins of equal width. An entry without bounds keeps its number; an entry with one bound
+                            covers the 2 units next to it. The largest number of the dtype is no bound (see `ranges`)
+    Dict, Tuple of these    the parts of each member, in the order of the keys
 """
 
 from __future__ import annotations
@@ -32,11 +31,12 @@ MOST_CLASSES = 65_536
 
 
 class ActionReader(NamedTuple):
-    """Converts the agent's actions for an environment. action: the form of the agent's action vector.
+    """Converts the agent's action vectors to actions of an environment.
 
-    to_env(vector [A]) -> the argument of `env.step`, always inside the space: takes the largest entry of each one-hot
-    and clips numbers to [-1, 1]
-    start: the first class, if the whole space is one Discrete; None: any other space
+    action: the form of the agent's action vector
+    to_env(vector [A]) -> the argument of `env.step`, always inside the action space: takes the class with the largest
+    entry of each one-hot, and clips numbers to [-1, 1]
+    start: the first class, if the whole action space is one Discrete; None: it is any other space
     """
 
     action: Action
@@ -45,7 +45,10 @@ class ActionReader(NamedTuple):
 
 
 def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
-    """Returns the ActionReader of `env`. Raises UserError with the path of a space that is not supported."""
+    """Returns the ActionReader of `env`. name: the environment's name in errors.
+
+    Raises UserError if the action space contains an unsupported space, and names its path, or if it is empty.
+    """
     space = env.action_space
     sizes: list[int] = []
     numbers = 0
@@ -73,10 +76,11 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
 
 
 def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
-    """Returns the mask for the one-hots of `space`: int8 [N], 1 = allowed, with N the sum of the classes.
+    """Converts an action mask to int8 [N], 1 = allowed. N is the length of all one-hots of the action space together.
 
-    mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a Dict
-    or Tuple of masks, None where everything is allowed), or already an array [N]. Raises ValueError for others.
+    mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a dict
+    or tuple of masks for Dict and Tuple, None where everything is allowed), or already an array [N].
+    Raises ValueError for any other value.
     """
     total = sum(sum(_classes(leaf)) for _, leaf in _leaves(space, ()))
     array = None if mask is None or isinstance(mask, (Mapping, tuple)) else np.asarray(mask)
@@ -90,9 +94,9 @@ def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
 
 
 def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (lowest, highest, bounded): the range of numbers that the agent can choose for each entry of the box.
+    """Returns (lowest, highest, bounded): the range from which the agent can choose each entry of the box.
 
-    lowest, highest [n] float64, flat. bounded [n] bool: whether the entry has both bounds, which are then its range.
+    lowest, highest [n] float64, flat | bounded [n] bool: whether the entry has two bounds, which are then its range
     """
     low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
     most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
@@ -104,9 +108,10 @@ def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def random_actions(
     action: Action, rng: np.random.Generator, count: int, allowed: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns `count` random action vectors [count, A] float32: one-hots, and numbers uniform in [-1, 1].
+    """Returns `count` random action vectors [count, A] float32: one-hots, then numbers uniform in [-1, 1].
 
-    allowed: mask [n] for the one-hots; a one-hot with no allowed entry is left unrestricted.
+    allowed: the action mask [n] for the one-hots; None: everything is allowed. If a one-hot has no allowed entry, any
+    of its entries is chosen.
     """
     mask = np.ones(action.onehots) if allowed is None else allowed
     parts = []
@@ -212,7 +217,7 @@ def _stretch(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _masks(space: spaces.Space, mask: Any, path: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """Yields the mask of each part of `space` that has one-hots, in order."""
+    """Yields a flat mask for the one-hots of each space inside `space`, in order. A missing mask allows everything."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         inner = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in inner:

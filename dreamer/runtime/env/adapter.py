@@ -18,11 +18,11 @@ MASK_DTYPE = "int8"
 
 
 class EnvAdapter(NamedTuple):
-    """How to read an environment.
+    """How to read the observations of an environment, and how to convert actions for it.
 
-    keys: the readers of the observation's keys | actions: the converter of actions
+    keys: a Reader for each key of the observation | actions: the converter of actions
     spec: the Spec of the agent's observations and actions
-    masks: the action space, if `info` contains MASK at each step; None: it does not
+    masks: the action space, if `info` contains "action_mask" at each step; None: it does not
     first: the (obs, info) of the reset that `adapt` made; None: `adapt` made no reset
     """
 
@@ -36,8 +36,8 @@ class EnvAdapter(NamedTuple):
 def adapt(env: gymnasium.Env, name: str = "", seed: int | None = None) -> EnvAdapter:
     """Returns the EnvAdapter of `env`. Raises UserError for spaces that are not supported.
 
-    Resets the environment with `seed` if it has discrete actions and no observation MASK, because then only `info` can
-    contain a mask.
+    Resets the environment with `seed` if it has discrete actions and no observation "action_mask", because then only
+    `info` can contain a mask. name: the environment's name in errors.
     """
     actions = action_reader(env, name)
     keys = readers(env, name, actions.action)
@@ -60,7 +60,10 @@ def spec_of(env: gymnasium.Env, name: str = "") -> Spec:
 
 
 def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
-    """Returns the result of `env.reset(seed=seed)`. Raises UserError if reset takes no seed or returns no pair."""
+    """Returns (obs, info) from `env.reset(seed=seed)`. name: the environment's name in errors.
+
+    Raises UserError if `reset` does not accept a seed or does not return a pair.
+    """
     try:
         answer = env.reset(seed=seed)
     except TypeError as error:
@@ -74,7 +77,10 @@ def checked_reset(env: Any, seed: int | None, name: str) -> tuple[Any, dict]:
 
 
 def mask_in(info: Any, masks: spaces.Space) -> np.ndarray:
-    """Returns the mask in `info` for the action space `masks`, int8 [N]. Raises ValueError if it is invalid."""
+    """Returns the action mask in `info`, int8 [N]. Raises ValueError if the mask is missing or invalid.
+
+    masks: the action space. N: the length of all its one-hots together.
+    """
     if not (isinstance(info, dict) and MASK in info):
         raise ValueError(f"info has no {MASK!r}, although it had one at the first reset")
     return flat_mask(masks, info[MASK])

@@ -1,4 +1,4 @@
-"""Explains where an environment or its caller breaks gymnasium's interface. No jax."""
+"""Explains errors of environments, or of their callers, that do not follow gymnasium's interface. No jax."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _UNEXPECTED = re.compile(r"unexpected keyword argument '(seed|options)'|takes no
 
 
 def takes_no_seed(error: BaseException | None) -> bool:
-    """Whether `error` shows that the `reset` of an environment, or of one that it wraps, has no argument `seed`."""
+    """Whether `error` was raised because a `reset` does not accept the argument `seed` or `options`."""
     text = str(error)
     return isinstance(error, TypeError) and "reset" in text and bool(_UNEXPECTED.search(text))
 
 
 def foreign(space: Any) -> str:
-    """Returns advice if a space is not gymnasium's, worded to follow the space in an error; "" if it is gymnasium's."""
+    """Returns advice if `space` is not a gymnasium.Space, and "" if it is one.
+
+    The advice begins with a comma, because an error message has it directly after the space.
+    """
     if isinstance(space, gymnasium.Space):
         return ""
     if "gym" in {part.__module__.partition(".")[0] for part in type(space).__mro__}:
@@ -35,7 +38,7 @@ def foreign(space: Any) -> str:
 
 
 def whole_answer(obs: Any) -> str:
-    """Returns advice on what to pass if `obs` looks like the whole result of reset or step; "" if it does not."""
+    """Returns advice if `obs` looks like the whole tuple that reset or step returns, and "" if it does not."""
     if not isinstance(obs, tuple) or not obs or not isinstance(obs[-1], Mapping) or len(obs) not in (2, 4, 5):
         return ""
     what = "reset() gives, (obs, info)" if len(obs) == 2 else "step() gives"

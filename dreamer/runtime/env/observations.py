@@ -1,9 +1,10 @@
 """Converts the observations of an environment into rows, and checks them against its space. No jax.
 
-Each space becomes one or more keys of a row. Nested Dicts and Tuples are flattened with "/"; a space without keys is
-named "image" or "vector". Rows and replay keep the environment's own dtype:
+A row has one or more keys. The keys of nested Dicts and Tuples are joined with "/". A space that is neither a Dict nor
+a Tuple gets the key "image" or "vector". Rows and replay keep the environment's own dtype. The form of a key:
 
-    Box of 3 axes within bounds         image [H, W, C]; if the first axis is the shortest, it holds the channels
+    Box of 3 axes                       image [H, W, C] if its bounds are at most 1e6 apart; if the first axis is the
+                                        shortest, it holds the channels
     Box uint8 [H, W]                    image [H, W, 1]
     Box uint8 of 4 axes                 a stack of images, [H, W, N * C]
     other Box                           numbers; keeps shapes of 1 or 2 axes, [] becomes [1], others are flattened
@@ -11,9 +12,9 @@ named "image" or "vector". Rows and replay keep the environment's own dtype:
     MultiBinary                         numbers; an image if it has 3 axes
     an empty space                      dropped, for example a Box of shape [0]
 
-A value inside its space is never missing, with one exception: -inf in a float Box without a lower bound marks a missing
-value. The encoder then sees zeros for the whole key, and the decoder has no loss for that key in that row. Classes have
-no such mark: an environment whose class may be missing needs an extra class. A value outside its space is an error.
+A value outside its space is an error. In a float Box without a lower bound, -inf marks a missing value: the encoder
+then sees zeros for the whole key, and the decoder has no loss for that key in that row. Nothing marks a missing class:
+an environment whose class may be missing needs an extra class.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ _KINDS = {"fiub": "float", "iub": "integer", "iu": "uint8", "u": "uint8"}
 class Reader(NamedTuple):
     """How to find, check and convert one key of the observation.
 
-    path: the keys that lead to it in nested Dicts and Tuples | shape: the shape of the environment's array
-    kinds: the numpy letters of the dtype kinds that are accepted
-    low, high: the accepted bounds; None: any uint8 value of an image | start: the first class
+    path: the keys that lead to it in nested Dicts and Tuples | space: the Space of the key in a row
+    shape: the shape of the environment's array
+    kinds: the accepted dtype kinds, as letters of `numpy.dtype.kind`; "u" alone: only uint8
+    low, high: the accepted bounds; None: a uint8 image that may have any value | start: the first class
     axes: the new order of the environment's axes, before the reshape to the row's shape; (): unchanged
     plain: whether the environment's array can be used as the row without conversion
-    floor: the lowest finite number allowed for a float without a lower bound
+    floor: the lowest finite number allowed for a float without a lower bound; None: no such limit
     """
 
     key: str
@@ -73,9 +75,9 @@ def find(reader: Reader, obs: Any) -> Any:
 
 
 def read(reader: Reader, value: Any) -> np.ndarray:
-    """Returns the row [*space.shape] of one key. Raises ValueError if the value does not fit its space.
+    """Converts the environment's array of one key to the row's array [*reader.space.shape].
 
-    value: the environment's array, of shape `reader.shape`.
+    value: the environment's array, of shape `reader.shape`. Raises ValueError if it does not fit its space.
     """
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     wrong_dtype = array.dtype.kind not in reader.kinds if reader.kinds != "u" else array.dtype != np.uint8
@@ -94,9 +96,9 @@ def read(reader: Reader, value: Any) -> np.ndarray:
 
 
 def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.ndarray]) -> Any:
-    """Returns the observation of `space` from its row {k: [..]}: the exact inverse of `read`.
+    """Rebuilds an observation of `space` from its row {k: [..]}, as the exact inverse of `read`.
 
-    Keys "log/..." are missing, because rows do not contain them.
+    The result has no keys "log/...", because rows do not contain them.
     """
     values: dict[tuple, np.ndarray] = {}
     for path, leaf in _leaves(space, ()):
@@ -114,9 +116,10 @@ def restore(keys: Sequence[Reader], space: spaces.Space, row: Mapping[str, np.nd
 
 
 def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[str, np.ndarray], bool]:
-    """Returns ({k: [E, ..]}, single): the observations as a batch for the agent, and whether `obs` is a single one.
+    """Returns ({k: [E, ..]}, single): a batch of observations in the agent's dtypes, and whether `obs` was only one.
 
-    obs: one observation, or a batch of them. Raises UserError if `obs` does not fit the spaces.
+    obs: one observation, or a batch of E | name: the environment's name in errors
+    Raises UserError if `obs` does not fit the spaces.
     """
     try:
         values = {reader.key: np.asarray(find(reader, obs)) for reader in keys}
@@ -138,9 +141,10 @@ def agent_obs(keys: Sequence[Reader], obs: Any, name: str = "") -> tuple[dict[st
 
 
 def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) -> list[Reader]:
-    """Returns the Readers of the observation, sorted by key. Keys "log/..." are left out: the agent does not see them.
+    """Returns the Readers of the observation, sorted by key. Leaves out keys that the agent does not get (`dropped`).
 
-    action: if given, an observation MASK at the top level must be a mask for the one-hots of this action.
+    action: if given, an observation "action_mask" at the top level must be a mask for the one-hots of this action.
+    name: the environment's name in errors. Raises UserError if a space is not supported or no key is left.
     """
     space = env.observation_space
     leaves: dict[str, tuple[tuple, spaces.Space]] = {}
@@ -165,7 +169,7 @@ def readers(env: gymnasium.Env, name: str = "", action: Action | None = None) ->
 
 
 def dropped(env: gymnasium.Env) -> dict[str, str]:
-    """Returns {key: reason} for the keys of the observation that the agent does not get."""
+    """Returns {key: reason} for the keys of the observation that the agent does not get: "log/..." and empty ones."""
     reasons = {}
     for path, leaf in _leaves(env.observation_space, ()):
         key = "/".join(map(str, path))
@@ -264,7 +268,7 @@ def _is_image(space: spaces.Box) -> bool:
 
 
 def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the shape of the row [H, W, C] and the order of the axes; (): the order is unchanged."""
+    """Returns the shape [H, W, C] that an image has in a row, and the new order of its axes; (): unchanged."""
     if len(shape) == 2:
         return (*shape, 1), ()
     stack, sides = (shape[:1], shape[1:]) if len(shape) == 4 else ((), shape)
@@ -278,7 +282,10 @@ def _picture_form(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
-    """Returns the reader of an action mask, which has two classes for each entry of the one-hots."""
+    """Returns the reader of an action mask, which has two classes for each entry of the one-hots.
+
+    Raises UserError if the observation cannot be a mask of `action`. Returns `reader` if the action has no one-hots.
+    """
     if not action.onehots:
         return reader
     binary = np.all(reader.low == 0) and np.all((reader.high > 0.99) & (reader.high < 1.01))
@@ -292,7 +299,7 @@ def _as_mask(reader: Reader, action: Action, name: str) -> Reader:
 
 
 def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bounds that values must keep: exact for integers, with a tolerance for floats."""
+    """Returns the (low, high) that values are checked against: exact for integers, with a tolerance for floats."""
     if space.dtype.kind == "b":
         return space.low.astype(np.uint8), space.high.astype(np.uint8)
     if space.dtype.kind != "f":
@@ -320,7 +327,7 @@ def inside(reader: Reader, array: np.ndarray) -> bool:
 
 
 def _fits(reader: Reader, array: np.ndarray) -> bool:
-    """Whether all finite numbers stay finite when converted for the agent: -inf would mark a missing value."""
+    """Whether every finite number of this dtype stays finite in the agent's dtype, where -inf marks a missing value."""
     return reader.floor is None or (array.itemsize <= 4 and reader.floor == -LARGEST)
 
 

@@ -1,8 +1,8 @@
-"""The numbers that an environment reports about its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
+"""The environment's own metrics of its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
 
-    info["is_success"]     scalars of `info` in an episode's last row -> is_success
-    obs["log/height"]      observation keys "log/..." of one number, which the agent does not see
-                           -> height/mean and height/max over the rows of an episode, including the reset row
+    info["is_success"]     a scalar of `info` in the last row of an episode, logged as is_success
+    obs["log/height"]      an observation key "log/..." of one number, which the agent does not see, logged as
+                           height/mean and height/max over all rows of an episode, including the reset row
 
 Nested dicts, arrays and strings in `info` are not logged. Keys "log/..." with several numbers are not logged either.
 """
@@ -27,9 +27,9 @@ _ODD = re.compile(r"[^\w./-]+")
 
 
 class Tally:
-    """Owns the numbers of the current episode of one environment. `finished`: the numbers of the last ended episode.
+    """Collects the metrics that one environment reports about its current episode.
 
-    space: the observation space.
+    space: the observation space | finished {name: value}: the metrics of the episode if it has ended, else {}
     """
 
     def __init__(self, space: spaces.Space):
@@ -38,11 +38,11 @@ class Tally:
         self.finished: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Starts a new episode."""
+        """Starts a new episode and clears `finished`."""
         self._sums, self.finished = {}, {}
 
     def add(self, obs: Any) -> None:
-        """Adds the keys "log/..." of one row; skips missing keys."""
+        """Adds the values of the keys "log/..." in one observation. Skips missing keys."""
         for name, path in self.keys.items():
             value = _scalar(_inner(obs, path))
             if value is None:
@@ -52,7 +52,7 @@ class Tally:
             self._sums[name] = [total + value, rows + 1, highest if kept else value]
 
     def end(self, info: Any) -> None:
-        """Ends the episode. info: the info of its last row."""
+        """Ends the episode and sets `finished`. info: the info of its last row."""
         found: dict[str, float] = {}
         for key, value in info.items() if info and isinstance(info, Mapping) else ():
             number = _scalar(value) if key != MASK else None
@@ -64,7 +64,7 @@ class Tally:
         self.finished = found
 
     def state(self) -> dict[str, Any]:
-        """Returns the sums of the current episode as plain values."""
+        """Returns the sums of the current episode, and `finished`, as dicts of plain Python values."""
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -72,16 +72,17 @@ class Tally:
         sums = {str(name): (float(total), int(rows), float(highest)) for name, (total, rows, highest) in
                 state["sums"].items()}  # fmt: skip
         if any(rows < 1 for _, rows, _ in sums.values()):
-            raise ValueError("its own numbers belong to no row")
+            raise ValueError("its own metrics are sums over no row")
         self._sums = {name: list(values) for name, values in sums.items()}
         self.finished = {str(name): float(value) for name, value in state["finished"].items()}
 
 
 def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
-    """Returns the numbers of a finished episode by their names in the log; characters not allowed there become "_".
+    """Returns the metrics of a finished episode under their names in the log.
 
-    env: the name of the environment for errors. Raises UserError for a name that the run itself uses, that is too long,
-    or that two numbers share.
+    Characters that are not allowed in these names become "_". finished: from `Tally.finished`
+    env: the environment's name in errors. Raises UserError for a name that the run itself uses, that is too long, or
+    that two metrics share.
     """
     found: dict[str, float] = {}
     keys: dict[str, str] = {}
@@ -99,7 +100,10 @@ def named(finished: Mapping[str, float], env: str) -> dict[str, float]:
 
 
 def check_keys(space: spaces.Space, env: str) -> None:
-    """Raises UserError if a key "log/..." of an observation space has a name that cannot be logged."""
+    """Raises UserError if an observation space has a key "log/..." whose name cannot be logged.
+
+    env: the environment's name in errors.
+    """
     named({f"{PREFIX}{name}/mean": 0.0 for name, _ in _logged(space, ())}, env)
 
 
@@ -110,7 +114,7 @@ def _source(key: str) -> str:
 
 
 def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """Yields (name, path) for each leaf of `space` that has one number and a flattened key that begins with "log/"."""
+    """Yields (name, path) for each leaf of `space` with one number and a flattened key "log/<name>"."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
             yield from _logged(inner, (*path, key))
@@ -121,7 +125,7 @@ def _logged(space: spaces.Space, path: tuple) -> Iterator[tuple[str, tuple]]:
 
 
 def _inner(obs: Any, path: tuple) -> Any:
-    """Returns the value at `path` of an observation, or None if there is none."""
+    """Returns the value at `path` in an observation, or None if there is no value at `path`."""
     for key in path:
         try:
             obs = obs[key]
@@ -131,7 +135,7 @@ def _inner(obs: Any, path: tuple) -> Any:
 
 
 def _scalar(value: Any) -> float | None:
-    """Returns a number as a float, and None for a value that is not a number."""
+    """Returns a number as a float, or None if `value` is not a number."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):

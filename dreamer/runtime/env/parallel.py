@@ -8,9 +8,10 @@ An environment is parallel if it has the methods of PettingZoo's ParallelEnv, wh
     step({agent: action}) -> {agent: obs}, {agent: reward}, {agent: terminated}, {agent: truncated}, {agent: info}
     render_mode, render(), get_state(), set_state(state), close()      as in gymnasium; optional
 
-All agents share one world model and one policy; the observation AGENT is the index of a row's agent. An agent that
-ends has its last row, and no more rows until the game is over, that is, until all agents have ended. The environment is
-then reset with a new seed, and each agent that starts has a first row. Agents may also enter during a game.
+All agents share one world model and one policy; the observation key "agent" holds the index of a row's agent. An agent
+that ends gets its last row. It gets no more rows until the game is over, that is, until all agents have ended. The
+environment is then reset with a new seed, and each agent that starts gets a first row. Agents may also enter during a
+game.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ def is_parallel(env: Any) -> bool:
 
 
 class Side(gymnasium.Env):
-    """One agent's view of the environment, as a gymnasium environment that returns `answer` at each step.
+    """One agent's view of a parallel environment, as a gymnasium environment that returns `answer` at each step.
 
-    index: the index of the agent, which is also its observation AGENT
-    answer: (obs, reward, terminated, truncated, info) to return next
+    index: the index of the agent, which is also the value of its observation key AGENT
+    answer: the (obs, reward, terminated, truncated, info) to return next, which the caller sets
     """
 
     def __init__(self, team: Any, agents: list, index: int, name: str):
-        """Raises UserError if AGENT cannot be added to the observation."""
+        """team: the parallel environment | agents: the names of all its agents | name: its name in errors
+
+        Raises UserError if the observation already has a key AGENT.
+        """
         self.index, self.agent = index, agents[index]
         self.answer: Any = None
         own = team.observation_space(self.agent)
@@ -69,7 +73,7 @@ class Side(gymnasium.Env):
         self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents))})
 
     def shown(self, obs: Any) -> Any:
-        """Returns an observation of the environment with the agent's index added."""
+        """Returns `obs`, this agent's observation from the environment, with the agent's index added."""
         if not self.lone and not isinstance(obs, Mapping):
             return obs  # reading it raises the error
         return {**({self.lone: obs} if self.lone else obs), AGENT: self.index}
@@ -90,7 +94,10 @@ class Side(gymnasium.Env):
 
 
 def sides_of(team: Any, name: str) -> list[Side]:
-    """Returns a Side for each agent of a parallel environment, in order. Raises UserError if their spaces differ."""
+    """Returns a Side for each agent of a parallel environment, in order.
+
+    Raises UserError if the environment has no agents, or if their spaces differ. name: the environment's name in errors
+    """
     agents = list(team.possible_agents)
     if not agents:
         raise UserError(f"env {name!r}: possible_agents is empty")
@@ -101,7 +108,7 @@ def sides_of(team: Any, name: str) -> list[Side]:
 
 
 def adapt_agents(team: Any, sides: list[Side], name: str, seed: int | None = None) -> tuple[EnvAdapter, Any]:
-    """Returns the EnvAdapter shared by all agents, and the result of the reset needed to find it.
+    """Returns the EnvAdapter that all agents share, and (observations, infos) of the reset that was needed to find it.
 
     Raises UserError for spaces that are not supported, or if the environment's reset does not work.
     """
@@ -121,7 +128,10 @@ def any_spec(env: Any, name: str = "") -> Spec:
 
 
 def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
-    """Resets an environment; returns observations and infos by agent. Raises UserError if these are not two dicts."""
+    """Resets a parallel environment and returns its observations and infos by agent.
+
+    name: its name in errors. Raises UserError if these are not two dicts, or if no agent has an observation.
+    """
     observations, infos = checked_reset(team, seed, name)
     if not (isinstance(observations, Mapping) and isinstance(infos, Mapping)):
         raise UserError(f"env {name!r}: reset() must return two dicts by agent, it returned {described(observations)}")
@@ -131,16 +141,19 @@ def begun(team: Any, seed: int | None, name: str) -> tuple[Mapping, Mapping]:
 
 
 def first_answer(side: Side, answer: tuple[Mapping, Mapping]) -> tuple:
-    """Returns the answer of an agent's first step in a game, taken from the observations and infos of all agents."""
+    """Returns (obs, 0.0, False, False, info) for an agent that enters a game, in the form that `step` returns.
+
+    answer: the observations and infos of all agents.
+    """
     observations, infos = answer
     return side.shown(observations[side.agent]), 0.0, False, False, infos.get(side.agent, {})
 
 
 class ParallelRows:
-    """Owns one parallel environment and makes one row per agent at each step. Like EnvRows, except for `turn`.
+    """Owns one parallel environment and makes one row per agent at each step.
 
-    spec: the Spec of each agent. Raises UserError if the environment violates its spaces, or the interface that the
-    module describes.
+    Its arguments and methods mean the same as in EnvRows, but `turn` writes the rows of all agents. spec: the Spec of
+    each agent. Raises UserError if the environment violates its spaces, or the interface that this module describes.
     """
 
     def __init__(self, env: Any, *, name: str = "", seed: int | None = None, action_repeat: int = 1):
@@ -159,10 +172,11 @@ class ParallelRows:
         self._games = 0
 
     def turn(self, out: Step, index: int) -> None:
-        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
+        """Steps the environment with the actions in its rows of `out`, and writes the answers into the same rows.
 
+        out: a Step [E * agents, ..] | index: the number of this environment among the E
         Leaves the actions unchanged. Ignores them in the first call, in the first call after a game, and for agents
-        that are not in the game.
+        that are not in the game. An agent without a new row gets the reward NaN.
         """
         first = index * len(self._sides)
         for rows in self._rows:
@@ -184,7 +198,7 @@ class ParallelRows:
             self._ended = [False] * len(self._sides)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns the environment's own numbers of the episodes that end in the last written rows, by agent index."""
+        """Returns {agent index: the environment's own metrics} for the episodes that end in the last written rows."""
         return {number: own for number, rows in enumerate(self._rows) for own in rows.finished().values()}
 
     def render(self) -> np.ndarray | None:
@@ -223,7 +237,10 @@ class ParallelRows:
         return {side.index: first_answer(side, answer) for side in self._sides if side.agent in answer[0]}
 
     def _step(self, actions: np.ndarray) -> dict[int, Any]:
-        """Steps the game, at most once per action repeat; returns the answers of the agents in the game, by index."""
+        """Steps the game with the agents' actions and returns the answers of the agents in the game, by index.
+
+        Repeats the actions until the action repeat is reached, an agent enters, or no agent is left.
+        """
         natives = {n: self._rows[n].natives(actions[n : n + 1])[0] for n, plays in enumerate(self._playing) if plays}
         answers: dict[int, Any] = {}
         for _ in range(self._repeat):
@@ -252,7 +269,7 @@ class ParallelRows:
         raise self._error(f"step() must return five dicts by agent ({parts}), it returned {described(answer)}")
 
     def _answer(self, side: Side, results: tuple) -> tuple:
-        """Returns an agent's answer of a step in the game."""
+        """Returns (obs, reward, terminated, truncated, info) of one agent from the five dicts of a step."""
         observations, rewards, terminations, truncations, infos = results
         try:
             obs, reward = observations[side.agent], rewards[side.agent]
@@ -292,7 +309,7 @@ def _check_alike(side: Side, first: Side, name: str) -> None:
 
 
 def _difference(own: Any, other: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Any, Any]:
-    """Finds where two unequal spaces differ: returns the deepest path in their Dicts, and the two spaces there."""
+    """Returns the deepest path in two nested Dicts at which they differ, and the two spaces at that path."""
     if isinstance(own, spaces.Dict) and isinstance(other, spaces.Dict):
         for key in sorted({*own.spaces, *other.spaces}, key=str):
             mine, theirs = own.spaces.get(key), other.spaces.get(key)

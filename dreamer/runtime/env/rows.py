@@ -1,6 +1,6 @@
-"""Turns one gymnasium environment into the rows described in `steps.py`. No jax.
+"""Turns one gymnasium environment into the rows that `dreamer/steps.py` describes. No jax.
 
-Every row is checked against its space, so that an error names the environment and the step.
+Every row is checked against its space. An error names the environment and the step.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def empty_step(spec: Spec, envs: int) -> Step:
 class EnvRows:
     """Owns one environment and makes one row at each step.
 
-    seed: the seed of the first reset | name: the environment's name in messages
-    action_repeat: how often each action is repeated; the row has the sum of the rewards
+    seed: the seed of the first reset | name: the environment's name in messages; "": the name of its class
+    action_repeat: the number of steps that use the same action; their row has the sum of their rewards
     known: the EnvAdapter of the environment, if the caller already has it
     The constructor may reset the environment to see whether its info has an action mask. Raises UserError if the
     environment violates its own spaces.
@@ -60,27 +60,29 @@ class EnvRows:
         self._step = 0
 
     def write(self, action: np.ndarray, out: Step, index: int) -> None:
-        """Takes `action` [A] and writes the answer into row `index` of `out`, whose action is left unchanged.
+        """Steps the environment with `action` [A] and writes the answer into row `index` of `out` [E, ..].
 
-        The first call, and each call after a row that is_last, ignores the action and resets the environment.
+        Leaves the action in `out` unchanged. The first call, and each call after a row with is_last set, ignores the
+        action and resets the environment.
         """
         self.accept(self.ask(self._to_env(action)), out, index)
 
     def turn(self, out: Step, index: int) -> None:
-        """Takes the action in row `index` of `out` [E, ..] and writes the answer into that row."""
+        """Like `write`, but takes the action from row `index` of `out` [E, ..]."""
         self.write(out.action[index], out, index)
 
     def natives(self, actions: np.ndarray) -> list[Any]:
-        """Converts actions [R, A] to R arguments of `ask`, for this environment and all with the same spaces."""
+        """Converts actions [R, A] to R arguments of `ask`, valid for all environments with the same spaces."""
         if self._start is not None:
             return list(actions.argmax(1) + self._start)
         return [self._to_env(action) for action in actions]
 
     def ask(self, native: Any) -> Any:
-        """Steps the environment, or resets it after an episode's end. Returns the raw result of its step or reset.
+        """Steps the environment with `native`, an action from `natives`, and returns the raw result.
 
-        Rewards are summed over action repeats. Pass the result to `accept` or `write_together`, which check it; `ask`
-        checks it only if actions are repeated.
+        In the first call and after the end of an episode, it resets the environment instead. Rewards are summed over
+        action repeats. Pass the result to `accept` or `write_together`, which check it; `ask` itself checks it only if
+        actions are repeated.
         """
         if self._over:
             return self._reset()
@@ -99,7 +101,7 @@ class EnvRows:
         return obs, total, terminal, truncated, info
 
     def accept(self, answer: Any, out: Step, index: int) -> None:
-        """Checks a result of `ask` and writes it into row `index` of `out` [E, ..], except for the action."""
+        """Checks `answer`, a result of `ask`, and writes it into row `index` of `out` [E, ..], without the action."""
         obs, reward, terminal, truncated, info = self._parts(answer)
         self._write_obs(obs, info, out, index)
         if self._tally.keys:
@@ -115,15 +117,15 @@ class EnvRows:
         self._tally.end(info)
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns {0: the environment's own numbers} if an episode ends in the last written row, and {} if not."""
+        """Returns {0: the environment's own metrics} if an episode ends in the last written row, and {} if not."""
         return {0: self._tally.finished} if self._tally.finished else {}
 
     def forget_finished(self) -> None:
-        """Clears the numbers of the last ended episode."""
+        """Clears the environment's own metrics of the last episode, so that `finished` returns {}."""
         self._tally.finished = {}
 
     def step(self, action: np.ndarray) -> Step:
-        """Like `write`, but takes action [A] and returns a new Step [1, ..]."""
+        """Like `write`, but returns a new Step [1, ..]."""
         out = empty_step(self.spec, 1)
         self.write(action, out, 0)
         return out
@@ -145,11 +147,11 @@ class EnvRows:
         return ""
 
     def position(self) -> tuple[bool, int, int, int | None, Any]:
-        """Returns the counters of episodes and steps, and the episode's own numbers, for saving with the state."""
+        """Returns what to save besides the environment's state: counters, seed, and metrics of the current episode."""
         return self._over, self._episode, self._step, self._seed, self._tally.state()
 
     def load_position(self, position: tuple[bool, int, int, int | None, Any]) -> None:
-        """Restores what `position` returned. Raises ValueError for any other value."""
+        """Restores what `position` returned. Raises ValueError, TypeError or KeyError for any other value."""
         over, episode, step, seed, numbers = position
         if type(over) is not bool or not all(type(number) is int for number in (episode, step, seed or 0)):
             raise ValueError("the position in its episodes is missing")
@@ -216,9 +218,9 @@ class EnvRows:
 
 
 def drawn(env: Any) -> np.ndarray | None:
-    """Returns an image uint8 [H, W, 3] of an environment, or None if it was not made to render.
+    """Returns an image uint8 [H, W, 3] of an environment, or None if its render_mode is not "rgb_array".
 
-    Raises UserError if `render` returns anything else.
+    Raises UserError if `render` does not return an image.
     """
     if getattr(env, "render_mode", None) != "rgb_array":
         return None
@@ -233,9 +235,9 @@ def drawn(env: Any) -> np.ndarray | None:
 def write_together(rows: Sequence[EnvRows], answers: Sequence[Any], out: Step, where: list[int] | slice) -> bool:
     """Checks results of `ask` from environments with equal spaces, and writes them into rows `where` of `out` [E, ..].
 
-    One write for all rows saves most of the cost of a row in cheap environments. Returns False if any row is not plain
-    or is outside its space. Ignore the written rows in this case and call `accept` for each row: it names the
-    environment and the fault. Leaves the actions unchanged.
+    One write for all rows saves most of the cost of a row in cheap environments. Leaves the actions unchanged.
+    Returns False if any row needs a conversion or is outside its space. Ignore the written rows in this case and call
+    `accept` for each row, which converts it, or raises an error that names the environment and the fault.
     """
     if not rows[0].plain or set(map(type, answers)) != {tuple}:
         return False

@@ -1,14 +1,16 @@
 """Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete. No jax.
 
 Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
-The environments on the left can be saved, by what is on the right; for all others `get_state` returns a reason:
+These environments can be saved; for all others `get_state` returns the reason why not:
 
-    its outermost layer has get_state() and set_state(state)     their state, if it can be pickled
-    known gymnasium wrappers around such an environment          and the wrappers' own counters
+    environment                                                  what is saved
+    its outermost layer has get_state() and set_state(state)     the result of get_state(), if it can be pickled
+    such an environment in known gymnasium wrappers              the same, and the wrappers' own counters
     gymnasium's classic_control and toy_text, also wrapped       its attributes, without spaces and rendering
 
-The bytes begin with a mark: PLAIN for the form of `plain_state`, which runs no code when it is read, or PICKLED for
-values without such a form. Bytes from a file go to `set_state` only if they are PLAIN or the user trusts the file.
+The first byte tells the format: PLAIN for the encoding of `plain_state`, which runs no code when it is read, or PICKLED
+for values that `plain_state` cannot encode. Only give bytes from a file to `set_state` if they are PLAIN or if the user
+trusts the file.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ DRAWS = {"screen", "clock", "surf", "window", "window_surface", "isopen", "spec"
 
 
 def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
-    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved, worded to follow "since".
+    """Returns the state of `env` as bytes, or a short reason (str) why it cannot be saved.
 
-    more: a value of the caller that is saved with the state; `set_state` returns it.
+    The reason can be put after "since" in a sentence. more: a value of the caller that is saved with the state;
+    `set_state` returns it.
     """
     layers, base = _layers(env)
     if not _known(base):
@@ -54,7 +57,7 @@ def get_state(env: gymnasium.Env, more: Any = None) -> bytes | str:
 
 
 def set_state(env: gymnasium.Env, state: bytes) -> Any:
-    """Restores a state in an environment that was made in the same way. Returns the `more` given to `get_state`.
+    """Restores a state in an environment that was made in the same way. Returns the argument `more` of `get_state`.
 
     Reading a `pickled` state can run arbitrary code. Raises ValueError for an invalid state, and passes on errors of
     the environment's own set_state.
@@ -75,7 +78,7 @@ def set_state(env: gymnasium.Env, state: bytes) -> Any:
 
 
 def pickled(state: bytes) -> bool:
-    """Whether `set_state` would have to unpickle a state."""
+    """Whether a state contains a pickle, which can run code when `set_state` reads it."""
     return state[:1] != PLAIN
 
 
@@ -96,7 +99,7 @@ def _unpacked(state: bytes) -> Any:
 
 
 def _layers(env: gymnasium.Env) -> tuple[list[gymnasium.Wrapper], Any]:
-    """Returns the known wrappers, and the environment inside them."""
+    """Returns the known wrappers around an environment, outermost first, and the environment inside them."""
     layers: list[gymnasium.Wrapper] = []
     while not _gives(env) and type(env) in WRAPPERS:
         layers.append(env)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Writes and reads the files of a run directory: atomically, sealed with checksums, locked, and checked before use."""
+"""Writes and reads the files of a run directory: atomically, with checksums, under a lock, and checked before use."""

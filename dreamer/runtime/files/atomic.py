@@ -17,7 +17,8 @@ UNFINISHED = ".unfinished"  # suffix of a file until it is complete
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Writes a file completely or not at all, and creates the folders above it. Returns its path.
 
-    write: called with the path at which to create the file. Raises UserError if the file cannot be written.
+    write: a function that creates the file at the temporary path that it is given; the file is then renamed to `path`
+    Raises UserError if the file cannot be written.
     """
     with _in_place_of(path) as half:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +28,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
-    """Like `write_whole`, but the folder must exist, and the call returns only when the file is on the disk."""
+    """Like `write_whole`, but returns only when the file is on the disk. The folder must exist."""
     with _in_place_of(path) as half:
         write(half)
         sync(half)
@@ -38,7 +39,10 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """A context with the path of the unfinished file; removes this file at the end, if it is still there."""
+    """A context manager with the temporary path of the unfinished file, which it removes at the end if it is left.
+
+    Turns an OSError into a UserError.
+    """
     half = path.with_name(path.name + UNFINISHED)
     try:
         yield half
@@ -50,7 +54,7 @@ def _in_place_of(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until the contents of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,7 +63,10 @@ def sync(path: Path) -> None:
 
 
 def disk_error(error: OSError, path: str | Path) -> UserError:
-    """Returns a one-line UserError for an OSError while writing `path`. On a full disk it names the free bytes."""
+    """Returns a one-line UserError for an OSError that occurred while `path` was written.
+
+    If the disk is full, the UserError says how many bytes are free.
+    """
     path = Path(path)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"cannot write {path}: {error.strerror or error}")

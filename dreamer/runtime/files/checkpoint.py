@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved in the background, and restored bit for bit or refused with a reason.
 
-A checkpoint is one Orbax step with two items: `state`, a flat {leaf name: array} of the pytree, and `meta`, JSON, which
-holds the crc32 of every leaf and the caller's values.
+A checkpoint is one Orbax step with two items: `state`, the pytree as a flat {leaf name: array}, and `meta`, a JSON
+file with the crc32 of every leaf and the caller's values.
 The state is flat because Orbax restores NamedTuples as dicts or lists and drops empty ones. `restore` takes the
 structure of the tree from its argument `like`. So it can compare a checkpoint of another config leaf by leaf.
 """
@@ -69,7 +69,7 @@ class Checkpoints:
     def __init__(self, run_dir: str | Path, keep: int = 2, keep_every: int = 0):
         """keep: the number of newest checkpoints to keep.
 
-        keep_every: the minimum number of steps between older checkpoints that are kept too; 0: none is kept.
+        keep_every: the minimum number of env_steps between older checkpoints that are kept too; 0: none is kept.
         """
         self._dir = (Path(run_dir) / CHECKPOINTS).absolute()
         self._keep, self._keep_every = keep, keep_every
@@ -82,9 +82,9 @@ class Checkpoints:
 
         The state may be donated as soon as this returns. A step that is already stored is left unchanged. With several
         processes only one of them saves, from a local copy of the state (`placement.local_copy`); `restore` then
-        returns numpy.
+        returns numpy arrays.
         meta: JSON values. Raises UserError if the disk is full (older checkpoints are kept) or if `step` is older than
-        the latest checkpoint, and TypeError if meta is not JSON.
+        the latest checkpoint. Raises TypeError if meta is not JSON.
         """
         meta = json.loads(json.dumps(dict(meta or {})))
         leaves = {name: to_storable(name, leaf) for name, leaf in named_leaves(state).items()}
@@ -135,9 +135,10 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def leaves(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """Returns all leaves {"params/world_model/..": [..]} of a checkpoint on the host. Raises as `restore` does.
+        """Returns all leaves {"params/world_model/..": [..]} of a checkpoint, as numpy arrays.
 
         step: the number of the checkpoint; None: the newest.
+        Raises UserError if there is no such checkpoint or if it cannot be read.
         """
         self.wait()
         step = self._existing(step)
@@ -192,7 +193,7 @@ class Checkpoints:
             exc.add_note(str(error))  # the first error is the one to fix
 
     def _check_forms(self, step: int, forms: Mapping[str, Any]) -> None:
-        """Raises UserError if the metadata of a checkpoint describes larger arrays than its files can hold."""
+        """Raises UserError if the metadata of a checkpoint describes arrays that are too large for its files."""
         most = LEAST_BOUND + BEST_PACKED * checkpoint_files.state_bytes(self._dir.parent, step)
         sizes = [math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms.values()]
         if any(length < 0 for form in forms.values() for length in form.shape) or sum(sizes) > most:
@@ -208,7 +209,7 @@ class Checkpoints:
                 raise UserError(f"checkpoint {step} in {self._dir} is damaged: the checksum of {name} differs")
 
     def _unsealed(self, step: int) -> tuple[dict[str, Any], dict[str, int]]:
-        """Returns the caller's meta and the checksums of the leaves. Raises UserError if either of them was changed."""
+        """Returns the caller's meta and the crc32 of each leaf. Raises UserError if either of them was changed."""
         content = checkpoint_files.read_meta(self._dir.parent, step)
         return content["meta"], content["leaf_crc32"]
 
@@ -233,9 +234,9 @@ class Checkpoints:
         return ocp.CheckpointManager(self._dir, options=options)
 
     def _delete_pruned(self) -> None:
-        """Deletes the checkpoints that were moved to the folder PRUNED.
+        """Deletes the old checkpoints that Orbax has moved to the folder PRUNED.
 
-        They were moved there first, so that a kill while deleting leaves no incomplete checkpoint among the others.
+        It moves them there first, so that a kill while deleting leaves no incomplete checkpoint among the others.
         """
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._dir / PRUNED)
@@ -259,7 +260,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns errors of Orbax on a full or failing disk into a UserError, and deletes the incomplete save."""
+        """A context manager that turns errors of a full or failing disk into a UserError.
+
+        It then deletes the incomplete save.
+        """
         try:
             yield
         except (OSError, ValueError) as error:
@@ -275,7 +279,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[ocp.CheckpointManager]:
-        """A context with a read-only checkpoint manager; turns errors from damaged files into a UserError."""
+        """A context manager with a read-only Orbax manager. Turns errors from damaged files into a UserError."""
         handlers = {"state": checksums.SealedHandler()}
         quiet = _Quiet()
         logging.getLogger("absl").addFilter(quiet)
@@ -296,7 +300,7 @@ class Checkpoints:
 
 
 def _check_room(folder: Path, nbytes: int) -> None:
-    """Raises OSError if the disk has no room for a save, before Orbax starts it.
+    """Raises OSError if the disk has no room for a save of `nbytes`, before Orbax starts it.
 
     Without this check, Orbax's threads wait 300 s for a folder that could not be created, and each prints an error.
     """
@@ -324,7 +328,10 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """Returns the OSError behind an exception. Tensorstore wraps it in a ValueError ending in [os_error_code='28']."""
+    """Returns the OSError that caused an exception, or None if there is none.
+
+    Tensorstore turns it into a ValueError whose text ends in [os_error_code='28'].
+    """
     if isinstance(error, OSError):
         return error
     code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -4,7 +4,7 @@
     checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
 Orbax reads all leaves in parallel. When one read fails, the others are abandoned and fail one by one, each printing to
-stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. Only reads; no jax.
+stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. No jax.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
-    """Returns the metadata of the checkpoint `step`: {"meta": the caller's values, "leaf_crc32": {leaf: crc32}}.
+    """Returns the metadata of checkpoint `step`: {"meta": the manifest as JSON, "leaf_crc32": {leaf name: crc32}}.
 
     Raises UserError if the metadata is missing, was changed, or was written by another version of dreamer.
     """
@@ -63,17 +63,17 @@ def read_meta(run_dir: Path, step: int) -> dict[str, Any]:
 
 
 def read_manifest(run_dir: Path, step: int) -> Manifest:
-    """Returns the manifest of the checkpoint `step`. Raises UserError if it is missing or invalid."""
+    """Returns the manifest of checkpoint `step`. Raises UserError if it is missing or invalid."""
     return Manifest.from_json(read_meta(run_dir, step)["meta"], _meta_file(run_dir, step))
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns JSON values with the checksum of their text added."""
+    """Returns `content`, which must be JSON values, with the key "crc32" added: the checksum of its JSON text."""
     return {**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
 
 
 def check_state(run_dir: Path, step: int) -> None:
-    """Raises UserError if a file of the train state of `step` has changed since it was written, and names the file."""
+    """Raises UserError naming the file if a file with the train state of checkpoint `step` is missing or damaged."""
     folder = run_dir / CHECKPOINTS / str(step)
     check_inside(folder, run_dir)
     odd = next(special(folder), None)
@@ -83,20 +83,21 @@ def check_state(run_dir: Path, step: int) -> None:
 
 
 def state_bytes(run_dir: Path, step: int) -> int:
-    """Returns the total bytes of the files of the train state of `step`."""
+    """Returns the total size in bytes of the files with the train state of checkpoint `step`."""
     return sum(path.stat().st_size for path in _files(run_dir / CHECKPOINTS / str(step) / STATE).values())
 
 
 def write_list(directory: Path) -> None:
-    """Writes the checksums of all files under `directory` into the file LIST in it."""
+    """Writes the checksums of all files under `directory` into the file "crc32.json" in `directory`."""
     crcs = {name: _crc(path) for name, path in _files(directory).items()}
     (directory / LIST).write_text(json.dumps({"files": crcs, "crc32": _crc_of_list(crcs)}))
 
 
 def damage(directory: Path) -> str | None:
-    """Returns the damage to the files under `directory` as one phrase, or None if the files are unchanged.
+    """Compares the files under `directory` with the checksums that `write_list` wrote.
 
-    Extra files are ignored: they are never read, and Orbax itself adds one.
+    Returns a phrase that describes the damage, or None if the files are unchanged. Extra files are ignored: they are
+    never read, and Orbax itself adds one.
     """
     if not directory.is_dir():
         return f"{directory.name} is missing"
@@ -137,7 +138,7 @@ def _damaged(run_dir: Path, step: int, what: str) -> UserError:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """Returns all files under a folder by relative path, except for the list of checksums."""
+    """Returns {relative path: path} for all files under a folder, except for the list of checksums."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {name: path for path in sorted(paths) if (name := path.relative_to(directory).as_posix()) != LIST}
 

@@ -1,4 +1,4 @@
-"""Orbax's handler of a pytree, which also writes the checksums of its files."""
+"""An Orbax checkpoint handler for pytrees that also writes the checksums of its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamer.runtime.files.checkpoint_files import write_list
 
 
 class SealedHandler(ocp.StandardCheckpointHandler):
-    """Orbax's handler of a pytree; writes the checksums of its files before the checkpoint counts as complete."""
+    """An Orbax handler for pytrees that also writes the checksums of its files, before the checkpoint is complete."""
 
     def finalize(self, directory: Path) -> None:
         """Writes the checksums. Orbax calls this in its thread after writing all files, before renaming `directory`."""
@@ -22,10 +22,10 @@ class SealedHandler(ocp.StandardCheckpointHandler):
 @ocp.args.register_with_handler(SealedHandler, for_save=True)
 @dataclasses.dataclass
 class SealedSave(ocp.args.StandardSave):
-    """The argument of a save by `SealedHandler`. Orbax finds the handler by the type of its argument."""
+    """The argument for saving with `SealedHandler`. Orbax finds the handler by the type of the argument."""
 
 
 @ocp.args.register_with_handler(SealedHandler, for_restore=True)
 @dataclasses.dataclass
 class SealedRestore(ocp.args.StandardRestore):
-    """The argument of a restore by `SealedHandler`. Orbax requires one type for saving and one for restoring."""
+    """The argument for restoring with `SealedHandler`. Orbax needs different types for saving and for restoring."""

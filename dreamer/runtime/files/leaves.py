@@ -13,7 +13,10 @@ from jax.sharding import SingleDeviceSharding
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns {"params/world_model/dyn/kernel": leaf}, in the order of the tree."""
+    """Returns the leaves by name, {"params/world_model/dyn/kernel": leaf}, in the order of the tree.
+
+    Raises ValueError if two leaves have the same name.
+    """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(named) != len(paths):
@@ -22,7 +25,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def crc_of(leaf: Any) -> int:
-    """Returns the crc32 of the bytes of a leaf [..]; for a PRNG key, of its data."""
+    """Returns the crc32 of the bytes of a leaf [..] from `to_storable` or from a checkpoint."""
     return zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8).data)
 
 
@@ -31,7 +34,10 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_storable(name: str, leaf: Any) -> Any:
-    """Converts a leaf [..], an array, key or number, for Orbax; a key becomes its data. Raises TypeError for others."""
+    """Converts a leaf of the state to the array [..] that Orbax saves. A typed PRNG key becomes its key data.
+
+    name: the leaf's name in errors. Raises TypeError if the leaf is not an array, a typed PRNG key or a number.
+    """
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and jax.process_count() == 1:
@@ -43,7 +49,10 @@ def to_storable(name: str, leaf: Any) -> Any:
 
 
 def to_target(leaf: Any) -> Any:
-    """Returns the shape, dtype and sharding to request from Orbax for `leaf`."""
+    """Returns an object that tells Orbax the shape, the dtype and the place of a leaf to restore.
+
+    It is a ShapeDtypeStruct with a sharding for a leaf on devices, and an uninitialized numpy array for a numpy leaf.
+    """
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -55,14 +64,18 @@ def to_target(leaf: Any) -> Any:
 
 
 def from_stored(value: Any, like: Any) -> Any:
-    """Converts a leaf from Orbax to the type of `like`: an array [..], a key or a number."""
+    """Converts a leaf that Orbax has restored to the type of `like`: an array [..], a typed PRNG key or a number."""
     if _is_key(like):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
     return value if hasattr(like, "dtype") else np.asarray(value).item()
 
 
 def differences(stored: Mapping[str, tuple[tuple[int, ...], Any]], targets: Mapping[str, Any]) -> list[str]:
-    """Returns one phrase for each leaf that differs. Leaves that both sides have come first."""
+    """Returns one phrase for each leaf that differs between a checkpoint and the state of this config.
+
+    stored: {name: (shape, dtype)} of the checkpoint | targets: {name: target} of the state, see `to_target`
+    Leaves that both of them have come first.
+    """
     found = []
     for name, target in targets.items():
         if name in stored:

@@ -1,14 +1,14 @@
 """A lock file with a heartbeat, so that only one process at a time trains in a run directory. No jax.
 
 The lock is the file `lock` of the run directory. To take the lock, a process writes its card, a JSON object that
-identifies the process, under a unique name, and links that file to the name `lock`. A hard link either succeeds or
-fails, on local disks and on NFS alike, so two processes never both succeed. (Where a file system has no hard links, the
-file is created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
+identifies the process, to a file with a unique name. It then makes `lock` a hard link to that file. Making a hard link
+fails if the name is taken, on local disks and on NFS alike, so two processes never both succeed. (Where a file system
+has no hard links, the file is created exclusively instead.) The owner then touches the file every HEARTBEAT seconds.
 
 A lock is stale when its process no longer runs on this machine, or when its last heartbeat is older than STALE seconds.
 Ages are differences between two times of the file system, so clocks of different machines need not agree.
-The next process renames a stale lock away and checks that it moved the lock it had examined. An owner that finds
-another card under `lock` at a heartbeat has lost the lock, and its run ends.
+The next process renames a stale lock and checks that this was the lock that it had examined. An owner has lost the lock
+if it finds another card, or none, in `lock` at a heartbeat; its run then ends.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ROUNDS = 20  # attempts to move a stale lock away
 
 
 class Card(NamedTuple):
-    """The process that holds a lock.
+    """Identifies the process that holds a lock.
 
-    token: an id that only this lock has | host, user, pid: the host, the user and the number of the process
-    machine: the boot and process namespace; "": unknown
+    token: an id that only this lock has | host, user, pid: the host, the user and the process ID
+    machine: identifies the boot of the machine and the process namespace; "": unknown
     started: the start of the process in clock ticks since the boot; 0: unknown | since: the time of locking, as text
     """
 
@@ -64,7 +64,7 @@ UNKNOWN = Card("", "?", "?", "", 0, 0, "?")
 class Held(NamedTuple):
     """A lock that some process holds or has left behind.
 
-    age: the seconds since its last heartbeat
+    card: identifies the process | age: the seconds since the last heartbeat
     gone: the process ran on this machine and has ended | runs: the process runs on this machine
     If the process belongs to another machine, gone and runs are False.
     """
@@ -87,8 +87,9 @@ class RunLock:
         """Takes the lock; the directory must exist.
 
         report: called with a line to print if a stale lock was replaced.
-        lost: called with the error, in another thread, if another process has taken the lock.
-        Raises UserError if another process holds the lock, and names it, or if the directory cannot be written.
+        lost: called with the error, in another thread, if this process has lost the lock.
+        Raises UserError naming the process if another one holds the lock, and UserError if the directory cannot be
+        written.
         """
         self._path, self._lost = run_dir / LOCK, lost
         self.card = _own_card()
@@ -184,7 +185,7 @@ def look(run_dir: Path, now: float | None = None) -> Held | None:
 
 
 def refusal(run_dir: Path, held: Held) -> str:
-    """Returns the error line for a lock that another process holds."""
+    """Returns the text of the error for a run directory whose lock another process holds."""
     return (
         f"{run_dir} is in use by {held.card}, last heartbeat {held.age:.0f} s ago; wait for it, stop it, or give "
         "another --run-dir"
@@ -216,7 +217,7 @@ def _card(path: Path) -> Card | None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Gives a file a second name, `target`. Returns False if that name is taken."""
+    """Makes `target` a hard link to `source`, or a copy if that is not supported. Returns False if `target` exists."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -233,7 +234,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _machine() -> str:
-    """Returns an identifier of this boot and process namespace, or "" if neither can be read."""
+    """Returns an identifier of this machine's boot and process namespace, or "" if neither can be read."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -243,7 +244,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """Returns the start of a process in clock ticks since the boot. Returns 0 if the start is unknown.
+    """Returns the start of a process in clock ticks since the boot, or 0 if it runs but its start is unknown.
 
     Returns -1 if the process does not run on this machine.
     """

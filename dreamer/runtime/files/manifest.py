@@ -1,7 +1,8 @@
-"""A checkpoint's record of its run, checked before use, because a checksum is not a signature. No jax.
+"""The manifest of a checkpoint, checked before use, because a checksum is not a signature. No jax.
 
-The manifest is the `meta` of a checkpoint. The head is the JSON part of the file with the host's state. Anybody could
-have written either of them, so a value that a run would not write raises a UserError that names the file and the field.
+The manifest is the checkpoint's record of its run, stored as its `meta`. The file with the host's state (replay,
+limiter, logger, environments) has a JSON header, which this module checks too. Anybody could have written either of
+them, so a value that a run would not write raises a UserError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _FRACTION = re.compile(r"-?\d{1,200}(/[1-9]\d{0,199})?")
 
 
 class Files(NamedTuple):
-    """The files that a run resumes from besides the train state of a checkpoint.
+    """The files that a run resumes from besides the train state of a checkpoint, each identified by its Seal.
 
     run: the identity of the run, which every file contains | state: the file with the host's state
     rows, latents: the files with rows and with latents, oldest first
-    oldest: for each ring of the replay, the number of the oldest row that it holds
-    rows_per_stream: the length of the rings
+    oldest: for each stream of the replay, the number of the oldest row that its ring buffer holds
+    rows_per_stream: the length of these ring buffers
     """
 
     run: str
@@ -48,7 +49,7 @@ class Files(NamedTuple):
 
     @property
     def seals(self) -> tuple[Seal, ...]:
-        """Returns the seals of all files."""
+        """The seals of all files: rows, latents, state."""
         return (*self.rows, *self.latents, self.state)
 
 
@@ -57,7 +58,7 @@ class Manifest(NamedTuple):
 
     env_steps, updates: the counters of the run | format: the version of the other fields
     files: the files to resume from; None: the checkpoint can only be evaluated
-    metrics: (bytes, crc32) of the lines of metrics written before the checkpoint
+    metrics: the size in bytes and the crc32 of metrics.jsonl at the time of the checkpoint; the crc32 may be None
     spec: the Spec of the environment, as JSON
     """
 
@@ -70,7 +71,7 @@ class Manifest(NamedTuple):
 
     @property
     def run(self) -> str | None:
-        """Returns the identity of the run, or None if unknown."""
+        """The identity of the run, or None if it is unknown."""
         return self.files.run if self.files else None
 
     def to_json(self) -> dict[str, Any]:
@@ -142,7 +143,10 @@ def _files(meta: Mapping[str, Any], where: Path) -> Files | None:
 
 
 def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Checks the head of the host's state and returns it. Does not check the parts that depend on the replay."""
+    """Checks the JSON header of the file with the host's state and returns it. Raises UserError if it is invalid.
+
+    where: the file to name in errors. Values that must fit the replay or the environments are not checked here.
+    """
     fields = {
         "replay": _replay, "limiter": _limiter, "logger": _logger,
         "loop": lambda value: isinstance(value, dict) and (value.get("eval_due") is None or _number(value["eval_due"])),
@@ -154,7 +158,11 @@ def head(values: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
-    """Checks and returns the spans [stream, first row, end] of a file: none is empty, and a stream has at most one."""
+    """Checks and returns the spans [stream, first row, end] of the rows in a file; `end` is exclusive.
+
+    Raises UserError naming the file `where` if a span is empty, if its stream is not below `envs`, or if a stream has
+    two spans.
+    """
     if not (isinstance(values, list) and all(_counted(span, 3) for span in values)):
         raise _odd(where, "spans")
     numbers = [env for env, _, _ in values]
@@ -164,7 +172,10 @@ def spans(values: Any, envs: int, where: Path) -> list[list[int]]:
 
 
 def alike(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: Path, part: str) -> None:
-    """Raises UserError if `arrays` {name: [..]} differ from `expected` in names, shapes or kinds of number."""
+    """Raises UserError if `arrays` {name: [..]} differ from `expected` in names, shapes or dtype kinds.
+
+    where: the file to name in errors | part: the prefix of the names in errors
+    """
     if arrays.keys() != expected.keys():
         raise _odd(where, f"{part}/{min(arrays.keys() ^ expected.keys())}")
     for name, array in expected.items():
@@ -229,7 +240,7 @@ def _crc(value: Any) -> bool:
 
 
 def _position(value: Any) -> bool:
-    """Whether a value is a pair of the size of the metrics in bytes and their checksum."""
+    """Whether a value is a list of two: the size of metrics.jsonl in bytes, and its crc32 or None."""
     return isinstance(value, list) and len(value) == 2 and _counts(value[0]) and (value[1] is None or _crc(value[1]))
 
 

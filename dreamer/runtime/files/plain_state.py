@@ -1,13 +1,14 @@
-"""Encodes values as bytes without pickle: decoding runs no code and takes no more memory than the bytes.
+"""Encodes values as bytes without pickle. Decoding runs no code and takes memory only in proportion to the bytes.
 
 Supported are:
 
     None, bool, int, float, complex, str, bytes
     list, tuple, dict, set, frozenset, collections.deque
     numpy arrays and scalars of numbers, bools and text
-    numpy's Generator over numpy's own bit generators, RandomState, random.Random
+    numpy's Generator with one of numpy's bit generators, RandomState, random.Random
 
-Types must match exactly. An object that occurs in several places stays one object. Other types are refused. No jax.
+Other types, and subclasses of these types, are refused. A mutable object that occurs in several places stays one
+object. No jax.
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ _OF_TAG: dict[bytes, Callable[[Iterable], Any]] = {tag: kind for kind, tag in _S
 
 
 class NotPlain(ValueError):
-    """A value that has no plain form."""
+    """Raised for a value that has no plain form, that is, a value that `encode` cannot encode."""
 
 
 def encode(value: Any) -> bytes:
-    """Encodes a value. Raises NotPlain, naming the type, if the value contains a type without a plain form."""
+    """Encodes a value as bytes. Raises NotPlain if it contains an unsupported type or is nested too deeply."""
     writer = _Writer()
     writer.write(value, 0)
     return b"".join(writer.parts)
 
 
 def decode(data: bytes) -> Any:
-    """Decodes the bytes of `encode`. Raises ValueError for any other bytes."""
+    """Decodes the bytes that `encode` returned. Raises ValueError for any other bytes."""
     reader = _Reader(data)
     try:
         value = reader.read(0)
@@ -68,8 +69,9 @@ def decode(data: bytes) -> Any:
 
 
 def check_generator(state: Any, kind: str) -> dict[str, Any]:
-    """Checks and returns the `state` of a bit generator of type `kind`. Raises ValueError if the state is invalid.
+    """Checks and returns the `state` of a numpy bit generator. Raises ValueError if the state is invalid.
 
+    kind: the name of the bit generator's type, such as "PCG64".
     numpy does not check the state completely: an invalid position would make it read memory outside its buffer.
     """
     if not isinstance(state, dict) or kind not in _FORMS or state.get("bit_generator") != kind:
@@ -80,7 +82,7 @@ def check_generator(state: Any, kind: str) -> dict[str, Any]:
 
 
 class _Writer:
-    """Holds the bytes that were written, and a number for each object that may occur again."""
+    """Encodes values. Holds the bytes that were written, and a number for each object that may occur again."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -122,7 +124,7 @@ class _Writer:
         return True
 
     def _own(self, kind: type, value: Any, depth: int) -> None:
-        """Writes a mutable value, which stays one object wherever it occurs."""
+        """Writes a mutable value of type `kind`. Raises NotPlain for an unsupported type."""
         if kind in (list, set):
             self._items(_SEQUENCES[kind], value, depth)
         elif kind is dict:
@@ -162,7 +164,7 @@ class _Writer:
 
 
 class _Reader:
-    """Holds the position in the bytes, and the objects that were read and may occur again."""
+    """Decodes values. Holds the position in the bytes, and the objects that were read and may occur again."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0
@@ -267,7 +269,7 @@ _UNFINISHED = _Unfinished()
 
 
 def _dtype(name: bytes, kinds: str) -> np.dtype:
-    """Returns the dtype with numpy's name for it, such as "<f8"."""
+    """Returns the dtype that numpy names `name`, such as b"<f8". Raises ValueError if its kind is not in `kinds`."""
     text = name.decode("ascii")
     if len(text) > 12 or text[:1] not in tuple("<>|=") or text[1:2] not in tuple(kinds) or not text[2:].isdecimal():
         raise ValueError(f"no plain state: no dtype {text[:20]!r}")
@@ -278,7 +280,7 @@ def _dtype(name: bytes, kinds: str) -> np.dtype:
 
 
 def _generator_state(generator: Any) -> tuple[dict[str, Any], Any]:
-    """Returns the state and the seed of a bit generator; generators that it spawns later depend on the seed."""
+    """Returns the state and the seed of a bit generator. The seed is needed for the generators that it spawns later."""
     if _GENERATORS.get(type(generator).__name__) is not type(generator):
         raise NotPlain(f"{type(generator).__name__} is none of numpy's bit generators")
     seed = generator.seed_seq

@@ -14,8 +14,9 @@ from dreamer.errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a config
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """Opens a regular file for reading, and never waits for a pipe. follow: whether the path may be a link.
+    """Opens a regular file for reading bytes. Never waits for a pipe.
 
+    follow: whether the path may be a symbolic link.
     Raises FileNotFoundError if the file is missing, and UserError if it is not a regular file or cannot be read.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
@@ -35,16 +36,17 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
 
 
 def check_inside(path: Path, run_dir: Path) -> None:
-    """Raises UserError if `path`, inside a run directory, leads out of the directory through a link."""
+    """Raises UserError if `path`, which is inside a run directory, leads out of it through a symbolic link."""
     real, root = os.path.realpath(path), os.path.realpath(run_dir)
     if os.path.commonpath([real, root]) != root:
         raise UserError(f"{path} leads out of the run directory, to {real}; replace the link by its target")
 
 
 def check_links(run_dir: Path) -> None:
-    """Raises UserError if a run directory contains, at any depth, a link that leads out of it, a pipe or a device.
+    """Raises UserError if a run directory contains, at any depth, a pipe, a device or a link that leads out of it.
 
-    The names of files that a run will write can be guessed, and a write to a link would go to its target.
+    An attacker can guess which files a run will write and put a link in such a place; the run would then write to the
+    link's target.
     """
     waiting = [run_dir]
     while waiting:
@@ -59,7 +61,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def special(folder: Path) -> Iterator[str]:
-    """Yields the relative paths in `folder` of all but regular files and folders: links, pipes, devices."""
+    """Yields the relative path of everything in `folder` that is not a regular file or a folder, such as a link."""
     for place, folders, files in os.walk(folder):
         for name in sorted(folders + files):
             mode = os.lstat(os.path.join(place, name)).st_mode
@@ -68,7 +70,10 @@ def special(folder: Path) -> Iterator[str]:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """Reads a small text file. Raises UserError if it is missing, over `most` bytes, not UTF-8, or not regular."""
+    """Returns the text of a small file.
+
+    Raises UserError if it is missing, is larger than `most` bytes, is not UTF-8, or is not a regular file.
+    """
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)
@@ -85,7 +90,10 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 
 
 def json_value(text: str | bytes) -> Any:
-    """Parses a JSON text. Raises ValueError if it is not JSON, contains nan or infinity, or is nested too deeply."""
+    """Returns the value of a JSON text.
+
+    Raises ValueError if the text is not JSON, contains nan or infinity, or is nested too deeply.
+    """
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:

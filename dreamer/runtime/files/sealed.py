@@ -1,8 +1,9 @@
-"""Sealed files: arrays and a JSON head in one immutable file; cuts, changes and swaps are detected. No jax.
+"""Sealed files: a JSON header and arrays in one immutable file with checksums. No jax.
 
-    magic 8 bytes | length of the head, uint64 | crc32 of the head, uint32 | head, JSON | bytes of each array
+    magic 8 bytes | length of the header, uint64 | crc32 of the header, uint32 | header, JSON | bytes of each array
 
-The head holds the caller's values, the arrays' names, dtypes and shapes, and the crc32 of their bytes. A file gets
+The header holds the caller's values, the arrays' names, dtypes and shapes, and the crc32 of their bytes. So `read`
+detects a file that was cut short or changed and, with the file's Seal, one that was exchanged for another. A file gets
 its name only when it is complete and on the disk; until then it has the suffix UNFINISHED.
 """
 
@@ -32,9 +33,9 @@ _MOST_AXES = 16
 
 
 class Seal(NamedTuple):
-    """A manifest's record that identifies a sealed file by its name, its size in bytes and the crc32 of its head.
+    """Identifies a sealed file by its name, its size in bytes and the crc32 of its header. The manifest contains it.
 
-    The head contains the crc32 of the arrays, so the crc32 of the head covers the whole content.
+    The header contains the crc32 of the arrays, so the crc32 of the header covers the whole content.
     """
 
     name: str
@@ -43,9 +44,10 @@ class Seal(NamedTuple):
 
 
 def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Seal:
-    """Writes a sealed file and waits until it is on the disk.
+    """Writes a sealed file, waits until it is on the disk, and returns its seal.
 
-    head: JSON values. arrays {name: [..]}. Raises UserError if the write fails, and then leaves no file.
+    head: the caller's JSON values for the header | arrays {name: [..]}
+    Raises UserError if the write fails, and then leaves no file.
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     crc = 0
@@ -67,10 +69,10 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 
 
 def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns the head and the arrays {name: [..]} of a sealed file.
+    """Returns the caller's values from the header, and the arrays {name: [..]}, of a sealed file.
 
-    seal: the file's seal in the manifest. Raises UserError with the name of the file if it is missing, is not a sealed
-    file, was cut short or changed, does not match the seal, or has a head that `write` would not write.
+    seal: the file's seal in the manifest; None: it is not compared. Raises UserError with the name of the file if it is
+    missing, is not a sealed file, was cut short or changed, does not match the seal, or has an invalid header.
     """
     with _reading(path) as file:
         whole, _ = _whole(path, file, seal)
@@ -85,13 +87,13 @@ def read(path: Path, seal: Seal | None = None) -> tuple[dict[str, Any], dict[str
 
 
 def seal_of(path: Path) -> Seal:
-    """Returns the seal of an existing file. Raises UserError as `read` does, but does not check the arrays."""
+    """Returns the seal of an existing sealed file. Raises UserError as `read` does, but does not check the arrays."""
     with _reading(path) as file:
         return _whole(path, file, None)[1]
 
 
 class _Form(NamedTuple):
-    """A head's description of an array."""
+    """The description of an array in a header."""
 
     name: str
     dtype: np.dtype
@@ -100,7 +102,10 @@ class _Form(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """The parsed head of a file. crc: the crc32 of the bytes of all arrays."""
+    """The parsed header of a file.
+
+    head: the caller's values | forms: a description of each array | crc: the crc32 of the bytes of all arrays
+    """
 
     head: dict[str, Any]
     forms: list[_Form]
@@ -109,7 +114,7 @@ class _Whole(NamedTuple):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """A context with the opened file; turns errors while reading into a UserError."""
+    """A context manager with the opened file. Turns errors that occur while it is read into a UserError."""
     try:
         with open_regular(path) as file:
             yield file
@@ -122,7 +127,10 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]:
-    """Reads the head, checks it against the file's size, and returns head and seal. The arrays come next in `file`."""
+    """Reads the header, checks it against the file's size and `seal`, and returns the parsed header and its seal.
+
+    `file` is then at the beginning of the arrays.
+    """
     fixed, nbytes = file.read(_FIXED.size), os.fstat(file.fileno()).st_size
     if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
         raise UserError(f"{path} is not a file of this program, or its beginning is damaged")
@@ -142,7 +150,7 @@ def _whole(path: Path, file: BinaryIO, seal: Seal | None) -> tuple[_Whole, Seal]
 
 
 def _parsed(text: bytes, path: Path) -> _Whole:
-    """Parses the text of a head. Raises UserError if the text does not have the form that `write` writes."""
+    """Parses the text of a header. Raises UserError if the text does not have the form that `write` writes."""
     try:
         values = json_value(text)
         head, arrays, crc = values["head"], values["arrays"], values["crc"]
@@ -157,7 +165,7 @@ def _parsed(text: bytes, path: Path) -> _Whole:
 
 
 def _form(name: Any, kind: Any, shape: Any) -> _Form:
-    """Parses a head's entry for one array of numbers. Raises ValueError or TypeError for any other entry."""
+    """Parses the description of an array in a header. Raises ValueError or TypeError if the description is invalid."""
     if not (isinstance(name, str) and isinstance(kind, str) and isinstance(shape, list) and len(shape) <= _MOST_AXES):
         raise ValueError("the description of an array is invalid")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
@@ -174,5 +182,5 @@ def _dtype(name: str) -> np.dtype:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """Returns the bytes of a contiguous array without a copy, also for types of ml_dtypes, which export no buffer."""
+    """Returns the bytes of a contiguous array without a copy. Also works for bfloat16, which exports no buffer."""
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
