@@ -16,7 +16,7 @@ class Episode(NamedTuple):
 
     env: the index of its environment | episode_return: the sum of its rewards
     length: its number of env steps (the reset row does not count)
-    metrics: the environment's own numbers by name, see `own_numbers`
+    metrics: the environment's own metrics by name, such as "is_success", see `own_numbers`
     """
 
     env: int
@@ -52,10 +52,10 @@ class EpisodeTracker:
     def observe(
         self, step: Step, envs: np.ndarray | None = None, finished: Mapping[int, Mapping[str, float]] | None = None
     ) -> list[Episode]:
-        """Adds the next row of each environment in `envs` (None: of all). Returns the episodes that end in these rows.
+        """Adds the next row of each environment in `envs`. Returns the episodes that end in these rows.
 
-        step: a Step of R rows | envs [R] | finished: the environments' own numbers of the episodes that end, from
-        `Workers.finished`
+        step: a Step of R rows | envs [R]: the index of the environment of each row; None: one row for each, in order
+        finished {env: metrics}: the environment's own metrics of the episodes that end, from `Workers.finished`
         """
         envs = np.arange(len(self._returns)) if envs is None else envs
         first, last = np.asarray(step.is_first, bool), np.asarray(step.is_last, bool)
@@ -66,7 +66,10 @@ class EpisodeTracker:
 
 
 def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
-    """Returns the mean return, length and own numbers of finished episodes, by metric name; {} if there are none."""
+    """Returns the means over finished episodes, {metric name: mean}, or {} if there are no episodes.
+
+    The metrics are "episode/return", "episode/length" and the environment's own metrics as "episode/<name>".
+    """
     if not episodes:
         return {}
     return {
@@ -77,6 +80,6 @@ def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
 
 
 def mean_of(episodes: list[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each number over the episodes that have it."""
+    """Returns {name: mean over the episodes that have a metric of this name}. episodes: the metrics of each episode."""
     names = dict.fromkeys(name for own in episodes for name in own)
     return {name: float(np.mean([own[name] for own in episodes if name in own])) for name in names}

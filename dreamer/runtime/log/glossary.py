@@ -73,7 +73,7 @@ EPISODES = (
         "Small beside eval/return once a task is solved. A large value means that some episodes still fail.",
         "Evaluation",
     ),
-    Metric("eval/length", "Mean number of environment steps of these episodes.", "As episode/length.", "Evaluation"),
+    Metric("eval/length", "Mean environment steps of an evaluation episode.", "As episode/length.", "Evaluation"),
     Metric(
         "eval/*",
         "A number that the environment itself reports on an episode, averaged over the episodes of one evaluation.",
@@ -134,7 +134,7 @@ LOSSES = (
     Metric(
         "loss/value",
         "Critic loss in nats on dreamed states: cross-entropy of the two-hot encoded lambda-return, plus slow_scale "
-        "times that of the slow critic's value.",
+        "times the cross-entropy of the slow critic's value.",
         "At most about 11, twice ln(255). It first rises with dream/weight, then falls, and rises again while the "
         "returns improve, as the targets move.",
         "Losses",
@@ -170,8 +170,8 @@ LATENTS = (
     ),
     Metric(
         "latent/post_entropy",
-        "Entropy in nats of the stochastic state after the observation, with the same maximum. It is not the entropy "
-        "of the policy.",
+        "Entropy in nats of the stochastic state after the observation, with the same maximum as "
+        "latent/prior_entropy. It is not the entropy of the policy.",
         "Usually below latent/prior_entropy, since an observation adds certainty.",
         "Latents of the world model",
     ),
@@ -181,8 +181,8 @@ DREAMS = (
         "dream/action_entropy",
         "Entropy in nats of the policy in dreamed states, summed over the parts of an action. For continuous actions "
         "it is a differential entropy and may be negative.",
-        "Starts near dream/action_entropy_max and falls as the policy becomes certain. At its maximum for long, the "
-        "actor does not learn; near 0 early on, a discrete policy no longer explores.",
+        "Starts near dream/action_entropy_max and falls as the policy becomes certain. If it stays at the maximum, the "
+        "actor does not learn. If it is near 0 early on, a discrete policy no longer explores.",
         "Dreams of the actor and critic",
     ),
     Metric(
@@ -358,13 +358,13 @@ SPEED = (
     ),
     Metric(
         "wait/collector_for_learner",
-        "Share of the time in which acting waits for training, which keeps the replay ratio. 0 in lockstep.",
+        "Share of the time in which acting waits for training, to keep the replay ratio. 0 in lockstep.",
         "Near 1 when training is the bottleneck, as usual with large models; faster environments do not help then.",
         "Waiting",
     ),
     Metric(
         "wait/learner_for_rows",
-        "Share of the time in which training waits for new rows, which keeps the replay ratio. 0 in lockstep.",
+        "Share of the time in which training waits for new rows, to keep the replay ratio. 0 in lockstep.",
         "Near 0 when training is the bottleneck. Near 1 when the environments are: more of them help.",
         "Waiting",
     ),
@@ -407,7 +407,7 @@ METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS,
 def entry_of(name: str) -> Metric | None:
     """Returns the entry for the metric `name`, or None if no entry matches.
 
-    An entry with exactly this name comes first, then the longest pattern that matches it.
+    An entry with exactly this name is preferred; else the longest pattern that matches the name.
     """
     matching = [metric for metric in METRICS if fnmatchcase(name, metric.name)]
     return max(matching, key=lambda metric: (metric.name == name, len(metric.name)), default=None)
@@ -416,8 +416,8 @@ def entry_of(name: str) -> Metric | None:
 def explain(name: str) -> list[Metric]:
     """Returns the entries that explain `name`, in the order of METRICS.
 
-    name: the name of a metric ("loss/rec/image"), a pattern ("dream/*"), a folder ("wait"), or a short name as the
-    terminal shows it ("dyn", "grad_norm"). Raises UserError with the nearest known name if there is no such metric.
+    name: the name of a metric ("loss/rec/image"), a pattern ("dream/*"), a part of names between slashes ("wait",
+    "grad_norm"), or a rate as on the terminal ("updates/s"). Raises UserError, with a hint, if nothing matches.
     """
     name = SHORT.get(name, name)
     if "*" in name:

@@ -27,8 +27,8 @@ TILE_GAP = 4  # pixels between videos shown side by side
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     """Writes frames [T, H, W], [T, H, W, 1] or [T, H, W, 3] uint8 as an mp4 for any player (H.264, yuv420p).
 
-    Small frames are enlarged by an integer factor, and odd sides are padded with one black pixel. Raises UserError if
-    the video cannot be written, for example on a full disk; no incomplete file is left.
+    Small frames are enlarged by an integer factor, and odd sides are padded with one black pixel. Returns `path`.
+    Raises UserError if the video cannot be written, for example on a full disk, and leaves no incomplete file.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 
@@ -56,9 +56,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def write_episode_video(path: str | Path, frames: list[np.ndarray] | np.ndarray, fps: float) -> Path:
-    """Writes the rendered frames of an episode, each [H, W, 3] uint8. Raises ValueError if there are none.
+    """Writes the rendered frames of an episode, each [H, W, 3] uint8, as an mp4. Returns `path`.
 
-    Raises UserError if they differ in size, and as `write_video` does.
+    Raises ValueError if there are no frames. Raises UserError if the frames differ in size, or if `write_video` fails.
     """
     if len(frames) == 0:
         raise ValueError("an episode video needs at least one frame")
@@ -95,7 +95,7 @@ def tiled(videos: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 def shortened(frames: Sequence[np.ndarray], fps: float) -> tuple[np.ndarray, float]:
     """Keeps every n-th frame and every m-th pixel of a video, so that it is small enough for an animated GIF.
 
-    Returns the frames [T, H, W, 3] that are kept, and their rate.
+    Returns the kept frames [T, H, W, 3] and a lower frame rate, with which the duration stays the same.
     """
     most, side = LARGEST_GIF
     every = -(-len(frames) // most)
@@ -131,7 +131,10 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
-    """Converts an image observation [.., H, W, C] to uint8, so that its bounds become black and white."""
+    """Converts an image observation [.., H, W, C] to uint8. The bounds of its space become 0 (black) and 255 (white).
+
+    If the space has no bounds, the values are already 0 to 255; `image` is then returned unchanged.
+    """
     if space.bounds is None:
         return image
     low, high = space.bounds
@@ -139,7 +142,10 @@ def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
 
 
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Converts the images of a report {"truth/k", "dream/k": [B, T, ..]} to uint8."""
+    """Converts the images of a report {"truth/k", "dream/k": [B, T, ..]} with `to_bytes`; keeps all other arrays.
+
+    spaces: the Space of each observation key k.
+    """
     of = {name: spaces[name.partition("/")[2]] for name in report}
     return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
 
@@ -150,7 +156,10 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Converts images [.., C] to [.., 3], in color or grey. From a stack of frames it takes the newest frame."""
+    """Converts images [.., C] to RGB [.., 3]: the last 3 channels if 3 divides C, else the last channel as grey.
+
+    If several frames are stacked along C, oldest first, this shows the newest frame.
+    """
     if frames.shape[-1] % 3 == 0:
         return frames[..., -3:]
     return np.repeat(frames[..., -1:], 3, axis=-1)

@@ -1,4 +1,4 @@
-"""Collects the metrics of a run between two lines, and writes them to the sinks. No jax.
+"""Collects the metrics of a run, and writes their means to the sinks: files and services such as TensorBoard. No jax.
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 
@@ -32,7 +32,7 @@ class Config:
     """How often metrics are logged, and to which sinks."""
 
     every: Annotated[float, at_least(0)] = 10.0
-    """Seconds between two lines of metrics."""
+    """Seconds between two writes of the metrics."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run directory."""
     wandb: Literal["off", "offline", "online"] = "off"
@@ -42,17 +42,17 @@ class Config:
     wandb_name: str = ""
     """Name of the run in Weights & Biases; empty: the name of the run directory."""
     wandb_group: str = ""
-    """Group of the run in Weights & Biases, such as that of an experiment with several seeds."""
+    """Group of the run in Weights & Biases, for example one group for all seeds of an experiment."""
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run in Weights & Biases."""
 
 
 class Resumed(NamedTuple):
-    """Where the log of a resumed run continues. metrics.jsonl is already cut.
+    """Where the log of a resumed run continues. The caller has already cut metrics.jsonl there.
 
     position: what `Logger.position()` returned at the checkpoint | env_steps: the env_steps of the restored replay
-    later: whether the rows collected after the checkpoint are kept; then the lines written with them are kept too
-    seconds: the `time` of the last line kept after the checkpoint, else 0
+    later: whether the run keeps the rows collected after the checkpoint, and so the lines of metrics.jsonl about them
+    seconds: the `time` in the last of these lines; 0 if there are none
     """
 
     position: Mapping[str, Any]
@@ -64,8 +64,8 @@ class Resumed(NamedTuple):
 class Logger:
     """Collects the metrics of one run between writes, and owns the files that they are written to.
 
-    Call add({"loss/dyn": 1.7}) often, write(env_steps, updates) now and then. Use as a context manager, or call
-    close(). Every write raises UserError when the disk is full; all earlier lines stay whole.
+    Call add({"loss/dyn": 1.7}) often, and write(env_steps, updates) now and then. Use as a context manager, or call
+    close(). All methods that write raise UserError if the disk is full; all earlier lines stay whole.
     """
 
     def __init__(
@@ -77,11 +77,12 @@ class Logger:
         resumed: Resumed | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        """run_config: plain values, shown as hyperparameters in TensorBoard and Weights & Biases.
+        """run_config: the settings of the run, which TensorBoard and Weights & Biases show as hyperparameters.
 
-        sinks: additional sinks of the caller, which `close` leaves open.
+        resumed: where a resumed run continues; None: a new run
+        sinks: additional sinks of the caller, which `close` leaves open
 
-        Raises UserError when a sink cannot open.
+        Raises UserError if a sink cannot be opened.
         """
         self._clock = clock
         position = resumed.position if resumed else {}
@@ -112,17 +113,18 @@ class Logger:
             self._opened = opened.pop_all()
 
     def position(self) -> dict[str, Any]:
-        """Returns the positions of the sinks and the values not yet written, as JSON values for `Resumed`."""
+        """Returns the positions of the sinks and the values that are not yet written, as JSON values for `Resumed`."""
         seconds = self._clock() - self._start
         sums = {name: list(value) for name, value in self._sums.items()}
         nbytes, crc = self._lines.position()
         return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
     def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
-        """Adds values by name. The next `write` logs the mean of the values that were added under a name.
+        """Adds values by name. The next `write` logs the mean of the values added under each name.
 
-        latest: the next `write` logs the last value instead of the mean.
-        values: host numbers or arrays of one element; jax arrays are waited for. One nan makes the mean nan.
+        values: numbers or arrays of one element; the call waits for jax arrays. One nan makes the mean nan.
+        latest: whether each value replaces the earlier values of its name, instead of being averaged with them.
+        Raises ValueError for the names env_steps, updates, time and nonfinite.
         """
         for name, value in values.items():
             if name in RESERVED:
@@ -133,7 +135,10 @@ class Logger:
                 self._sums[name] = (total + number, count + 1)
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Writes the values added since the last write to every sink and returns them. Does nothing without values."""
+        """Writes the means of the values added since the last write to every sink, and returns {name: mean}.
+
+        Writes nothing and returns {} if no values were added.
+        """
         with self._lock:
             values = {name: total / count for name, (total, count) in sorted(self._sums.items())}
             self._sums.clear()
@@ -155,7 +160,7 @@ class Logger:
             sink.video(int(env_steps), name, frames, fps)
 
     def close(self) -> None:
-        """Closes every sink of the logger. May be called again."""
+        """Closes all sinks except those of the caller. May be called again."""
         self._opened.close()
 
     def __enter__(self) -> Logger:

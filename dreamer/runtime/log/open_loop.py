@@ -26,7 +26,10 @@ REPORT_FPS = 10
 
 
 class Show(Protocol):
-    """Receives the images in addition to the files; usually a `Logger`. image [H, W, 3] uint8, frames [T, H, W, 3]."""
+    """An object that also shows the images written to files, usually a `Logger`.
+
+    image [H, W, 3] uint8 | frames [T, H, W, 3] uint8
+    """
 
     def image(self, env_steps: int, name: str, image: np.ndarray) -> None: ...
     def video(self, env_steps: int, name: str, frames: np.ndarray, fps: float) -> None: ...
@@ -35,13 +38,13 @@ class Show(Protocol):
 def write_report(
     run_dir: str | Path, env_steps: int, report: Mapping[str, np.ndarray], show: Show | None = None
 ) -> list[Path]:
-    """Writes the open-loop images of `Agent.report` into run_dir/pictures, named by env_steps. Returns their paths.
+    """Writes an open-loop report as a video and a plot into run_dir/pictures. Returns the paths of the files.
 
-    report: {"truth/k", "dream/k": [B, T, ..]} in the units of the observation. The world model has observed the first
-    half of the T steps.
-    Image keys (uint8 truth [B, T, H, W, C]) are stacked in openloop_<steps>.mp4; all other keys are plotted in
-    openloop_<steps>.png. `show` receives them as "openloop/video" and "openloop/plot". Raises UserError if a file
-    cannot be written.
+    report: {"truth/k", "dream/k": [B, T, ..]}, the true and the dreamed values of each observation key k, as from
+    `Agent.report`. Images have values from 0 to 255. The world model has observed the first half of the T steps.
+    The video openloop_<env_steps>.mp4 stacks all image keys, those with arrays [B, T, H, W, C]. The plot
+    openloop_<env_steps>.png shows all other keys. `show` also receives them, as "openloop/video" and "openloop/plot".
+    Raises UserError if a file cannot be written.
     """
     folder = Path(run_dir) / PICTURES
     truth = {name.removeprefix("truth/"): np.asarray(v) for name, v in report.items() if name.startswith("truth/")}
@@ -64,9 +67,9 @@ def write_report(
 
 
 def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.ndarray:
-    """Returns frames [T, H', W', 3] uint8, one column per sequence: truth, dream and their difference, top to bottom.
+    """Returns video frames [T, H', W', 3] uint8 with one column per sequence: truth above dream above difference.
 
-    truth, dream: [B, T, H, W, C] with values 0 to 255 and any C (see `rgb`); the first 4 sequences are shown. The
+    truth, dream: [B, T, H, W, C] with values from 0 to 255 and any C (see `rgb`); the first 4 sequences are shown. The
     border is green in the first `observed` frames and then red. The difference of equal images is black.
     """
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
@@ -97,7 +100,10 @@ def stack_videos(videos: list[np.ndarray]) -> np.ndarray:
 
 
 def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.ndarray:
-    """Returns a strip [T, H', 12, 3] with the name of each row, written upwards; empty if rows are too low for text."""
+    """Returns a strip [T, H', 12, 3] uint8 with the names of the rows of images, written upwards.
+
+    height: pixels of a row; below 32, there is no room for text and the strip is black. border: pixels between rows.
+    """
     from PIL import Image, ImageDraw
 
     strip = np.zeros((len(names) * height + (len(names) + 1) * border, 12, 3), np.uint8)
@@ -114,9 +120,10 @@ def _labels(steps: int, names: tuple[str, ...], height: int, border: int) -> np.
 def open_loop_plot(
     path: str | Path, truth: Mapping[str, np.ndarray], dream: Mapping[str, np.ndarray], observed: int
 ) -> Path:
-    """Writes a PNG with one panel per dimension: the true and the dreamed line, with the observed part shaded.
+    """Writes a PNG with one panel per dimension. A panel shows the true and the dreamed curve. Returns `path`.
 
-    truth, dream: {k: [B, T, ..]}; the first sequence is drawn. An integer truth is a discrete value and drawn in steps.
+    truth, dream: {k: [B, T, ..]}; the first sequence is drawn. A truth of integers or bools is drawn as a step curve.
+    observed: the number of time steps that the world model has observed; they are shaded.
     There are at most 12 panels, shared evenly between the keys; the title says how many dimensions are left out. Raises
     UserError if the file cannot be written.
     """
@@ -150,13 +157,16 @@ def open_loop_plot(
 
 
 def _lines(value: np.ndarray) -> np.ndarray:
-    """Returns the first sequence of an array [B, T, ..] as [T, dimensions]."""
+    """Returns the first sequence of an array [B, T, ..] as [T, dimensions] float64."""
     first = np.asarray(value)[0]
     return first.reshape(first.shape[0], -1).astype(np.float64)
 
 
 def _share(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """Distributes at most `total` panels over the keys, one per key in each round; returns the number for each key."""
+    """Distributes at most `total` panels over the keys, as evenly as possible. Returns {key: number of panels}.
+
+    sizes: {key: number of dimensions}, the most panels that a key can have.
+    """
     shown = dict.fromkeys(sizes, 0)
     while total > 0 and any(shown[key] < size for key, size in sizes.items()):
         for key, size in sizes.items():

@@ -1,6 +1,7 @@
 """The files and services to which metrics are written: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
 
-Each sink can be rewound to its position at a checkpoint, so that a resumed run continues it without gap or overlap.
+A resumed run continues metrics.jsonl and TensorBoard at the restored env_steps, without a gap or an overlap. Weights &
+Biases keeps the values that were logged after the checkpoint, and adds those of the resumed run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 class Sink(Protocol):
     """A destination of metrics.
 
-    step: the env_steps of the values | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8
+    step: the env_steps of the values | values {name: value} | image [H, W, 3] uint8 | frames [T, H, W, 3] uint8
     """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -42,21 +43,21 @@ class Sink(Protocol):
 
 
 class Guarded:
-    """Wraps a sink of the caller, and reports an error of the sink in one line that names the sink."""
+    """Wraps a sink of the caller. If the sink raises an error, raises a UserError that names the sink."""
 
     def __init__(self, sink: Sink):
         self._sink = sink
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Calls `scalars` of the sink. Raises UserError if that fails, as all methods here do."""
+        """Calls `scalars` of the sink. Raises UserError if the sink fails."""
         self._call("scalars", step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Calls `image` of the sink with image [H, W, 3]."""
+        """Calls `image` of the sink with image [H, W, 3] uint8. Raises UserError if the sink fails."""
         self._call("image", step, name, image)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Calls `video` of the sink with frames [T, H, W, 3]."""
+        """Calls `video` of the sink with frames [T, H, W, 3] uint8. Raises UserError if the sink fails."""
         self._call("video", step, name, frames, fps)
 
     def close(self) -> None:
@@ -73,7 +74,7 @@ class JsonLines:
     """A file with one JSON object per line. A line is written whole or not at all."""
 
     def __init__(self, path: Path):
-        """Opens the file, or makes it if it is missing. `position` includes the existing contents of the file."""
+        """Opens the file for appending, or creates it if it is missing. Raises UserError on a disk error."""
         self._path = path
         try:
             self._file = open(path, "ab", buffering=0)
@@ -83,7 +84,10 @@ class JsonLines:
             raise disk_error(error, path) from error
 
     def write(self, head: Mapping[str, float], values: Mapping[str, float]) -> None:
-        """Appends {**head, **values}; a value that is not finite becomes null and is named in "nonfinite"."""
+        """Appends one line with the JSON object {**head, **values}. Raises UserError if the disk is full.
+
+        If some of `values` are nan or infinite, they are written as null, and "nonfinite" lists their names.
+        """
         row: dict[str, Any] = {**head, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
         if nonfinite:
@@ -101,7 +105,7 @@ class JsonLines:
         self._crc = zlib.crc32(line, self._crc)
 
     def position(self) -> tuple[int, int]:
-        """Waits until all lines are on the disk. Returns the number of bytes in the file, and their crc32."""
+        """Waits until all lines are on the disk. Returns the size of the file in bytes, and the crc32 of its bytes."""
         try:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size, self._crc
@@ -114,10 +118,10 @@ class JsonLines:
 
 
 class Tail(NamedTuple):
-    """Where a file of lines is cut when a run is resumed.
+    """Where metrics.jsonl is cut when a run is resumed.
 
-    keep: the number of bytes kept | seconds: the `time` of the last line kept after the checkpoint, else 0
-    note: a line on what could not be kept; "": everything was kept
+    keep: the number of bytes kept | seconds: the `time` in the last line kept after the checkpoint; 0 if none is kept
+    note: a message if a damaged line is cut off, else ""
     """
 
     keep: int
@@ -126,9 +130,10 @@ class Tail(NamedTuple):
 
 
 def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
-    """Returns the damage to the first `nbytes` bytes of a file of lines, as a phrase; "" if they are unchanged.
+    """Describes the damage to the first `nbytes` bytes of a metrics.jsonl, or returns "" if they are undamaged.
 
-    crc: the crc32 of these bytes; None: unknown. Raises UserError when the file cannot be read.
+    A description is a phrase such as "is missing".
+    crc: the correct crc32 of these bytes; None: only the size is checked. Raises UserError if the file cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -145,11 +150,11 @@ def lines_damage(path: Path, nbytes: int, crc: int | None) -> str:
 
 
 def tail_of(path: Path, nbytes: int, last_step: int | None) -> Tail:
-    """Returns where to cut a file of lines for a run that is resumed. Only reads.
+    """Returns where to cut the metrics.jsonl of a run that is resumed. Only reads the file.
 
-    nbytes: the size of the file at the checkpoint.
-    last_step: later lines of at most this many env_steps are kept; None: no later line is kept.
-    A line that a kill has cut, or that is damaged, is cut off together with all later lines.
+    nbytes: the size of the file at the checkpoint; all lines within it are kept.
+    last_step: later lines are kept up to this env_steps; None: no later line is kept.
+    The first later line that is above last_step, incomplete or damaged is cut off together with all lines after it.
     """
     seconds, note = 0.0, ""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
@@ -179,14 +184,14 @@ def _crc_of(path: Path, nbytes: int) -> int:
 
 
 class TensorBoard:
-    """Owns a TensorBoard event file and writes to it at once, in the calling thread.
+    """Owns a TensorBoard event file. Each method writes at once, in the calling thread.
 
     tensorboardX's SummaryWriter is not used: it writes in a thread that dies on a full disk and then blocks the caller
     forever, and its add_video drops the video unless moviepy is installed.
     """
 
     def __init__(self, directory: Path, resumed_at: int | None = None):
-        """resumed_at: the env_steps from which viewers discard the values of earlier files; None: a new run."""
+        """resumed_at: the env_steps from which TensorBoard discards values of earlier files; None: a new run."""
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
@@ -202,7 +207,7 @@ class TensorBoard:
             self._write(self._event(wall_time=time.time(), step=resumed_at, session_log=start))
 
     def hyperparameters(self, run_config: Mapping[str, Any]) -> None:
-        """Writes the settings {dotted key: value} of the run to the HParams page, and as a table to the Text page."""
+        """Writes the settings of a run, which may be nested, to the HParams page and as a table to the Text page."""
         from tensorboardX import summary
 
         flat = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in _flat(run_config)}
@@ -215,19 +220,19 @@ class TensorBoard:
         self._write(self._event(wall_time=time.time(), step=0, summary=table))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one curve per name. Viewers show nan as a mark."""
+        """Adds one point to the curve of each name. TensorBoard shows nan as a special symbol."""
         self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Stores an image [H, W, 3] as PNG."""
+        """Stores an image [H, W, 3] uint8 as PNG."""
         self._write_image(step, name, image.shape, images.encode_png(image))
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Stores frames [T, H, W, 3] as an animated GIF, which TensorBoard plays among the images."""
+        """Stores frames [T, H, W, 3] uint8 as an animated GIF, which TensorBoard plays among the images."""
         self._write_image(step, name, frames.shape[1:], images.encode_gif(frames, fps))
 
     def close(self) -> None:
-        """Closes the file. Every failed write has already raised its error."""
+        """Closes the file. Raises nothing: every failed write has already raised its error."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -247,7 +252,7 @@ class TensorBoard:
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for each of the nested settings."""
+    """Yields (dotted key, value) for each setting in nested mappings. path: the prefix of the keys."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{key}.")
@@ -256,16 +261,19 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 class WeightsAndBiases:
-    """Owns one Weights & Biases run, with its files under run_dir/wandb. All curves and images are over env_steps.
+    """Owns one Weights & Biases run, with its files under run_dir/wandb. The x-axis is env_steps.
 
-    env_steps is logged as a value and not as wandb's own step, which may not go back: an evaluation may be logged after
-    a line with more env_steps.
+    env_steps is logged as a value. It cannot be wandb's own step, which must not decrease: an evaluation may be logged
+    after other values with more env_steps.
     """
 
     def __init__(
         self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
     ):
-        """config: `logger.Config`. run_id: the run to continue; None: a new run."""
+        """config: a `logger.Config` | run_config: the settings of the run
+
+        run_id: the Weights & Biases run to continue; None: a new run. Raises UserError if wandb cannot start.
+        """
         self._wandb = wandb = wandb_ready(config.wandb)
         mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
         try:
@@ -288,15 +296,15 @@ class WeightsAndBiases:
         return self._run.id
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one curve per name."""
+        """Adds one point to the curve of each name."""
         self._run.log({**values, STEP: step})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs an image [H, W, 3] as PNG."""
+        """Logs an image [H, W, 3] uint8 as PNG."""
         self._run.log({name: self._wandb.Image(image), STEP: step})
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Logs frames [T, H, W, 3] as a GIF that is encoded here, because wandb itself would need moviepy."""
+        """Logs frames [T, H, W, 3] uint8 as a GIF. Encodes it here, because wandb itself would need moviepy."""
         gif = io.BytesIO(images.encode_gif(frames, fps))
         self._run.log({name: self._wandb.Video(gif, format="gif"), STEP: step})
 
@@ -306,14 +314,17 @@ class WeightsAndBiases:
 
     @staticmethod
     def _remove_outward_links(run_dir: Path) -> None:
-        """Removes wandb's links to its log in the user's cache: a run directory with outward links is not resumed."""
+        """Removes wandb's symbolic links to a log in the user's cache. Links to the outside would prevent resuming."""
         for link in (run_dir / "wandb").glob("*run-*/logs/debug-core.log"):
             if link.is_symlink():
                 link.unlink()
 
 
 def wandb_ready(mode: str) -> Any:
-    """Returns the package wandb. Raises UserError if it is missing, or if it needs an account to log online."""
+    """Returns the imported package wandb. mode: "offline" or "online".
+
+    Raises UserError if the package is missing, or if the mode is "online" and the user is not logged in.
+    """
     try:
         import wandb
     except ImportError as error:

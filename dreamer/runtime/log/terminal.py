@@ -15,10 +15,11 @@ MISSING = "-"  # in the panel, in place of a value that is not known yet
 
 
 class State(NamedTuple):
-    """The values shown. A new State replaces the old one as a whole, so the drawing thread never sees half an update.
+    """The values that `Display` shows. A new State replaces them all at once: the drawing thread never sees a mixture.
 
+    env_rate, update_rate: env steps and updates per second; None: unknown
     losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
-    needs_updates: whether the run trains; if it does, its pace is unknown before the first updates
+    needs_updates: whether the run trains; if it does, the time left is unknown before the first updates
     """
 
     phase: str
@@ -47,7 +48,10 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
         trains: bool = True,
     ):
-        """env_steps: the total of the run | every: seconds between two plain lines | trains: whether the run trains"""
+        """env_steps: the env steps of the whole run | every: seconds between two plain lines, not used on a terminal
+
+        stream: None: stdout | trains: whether the run trains, rather than only collects
+        """
         self._total, self._every, self._clock = env_steps, every, clock
         self._stream = stream or sys.stdout
         self._start = clock()
@@ -59,25 +63,26 @@ class Display:
         self._live, self._console = self._open_live()
 
     def header(self, lines: Iterable[str]) -> None:
-        """Prints the lines that introduce a run: environment, spaces, parameters, memory, ratio."""
+        """Prints the lines that introduce a run, such as its environment, parameters and memory."""
         for line in lines:
             self.message(line)
 
     def losses(self, names: Iterable[str]) -> None:
-        """Sets the losses to show. names: all loss names of an agent, in order, such as "dyn", "rec/image"."""
+        """Sets the losses to show. names: all loss names of an agent, such as "dyn", "rec/image", in order."""
         self._state = self._state._replace(losses=tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
 
     def message(self, text: str) -> None:
-        """Prints a line that stays, above the panel."""
+        """Prints a permanent line of text; on a terminal, above the panel."""
         if self._console:
             self._console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 
     def phase(self, name: str) -> None:
-        """Sets the phase of the run ("collecting", "compiling", "training", "evaluating"), and restarts the rates.
+        """Sets the phase of the run, such as "collecting" or "training", and measures the rates anew.
 
-        After compiling the old rates are not even shown: the pace of collecting says nothing about training.
+        The old rates are shown until the new rates are known. When compiling starts or ends, they are hidden at once,
+        because the rate of collecting predicts nothing about training.
         """
         if name == self._state.phase:
             return
@@ -89,9 +94,9 @@ class Display:
             self.message(f"[{_clock_time(self._clock() - self._start)}] {name}")
 
     def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows the progress of the run. Cheap enough to call at every step.
+        """Sets the progress and the metrics to show. Cheap enough to call at every step.
 
-        metrics: new values by name; a missing name keeps its last value.
+        env_steps, updates: the totals so far | metrics: new values by name; a missing name keeps its last value
         """
         now = self._clock()
         if not self._marks or now - self._marks[-1][0] >= WINDOW / 60:
@@ -112,12 +117,15 @@ class Display:
             self._write_line(now)
 
     def end(self, phase: str, lines: Iterable[str]) -> None:
-        """Sets the last phase of the run ("done", "stopped"); `close` prints `lines` below everything else."""
+        """Sets the final phase of the run ("done", "stopped"), and the lines that `close` prints at the end."""
         self._state = self._state._replace(phase=phase)
         self._last_words = list(lines)
 
     def close(self) -> None:
-        """Draws once more and restores the terminal. In a file: writes the last line. May be called again."""
+        """Draws the panel once more and restores the terminal, or prints the last values as a plain line.
+
+        Then prints the lines given to `end`. May be called again.
+        """
         if self._live:
             live, self._live = self._live, None
             live.stop()
@@ -158,7 +166,10 @@ class Display:
 
 
 def plain_line(state: State, total: int, seconds: float) -> str:
-    """Returns one line of `name value` fields, always in the same order. A field without a value is left out."""
+    """Returns a State as one line of `name value` fields in a fixed order. A field without a value is left out.
+
+    total: the env steps of the whole run | seconds: the time since its start
+    """
     share = 100 * min(1.0, state.env_steps / total) if total else 100
     fields = {
         "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
@@ -173,7 +184,11 @@ def plain_line(state: State, total: int, seconds: float) -> str:
 
 
 def panel(state: State, total: int, seconds: float, width: int = 100):
-    """Returns the values of a State as a rich panel: progress on top, groups below, side by side if `width` allows."""
+    """Returns a State as a panel of the package rich: the progress on top, and groups of values below.
+
+    total: the env steps of the whole run | seconds: the time since its start
+    width: columns of the terminal; all groups are side by side from 100 columns on
+    """
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -225,7 +240,7 @@ def _results(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def _losses(state: State) -> dict[str, str]:
-    """Returns the losses by short name, each as the sum of its parts."""
+    """Returns the losses as text by short name; "rec" is the sum of "loss/rec/image", "loss/rec/position"."""
     sums: dict[str, float | None] = dict.fromkeys(state.losses)
     for name, value in state.metrics.items():
         short = name.removeprefix(LOSS).partition("/")[0]
@@ -235,7 +250,7 @@ def _losses(state: State) -> dict[str, str]:
 
 
 def _health(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Returns the size of gradients and replay and the entropies of policy and latents, as text by short name."""
+    """Returns the entropies of policy and latents, the gradient norm and the rows of the replay, as text by name."""
     names = {
         "action_entropy": "dream/action_entropy", "prior_entropy": "latent/prior_entropy",
         "post_entropy": "latent/post_entropy", "grad_norm": "train/grad_norm", "rows": "replay/rows",
@@ -248,7 +263,7 @@ def _health(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def _alike(state: State, other: State | None) -> bool:
-    """Whether both states show the same, except for the phase."""
+    """Whether the states are equal, except for the phase. False if `other` is None."""
     return other is not None and state._replace(phase=other.phase) == other
 
 
@@ -260,7 +275,7 @@ def _left(state: State, total: int) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """Returns a number as text, with four significant digits or, up to 1e8, all digits before the point. None: "-"."""
+    """Returns a number as text: at most four decimals; scientific below 1e-3 and from 1e8 on. None becomes "-"."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
@@ -276,7 +291,7 @@ def _spaced(number: int) -> str:
 
 
 def _clock_time(seconds: float | None) -> str:
-    """Returns seconds as h:mm:ss. None becomes "-"."""
+    """Returns seconds as text h:mm:ss. None becomes "-"."""
     if seconds is None:
         return MISSING
     minutes, second = divmod(int(seconds), 60)

@@ -14,7 +14,7 @@ LEAST_BETWEEN = 256 * 10**6  # minimum bytes of rows between two checkpoints tha
 class Capacity:
     """The size of a replay.
 
-    streams: the number of rings | rows_per_stream: the rows of each ring | row_bytes: bytes of one row
+    streams: the number of rings | rows_per_stream: the rows of each ring | row_bytes: bytes of host memory for one row
     free_bytes: the free host memory; None: unknown | bound: the setting that limits the size
     disk_row_bytes, free_disk: like row_bytes and free_bytes, for the columns on the disk
     """
@@ -43,7 +43,7 @@ class Capacity:
         return self.steps * self.disk_row_bytes
 
     def describe(self) -> str:
-        """Returns the line to print before the memory is allocated."""
+        """Returns a line of text about the size, to be printed before the memory is allocated."""
         size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
         if self.disk_row_bytes:
             size += f" of memory{_free(self.free_bytes)} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
@@ -52,26 +52,26 @@ class Capacity:
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
-    """Returns the number of new rows after which a checkpoint is saved early.
+    """Returns the number of new rows after which a checkpoint is saved early, before `checkpoint.every` seconds.
 
-    Rows that the previous checkpoint needs stay on the disk until the next one, so this limits the space they take.
+    Rows that the previous checkpoint needs stay on the disk until the next one. Saving early limits their disk space.
     """
     return max(size.steps // 4, LEAST_BETWEEN // (size.row_bytes + size.disk_row_bytes))
 
 
 def rows_between_flushes(size: Capacity) -> int:
-    """Returns the number of new rows after which a file of rows is written early.
+    """Returns the number of new rows after which a file of rows is written early, before `replay.flush` seconds.
 
-    A file is removed only when all its rows are no longer needed, so smaller files are removed earlier.
+    A file can be removed only when none of its rows is needed. So smaller files are removed earlier.
     """
     return max(size.streams, rows_between_checkpoints(size) // 16)
 
 
 def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, keep_every: int = 0) -> int:
-    """Returns the maximum number of bytes that the files of rows of a run take.
+    """Returns the maximum disk space in bytes that a run needs for its files of rows and latents.
 
     latent_bytes: the bytes of the latents of one row, which are written again at each checkpoint.
-    keep: the number of checkpoints kept. env_steps: the env_steps of the whole run.
+    keep: the number of newest checkpoints that are kept. env_steps: the env_steps of the whole run.
     keep_every: the steps between older checkpoints that are kept too, with their rows and latents; 0: none.
     While a checkpoint is being written, the rows that `keep` + 1 checkpoints need are on the disk. The first and the
     last file also contain rows that no checkpoint needs.
@@ -85,7 +85,7 @@ def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, 
 
 
 def describe_rows(nbytes: int, free_disk: int) -> str:
-    """Returns the line to print about the files of rows of a run."""
+    """Returns a line of text about the disk space of a run's files of rows. nbytes: the maximum that they take."""
     return f"rows on the disk: at most {_size(nbytes)}{_free(free_disk)}"
 
 
@@ -104,12 +104,13 @@ def fit(
 ) -> Capacity:
     """Returns the size of the largest replay that satisfies every limit.
 
-    bytes_per_row: the bytes of memory for one row. sequence: the number of rows of one sampled sequence.
+    bytes_per_row: the bytes of memory for one row. streams: the number of rings.
+    sequence: the number of rows of one sampled sequence. capacity_steps: the limit on rows, all rings together.
     env_steps: the number of rows that the run collects, and so the most that the replay needs.
     capacity_gb: the limit on memory; 0: half of `free_bytes`. free_bytes: the free memory; None: unknown.
     disk_bytes_per_row, disk_gb, free_disk: like bytes_per_row, capacity_gb and free_bytes, for the columns on the disk;
     0 bytes per row: there are no such columns.
-    Raises UserError if no sequence fits in a ring, or if the requested memory or disk is not free.
+    Raises UserError if no sequence fits in a ring, or if the requested memory or disk space is not free.
     """
     limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}
     stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, free_bytes)]
@@ -143,7 +144,7 @@ def _free(count: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    """Formats a number of bytes as readable text, in decimal units as in `capacity_gb`."""
+    """Returns a number of bytes as text in decimal units, such as "1.5 GB" for 1.5 * 10^9 bytes."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

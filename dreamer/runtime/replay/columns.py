@@ -26,9 +26,9 @@ def in_memory(spaces: Mapping[str, Space], streams: int, rows_per_stream: int) -
 
 
 def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: int) -> np.ndarray:
-    """Returns copies [B, length, ..] of `length` rows of streams [B], from row `number` [B] on.
+    """Copies `length` successive rows for each of B sequences. Returns [B, length, ..].
 
-    `length` is at most that of a ring.
+    stream, number [B]: the stream and the first row number of each sequence. length: at most the length of a ring.
     """
     rows = column.shape[1]
     first = number % rows
@@ -43,8 +43,9 @@ def gather(column: np.ndarray, stream: np.ndarray, number: np.ndarray, length: i
 
 
 def scatter(column: np.ndarray, stream: np.ndarray, number: np.ndarray, value: np.ndarray, skip: np.ndarray) -> None:
-    """Writes value [B, L, ..] to L rows of streams [B], from row `number` [B] on, without the first `skip` [B] of them.
+    """Writes value [B, L, ..] to L successive rows for each of B sequences, except for the first `skip` [B] of them.
 
+    stream, number [B]: the stream and the first row number of each sequence.
     If several sequences share a row, the value of the last sequence is kept.
     """
     rows = column.shape[1]
@@ -69,7 +70,10 @@ def flat(column: np.ndarray) -> np.ndarray:
 def checked(
     spaces: Mapping[str, Space], given: Mapping[str, np.ndarray], leading: tuple[int, ...], where: str
 ) -> dict[str, np.ndarray]:
-    """Checks and returns the arrays `given` {name: [*leading, ..]}. Raises UserError naming a column that is wrong."""
+    """Returns the arrays `given` {name: [*leading, ..]} if names, shapes and dtypes are those of `spaces`.
+
+    Raises UserError otherwise, naming the wrong column. where: the name of the calling method for this error.
+    """
     for name in sorted(given.keys() - spaces.keys()):
         raise UserError(f"replay.{where}: unknown column {name!r}{nearest(name, spaces)}")
     values = {}
@@ -92,7 +96,10 @@ def dtype_of(space: Space) -> np.dtype:
 
 
 def columns_of(spec: Spec, storage: Mapping[str, Space]) -> dict[str, Space]:
-    """Returns the spaces of a row's columns: "obs/<key>", "action", "reward", the three flags, "latent/<name>"."""
+    """Returns the columns of a row, {name: Space}. storage: the packed latents of a row.
+
+    The names are "obs/<key>", "action", "reward", "is_first", "is_last", "is_terminal" and "latent/<name>".
+    """
     return {
         **{f"obs/{key}": space for key, space in spec.obs.items()},
         "action": Space((spec.action_width,), "float32"),

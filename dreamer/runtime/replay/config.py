@@ -24,7 +24,7 @@ class Config:
     batch_length: Annotated[int, at_least(2)] = 64
     """Trained rows per sequence."""
     context: Annotated[int, between(0, 1)] = 1
-    """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial one."""
+    """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial latent."""
     online: bool = True
     """Train on each freshly collected sequence once, before drawing others."""
     uniform: Annotated[float, between(0, 1), SHARE] = 1.0
@@ -50,8 +50,8 @@ class Config:
     prefetch: Annotated[int, at_least(0), MAY_CHANGE] = 1
     """Number of batches that a thread draws and sends to the device in advance; 0 with `lockstep`."""
     flush: Annotated[float, at_least(0), MAY_CHANGE, SAME_GROUP] = 5.0
-    """Maximum seconds between two files of rows, and so the most time of collecting that a kill can lose. A file is
-    written earlier after many rows; 0 = only then."""
+    """Maximum seconds between two files of rows. A killed run loses at most the rows that it collected in this time.
+    A file is written earlier after many new rows; 0 = only after many new rows."""
 
     def __post_init__(self) -> None:
         shares = self.shares

@@ -74,7 +74,7 @@ class DiskTier:
 
 
 def remove_left_over(run_dir: Path) -> None:
-    """Removes the folders that earlier processes of this run have left. Keeps a folder that this process uses.
+    """Removes the folders that earlier processes of this run have left behind. Keeps those of this process.
 
     The caller must hold the lock of the run.
     """

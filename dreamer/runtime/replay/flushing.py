@@ -15,8 +15,8 @@ _SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two checks
 class Flushing:
     """Owns a thread that passes new rows to the store when a file is due. Use as a context manager, or call close().
 
-    every: the seconds between two files; 0: files are due only by the number of rows
-    most: the number of rows after which a file is written early
+    A file is due after `every` seconds or after `most` new rows, whichever comes first. If `every` is 0, it is due only
+    after `most` new rows.
     """
 
     def __init__(self, store: RowStore, replay: Replay, *, every: float, most: int):
@@ -28,7 +28,7 @@ class Flushing:
         self._thread.start()
 
     def tend(self) -> None:
-        """Passes the new rows to the store if a file is due. Callable from any thread.
+        """Passes the new rows to the store if a file is due; else does nothing. Callable from any thread.
 
         Raises UserError if an earlier write failed.
         """

@@ -45,9 +45,9 @@ def rank_sums(most: int, exponent: float) -> np.ndarray:
 def recent(rng: np.random.Generator, items: Items, size: int, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws items with weight 1 / rank ** exponent. Returns their stream [size] and first row number [size].
 
-    Items are ranked by age, counted in rows of their own stream; at equal age, items of longer streams come first.
-    sums: `rank_sums` [most], where `most` is at least the number of items. At least one item must exist. The time is
-    logarithmic in the number of items.
+    Items are ranked by age, counted in rows of their own stream; at equal age, streams with more items come first.
+    sums: the result of `rank_sums`, [most], where `most` is at least the number of items. At least one item must exist.
+    The time is logarithmic in the number of items.
     """
     total = int(items.per_stream.sum())
     rank = np.searchsorted(sums[: total - 1], rng.random(size) * sums[total - 1], side="right")

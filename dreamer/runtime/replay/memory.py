@@ -12,13 +12,13 @@ def free_memory(root: Path = Path("/")) -> int:
     """Returns the bytes of host memory that this process can still allocate.
 
     This is the minimum of the machine's free memory and the free memory of each control group (a container, a Slurm
-    job); psutil ignores control groups. root: for tests, another root of the files that describe control groups.
+    job); psutil ignores control groups. root: the folder with `proc` and `sys`; tests pass another one.
     """
     return max(0, min([psutil.virtual_memory().available, *_cgroup_rooms(root)]))
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """Yields the free memory of each control group of this process: the limit minus memory that cannot be reclaimed."""
+    """Yields the free bytes of each control group of this process: its limit minus its unreclaimable memory."""
     listing = root / "proc/self/cgroup"
     if not listing.exists():
         return

@@ -1,9 +1,9 @@
 """Prioritised selection: items drawn in proportion to the losses of their rows. Plain numpy, no jax.
 
 An item is a row at which a sequence can start; its rows are the rows of that sequence. The priority of a row is the
-last one written. It is infinite while the row is new, and 0 after an item with the row was drawn. The weight of an item
-is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn before all
-others, with equal probability. Source: spec section 10.
+last value written. It is infinite while the row is new, and 0 after an item with the row was drawn. The weight of an
+item is maxfrac * max + (1 - maxfrac) * mean of priority ** exponent over its rows. Items with a new row are drawn
+before all others, with equal probability. Source: spec section 10.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Priorities:
         self.tree.update(self._leaf(stream[:, None], item)[here], weight[here])
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns views of the memory: priorities `rows` [E, R] float32, weights `items` [E * R, 2] float64.
+        """Returns the priorities `rows` [E, R] float32 and the weights `items` [E * R, 2] float64, for rings of R rows.
 
-        All else can be computed from these.
+        The arrays are views. All other state can be computed from them.
         """
         return {"rows": self.rows, "items": self.tree.leaves}
 
@@ -112,7 +112,7 @@ class Priorities:
 
 
 def slide(combine: np.ufunc, values: np.ndarray, length: int) -> np.ndarray:
-    """Combines each window of `length` successive values: [N, L] -> [N, L - length + 1].
+    """Combines the values in each window of `length` successive values. Returns [N, L - length + 1] for values [N, L].
 
     A window whose length is a power of two is combined from two windows of half the length. A window of any other
     length is combined from such windows.

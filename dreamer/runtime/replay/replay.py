@@ -1,8 +1,9 @@
-"""The replay: a ring of rows for each stream. Plain numpy, no jax.
+"""The replay: a ring buffer of rows for each stream. Plain numpy, no jax.
 
-The rows of a stream are numbered from its start. Row `number` is in slot `number % rows_per_stream`, and the ring holds
-the last `rows_per_stream` rows. An item is a possible sequence start: a row number from which the ring holds
-`context + batch_length` rows. Sequences cross episode boundaries, but never the head of a ring.
+A stream is the rows of one environment, or of one agent in it. The rows of a stream are numbered from its start. Row
+`number` is in slot `number % rows_per_stream`, and the ring holds the last `rows_per_stream` rows. An item is a row at
+which a sequence can start: the ring holds `context + batch_length` rows from there on. A sequence may cross episode
+boundaries, but its rows are always successive rows of one stream.
 The observations can be in files (`disk_tier`). `samplers` chooses the items to draw.
 Source: spec section 10.
 """
@@ -31,12 +32,12 @@ from dreamer.steps import Batch, Rows, Step
 def size_replay(
     spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int, run_dir: str | Path = "."
 ) -> Capacity:
-    """Returns the size that the replay will have, without allocating it. Print its `describe()` first.
+    """Returns the size that a `Replay` with these arguments will have. Allocates nothing.
 
-    storage: {name: Space} of the packed latents of a row.
+    storage: {name: Space} of the packed latents of a row. streams: the number of rings.
     env_steps: the number of rows that the run collects in all environments together.
     run_dir: the folder whose disk `tier: disk` uses.
-    Raises UserError if no sequence fits in a ring.
+    Raises UserError if no sequence fits in a ring, or if the requested memory or disk space is not free.
     """
     held, disk = _tiers(spec, storage, config)
     return capacity.fit(
@@ -60,8 +61,8 @@ class Replay:
     to each ring; `queue` of the (stream, first row) of new sequences that are not trained on yet; `sampler.state()`,
     `rng` and `report_rng`.
 
-    storage: {name: Space} of the packed latents of a row; stored only if `config.context` needs them.
-    env_steps: the number of rows that the run collects.
+    storage: {name: Space} of the packed latents of a row; stored only if `config.context` is 1.
+    streams: the number of rings. env_steps: the number of rows that the run collects.
     size: the result of an earlier `size_replay`; None: the constructor calls `size_replay`.
     run_dir: the folder where `tier: disk` keeps its files until `close`.
     Raises UserError as `size_replay` does, and if the files cannot be created.
@@ -115,7 +116,7 @@ class Replay:
 
     @property
     def nbytes(self) -> int:
-        """Returns the number of bytes of the full rings, in memory and on the disk."""
+        """Returns the number of bytes that the rings take when they are full, in memory and on the disk."""
         return sum(column.nbytes for column in self.columns.values())
 
     def ready(self, batch_size: int) -> bool:
@@ -158,10 +159,10 @@ class Replay:
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
         """Draws sequences: first new ones from the queue, the rest by the shares of uniform, priority and recency.
 
-        online: False draws uniformly and does not change queue and priorities, for evaluation and reports.
-        Returns a batch of context + T rows, which is a copy, and the stream [B] and row number [B, T] of the T trained
-        rows. In the copy (not in the ring), is_first is set on row 0, and is_last is set on every row after which an
-        episode starts. Raises ValueError if there is no item.
+        online: False draws uniformly and changes neither the queue nor the priorities, for evaluation and reports.
+        Returns a batch of sequences of context + T rows, and the stream [B] and row number [B, T] of the T trained
+        rows. The batch is a copy. In it (not in the ring), is_first is set on row 0, and is_last is set on every row
+        after which an episode starts. Raises ValueError if there is no item.
         """
         with self.lock:
             return self._sample(batch_size, online, [*self.columns])
@@ -169,19 +170,21 @@ class Replay:
     def sample_beside(
         self, batch_size: int, seen: np.ndarray
     ) -> tuple[Batch, Rows, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-        """Like `sample`, for a caller that already has the observations of the first `seen` [E] rows of each stream.
+        """Like `sample`, for a caller that keeps its own copy of the observations, complete up to `seen` rows.
 
-        Returns a batch without observations, its rows, and the observations added since, in the form of `rows_since`.
-        All are read at the same instant, so that no later row has overwritten a row of the batch.
+        seen [E]: how many rows of each stream the caller has copied.
+        Returns a batch without observations, its rows, and the observations that the caller does not have yet, in the
+        form of `rows_since`. All are read under one lock, so no row of the batch can be overwritten in between.
         """
         with self.lock:
             names = [name for name in self.columns if not name.startswith("obs/")]
             return *self._sample(batch_size, True, names), self._rows_since(seen, None)
 
     def rows_since(self, seen: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Returns at most `most` rows that were added after the first `seen` [E] of each stream and are still held.
+        """Returns the observations that were added after the first `seen` [E] rows of each stream.
 
-        The result is stream [n], row number [n] and copies of the observations {k: [n, ..]}, oldest first in each ring.
+        The result is the stream [n], the row number [n] and copies of the observations {k: [n, ..]}, stream by stream,
+        oldest first. It has at most `most` rows, and only rows that the rings still hold.
         """
         with self.lock:
             return self._rows_since(seen, most)
@@ -199,7 +202,7 @@ class Replay:
         return stream, number, {name.removeprefix("obs/"): flat(self.columns[name])[row] for name in names}
 
     def _sample(self, batch_size: int, online: bool, names: list[str]) -> tuple[Batch, Rows]:
-        """Returns a batch of the columns `names`. The caller holds the lock."""
+        """Returns a batch of the columns `names`, and its trained rows. The caller must hold the lock."""
         context = self.config.context
         stream, start = self._choose(batch_size, online)
         number = start[:, None] + np.arange(self.sequence)
@@ -244,7 +247,10 @@ class Replay:
             self.sampler.prioritise(self._items(), rows.stream, rows.number, values["priority"])
 
     def reserve(self, stream: int, slot: int) -> None:
-        """With `tier: disk`, allocates the disk space of a ring up to `slot`. Raises UserError if the disk is full."""
+        """Allocates the disk space of a ring up to `slot`, with `tier: disk`; else does nothing.
+
+        Raises UserError if the disk is full.
+        """
         if self._disk:
             self._disk.reserve(np.array([stream]), np.array([slot]))
 
@@ -293,7 +299,7 @@ class Replay:
 
 
 def _tiers(spec: Spec, storage: Mapping[str, Space], config: Config) -> tuple[dict[str, Space], dict[str, Space]]:
-    """Returns the columns in memory, and the columns on the disk. There are latents only if `config.context` is set."""
+    """Returns the columns in memory and those on the disk, each {name: Space}. Without context there are no latents."""
     columns = columns_of(spec, storage if config.context else {})
     on_disk = {name for name in columns if config.tier == "disk" and name.startswith("obs/")}
     return {n: s for n, s in columns.items() if n not in on_disk}, {n: columns[n] for n in columns if n in on_disk}

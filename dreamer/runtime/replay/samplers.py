@@ -1,6 +1,6 @@
 """The sampling methods for sequences: uniform, by priority, by recency, and mixtures of these. Plain numpy, no jax.
 
-A new method needs a function that makes it, a row in WAYS, and a field in `config` with its name and the mark SHARE.
+A new method needs a function that makes it, an entry in WAYS, and a field of `config.Config` annotated with SHARE.
 Source: spec section 10.
 """
 
@@ -32,14 +32,14 @@ def _nothing(*args: Any) -> None:
 
 
 class Way(NamedTuple):
-    """A sampling method, as functions that share memory. Functions that a method does not need do nothing.
+    """A sampling method, as functions that share state. Functions that a method does not need do nothing.
 
     An item is a row at which a sequence can start.
-    draw(rng, items, size) -> stream [size], first row number [size] of the drawn items; at least one item must exist
+    draw(rng, items, size): returns the stream [size] and first row number [size] of drawn items; an item must exist
     added(stream [N], number [N]): called after these rows were appended to different streams
     prioritise(items, stream [B], number [B, T], priority [B, T]): sets the priorities of T successive rows of each
     stream; skips rows that are no longer held
-    state() -> {name: array}, the complete memory, not copied | load(state): restores it
+    state(): returns the complete state {name: array}, not copied | load(state): restores it
     """
 
     draw: Callable[[np.random.Generator, Items, int], Drawn]
@@ -50,24 +50,24 @@ class Way(NamedTuple):
 
 
 def uniform_way(config: Config, rings: Rings) -> Way:
-    """Makes the method that draws every item with equal probability."""
+    """Returns the method that draws every item with equal probability."""
     return Way(uniform)
 
 
 def priority_way(config: Config, rings: Rings) -> Way:
-    """Makes the method that draws items with new rows first and the other items by priority; see `priorities`."""
+    """Returns the method that draws items with new rows first and the other items by priority; see `priorities`."""
     memory = Priorities(*rings, exponent=config.priority_exponent, maxfrac=config.priority_maxfrac)
     return Way(memory.draw, memory.added, memory.write, memory.state, memory.load)
 
 
 def recency_way(config: Config, rings: Rings) -> Way:
-    """Makes the method that draws items with weight 1 / rank ** recency_exponent; the newest item has rank 1."""
+    """Returns the method that draws items with weight 1 / rank ** recency_exponent; the newest item has rank 1."""
     most = rings.streams * (rings.rows_per_stream - rings.sequence + 1)
     return Way(functools.partial(recent, sums=rank_sums(most, config.recency_exponent)))
 
 
 class Maker(NamedTuple):
-    """How to make a sampling method. bytes_per_row: the host memory that it needs for each row of the replay."""
+    """A function that makes a sampling method, and the bytes of host memory that the method needs per row."""
 
     make: Callable[[Config, Rings], Way]
     bytes_per_row: int = 0
@@ -94,13 +94,13 @@ class Part(NamedTuple):
 
 
 def make_sampler(config: Config, rings: Rings) -> Sampler:
-    """Returns a new sampler with the methods that have a share in `config`."""
+    """Returns a new sampler with the methods whose share in `config` is positive."""
     parts = [Part(name, share, WAYS[name].make(config, rings)) for name, share in config.shares.items() if share]
     return Sampler(tuple(parts))
 
 
 class Sampler:
-    """Owns the memory of the sampling methods. The caller passes the random generator.
+    """Draws items with several sampling methods, and owns the state of these methods.
 
     Each sequence is drawn by a method chosen at random. If there is a single method, this choice uses no random number.
     """
@@ -121,7 +121,7 @@ class Sampler:
         return stream, number
 
     def added(self, stream: np.ndarray, number: np.ndarray) -> None:
-        """Tells all methods that rows `number` [N] were just appended to different streams [N]."""
+        """Informs all methods of new rows: row number[i] was just appended to stream[i]. The streams must differ."""
         for part in self._parts:
             part.way.added(stream, number)
 
@@ -134,7 +134,7 @@ class Sampler:
             part.way.prioritise(items, stream, number, priority)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the memory of all methods, {"method/name": array}, not copied. `Priorities.state` has the shapes."""
+        """Returns the state of all methods, {"method/name": array}, not copied. For shapes see `Priorities.state`."""
         return {f"{part.name}/{name}": array for part in self._parts for name, array in part.way.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:

@@ -27,7 +27,10 @@ class Span(NamedTuple):
 
 
 def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns]:
-    """Copies the held rows of each stream from row `numbers` [E] on. If there are no such rows, the columns are {}."""
+    """Returns copies of the rows that the replay holds from row number `numbers` [E] of each stream on.
+
+    If there are no such rows, returns [] and {}.
+    """
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
         ends = zip(start.tolist(), replay.counts.tolist(), strict=True)
@@ -36,7 +39,10 @@ def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns
 
 
 def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Columns]]:
-    """Yields copies of the latents of all held rows, in parts of about `nbytes`. Yields nothing if there are none."""
+    """Yields copies of the latents of all rows in the replay, in parts of about `nbytes` bytes.
+
+    Yields nothing if the replay does not store latents.
+    """
     names = latent_names(replay)
     row = sum(replay.columns[name][0, 0].nbytes for name in names)
     length = max(1, nbytes // row) if row else 0
@@ -49,9 +55,9 @@ def held_latents(replay: Replay, nbytes: int) -> Iterator[tuple[list[Span], Colu
 
 
 def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: bool) -> None:
-    """Restores rows from `rows_since`. Each span must start where its ring ends.
+    """Restores rows from `rows_since`. In a ring with rows, a span must continue them or fill the whole ring.
 
-    fresh: True also adds the rows to queue and sampler, as `Replay.add` does. After False, call `load` to restore both.
+    fresh: whether to add the rows to the queue and the sampler, as `Replay.add` does; if not, call `load` afterwards.
     Raises UserError naming a wrong column.
     """
     values = checked(replay.spaces, columns, (_length(spans),), "put_rows")
@@ -64,7 +70,7 @@ def put_rows(replay: Replay, spans: Sequence[Span], columns: Columns, fresh: boo
 
 
 def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None:
-    """Restores latents from `held_latents`. Raises UserError for a wrong column or for rows that are not held."""
+    """Restores latents from `held_latents`. Raises UserError for a wrong column, or if the replay lacks the rows."""
     if any(span.stop > replay.counts[span.stream] for span in spans):
         raise UserError("replay.put_latents: the latents belong to rows that are not held")
     spaces = {name: replay.spaces[name] for name in latent_names(replay)}
@@ -74,7 +80,10 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
 
 
 def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
-    """Returns everything besides the rows that the next draws depend on: JSON values, and copies of arrays."""
+    """Returns the queue, the random generators and the sampler's memory, as JSON values and copies of arrays.
+
+    Together with the rows, they determine the sequences that are drawn next.
+    """
     with replay.lock:
         values = {
             "counts": replay.counts.tolist(), "rows_per_stream": replay.size.rows_per_stream,

@@ -1,8 +1,9 @@
 """The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
 
 A rows file contains the rows of every stream since the previous file, with the latents that they have at that moment. A
-kill at any instant loses at most the rows that are not yet flushed. A checkpoint adds the latents of all held rows, as
-refreshed by training, so that a resumed run continues from exactly the replay that was saved.
+killed run loses at most the rows that are not yet flushed. A checkpoint adds the latents of all rows in the replay, as
+refreshed by training, so that a resumed run continues from exactly the replay that was saved. The seal of a file is its
+name, size and checksum.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Written(NamedTuple):
 
 
 class RowStore:
-    """Owns the folder of a run's rows and the thread that writes there. Use as a context manager, or call close().
+    """Owns the folder with a run's rows and the thread that writes them. Use as a context manager, or call close().
 
     If a write fails in the thread, the next call raises the error as a UserError. Files written earlier are kept.
     """
@@ -90,7 +91,7 @@ class RowStore:
         self._raise()
 
     def seals(self, oldest: np.ndarray | None = None) -> list[Seal]:
-        """Returns the seals of the rows files on the disk, oldest first. Call `wait` first.
+        """Returns the seals (name, size, checksum) of the rows files on the disk, oldest first. Call `wait` first.
 
         oldest [E]: the first needed row of each stream; None: all rows are needed. Files before the first one with a
         needed row are left out. All later files are included, because the rows of each stream must be contiguous.
@@ -102,7 +103,10 @@ class RowStore:
         return [file.seal for file in self._files[first:]]
 
     def save_latents(self, replay: Replay, step: int) -> list[Seal]:
-        """Writes the latents of all held rows for the checkpoint `step`. Returns when they are on the disk."""
+        """Writes the latents of all rows in the replay for the checkpoint `step`. Returns the seals of the files.
+
+        The call waits until the files are on the disk.
+        """
         seals: list[Seal] = []
         for number, (spans, columns) in enumerate(held_latents(replay, LATENT_FILE_BYTES)):
             head = {"run": self._run, "spans": [list(span) for span in spans]}
@@ -110,22 +114,26 @@ class RowStore:
         return seals
 
     def save_state(self, step: int, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seal:
-        """Writes the host's state, except for rows and latents, for the checkpoint `step`. Waits until it is written.
+        """Writes a file with all other state on the host for the checkpoint `step`, such as that of the environments.
 
-        arrays: arrays of any shape.
+        head: JSON values | arrays {name: array of any shape}. Waits until the file is on the disk. Returns its seal.
         """
         return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
-        """Writes the host's state after a run has ended at the checkpoint `step`. Returns when it is on the disk.
+        """Writes a file which records that a run has ended at the checkpoint `step`. Waits until it is on the disk.
 
-        state: the seal of the host's state in that checkpoint. Other checkpoints can have the same number.
+        state: the seal of the checkpoint's state file, because another checkpoint can have the same number.
+        head: JSON values that replace those of the state file, because they changed in the last evaluation.
         """
         self._raise()
         sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
 
     def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
-        """Returns the head that `save_end` wrote, or None if the run did not end there. Raises UserError if damaged."""
+        """Returns {"logger", "loop"} of the `head` given to `save_end`, or None if the run did not end there.
+
+        step, state: see `save_end`. Raises UserError if the file is damaged.
+        """
         if not (self._folder / end_name(step)).exists():
             return None
         try:
@@ -135,14 +143,14 @@ class RowStore:
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
 
     def load_state(self, seal: Seal) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the head and the arrays that `save_state` wrote. The arrays have their old shapes.
+        """Returns the `head` and `arrays` given to `save_state`. seal: the seal that it returned.
 
         Raises UserError if the file is damaged, missing or belongs to another run.
         """
         return self._read(seal.name, seal)
 
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
-        """Puts the rows of a manifest into an empty replay, with the latents that were saved for them.
+        """Fills an empty replay with the rows and the latents of a checkpoint. rows, latents: the seals of the files.
 
         Raises UserError if a file is damaged, missing or of another run, or if rows between two files are missing.
         """
@@ -155,7 +163,9 @@ class RowStore:
         self._flushed = replay.counts.copy()
 
     def load_later(self, replay: Replay) -> int:
-        """Adds the rows that were flushed after those of the manifest to the replay. Returns the number of added rows.
+        """Loads the rows files that are newer than the loaded ones, and adds their rows to the replay.
+
+        Returns the number of added rows.
 
         Raises UserError as `load_rows` does.
         """
@@ -171,7 +181,7 @@ class RowStore:
         return int(replay.counts.sum()) - before
 
     def later(self) -> list[Path]:
-        """Returns the rows files that are newer than the loaded files, newest first."""
+        """Returns the paths of the rows files that are newer than all loaded files, newest first."""
         return [self._folder / name for name in reversed(self._names("rows")) if _number(name) >= self._number]
 
     def path(self, name: str) -> Path:
@@ -179,7 +189,7 @@ class RowStore:
         return self._folder / name
 
     def beside(self, step: int) -> list[Path]:
-        """Returns the latents, state and end files of the checkpoint `step`, which no other checkpoint uses."""
+        """Returns the paths of the files that only the checkpoint `step` uses, including that of `save_end`."""
         names = [name for kind in ("latents", "state", "end") for name in self._names(kind)]
         return [self._folder / name for name in names if _number(name) == step]
 
@@ -188,19 +198,19 @@ class RowStore:
         self._error = error
 
     def check_names(self) -> None:
-        """Raises UserError for a file that this program did not write, or if the folder is a link out of the run."""
+        """Raises UserError if the folder is a link out of the run directory, or has a file with an unknown name."""
         check_inside(self._folder, self._folder.parent)
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
             if not path.name.endswith(UNFINISHED) and not _NAME.fullmatch(path.name):
                 raise UserError(f"{path} is not a file of this run; move it away to resume")
 
     def remove_unfinished(self) -> None:
-        """Removes the incomplete files that a kill has left."""
+        """Removes the incomplete files that a killed process has left behind."""
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
     def prune(self, kept: Collection[str]) -> None:
-        """Removes the files that no checkpoint needs, except for rows files newer than those in `kept`.
+        """Removes the files that no checkpoint needs, except for rows files newer than all those in `kept`.
 
         kept: names of the files that the kept checkpoints need.
         """
@@ -219,7 +229,10 @@ class RowStore:
             self._files = [file for file in self._files if file.seal.name not in gone]
 
     def close(self) -> None:
-        """Waits for the disk and ends the thread. Raises UserError if a write failed. May be called again."""
+        """Waits until all flushed rows are written, and ends the thread. May be called again.
+
+        Raises UserError if a write failed.
+        """
         if self._thread is not None and self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
@@ -277,7 +290,7 @@ class RowStore:
             raise UserError(str(self._error)) from self._error
 
     def _work(self) -> None:
-        """Runs the writes in the thread. After an error it writes nothing more, so that no rows are left out."""
+        """Runs the writes in the thread. After an error it writes nothing more, so that the saved rows have no gap."""
         while (job := self._jobs.get()) is not None:
             try:
                 if self._error is None:
@@ -293,9 +306,9 @@ class RowStore:
 
 
 def later_rows(run_dir: Path, step: int, files: manifest.Files) -> tuple[int, list[str]]:
-    """Returns the number of rows in files newer than the checkpoint `step`, and the faults of these files.
+    """Returns the number of rows in files newer than the checkpoint `step`, and what is wrong with these files.
 
-    Only reads.
+    files: the files of the checkpoint. Also checks the file of `save_end`. Only reads.
     """
     folder, count, faults = run_dir / ROWS, 0, []
     newest = max((_number(seal.name) for seal in files.rows), default=-1)

@@ -11,7 +11,7 @@ BRANCHING = 16
 
 
 class SumTree:
-    """Owns `planes` weights for each of `size` leaves, and the sums in the nodes above. Each node has 16 children.
+    """Owns `planes` weights for each of `size` leaves, and their sums in the nodes above. Each node has 16 children.
 
     levels: the arrays from the leaves [size, planes] to the root [1, planes]; all but the root are padded to a multiple
     of 16 nodes. A sum is always recomputed from its children, so rounding errors do not accumulate and equal leaves
@@ -53,9 +53,10 @@ class SumTree:
             level[parents] = _sums(below, parents)
 
     def find(self, share: np.ndarray, plane: int = 0) -> np.ndarray:
-        """Returns the leaves [N] at which the cumulative weight of a plane reaches the shares [N] of the plane's total.
+        """Returns the leaf [N] at which the cumulative weight exceeds `share` [N] times the total weight of the plane.
 
-        share: numbers in [0, 1). Never returns a leaf of weight 0. The total must be positive.
+        share: numbers in [0, 1). If they are uniform random numbers, each leaf is drawn in proportion to its weight.
+        Never returns a leaf of weight 0. The total must be positive.
         """
         node = np.zeros(len(share), np.int64)
         rest = share * self.total[plane]
@@ -73,5 +74,5 @@ class SumTree:
 
 
 def _sums(level: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """Returns, for each of the nodes [N], the sum of its children [N, planes]."""
+    """Returns the sums [N, planes] of the children of nodes `parents` [N]. level: the level of the children."""
     return level.reshape(-1, BRANCHING, level.shape[1])[parents].sum(1)
