@@ -1,4 +1,4 @@
-"""Builds a run from its parts, in the order of runtime/run/start.py. The stack closes everything that was opened."""
+"""Builds a run from its parts, in the order given in runtime/run/start.py. An ExitStack closes all of them."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ from dreamer.runtime.run.writeback import Writeback
 
 
 class Session(NamedTuple):
-    """The parts that a run has from the beginning.
+    """The parts of a run that are made first.
 
-    stack: closes everything that was opened, in reverse order | sinks: sinks of the caller, for metrics and images
+    stack: closes everything that was opened, in reverse order | display: prints to the terminal
+    stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
     """
 
     stack: contextlib.ExitStack
@@ -55,7 +56,10 @@ class Session(NamedTuple):
 
 
 class Built(NamedTuple):
-    """The parts made before the run directory is read or created. record: whether evaluations record videos."""
+    """The parts that are made before a new run directory is created or the run's checkpoint is loaded.
+
+    size: the planned size of the replay | record: whether evaluations record videos
+    """
 
     environments: Environments
     agent: Agent
@@ -66,7 +70,10 @@ class Built(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The replay and the files of a run. identity: the identity of the run."""
+    """The replay and the files of a run.
+
+    identity: the random id of the run, which its files contain | store: the files with rows and the host's state
+    """
 
     identity: str
     checkpoints: Checkpoints
@@ -77,7 +84,7 @@ class Storage(NamedTuple):
 class Loaded(NamedTuple):
     """A checkpoint in memory.
 
-    lost: {environment: the reason why it starts a new episode} | lines: lines to print
+    lost: {number of an environment: the reason why it starts a new episode} | lines: lines to print
     """
 
     restored: Restored
@@ -86,9 +93,9 @@ class Loaded(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A run in memory, as it was at its checkpoint. Nothing on the disk has changed.
+    """A new or restored run in memory, before any of its files is written or moved.
 
-    restored: what was read from the checkpoint; None: a new run
+    restored: what was read from the checkpoint; None: the run starts from the beginning
     lines: lines to print about what was restored and what was not
     """
 
@@ -102,8 +109,9 @@ class Memory(NamedTuple):
 class Opened(NamedTuple):
     """A run that is open but has not started.
 
-    created: its new directory; None: the directory existed | eval_due: the step of the next evaluation
-    resumed_at: the step of the checkpoint to resume from; NEVER: a new run
+    created: the new run directory; None: the directory already contained the run
+    resumed_at: the step of the checkpoint to resume from; NEVER (-1): there is none
+    eval_due: the step of the next evaluation
     lines: lines to print about what was restored and what was not
     """
 
@@ -115,10 +123,10 @@ class Opened(NamedTuple):
 
 
 def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
-    """Locks the run directory, restores the run into memory and changes the disk, in the order of runtime/run/start.py.
+    """Locks the run directory, builds or restores the run in memory, then writes to the disk. Returns the open run.
 
-    stack: closes everything that is opened.
-    sinks: sinks of the caller in addition to those of the config; they stay open.
+    The order is given in runtime/run/start.py. stack: closes everything that this function opens.
+    sinks: used in addition to the sinks of the config. They are not closed.
     Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
     """
     config = decision.config
@@ -143,7 +151,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
 
 
 def _lock(decision: Decision, session: Session) -> Decision:
-    """Locks a directory that already contains the run, and decides again what to do."""
+    """Locks a directory that already contains the run, decides again what to do, and returns the new decision."""
     session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
     return start.decide(
         decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
@@ -162,7 +170,7 @@ def _create(decision: Decision, session: Session) -> Created:
 
 
 def _build(decision: Decision, session: Session) -> Built:
-    """Makes environments, agent and weights, and computes all sizes. Changes nothing on the disk."""
+    """Makes environments, agent and weights, and computes the size of the replay. Changes nothing on the disk."""
     config, found = decision.config, decision.found
     start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
@@ -199,7 +207,7 @@ def _make_environments(decision: Decision, session: Session) -> Environments:
 
 
 def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -> Capacity:
-    """Returns the size of the replay. A resumed run keeps its size."""
+    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings."""
     config, workers = decision.config, environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
@@ -213,7 +221,7 @@ def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -
 
 
 def _introduction(config: Config, built: Built) -> list[str]:
-    """Returns the lines to print before the memory for the replay is allocated."""
+    """Returns the lines that introduce the run, to print before the memory for the replay is allocated."""
     workers, size = built.environments.workers, built.size
     most = capacity.rows_bound(
         size, columns.row_bytes(built.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
@@ -227,7 +235,7 @@ def _introduction(config: Config, built: Built) -> list[str]:
 
 
 def _restore(decision: Decision, built: Built, session: Session) -> Memory:
-    """Loads the replay and a checkpoint into memory. Only reads the disk."""
+    """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk."""
     storage = _open_storage(decision, built, session)
     loaded = _load_checkpoint(decision, decision.found, built, storage) if decision.found else None
     workers = built.environments.workers  # loading may have replaced the workers
@@ -241,7 +249,7 @@ def _restore(decision: Decision, built: Built, session: Session) -> Memory:
 
 
 def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
-    """Opens the files of the run for reading, with an empty replay."""
+    """Opens the files of the run for reading, and makes an empty replay."""
     config, stack, workers = decision.config, session.stack, built.environments.workers
     identity = decision.found.files.run if decision.found else uuid.uuid4().hex
     checkpoints = stack.enter_context(
@@ -258,7 +266,7 @@ def _open_storage(decision: Decision, built: Built, session: Session) -> Storage
 
 
 def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage) -> Loaded:
-    """Restores rows, train state and environments as they were at the checkpoint."""
+    """Restores rows, train state and environments from the checkpoint `found`. Only reads the disk."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
         restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
@@ -276,7 +284,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 
 
 def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
-    """Changes the run directory for this run, and starts the components that own threads."""
+    """Writes the first files of the run, makes the components that are still missing, and returns all components."""
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
@@ -304,7 +312,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
 
 
 def _eval_due(config: Config, restored: Restored | None) -> int:
-    """Returns the step of the next evaluation, not counting the final one."""
+    """Returns the step of the next evaluation; if `eval.every` is 0, the last step of the run."""
     if restored and config.eval.every:
         return restored.head["loop"]["eval_due"]
     return schedule.first_evaluation(config.eval.every, config.env_steps)

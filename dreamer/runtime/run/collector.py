@@ -23,8 +23,9 @@ BUCKETS = 3  # number of batch sizes to compile the policy for: all environments
 
 
 class Collector:
-    """Owns the acting state of all streams: one latent and one previous action each.
+    """Acts in the environments and stores their rows in the replay.
 
+    Owns the acting state of all streams: one latent and one previous action for each agent of each environment.
     The environments step between `collect` calls: one call ends by sending actions, and the next receives the rows.
     """
 
@@ -40,7 +41,8 @@ class Collector:
     def collect(self, snapshot: PolicyParams, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Receives rows, acts, stores the rows and sends the actions. Returns the stored rows.
 
-        min_ready, max_wait: as in `Workers.receive`; min_ready None waits for a row of every environment.
+        snapshot: the parameters to act with. min_ready: the number of environments to wait for; None: all.
+        max_wait: the seconds after which one ready environment is enough. It is ignored if min_ready is None.
         The policy also runs on the last rows of episodes to get their latents. Its actions for them are not executed;
         zeros are stored instead.
         """
@@ -61,7 +63,10 @@ class Collector:
         return Ready(streams, step)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the acting state: the leaves [E, ..] of the carry by number, and the number of policy calls []."""
+        """Returns the acting state: {"carry/0000": [E, ..], .., "count": []}.
+
+        These are the leaves of the carry, and the number of policy calls.
+        """
         leaves = jax.tree.leaves(placement.to_host(self._carry))
         return {**{f"carry/{i:04d}": leaf for i, leaf in enumerate(leaves)}, "count": np.int64(self._count)}
 
@@ -73,15 +78,16 @@ class Collector:
         self._count = int(state["count"])
 
     def _bucket(self, rows: int) -> int:
-        """Returns the smallest compiled batch size of at least `rows`. So a few programs serve any number of rows."""
+        """Returns the smallest compiled batch size not below `rows`. So a few programs serve all numbers of rows."""
         full = self._workers.streams
         return min(size for size in (-(-full // 2**i) for i in range(BUCKETS)) if size >= rows)
 
 
 class Collecting:
-    """Owns the thread that calls `turn` to collect until `turn` returns False. Use as a context manager.
+    """Owns a thread that calls `turn` again and again until it returns False. Use as a context manager.
 
-    turn() -> whether there is more to collect. If `turn` raises an error, the next `check` raises it.
+    turn: collects once, and returns whether there is more to collect. If `turn` raises an error, the thread ends and
+    `check` raises that error.
     """
 
     def __init__(self, turn: Callable[[], bool]):
@@ -99,7 +105,7 @@ class Collecting:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context during which the collector does not run; it pauses between two turns."""
+        """A context in which the thread does not collect. First waits until the current call of `turn` has ended."""
         with self._changed:
             self._pauses += 1
         try:
@@ -130,7 +136,7 @@ class Collecting:
             self._error = error
 
     def _may_collect(self) -> bool:
-        """Waits for the end of a pause. Returns False if `Collecting` is closed, else True."""
+        """Waits until no context of `paused` is open. Returns False if `Collecting` is closed, else True."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._pauses)
             return not self._closed

@@ -1,7 +1,8 @@
 """A copy of the replay's observations on the devices: each row is sent once, and the device gathers the batches.
 
 Without this copy every batch is sent: with a replay ratio of 128 each row is sent 128 times. The rings on the host are
-still the ones that are saved and resumed. The devices hold copies of their observations, in the agent's dtypes.
+still the ones that are saved and resumed. The devices hold only copies of their observations, in the dtypes that the
+agent takes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MOST_BYTES = 2**26  # sent at a time, so that a resumed replay is not sent in on
 
 
 def describe_observations(spec: Spec, steps: int) -> str:
-    """Returns the line to print before the memory for `steps` rows is allocated."""
+    """Returns a line that says how much memory the observations of `steps` rows need on each device."""
     return f"observations on each device that learns: {steps:,} steps x {_row_bytes(spec):,} B = {_gb(spec, steps)}"
 
 
@@ -43,7 +44,7 @@ class DeviceRows:
     """Owns a copy of a replay's observations on each device of a mesh. For use by one thread at a time."""
 
     def __init__(self, mesh: Mesh, spec: Spec, replay: Replay):
-        """Allocates the full rings. Raises UserError if a device has too little memory."""
+        """Allocates the memory for the full replay. Raises UserError if a device has too little memory."""
         self._spaces, self._replay = spec.obs, replay
         self._rows = replay.size.rows_per_stream
         self._seen = np.zeros_like(replay.counts)
@@ -72,7 +73,7 @@ class DeviceRows:
             raise UserError(refused) from error
 
     def sample(self, batch_size: int) -> tuple[Batch, Rows]:
-        """Like `Replay.sample`, but with the observations {k: [B, C+T, ..]} of the batch on the devices."""
+        """Draws a batch as `Replay.sample` does, but with its observations {k: [B, C+T, ..]} on the devices."""
         while self._behind() > self._most:
             self._send(*self._replay.rows_since(self._seen, self._most))
             jax.block_until_ready(self._rings)  # rows in transit take extra memory

@@ -16,11 +16,14 @@ from dreamer.runtime.run.stopping import Stopped
 
 
 class RunFailed(UserError):
-    """Raised when a started run has ended with an error and has saved what it could. The message names the place."""
+    """Raised after a started run has failed and saved what it could. The message names the cause and error.txt."""
 
 
 def failed(run: Run, error: BaseException) -> BaseException:
-    """Saves what it can, writes error.txt, and returns the error to raise: one line that names the saved files."""
+    """Saves what can be saved of a run that failed with `error`, writes error.txt, and returns a RunFailed to raise.
+
+    If the run has lost its lock, writes nothing and returns the error of the lock.
+    """
     parts = run.parts
     if parts.stopping.failure:
         return parts.stopping.failure
@@ -33,7 +36,7 @@ def failed(run: Run, error: BaseException) -> BaseException:
 
 
 def interrupted(run: Run, stop: BaseException) -> None:
-    """Saves a run that a signal has ended. The last printed lines say how to resume it, or what could not be saved."""
+    """Saves a run that a signal has stopped. Prints what could not be saved, if anything, and how to resume the run."""
     parts = run.parts
     rescue(run, stop)
     what = f"stopped at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
@@ -41,7 +44,10 @@ def interrupted(run: Run, stop: BaseException) -> None:
 
 
 def rescue(run: Run, error: BaseException) -> None:
-    """Saves the run. If the save fails too, adds a note to `error`; `error` stays the error to show."""
+    """Saves a run that ends with `error`. Saves only its rows if the train state is lost or not finite.
+
+    Errors while saving are added to `error` as notes. Does nothing if the run has lost its lock.
+    """
     parts = run.parts
     if parts.stopping.failure:
         return
@@ -82,12 +88,12 @@ def error_line(error: BaseException) -> str:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """Returns those notes of an exception that are one line long."""
+    """Returns the notes of an exception, except for notes with several lines."""
     return [" ".join(note.split()) for note in getattr(error, "__notes__", ()) if "\n" not in note]
 
 
 def _worth_saving(run: Run) -> bool:
-    """Returns whether the train state exists and is finite, so that it can be saved. Prints the reason if it cannot."""
+    """Whether the train state still exists and is finite, so that it can be saved. Prints the reason if not."""
     parts = run.parts
     kept = f"checkpoint {run.saved.step:,} and all rows are kept"
     if parts.learner.lost():

@@ -11,13 +11,13 @@ from dreamer.runtime.workers import Incident, Workers, make_workers
 
 
 class Environments:
-    """Owns the training environments of a run. Shortens their timeouts, and those of an evaluation, when asked to.
+    """Owns the training environments of a run, and reports their failures (see `Incident`).
 
-    workers: the set of environments to train in | incidents: the number of incidents reported by `report_incidents`
+    workers: the training environments | incidents: the number of failures that `report_incidents` has reported
     """
 
     def __init__(self, config: Config, env: EnvName, report: Callable[[str], None]):
-        """env: the environment to use instead of config.env. report: called with a line for each incident.
+        """env: the environment to use instead of config.env. report: called with a line of text for each incident.
 
         Raises UserError if an environment cannot be made.
         """
@@ -46,13 +46,13 @@ class Environments:
             self._evaluating.shorten_timeouts()
 
     def report_incidents(self) -> None:
-        """Reports and counts the incidents of the training environments since the last call."""
+        """Reports and counts the incidents that the training environments had since the last call."""
         incidents = self.workers.incidents()
         self.incidents += len(incidents)
         self.report(incidents)
 
     def report(self, incidents: Iterable[Incident]) -> None:
-        """Reports incidents without counting them, for environments that are not trained in."""
+        """Reports incidents without counting them, such as those of an evaluation."""
         for incident in incidents:
             self._report(incident.line)
 

@@ -50,11 +50,12 @@ class Config:
 class Result(NamedTuple):
     """The result of an evaluation.
 
-    episodes: the episodes, in order of environments | seeds: the seed of each episode's environment
+    episodes: the episodes, in the order of the environments | seeds: the seed of each episode's environment
     videos: for each recorded environment, the frames [H, W, 3] uint8 of its first episode
-    incidents: failures of environments, which were replaced
-    agents: the number of agents per environment; each is a stream, and Episode.env is environment * agents + agent
-    lines: lines to print, about videos that end early and episodes that were cut off
+    incidents: failures of environments during the evaluation
+    agents: the number of agents per environment. Each episode belongs to one agent: Episode.env is
+    environment * agents + agent
+    lines: lines to print about videos that end early and episodes that were cut off
     """
 
     episodes: list[Episode]
@@ -71,7 +72,7 @@ class Result(NamedTuple):
 
     @property
     def returns(self) -> list[float]:
-        """Returns the return of each episode."""
+        """Returns the sum of rewards of each episode."""
         return [episode.episode_return for episode in self.episodes]
 
 
@@ -83,8 +84,9 @@ def evaluate(
 ) -> Result:  # fmt: skip
     """Makes environments, plays `config.episodes` episodes in them, and closes them.
 
-    policy: `programs.jit_act(agent)`. workers: where environments run and how failures are handled, from
-    `like_training`.
+    policy: `programs.jit_act(agent)`. options: keyword arguments of the environment.
+    workers: where environments run and how failures are handled, from `like_training`.
+    seed: determines the seeds of the environments and the random key of the policy.
     record, check: as in `run_episodes`. folder: the current folder while environments are made; "": unchanged.
     report: called with a progress line every 30 seconds. begun: called with the environments once they are made.
     Raises UserError if an environment cannot be made, or fails too often in a row.
@@ -111,7 +113,10 @@ class Progress:
         self._due = time.monotonic() + PROGRESS
 
     def __call__(self, steps: int, episodes: int) -> None:
-        """Reports if PROGRESS seconds have passed. steps: steps of each environment. episodes: finished episodes."""
+        """Reports if PROGRESS (30) seconds have passed since the last report.
+
+        steps: the number of steps in each environment. episodes: the number of finished episodes.
+        """
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS
             self._report(f"evaluating: {steps:,} steps in each environment, {episodes} episodes finished")
@@ -125,10 +130,10 @@ def run_episodes(
     """Plays `episodes` episodes, a fixed share in each environment, so that short episodes are not favoured.
 
     With several agents per environment, each agent plays this share. policy: `programs.jit_act(agent)`.
-    record: the number of environments, from the first on, whose first episode is recorded.
-    check: called at every step; it may raise to end the evaluation. max_steps: as in Config.
+    mode: "sample" or "mode", as in Config. record: the first `record` environments record their first episode.
+    check: called at every step; it may raise an error to end the evaluation. max_steps: as in Config.
     progress: called at every step with the steps of each environment and the number of finished episodes.
-    Raises UserError as the environments do.
+    Raises UserError if an environment fails too often.
     """
     envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
     quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
@@ -173,7 +178,10 @@ def _endless(
     tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
     agents: int, max_steps: int,
 ) -> list[int]:  # fmt: skip
-    """Returns the environments with episodes left to play in which an episode has reached `max_steps`."""
+    """Returns the environments to restart, because an episode that still counts has reached `max_steps`.
+
+    quota [E * agents]: how many episodes of each stream count. Returns [] if max_steps is 0, which means no limit.
+    """
     if not max_steps or tracker.longest < max_steps:
         return []
     open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
@@ -190,9 +198,9 @@ class _Recording:
         self.fault = ""
 
     def add(self, workers: Workers, rows: Step, env: int, ready: np.ndarray, step: Step) -> None:
-        """Adds the image of one step of environment `env`.
+        """Adds the image of one step of environment `env`, unless the recording is over.
 
-        rows [E * agents]: the newest rows of all streams. step: the rows of this step. ready [R]: their streams.
+        rows [E * agents]: the newest row of each stream. step: the R rows received last. ready [R]: their streams.
         """
         if self.over:
             return
@@ -216,7 +224,7 @@ class _Recording:
 
 
 def metrics(result: Result) -> dict[str, float]:
-    """Returns the metrics of an evaluation, `eval/<name>`, with the environments' own numbers."""
+    """Returns the metrics of an evaluation, named `eval/<name>`, including the environment's own metrics."""
     own = mean_of([episode.metrics for episode in result.episodes])
     return {
         "eval/return": float(np.mean(result.returns)),
@@ -227,7 +235,7 @@ def metrics(result: Result) -> dict[str, float]:
 
 
 def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
-    """Returns `rows`, with the rows of `streams` replaced by `step`. Agents that have ended keep their last row."""
+    """Returns `rows` with the rows of `streams` replaced by those in `step`. All other streams keep their row."""
     if len(streams) == len(rows.reward):
         return step
 
@@ -241,9 +249,10 @@ def _with(rows: Step, streams: np.ndarray, step: Step) -> Step:
 
 
 def frame(workers: Workers, step: Step, env: int = 0) -> np.ndarray:
-    """Returns an image [H, W, 3] uint8 of one environment: rendered, or else the first image that its first agent sees.
+    """Returns an image [H, W, 3] uint8 of one environment: what it renders or, if it does not render, an observation.
 
-    step: rows of all streams. Raises UserError if the environment has no image, or fails to render.
+    The observation is the first image observation of its first agent. step: the newest row of each stream.
+    Raises UserError if the environment has no image, or fails to render.
     """
     drawn = workers.render(env)
     if isinstance(drawn, str):
@@ -260,9 +269,9 @@ INLINE = WorkersConfig(backend="inline")
 
 
 def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
-    """Returns the workers config of an evaluation: as in training, but with processes in place of ray.
+    """Returns the workers config of an evaluation: that of training, but with processes in place of Ray.
 
-    backend: the backend that training uses, which config.backend "auto" does not say.
+    config: that of training. backend: the backend that training uses, since config.backend can be "auto".
     """
     return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
 
@@ -271,7 +280,10 @@ def make_eval_workers(
     env: EnvName, options: Mapping[str, Any], *, episodes: int, action_repeat: int, seed: int, record: bool,
     config: WorkersConfig = INLINE, folder: str = "",
 ) -> Workers:  # fmt: skip
-    """Makes new environments, at most 16. Their seeds depend only on `seed`. config: from `like_training`."""
+    """Makes min(episodes, 16) new environments. Their seeds depend only on `seed`.
+
+    record: whether the environments must render images. config: from `like_training`. folder: as in `evaluate`.
+    """
     return make_workers(
         dataclasses.replace(config, envs=min(episodes, MOST_ENVS)), env, options, action_repeat=action_repeat,
         seed=SEED + seed, render_mode="rgb_array" if record else None, folder=folder,
@@ -282,9 +294,10 @@ def can_record(
     env: EnvName, options: Mapping[str, Any], wanted: Literal["auto", "on", "off"], config: WorkersConfig = INLINE,
     folder: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
-    """Returns whether videos can be recorded, and a line to print, such as the reason if they cannot; "": no line.
+    """Returns whether to record videos, and a line to print, such as the reason why not; "": nothing to print.
 
-    wanted: "on" raises UserError if videos cannot be recorded. config, folder: as in `make_eval_workers`.
+    Makes one environment to find out. wanted: "auto"; "on": raises UserError if videos cannot be recorded; "off":
+    returns False. config, folder: as in `make_eval_workers`.
     """
     if wanted == "off":
         return False, ""

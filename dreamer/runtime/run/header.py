@@ -19,7 +19,7 @@ METRICS = "metrics: `dreamer metrics` explains the names below, `dreamer metrics
 
 
 def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
-    """Returns the lines that introduce a run."""
+    """Returns the lines that introduce a run: its environment, agent and replay ratio."""
     params = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in learner.state.params.items()}
     parts = ", ".join(f"{name} {count:,}" for name, count in params.items())
     dtype = agents.compute_dtype(config.agent.compute_dtype).name
@@ -35,7 +35,7 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
 
 
 def text(space: Space) -> str:
-    """Describes a space in a few characters: "uint8 64x64x3", "one of 18"."""
+    """Returns a short description of a space, such as "uint8 64x64x3" or "one of 18"."""
     size = "x".join(map(str, space.shape))
     if space.discrete:
         return f"{size + ' ' if size else ''}one of {space.classes}"
@@ -43,13 +43,13 @@ def text(space: Space) -> str:
 
 
 def default_run_dir(config: Config) -> str:
-    """Returns runs/<time>-<env>-seed<seed>."""
+    """Returns the run directory to use if the user gives none: runs/<time>-<env>-seed<seed>."""
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
 
 
 def next_steps(run_dir: Path) -> list[str]:
-    """Returns the last lines of a run that is done: its directory, and the commands to look at it."""
+    """Returns the last lines that a finished run prints: its directory, and commands that show its results."""
     place = _typed(run_dir)
     commands = {
         f"dreamer eval {place}": "play episodes with the agent",
@@ -66,6 +66,6 @@ def to_go_on(run_dir: Path) -> str:
 
 
 def _typed(run_dir: Path) -> str:
-    """Returns a path as typed in a shell: relative if it is below the current folder."""
+    """Returns a path as a user would type it in a shell: relative if it is below the current folder."""
     here = Path(os.getcwd())
     return shlex.quote(str(run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir))

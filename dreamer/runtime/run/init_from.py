@@ -26,19 +26,20 @@ _SHOWN_IN_ERROR = 3  # maximum arrays that an error names
 
 
 class Taken(NamedTuple):
-    """The state with another run's weights. lines: which arrays were loaded and which were not."""
+    """A train state with weights of another run. lines: lines to print about which arrays were loaded."""
 
     state: TrainState
     lines: list[str]
 
 
 def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) -> Taken:
-    """Returns `state` with parameters from the newest checkpoint of `run`, where names and shapes agree.
+    """Returns `state` with the parameters of the newest checkpoint of another run, where names and shapes agree.
 
+    run: the directory of the other run.
     parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with its
     parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
-    missing: the maximum share of the arrays of these parts, in either run, that may be without a match. Arrays of the
-    new run without a match keep their initial values.
+    missing: the maximum share (0 to 1) of arrays without a match, counted over the arrays of both runs in these parts.
+    Arrays of the new run without a match keep their initial values.
     Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
     """
     with Checkpoints(existing_run_dir(Path(run))) as checkpoints:
@@ -82,7 +83,7 @@ def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> Non
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a leaf is learned and belongs to one of the parts. A hyperparameter does not: the config sets it."""
+    """Whether the leaf `name` is a parameter or extra state of one of `parts`, and not a hyperparameter."""
     kind, part, *_ = [*name.split("/"), ""]
     return kind in ("params", "extra") and part in parts
 

@@ -21,7 +21,7 @@ class Pending(NamedTuple):
     """The result of one update that may still be in progress on the device.
 
     rows: the rows of the replay to which the latents belong | out: the result, see `interfaces.Update`
-    sent: the monotonic second at which the update was dispatched
+    sent: the time.monotonic() seconds at which the update was dispatched
     """
 
     rows: Rows
@@ -30,7 +30,7 @@ class Pending(NamedTuple):
 
 
 class PolicyParams(NamedTuple):
-    """The variables that acting reads, after `updates` updates. Their buffers are never donated."""
+    """The variables that acting reads, after `updates` updates. leaves: their arrays, which are never donated."""
 
     updates: int
     leaves: list[Array]
@@ -39,8 +39,8 @@ class PolicyParams(NamedTuple):
 class Learner:
     """Owns the train state and the snapshots of the parameters used for acting.
 
-    idle: the total seconds without an update in flight. The host measures each pause from the moment when it notices
-    that an update has finished to the dispatch of the next. `idle` never decreases.
+    updates: the number of updates made | idle: the total seconds in which no update was in flight. Each pause begins
+    when the host has fetched the result of an update, and ends when the next update is dispatched.
     With lockstep, acting waits for the update in flight and uses the newest parameters. Without lockstep, acting uses
     the newest parameters that are ready, which are at most one update old.
     """
@@ -48,7 +48,7 @@ class Learner:
     def __init__(
         self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
     ):
-        """batch_size: the batch size of all processes together. config: None uses all devices of each process.
+        """batch_size: the batch size of all processes together. config: the devices to use; None: all devices.
 
         Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
@@ -77,7 +77,7 @@ class Learner:
         """Dispatches one update with a batch [B, C+T, ..] from `place`. Returns before the device is done.
 
         rows [B, T]: the rows of the replay in the batch.
-        Raises UserError if the device has no memory left or fails, as do the methods below.
+        Raises UserError if the device has no memory left or fails, as `compile`, `fetch`, `sync` and `report` do.
         """
         sent = time.monotonic()
         with self.as_user_errors("an update"):
@@ -95,9 +95,10 @@ class Learner:
             self._update = self._update.lower(self.state, batch).compile()
 
     def fetch(self, update: Pending) -> Update:
-        """Waits for the device and returns the result of an update as numpy arrays, only the share of this process.
+        """Waits for an update and returns its result as numpy arrays.
 
-        Fetch every update, in the order of the `step` calls.
+        Fetch every update, in the order of the `step` calls. With several processes, the result is the share of this
+        process.
         """
         with self.as_user_errors("an update"):
             out = placement.to_host(update.out)
@@ -111,14 +112,17 @@ class Learner:
         return placement.first_copy(self._agent.variables(self.state))
 
     def snapshot(self) -> PolicyParams:
-        """Returns the parameters to act with now. Callable from any thread."""
+        """Returns the parameters to act with at this moment. Callable from any thread."""
         previous, newest = self._snapshots
         leaves: list[Any] = newest.leaves
         ready = self._lockstep or all(leaf.is_ready() for leaf in leaves)
         return newest if ready else previous
 
     def sync(self) -> None:
-        """Waits for the updates in flight. Acting then uses the newest parameters. Idle time restarts from here."""
+        """Waits for the updates in flight. Acting then uses the newest parameters.
+
+        The pause before the next update does not count as `idle`.
+        """
         with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
@@ -128,7 +132,7 @@ class Learner:
         return device_errors.lost(self.state)
 
     def diverged(self) -> bool:
-        """Whether a parameter is no longer finite, so that the state must not be saved."""
+        """Whether a parameter is nan or infinite, so that the state must not be saved."""
         leaves = [leaf for leaf in jax.tree.leaves(self.state.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         return not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
@@ -139,12 +143,15 @@ class Learner:
         self._snapshots = (self._copy(), self._copy())
 
     def report(self, batch: Batch) -> dict[str, Any]:
-        """Returns `Agent.report` as numpy arrays, for a batch [B, C+T, ..] of this process only."""
+        """Calls `Agent.report` with a batch [B, C+T, ..] of this process only, and returns numpy arrays."""
         with self.as_user_errors("the images of the world model"):
             return placement.to_host(self._report(placement.local_copy(self.state), self._cast(batch)))
 
     def as_user_errors(self, doing: str) -> AbstractContextManager[None]:
-        """A context that turns device errors into a UserError that names what to change. Can be used in any thread."""
+        """A context that turns device errors into a UserError that names what to change. Can be used in any thread.
+
+        doing: what happens in the context, in the words of the error, such as "an update".
+        """
         return device_errors.as_user_errors(
             doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
             program=self._update, devices=own(self.mesh),

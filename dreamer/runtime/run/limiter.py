@@ -16,7 +16,8 @@ class Limiter:
     """Owns the counts of collected rows and updates, and makes the thread that is ahead wait.
 
     The learner waits until an update is due. The collector waits while more than `slack` updates are due.
-    waited {name: seconds} since the last `drain`: "collector_for_learner" and "learner_for_rows".
+    waited {name: seconds}: how long each thread has waited since the last `drain`, under the names
+    "collector_for_learner" and "learner_for_rows".
     """
 
     def __init__(self, rate: Fraction, envs: int):
@@ -43,28 +44,28 @@ class Limiter:
             return self._due()
 
     def trained(self) -> None:
-        """Records one update."""
+        """Records that one update was made."""
         with self._changed:
             assert self._credited is not None and self._due() > 0, "an update was made that was not due"
             self._credited += 1 / self.rate
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:
-        """Blocks the learner until an update is due, but only for a short time."""
+        """Blocks the learner until an update is due, for at most 0.2 seconds."""
         self._wait(lambda: self._due() > 0, "learner_for_rows")
 
     def wait_for_learner(self) -> bool:
-        """Blocks the collector until it may collect, but only for a short time. Returns whether it may collect."""
+        """Blocks the collector until it may collect, for at most 0.2 seconds. Returns whether it may collect."""
         return self._wait(lambda: self._due() <= self.slack, "collector_for_learner")
 
     def drain(self) -> dict[str, float]:
-        """Returns the seconds {name: seconds} that threads waited since the last call, see `waited`."""
+        """Returns how long the threads have waited since the last call, {name: seconds} as in `waited`."""
         with self._changed:
             waited, self.waited = self.waited, dict.fromkeys(self.waited, 0.0)
             return waited
 
     def state(self) -> str | None:
-        """Returns the step up to which all updates were made, as a fraction in text, or None before training starts."""
+        """Returns the env step up to which all updates are made, as text like "801/2"; None before training starts."""
         with self._changed:
             return None if self._credited is None else str(self._credited)
 

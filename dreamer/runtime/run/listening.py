@@ -1,4 +1,4 @@
-"""Callbacks: they receive each line of metrics, and can stop the run or request an evaluation. No jax."""
+"""Callbacks of a run. They receive each line of metrics, and can stop the run or request an evaluation. No jax."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Request = Literal["stop", "evaluate"]
 
 
 class Line(NamedTuple):
-    """A line of metrics, as written to the log.
+    """The metrics of a run at one step, as in one line of metrics.jsonl.
 
-    env_steps, updates: the counters of the run | values {name: number}: its metrics | run_dir: the absolute path
+    env_steps, updates: the counters of the run | values {name: number}: the metrics
+    run_dir: the absolute path of the run directory
     """
 
     env_steps: int
@@ -28,7 +29,7 @@ Callback = Callable[[Line], Request | None]
 
 
 def ask(callbacks: Sequence[Callback], line: Line) -> frozenset[str]:
-    """Calls the callbacks with a line and returns their requests.
+    """Calls each callback with `line`, and returns the set of their requests: "stop", "evaluate", both or none.
 
     Raises UserError if a callback fails or returns something that is not a request.
     """

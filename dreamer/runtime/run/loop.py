@@ -20,13 +20,14 @@ from dreamer.steps import Batch
 
 
 class Run:
-    """A run from start to end. In lockstep, one turn of the loop consists of `collect`, `learn` and `tend`.
+    """A run from start to end.
 
+    In lockstep, one turn of the loop calls `collect`, then `learn` for each update that is due, then `tend`.
     parts: the components of the run | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
     def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
-        """callbacks: as in `train`. Call `start` next."""
+        """opened: from `open_run`. callbacks: as in `train`. Call `start` next."""
         self.parts = opened.parts
         self.stopped = False
         self._callbacks, self._evaluation_wanted = callbacks, False
@@ -38,7 +39,7 @@ class Run:
         self._collecting = Collecting(self._collect_turn)
 
     def start(self) -> None:
-        """Prints what was restored. Saves a new run before its first row is collected, so that no row can be lost."""
+        """Prints what was restored, or saves a new run before its first row, so that no row can be lost."""
         opened, parts = self._opened, self.parts
         if opened.resumed_at != NEVER:
             parts.display.header(opened.lines)
@@ -60,7 +61,7 @@ class Run:
             self.tend()
 
     def side_by_side(self) -> None:
-        """Runs two threads: one collects from ready environments, this one trains. The limiter keeps the ratio."""
+        """Collects in a second thread while this thread trains. The limiter keeps the replay ratio between them."""
         parts = self.parts
         self.evaluate_if_due()
         with self._collecting:
@@ -77,7 +78,7 @@ class Run:
         """Adds rows of the environments that are ready to the replay.
 
         min_ready: the number of environments to wait for; None: all
-        max_wait: the seconds after which one ready environment is enough
+        max_wait: the seconds after which one ready environment is enough; ignored if min_ready is None
         """
         parts = self.parts
         snapshot = parts.learner.snapshot()
@@ -100,7 +101,7 @@ class Run:
         parts.writeback.put(update)
 
     def tend(self) -> None:
-        """Evaluates, logs, flushes and saves, each if it is due. Raises Stopped after a signal."""
+        """Evaluates, logs, writes rows to the disk and saves, each if it is due. Raises Stopped after a signal."""
         parts, config = self.parts, self.parts.config
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
@@ -117,7 +118,7 @@ class Run:
         parts.stopping.check()
 
     def evaluate_if_due(self) -> None:
-        """Evaluates if an evaluation is due. `finish` makes the last evaluation of the run, not this method."""
+        """Evaluates if an evaluation is due. The last evaluation of the run is left to `finish`."""
         config = self.parts.config
         if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
             self.evaluate()
@@ -160,7 +161,7 @@ class Run:
         self._ask(self.log())
 
     def log(self) -> Line:
-        """Writes a line of metrics and returns it. Its rates and shares cover the time since the previous line."""
+        """Writes a line of metrics and returns it. Its rates (speed/, wait/) cover the time since the previous line."""
         parts = self.parts
         before, self._logged = self._logged, self._mark()
         steps, updates = self._logged.env_steps, self._logged.updates
@@ -180,7 +181,10 @@ class Run:
         return Line(steps, updates, values, str(parts.run_dir))
 
     def save(self, whole: bool = True) -> None:
-        """Saves everything at this step. whole: False if the environments can no longer return their states."""
+        """Saves a checkpoint at the current step, if there is none yet.
+
+        whole: whether to save the states of the environments; False if they can no longer return them.
+        """
         parts = self.parts
         self.settle()
         with self.paused():
@@ -203,7 +207,7 @@ class Run:
         return self._collecting.paused()
 
     def _ask(self, line: Line) -> None:
-        """Passes a line to the callbacks and stores their requests."""
+        """Passes a line of metrics to the callbacks and stores their requests."""
         requests = ask(self._callbacks, line)
         self.stopped |= "stop" in requests
         self._evaluation_wanted |= "evaluate" in requests
@@ -228,7 +232,7 @@ class Run:
         self.parts.limiter.collected(replay.steps, replay.ready(self.parts.config.replay.batch_size))
 
     def _mark(self) -> Mark:
-        """Returns the current position of the run, as a Mark."""
+        """Returns the current time and counters of the run."""
         parts = self.parts
         return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
 

@@ -34,8 +34,8 @@ class Parts:
     """The components of a run, opened and closed by runtime/run/build.py.
 
     config: the config, with the absolute run directory | env: the name of the environment, or a function that makes it
-    identity: the identity of the run | policy: `programs.jit_act(agent)`, for evaluations
-    record: whether evaluations record videos | batches: the batches drawn for the learner
+    identity: the random id of the run, which its files contain | policy: `programs.jit_act(agent)`, for evaluations
+    record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
     """
 

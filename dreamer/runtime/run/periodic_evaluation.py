@@ -15,10 +15,10 @@ MOST_DREAMS = 6  # sequences in open-loop images
 
 
 def evaluate(parts: Parts, env_steps: int) -> None:
-    """Plays episodes and draws open-loop images with the newest parameters; prints, logs and writes the results.
+    """Plays episodes and draws open-loop images with the newest parameters. Prints, logs and writes the results.
 
     env_steps: the step of this evaluation. Meanwhile another thread may collect, but no thread may train.
-    Raises UserError as environments and devices do.
+    Raises UserError if a device fails, or if an environment fails too often.
     """
     if parts.config.eval.episodes:
         result = play(parts)
@@ -42,7 +42,7 @@ def play(parts: Parts) -> Result:
 
 
 def report(parts: Parts, env_steps: int, result: Result) -> None:
-    """Prints and logs the returns of an evaluation, and the incidents of its environments."""
+    """Prints and logs the returns of an evaluation. Prints the failures of its environments."""
     parts.environments.report(result.incidents)
     for line in result.lines:
         parts.display.message(line)
@@ -70,7 +70,10 @@ def write_video(parts: Parts, env_steps: int, result: Result) -> None:
 
 
 def draw_open_loop(parts: Parts, env_steps: int) -> None:
-    """Writes images of the world model's dreams next to the true observations, for a batch of the replay."""
+    """Draws open-loop predictions of the world model next to the true observations, and writes the images.
+
+    The sequences come from the replay. env_steps: the step of this evaluation, for the file names.
+    """
     batch, _ = parts.replay.sample(min(MOST_DREAMS, parts.config.replay.batch_size), online=False)
     report = parts.learner.report(batch)
     if report:

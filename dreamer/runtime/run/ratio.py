@@ -7,20 +7,20 @@ from fractions import Fraction
 
 
 def updates_per_step(replay_ratio: float, batch_size: int, batch_length: int) -> Fraction:
-    """Returns the number of updates per collected environment (agent) step.
+    """Returns the number of updates per collected environment step.
 
     replay_ratio: trained time steps per collected environment step, finite and at least 0. One environment step is one
-    row of the replay, even if the environment repeats the action in it. Source: spec section 11.
+    row of the replay, no matter how often the action is repeated in it. Source: spec section 11.
     """
     # Converts the decimal form, so that 0.1 means a tenth and not the nearest binary number.
     return Fraction(repr(replay_ratio)) / (batch_size * batch_length)
 
 
 def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Fraction | None]:
-    """Returns the number of updates to make now, and the step that they account for. Pass this step to the next call.
+    """Returns the number of updates to make now, and the step to pass as `credited` to the next call.
 
-    credited: the step that the previous call returned. None: this is the first call; make it once the replay is ready.
-    It returns one update.
+    credited: the step up to which all updates are made, from the previous call. None: this is the first call, which
+    returns one update. Make it as soon as the replay is ready for training.
     step: the number of environment steps collected. rate: `updates_per_step`.
     Raises ValueError if `step` is before `credited`.
     """
@@ -35,7 +35,7 @@ def due(credited: Fraction | None, step: int, rate: Fraction) -> tuple[int, Frac
 
 
 def describe(replay_ratio: float, batch_size: int, batch_length: int) -> str:
-    """Returns the line about the consequences of the ratio that is printed at the start."""
+    """Returns a line that explains the replay ratio, such as "replay ratio 0 = no updates"."""
     rate = updates_per_step(replay_ratio, batch_size, batch_length)
     batch = f"of {batch_size} x {batch_length} steps"
     if not rate:

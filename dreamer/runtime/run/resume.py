@@ -1,7 +1,7 @@
 """Saves and resumes a run: everything in a checkpoint except the train state, and how the parts are restored from it.
 
-The `meta` of a checkpoint is its manifest, which names every file of the checkpoint by its seal. The order of writing
-is rows, latents, the host's state; then Orbax commits train state and manifest in one step. So a kill at any instant
+The `meta` of a checkpoint is its manifest, which lists every file with its size and checksum. The order of writing is
+rows, latents, the host's state; then Orbax commits train state and manifest in one step. So a kill at any instant
 leaves the previous checkpoint, and the rows collected after it, intact.
 """
 
@@ -40,8 +40,8 @@ from dreamer.trust import seal, sealed_here
 class Found(NamedTuple):
     """The checkpoint that a run resumes from.
 
-    step: its number | files: the files that its manifest lists
-    newer: numbers of newer checkpoints | ended: whether the run ended at this one, after its last evaluation
+    step: its number, the env step at which it was saved | files: the files that its manifest lists
+    newer: the numbers of newer checkpoints | ended: whether the run ended at this one, after its last evaluation
     """
 
     step: int
@@ -52,10 +52,10 @@ class Found(NamedTuple):
 
 
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
-    """Returns the run's own config if `config` differs from it only in fields that may change.
+    """Returns the config stored in the run directory, after checking that the run can be resumed with `config`.
 
-    trusted: whether the user trusts the run. Names in `config` itself are trusted, because the caller gave them.
-    Raises UserError naming every other field that differs.
+    trusted: whether the user trusts the run. Class names in `config` are trusted, because the caller gave them.
+    Raises UserError naming every field that differs between both configs but must not change.
     """
     found = run_config.read(run_dir)
     given = {key: get(config, key) for key in (*keys(config), *(f"env_options.{name}" for name in config.env_options))}
@@ -76,7 +76,7 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
 
 
 def find(run_dir: Path, step: int | None = None) -> Found | None:
-    """Finds the checkpoint `step` (None: the newest). Returns None if the run has no checkpoint yet. Only reads.
+    """Returns the checkpoint `step` (None: the newest), or None if the run has no checkpoint yet. Only reads.
 
     Raises UserError if the checkpoint is damaged or missing, and names the newest undamaged one to resume from.
     """
@@ -98,7 +98,7 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
 
 @contextlib.contextmanager
 def advising(run_dir: Path, step: int) -> Iterator[None]:
-    """A context that adds advice to a UserError about a damaged checkpoint `step`: another one to resume from."""
+    """A context for reading checkpoint `step`. If it is damaged, a UserError also names an undamaged checkpoint."""
     try:
         yield
     except UserError as error:
@@ -116,8 +116,8 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
 def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
     """Writes everything except the train state, and returns the manifest. No thread may collect or train meanwhile.
 
-    step: the number of the checkpoint. loop: the loop's own state, JSON values.
-    whole: False after a failure, if environments can no longer return their states.
+    step: the number of the checkpoint. loop: the state of `Run`, JSON values.
+    whole: whether to save the states of the environments; False if they can no longer return them after a failure.
     """
     parts.store.flush(parts.replay)
     parts.store.wait()
@@ -174,19 +174,19 @@ def _in_words(form: Any) -> str:
 
 
 def ring_length(found: Found, planned: int, longer: bool) -> int:
-    """Returns the number of rows per ring of the resumed replay: `planned` if the run is longer and no ring is full.
+    """Returns the rows per ring of the resumed replay: at least `planned` if `longer` and no ring has dropped a row.
 
-    Otherwise the number stays: a full ring has dropped rows that a longer ring would still hold.
+    Otherwise the number stays as it was. longer: whether env_steps is larger than in the run's stored config.
     """
     grows = longer and not any(found.files.oldest)
     return max(planned, found.files.rows_per_stream) if grows else found.files.rows_per_stream
 
 
 class Restored(NamedTuple):
-    """The restored state.
+    """What was read from a checkpoint, except the train state.
 
-    head, arrays: the saved state, from the file `where` | later: the number of kept rows newer than the checkpoint
-    exact: whether every environment continues exactly and nothing is missing; later rows are then collected again
+    head, arrays: JSON values and arrays, from the file `where` | later: how many newer rows were loaded too
+    exact: whether every environment continues exactly, so that any newer rows are collected again and not loaded
     """
 
     head: dict[str, Any]
@@ -197,7 +197,7 @@ class Restored(NamedTuple):
 
 
 def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False) -> Restored:
-    """Fills the replay with the rows and latents of the checkpoint, and restores its sampler. Only reads.
+    """Fills the replay with the rows and latents of the checkpoint, and restores its sampler. Only reads the disk.
 
     trust: whether to read pickled states of environments that this user did not make on this machine.
     Raises UserError if a file is damaged, missing or belongs to another run.
@@ -226,7 +226,7 @@ def restore_envs(
 
     In lockstep, if all environments continue exactly, these rows will be collected again and are not loaded. Otherwise
     they are kept, and if there are any, every environment starts a new episode.
-    fresh: makes new workers, if one environment refuses its state after others of `workers` were restored.
+    fresh: makes new workers. It may be called if an environment refuses its state after others have accepted theirs.
     Returns the restored state, the workers to use, and {number: reason} for environments that start a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
@@ -265,7 +265,7 @@ def load_rest(
 
 
 def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: int) -> list[str]:
-    """Returns lines on what was restored and what was not. lost: {number of the environment: reason}."""
+    """Returns lines to print about what was restored and what was not. lost: {number of the environment: reason}."""
     lines = [
         "resumed: parameters, optimizer, normalisers, slow critic, keys, "
         f"{replay.rows:,} rows of replay with their latents, order and sampler, {len(replay.queue)} fresh sequences, "
@@ -281,7 +281,7 @@ def describe(restored: Restored, replay: Replay, lost: Mapping[int, str], envs: 
 
 
 def _mac(state: bytes | str) -> str:
-    """Returns a code that later proves that this user pickled the state; "" for a state that is not pickled."""
+    """Returns an HMAC that proves later that this user pickled the state; "" for a state that is not a pickle."""
     return seal(state) if isinstance(state, bytes) and env_state.pickled(state) else ""
 
 

@@ -14,7 +14,10 @@ from dreamer.runtime.replay.store import RowStore, end_name
 
 
 def row_files(step: int, manifest: Manifest) -> set[str]:
-    """Returns the names of the files of rows that a checkpoint needs. Raises UserError if the manifest names none."""
+    """Returns the names of the files that a checkpoint needs in the folder of rows: rows, latents, state and end.
+
+    Raises UserError if the manifest names no files.
+    """
     return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
 
 
@@ -24,18 +27,18 @@ class Retention:
     def __init__(
         self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
     ):
-        """resumed_at: the step of the checkpoint that the run resumes from; negative: a new run.
+        """resumed_at: the step of the checkpoint that the run resumes from; negative: there is none.
 
-        report: called with a line about each checkpoint that is too damaged to use.
+        report: called with a line to print about each checkpoint that is too damaged to use.
         """
         self._run_dir, self._checkpoints, self._store, self._report = run_dir, checkpoints, store, report
         self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
         self._aside, self._resumed_at = resumed_at >= 0, resumed_at
 
     def saved(self, step: int, manifest: Manifest) -> None:
-        """Removes the files of rows that no checkpoint needs. Call it while checkpoint `step` is being written.
+        """Removes the files in the folder of rows that no checkpoint needs. Call it after each save.
 
-        manifest: the manifest of the checkpoint `step`.
+        step, manifest: of the checkpoint just saved. Its train state may still be on the way to the disk.
         """
         self._needed[step] = row_files(step, manifest)
         kept = {*self._checkpoints.steps(), step}
@@ -49,7 +52,7 @@ class Retention:
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
-        """Returns the files of rows that a checkpoint on the disk needs; all files if the checkpoint is damaged."""
+        """Returns `row_files` of the checkpoint `step`, or all files in the folder if that checkpoint is damaged."""
         try:
             return row_files(step, self._checkpoints.manifest(step))
         except UserError as error:

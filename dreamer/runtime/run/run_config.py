@@ -1,7 +1,7 @@
-"""The sealed config of a run, and the check whether it may be used. No jax.
+"""The config file of a run, with a seal that proves who wrote it; and the check whether it may be used. No jax.
 
-The first line of config.yaml is a comment with the identity of the run, the sha256 of all later lines, and this user's
-seal of both (`dreamer.trust`), or "-" if no key could be stored:
+The first line of config.yaml is a comment with the random id of the run, the sha256 of all later lines, and the seal:
+an HMAC of both with a key of this user (`dreamer.trust`), or "-" if no key could be stored:
 
     # dreamer run 5deb623c918d42e99015cc9dee381d8b sha256 <64 hex> seal <64 hex>
 
@@ -32,7 +32,7 @@ from dreamer.runtime.files.run_dir import CONFIG, existing_run_dir
 class RunConfig(NamedTuple):
     """The text of a run's config.
 
-    run: the identity of the run; None: the config is not sealed | ours: whether this user made the config here
+    run: the id of the run; None: the config has no seal | ours: whether this user made the config on this machine
     """
 
     text: str
@@ -41,12 +41,15 @@ class RunConfig(NamedTuple):
     path: Path
 
     def layer(self) -> Layer:
-        """Returns the settings of the config as a layer over the defaults. Raises UserError if it is not valid YAML."""
+        """Returns the settings in the text, to lay over the defaults. Raises UserError if it is not valid YAML."""
         return layer_of(self.text, str(self.path))
 
 
 def write(run_dir: Path, config: Config, run: str) -> None:
-    """Writes the sealed config of a run, completely or not at all. Raises UserError if it cannot be written."""
+    """Writes the config of a run with its seal, completely or not at all. Raises UserError if it cannot be written.
+
+    run: the id of the run.
+    """
     text = trust.sealed_text(to_yaml(config), run)
     write_durably(run_dir / CONFIG, lambda half: half.write_text(text, encoding="utf-8"))
 
@@ -64,14 +67,18 @@ def read(run_dir: Path) -> RunConfig:
 def check(found: RunConfig, *, trusted: bool, given: Mapping[str, Any]) -> None:
     """Raises UserError if the run's config contains names that may not be imported.
 
-    trusted: whether the user trusts the run. given: the settings of the command itself, by dotted key.
+    trusted: whether the user trusts the run, which allows all names.
+    given: the settings that the command itself gives, by dotted key. A name is allowed if the command gives it too.
     """
     values = found.layer().values
     trust.check(values, str(found.path), plugins.suite_names(), given=given, trust=trusted or found.ours)
 
 
 def load(run_dir: Path, *, trusted: bool = False, given: Mapping[str, Any] | None = None) -> Config:
-    """Loads the config of a run, to make its environment and agent. Arguments and errors as in `read` and `check`."""
+    """Loads the config of a run, to make its environment and agent.
+
+    trusted, given: as in `check`. Raises UserError if `read` or `check` does.
+    """
     found = read(run_dir)
     check(found, trusted=trusted, given=given or {})
     return stack([found.layer()], note=lambda note: None)
@@ -129,7 +136,7 @@ def _pruned(config: Config, layer: Layer, values: Mapping[str, Any], path: str, 
 
 
 def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
-    """Raises UserError if config and checkpoint belong to different runs, or if the config has lost its seal."""
+    """Raises UserError if config and checkpoint belong to different runs, or if the config has lost its first line."""
     if found.run is None and manifest.format in (None, 1):
         return
     if found.run != manifest.run:
@@ -138,7 +145,7 @@ def check_same_run(found: RunConfig, manifest: Manifest, step: int) -> None:
 
 
 def _record(settings: Any) -> Any:
-    """Converts nested settings to a dataclass with the fields in the file."""
+    """Converts the settings of a world model or behavior to a dataclass with fields of the same names."""
     fields = [(str(name), Any, dataclasses.field(default=None)) for name in settings if _is_field(str(name))]
     return dataclasses.make_dataclass("Foreign", fields, frozen=True)(
         **{name: _frozen(settings[name]) for name, _, _ in fields}

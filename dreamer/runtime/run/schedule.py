@@ -1,4 +1,4 @@
-"""Decides when a run logs, saves and evaluates: pure functions of its last line and checkpoint. No jax."""
+"""Decides when a run logs, saves and evaluates, with pure functions of times and step counters. No jax."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NEVER = -1  # stands for the step of the newest checkpoint if there is none
 
 
 class Mark(NamedTuple):
-    """The position of a run at a line of metrics.
+    """The time and the counters of a run when it wrote a line of metrics.
 
-    time: monotonic seconds | env_steps, updates: the counters of the run
+    time: time.monotonic() seconds | env_steps, updates: the counters of the run
     idle: the total seconds without an update in flight
     """
 
@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 class Saved(NamedTuple):
     """The newest checkpoint.
 
-    time: the monotonic second when it was saved | step: its env_steps; NEVER: there is no checkpoint yet
+    time: when it was saved, in time.monotonic() seconds | step: its env_steps; NEVER (-1): there is no checkpoint yet
     """
 
     time: float
@@ -32,32 +32,43 @@ class Saved(NamedTuple):
 
 
 def log_due(logged: Mark, now: float, *, every: float) -> bool:
-    """Whether a line of metrics is due. logged: the last line. now: monotonic seconds. every: seconds between lines."""
+    """Whether a line of metrics is due.
+
+    logged: the last line. now: the current time.monotonic(). every: the seconds between two lines.
+    """
     return now - logged.time >= every
 
 
 def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: int) -> bool:
-    """Whether a checkpoint is due, by time or by rows. now: monotonic seconds. env_steps: the current step.
+    """Whether a checkpoint is due, by time or by rows.
 
+    saved: the last checkpoint. now: the current time.monotonic(). env_steps: the current step.
     every: the seconds between two checkpoints. rows: the maximum number of environment steps between two checkpoints.
     """
     return env_steps - max(saved.step, 0) >= rows or now - saved.time >= every
 
 
 def first_evaluation(every: int, last: int) -> int:
-    """Returns the step of the first evaluation. every: steps between two; 0: only at the end. last: the final step."""
+    """Returns the step of the first evaluation.
+
+    every: the steps between two evaluations; 0: evaluate only at the end. last: the last step of the run.
+    """
     return every or last
 
 
 def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
-    """Whether the evaluation planned for step `due` is due. False at the `last` step, which `Run.finish` evaluates."""
+    """Whether the evaluation planned for step `due` must be made at `env_steps`. False from step `last` on.
+
+    last: the last step of the run, at which `Run.finish` evaluates.
+    """
     return due <= env_steps < last
 
 
 def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
-    """Returns metrics of the time between two lines: speed/<name> per second, and wait/<name>, the share spent waiting.
+    """Returns the metrics speed/<name>, counts per second, and wait/<name>, the shares of time spent waiting.
 
-    waited {name: seconds}: the time that threads waited since `before`.
+    before, now: the run at two lines of metrics. The results cover the time between them.
+    waited {name: seconds}: how long threads waited in this time.
     """
     seconds = max(now.time - before.time, 1e-9)
     waited = {**waited, "device_for_learner": now.idle - before.idle}

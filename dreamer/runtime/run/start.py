@@ -58,8 +58,8 @@ class Decision(NamedTuple):
 
     config: the config, with the absolute run directory | given: the config from the user, which will be written
     env: the name of the environment, or a function that makes it | resume, step: as the user requested
-    used: whether the directory contains this run already | found: the checkpoint to resume from; None: a new run
-    trust: whether the user trusts the files of the run | longer: whether env_steps is larger than it was in the run
+    used: whether the directory contains this run already | found: the checkpoint to resume from; None: there is none
+    trust: whether the user trusts the files of the run | longer: whether env_steps is larger than in the run's config
     """
 
     config: Config
@@ -79,12 +79,12 @@ class Decision(NamedTuple):
 
     @property
     def resumed_at(self) -> int:
-        """Returns the step of the checkpoint to resume from, or NEVER for a new run."""
+        """Returns the step of the checkpoint to resume from, or NEVER (-1) if there is none."""
         return self.found.step if self.found else NEVER
 
     @property
     def done(self) -> bool:
-        """Whether the run has already ended."""
+        """Whether the run has already made all its steps and its last evaluation."""
         return bool(self.found and self.found.step >= self.config.env_steps and self.found.ended)
 
 
@@ -92,11 +92,11 @@ def decide(
     config: Config, env: EnvName | None = None, resume_: str = "no", step: int | None = None, *, trust: bool = False,
     own_lock: bool = False,
 ) -> Decision:  # fmt: skip
-    """Decides what to do with `config`, from the contents of its run directory. Only reads.
+    """Decides whether `config` starts a new run or resumes the run in its run directory. Only reads.
 
-    env: the environment to use instead of config.env | resume_: "no", "yes" or "auto"
+    env: the environment to use instead of config.env | resume_: "no", "yes" or "auto", as in `train`
     step: the number of the checkpoint to resume from; None: the newest
-    trust: whether the user trusts the files of the run | own_lock: whether the caller holds the lock
+    trust: whether the user trusts the files of the run | own_lock: whether the caller holds the lock of the directory
     Raises UserError for every reason not to start or resume that can be found on the disk.
     """
     place = config.run_dir or header.default_run_dir(config)
@@ -127,7 +127,7 @@ def decide(
 
 
 def check_sinks(config: Config) -> None:
-    """Raises UserError if metrics cannot be written to the sinks of the config."""
+    """Raises UserError if the config asks for Weights & Biases, but its package or account is missing."""
     if config.log.wandb != "off":
         wandb_ready(config.log.wandb)
 
@@ -142,10 +142,10 @@ class Created:
         self, run_dir: Path, own_name: bool, report: Callable[[str], None] = print,
         lost: Callable[[UserError], None] = print,
     ):  # fmt: skip
-        """own_name: whether this program chose the name; a number is then appended if the directory exists.
+        """own_name: whether this program chose the name. If the directory exists, a number is then appended to it.
 
         report, lost: arguments of `RunLock`.
-        Raises UserError if the directory cannot be created, or if another process was faster.
+        Raises UserError if the directory cannot be created, contains a run, or is locked by another process.
         """
         self.path, self._kept = run_dir, False
         self._made: list[Path] = []  # created folders, innermost first
@@ -167,7 +167,7 @@ class Created:
             raise
 
     def keep(self) -> None:
-        """Makes the context keep the directory when it ends."""
+        """Keeps the new directory: the files of the run stay when the context ends."""
         self._kept = True
 
     def __enter__(self) -> Created:
@@ -209,16 +209,16 @@ class Created:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _remove_folders(self) -> None:
-        """Removes the created folders that are empty."""
+        """Removes the folders that this object has created, if they are empty."""
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
 
 
 def check_lines(found: Found, restored: Restored, run_dir: Path) -> list[str]:
-    """Checks that the lines of metrics before the checkpoint are undamaged. Returns lines to print.
+    """Checks the part of metrics.jsonl that was written before the checkpoint. Returns lines to print.
 
-    Raises UserError if they are damaged. If the file is missing, the run starts a new one.
+    Raises UserError if it is damaged. If the file is missing, the lines say that the run starts a new file.
     """
     position = restored.head["logger"]
     what = lines_damage(run_dir / METRICS, position["bytes"], position.get("crc"))
@@ -235,12 +235,13 @@ def change(
     decision: Decision, restored: Restored | None, store: RowStore, *, steps: int, run: str,
     report: Callable[[str], None],
 ) -> Resumed | None:  # fmt: skip
-    """Changes the run directory for the run that starts or resumes. Returns where the log of a resumed run continues.
+    """Moves aside the files that a resumed run will write again, writes the config, and opens `store`.
 
-    steps: the number of rows that the restored replay has received. run: the identity of the run.
+    Returns where the log of a resumed run continues. If there is no checkpoint, `restored` and the result are None.
+    steps: the number of rows that the restored replay has received. run: the id of the run.
     report: called with lines to print.
-    Moves aside what the run will write again. A kill at any instant leaves a run that can be resumed: checkpoints move
-    first, the newest of them first; then files of rows, the newest first; then lines of metrics.
+    A kill at any instant leaves a run that can be resumed: checkpoints move first, the newest of them first; then files
+    of rows, the newest first; then lines of metrics.
     Raises UserError on a disk error.
     """
     found, run_dir, resumed = decision.found, decision.run_dir, None
@@ -267,7 +268,10 @@ def change(
 
 
 def set_aside(run_dir: Path, paths: list[Path], tail: Tail) -> None:
-    """Moves files and folders of a run into its folder ASIDE, and also the lines of metrics after `tail.keep` bytes."""
+    """Moves `paths`, and all of metrics.jsonl after its first `tail.keep` bytes, into a new folder in run_dir/aside.
+
+    paths: files and folders of the run.
+    """
     metrics = run_dir / METRICS
     cut = metrics.exists() and metrics.stat().st_size > tail.keep
     if not paths and not cut:

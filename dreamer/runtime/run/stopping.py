@@ -19,7 +19,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised after a signal, to stop a run. `train` saves the run first. code: the exit code for that signal."""
+    """Raised after a signal, to stop a run. If the run has started, `train` saves it and then raises this again.
+
+    code: the exit code for the signal.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -49,11 +52,14 @@ class Stopping:
         self._answers.append(lambda _: answer())
 
     def on_failure(self, answer: Callable[[UserError], object]) -> None:
-        """Registers `answer`, which `fail` calls with its error, in the thread of its caller."""
+        """Registers `answer`. `fail` calls it with the error, in the thread that calls `fail`."""
         self._answers_to_failure.append(answer)
 
     def begun(self) -> None:
-        """Records that there is something to save. From now on, the first signal stops the run at the next `check`."""
+        """Records that there is something to save: the first signal then stops the run only at the next `check`.
+
+        Calls `check` once.
+        """
         self._waits = True
         self.check()
 
@@ -78,7 +84,7 @@ class Stopping:
             self._before = {}
 
     def fail(self, error: UserError) -> None:
-        """Makes the run end with `error` and write nothing more, because it lost its lock. Callable from any thread."""
+        """Makes the run end with `error` and write nothing more, after it lost its lock. Callable from any thread."""
         self.failure = error
         for answer in self._answers_to_failure:
             answer(error)

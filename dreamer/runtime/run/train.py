@@ -28,7 +28,7 @@ def train(
     make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False, sinks: Sequence[Sink] = (),
     callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
-    """Trains one agent in a run directory and returns that directory.
+    """Trains one agent in a run directory and returns the path of that directory.
 
     resume: "no" starts a new run; "yes" resumes the run in config.run_dir; "auto" resumes it if there is one.
     resume_from: the number of the checkpoint to resume from, which implies resume "yes"; None: the newest.

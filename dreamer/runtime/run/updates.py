@@ -1,4 +1,4 @@
-"""The host's side of an update: draws its batch, and writes its results to the replay and the metrics."""
+"""The host's work for an update: draws its batch, and writes its results to the replay and the logger."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Source(Protocol):
 def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows]:
     """Draws a batch [B, C+T, ..] and places it on the devices. Returns it with its rows [B, T].
 
-    For one thread at a time. Raises UserError if a device has no memory left or fails.
+    Only one thread at a time may call it. Raises UserError if a device has no memory left or fails.
     """
     with learner.as_user_errors("drawing a batch"):
         batch, rows = source.sample(batch_size)
@@ -28,7 +28,7 @@ def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows
 
 
 def write_back(update: Pending, learner: Learner, replay: Replay, logger: Logger) -> None:
-    """Waits for an update. Writes its latents and priorities to the replay, and its metrics to the logger.
+    """Waits for an update. Then writes its latents and priorities to the replay, and its metrics to the logger.
 
     Raises UserError if a device has no memory left or fails.
     """

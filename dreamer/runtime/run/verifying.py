@@ -1,4 +1,4 @@
-"""Checks a run directory for damage: compares every needed file with its seal. Only reads; no jax."""
+"""Checks a run directory for damage: compares every needed file with its recorded checksum. Only reads; no jax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamer.runtime.replay.store import end_name
 
 
 def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
-    """Returns one line for each fault of a checkpoint and of the files that it names."""
+    """Returns one line for each problem with a checkpoint or with a file that it needs; [] if all are undamaged."""
     try:
         manifest = checkpoint_files.read_manifest(run_dir, step)
     except UserError as error:
@@ -33,7 +33,10 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
 
 
 def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
-    """Returns the fault of a file of rows, or "" if the file matches its seal."""
+    """Returns what is wrong with a file in the folder of rows, as one line, or "" if nothing is wrong.
+
+    seal: the file's name, size and checksum, which it must match. run: the id of the run, which it must contain.
+    """
     path = run_dir / ROWS / seal.name
     try:
         check_inside(path.parent, run_dir)
@@ -44,7 +47,7 @@ def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
 
 
 def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
-    """Returns the fault of the lines of metrics written before a checkpoint, or "" if the lines are undamaged."""
+    """Returns what is wrong with the part of metrics.jsonl written before a checkpoint, or "" if it is undamaged."""
     if manifest.metrics is None:
         return ""
     nbytes, crc = manifest.metrics
@@ -59,7 +62,7 @@ def metrics_fault(run_dir: Path, manifest: Manifest) -> str:
 
 
 def newest_metrics_fault(run_dir: Path) -> str:
-    """Returns `metrics_fault` of the newest readable checkpoint, or "" if there is no checkpoint."""
+    """Returns `metrics_fault` for the newest checkpoint with a readable manifest, or "" if there is none."""
     for step in reversed(checkpoint_files.steps(run_dir)):
         try:
             return metrics_fault(run_dir, checkpoint_files.read_manifest(run_dir, step))
@@ -69,9 +72,9 @@ def newest_metrics_fault(run_dir: Path) -> str:
 
 
 def end_of(run_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """Returns the record {"logger": .., "loop": ..} of a run that ended at a checkpoint; None if it did not end there.
+    """Returns the state {"logger": .., "loop": ..} that a run saved when it ended at this checkpoint.
 
-    A damaged file counts as missing here. Resuming from the checkpoint reports the damage.
+    Returns None if the run did not end there, or if the file is damaged. A resume reports the damage.
     """
     if manifest.files is None:
         return None
