@@ -10,9 +10,10 @@ import numpy as np
 
 
 class DMEnv(gymnasium.Env):
-    """A dm_env.Environment as a gymnasium environment. At the last step, discount 0 means terminated, 1 truncated.
+    """A dm_env.Environment as a gymnasium environment. A last step with discount 0 terminates, any other truncates.
 
-    Images stay uint8, all other numbers become float32, and scalars become [1]. Subclasses define `_seed` and `render`.
+    Arrays of uint8 stay unchanged, all others become float32, with shape [1] for a scalar. Subclasses define `_seed`
+    and `render`.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -24,14 +25,14 @@ class DMEnv(gymnasium.Env):
         self.action_space = _action_space(env.action_spec())
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        """Begins an episode; `seed` seeds the task's own random numbers."""
+        """Begins an episode. A seed also seeds the task's own random numbers."""
         super().reset(seed=seed)
         if seed is not None:
             self._seed(seed)
         return self._observed(self._env.reset().observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        """Takes one step of the suite."""
+        """Takes one step of the wrapped environment."""
         now = self._env.step(action if self.action_space.shape == () else np.asarray(action, np.float64))
         ended = now.last()
         terminated = bool(ended and now.discount == 0)

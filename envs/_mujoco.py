@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 
 def choose_graphics(suite: str) -> None:
-    """Selects a renderer for dm_control that needs no screen; by default, dm_control tries a screen first and fails.
+    """Selects a renderer for dm_control that needs no screen, because the default renderer fails without one.
 
-    Keeps an existing MUJOCO_GL. Raises ValueError when no renderer is installed.
+    Does nothing if MUJOCO_GL is set, if there is a screen, or outside Linux. Raises ValueError if no renderer is
+    installed. suite: its name for the message.
     """
     if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ:
         return
@@ -33,7 +34,10 @@ def choose_graphics(suite: str) -> None:
 
 @contextlib.contextmanager
 def loading(library: str) -> Iterator[None]:
-    """A context for imports of dm_control. If it is installed but fails to load, the ImportError names MUJOCO_GL."""
+    """A context for imports that load dm_control. Hides warnings of glfw, which dm_control imports.
+
+    If `library` is installed but fails to load, raises an ImportError with its name and the value of MUJOCO_GL.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="glfw")  # glfw looks for a screen even if none is needed
@@ -47,7 +51,7 @@ def loading(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """A context that hides MuJoCo's deprecation warnings, which dm_control's own models cause in each environment."""
+    """A context that hides MuJoCo's deprecation warnings, which dm_control's models cause in every environment."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -16,7 +16,10 @@ TILE = 16  # pixels
 
 
 def check_keys(suite: str, keys: Sequence[str], fields: int) -> None:
-    """Raises ValueError unless each key is an observation of NLE, and there is at least one observation."""
+    """Raises ValueError if NLE has no observation with one of these keys, or if both keys and fields are empty.
+
+    fields: the side of the image in map fields; 0: no image
+    """
     from nle.env import base
 
     for key in keys:
@@ -26,16 +29,19 @@ def check_keys(suite: str, keys: Sequence[str], fields: int) -> None:
 
 
 def take_over_limit(env: Any, limit: int | None) -> int:
-    """Disables the step limit of `env`. Returns `limit`; if `limit` is None, returns the limit of `env`.
+    """Disables the step limit of `env`. Returns the limit to use instead: `limit`, or the former limit if it is None.
 
-    At its own limit, NLE quits the game before it shows the last state. Therefore the caller must count the steps.
+    The caller must count the steps, because NLE quits the game at its own limit before it shows the last state.
     """
     own, env._max_episode_steps = env._max_episode_steps, sys.maxsize
     return int(own) if limit is None else limit
 
 
 class NetHack(gymnasium.Env):
-    """A task of NLE. Death and the task's own end terminate an episode; `limit` and NLE's "aborted" truncate it."""
+    """A task of NLE as a gymnasium environment. fields, size, keys: as in envs/nethack.py.
+
+    Death or the end of the task terminates an episode. `limit` steps or NLE's status ABORTED truncate it.
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -53,7 +59,7 @@ class NetHack(gymnasium.Env):
         self.action_space = env.action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begins a game. Its seeds are drawn with gymnasium's random numbers; the Challenge cannot be seeded."""
+        """Begins a game. NLE's seeds are drawn from `np_random`; NLE cannot seed the task Challenge."""
         super().reset(seed=seed)
         if not type(self._env).__name__.endswith("Challenge"):
             self._env.seed(*(int(draw) for draw in self.np_random.integers(2**62, size=2)), reseed=False)
@@ -62,7 +68,10 @@ class NetHack(gymnasium.Env):
         return self._shown(obs), info
 
     def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
-        """Presses one key. If NLE aborts the game (the Challenge, when time stands still), repeats the last state."""
+        """Presses one key. If NLE aborts the game, returns the last observation again.
+
+        NLE aborts the task Challenge after many steps during which the time in the game stands still.
+        """
         obs, reward, over, _, info = self._env.step(int(action))
         self._time += 1
         aborted = info["end_status"] == self._env.StepStatus.ABORTED
@@ -71,7 +80,7 @@ class NetHack(gymnasium.Env):
         return seen, float(reward), over, bool(not over and (aborted or self._time >= self._limit)), info
 
     def render(self) -> np.ndarray:
-        """An image of the whole map, uint8 [336, 1264, 3]."""
+        """Returns an image of the whole map, uint8 [336, 1264, 3]."""
         return self._env.render().copy()
 
     def close(self) -> None:
@@ -85,7 +94,7 @@ class NetHack(gymnasium.Env):
         return self._seen
 
     def _surroundings(self, x: int, y: int) -> np.ndarray:
-        """An image of the fields around column x and row y of the map; it is black beyond the border of the map."""
+        """Returns an image of the fields around column x and row y of the map. Fields outside the map are black."""
         half = self._fields // 2
         image = np.zeros((self._fields * TILE, self._fields * TILE, 3), np.uint8)
         drawn = self._env.render()

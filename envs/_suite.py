@@ -20,9 +20,9 @@ NO_STATE = {
 
 @contextlib.contextmanager
 def extra(suite: str, command: str = "") -> Iterator[None]:
-    """A context for the imports of a suite. If a package is missing, the ImportError names the extra to install.
+    """A context for the imports of a suite. If a package is missing, raises an ImportError that says what to install.
 
-    command: the shell command that installs the suite; "": the command that installs the extra called `suite`.
+    command: the shell command that installs the suite; "": the command that installs dreamer's pip extra `suite`.
     """
     try:
         yield
@@ -31,9 +31,9 @@ def extra(suite: str, command: str = "") -> Iterator[None]:
 
 
 def install(suite: str, more: str = "") -> str:
-    """The shell command that installs the extra of a suite, in a checkout or for an installed dreamer.
+    """Returns the pip command that installs the extra of a suite, for an error message.
 
-    more: text to append to the command, such as a second command.
+    The command depends on whether dreamer runs from a checkout. more: text to append, such as a second command.
     """
     name = suite.replace("_", "-")
     if (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
@@ -42,7 +42,10 @@ def install(suite: str, more: str = "") -> str:
 
 
 def find_task(suite: str, task: str, known: Iterable[str]) -> str:
-    """The name in `known` that matches `task`, ignoring case and hyphens. Raises ValueError that names the nearest."""
+    """Returns the name in `known` that equals `task`, or has the same letters and digits if case is ignored.
+
+    Otherwise raises a ValueError that suggests the nearest name.
+    """
     known = list(known)
     if task in known:
         return task
@@ -57,7 +60,7 @@ def find_task(suite: str, task: str, known: Iterable[str]) -> str:
 
 
 def check_choice(suite: str, option: str, value: str | None, choices: Iterable[str | None]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
+    """Raises ValueError unless `value` is one of `choices`. suite, option: names for the message."""
     choices = list(choices)
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices if choice is not None)
@@ -65,10 +68,10 @@ def check_choice(suite: str, option: str, value: str | None, choices: Iterable[s
 
 
 def get_attributes(env: Any) -> list[dict[str, Any]]:
-    """A copy of the attributes of `env` and of each environment that it wraps, outermost first.
+    """Returns copies of the attributes of `env` and of each environment that it wraps, outermost first.
 
-    This works only for environments in plain Python, which hold all of their state in attributes. Functions are left
-    out.
+    This works only for environments in plain Python, which hold all of their state in attributes. Leaves out functions
+    and the attributes in NO_STATE.
     """
     kept = [
         {key: value for key, value in vars(layer).items() if key not in NO_STATE and not callable(value)}

@@ -1,7 +1,7 @@
 """Atari 2600 games of the Arcade Learning Environment: `make("breakout")`. One step is one frame.
 
 The defaults are the protocol of 200M frames (Machado et al. 2018): actions are sticky, all 18 actions are available,
-and lives are ignored. Images are those of DreamerV3's reference. Hold each action for four frames with
+and lives are ignored. Images are made as in DreamerV3's reference code. To hold each action for four frames, use
 `--action-repeat 4`, as the presets do.
 """
 
@@ -31,13 +31,13 @@ def make(
     limit_is_terminal: bool = False,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """Makes one game, which shows an image uint8 [height, width, 1 or 3].
+    """Makes one game. The agent observes an image uint8 [height, width, 1 if `gray` else 3].
 
     size: [height, width]. sticky: the probability that a frame repeats the last action.
     actions: "all" 18 actions, or "minimal": only the actions that the game uses.
-    noops: the most frames without action before an episode begins; the number is random.
-    limit: the number of frames after which an episode is truncated, or terminated if limit_is_terminal is set, as in
-    the reference. Raises ValueError and ImportError.
+    noops: the largest number of frames without action before an episode begins; the number is random.
+    limit: the number of frames after which an episode is truncated. limit_is_terminal: whether it is terminated
+    instead, as in DreamerV3's reference code. Raises ValueError and ImportError.
     """
     with extra("atari"):
         import ale_py
@@ -80,7 +80,7 @@ class Atari(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(len(actions))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Begins an episode; `seed` restarts the emulator. The first observation is made of a single frame."""
+        """Begins an episode. A seed also restarts the emulator. The first observation is made of a single frame."""
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
             self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
@@ -96,7 +96,7 @@ class Atari(gymnasium.Env):
         return self._observed(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Advances by one frame. The end of the game ends an episode; the loss of a life does not."""
+        """Advances by one frame. The end of the game or the limit ends an episode; the loss of a life does not."""
         reward = self._ale.act(self._actions[int(action)])
         self._frame += 1
         self._frames = [self._frames[1], self._ale.getScreenRGB()]
@@ -105,7 +105,7 @@ class Atari(gymnasium.Env):
         return self._observed(), float(reward), bool(over), bool(cut and not over), {}
 
     def render(self) -> np.ndarray:
-        """The screen, uint8 [210, 160, 3] in most games."""
+        """Returns the current frame of the game, uint8 [210, 160, 3] in most games."""
         return self._frames[1]
 
     def get_state(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """BSuite: `make("catch/0")` names an experiment and the number of its setting. Each small task tests one skill.
 
 An experiment lasts a fixed number of episodes, `BSuite.episodes`. Every episode ends with `terminated`, even at a time
-limit. The tasks mnist* download the digits when they are first made.
+limit. The experiments mnist, mnist_noise and mnist_scale download their images when they are first made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._suite import extra, find_task, get_attributes, set_attributes
 
 
 def make(task: str) -> gymnasium.Env:
-    """Makes one setting of one experiment; "catch" means "catch/0". Raises ValueError and ImportError."""
+    """Makes an experiment in one of its settings; "catch" means "catch/0". Raises ValueError and ImportError."""
     with extra("bsuite"), warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old texts of the suite
         import bsuite
@@ -50,7 +50,7 @@ class BSuite(DMEnv):
         set_attributes(self._env, state[1:])
 
     def _seed(self, seed: int) -> None:
-        """Seeds the random numbers of episodes, but not what the setting fixes, such as the arm that pays."""
+        """Seeds the random numbers of episodes. The setting still fixes the rest, such as the best arm of a bandit."""
         layer = self._env
         while layer is not None:
             if "_rng" in vars(layer):

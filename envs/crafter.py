@@ -65,13 +65,16 @@ class Crafter(gymnasium.Env):
         return image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Takes one step. The game uses gym's old interface of four values, and shows death by a discount of 0."""
+        """Takes one step. The game itself returns the four values of old gym, and info["discount"] is 0 after death."""
         image, reward, over, info = self._env.step(action)
         dead = over and info["discount"] == 0
         return image, float(reward), bool(dead), bool(over and not dead), info
 
     def render(self) -> np.ndarray:
-        """An image uint8 [512, 512, 3]. Restores the world's random state, which drawing the noise at night changes."""
+        """Returns an image uint8 [512, 512, 3], and leaves the world's random state unchanged.
+
+        The game draws random numbers for the noise in images at night.
+        """
         random = self._env._world.random
         before = random.get_state()
         image = self._env.render((512, 512))

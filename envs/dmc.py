@@ -35,7 +35,7 @@ def make(
 
     image: whether to observe an image of `size` [height, width] as "image".
     proprio: whether to observe the vectors of the suite; None: only if there is no image.
-    camera: the number of the camera; None: the usual camera. Raises ValueError and ImportError.
+    camera: the number of the camera; None: 2 for the quadruped, else 0. Raises ValueError and ImportError.
     """
     check_choice("dmc", "render_mode", render_mode, (None, "rgb_array"))
     if image or render_mode:
@@ -54,7 +54,7 @@ def make(
 
 
 class DMC(DMEnv):
-    """A dm_control environment as a gymnasium environment with float32 vectors by key, and an image if requested."""
+    """A dm_control task as a gymnasium environment. Observations are a dict of float32 vectors, an image, or both."""
 
     def __init__(
         self, env: Any, image: bool, proprio: bool, size: tuple[int, int], camera: int, render_mode: str | None
@@ -67,13 +67,13 @@ class DMC(DMEnv):
         self.observation_space = gymnasium.spaces.Dict(parts)
 
     def render(self) -> np.ndarray:
-        """An image uint8 [240, 320, 3], large enough for a video."""
+        """Returns an image uint8 [240, 320, 3], large enough for a video."""
         return self._draw(240, 320)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns everything that the next steps depend on; `set_state` recomputes the rest by `mj_step1`.
+        """Returns everything that the next steps depend on. `set_state` computes derived values with `mj_step1`.
 
-        Raises ValueError for quadruped-escape, because the graphics library holds the terrain of this task.
+        Raises ValueError for quadruped-escape, because its terrain is also stored in the graphics library.
         """
         import mujoco
 

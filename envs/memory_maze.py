@@ -1,4 +1,4 @@
-"""Memory Maze: `make("9x9")`. Mazes seen in first person; the image's border has the colour of the object to find.
+"""Memory Maze: `make("9x9")`. Mazes in first-person view; the image's border has the colour of the object to find.
 
 The suite needs OpenGL, even without a screen.
 """
@@ -45,7 +45,7 @@ class MemoryMaze(DMEnv):
             return super().reset(seed=seed, options=options)
 
     def render(self) -> np.ndarray:
-        """The agent's observation."""
+        """Returns the last observation of the agent."""
         return self._picture
 
     def _seed(self, seed: int) -> None:

@@ -30,9 +30,9 @@ def make(
     """Makes one task.
 
     The agent observes "state" [39], which holds the goal. "log/success" [1] is logged and hidden from the agent.
-    goals: the number of the suite's 50 positions of object and goal that are used, the same in every copy of the task.
-    image: whether to observe, instead of the whole state, the arm's part of it and an image of `size` [height, width]
-    that `camera` sees. Raises ValueError and ImportError.
+    goals: how many of the suite's 50 settings (positions of the object and the goal) to use; always the first ones.
+    image: whether to observe, instead of the whole state, only the state [4] of the arm and an image from `camera`.
+    size: [height, width] of the image. Raises ValueError and ImportError.
     """
     check_choice("metaworld", "render_mode", render_mode, (None, "rgb_array"))
     check_choice("metaworld", "camera", camera, CAMERAS)
@@ -53,7 +53,7 @@ def make(
 
 
 class MetaWorld(gymnasium.Env):
-    """A task. For each episode, it draws new positions of the object and the goal."""
+    """A MetaWorld task as a gymnasium environment. Each episode has one of the settings `tasks`, chosen at random."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
@@ -72,7 +72,7 @@ class MetaWorld(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, env.action_space.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Begins an episode. Only the positions of the object and the goal are random."""
+        """Begins an episode in a random setting: positions of the object and the goal. Nothing else is random."""
         super().reset(seed=seed)
         self._env.set_task(self._tasks[int(self.np_random.integers(len(self._tasks)))])
         state, info = self._env.reset()
@@ -84,7 +84,7 @@ class MetaWorld(gymnasium.Env):
         return self._shown(state, info["success"]), float(reward), bool(over), bool(cut), info
 
     def render(self) -> np.ndarray:
-        """The image uint8 [height, width, 3] that the camera sees."""
+        """Returns the image uint8 [height, width, 3] that the camera sees."""
         image = self._env.render()
         return np.flipud(image) if self._flipped else image
 

@@ -22,8 +22,8 @@ def make(
     """Makes one task. view: what the agent observes.
 
     view "picture": an image of the 7 x 7 fields ahead, uint8 [7 * tile, 7 * tile, 3]. With tile 8 it is [56, 56, 3].
-    view "symbols": the same fields as classes. "image" [147] holds the object, the colour and the state of each field,
-        with at most 11 classes each; "direction" is one of 4 classes.
+    view "symbols": the same fields as classes. "image" [147] holds three classes for each field: its object, its colour
+        and its state, with at most 11 classes each. "direction" is one of 4 classes.
     view "whole": an image of the whole grid. With tile 8 and a grid of 8 x 8 fields, it is [64, 64, 3].
     All other options go to gymnasium.make. Raises ValueError and ImportError.
     """
@@ -41,7 +41,7 @@ def make(
 
 
 class Symbols(gymnasium.ObservationWrapper):
-    """Shows the fields ahead as classes."""
+    """Observes the fields ahead of the agent as classes, as described in `make`."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)

@@ -14,7 +14,10 @@ COUNTERS = ("_elapsed_steps", "_has_reset")  # of gymnasium's wrappers
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
-    """Makes one task with its options. "HalfCheetah" means the newest version. Raises ValueError and ImportError."""
+    """Makes one task. "HalfCheetah" means its newest version. Options go to gymnasium.make.
+
+    Raises ValueError and ImportError.
+    """
     check_choice("mujoco", "render_mode", render_mode, (None, "rgb_array"))
     if render_mode:
         choose_graphics("mujoco")
@@ -35,7 +38,7 @@ def make(task: str, render_mode: str | None = None, **options: Any) -> gymnasium
 
 
 class MuJoCo(gymnasium.Wrapper):
-    """A task that a resumed run can continue. The state is the simulator's data, because the model never changes."""
+    """A task that a resumed run can continue. Its state is the simulator's data; the model never changes."""
 
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on."""

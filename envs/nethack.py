@@ -30,8 +30,8 @@ def make(
 
     fields: the side of the square of map fields around the hero that "image" shows; 0: no image.
     size: [height, width] of the image.
-    keys: the observations of NLE to pass on unchanged, such as "blstats" [27] (the numbers of the bottom line),
-    "message" [256] (its letters) or "glyphs" [21, 79] (the whole map in 5976 classes).
+    keys: the observations of NLE to pass on unchanged, such as "blstats" [27] (the numbers of the status lines),
+    "message" [256] (its character codes) or "glyphs" [21, 79] (the whole map in 5976 classes).
     limit: the number of steps after which an episode is truncated; None: NLE's own limit, 5,000, or 1,000,000 for the
     Challenge. All other options go to the task's class. Raises ValueError and ImportError.
     """

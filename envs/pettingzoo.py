@@ -1,9 +1,9 @@
 """PettingZoo's parallel environments, and those of MPE: `make("knights_archers_zombies")`, `make("simple_spread")`.
 
 All agents of a task share one policy, so their spaces must be equal. MPE tasks with roles, such as simple_tag and
-simple_adversary, have different spaces and cannot be used. The extra also covers pursuit; multiwalker needs the extra
-box2d, too. Images are large, 280 x 480 in cooperative_pong: scale them before training, with SuperSuit or your own
-wrapper.
+simple_adversary, have different spaces and cannot be used. The pip extra `pettingzoo` also suffices for pursuit, but
+multiwalker needs the extra `box2d`, too. Images are large, 280 x 480 in cooperative_pong: scale them before training,
+with SuperSuit or your own wrapper.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _VERSION = re.compile(r"_v\d+$")
 
 
 def make(task: str, render_mode: str | None = None, **options: Any) -> Any:
-    """Makes the ParallelEnv called `task`; its family before the name and its version after the name may be left out.
+    """Makes the ParallelEnv called `task`: "pursuit", or with family and version "sisl/pursuit_v4".
 
-    All other options go to the parallel_env of the task. Raises ValueError and ImportError.
+    All other options go to the function parallel_env of the task. Raises ValueError and ImportError.
     """
     known: dict[str, str] = {}
     for family in FAMILIES:

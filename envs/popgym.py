@@ -12,7 +12,7 @@ from ._suite import Plain, extra, find_task
 
 
 def make(task: str) -> gymnasium.Env:
-    """Makes one task in one difficulty. Its returns are from -1 to 1. Raises ValueError and ImportError."""
+    """Makes one task in one difficulty. Episodes have returns from -1 to 1. Raises ValueError and ImportError."""
     with extra("popgym"):
         import popgym.envs  # noqa: F401 its import registers them
     known = {name.removeprefix("popgym-")[:-3]: name for name in sorted(gymnasium.registry) if "popgym-" in name}

@@ -1,4 +1,4 @@
-"""Small environments, each of which fails when one part of an agent is broken. `make("counter")`.
+"""Small environments, each of which tests one part of an agent: `make("counter")`.
 
 An episode terminates after a few steps, so that every value is small and known. In an episode of one step, the value of
 the first row is the reward itself.
@@ -20,7 +20,7 @@ class Probe(NamedTuple):
     description: the task | broken: the part of the agent that is broken when the probe fails
     random_return: the return of uniform actions | best_return: the return of the best policy
     solved_return: an agent with at least this mean return has solved the probe
-    If these returns are equal, actions do not matter, and the description states what the agent must predict.
+    If the three returns are equal, actions do not matter, and the description states what the agent must predict.
     """
 
     description: str
@@ -31,7 +31,10 @@ class Probe(NamedTuple):
 
 
 class ProbeEnv(gymnasium.Env):
-    """Base class of the probes. Episodes end after `steps` steps. `cue` is a random -1 or 1, which a probe may show."""
+    """Base class of the probes. `cue` is a random -1 or 1, which a probe may show.
+
+    Episodes terminate after `steps` steps; None: the probe's `default_steps`.
+    """
 
     metadata = {"render_modes": []}
     observation_space: gymnasium.Space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -69,24 +72,24 @@ class ProbeEnv(gymnasium.Env):
         vars(self).update(copy.deepcopy(state))
 
     def draw(self) -> None:
-        """Draws a new cue. It is called at every step; some probes override it to keep the cue."""
+        """Draws a new cue. `reset` and every `step` call this method; some probes override it to keep the cue."""
         self.cue = int(self.np_random.integers(2)) * 2 - 1
 
     def observe(self) -> np.ndarray:
-        """The observation; a probe that does not override this method shows 0."""
+        """Returns the observation. It is always 0 if the probe does not override this method."""
         return np.zeros(1, np.float32)
 
     def reward(self, action: Any) -> float:
-        """The reward of `action` in the current step."""
+        """Returns the reward of `action` in the current step."""
         raise NotImplementedError
 
     def best(self) -> Any:
-        """The action of the best policy in the current step."""
+        """Returns the action of the best policy in the current step."""
         return 0
 
 
 class Constant(ProbeEnv):
-    """The reward is always 1. Failing: the reward head, the critic or the optimizer."""
+    """The reward is always 1. An agent that fails here has a broken reward head, critic or optimizer."""
 
     default_steps = 1
 
@@ -95,7 +98,10 @@ class Constant(ProbeEnv):
 
 
 class Observation(ProbeEnv):
-    """The reward is the cue, which is always visible. Failing: the encoder, the posterior, or the critic's input."""
+    """The reward is the cue, which is always visible.
+
+    An agent that fails here has a broken encoder or posterior, or its critic has a wrong input.
+    """
 
     default_steps = 1
 
@@ -111,9 +117,9 @@ class Observation(ProbeEnv):
 
 
 class Delayed(ProbeEnv):
-    """The cue in the first row tells which first action is rewarded; the reward arrives only at the end.
+    """The first row shows a cue. The first action is rewarded if it matches the cue, but only at the episode's end.
 
-    Failing: the recurrent state, lambda-returns, or the continue weights.
+    An agent that fails here has a broken recurrent state, lambda-returns or continue weights.
     """
 
     default_steps = 4
@@ -135,7 +141,10 @@ class Delayed(ProbeEnv):
 
 
 class Action(ProbeEnv):
-    """Action 1 gives reward 1, action 0 gives none. Failing: the actor's loss or advantages, or the path of actions."""
+    """Action 1 gives reward 1, action 0 gives none.
+
+    If an agent fails here, the actor's loss or advantages are broken, or actions do not reach the environment.
+    """
 
     def reward(self, action: Any) -> float:
         return float(action == 1)
@@ -145,7 +154,10 @@ class Action(ProbeEnv):
 
 
 class ActionContinuous(ProbeEnv):
-    """Reward 1 - |action - 1| / 2 for actions in -2 to 2. Failing: the continuous actor, or the scaling of actions."""
+    """The reward is 1 - |action - 1| / 2 for actions from -2 to 2.
+
+    If an agent fails here, the continuous actor or the scaling of actions is broken.
+    """
 
     action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
@@ -157,7 +169,10 @@ class ActionContinuous(ProbeEnv):
 
 
 class Both(ProbeEnv):
-    """The action that the cue shows has reward 1. Failing: the actor does not see the row that it acts on."""
+    """The action that the cue shows has reward 1.
+
+    The actor of an agent that fails here does not see the row to which its action belongs.
+    """
 
     def observe(self) -> np.ndarray:
         return np.full(1, self.cue, np.float32)
@@ -172,8 +187,8 @@ class Both(ProbeEnv):
 class Counter(ProbeEnv):
     """The reward of a row is the index, 0 to 3, of the action chosen in the row before.
 
-    Observations show nothing, so only the previous action predicts the reward. Failing: the agent stores or receives
-    actions one row too early or too late.
+    Observations show nothing, so only the previous action predicts the reward. An agent that fails here stores or
+    receives actions one row too early or too late.
     """
 
     action_space = gymnasium.spaces.Discrete(4)
@@ -186,9 +201,9 @@ class Counter(ProbeEnv):
 
 
 class Pixel(Both):
-    """A bright square on the left or right shows the rewarded action. Failing: the image encoder or decoder.
+    """A bright square on the left or right shows the rewarded action. side: a multiple of 8.
 
-    The image is [side, side, 3]; side is a multiple of 8.
+    The image is uint8 [side, side, 3]. An agent that fails here has a broken image encoder or decoder.
     """
 
     def __init__(self, steps: int | None = None, side: int = 64):
@@ -253,7 +268,10 @@ PROBES: dict[str, Probe] = {
 
 
 def make(task: str, steps: int | None = None, side: int | None = None) -> gymnasium.Env:
-    """Makes the probe called `task`. steps: episode length. side: image side of "pixel". Raises ValueError."""
+    """Makes the probe called `task`. Raises ValueError for an unknown task or a wrong argument.
+
+    steps: the episode length; None: that of the probe | side: the side of the image of "pixel"; None: 64
+    """
     if task not in ENVS:
         close = difflib.get_close_matches(task, ENVS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(ENVS)}"

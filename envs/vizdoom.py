@@ -1,6 +1,6 @@
 """ViZDoom's own scenarios: `make("basic")`. One step is one tic; the game has 35 tics per second.
 
-Hold each action for four tics with `--action-repeat 4`, as the preset does.
+To hold each action for four tics, use `--action-repeat 4`, as the preset does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make(
     """Makes one scenario. The agent observes "image" uint8 [height, width, 3] and "variables", such as health.
 
     size: [height, width]. variables: whether to observe the variables.
-    buttons: the most buttons that one action presses; actions are Discrete. 0: any number; actions are MultiBinary.
+    buttons: the largest number of buttons that one Discrete action presses; 0: any number, with MultiBinary actions.
     All other options go to ViZDoom's gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("vizdoom"):
@@ -47,7 +47,7 @@ def make(
 
 
 class ViZDoom(gymnasium.Wrapper):
-    """A scenario with smaller images. A finished game has no observation; the last observation is returned again."""
+    """A scenario with smaller images. At the end of a game, `step` returns the observation before it again."""
 
     def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
         super().__init__(env)
@@ -69,7 +69,7 @@ class ViZDoom(gymnasium.Wrapper):
         return self._shown(obs), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
-        """Advances by one tic. A time limit truncates the episode, although it also ends the game itself."""
+        """Advances by one tic. A time limit truncates the episode; any other end of the game terminates it."""
         obs, reward, over, timeout, info = self.env.step(action)
         if over or timeout:
             return self._seen, float(reward), bool(over and not timeout), bool(timeout), info

@@ -70,7 +70,7 @@ def test_same_seed_same_episodes(name):
 
 @names
 def test_every_probe_names_the_broken_part_and_terminates(name):
-    assert PROBES[name].broken and PROBES[name].description and "Failing:" in ENVS[name].__doc__
+    assert PROBES[name].broken and PROBES[name].description and "fails here" in ENVS[name].__doc__
     env = make(name)
     env.reset(seed=0)
     ends = [env.step(env.best())[2:4] for _ in range(env.steps)]

@@ -1,8 +1,8 @@
-"""Runs many environments in this process or in several, each at its own speed. No jax.
+"""Runs many environments in this process, in worker processes or in Ray actors. No jax.
 
-interface   what other packages use: Config, Workers, Ready, Incident
+interface   what other packages use: Config, Workers, Ready, Incident (a failure of environments)
 table       the rows of each environment, one per agent, and its phase: busy, ready or waiting for actions
-faults      counts of incidents, and seeds of replaced environments
+faults      counts of incidents, and the seeds of the environments that replace failed ones
 inline      all environments in this process
 remote      code shared by processes and ray_cluster
 processes   worker processes: process (the parent's side), child (the worker's side), messages, memory
@@ -41,9 +41,10 @@ def make_workers(
     render_mode: str | None = None,
     folder: str = "",
 ) -> Workers:
-    """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if it cannot.
+    """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if this fails.
 
-    folder: the current folder while they are made; "": the current folder stays as it is.
+    env_name, options, render_mode: as in `plugins.make_env` | action_repeat: how often each action is repeated
+    folder: the working directory in which the environments are made; "": the current one
     """
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:

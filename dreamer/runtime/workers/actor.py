@@ -22,7 +22,11 @@ class Actor:
     """Owns the environments with these `numbers`, each in a thread of its own. Methods can be called concurrently."""
 
     def __init__(self, plan: WorkerPlan, numbers: Sequence[int], spec: Spec | None, paths: Sequence[str]):
-        """paths: the sys.path of the caller. Folders that do not exist on this machine do no harm."""
+        """Makes no environment yet; `make` does.
+
+        spec: the Spec that the environments must have; None: any | paths: sys.path of the caller, added to that of the
+        actor; folders that do not exist on this machine do no harm
+        """
         sys.path += [path for path in paths if path not in sys.path]
         self._envs = {number: Guarded(plan, number, spec) for number in numbers}
         self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
@@ -32,9 +36,10 @@ class Actor:
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps an environment with actions [W, A] of W agents. Returns a Step of W rows, and the result of `finished`.
+        """Steps an environment with actions [W, A] of W agents. Returns a Step of W rows, and metrics.
 
-        Returns an Incident if the environment fails.
+        The metrics {agent: {name: value}} are those that the environment itself reports about episodes that end in
+        these rows. Returns an Incident if the environment fails.
         """
         return self._do(number, self._envs[number].step, actions)
 
@@ -47,11 +52,11 @@ class Actor:
         return self._do(number, self._envs[number].render)
 
     def set_state(self, number: int, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state. Returns "" or the reason of a failure, and the own numbers of an episode that has ended."""
+        """Restores a state. Returns "" or the reason for a failure, and metrics as in `step`."""
         return self._do(number, self._envs[number].set_state, state)
 
     def close(self) -> None:
-        """Closes all environments. An environment whose close() hangs ends with the process."""
+        """Closes all environments and waits for them. If the close() of one hangs, this call does not return."""
         closing = [self._threads[number].submit(env.close) for number, env in self._envs.items()]
         for done in closing:
             done.result()

@@ -1,4 +1,4 @@
-"""Measures how long a step takes, to choose where environments run. No jax."""
+"""Measures how long a step of an environment takes, to choose where the environments run. No jax."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SECONDS, STEPS = 0.3, 200  # a measurement ends when either is reached
 
 
 def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
-    """Returns ("inline" or "processes", reason). Raises UserError if the environment cannot be made.
+    """Makes and measures one environment. Returns ("inline" or "processes", the reason for this choice).
 
-    timeout: the maximum seconds of the measurement; 0: no limit.
+    timeout: the maximum seconds of the measurement; 0: no limit. Raises UserError if the environment cannot be made.
     """
     try:
         rows = make_rows(plan, 0, plan.seed)
@@ -57,7 +57,7 @@ def choose(plan: WorkerPlan, timeout: float = 0.0) -> tuple[str, str]:
 
 
 def seconds_per_step(rows: Any) -> float:
-    """Measures the seconds that a step of EnvRows or ParallelRows takes. Errors of the environment pass through."""
+    """Returns the median seconds of a step of EnvRows or ParallelRows. Passes on errors of the environment."""
     agents = rows.spec.agents
     out = empty_step(rows.spec, agents)
     actions = random_actions(rows.spec.action, np.random.default_rng(0), STEPS * agents).reshape(STEPS, agents, -1)

@@ -1,7 +1,7 @@
 """The code inside a worker process, which serves each environment on its own socket. No jax.
 
-A single environment runs in the main thread. If there are several, each is made, stepped and closed in its own thread:
-a slow one delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
+A single environment runs in the main thread. If there are several, each is made, stepped and closed in its own thread.
+A slow environment thus delays only itself, and a resource bound to a thread (a GL context) stays in its thread.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Part(NamedTuple):
 def serve(life: int, memory: int, channels: list[int]) -> None:
     """Runs the environments until the parent closes its sockets.
 
-    life: the descriptor of a socket that delivers one Part and nothing else | memory: the descriptor of the shared rows
-    channels: the descriptors of one socket per environment, see `messages`
+    life: the file descriptor of a socket that delivers one Part, and shows by closing that the parent is gone
+    memory: the file descriptor of the shared memory, see `open_memory`
+    channels: the file descriptors of the sockets for messages, one per environment
     """
     # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,7 +70,7 @@ def serve(life: int, memory: int, channels: list[int]) -> None:
 
 
 def _end_with(parent: socket.socket) -> None:
-    """Ends this process when the parent is gone, even if an environment hangs."""
+    """Waits until the parent is gone, and ends this process GRACE seconds later if environments have not closed."""
     messages.kind(parent)
     time.sleep(GRACE)
     os._exit(1)
@@ -105,7 +106,7 @@ class _Home:
             self._env.close()
 
     def _step(self) -> None:
-        """Steps the environment and sends ROW, END or FAULT. Does nothing if it has failed and is not replaced yet."""
+        """Steps the environment and sends ROW, END or FAULT. Does nothing between a failure and the replacement."""
         spec = self._env.spec
         if spec is None:
             return

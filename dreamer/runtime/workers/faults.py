@@ -1,4 +1,4 @@
-"""Counts how many incidents in a row each environment has, and seeds the new environments. No jax."""
+"""Counts how many incidents (failures) in a row each environment has, and seeds its replacements. No jax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ QUIET = 1000  # rows without an incident after which an environment counts as he
 
 
 class Faults:
-    """Owns the counts of incidents of a set of workers. resets [E]: how often each environment was replaced."""
+    """Owns the counts of incidents of a set of workers.
+
+    restarts: how many incidents in a row an environment may have | resets [E]: how often each environment was replaced
+    """
 
     def __init__(self, plan: WorkerPlan, restarts: int):
         self._plan, self._restarts = plan, restarts
@@ -37,7 +40,10 @@ class Faults:
         return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
 
     def count(self, incident: Incident) -> None:
-        """Records an incident. Raises UserError if an environment has too many in a row, or has returned no row yet."""
+        """Records and counts an incident. Raises UserError if one of its environments must not be replaced.
+
+        This is the case if the environment has more than `restarts` incidents in a row, or has returned no row yet.
+        """
         self._log.append(incident)
         envs = list(incident.envs)
         self._calm = False
@@ -59,7 +65,7 @@ class Faults:
         self._log.append(incident)
 
     def delivered(self, ready: Ready, agents: int) -> None:
-        """Records received rows. After a finished episode, or many rows, an environment counts as healthy again."""
+        """Records received rows. Resets the count of an environment after a finished episode or QUIET rows."""
         if self._calm:
             return
         envs = ready.streams // agents
@@ -75,18 +81,21 @@ class Faults:
         return bool(self._proven.any())
 
     def restore(self, resets: np.ndarray) -> None:
-        """Restores the counts [E] of replacements of an earlier set."""
+        """Restores `resets` [E] of an earlier set. Every environment then counts as one that has returned a row."""
         self.resets[:] = resets
         self._proven[:] = True
 
     def drain(self) -> list[Incident]:
-        """Returns the incidents since the last call."""
+        """Returns the incidents since the last call of this method."""
         log, self._log = self._log, []
         return log
 
 
 def as_error(incident: Incident, suffix: str = "") -> UserError:
-    """Converts an incident to the error that ends a run. The worker's traceback becomes a note of the error."""
+    """Converts an incident to the error that ends a run. The worker's traceback becomes a note of the error.
+
+    suffix: text to append to the message
+    """
     error = UserError(incident.text + suffix)
     if incident.trace:
         error.add_note(f"in the worker:\n{incident.trace}")
@@ -94,7 +103,10 @@ def as_error(incident: Incident, suffix: str = "") -> UserError:
 
 
 def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRows:
-    """Makes one environment of the set. Raises UserError if it cannot be made."""
+    """Makes environment `number` of a plan. Returns ParallelRows if it is a multi-agent environment, else EnvRows.
+
+    Passes on errors of the environment.
+    """
     restore_folder(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
     kind = ParallelRows if is_parallel(env) else EnvRows
@@ -102,7 +114,7 @@ def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRow
 
 
 def restore_folder(plan: WorkerPlan) -> None:
-    """Changes back to the folder of the plan, in case an environment of this process has changed the folder."""
+    """Changes the working directory back to that of the plan, in case an environment has changed it."""
     if plan.folder:
         with contextlib.suppress(OSError):  # the folder may not exist on another machine
             os.chdir(plan.folder)
@@ -114,12 +126,15 @@ def envs_in_words(envs: int, agents: int) -> str:
 
 
 def differs(name: str, spec: Spec, expected: Spec) -> str:
-    """Returns one line on how an environment differs from the others of its set."""
+    """Returns the error message for an environment `name` whose Spec is not the expected one."""
     return f"env {name!r} has other spaces than the rest of its set: {spec}, not {expected}"
 
 
 def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: bool = False) -> Incident:
-    """Converts an exception of an environment to an Incident. The Incident of a plain UserError has no traceback."""
+    """Converts an exception of an environment to an Incident. A UserError without a cause gets no traceback.
+
+    making: whether the environment failed while it was made
+    """
     ours = isinstance(error, UserError)
     line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
@@ -128,7 +143,7 @@ def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: boo
 
 
 def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
-    """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) if it fails."""
+    """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) for a failure."""
     try:
         return rows.render()
     except KeyboardInterrupt:
@@ -153,9 +168,10 @@ def close_quietly(rows: EnvRows | ParallelRows | None) -> None:
 def close_in_time(
     rows: EnvRows | ParallelRows, plan: WorkerPlan, number: int, home: OwnThread | None = None
 ) -> Incident | None:
-    """Closes an environment of this process. If that hangs, abandons it in a thread and returns an Incident.
+    """Closes an environment of this process, and ignores its errors. Returns None, or an Incident if that hangs.
 
-    home: the thread of the environment; None: the caller's thread.
+    An environment that has not closed after CLOSE seconds is abandoned in its thread.
+    home: the thread in which the environment runs; None: the caller's thread
     """
     if home is not None and home.inside():
         close_quietly(rows)  # the thread cannot wait for itself

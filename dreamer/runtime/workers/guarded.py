@@ -1,4 +1,4 @@
-"""One environment of a set, with errors returned as Incidents. No jax."""
+"""One environment of a set, whose errors are returned as Incidents. No jax."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _making = threading.Lock()  # imports and the registries of environments are not
 
 
 class Guarded:
-    """Owns environment `number` of a plan, once `make` has made it. spec: the Spec that it must have; None: any."""
+    """Owns environment `number` of a plan; `make` makes it. spec: the Spec that it must have; None: any."""
 
     def __init__(self, plan: WorkerPlan, number: int, spec: Spec | None = None):
         self._plan, self._number, self._spec = plan, number, spec
@@ -27,7 +27,7 @@ class Guarded:
 
     @property
     def spec(self) -> Spec | None:
-        """Returns the Spec of the environment, or None if it was not made or has failed."""
+        """Returns the Spec of the environment, or None if it has not been made yet or has failed."""
         return self._rows.spec if self._rows else None
 
     def make(self, seed: int) -> Spec | Incident:
@@ -44,9 +44,9 @@ class Guarded:
         return self._spec
 
     def turn(self, out: Step, index: int) -> Incident | None:
-        """Takes the actions in the rows of environment `index` of `out` [E * agents, ..]; writes the answers there.
+        """Steps with the actions in the environment's rows of `out` [E * agents, ..], and writes the answers there.
 
-        Returns an Incident if the environment fails.
+        index: which of the E environments in `out` this is. Returns an Incident if the environment fails.
         """
         assert self._rows is not None
         try:
@@ -56,15 +56,15 @@ class Guarded:
         return None
 
     def finished(self) -> dict[int, dict[str, float]]:
-        """Returns the environment's own numbers of the episodes that end in its last rows, by agent."""
+        """Returns {agent: {name: value}}: the environment's own metrics of episodes that end in its last rows."""
         return self._rows.finished() if self._rows else {}
 
     def render(self) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) if rendering fails."""
+        """Returns an image uint8 [H, W, 3], None if it does not render, or the reason (str) for a failure."""
         return picture_of(self._rows) if self._rows else FAILED
 
     def step(self, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:
-        """Steps with `actions` [W, A], one per agent. Returns a new Step of W rows and the result of `finished`.
+        """Steps with `actions` [W, A], one per agent. Returns a new Step of W rows, and the result of `finished()`.
 
         Returns an Incident if the environment fails.
         """
@@ -78,7 +78,7 @@ class Guarded:
         return self._rows.get_state() if self._rows else FAILED
 
     def set_state(self, state: bytes) -> tuple[str, dict[int, dict[str, float]]]:
-        """Restores a state. Returns "" or the reason of a failure, and the result of `finished`."""
+        """Restores a state. Returns "" or the reason for a failure, and the result of `finished()`."""
         return (self._rows.set_state(state) if self._rows else FAILED), self.finished()
 
     def close(self) -> None:

@@ -28,19 +28,19 @@ from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 
 
 class InlineWorkers:
-    """Owns the environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
+    """Runs the environments in `rows`. `receive` steps all that were sent an action, and returns their rows.
 
-    An environment that raises an error or violates its space is replaced. An environment that exits, is killed or hangs
-    takes this process with it; only worker processes survive that. Rows are read after all environments have stepped,
-    so an array that environments share has the values of the last one, as in gymnasium's SyncVectorEnv. Environments
-    run in the caller's thread. When an environment fails that another thread has made, all move to one separate thread
-    and stay there.
+    An environment that raises an error or violates its space is replaced. If an environment kills its process or hangs,
+    this process dies or hangs, too; use worker processes for such environments. Observations are copied after all
+    environments have stepped. An array that several environments return and overwrite thus has the values of the last
+    environment, as in gymnasium's SyncVectorEnv. Environments run in the caller's thread. If an environment was made in
+    one thread and fails in another, all environments run in one separate thread afterwards.
     """
 
     backend = "inline"
 
     def __init__(self, plan: WorkerPlan, restarts: int = 0, why: str = ""):
-        """Raises UserError if an environment cannot be made."""
+        """Makes all environments. Raises UserError if one cannot be made. Arguments as in `ProcessWorkers`."""
         self._plan, self._why = plan, why
         self.envs, self.folder = plan.envs, plan.folder
         self._thread: OwnThread | None = None
@@ -67,8 +67,9 @@ class InlineWorkers:
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Steps all environments that were sent an action, and returns their next rows [R].
 
-        Raises RuntimeError if no environment was sent an action. With `min_ready` None, also raises it if some were
-        not. `max_wait` and the number in `min_ready` have no effect.
+        min_ready None: raises RuntimeError if an environment still waits for its action
+        min_ready n: raises RuntimeError if all environments wait for their actions; the value of n has no effect
+        max_wait: has no effect
         """
         self._table.wanted(min_ready)
         self._do(self._step)
@@ -77,19 +78,25 @@ class InlineWorkers:
         return ready
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answers the rows of streams `envs` [R] with `actions` [R, A]."""
+        """Sends `actions` [R, A], one for the last received row of each of the streams `envs` [R]."""
         self._table.answer(envs, actions)
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream."""
+        """Returns the environments' own metrics, {stream: {name: value}}.
+
+        They belong to the episodes that end in the last received rows.
+        """
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3] of a waiting environment, None if it does not render, or a reason (str)."""
+        """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) for a failure.
+
+        Environment `number` must be waiting for an action.
+        """
         return self._do(picture_of, self.rows[number])
 
     def restart(self, number: int) -> None:
-        """Replaces a waiting environment by a new one with a new seed."""
+        """Replaces environment `number`, which must be waiting for an action, by a new one with a new seed."""
         self._faults.resets[number] += 1
         self._discard(number)
         self._do(self._make, number)
@@ -103,18 +110,24 @@ class InlineWorkers:
         return self._faults.seed(number)
 
     def describe(self) -> str:
-        """Returns one line: where the environments run, and why."""
+        """Returns one line of text that says where the environments run, and why."""
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in the main process{self._why}"
 
     def states(self) -> WorkersState:
-        """Returns the state of every environment, and the rows that were not received yet."""
+        """Returns the state of every environment, and the rows that `receive` has not returned yet.
+
+        First steps the environments that were sent an action. Raises RuntimeError if one waits for an action.
+        """
         self._table.wanted(None)
         self._do(self._step)
         states = self._do(lambda: [rows.get_state() for rows in self.rows])
         return WorkersState(states, self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState. Returns {number: reason} for the environments that start a new episode instead."""
+        """Restores the fields of a WorkersState. Returns {number: reason} for environments that could not be restored.
+
+        They start a new episode with a new seed.
+        """
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         # Reset first, as worker processes do: some environments cannot restore a state before a reset.
         self._do(self._step)
@@ -193,7 +206,7 @@ class InlineWorkers:
         self._table.phase[busy] = READY
 
     def _renew(self, number: int, incident: Incident) -> None:
-        """Counts an incident and replaces the environment, again and again until one has written its reset row."""
+        """Counts an incident and replaces the environment. Repeats both until a new one has written its reset row."""
         if self._thread is None and self._home[number] != threading.get_ident():
             self._thread = OwnThread()
             if re.search("thread|context", incident.text, re.IGNORECASE):
@@ -230,7 +243,7 @@ class InlineWorkers:
             self._thread = None if self._thread is None else OwnThread()
 
     def _note(self) -> None:
-        """Stores the environments' own numbers of the episodes that end in their new rows."""
+        """Stores the environments' own metrics of the episodes that end in their new rows."""
         table = self._table
         if not np.count_nonzero(table.rows.is_last):
             return

@@ -1,4 +1,4 @@
-"""The interface of workers: the Config, the methods of a set, and the records that they exchange. No jax."""
+"""The interface of workers: their Config, their methods, and the records that these methods exchange. No jax."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Config:
 
 
 class Ready(NamedTuple):
-    """Rows ready for an action. step: a copy of R rows, in which the actions are zero.
+    """R rows that need an action, copied from the workers. The actions in `step` are zero.
 
-    streams [R] int64, ascending: the stream of each row. Agent a of environment e is stream e * agents + a, so with one
-    agent the stream is the environment's number.
+    streams [R] int64, ascending: the stream of each row. Agent a of environment e has the stream e * agents + a, so
+    with one agent the stream is the environment's number.
     """
 
     streams: np.ndarray
@@ -53,11 +53,11 @@ Kind = Literal["raised", "exited", "killed", "hung", "broke its space", "not clo
 
 
 class Incident(NamedTuple):
-    """Environments that failed together. They were replaced, except after the kind "not closed".
+    """A failure of one environment, or of several at once. Failed environments are replaced, see `Workers`.
 
     envs: the numbers of the environments | kind: the kind of failure | text: one line that names the cause
     trace: the worker's traceback; "": there is none
-    "not closed" is an environment that did not close in time. It is not replaced, because it is no longer needed.
+    The kind "not closed" means that an environment did not close in time. It is not replaced.
     """
 
     envs: tuple[int, ...]
@@ -67,15 +67,15 @@ class Incident(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Returns the line to print for the user."""
+        """Returns the message for the user, on one line."""
         return self.text if self.kind == "not closed" else f"environment restarted: {self.text}"
 
 
 class WorkersState(NamedTuple):
-    """Everything that `Workers.restore` needs.
+    """The arguments of `Workers.restore`: everything it needs to continue the environments.
 
-    states: the state of each environment, or the reason (str) why it has none
-    ready: the rows that were not received yet, of all environments with a state
+    states: the state of each environment, or the reason (str) why it could not be saved
+    ready: the rows that `receive` has not returned yet; every environment with a state has rows here
     resets [E] int64: how often each environment was replaced, which determines the seed of its next replacement
     """
 
@@ -85,15 +85,15 @@ class WorkersState(NamedTuple):
 
 
 class Workers(Protocol):
-    """A set of E environments that take actions and return rows, in the order in which they finish their steps.
+    """A set of E environments that take actions and return rows. Each environment runs at its own speed.
 
-    The first row of an environment comes from its reset and needs no action. The action after a row that is_last is
-    ignored, and the next row is a reset row. With several agents, an environment returns one row for each agent still
-    playing, and expects all their actions at once. An agent whose row is_last has no more rows until the next game
-    starts. `streams` = E * spec.agents. A failed environment is replaced by a new one with a new seed, whose next row
-    is a reset row; `incidents` reports the failure. Raises UserError if an environment fails too often, or before its
-    first row. close() ends everything and may be called twice. An environment whose close() hangs is abandoned or
-    killed; `incidents` reports this too.
+    The first row of an environment comes from its reset and needs no action. After a row with is_last, the environment
+    ignores its action, and its next row is a reset row. With several agents, an environment returns one row for each
+    agent still playing, and expects all their actions at once. An agent has no more rows after its row with is_last
+    until the next game starts. `streams` = E * spec.agents. A failed environment is replaced by a new one with a new
+    seed, whose next row is a reset row; `incidents` reports the failure. The methods raise UserError if an environment
+    fails too often, or before its first row. `close` ends all environments and may be called twice. If the close() of
+    an environment hangs, the environment is abandoned or killed, and `incidents` reports this too.
     """
 
     spec: Spec
@@ -105,42 +105,47 @@ class Workers(Protocol):
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Returns all rows that are ready.
 
-        min_ready None: waits for all E environments. Raises RuntimeError if one of them was not sent an action.
-        min_ready n: waits for n environments, or for fewer if only fewer were sent an action. Raises RuntimeError if
-        none was sent an action. After `max_wait` seconds, one ready environment is enough.
+        min_ready None: waits for all E environments and ignores `max_wait`. Raises RuntimeError if an environment still
+        waits for its action.
+        min_ready n: waits until n environments are ready, or all that do not wait for an action. After `max_wait`
+        seconds, one ready environment is enough. Raises RuntimeError if all environments wait for an action.
         """
 
     def send(self, streams: np.ndarray, actions: np.ndarray) -> None:
-        """Answers the rows of `streams` [R] with `actions` [R, A] float32.
+        """Sends `actions` [R, A] float32, one for the last received row of each of the `streams` [R].
 
-        Raises RuntimeError if no row of a stream was received since its last action, or if the streams of an
-        environment are incomplete: all its agents with a row must be answered together.
+        Raises RuntimeError if no row of a stream was received since its last action, or if only some agents of an
+        environment get an action: all its agents with a row must get their actions in the same call.
         """
 
     def incidents(self) -> list[Incident]:
         """Returns the incidents since the last call of this method."""
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream.
+        """Returns the environments' own metrics, {stream: {name: value}}.
 
-        The names of the numbers are those in the log, see `own_numbers`. Streams without numbers are left out.
+        They belong to the episodes that end in the last received rows; other streams are left out. The names are those
+        in the log, see the module `own_numbers`.
         """
 
     def seed(self, number: int) -> int:
         """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3] of an environment whose rows were received, or None if it does not render.
+        """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) for a failure.
 
-        Returns a line with the reason if rendering fails. Replaces an environment that hangs; this is not counted as a
-        restart.
+        Environment `number` must be waiting for an action. It is replaced if it hangs while rendering, which does not
+        count towards the limit `Config.restarts`.
         """
 
     def restart(self, number: int) -> None:
-        """Replaces an environment whose rows were received by one with a new seed. Its next rows are reset rows."""
+        """Replaces environment `number` by a new one with a new seed.
+
+        The environment must be waiting for an action. The new one ignores this action; its next rows are reset rows.
+        """
 
     def describe(self) -> str:
-        """Returns one line: where the environments run, and why."""
+        """Returns one line of text that says where the environments run, and why."""
 
     def states(self) -> WorkersState:
         """Waits for all environments and returns their states. Raises RuntimeError if one waits for an action.
@@ -149,7 +154,7 @@ class Workers(Protocol):
         """
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState in new workers. The next rows that `receive` returns are those in `ready`.
+        """Restores the fields of a WorkersState in new workers. `receive` then returns the rows in `ready` first.
 
         Returns {number: reason} for environments that could not be restored. They start a new episode with a new seed.
         Raises RuntimeError if rows were received before, and ValueError if the number of environments differs.
@@ -166,8 +171,8 @@ class Workers(Protocol):
 class WorkerPlan(NamedTuple):
     """The environments of a set: `envs` copies of one environment. Copy number i starts with the seed `seed + i`.
 
-    folder: the current folder when the set was made. Every environment is made there, even if another environment has
-    changed the current folder.
+    folder: the working directory in which every environment is made, even if another environment has changed it;
+    "": the working directory is not changed back
     """
 
     env_name: EnvName

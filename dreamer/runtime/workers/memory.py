@@ -1,6 +1,6 @@
 """The memory that a set of worker processes shares: one row and one action per stream. No jax.
 
-The memory has no name, and the system frees it with the last process that has its descriptor. So none is left behind.
+The memory has no name. The system frees it when the last process with its file descriptor ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALIGN = 64  # bytes; arrays begin at cache lines
 
 
 def open_memory() -> int:
-    """Creates empty shared memory and returns its descriptor."""
+    """Creates empty shared memory and returns its file descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("dreamer-rows", os.MFD_CLOEXEC)
     descriptor, path = tempfile.mkstemp(prefix="dreamer-rows-")
@@ -28,12 +28,12 @@ def open_memory() -> int:
 
 
 def resize(descriptor: int, spec: Spec, streams: int) -> None:
-    """Makes room for the rows of `streams` streams."""
+    """Makes the shared memory large enough for one row and one action of each of `streams` streams."""
     os.ftruncate(descriptor, sum(_padded(shape, dtype) for _, shape, dtype in _layout(spec, streams)))
 
 
 def rows_in(descriptor: int, spec: Spec, streams: int) -> Step:
-    """Returns a Step of [streams] rows in the shared memory. The memory stays mapped as long as these arrays exist."""
+    """Returns a Step [streams, ..] of arrays in the shared memory, which stays mapped as long as these arrays exist."""
     mapped = mmap.mmap(descriptor, 0)
     arrays, offset = {}, 0
     for name, shape, dtype in _layout(spec, streams):

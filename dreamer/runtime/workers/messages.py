@@ -3,12 +3,14 @@
 A message starts with one byte, its kind. If the kind has a body, the length and the body follow. Rows and actions are
 in shared memory, and the byte only signals that they are ready. The two sides take turns on each socket:
 
-    parent                          worker
-    STEP                            ROW, or END with the numbers of ended episodes, or FAULT with an Incident
-    (the start), or NEW with a seed SPEC with the Spec of the environment made, or FAULT
-    GET                             STATE with bytes, or the reason (str) of a failure
-    PUT with bytes                  STATE with the reason of a failure ("" if restored) and the numbers of END
-    RENDER                          FRAME with an image, None, or the reason (str) of a failure
+    parent               worker
+    nothing, at start    SPEC with the Spec of the environment made, or FAULT with an Incident
+    NEW with a seed      the same, after replacing the environment by a new one
+    STEP                 ROW; END, if an episode with the environment's own metrics has ended: {agent: {name: value}};
+                         or FAULT with an Incident
+    GET                  STATE with the state (bytes), or the reason (str) for a failure
+    PUT with a state     STATE with (the reason for a failure or "", the metrics as in END)
+    RENDER               FRAME with an image, None if the environment does not render, or the reason (str) for a failure
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def send(channel: socket.socket, kind: bytes, body: Any) -> None:
 
 
 def framed(data: bytes) -> bytes:
-    """Returns `data`, a pickled body, with its length in front."""
+    """Returns `data`, a pickled body, with its length as 8 bytes in front."""
     return len(data).to_bytes(8, "little") + data
 
 

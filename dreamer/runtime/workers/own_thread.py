@@ -27,7 +27,7 @@ class OwnThread:
     def call(self, function: Callable[..., Any], *args: Any, timeout: float | None = None) -> Any:
         """Runs a function in the thread and returns its result. Raises its error, or Hung after `timeout` seconds.
 
-        May be called from inside the thread.
+        timeout None: no limit. May be called from inside the thread; the timeout then has no effect.
         """
         if self.inside():
             return function(*args)
@@ -45,7 +45,7 @@ class OwnThread:
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """Lets the thread end after the calls already queued."""
+        """Ends the thread after the calls that are already queued. Does not wait for them."""
         self._calls.put(None)
 
     def _run(self) -> None:

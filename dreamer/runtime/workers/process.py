@@ -1,6 +1,7 @@
 """The parent's side of one worker process. No jax.
 
-A worker is a new interpreter and not a fork. So it does not import the user's script again, and copies no running jax.
+A worker is a new interpreter, not a fork of this process, so it copies no running jax. Unlike a process that
+multiprocessing spawns, it does not import the user's script again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Process:
     """
 
     def __init__(self, part: Part, memory: int):
-        """Starts the process and returns at once. memory: the descriptor of the shared rows."""
+        """Starts the process and returns at once. memory: the file descriptor that `open_memory` returned."""
         plugins.add_folder_for(part.plan.env_name)
         self.part = part
         message = pickle.dumps(part)  # before the process starts, so that an error leaves nothing behind
@@ -69,7 +70,7 @@ class Process:
             channel.close()
 
     def kill(self) -> None:
-        """Kills the process. Call `gone` afterwards."""
+        """Sends SIGKILL to the process and returns at once. `gone` tells when the process has ended."""
         self._process.kill()
 
     def gone(self, patience: float = 0.0) -> bool:
@@ -82,7 +83,10 @@ class Process:
         return True
 
     def death(self, patience: float) -> Incident:
-        """Returns an Incident that says how the process died. Call it once the sockets of the process have closed."""
+        """Returns an Incident that says how the process died. Call it after the sockets of the process have closed.
+
+        patience: how many seconds to wait for the end of the process
+        """
         numbers = self.part.numbers
         first, last = self.part.plan.named(numbers[0]), numbers[-1]
         name = f"env {first!r}" + (f" to #{last}" if len(numbers) > 1 else "")
@@ -97,6 +101,9 @@ class Process:
 
 
 def _environment(render_mode: str | None) -> dict[str, str]:
-    """Returns the environment variables of a worker. They allow one maths thread, to leave the cores to the learner."""
+    """Returns the environment variables of a worker. Variables that are already set keep their values.
+
+    By default, math libraries use one thread, to leave the cores to the learner.
+    """
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**threads, **without_screen(os.environ, render_mode), **os.environ}

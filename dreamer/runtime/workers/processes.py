@@ -30,7 +30,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
     backend = "processes"
 
     def __init__(self, plan: WorkerPlan, processes: int, *, timeout: float = 60.0, restarts: int = 0, why: str = ""):
-        """Returns when all environments are made. Raises UserError if an environment cannot be made."""
+        """Makes all environments, in `processes` worker processes. Raises UserError if one cannot be made.
+
+        timeout, restarts: as in `Config` | why: the end of the line that `describe` returns
+        """
         super().__init__(plan, timeout, restarts)
         self._why = why
         self._poll = select.poll()
@@ -52,12 +55,12 @@ class ProcessWorkers(RemoteWorkers[Process]):
             raise
 
     def describe(self) -> str:
-        """Returns one line: where the environments run, and why."""
+        """Returns one line of text that says where the environments run, and why."""
         processes = len(set(self._homes.values()))
         return f"workers: {envs_in_words(self.envs, self.spec.agents)} in {processes} processes{self._why}"
 
     def close(self) -> None:
-        """Ends the worker processes by closing their sockets; kills those that do not end."""
+        """Ends the worker processes by closing their sockets. Kills those that do not end within PATIENCE seconds."""
         homes, self._homes = set(self._homes.values()), {}
         for home in homes:
             home.hang_up()
@@ -77,7 +80,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
     # ---- rows and actions
 
     def _receive_answers(self, seconds: float, count: int) -> int:
-        """Receives messages, and waits at most `seconds` for the first. Returns the number of ready environments."""
+        """Receives messages, and waits at most `seconds` for the first. Returns the number of ready environments.
+
+        `count` has no effect.
+        """
         phase, numbers = self._table.phase, self._numbers
         others: list[tuple[int, bytes, Process]] = []
         for descriptor, _ in self._poll.poll(math.ceil(1000 * seconds)):
@@ -97,7 +103,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return int(np.count_nonzero(phase == READY))
 
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Tells environments that their actions are in the shared memory."""
+        """Signals to environments that their actions are in the shared memory."""
         self._since[numbers] = np.maximum(self._since[numbers], time.monotonic())
         for number in numbers:
             try:
@@ -154,7 +160,7 @@ class ProcessWorkers(RemoteWorkers[Process]):
     def _wrote(self, number: int, channel: socket.socket) -> bool:
         """Returns whether an environment had written its rows before its process failed.
 
-        Stores the environment's own numbers of ended episodes.
+        Stores the environment's own metrics of ended episodes.
         """
         kind = messages.kind(channel, socket.MSG_DONTWAIT)
         if kind == messages.END:
@@ -177,7 +183,10 @@ class ProcessWorkers(RemoteWorkers[Process]):
         self._since[list(numbers)] = time.monotonic() + self._making
 
     def _specs(self) -> Spec:
-        """Waits until all environments are made and returns their Spec. Raises UserError if one fails or differs."""
+        """Waits until all environments are made and returns their Spec. Raises UserError if one fails.
+
+        Also raises UserError if the environments have different Specs.
+        """
         found: Spec | None = None
         for number, home in sorted(self._homes.items()):
             channel = home.channels[number]
@@ -211,9 +220,11 @@ class ProcessWorkers(RemoteWorkers[Process]):
         return {number: why for number, (why, _) in given.items()}
 
     def _ask(self, questions: Sequence[tuple[int, bytes, Any]]) -> list[Any]:
-        """Sends (number, kind, body) to waiting environments and returns their answers.
+        """Sends messages to environments that are not stepping, and returns their answers in the same order.
 
-        The answer is SILENT if an environment gives none; its process is then killed, and `receive` replaces it.
+        questions: (number of the environment, kind, body) of each message; body None: the message has no body
+        If an environment does not answer, the result has SILENT in its place, and its process is killed. `receive`
+        replaces the process later.
         """
         answers: list[Any] = []
         for number, kind, body in questions:
@@ -238,7 +249,7 @@ def _not_closed(plan: WorkerPlan, home: Process) -> Incident:
 
 
 def script_hint(env_name: str, message: str) -> str:
-    """Returns a hint about an id that the user's script registered, because a worker does not run that script."""
+    """Returns a hint if `message`, an error, is about an id that only the user's script has registered; else ""."""
     import gymnasium
 
     if "no registered gymnasium id" in message and env_name in gymnasium.registry:

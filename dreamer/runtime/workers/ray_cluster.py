@@ -43,14 +43,18 @@ class ActorHome:
 class RayWorkers(RemoteWorkers[ActorHome]):
     """E environments in actors of a Ray cluster. An actor that dies is replaced, on another machine if necessary.
 
-    Uses the first cluster that exists of these: the one that this process is connected to, the one at `address`, the
-    one at RAY_ADDRESS, a new one on this machine. `close` ends a new one.
+    Uses the cluster to which this process is already connected. Otherwise, connects to the cluster at `address`. With
+    address "", connects to the cluster at RAY_ADDRESS, else to a cluster that runs on this machine. If there is none,
+    starts one, which `close` ends.
     """
 
     backend = "ray"
 
     def __init__(self, plan: WorkerPlan, actors: int, *, address: str = "", timeout: float = 60.0, restarts: int = 0):
-        """Returns when all environments are made. Raises UserError if one cannot be made, or if Ray is missing."""
+        """Makes all environments in `actors` actors. Raises UserError if one cannot be made, or if Ray is missing.
+
+        address, timeout, restarts: as in `Config`
+        """
         super().__init__(plan, timeout, restarts)
         self._ray = _ray()
         self._calls: dict[Any, int] = {}  # number of the environment by the ObjectRef of the answer
@@ -70,7 +74,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             raise
 
     def describe(self) -> str:
-        """Returns one line: where the environments run."""
+        """Returns one line of text that says where the environments run."""
         actors = len({id(home) for home in self._homes.values()})
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         envs = envs_in_words(self.envs, self.spec.agents)
@@ -112,7 +116,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         return int(np.count_nonzero(self._table.phase == READY))
 
     def _take(self, number: int, answer: tuple[Step, dict[int, dict[str, float]]] | Spec | Incident) -> None:
-        """Handles an actor's answer about environment `number`: its rows, the Spec of a new one, or an Incident."""
+        """Handles an actor's answer: rows of environment `number`, the Spec after it was made, or an Incident."""
         if isinstance(answer, Incident):
             self._faults.count(answer)
             self._renew(number)
@@ -126,7 +130,7 @@ class RayWorkers(RemoteWorkers[ActorHome]):
             self._table.note(number, finished, self._plan.named(number))
 
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Sends environments their actions. An environment that is being made gets its actions once it is made."""
+        """Sends environments their actions. An environment that is still being made gets its actions later."""
         for number in numbers:
             if self._made[number]:
                 actions = self._table.rows.action[self._table.rows_of(number)]
@@ -157,7 +161,10 @@ class RayWorkers(RemoteWorkers[ActorHome]):
         self._start(home.numbers)
 
     def _specs(self) -> Spec:
-        """Waits until all environments are made and returns their Spec. Raises UserError if one fails or differs."""
+        """Waits until all environments are made and returns their Spec. Raises UserError if one fails.
+
+        Also raises UserError if the environments have different Specs.
+        """
         ray, limit = self._ray, START + self._timeout
         try:
             answers = ray.get(list(self._calls), timeout=limit)
@@ -210,7 +217,7 @@ def _ray() -> ModuleType:
 
 
 def _connect(ray: ModuleType, address: str) -> bool:
-    """Connects this process to a Ray cluster, which may be a new one. Returns False if it was connected already.
+    """Connects this process to a Ray cluster, see `RayWorkers`. Returns False if it was connected already, else True.
 
     Raises UserError if no cluster answers.
     """
@@ -225,7 +232,10 @@ def _connect(ray: ModuleType, address: str) -> bool:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError if nothing listens at the address. Without this check, Ray would retry for many minutes."""
+    """Raises UserError if nothing listens at `address`, or at RAY_ADDRESS if `address` is "".
+
+    Without this check, Ray would retry for many minutes.
+    """
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
         return  # Ray responds at once to "", "auto" and "local"

@@ -32,7 +32,7 @@ HomeT = TypeVar("HomeT", bound=Home)
 
 
 class RemoteWorkers(abc.ABC, Generic[HomeT]):
-    """E environments in processes or actors, called homes. A subclass communicates with the homes and replaces them."""
+    """E environments in processes or actors (their homes). A subclass communicates with the homes and replaces them."""
 
     spec: Spec
     streams: int
@@ -44,15 +44,15 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         self.envs, self.folder = plan.envs, plan.folder
         self._faults = Faults(plan, restarts)
         self._homes: dict[int, HomeT] = {}  # by number of the environment
-        self._since = np.zeros(plan.envs)  # time since which each owes an answer; later than now while it is made
+        self._since = np.zeros(plan.envs)  # time.monotonic() from which each timeout counts; in the future: being made
         self._look = 0.0
         self._making = START
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
         """Returns all rows [R] that are ready.
 
-        min_ready None: waits for all E environments. min_ready n: waits for n environments; after `max_wait` seconds,
-        one ready environment is enough.
+        min_ready None: waits for all E environments and ignores `max_wait`
+        min_ready n: waits for n environments; after `max_wait` seconds, one ready environment is enough
         """
         self._wait(self._table.wanted(min_ready), max_wait if min_ready is not None else math.inf)
         ready = self._table.take()
@@ -60,7 +60,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return ready
 
     def send(self, envs: np.ndarray, actions: np.ndarray) -> None:
-        """Answers the rows of streams `envs` [R] with `actions` [R, A]."""
+        """Sends `actions` [R, A], one for the last received row of each of the streams `envs` [R]."""
         self._dispatch(self._table.answer(envs, actions))
 
     def incidents(self) -> list[Incident]:
@@ -68,7 +68,10 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._faults.drain()
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns the environments' own numbers of the episodes that end in the last received rows, by stream."""
+        """Returns the environments' own metrics, {stream: {name: value}}.
+
+        They belong to the episodes that end in the last received rows.
+        """
         return self._table.finished
 
     def seed(self, number: int) -> int:
@@ -76,7 +79,10 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return self._faults.seed(number)
 
     def render(self, number: int) -> np.ndarray | str | None:
-        """Returns an image uint8 [H, W, 3] of a waiting environment, None if it does not render, or a reason (str)."""
+        """Returns an image uint8 [H, W, 3], None if the environment does not render, or the reason (str) for a failure.
+
+        Environment `number` must be waiting for an action. Replaces an environment that hangs.
+        """
         image = self._get_image(number)
         if isinstance(image, str) and image == SILENT:
             name, home = self._plan.named(number), self._homes[number]
@@ -86,17 +92,23 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
         return image
 
     def restart(self, number: int) -> None:
-        """Replaces a waiting environment by a new one with a new seed."""
+        """Replaces environment `number`, which must be waiting for an action, by a new one with a new seed."""
         self._faults.resets[number] += 1
         self._renew(number)
 
     def states(self) -> WorkersState:
-        """Returns the state of every environment, and the rows that were not received yet."""
+        """Returns the state of every environment, and the rows that `receive` has not returned yet.
+
+        Waits for all environments. Raises RuntimeError if one waits for an action.
+        """
         self._wait(self._table.wanted(None), math.inf)
         return WorkersState(self._get_states(), self._table.peek(), self._faults.resets.copy())
 
     def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
-        """Restores a WorkersState. Returns {number: reason} for the environments that start a new episode instead."""
+        """Restores the fields of a WorkersState. Returns {number: reason} for environments that could not be restored.
+
+        They start a new episode with a new seed.
+        """
         check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
         self._wait(self.envs, math.inf)
         reasons = {number: state for number, state in enumerate(states) if isinstance(state, str)}
@@ -136,7 +148,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _dispatch(self, numbers: Sequence[int]) -> None:
-        """Sends environments their actions from the table, once the environments are made."""
+        """Sends environments their actions from the table. An environment that is being made gets its actions later."""
 
     @abc.abstractmethod
     def _renew(self, number: int) -> None:
@@ -152,14 +164,14 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
 
     @abc.abstractmethod
     def _put_states(self, states: dict[int, bytes]) -> dict[int, str]:
-        """Restores states. Returns for each environment the reason why it refused its state, or "" if it accepted.
+        """Restores the states {number: state}. Returns {number: reason for a failure}, with "" for success.
 
-        Stores the environments' own numbers of ended episodes.
+        Stores the environments' own metrics of ended episodes in the table.
         """
 
     @abc.abstractmethod
     def _get_image(self, number: int) -> np.ndarray | str | None:
-        """Returns an image of an environment that is not stepping, or SILENT if it does not answer."""
+        """Returns the result of `render` for an environment that is not stepping, or SILENT if it does not answer."""
 
     def _blame(self, incident: Incident, forgiven: bool) -> None:
         (self._faults.forgive if forgiven else self._faults.count)(incident)
@@ -179,7 +191,7 @@ class RemoteWorkers(abc.ABC, Generic[HomeT]):
             ready = self._receive_answers(seconds, wanted - int(ready))
 
     def _look_for_hung(self) -> None:
-        """Replaces the homes of environments that have not answered in time. Checks at most once in LOOK seconds."""
+        """Replaces the homes of environments that have not answered in time. Skips the check if the last was recent."""
         now = time.monotonic()
         if not self._timeout or now < self._look:
             return

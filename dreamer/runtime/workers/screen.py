@@ -13,9 +13,11 @@ LINUX = sys.platform == "linux"
 
 
 def without_screen(environment: Mapping[str, str], render_mode: str | None) -> dict[str, str]:
-    """Returns the variables to add to `environment` for this render mode. Leaves out variables that the user has set.
+    """Returns the variables DRIVERS, which keep pygame from opening a window, except those already in `environment`.
 
-    Without a screen, every render mode needs them, because an environment may draw observations with pygame.
+    Returns {} if there is a screen (assumed outside Linux) and the render mode is not "rgb_array". Without a screen,
+    every render mode needs the variables, because an environment may draw its observations with pygame.
+    environment: the environment variables of the process
     """
     if render_mode != "rgb_array" and (not LINUX or any(environment.get(name) for name in SCREENS)):
         return {}
@@ -23,14 +25,14 @@ def without_screen(environment: Mapping[str, str], render_mode: str | None) -> d
 
 
 class NoScreen:
-    """Sets environment variables in this process, and keeps them until `close`."""
+    """Sets the variables of `without_screen` in this process, and keeps them until `close`."""
 
     def __init__(self, render_mode: str | None):
         self._set = without_screen(os.environ, render_mode)
         os.environ.update(self._set)
 
     def close(self) -> None:
-        """Removes the variables again. May be called again."""
+        """Removes the variables. May be called twice."""
         for name in self._set:
             os.environ.pop(name, None)
         self._set = {}

@@ -1,7 +1,7 @@
 """The rows of each environment, one per agent, and the environment's phase. No jax.
 
-An agent that has ended before the others is out of the game and has no row. Its slot is marked with the reward ABSENT,
-a value that no real row has. A slot with this mark is never returned to a caller.
+An agent that has ended before the others is out of the game and has no row. The reward in its slot is then ABSENT, a
+value that no real row has. Such a slot is never returned to a caller.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Table:
         self.streams = len(rows.reward)
         self.envs = self.streams // agents
         self.phase = np.full(self.envs, BUSY, np.uint8)
-        self.finished: dict[int, dict[str, float]] = {}  # own numbers of ended episodes by stream, see `note`
+        self.finished: dict[int, dict[str, float]] = {}  # own metrics of ended episodes by stream, see `note`
         self._noted: dict[int, dict[str, float]] = {}
         self._everyone = np.arange(self.streams)
         self._numbers = self._everyone.tobytes()
         self._held = np.zeros(self.streams, bool)  # received and not answered yet
 
     def all_in(self, phase: int) -> bool:
-        """Whether all environments are in this phase. Compares bytes, which is ten times as fast as with arrays."""
+        """Whether all environments are in this phase. Comparing bytes is ten times as fast as comparing arrays."""
         return self.phase.tobytes().count(phase) == self.envs
 
     def wanted(self, min_ready: int | None) -> int:
-        """Returns the number of environments to wait for.
+        """Returns how many environments must be ready before `receive` returns. min_ready: as in `Workers.receive`.
 
-        Raises RuntimeError if no environment can become ready, and with `min_ready` None also if some of them cannot.
+        Raises RuntimeError if all environments wait for actions; with `min_ready` None, if any environment does.
         """
         taken = self.phase.tobytes().count(TAKEN)
         if taken and (min_ready is None or taken == self.envs):
@@ -52,7 +52,7 @@ class Table:
         return self.envs if min_ready is None else max(1, min(min_ready, self.envs - taken))
 
     def take(self) -> Ready:
-        """Returns copies [R] of the ready rows. The rows then wait for actions."""
+        """Returns copies of the R ready rows, which then wait for actions. Sets `finished` to their metrics."""
         ready = self.peek()
         self.finished = {}
         if self._noted:
@@ -67,15 +67,16 @@ class Table:
         return ready
 
     def note(self, env: int, finished: Mapping[int, Mapping[str, float]], name: str) -> None:
-        """Stores the numbers of episodes that end in an environment's rows, by agent, until the rows are taken.
+        """Stores the metrics of episodes that end in the rows of environment `env`, until `take` returns these rows.
 
-        Raises UserError for a number that cannot be logged.
+        finished {agent: {name: value}}: the environment's own metrics | name: the environment's name in messages
+        Raises UserError for a metric whose name cannot be logged.
         """
         for agent, numbers in finished.items():
             self._noted[env * self.agents + agent] = named(numbers, name)
 
     def peek(self) -> Ready:
-        """Returns copies [R] of the ready rows. The rows stay ready."""
+        """Returns copies of the R ready rows, which stay ready."""
         rows = self.rows
         # A single agent always has a row.
         if self.all_in(READY) and (self.agents == 1 or self._there().all()):
@@ -131,7 +132,10 @@ class Table:
         self.phase[env] = READY
 
     def put(self, envs: Sequence[int], ready: Ready) -> None:
-        """Stores the rows of `envs` in `ready` and marks the environments as ready. Agents without a row are absent."""
+        """Takes the rows of the environments `envs` from `ready`, and marks these environments as ready.
+
+        An agent without a row in `ready` is out of the game.
+        """
         envs = list(envs)
         chosen = np.isin(ready.streams // self.agents, envs)
         streams = ready.streams[chosen]
@@ -144,11 +148,14 @@ class Table:
         self.phase[envs] = READY
 
     def _there(self) -> np.ndarray:
-        """Returns which streams [S] have a row, whatever the phase of their environment is."""
+        """Returns bool [S]: which streams have a row. The phase of their environments does not matter."""
         return ~np.isnan(self.rows.reward)
 
     def _release(self, streams: np.ndarray, envs: np.ndarray) -> None:
-        """Marks the rows of `streams` as answered. Raises RuntimeError if these are not all received rows of `envs`."""
+        """Marks the rows of `streams` as answered.
+
+        Raises RuntimeError unless these are all unanswered rows of `envs`, each once.
+        """
         held = np.flatnonzero(self._held & np.isin(self._everyone // self.agents, envs))
         if not np.array_equal(np.sort(streams), held):
             raise RuntimeError("send() must answer all agents of an environment together, and each once")
@@ -156,9 +163,10 @@ class Table:
 
 
 def check_fresh(received: bool, states: Sequence[bytes | str], ready: Ready, envs: int, agents: int) -> None:
-    """Checks the arguments of `restore`. Raises RuntimeError if these workers have already returned rows.
+    """Checks whether workers with `envs` environments can restore `states` and `ready`, see `WorkersState`.
 
-    Raises ValueError if the snapshot does not have `envs` environments, or has no row for an environment with a state.
+    received: whether the workers have returned rows already; raises RuntimeError if they have
+    Raises ValueError for another number of states, or if `ready` has no row of an environment with a state.
     """
     if received:
         raise RuntimeError("restore() needs new workers, but rows of these were received")
