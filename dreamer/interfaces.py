@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dreamer.spaces import Space, Spec
-from dreamer.steps import Batch
+from dreamer.steps import Batch, Step
 
 Array = jax.Array
 Key = jax.Array
@@ -34,9 +34,9 @@ Metrics = dict[str, Array]
 Mode = Literal["collect", "sample", "mode"]
 
 __all__ = [
-    "Agent", "Array", "Ask", "Batch", "Behavior", "Carry", "Dream", "Extra", "Hyper", "Key", "Latent", "Learned",
-    "Losses", "Metrics", "Mode", "Network", "Obs", "Params", "Replayed", "Space", "Spec", "State", "TrainState",
-    "Update", "Variables", "WorldModel",
+    "Agent", "Array", "Ask", "Batch", "Behavior", "Carry", "Dream", "Extra", "Hyper", "JaxEnv", "Key", "Latent",
+    "Learned", "Losses", "Metrics", "Mode", "Network", "Obs", "Params", "Replayed", "Space", "Spec", "State", "Step",
+    "TrainState", "Update", "Variables", "WorldModel",
 ]  # fmt: skip
 
 
@@ -241,3 +241,23 @@ class Agent(NamedTuple):
     scales: Mapping[str, float]
     world_model: WorldModel
     behavior: Behavior
+
+
+class JaxEnv(NamedTuple):
+    """An environment written in JAX, as pure functions of one environment. The caller makes many of them with `vmap`.
+
+    spec: its observations and actions
+    reset(key) -> env_state, row: begins an episode; the row has is_first set
+    step(key, env_state, action [A]) -> env_state, row: the answer to the agent's action vector, see `spaces.Action`
+        a row with is_last set is the true last observation; the caller resets the environment after it
+    render(env_state) -> image uint8 [H, W, 3]; None: the environment cannot draw itself
+
+    A row is a Step without the axis E: obs {k: [..]} in the dtypes of `spec`, action [A] of zeros, reward [] float32,
+    is_first, is_last, is_terminal [] bool. If spec.agents > 1, each array of a row, and the action, begins with an axis
+    of that length. The env_state is a pytree of arrays of fixed shapes.
+    """
+
+    spec: Spec
+    reset: Callable[[Key], tuple[Any, Step]]
+    step: Callable[[Key, Any, Array], tuple[Any, Step]]
+    render: Callable[[Any], Array] | None = None
