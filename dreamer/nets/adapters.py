@@ -1,4 +1,4 @@
-"""Turns a network from Flax or Haiku into the same `Network(init, apply)`."""
+"""Converts a network from Flax or Haiku to a `Network(init, apply)`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamer.interfaces import Network
 
 
 def from_flax(module: nn.Module) -> Network:
-    """The Network of a Flax Linen module that has parameters only."""
+    """Returns the Network of a Flax Linen module. The module may have parameters, but no other variables."""
 
     def init(key: Any, *inputs: Any) -> Any:
         return module.init(key, *inputs).get("params", {})
@@ -24,7 +24,10 @@ def from_flax(module: nn.Module) -> Network:
 
 
 def from_haiku(function: Callable[..., Any]) -> Network:
-    """The Network of a function that uses Haiku modules, but no state and no random numbers. Raises UserError."""
+    """Returns the Network of a function that uses Haiku modules, but no state and no random numbers.
+
+    Raises UserError when Haiku is not installed.
+    """
     try:
         import haiku as hk
     except ImportError as error:

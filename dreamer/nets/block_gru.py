@@ -14,7 +14,11 @@ Array = jax.Array
 
 
 class Core(nn.Module):
-    """Block GRU: deter [.., D], stoch [.., S, C], action [.., A] -> deter [.., D]."""
+    """The recurrent core, a block GRU: deter [.., D], stoch [.., S, C], action [.., A] -> deter [.., D].
+
+    hidden: the width to which each input is projected | blocks: the number of blocks of deter
+    layers: the number of block-linear layers before the gates
+    """
 
     hidden: int
     blocks: int
@@ -44,7 +48,7 @@ class Core(nn.Module):
 
 
 class Logits(nn.Module):
-    """An MLP with `layers` hidden layers that returns raw logits [.., S, C]. prefix: begins the layers' names."""
+    """An MLP that returns raw logits [.., S, C]. layers: hidden layers | prefix: the layers' names begin with it."""
 
     prefix: str
     layers: int

@@ -41,7 +41,7 @@ class Conv(nn.Module):
 
 
 def same(size: int) -> tuple[int, int]:
-    """The padding (before, after) with which a convolution by a kernel of this size keeps the size of its input."""
+    """Returns the padding (before, after) with which a convolution keeps the size of its input. size: of the kernel."""
     return (size - 1) // 2, size // 2
 
 
@@ -82,15 +82,16 @@ def _convolve_backward(padding: tuple[int, int], kept: tuple[Array, Array], dy: 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
-CHUNK_BYTES = 2**21  # of the columns of `kernel_gradient`; about the size of a core's second-level cache
+CHUNK_BYTES = 2**21  # the most bytes of the columns in `kernel_gradient`; about the size of a core's second-level cache
 
 
 def kernel_gradient(x: Array, dy: Array, *, size: int, padding: tuple[int, int]) -> Array:
-    """The gradient of a convolution's kernel as matrix products: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F].
+    """Computes the gradient of a convolution's kernel: x [N, H, W, C], dy [N, H, W, F] -> [k, k, C, F]. size: k.
 
-    d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], for the padded x. The columns of all v lie
-    side by side, so that each u is one product. The function processes a few images at a time, so that the columns stay
-    in the cache. On CPUs it is two to five times as fast as XLA's convolution, whose window is the whole image.
+    d kernel[u, v] = sum over n, i, j of x[n, i + u, j + v] dy[n, i, j], for the padded x. The shifted x of all v are
+    joined as columns of one matrix, so that each u needs only one matrix product. The function processes a few images
+    at a time, so that the columns stay in the cache. On CPUs it is two to five times as fast as XLA's convolution,
+    whose window is the whole image.
     """
     n, h, w, channels = x.shape
     features = dy.shape[-1]
@@ -115,12 +116,13 @@ WIDEN_BELOW = 17  # input channels
 
 
 def convolve_and_pool(x: Array, kernel: Array) -> Array:
-    """`max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
+    """Computes `max_pool(convolve(x, kernel))`: [N, H, W, C] -> [N, H/2, W/2, F].
 
-    With few channels, it computes the same result in a faster form: the 2x2 pixels of a block become 4 C channels, and
-    the four outputs of a block become 4 F features. Entry u of the kernel connects the output at 2i + a with the pixel
-    at 2i + a + u; this is pixel (a + u) mod 2 of block i + floor((a + u) / 2). A 5x5 kernel becomes a 3x3 kernel. It
-    needs 144 products instead of 100, but the numbers to pool lie side by side.
+    With few channels C, a convolution of 2x2 blocks gives the same result faster: the four pixels of a block become
+    4 C channels, and its four outputs 4 F features. Entry u of the kernel, counted from its centre, connects the output
+    at 2i + a with the pixel at 2i + a + u. This is pixel (a + u) mod 2 of block i + floor((a + u) / 2). A 5x5 kernel
+    becomes a 3x3 kernel of blocks. Each block needs 144 products instead of 100 for each pair of a channel and a
+    feature, but the numbers to pool lie side by side.
     """
     if x.shape[-1] >= WIDEN_BELOW:
         return max_pool(convolve(x, kernel))
@@ -137,11 +139,12 @@ def convolve_and_pool(x: Array, kernel: Array) -> Array:
 
 
 def upsample_and_convolve(x: Array, kernel: Array) -> Array:
-    """`convolve(upsample(x), kernel)` with fewer operations: [N, H, W, C] -> [N, 2H, 2W, F].
+    """Computes `convolve(upsample(x), kernel)` with fewer operations: [N, H, W, C] -> [N, 2H, 2W, F].
 
-    Entry u of the kernel connects the output at 2i + a with the input at i + floor((a + u) / 2), so several entries
-    connect the output with the same input. The sums of such entries form four small kernels, one for each parity (a, b)
-    of the output's row and column. A 5x5 kernel becomes four 3x3 kernels, which need 36 products instead of 100.
+    Entry u of the kernel, counted from its centre, connects the output at 2i + a with the input at
+    i + floor((a + u) / 2). Several entries therefore connect an output with the same input. The sums of such entries
+    form four small kernels, one for each parity (a, b) of the output's row and column. A 5x5 kernel becomes four 3x3
+    kernels. A 2x2 block of outputs then needs 36 products instead of 100 for each pair of a channel and a feature.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     source = (np.arange(2)[:, None] + np.arange(size) - same(size)[0]) // 2
@@ -161,9 +164,10 @@ def upsample(x: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """Maxima of 2x2 blocks: [.., H, W, C] -> [.., H/2, W/2, C]; the first of equal numbers receives the gradient.
+    """Takes the maxima of 2x2 blocks: [.., H, W, C] -> [.., H/2, W/2, C].
 
-    Uses two comparisons, because the gradient of a window reduction is several times slower on CPUs.
+    The first of equal numbers receives the gradient. The function makes two comparisons, because the gradient
+    of a window reduction is several times slower on CPUs.
     """
     h, w, c = x.shape[-3:]
     x = x.reshape(*x.shape[:-3], h // 2, 2, w // 2, 2, c)
@@ -172,5 +176,5 @@ def max_pool(x: Array) -> Array:
 
 
 def larger(a: Array, b: Array) -> Array:
-    """The elementwise maximum [..] of a [..] and b [..]; `a` receives the gradient where they are equal."""
+    """Returns the elementwise maximum [..] of a [..] and b [..]. Where they are equal, `a` receives the gradient."""
     return jnp.where(a >= b, a, b)

@@ -44,7 +44,10 @@ class _Output(nn.Module):
 
 
 class Decoder(nn.Module):
-    """deter [.., D], stoch [.., S, C] -> raw outputs {k: [.., n]} for vectors, images {k: [.., H, W, C]} in 0..1."""
+    """Decodes deter [.., D] and stoch [.., S, C] to {k: output}, float32.
+
+    The output is raw [.., n] for a vector, and has values from 0 to 1 [.., H, W, C] for an image.
+    """
 
     spaces: tuple[tuple[str, Space], ...]
     depth: int
@@ -97,10 +100,10 @@ class Decoder(nn.Module):
 
 
 def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
-    """The error of one key's output for its target [.., *shape], summed over the axes of `shape` -> [..].
+    """Returns the loss [..] of the output `out` for one key and its target [.., *space.shape], summed over space.shape.
 
     Images have the squared error of values from 0 to 1, continuous vectors the squared error in symlog space, and
-    discrete values the cross-entropy. A value that is missing in a row has loss 0.
+    discrete values the cross-entropy. Missing values (`encoder.missing`) have loss 0.
     """
     lead = target.shape[: target.ndim - len(space.shape)]
     if space.encoding.target == "unit":
@@ -116,7 +119,7 @@ def reconstruction_loss(space: Space, out: Array, target: Array) -> Array:
 
 
 def to_observation(space: Space, out: Array) -> Array:
-    """Converts one key's output to the units of the observation [.., *shape]. Classes become int32."""
+    """Converts the output for one key to the units of the observation [.., *space.shape]. Classes become int32."""
     if space.encoding.target == "unit":
         return from_unit(space, out)
     lead = out.shape[:-1]
@@ -129,7 +132,9 @@ def make(
     spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
     blocks: int, dtype: Any,
 ) -> Network:  # fmt: skip
-    """The default decoder: init(key, deter, stoch), apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}.
+    """Returns the default decoder.
+
+    init(key, deter, stoch) -> params | apply(params, deter [.., D], stoch [.., S, C]) -> {k: output}, as in `Decoder`
 
     Raises UserError when there are images and the blocks do not divide the channels of the first layer.
     """

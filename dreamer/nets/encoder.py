@@ -21,9 +21,9 @@ Array = jax.Array
 
 
 def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_symlog: bool) -> Array:
-    """Joins all vector keys, sorted, in one float32 vector [.., n]: classes as one-hots, numbers through symlog.
+    """Joins the vectors in `obs`, sorted by key, in one float32 vector [.., n]: classes as one-hots, numbers in symlog.
 
-    A value that is missing in a row becomes 0. use_symlog: False leaves the numbers unchanged.
+    Missing values (`missing`) become 0. use_symlog: False leaves the numbers unchanged.
     """
     parts = []
     for key in sorted(k for k, space in spaces.items() if space.encoding.network == "MLP"):
@@ -41,16 +41,16 @@ def concat_vectors(spaces: Mapping[str, Space], obs: Mapping[str, Array], use_sy
 
 
 def missing(space: Space, x: Array) -> Array:
-    """Whether x [.., *shape] is a missing value -> [..]: one element of -inf (float) or -1 (class) is enough.
+    """Whether each value of x [.., *space.shape] is missing -> [..] bool.
 
-    -1 is never a class of an environment: the agent's classes always start at 0.
+    A value is missing if any of its elements is -inf (numbers) or -1 (classes, which the agent counts from 0).
     """
     flat = x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
     return jnp.any(flat == -1 if space.discrete else jnp.isneginf(flat.astype(jnp.float32)), -1)
 
 
 class Encoder(nn.Module):
-    """obs {k: [.., ...]} -> tokens [.., E]: vector features [units], then image features, flattened (h, w, c)."""
+    """Encodes obs {k: [.., *shape]} as tokens [.., E]: features of vectors [units], then of images [h * w * c]."""
 
     spaces: tuple[tuple[str, Space], ...]
     depth: int
@@ -94,6 +94,6 @@ def make(
     spaces: Mapping[str, Space], *, depth: int, mults: Sequence[int], units: int, layers: int, kernel: int,
     symlog: bool, dtype: Any,
 ) -> Network:  # fmt: skip
-    """The default encoder: init(key, obs), apply(params, obs {k: [.., ...]}) -> tokens [.., E]."""
+    """Returns the default encoder: init(key, obs), apply(params, obs {k: [.., *shape]}) -> tokens [.., E]."""
     fixed = tuple(sorted(spaces.items()))
     return from_flax(Encoder(fixed, depth, tuple(mults), units, layers, kernel, symlog, dtype))

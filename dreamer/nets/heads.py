@@ -1,4 +1,4 @@
-"""Networks that compute, from features [.., F], two-hot logits, single logits or the outputs of an actor."""
+"""Networks that map features [.., F] to two-hot logits, to single logits or to the outputs of an actor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Outputs(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """An MLP that returns two-hot logits [.., bins] float32; with outscale 0 the first prediction is exactly 0."""
+    """An MLP that returns two-hot logits [.., bins] float32. With outscale 0, the initial prediction is exactly 0."""
 
     layers: int
     units: int
@@ -79,7 +79,11 @@ class _ActionHead(nn.Module):
 
 
 class ActorHead(nn.Module):
-    """An MLP that returns {"logits": [.., onehots]} for an action's one-hots, "mean" and "stddev" for its numbers."""
+    """An MLP that returns {"logits": [.., onehots], "mean": [.., continuous], "stddev": [.., continuous]}, float32.
+
+    logits: for the one-hots of an action | mean, stddev: for its numbers, without bounds
+    Outputs of width 0 are left out.
+    """
 
     layers: int
     units: int

@@ -1,4 +1,4 @@
-"""Conventions that encoder and decoder share for images: groups of equal size, stages, values from 0 to 1."""
+"""Conventions that encoder and decoder share for images: groups of equal size, convolutional stages, values in 0..1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST, LARGEST = 3, 16  # sides of the grid after the last stage
 class Group(NamedTuple):
     """The images of one size, which share their convolutions.
 
-    prefix: the beginning of its layers' names; "": there is only one group | keys: the images' keys, sorted
+    prefix: the layers' names begin with it; "": there is only one group | keys: the images' keys, sorted
     height, width: the size of the images
     mults: the channels of each stage as multiples of depth, the stage next to the image first
     """
@@ -30,17 +30,17 @@ class Group(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The size (height, width) after the last stage; each stage halves height and width, rounding up."""
+        """The size (height, width) after the last stage. Each stage halves height and width, rounding up."""
         return halved(self.height, len(self.mults)), halved(self.width, len(self.mults))
 
     @property
     def padded(self) -> tuple[int, int]:
-        """The size (height, width) of a padded image, which every stage can halve exactly."""
+        """The size (height, width) to which images are padded, so that every stage can halve it exactly."""
         return self.grid[0] << len(self.mults), self.grid[1] << len(self.mults)
 
 
 def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
-    """Groups the images among `spaces` by size. mults: channels of the usual stages, as multiples of depth."""
+    """Groups the images among `spaces` by size. mults: as in `stages`."""
     sizes: dict[tuple[int, ...], list[str]] = {}
     for key in sorted(key for key, space in spaces.items() if space.image):
         sizes.setdefault(spaces[key].shape[:2], []).append(key)
@@ -51,7 +51,7 @@ def groups(spaces: Mapping[str, Space], mults: Sequence[int]) -> list[Group]:
 
 
 def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
-    """The channels of each stage for images of this size.
+    """Returns the channels of each stage, as multiples of depth, for images of this size.
 
     They are usually `mults`. If the grid after the last stage would be smaller than 3, the first entries are left out;
     if it would be larger than 16, the last entry is repeated. With 4 mults, images with sides of 33 to 256 pixels have
@@ -71,7 +71,7 @@ def stages(height: int, width: int, mults: Sequence[int]) -> tuple[int, ...]:
 
 
 def halved(side: int, times: int) -> int:
-    """Halves `side` `times` times, rounding up."""
+    """Returns side / 2**times, rounded up."""
     return -(-side // 2**times)
 
 
@@ -84,7 +84,7 @@ def to_unit(space: Space, image: Array, dtype: Any = jnp.float32) -> Array:
 
 
 def from_unit(space: Space, unit: Array) -> Array:
-    """The inverse of `to_unit`: [.., H, W, C] in the dtype that the agent receives. Whole numbers are rounded."""
+    """The inverse of `to_unit`: [.., H, W, C] in the dtype that the agent receives. Integers are rounded."""
     low, high = space.ends
     value = unit * 255 if space.bounds is None else low + unit * (high - low)
     whole = not space.dtype.startswith("float")

@@ -20,7 +20,7 @@ Array = jax.Array
 def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
     """Returns an initialiser (key, shape, dtype) -> [*shape] that draws from a truncated normal distribution.
 
-    It is truncated at two sigma, and its standard deviation is outscale / sqrt(fan_in).
+    The distribution is truncated at two sigma, and its standard deviation is outscale / sqrt(fan_in).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -31,15 +31,15 @@ def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
 
 
 def add_bias(x: Array, bias: Array) -> Array:
-    """x [.., n] + bias [n]."""
+    """Returns x [.., n] + bias [n] in the dtype of x."""
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Linear(nn.Module):
-    """y = [x1, x2, ..] W + b over the last axis; `outscale` multiplies the kernel at init only.
+    """The layer y = [x1, x2, ..] W + b over the last axis. `outscale` multiplies the kernel at initialisation only.
 
-    Each x is multiplied by its own rows of W, so that a scan can compute the products that do not depend on the carry
-    before the loop.
+    Each input is multiplied by its own rows of W. If an input does not depend on the carry of a scan, `ops.scan` can
+    compute its product for all steps before the loop.
     """
 
     features: int
@@ -59,7 +59,7 @@ class Linear(nn.Module):
 
 
 def to_blocks(x: Array, blocks: int) -> Array:
-    """Splits the last axis into contiguous blocks: [.., D] -> [blocks, N, D / blocks]; flattens the leading axes.
+    """Splits the last axis into contiguous blocks, and flattens the others to N: [.., D] -> [blocks, N, D / blocks].
 
     With the block axis first, XLA's batched products and the maths between them run several times faster than with the
     block axis in the middle.
@@ -68,16 +68,16 @@ def to_blocks(x: Array, blocks: int) -> Array:
 
 
 def from_blocks(x: Array, lead: tuple[int, ...]) -> Array:
-    """The inverse of `to_blocks`: [blocks, N, n] -> [*lead, blocks * n]."""
+    """Inverts `to_blocks`: [blocks, N, n] -> [*lead, blocks * n]."""
     return x.swapaxes(0, 1).reshape(*lead, -1)
 
 
 class BlockLinear(nn.Module):
-    """Independent linear maps of `blocks` parts: [blocks, N, in / blocks] -> [blocks, N, features / blocks].
+    """An independent linear map of each block: [blocks, N, in / blocks] -> [blocks, N, features / blocks].
 
-    With `shared` [N, s], the input of every block is its own part followed by all of `shared`. The outputs of each
-    block are split into `parts` arrays. The fan-in of the initialiser is the width of all blocks together, as in the
-    reference.
+    With `shared` [N, s], the input of every block is its own part of x followed by all of `shared`. If `parts` is above
+    1, the outputs of each block are split into a tuple of `parts` arrays, and `shared` must be None. The fan-in of the
+    initialiser is the width of all blocks together, as in the reference implementation.
     """
 
     features: int
@@ -118,7 +118,7 @@ class RMSNorm(nn.Module):
 
 
 class BlockRMSNorm(nn.Module):
-    """`RMSNorm` of [blocks, N, n] over all blocks together."""
+    """`RMSNorm` of x [blocks, N, n], with the mean over all blocks together (axes 0 and 2)."""
 
     dtype: Any = jnp.float32
 

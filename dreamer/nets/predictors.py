@@ -1,4 +1,4 @@
-"""Heads with their losses: what a world model predicts from features [.., F] besides observations and latents."""
+"""Output heads with their losses, for all that a world model predicts besides observations and latents."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def chance(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
 
 
 def bits(layers: int, units: int, count: int, dtype: Any = jnp.float32) -> Predictor:
-    """Predicts bits [.., count] bool, such as an action mask: True above a chance of 1/2. The loss sums over bits."""
+    """Predicts bits [.., count] bool, such as an action mask. The loss sums over bits.
+
+    A bit is True if its predicted probability is above 1/2.
+    """
     head = from_flax(BitsHead(layers, units, count, dtype))
     return Predictor(
         init=head.init,

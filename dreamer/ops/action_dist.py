@@ -21,8 +21,8 @@ class ActionDist(NamedTuple):
 
     sample(key, outs, allowed), mode(outs, allowed) -> action [.., A]
     log_prob(outs, action, allowed), entropy(outs, allowed) -> [..], summed over all parts
-    allowed [.., n] bool: which entries of the one-hots may be chosen; None: all
-        if no entry of a one-hot is allowed, all entries of this one-hot may be chosen
+    allowed [.., n] bool: which entries of the one-hots may be chosen; None: all entries
+    If `allowed` forbids all entries of a one-hot, all of them may be chosen.
     """
 
     sample: Callable[..., Array]
@@ -32,7 +32,10 @@ class ActionDist(NamedTuple):
 
 
 def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
-    """Independent categoricals, one for each of `classes`. outs["logits"] [.., sum(classes)] holds all their logits."""
+    """Returns independent categoricals. classes: the number of classes of each | unimix: the share that is uniform.
+
+    outs["logits"] [.., sum(classes)] holds the logits of all categoricals.
+    """
     pick, back, real = _groups(classes)
 
     def log_probs(outs: Outs, allowed: Array | None) -> Array:
@@ -72,7 +75,10 @@ def discrete_actions(classes: Sequence[int], unimix: float = 0.0) -> ActionDist:
 
 
 def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0) -> ActionDist:
-    """Normals with bounded mean and deviation, from outs["mean"], outs["stddev"] [.., A]. Samples are not clipped."""
+    """Returns independent normals, with a mean in [-1, 1] and a standard deviation in [minstd, maxstd].
+
+    They are computed from the raw outs["mean"] and outs["stddev"], each [.., A]. Samples are not clipped.
+    """
 
     def stats(outs: Outs) -> tuple[Array, Array]:
         return dist.bounded_normal(outs["mean"], outs["stddev"], minstd, maxstd)
@@ -90,7 +96,7 @@ def continuous_actions(minstd: Array | float = 0.1, maxstd: Array | float = 1.0)
 
 
 def hybrid_actions(discrete: ActionDist, continuous: ActionDist, onehots: int) -> ActionDist:
-    """Joins two independent parts: the first `onehots` entries of an action are `discrete`, the rest `continuous`."""
+    """Joins two distributions: the first `onehots` entries of an action follow `discrete`, the others `continuous`."""
 
     def sample(key: Array, outs: Outs, allowed: Array | None = None) -> Array:
         keys = jax.random.split(key)
@@ -113,7 +119,7 @@ def make(
     classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: Array | float = 0.1,
     maxstd: Array | float = 1.0,
 ) -> ActionDist:
-    """The distribution of actions [.., A]: a one-hot for each of `classes`, then `continuous` numbers."""
+    """Returns the distribution of actions [.., A]: a one-hot for each of `classes`, then `continuous` numbers."""
     numbers = continuous_actions(minstd, maxstd)
     if not classes:
         return numbers
@@ -122,15 +128,15 @@ def make(
 
 
 def widest(outs: Outs) -> dict[str, Array]:
-    """Outputs with the shapes of `outs` and the largest entropy: equal logits and the largest deviations."""
+    """Returns outputs for the distribution with the largest entropy: equal logits and the largest deviations."""
     return {name: jnp.full_like(x, jnp.inf if name == "stddev" else 0.0) for name, x in outs.items()}
 
 
 def _groups(classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices that arrange one-hots of several lengths, joined in a vector [n], as rows of equal length, and back.
+    """Returns indices that rearrange one-hots, joined in a vector [n], to rows of equal length with padding, and back.
 
-    pick [groups, largest]: for each entry of the rows its index in the vector | real [groups, largest]: False: padding
-    back [n]: for each entry of the vector its index in the flattened rows
+    The result is (pick, back, real). pick [groups, largest]: for each entry of the rows, its index in the vector
+    back [n]: for each entry of the vector, its index in the flattened rows | real [groups, largest]: False for padding
     """
     largest, starts = max(classes), np.cumsum([0, *classes[:-1]])
     column = np.arange(largest)

@@ -1,4 +1,4 @@
-"""KL balancing between posterior and prior."""
+"""Computes the balanced KL losses of posterior and prior."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ sg = jax.lax.stop_gradient
 
 
 def summed_kl(q: Array, p: Array) -> Array:
-    """KL(q || p) of mixed logits [.., S, C], summed over the groups -> [..]."""
+    """Returns KL(q || p) [..] of log-probabilities [.., S, C] from `mix_uniform`, summed over S."""
     return jnp.sum(categorical_kl(q, p), -1)
 
 
 def kl_balance(
     post: Any, prior: Any, free_nats: Array | float, kl: Callable[[Any, Any], Array] = summed_kl
 ) -> tuple[Array, Array, Array]:
-    """The dynamics and the representation loss. post, prior: statistics, by default mixed logits [.., S, C].
+    """Returns the dynamics loss, the representation loss and the unclipped KL, each [..]. sg stops gradients.
 
         dyn = max(free_nats, KL(sg(post) || prior))        rep = max(free_nats, KL(post || sg(prior)))
 
-    The KL is summed over S and then clipped, element by element, so that a clipped element has no gradient.
-    kl(q, p) -> [..]: the KL of these statistics. Returns dyn, rep and the unclipped KL, each [..].
+    post, prior: statistics of distributions, by default log-probabilities [.., S, C] from `mix_uniform`
+    kl(q, p) -> [..]: the KL of two such statistics, summed over S. It is then clipped to at least free_nats,
+    element by element, so that a clipped element has no gradient.
     Source: DreamerV3, eq. 3 and 5.
     """
     chex.assert_trees_all_equal_shapes(post, prior)

@@ -1,4 +1,4 @@
-"""Maths in float32: squashing, two-hot scalars, categorical latents and distributions of actions."""
+"""Functions in float32 for symlog, two-hot scalars, categorical latents and distributions of actions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ sg = jax.lax.stop_gradient
 
 
 def symlog(x: Array) -> Array:
-    """sign(x) ln(1 + |x|), elementwise."""
+    """Returns sign(x) ln(1 + |x|), elementwise."""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x: Array) -> Array:
-    """sign(x) (exp(|x|) - 1), the inverse of `symlog`."""
+    """Returns sign(x) (exp(|x|) - 1), the inverse of `symlog`."""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
@@ -29,9 +29,10 @@ def symexp(x: Array) -> Array:
 
 @functools.lru_cache
 def twohot_bins(count: int = 255) -> np.ndarray:
-    """Bins [K] float32: symexp of equally spaced points from -20 to 20; they are exactly symmetric around 0.
+    """Returns K = `count` bins [K] float32: symexp of equally spaced points from -20 to 20, exactly symmetric around 0.
 
-    The bins are computed in float64 on the host, so that they have the same bits on every device.
+    The bins are computed in float64 on the host, so that they have the same bits on every device. Raises ValueError
+    unless `count` is odd and at least 3.
     """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"two-hot needs an odd number of bins, at least 3: {count}")
@@ -40,7 +41,7 @@ def twohot_bins(count: int = 255) -> np.ndarray:
 
 
 def twohot_encode(target: Array, bins: np.ndarray) -> Array:
-    """Target [..] -> weights [.., K] of the two neighbouring bins, linear in raw space.
+    """Returns weights [.., K] that share each target [..] linearly between the values of its two neighbouring bins.
 
     A target beyond the first or the last bin has all weight on this bin.
     """
@@ -48,17 +49,17 @@ def twohot_encode(target: Array, bins: np.ndarray) -> Array:
 
 
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
-    """Cross-entropy of logits [.., K] with the two-hot encoding of target [..] -> [..].
+    """Returns the cross-entropy [..] of logits [.., K] with the two-hot encoding of target [..].
 
-    -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, where i and j are the neighbours of the target; the
-    gradient is softmax(l) - w. No array [.., K] of weights is kept.
+    It is -sum_k w_k log softmax(l)_k = logsumexp(l) - w_i l_i - w_j l_j, where i and j are the bins next to the target.
+    Its gradient is softmax(l) - w. The weights w [.., K] are not stored for the backward pass.
     """
     chex.assert_equal_shape_prefix([logits, target], target.ndim)
     return _neighbour_loss(logits.astype(jnp.float32), *_neighbours(target, bins))
 
 
 def _neighbours(target: Array, bins: np.ndarray) -> tuple[Array, Array, Array]:
-    """Target [..] -> the indices of the bins below and above it, and the weight of the bin above."""
+    """Returns, for each target [..], the indices of the bins below and above it, and the weight of the bin above."""
     target = sg(target.astype(jnp.float32))
     values, count = jnp.asarray(bins), len(bins)
     reached = jnp.searchsorted(values, target, side="right", method="scan_unrolled")
@@ -94,10 +95,10 @@ _neighbour_loss.defvjp(_neighbour_loss_forward, _neighbour_loss_backward)
 
 
 def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
-    """The expectation of two-hot logits [.., K] in raw space -> [..].
+    """Returns the expectation [..] of the bins' values under two-hot logits [.., K].
 
     Mirrored bins are paired as b * (p - p_mirror), so that a uniform distribution gives exactly 0 in any order of
-    summation, although single terms reach 2e6.
+    summation, although single terms b * p reach 2e6.
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     middle = len(bins) // 2
@@ -109,7 +110,7 @@ def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
 
 
 def mix_uniform(logits: Array, unimix: float) -> Array:
-    """Log-probabilities [.., C] of (1 - unimix) softmax(logits) + unimix / C, in float32."""
+    """Returns the log-probabilities [.., C] float32 of (1 - unimix) softmax(logits) + unimix / C."""
     logits = logits.astype(jnp.float32)
     if not unimix:
         return jax.nn.log_softmax(logits)
@@ -117,13 +118,13 @@ def mix_uniform(logits: Array, unimix: float) -> Array:
 
 
 def sample_onehot(key: Array, logits: Array) -> Array:
-    """Draws one class for each group of logits [.., C] -> one-hot [.., C] float32, without gradient."""
+    """Draws a class from each categorical with logits [.., C] -> one-hot [.., C] float32, without gradient."""
     return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
 
 
 @jax.custom_jvp
 def straight_through(onehot: Array, log_probs: Array) -> Array:
-    """The value of `onehot` with the gradient of exp(log_probs). log_probs [.., C]: as returned by `mix_uniform`."""
+    """Returns `onehot`, with the gradient of exp(log_probs). log_probs [.., C]: as returned by `mix_uniform`."""
     return onehot
 
 
@@ -134,19 +135,19 @@ def _straight_through_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any
 
 
 def categorical_entropy(logits: Array) -> Array:
-    """Entropy in nats of the categoricals with logits [.., C] -> [..]."""
+    """Returns the entropy [..] in nats of the categoricals with logits [.., C]."""
     logp = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.exp(logp) * logp, -1)
 
 
 def categorical_kl(logits_q: Array, logits_p: Array) -> Array:
-    """KL(q || p) in nats of the categoricals with logits [.., C] -> [..]."""
+    """Returns KL(q || p) [..] in nats of the categoricals with logits [.., C]."""
     logq, logp = jax.nn.log_softmax(logits_q), jax.nn.log_softmax(logits_p)
     return jnp.sum(jnp.exp(logq) * (logq - logp), -1)
 
 
 def categorical_log_prob(logits: Array, onehot: Array) -> Array:
-    """Log-probability of a one-hot [.., C] under logits [.., C] -> [..]."""
+    """Returns the log-probability [..] of one-hots [.., C] under logits [.., C]."""
     return jnp.sum(onehot * jax.nn.log_softmax(logits.astype(jnp.float32)), -1)
 
 
@@ -156,23 +157,23 @@ def categorical_log_prob(logits: Array, onehot: Array) -> Array:
 def bounded_normal(
     raw_mean: Array, raw_std: Array, minstd: Array | float, maxstd: Array | float
 ) -> tuple[Array, Array]:
-    """Outputs [.., A] of a network -> mean in [-1, 1] by tanh, std in [minstd, maxstd] by a sigmoid with offset 2."""
+    """Maps network outputs [.., A] to mean and std: tanh(raw_mean), sigmoid(raw_std + 2) scaled to minstd..maxstd."""
     mean = jnp.tanh(raw_mean.astype(jnp.float32))
     std = (maxstd - minstd) * jax.nn.sigmoid(raw_std.astype(jnp.float32) + 2.0) + minstd
     return mean, std
 
 
 def normal_log_prob(mean: Array, std: Array, value: Array) -> Array:
-    """Log-density of value [.., A] under independent normals, summed over A -> [..]."""
+    """Returns the log-density [..] of value [.., A] under independent normals, summed over A."""
     return jnp.sum(-0.5 * jnp.square((value - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi), -1)
 
 
 def normal_entropy(std: Array) -> Array:
-    """Differential entropy in nats of independent normals with std [.., A], summed over A -> [..]."""
+    """Returns the differential entropy [..] in nats of independent normals with std [.., A], summed over A."""
     return jnp.sum(0.5 * np.log(2 * np.pi) + 0.5 + jnp.log(std), -1)
 
 
 def bernoulli_loss(logit: Array, label: Array) -> Array:
-    """Cross-entropy of a logit [..] with a label in [0, 1] [..] -> [..]."""
+    """Returns the cross-entropy [..] of a logit [..] with a label [..], which is from 0 to 1."""
     logit = logit.astype(jnp.float32)
     return -(label * jax.nn.log_sigmoid(logit) + (1 - label) * jax.nn.log_sigmoid(-logit))

@@ -24,7 +24,7 @@ class LatentDist(NamedTuple):
     shape: (S, C), the shape of a state | outputs: (S, n), the shape of a network's outputs for a state
     stats(outs [.., S, n]) -> stats, float32 | sample(key, stats) -> [.., S, C] float32, with gradients to stats
     kl(q, p) -> KL(q || p) [..] in nats | entropy(stats) -> [..] in nats; both are summed over the groups
-    pack(stoch) -> array for the replay | unpack(array) -> stoch with the same bits
+    pack(stoch) -> array for the replay | unpack(array) -> the same stoch, bit for bit
     packed: the shape, without leading axes, and the dtype of a packed array
     """
 
@@ -49,10 +49,11 @@ class Normal(NamedTuple):
 def categorical(
     groups: int, classes: int, unimix: float = 0.01, draw: Callable[[Array, Array], Array] = dist.sample_onehot
 ) -> LatentDist:
-    """S one-hots of C classes with straight-through gradients; a share `unimix` of each distribution is uniform.
+    """Returns the distribution of S = `groups` one-hots of C = `classes` entries, with straight-through gradients.
 
-    draw(key, log-probabilities [.., S, C]) -> one-hots. Packing keeps the class of each group; the number C stands for
-    the all-zero state before the first step. Source: DreamerV3, section on the world model.
+    A share `unimix` of each categorical is uniform. draw(key, log-probabilities [.., S, C]) -> one-hots
+    Packing keeps the class of each group; the number C stands for the all-zero state before the first step.
+    Source: DreamerV3, section on the world model.
     """
     index = "uint8" if classes < 256 else "uint16"
 
@@ -76,7 +77,7 @@ def categorical(
 
 
 def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
-    """S independent normals, C = 1. The deviation is the softplus of a network output, plus `minstd`.
+    """Returns the distribution of S = `groups` independent normals; C is 1. Their deviation is softplus(out) + minstd.
 
     Samples are reparametrised. Source: DreamerV1 (Hafner et al. 2020), appendix A.
     """
@@ -102,7 +103,7 @@ def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
 
 
 def normal_kl(q: Normal, p: Normal) -> Array:
-    """KL(q || p) of independent normals, summed over S -> [..]. For each normal, it is
+    """Returns KL(q || p) [..] of independent normals, summed over S. For each normal, it is
 
         log(p.std / q.std) + (q.std^2 + (q.mean - p.mean)^2) / (2 p.std^2) - 1/2
     """

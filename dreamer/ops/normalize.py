@@ -28,7 +28,7 @@ class Percentiles(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Moving averages of x, x^2 and 1. All start at 0; the average of 1 serves to correct this bias."""
+    """Moving averages of x, x^2 and 1. All start at 0, and division by the average of 1 corrects this bias."""
 
     mean: Array
     sqrs: Array
@@ -36,7 +36,11 @@ class Moments(NamedTuple):
 
 
 def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: float = 95.0) -> Normalizer:
-    """Offset = lo, scale = max(limit, hi - lo), where lo and hi average two percentiles. Source: DreamerV3, eq. 7."""
+    """Returns a Normalizer with offset = lo and scale = max(limit, hi - lo).
+
+    lo, hi: moving averages of the percentiles `low` and `high` | rate: the weight of a new value in them
+    Source: DreamerV3, eq. 7.
+    """
 
     def init() -> Percentiles:
         return Percentiles(jnp.zeros(()), jnp.zeros(()))
@@ -52,7 +56,10 @@ def percentiles(rate: float = 0.01, limit: float = 1.0, low: float = 5.0, high: 
 
 
 def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
-    """Offset = mean, scale = max(limit, standard deviation); the bias of both is corrected."""
+    """Returns a Normalizer with offset = mean and scale = max(limit, standard deviation).
+
+    Both come from moving averages, in which a new value has the weight `rate`. Their bias is corrected.
+    """
 
     def init() -> Moments:
         return Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
@@ -72,10 +79,10 @@ def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
 
 
 def identity() -> Normalizer:
-    """A Normalizer that changes nothing: offset 0, scale 1."""
+    """Returns a Normalizer that changes nothing: offset 0, scale 1."""
     return Normalizer(lambda: (), lambda state, x: state, lambda state: (jnp.zeros(()), jnp.ones(())))
 
 
 def make(name: str) -> Normalizer:
-    """The Normalizer called "percentiles", "moments" or "none", with DreamerV3's constants."""
+    """Returns the Normalizer called "percentiles", "moments" or "none", with DreamerV3's constants."""
     return {"percentiles": percentiles, "moments": moments, "none": identity}[name]()

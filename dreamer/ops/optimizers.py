@@ -20,7 +20,7 @@ FLOOR = 0.1  # learning rate at the end of a falling schedule, relative to its p
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """An optimizer: LaProp with clipping, its schedule, and the updates between which it is active."""
+    """The configuration of an optimizer: LaProp with clipping, its schedule, and when it is active."""
 
     learning_rate: Annotated[float, at_least(0)] = 4e-5
     "step size after the warm-up"
@@ -69,7 +69,10 @@ def clip_by_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransfo
 
 
 def kernels(params: Any) -> Any:
-    """A tree of bools like `params`: True for the parameters to decay, called "kernel" in Flax and "w" in Haiku."""
+    """Returns a tree of bools like `params`: True for kernels, which weight decay shrinks.
+
+    These parameters are called "kernel" in Flax and "w" in Haiku.
+    """
 
     def is_kernel(path: tuple[Any, ...], _: Array) -> bool:
         return getattr(path[-1], "key", None) in ("kernel", "w")
@@ -85,9 +88,9 @@ class PhaseState(NamedTuple):
 
 
 def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.GradientTransformation:
-    """Applies `inner` from update `start` until update `stop`, or without an end if `stop` is 0.
+    """Applies `inner` to the updates start, .., stop - 1, or to all from `start` on if `stop` is 0.
 
-    Before and after that, the updates are 0 and the state of `inner` does not change.
+    Before and after these, the updates are 0 and the state of `inner` does not change.
     """
 
     def init(params: Any) -> PhaseState:
@@ -104,9 +107,9 @@ def within(inner: optax.GradientTransformation, start: int, stop: int) -> optax.
 
 
 def make(config: Config) -> optax.GradientTransformation:
-    """The optimizer without the multiplication by the learning rate: p <- p - learning_rate * update.
+    """Returns the optimizer without the learning rate. The caller applies p <- p - learning_rate * update.
 
-    Its steps are, in this order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
+    The steps of the optimizer are, in this order: AGC, second moment, momentum (LaProp's, not Adam's), weight decay.
     """
     rms = optax.scale_by_rms(config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True)
     parts = [rms, optax.ema(config.beta1)]
@@ -119,10 +122,11 @@ def make(config: Config) -> optax.GradientTransformation:
 
 
 def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.GradientTransformation, Any]:
-    """Joins the optimizers {prefix of parameter names: Config}. Also returns a tree with the prefix of each parameter.
+    """Returns one optimizer made of several, and a tree with the prefix that belongs to each parameter.
 
-    Each parameter has the optimizer with the longest prefix of its name; "" is a prefix of all names.
-    params: a tree of the parameters or of their shapes. A single Config is not wrapped.
+    configs: {prefix of parameter names: Config}. Each parameter has the optimizer with the longest prefix of its name;
+    "" is a prefix of all names. A single Config, whose prefix must be "", is not wrapped in `optax.partition`.
+    params: a tree of the parameters or of their shapes
     """
     prefixes = prefixes_of(configs, params)
     if len(configs) == 1:
@@ -131,7 +135,7 @@ def partition(configs: Mapping[str, Config], params: Any) -> tuple[optax.Gradien
 
 
 def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
-    """A tree like `params`: for each parameter, the longest prefix in `configs` that matches its name."""
+    """Returns a tree like `params`: for each parameter, the longest prefix in `configs` that matches its name."""
 
     def longest(path: tuple[Any, ...], _: Any) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -141,7 +145,7 @@ def prefixes_of(configs: Mapping[str, Config], params: Any) -> Any:
 
 
 def learning_rate(config: Config, peak: Array, step: Array) -> Array:
-    """The learning rate [] at `step`. It rises linearly from 0 at `start` to `peak`, then follows `schedule`.
+    """Returns the learning rate [] at `step`. It rises linearly from 0 at `start` to `peak`, then follows `schedule`.
 
     The rise ends at `start + warmup`; with a warm-up, the first update changes nothing. The schedules linear and cosine
     reach peak / 10 at step `anneal` and stay there. peak [] float32, traced; step [] int32.

@@ -1,4 +1,4 @@
-"""Lambda-returns for one trajectory; `vmap` them over a batch."""
+"""Computes the lambda-returns of one trajectory. Use `jax.vmap` for a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 def lambda_returns(reward_t: Array, cont_t: Array, value_t: Array, lam: Array | float) -> Array:
-    """TD(lambda) targets of one trajectory with H steps.
+    """Computes the TD(lambda) targets of one trajectory with H steps.
 
         R_i = reward_i + cont_i * ((1 - lam_i) * value_i + lam_i * R_{i+1}),    R_H = value_{H-1}
 

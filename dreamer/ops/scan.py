@@ -9,7 +9,7 @@ the gradients of the carries. The intermediate values for the backward loop, and
 inputs, are computed for all steps together: dW = sum_t x_t^T dy_t is one product. With `jax.lax.scan`, each step would
 add to an array as large as W, and devices that share a batch would sum their parts in each step. The cost is a second
 evaluation of the steps, in large products. In return, the loops store no intermediate values: `jax.lax.scan` writes and
-reads an array for each intermediate value in every step, and on a GPU each such access is a kernel.
+reads an array for each intermediate value in every step, and on a GPU each such access starts a kernel.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ ONCE, BEFORE, WITHIN = range(3)
 
 
 def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, keys: Any = None) -> tuple[Any, Any]:
-    """`scan` over the time axis 1 of batch-major inputs [B, T, ..]; the outputs are [B, T, ..], too.
+    """Applies `scan` over the time axis 1 of batch-major inputs [B, T, ..]. The outputs are [B, T, ..], too.
 
-    step(carry, inputs) -> carry, outputs. keys [T]: if given, step has a third argument, the key of the time step.
+    step(carry, inputs) -> carry, outputs | keys [T]: passed to step as its third argument, one for each time step
+    Without keys, step has two arguments.
     """
     shared = () if keys is None else (keys,)
     carry, outputs = scan(lambda carry, xs: step(carry, *xs), carry, (_swap_time(inputs), *shared))
@@ -38,10 +39,10 @@ def scan_time(step: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any, key
 
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
-    """Computes `jax.lax.scan(step, carry, inputs)`; only sums may have another order.
+    """Computes `jax.lax.scan(step, carry, inputs)`, but may add numbers in another order.
 
-    inputs: a tree with leaves [T, ..]. The result is differentiable in all values that the step reads, but only by
-    `jax.grad` and `jax.vjp`.
+    inputs: a tree with leaves [T, ..]. The result is differentiable in all values that the step reads, but only in
+    reverse mode (`jax.grad`, `jax.vjp`).
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(carry, first)
@@ -69,7 +70,7 @@ def _swap_time(tree: Any) -> Any:
 class Loop:
     """A step whose equations are sorted by when they are computed.
 
-    once, before, within: the equations computed once, for all steps before the loop, and within the loop
+    once: equations that are computed once | before: computed for all steps before the loop | within: in the loop
     carry, inputs: the arguments of the step | results: the carry after the step, then its outputs
     """
 
@@ -101,7 +102,7 @@ def divide(step: Jaxpr, carries: int) -> Loop:
 
 
 def _part(step: Jaxpr, eqns: Sequence[JaxprEqn], results: Iterable[Var]) -> Jaxpr:
-    """A jaxpr of the equations in `eqns` that the results need; values from other equations are its arguments."""
+    """Returns a jaxpr of the equations in `eqns` that the results need. Values of other equations are its arguments."""
     results = list(dict.fromkeys(results))
     needed, kept = dict.fromkeys(results), []
     for eqn in reversed(eqns):
@@ -126,7 +127,7 @@ def _variables(atoms: Iterable[Any]) -> list[Var]:
 
 
 def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Computes one step -> carry, outputs. fixed: the values of loop.once | ready: the step's values of loop.before."""
+    """Computes carry, outputs of one step. fixed: values of loop.once | ready: the step's values of loop.before."""
     names = [*loop.once.outvars, *loop.carry, *loop.before.outvars]
     values = _evaluate(loop.within, dict(zip(names, [*fixed, *carry, *ready], strict=True)))
     results = [values[v] if isinstance(v, Var) else jnp.asarray(v.val, v.aval.dtype) for v in loop.results]
@@ -135,7 +136,7 @@ def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> t
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    """Runs the loop -> carry, outputs [T, ..]. fixed: the values of loop.once | ready: [T, ..] of loop.before."""
+    """Computes the last carry, outputs [T, ..]. fixed: values of loop.once | ready [T, ..]: values of loop.before."""
     return jax.lax.scan(lambda carry, ready: _step(loop, fixed, carry, ready), carry, ready, length)
 
 
@@ -183,10 +184,10 @@ _run.defvjp(_run_forward, _run_backward)
 
 
 def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tuple[Callable[[list[Any]], Any], Any]:
-    """Computes, for all t together, the pullbacks (functions made by jax.vjp) that pullback_of(*xs[t]) returns.
+    """Calls pullback_of(*xs[t]) for all steps t together. Each call returns a pullback (a function from jax.vjp).
 
-    Returns (restore, arrays [T, ..]): the arrays are the residuals, and restore(arrays of step t) is the pullback of t.
-    Residuals that are the same at each step, such as weights, are kept inside `restore`.
+    Returns (restore, arrays [T, ..]). The arrays are the residuals of the pullbacks, and restore(arrays of step t) is
+    the pullback of step t. Residuals that are the same at each step, such as weights, are kept inside `restore`.
     """
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     traced, shapes = jax.make_jaxpr(pullback_of, return_shape=True)(*first)
@@ -206,22 +207,22 @@ def _for_all_steps(pullback_of: Callable[..., Any], length: int, *xs: Any) -> tu
 
 
 def _real_step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Computes one step, and returns only the results that have a gradient."""
+    """Computes one step, and returns only the results that can have a gradient."""
     after, outputs = _step(loop, fixed, carry, ready)
     return _reals(after), _reals(outputs)
 
 
 def _reals(xs: Iterable[Any]) -> list[Any]:
-    """The arrays in `xs` that have a gradient."""
+    """Returns the arrays in `xs` that can have a gradient: those of an inexact dtype."""
     return [x for x in xs if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
 def _replace(xs: Iterable[Any], reals: Iterable[Any]) -> list[Any]:
-    """Returns xs, in which `reals` replace the arrays that have a gradient."""
+    """Returns `xs` with the arrays of `_reals(xs)` replaced by `reals`, in this order."""
     others = iter(reals)
     return [next(others) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in xs]
 
 
 def _zero(x: Any) -> Any:
-    """A placeholder for the gradient of x: x itself if x can have a gradient, else zeros of dtype float0."""
+    """Returns a placeholder for the gradient of x: x itself if x can have a gradient, else zeros of dtype float0."""
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

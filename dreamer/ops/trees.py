@@ -1,4 +1,4 @@
-"""Sizes of a tree of arrays, computed with few kernels."""
+"""Computes norms and other sizes of a tree of arrays, with few GPU kernels."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ ROW = 128  # row length of the matrix that holds the small arrays
 
 
 def count(tree: Any) -> int:
-    """The number of elements in all leaves [..], for example the number of trainable parameters."""
+    """Returns the number of elements in all leaves [..], for example the number of trainable parameters."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def norm(tree: Any) -> Array:
-    """The root of the sum of the squares of all elements -> [] float32."""
+    """Returns the root [] float32 of the sum of the squares of all elements."""
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in _pieces(tree)])))
 
 
 def rms(tree: Any) -> Array:
-    """The root of the mean of the squares of all elements -> [] float32."""
+    """Returns the root [] float32 of the mean of the squares of all elements."""
     return norm(tree) / jnp.sqrt(jnp.float32(sum(x.size for x in jax.tree.leaves(tree))))
 
 
 def largest(tree: Any) -> Array:
-    """The largest magnitude of all elements -> [] float32."""
+    """Returns the largest magnitude [] float32 of all elements."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in _pieces(tree)]))
 
 
 def norms(tree: Any) -> Any:
-    """A tree with the norm [] float32 of each leaf; small leaves share a few kernels."""
+    """Returns a tree with the norm [] float32 of each leaf. Small leaves are reduced together, in few GPU kernels."""
     leaves, structure = jax.tree.flatten(tree)
     small = [i for i, x in enumerate(leaves) if x.size < SMALL]
     found = {i: jnp.sum(jnp.square(x.astype(jnp.float32))) for i, x in enumerate(leaves) if x.size >= SMALL}
@@ -45,7 +45,7 @@ def norms(tree: Any) -> Any:
 
 
 def _sums_of_squares(leaves: list[Array]) -> Array:
-    """The sum of squares of each of L leaves: [L] float32. Each leaf fills some rows of one zero-padded matrix."""
+    """Returns the sum of squares of each leaf: [L] float32 for L leaves, which fill rows of one zero-padded matrix."""
     vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
     counts = [-(-x.size // ROW) for x in vectors]
     rows = jnp.concatenate([jnp.pad(x, (0, n * ROW - x.size)) for x, n in zip(vectors, counts, strict=True)])
@@ -56,7 +56,7 @@ def _sums_of_squares(leaves: list[Array]) -> Array:
 
 
 def _pieces(tree: Any) -> list[Array]:
-    """A few float32 arrays that hold all numbers of a tree.
+    """Returns a few float32 arrays that hold all numbers of a tree.
 
     Small leaves are joined in one vector, so that a sum over dozens of biases is one kernel. Large leaves keep their
     shape, since flattening a leaf that is split over devices would gather it.

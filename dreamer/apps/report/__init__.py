@@ -1,1 +1,1 @@
-"""`dreamer report`: draws runs on one page. No jax."""
+"""`dreamer report`: shows the results of several runs on one HTML page. Imports no jax."""

@@ -1,4 +1,4 @@
-"""Chooses what the axes of a panel show, and the numbers beside them. No jax."""
+"""Chooses the bounds of the axes of a panel (a plot), and places the labels of its level lines. Imports no jax."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from dreamer.apps.report.references import Level
 
 MARGIN = 0.05  # of the span of y, above and below
-NEAR = 0.1  # of the span of y: the room that the words of a level take
+NEAR = 0.1  # of the span of y: the height of a label
 
 
 def x_bounds(end: float) -> tuple[float, float]:
-    """The ends of the x axis. It begins at 0 and is at least 1 long, for runs that have logged only one step."""
+    """Returns the bounds of the x axis, 0 and max(`end`, 1), so that the axis is not empty if `end` is 0."""
     return 0.0, max(float(end), 1.0)
 
 
 def y_bounds(values: np.ndarray, levels: Sequence[Level], returns: bool) -> tuple[float, float]:
-    """The ends of the y axis for finite values [N], N at least 1.
+    """Returns the bounds of a y axis that includes all levels and all of `values` [N]: finite numbers, N at least 1.
 
-    returns: whether the metric is a return, for which the axis includes 0 and all levels. For other metrics, the axis
-    includes 0 if this shrinks the picture by at most a third.
+    returns: whether the metric is an episode return. The axis of a return always includes 0. For other metrics, the
+    axis is extended to 0 if the added part is at most a third of its new length.
     """
     shown = [*values.tolist(), *(level.value for level in levels), *([0.0] if returns else [])]
     low, high = min(shown), max(shown)
@@ -37,7 +37,7 @@ def y_bounds(values: np.ndarray, levels: Sequence[Level], returns: bool) -> tupl
 
 
 def short(value: float) -> str:
-    """A number of steps in a few characters, such as 12k or 1.5M."""
+    """Returns a number of steps as short text, such as 12k or 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -45,9 +45,9 @@ def short(value: float) -> str:
 
 
 def place_labels(levels: Sequence[Level], bounds: tuple[float, float]) -> list[tuple[Level, bool]]:
-    """The levels from low to high, each with whether its words stand above its line.
+    """Returns (level, above) for each level, from low to high. above: whether its label stands above its line.
 
-    The places are chosen so that the words of neighbouring levels do not overlap.
+    A label stands below its line if the next higher level is so close that the labels of the two could overlap.
     """
     ordered = sorted(levels, key=lambda level: level.value)
     near = NEAR * (bounds[1] - bounds[0])

@@ -1,9 +1,9 @@
-"""`dreamer report`: shows the curves of runs beside published curves, and the final scores of the runs. No jax.
+"""`dreamer report`: shows the curves of runs beside published curves, and the final scores of the runs.
 
-Runs are grouped by their configs (`groups.tasks`), and a panel is made for each task and metric. One HTML page holds
-scores, the newest videos, panels, and the settings that differ (`contents`). A folder beside the page holds the panels
-as vector graphics. Published curves are CSV files in a folder (`references`); they call the task "dmc:cheetah-run"
-dmc_cheetah_run. Nothing is written into run directories.
+Runs are grouped by their configs (`groups.tasks`). Each metric of each task is drawn in one panel (a plot). One HTML
+page holds scores, the newest videos, panels, and the settings that differ (`contents`). A folder beside the page holds
+the panels as vector graphics. Published curves are read from the CSV files of a folder (`references`), in which the
+task "dmc:cheetah-run" is called "dmc_cheetah_run". Nothing is written into run directories. Imports no jax.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreamer.errors import UserError, nearest
 from dreamer.runtime.files.atomic import write_whole
 
 INDEX = "index.html"
-FALLBACK = ("loss/*", "train/loss", "*")  # what is drawn while no run has returns: the first of these that any run has
+FALLBACK = ("loss/*", "train/loss", "*")  # drawn if no run has returns: all metrics that fit the first pattern
 MOST_FALLBACK = 12
 
 
@@ -33,11 +33,14 @@ def report_runs(
     references_dir: str = "", bin_width: float = 0.0, media_mb: float = 40.0, frames: bool = False,
     static: bool = False, formats: Sequence[str] = ("svg", "pdf"), command: str = "",
 ) -> Path:  # fmt: skip
-    """Reads runs, writes `out`/index.html and a file for each panel, and prints the scores. Returns the page's path.
+    """Reads runs, writes `out`/index.html and the files of the panels, and prints scores. Returns the page's path.
 
-    paths: run directories, or folders that contain runs. groups: for each group the words NAME=PATH PATH ..
-    static: make a page without plotly. formats: the formats of the panels' files.
-    command: the command to show on the page as the one that made it.
+    paths: run directories, or folders that contain runs | groups: for each group ["NAME=PATH", "PATH", ..]
+    metrics: names of metrics to draw besides the returns; * stands for any text
+    references_dir: the folder of published curves; "": the folder that comes with dreamer
+    bin_width: the width of bins on the x axis; 0: chosen for each panel | media_mb: the most megabytes of media
+    frames: whether x counts environment frames; False: env steps | static: make a page without plotly
+    formats: of the files in which each panel is saved | command: shown on the page as the command that made it
     Raises UserError when no run can be read, a metric is unknown, plotly is missing, or `out` cannot be written.
     """
     loose, unread = read_all(path for one in paths for path in find_runs(one))
@@ -67,8 +70,9 @@ def make(
     loose: Sequence[Run], named: Sequence[Group], metrics: Sequence[str], references_dir: str, bin_width: float,
     frames: bool = False,
 ) -> Report:  # fmt: skip
-    """The report, without pictures, of `loose` runs, which are grouped by their configs, and of the groups `named`.
+    """Makes the report, without its videos and pictures. The other arguments are those of `report_runs`.
 
+    loose: runs, which this function groups by their configs | named: groups that the user has formed
     Raises UserError when a metric is unknown or the references cannot be read.
     """
     everyone = [*loose, *(run for group in named for run in group.runs)]
@@ -100,10 +104,10 @@ def make(
 
 
 def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """The metrics to draw, and notes. The metrics are the returns that any run has, then those in `wanted`.
+    """Returns the metrics to draw, and notes. They are the episode returns, if any run has them, then those wanted.
 
-    A * in `wanted` stands for any text. If there are no returns and `wanted` is empty, takes losses or other metrics,
-    so that a new run can be seen.
+    A * in `wanted` stands for any text. Without returns and with empty `wanted`, the function chooses losses or other
+    metrics, so that a new run can be seen. Raises UserError for a name in `wanted` that no run has.
     """
     known = sorted({name for run in runs for name in run.metrics})
     chosen = [name for name in (EVALUATION, TRAINING) if name in known]
@@ -126,7 +130,7 @@ def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> tuple[list[str
 
 
 def _named_group(words: Sequence[str]) -> tuple[Group, list[str]]:
-    """The group of a flag --group NAME=PATH PATH .., and a line about each run that cannot be read."""
+    """Reads the group ["NAME=PATH", "PATH", ..] of a flag --group. Also returns a note about each unreadable run."""
     name, equals, first = words[0].partition("=") if words else ("", "", "")
     if not (name and equals and first):
         found = f", not {words[0]!r}" if words else ""
@@ -136,7 +140,10 @@ def _named_group(words: Sequence[str]) -> tuple[Group, list[str]]:
 
 
 def _references(given: str) -> Path:
-    """The folder of published curves: `given`, or if it is "" the folder that comes with dreamer. Raises UserError."""
+    """Returns the folder of published curves: `given`, or the folder that comes with dreamer if `given` is "".
+
+    Raises UserError when there is no such folder.
+    """
     folder = Path(given).expanduser() if given else shipped.folder("experiments") / "references"
     if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
@@ -144,7 +151,7 @@ def _references(given: str) -> Path:
 
 
 def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
-    """Raises UserError when the output folder lies in a run, or holds a page that `dreamer report` has not made."""
+    """Raises UserError when the output folder lies in a run, or holds a page that `dreamer report` did not make."""
     here = folder.resolve()
     for run in runs:
         if here.is_relative_to(run.path.resolve()):
@@ -155,7 +162,7 @@ def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _remarks(task: Task) -> list[str]:
-    """Warns the reader of the curves about groups with duplicate seeds, mixed settings or unfinished runs."""
+    """Returns notes about duplicate seeds, mixed settings and unfinished runs in the groups of a task."""
     notes = []
     for group in task.groups:
         seeds = [run.config.seed for run in group.runs]
@@ -180,7 +187,7 @@ def _remarks(task: Task) -> list[str]:
 
 
 def _frames(run: Run) -> int:
-    """The number of environment frames that a run has seen, at most the configured number."""
+    """Returns the number of environment frames that a run has seen, at most the number in its config."""
     return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
 
 
@@ -190,7 +197,10 @@ def _frames(run: Run) -> int:
 def _write(
     folder: Path, report: Report, pictures: Sequence[page.Picture], formats: Sequence[str], library: str, command: str
 ) -> None:
-    """Writes the files of the panels and the page. Raises UserError when they cannot be written."""
+    """Writes the page and the files of the panels into `folder`. Raises UserError when they cannot be written.
+
+    library: plotly.js from `interactive.library`, or "" for a page without it
+    """
     files = {}
     for one, name in zip(report.panels, contents.file_names(report.panels), strict=True):
         for kind, content in plots.for_papers(one, report.looks, formats).items():
@@ -203,7 +213,7 @@ def _write(
 
 
 def _print(report: Report) -> None:
-    """Prints notes and scores. Does not wrap the lines of the table if the output is not a terminal."""
+    """Prints notes and the table of scores. The table is up to 220 columns wide if the output is not a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The title and the sections of the page of a report, in the order in which a reader wants them. No jax."""
+"""Builds the title and the sections of a report's page, in the order in which a reader wants them. Imports no jax."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dreamer.apps.report.palette import Style
 from dreamer.apps.report.plots import bins, explanation, label, on_page
 from dreamer.apps.report.runs import Run
 
-NAMED = 4  # tasks or runs in the title
+NAMED = 4  # the most tasks or runs that the top of the page names
 PANELS = "panels"  # the folder beside the page that holds the panels' files
 SCORES_EXPLAINED = (
     "Final: the mean over seeds, each of which counts with the mean of its episodes, and its standard error. IQM: the "
     "interquartile mean over seeds, without the lowest and the highest quarter; with fewer than four seeds the mean. "
     "The interval is a percentile bootstrap over seeds, stratified by task (Agarwal et al. 2021, arXiv 2108.13264).",
     "All groups of a task are compared over the same steps, up to those that all its runs have reached. A "
-    "training score is the mean of what was logged in the last tenth before it; the span begins earlier where a seed "
-    "has nothing there, or where the bins of the published score beside it are longer. Episodes behind training "
+    "training score is the mean of what was logged in the last tenth of these steps. This span begins earlier where a "
+    "seed has logged nothing in it, or where the bins of a published curve are longer. Episodes behind training "
     "scores are not counted in the logs. Wall-clock: the mean over seeds.",
 )
 
@@ -32,8 +32,8 @@ SCORES_EXPLAINED = (
 class Report(NamedTuple):
     """The contents of a report.
 
-    panels: those of all tasks, in the order of the page | looks: {name of a line: its style}
-    table: the rows of final scores | notes: one line each
+    panels: the panels (plots) of all tasks, in the order of the page | looks: {name of a line in the panels: its style}
+    table: the rows of the table of final scores | notes: remarks for the reader
     """
 
     tasks: list[Task]
@@ -49,7 +49,7 @@ class Report(NamedTuple):
 
 
 def head(report: Report, command: str) -> Head:
-    """The top of the page: the names of the tasks, then the names of the runs, the date and the version."""
+    """Returns the top of the page. The title names the tasks; below it are the runs, the date and the version."""
     names = list(run_names(report.runs).values())
     count = f"{len(names)} run{'s' if len(names) > 1 else ''}"
     when = time.strftime("%Y-%m-%d %H:%M %Z")
@@ -58,13 +58,16 @@ def head(report: Report, command: str) -> Head:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many others there are."""
+    """Joins up to four names, and counts the others: "a, b, c, d and 3 more"."""
     more = len(names) - NAMED
     return ", ".join(names) if more < 1 else f"{', '.join(names[:NAMED])} and {more} more"
 
 
 def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]) -> list[Section]:
-    """The sections that are not empty: scores, videos, curves, settings, runs, notes."""
+    """Returns the sections of the page: scores, videos, curves, settings, runs, notes. Leaves out empty sections.
+
+    formats: those of the panels' files, to which the page links
+    """
     names = file_names(report.panels)
     made = []
     if report.table:
@@ -89,7 +92,7 @@ def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]
 
 
 def file_names(panels: Sequence[Panel]) -> list[str]:
-    """For each panel a name for its files, without a suffix. No two panels have the same name."""
+    """Returns a file name without extension for each panel. No two panels have the same name."""
     names: list[str] = []
     for panel in panels:
         name = re.sub(r"\W+", "_", f"{panel.task} {panel.metric}").strip("_")
@@ -100,7 +103,7 @@ def file_names(panels: Sequence[Panel]) -> list[str]:
 
 
 def _score_table(table: Sequence[scores.Row]) -> Table:
-    """The table of scores, without empty columns. The standard error stands beside the mean."""
+    """Makes the table of scores, without empty columns. The standard error stands in the column of the mean."""
     rows = [
         row._replace(mean=row.mean if row.error == scores.NONE else f"{row.mean} ± {row.error}") for row in table
     ]
@@ -111,7 +114,7 @@ def _score_table(table: Sequence[scores.Row]) -> Table:
 
 
 def _legend(report: Report) -> Legend:
-    """The legend of all lines of the panels, with their numbers of seeds."""
+    """Makes the legend that all panels share. It tells the number of seeds of each line."""
     counts: dict[str, set[int]] = {}
     for panel in report.panels:
         for line in panel.lines:
@@ -130,7 +133,7 @@ def _seeds(line: Line) -> int:
 
 
 def _settings(task: Task) -> Section:
-    """The section of the settings in which the runs of a task differ, with a column for each group."""
+    """Makes a section with a table of the settings in which the runs of a task differ. Each group has a column."""
     parts: list[str | Table] = []
     if task.options:
         parts.append("Environment options: " + ", ".join(f"{key}={show(value)}" for key, value in task.options.items()))
@@ -163,5 +166,5 @@ def _run_table(tasks: Sequence[Task]) -> Table:
 
 
 def _capital(text: str) -> str:
-    """Begins words with a capital letter; the name of a metric stays unchanged."""
+    """Returns the text with a capital first letter. The name of a metric, which has a /, stays unchanged."""
     return text if "/" in text else text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""Combines metrics of several seeds into one curve with an interval, and curves into panels. Draws nothing. No jax."""
+"""Combines the seeds of a metric into a curve with an interval, and curves into panels (plots). Imports no jax."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from dreamer.apps.statistics import bootstrap, iqm
 
 EVALUATION, TRAINING = "eval/return", "episode/return"
 PUBLISHED = ", published"  # ends the name of a published curve
-BINS = 50  # the longest run has about this number of bins
-TAIL = 0.1  # share of a curve at its end that gives the final score
+BINS = 50  # the longest run has at most this number of bins
+TAIL = 0.1  # the final score is the mean over this last share of a curve
 
 
 class Curve(NamedTuple):
     """The values of several seeds in common bins, and statistics of the bins in which all seeds have a value.
 
-    x [B]: all bins | seeds [S, B]: the values; nan where a seed has no value
-    at [C]: the bins in which all seeds have a value | mean, iqm [C]: the mean and the IQM over the seeds
-    low, high [C]: the 95 % bootstrap interval of the IQM over seeds; None: there is only one seed
-    std [C]: the standard deviation over the episodes of an evaluation, root mean square over seeds; None: not logged
+    x [B]: the positions of all bins | seeds [S, B]: the values; nan where a seed has no value
+    at [C]: the positions of the bins in which all seeds have a value
+    mean, iqm [C]: the mean and the interquartile mean (IQM) over the seeds
+    low, high [C]: the 95 % bootstrap interval of the IQM over seeds; None: there is only one seed, or C is 0
+    std [C]: the standard deviation over the episodes of an evaluation, root mean square over seeds; None: not known
     """
 
     x: np.ndarray
@@ -42,8 +43,8 @@ class Curve(NamedTuple):
 class Line(NamedTuple):
     """A curve with its name.
 
-    published: whether the curve comes from the references and not from runs
-    points: the points of each seed, before they are put into bins
+    published: whether this is a published curve; False: the curve of a group of runs
+    points: for each seed, its points before they are put into bins; () for a published curve
     """
 
     name: str
@@ -53,12 +54,12 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One metric in one task. lines: the lines of the groups that have the metric, then the published curves.
+    """The plot of one metric in one task. lines: those of the groups that have the metric, then the published curves.
 
     frames: whether x counts environment frames; False: env_steps | width: the width of a bin; 0 for evaluations
-    bounds, y_bounds: the parts of x and y that are shown | missing: one line for each run or curve not shown
+    bounds, y_bounds: the bounds of the two axes | missing: a note for each run or curve that is not shown
     end: the largest x that every run with this metric has reached; up to it, all runs can be compared
-    levels: scores to compare returns with
+    levels: scores, shown as horizontal lines, to compare returns with
     """
 
     task: str
@@ -77,13 +78,13 @@ class Panel(NamedTuple):
 
 
 def binned(points: Points, width: float) -> Points:
-    """Means in bins. The x of a bin is its right edge, which belongs to the bin. Empty bins are left out."""
+    """Averages points in bins. The x of a bin is its right edge, which belongs to the bin. Empty bins are left out."""
     edges = np.ceil(points.x / width) * width
     return averaged(Points(edges, points.y))
 
 
 def averaged(points: Points) -> Points:
-    """Averages the points with equal x, so that x [N] is ascending without repetition."""
+    """Averages the points that have equal x. Each x of the result occurs only once, in ascending order."""
     x, inverse = np.unique(points.x, return_inverse=True)
     counts = np.bincount(inverse, minlength=len(x))
     return Points(x, np.bincount(inverse, points.y, minlength=len(x)) / counts)
@@ -92,8 +93,8 @@ def averaged(points: Points) -> Points:
 def due(run: Run, points: Points) -> Points:
     """Moves evaluations to the env_steps at which they were due.
 
-    A run evaluates at the first row at or after a multiple of eval.every, and at its end. Seeds therefore evaluate at
-    slightly different env_steps, and could not be compared without this function.
+    A run evaluates as soon as its env_steps reach or pass a multiple of eval.every, and at its end. Seeds therefore
+    evaluate at slightly different env_steps, and could not be compared without this function.
     """
     every = run.config.eval.every
     asked = points.x - points.x % every if every else points.x
@@ -103,14 +104,14 @@ def due(run: Run, points: Points) -> Points:
 
 
 def bin_width(curves: Sequence[Points]) -> float:
-    """A round width for bins, so that the longest curve has about 50 bins and hardly any bin is empty."""
+    """Returns a width for bins: 1, 2 or 5 times a power of ten. It gives at most 50 bins, few of which are empty."""
     wanted = max(max(points.x[-1] for points in curves) / BINS, _usual_gap(curves), 1.0)
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
 
 
 def published_width(curves: Sequence[Points]) -> float:
-    """The width of bins for published curves: the smallest distance of points, doubled until few bins are empty."""
+    """Returns the width of bins for published curves: the least gap of points, doubled until few bins are empty."""
     width = float(min((np.diff(points.x).min() for points in curves if len(points.x) > 1), default=1.0))
     while width < _usual_gap(curves):
         width *= 2
@@ -118,13 +119,13 @@ def published_width(curves: Sequence[Points]) -> float:
 
 
 def _usual_gap(curves: Sequence[Points]) -> float:
-    """The 95th percentile of the distances between neighbouring points."""
+    """Returns the 95th percentile of the distances between neighbouring points of a curve; 0 if there are none."""
     gaps = np.concatenate([np.diff(points.x) for points in curves])
     return float(np.quantile(gaps, 0.95)) if len(gaps) else 0.0
 
 
 def curve(seeds: Sequence[Points]) -> Curve:
-    """Combines seeds, at least one, whose points are already in bins, in one curve."""
+    """Combines the points of one or more seeds, which are already in bins, into one curve."""
     x = np.unique(np.concatenate([points.x for points in seeds]))
     table = np.full((len(seeds), len(x)), np.nan)
     for row, points in zip(table, seeds, strict=True):
@@ -144,10 +145,10 @@ def panel(
     task: Task, metric: str, published: Sequence[Published] = (), width: float = 0.0, *,
     levels: Sequence[Level] = (), frames: bool = False,
 ) -> Panel | None:  # fmt: skip
-    """The panel of a metric in a task, or None if no run of the task has the metric.
+    """Makes the panel of a metric in a task. Returns None if no run of the task has the metric.
 
-    published: curves over frames, drawn behind returns | levels: drawn in panels of returns
-    width: the width of bins on the x axis; 0: that of the published curves, or a chosen width if there are none
+    published: curves whose x counts frames; used for returns only | levels: used for returns only
+    width: the width of bins, not used for evaluations; 0: that of the published curves, else chosen by `bin_width`
     frames: whether x counts environment frames; False: env steps
     """
     returns = metric in (EVALUATION, TRAINING)
@@ -181,7 +182,10 @@ def panel(
 
 
 def _points(run: Run, metric: str, frames: bool) -> Points:
-    """A metric over the x axis. Points beyond the configured end of a run are moved to this end."""
+    """Returns the points of a run's metric, with x in the unit of the x axis.
+
+    Evaluations are moved as in `due`. Other points beyond the configured end of the run are moved to this end.
+    """
     points = run.metrics[metric]
     if metric.startswith("eval/"):
         points = due(run, points)
@@ -191,7 +195,10 @@ def _points(run: Run, metric: str, frames: bool) -> Points:
 
 
 def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray) -> np.ndarray | None:
-    """The spread over episodes of the evaluations at `at` [C], root mean square over runs. None: a run has none."""
+    """Returns the standard deviation over the episodes of the evaluations at x = `at` [C], root mean square over runs.
+
+    Returns None if the metric does not come from evaluations, or if a run has no value at one of these x.
+    """
     name = f"{metric}_std"
     if not metric.startswith("eval/") or any(name not in run.metrics for run in runs) or not len(at):
         return None
@@ -204,15 +211,15 @@ def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray)
 
 
 def _end(run: Run, frames: bool) -> float:
-    """The position on the x axis that a run has reached."""
+    """Returns the x that a run has reached, at most the configured end of the run."""
     return float(min(run.env_steps, run.config.env_steps) * (run.config.action_repeat if frames else 1))
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:
-    """Means of the complete bins, or of all bins if no bin is complete. With width 0, returns `points`.
+    """Averages the points in bins, and returns the complete bins, or all bins if none is complete.
 
-    A bin is complete if its right edge is at most `reached`.
-    reached: the x that the run has reached, which may be larger than the x of its last point; None: use the last point.
+    A bin is complete if its right edge is at most `reached`. If `width` is 0, returns `points` unchanged.
+    reached: the x that the run has reached, at or after its last point; None: the x of the last point
     """
     if not width:
         return points
@@ -224,7 +231,10 @@ def _passed(points: Points, width: float, reached: float | None = None) -> Point
 def _behind(
     task: Task, published: Sequence[Published], frames: bool
 ) -> tuple[list[tuple[str, list[Points]]], list[str]]:
-    """The published curves of a task as (name, seeds) over the x axis, and a note if they have no place on it."""
+    """Returns the published curves of a task as (name, seeds), with x in the unit of the x axis, and notes.
+
+    Published curves count frames. If x counts env steps and the runs differ in action_repeat, returns only a note.
+    """
     curves = [one for one in published if not one.mean_only]
     repeats = {run.config.action_repeat for run in task.runs}
     if curves and not frames and len(repeats) > 1:
@@ -239,14 +249,14 @@ def _behind(
 
 
 def _published(name: str, seeds: Sequence[Points], end: float, width: float) -> Line | None:
-    """A published curve up to `end`, or None if the curve begins later."""
+    """Returns the line of a published curve up to x = `end`, or None if the curve begins later."""
     inside = [Points(points.x[points.x <= end], points.y[points.x <= end]) for points in seeds]
     passed = [_passed(points, width) for points in inside if len(points.x)]
     return Line(name, curve(passed), True) if passed else None
 
 
 def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool) -> list[Level]:
-    """The last mean of each published curve that continues beyond `end`."""
+    """Returns a level for each published curve that continues beyond x = `end`: its mean over seeds at its last x."""
     found = []
     for name, seeds in behind:
         last = max(points.x[-1] for points in seeds)
@@ -258,12 +268,12 @@ def _ahead(behind: Sequence[tuple[str, list[Points]]], end: float, frames: bool)
 
 
 def unit(frames: bool) -> str:
-    """The unit of the x axis in words."""
+    """Returns the unit of the x axis: "frames" or "env steps"."""
     return "frames" if frames else "env steps"
 
 
 def _values(lines: Sequence[Line]) -> np.ndarray:
-    """All finite values that these lines and their bands draw."""
+    """Returns all finite values that a panel shows for these lines and their bands."""
     parts = []
     for line in lines:
         curve = line.curve
@@ -278,9 +288,9 @@ def _values(lines: Sequence[Line]) -> np.ndarray:
 
 
 class Final(NamedTuple):
-    """The final scores of a line.
+    """The final scores of one line of a panel.
 
-    scores [S]: one for each seed; nan: the seed has no score | at: the span (from, to) of x that the scores cover
+    scores [S]: one for each seed; nan: the seed has no score | at: the scores cover the span (from, to) of x
     """
 
     line: Line
@@ -289,7 +299,10 @@ class Final(NamedTuple):
 
 
 def last_evaluations(panel: Panel) -> list[Final]:
-    """The last evaluation of each group; if the groups have evaluations at the same x, the last of these."""
+    """Returns the scores of each group in its last evaluation, at the same x for all groups if possible.
+
+    Only evaluations up to x = `panel.end` that all seeds of a group have are used.
+    """
     lines = [line for line in panel.lines if not line.published]
     shared = [set(line.curve.at[line.curve.at <= panel.end].tolist()) for line in lines]
     common = max(set.intersection(*([own for own in shared if own] or [set()])), default=None)
@@ -302,10 +315,10 @@ def last_evaluations(panel: Panel) -> list[Final]:
 
 
 def last_tenth(panel: Panel) -> list[Final]:
-    """The mean of each line's points over one span of x: the last tenth of the part that all runs have reached.
+    """Returns the mean score of each seed of each line over the last tenth of the x that all runs have reached.
 
-    If a seed has no point in this span, the span begins earlier. It also begins earlier if a bin of a published curve
-    lies in it only in part.
+    This span of x begins earlier if a seed has no point in it, or if a bin of a published curve lies in it only in
+    part. It is the same for all lines, but a published curve counts only with its whole bins.
     """
     groups = [line for line in panel.lines if not line.published]
     published = [line for line in panel.lines if line.published]

@@ -1,4 +1,4 @@
-"""Groups runs by task and settings, and names tasks, groups and runs by their differences. No jax."""
+"""Groups runs by task and settings, and names tasks, groups and runs by their differences. Imports no jax."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dreamer.fields import SAME_GROUP, get, has_mark, keys
 
 TASK = ("env", "env_options")
 ONE_GROUP = "all runs"
-MOST_NAMED = 3  # settings in the name of a group
-LONGEST = 60  # characters of the settings beside the name of a single run
+MOST_NAMED = 3  # the most settings in the name of a group
+LONGEST = 60  # the most characters of the settings beside the name of a single run
 
 
 class Group(NamedTuple):
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One environment with its options, and the groups that were trained in it."""
+    """One environment with its options, and the groups of runs that were trained in it."""
 
     name: str
     env: str
@@ -42,10 +42,10 @@ class Task(NamedTuple):
 
 
 def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
-    """The tasks in the order of their names. Each task has the groups of `runs`, then the groups `named` by the user.
+    """Sorts `runs` into tasks and groups, adds the groups `named` by the user, and returns the tasks in name order.
 
-    A group of `runs` holds the runs of one task whose configs agree in all fields except those marked SAME_GROUP. The
-    group's name lists the settings in which the groups of a task differ, and is the same in every task.
+    A group of `runs` holds the runs of one task whose configs agree in all fields except those marked SAME_GROUP, such
+    as the seed. The group's name lists the settings that differ within a task, and is the same in every task.
     """
     given = [(group.name, run) for group in named for run in group.runs]
     names = task_names([*runs, *(run for _, run in given)])
@@ -63,7 +63,10 @@ def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
 
 
 def task_names(runs: Sequence[Run]) -> dict[str, str]:
-    """{key of a task: its name}. A name is the environment and the options that differ: "dmc:x {image: true}"."""
+    """Returns {key of a task: its name}, such as "dmc:x {image: true}".
+
+    The name is the environment, followed by the options that differ between tasks of this environment.
+    """
     options: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run in runs:
         options.setdefault(run.config.env, {})[_task_key(run)] = run.config.env_options
@@ -79,7 +82,7 @@ def task_names(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def group_names(runs: Sequence[Run]) -> list[str]:
-    """The name of each run's group: the settings that differ within a task, with the run's values.
+    """Returns, for each run, the name of its group. The name lists the settings that differ within a task.
 
     A group of one run has the name of the run, followed by these settings if they are short.
     """
@@ -102,7 +105,7 @@ def group_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
-    """The settings that differ within a task. The first setting splits the runs most evenly."""
+    """Returns the keys of the settings that differ within a task. The key that splits the runs most evenly is first."""
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(_task_key(run), []).append(run)
@@ -115,13 +118,17 @@ def _varying(runs: Sequence[Run]) -> list[str]:
 
 
 def _single(name: str, parts: Sequence[str]) -> str:
-    """The name of a group of one run. parts: the settings that differ, with their values."""
+    """Returns the name of a group of one run. name: the run's name | parts: differing settings as "key=value"."""
     words = ", ".join(parts)
     return f"{name} ({words})" if parts and len(parts) <= MOST_NAMED and len(words) <= LONGEST else name
 
 
 def _several(parts: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> str:
-    """The name of a group of several runs. If the first settings of some groups agree, a number distinguishes them."""
+    """Returns the name of a group of several runs: its first three settings, and the number of other settings.
+
+    A number before the name distinguishes groups that have the same first three settings.
+    parts: the settings of the group, as "key=value" | every: the parts of all groups of several runs
+    """
     if not parts:
         return ONE_GROUP
     words = ", ".join(parts[:MOST_NAMED])
@@ -133,7 +140,7 @@ def _several(parts: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> str:
 
 
 def run_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """{path of a run: its name}. The name is the shortest end of the path that no other run's path has."""
+    """Returns {path of a run: its name}. The name is the end of the path, long enough to differ from all other runs."""
     paths = {run.path.resolve(): run.path for run in runs}
     names = {}
     for real, path in paths.items():
@@ -147,7 +154,7 @@ def run_names(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def short_key(key: str, every: Iterable[str]) -> str:
-    """The shortest end of a dotted key that no other key in `every` has: "units" or "behavior.units"."""
+    """Shortens a dotted key to its last parts, such as "units". They suffice to tell it from all others in `every`."""
     parts = key.split(".")
     others = [other for other in every if other != key]
     for count in range(1, len(parts)):
@@ -161,14 +168,14 @@ def short_key(key: str, every: Iterable[str]) -> str:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings, by dotted key, that define a group."""
+    """Returns {dotted key: value} for the settings that define a group: not the task, nor fields marked SAME_GROUP."""
     return {
         key: get(config, key) for key in keys(config) if key not in TASK and not has_mark(config, key, SAME_GROUP)
     }
 
 
 def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """The settings that differ: {dotted key: the value of each run}. The value None: the run has no such setting."""
+    """Returns {dotted key: the value of each run} for the settings that differ; None if a run has no such setting."""
     all_settings = [settings(run.config) for run in runs]
     names = dict.fromkeys(key for one in all_settings for key in one)
     values = {key: [one.get(key) for one in all_settings] for key in names}
@@ -176,7 +183,7 @@ def differences(runs: Iterable[Run]) -> dict[str, list[Any]]:
 
 
 def show(value: Any) -> str:
-    """A setting in a few characters: 0.0003, 4e-05, [2, 3], true, auto."""
+    """Returns the value of a setting as short text: 0.0003, 4e-05, [2, 3], true, auto."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -185,10 +192,10 @@ def show(value: Any) -> str:
 
 
 def _task_key(run: Run) -> str:
-    """The key of a run's task: the environment and its options."""
+    """Returns the key of a run's task: the environment and all its options."""
     return f"{run.config.env} {_flow(run.config.env_options)}"
 
 
 def _flow(options: Mapping[str, Any]) -> str:
-    """Options on one line, such as "{image: true}"."""
+    """Returns options as one line of YAML, such as "{image: true}"."""
     return yaml.dump(dict(options), Dumper=Dumper, default_flow_style=True, width=1000).strip()

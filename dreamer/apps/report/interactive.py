@@ -1,4 +1,7 @@
-"""What the script of the page needs: the panels as JSON, and plotly.js, so that no network is used. No jax."""
+"""Prepares the data for the page's script: the panels as JSON, and plotly.js, so that the page needs no network.
+
+Imports no jax.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from dreamer.apps.report.palette import Style
 from dreamer.apps.report.plots import differs, x_label
 from dreamer.errors import UserError
 
-DIGITS = 6  # of a number on the page
+DIGITS = 6  # significant digits of a number on the page
 
 
 def library() -> str:
-    """The source of plotly.js, packed as base64 text of about 2 MB. Raises UserError when plotly is not installed."""
+    """Returns the source of plotly.js, compressed, as base64 text of about 2 MB. Raises UserError if it is missing."""
     try:
         from plotly import offline
     except ImportError as error:
@@ -32,7 +35,7 @@ def library() -> str:
 
 
 def to_json(panels: Sequence[Panel], looks: Mapping[str, Style]) -> str:
-    """The panels as JSON that may stand inside a script element. looks: {name of a line: its style}."""
+    """Returns the panels as JSON that is safe inside a script element. looks: {name of a line: its style}."""
     text = json.dumps([_panel(panel, looks) for panel in panels], separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("&", "\\u0026")
 
@@ -49,9 +52,10 @@ def _panel(panel: Panel, looks: Mapping[str, Style]) -> dict[str, Any]:
 
 
 def _line(line: Line, look: Style) -> dict[str, Any]:
-    """A line of a panel for the script.
+    """Returns a line of a panel as a dict for the page's script.
 
-    main: the thick line; None if the seeds share no bin | seeds: the thin lines; empty if there is only one seed
+    "main": the points of the thick line, or None if the seeds share no bin
+    "seeds": the points of the thin lines, or [] if there is only one seed
     """
     curve = line.curve
     seeds = [_points(curve.x[own], values[own]) for values in curve.seeds for own in [~np.isnan(values)]]

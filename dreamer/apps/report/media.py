@@ -1,4 +1,4 @@
-"""The newest videos and pictures of runs, for the page of a report. No jax."""
+"""Finds the newest videos and pictures of runs, for the page of a report. Imports no jax."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NEWEST = (
 
 
 def newest(runs: Sequence[Run], budget: int) -> tuple[list[Picture], list[str]]:
-    """The newest file of each kind (NEWEST) of each run, at most `budget` bytes in total; videos come first.
+    """Reads the newest file of each kind in NEWEST from each run. In the result, videos come first.
 
-    Also returns a note about the files that are left out.
+    budget: the most bytes of all files together. Also returns a note about the files that do not fit in it.
     """
     runs = list({run.path.resolve(): run for run in runs}.values())
     names = run_names(runs)
@@ -49,7 +49,7 @@ def newest(runs: Sequence[Run], budget: int) -> tuple[list[Picture], list[str]]:
 
 
 def own(file: Path, run_dir: Path) -> bool:
-    """Whether a file is a regular file of the run itself, not a link."""
+    """Whether `file` is a regular file inside `run_dir`, not a link."""
     inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run_dir))
     return inside and file.is_file() and not file.is_symlink()
 

@@ -1,4 +1,4 @@
-"""The page of a report: one self-contained HTML file that needs no network. No jax."""
+"""Renders the page of a report: one self-contained HTML file that needs no network. Imports no jax."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG picture, or an mp4 video if `video` is set, with the words below it."""
+    """A PNG picture, or an MP4 video if `video` is True. content: the bytes of the file | caption: the text below."""
 
     content: bytes
     caption: str
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A panel: title, task, an SVG element, a caption, and files {format: path} that lie beside the page."""
+    """A panel on the page. svg: the drawing, an SVG element | files: {format: path of a file with this drawing}."""
 
     title: str
     task: str
@@ -48,20 +48,20 @@ class Plot(NamedTuple):
 
 
 class Legend(NamedTuple):
-    """For each line of the panels its name, its style, and its number of seeds in words."""
+    """The legend of all panels. lines: for each line its name, its style, and text such as ", 5 seeds"."""
 
     lines: Sequence[tuple[str, palette.Style, str]]
 
 
 class Fold(NamedTuple):
-    """Paragraphs that are shown when the reader clicks on the summary."""
+    """Paragraphs that appear when the reader clicks on the summary."""
 
     summary: str
     paragraphs: Sequence[str]
 
 
 class Notes(NamedTuple):
-    """A list of lines."""
+    """A bulleted list. lines: its entries."""
 
     lines: Sequence[str]
 
@@ -70,7 +70,11 @@ Part = str | Table | Legend | Fold | Notes | Sequence[Picture] | Sequence[Plot]
 
 
 class Section(NamedTuple):
-    """A heading of the first or second level, and its contents from top to bottom. anchor: the name for links to it."""
+    """A section of the page.
+
+    parts: the contents from top to bottom | level: 2 or 3, for the HTML heading h2 or h3
+    anchor: the HTML id, to which links can point; "": none
+    """
 
     title: str
     parts: Sequence[Part]
@@ -79,7 +83,10 @@ class Section(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The top of the page: title, lines below the title, the command that made the page or "", the number of notes."""
+    """The top of the page.
+
+    lines: text below the title | command: the command that made the page; "": none is shown | notes: how many there are
+    """
 
     title: str
     lines: Sequence[str]
@@ -88,7 +95,10 @@ class Head(NamedTuple):
 
 
 def render(head: Head, sections: Sequence[Section], panels: str = "", library: str = "") -> str:
-    """The whole page as HTML. panels: their JSON. library: plotly.js, packed; "": the page has no script."""
+    """Returns the whole page as HTML.
+
+    panels: the panels as JSON | library: plotly.js from `interactive.library`; "": the page has no script
+    """
     body = "\n".join(_section(section) for section in sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
@@ -99,7 +109,7 @@ def render(head: Head, sections: Sequence[Section], panels: str = "", library: s
 
 
 def _style() -> str:
-    """The style sheet of the page, which begins with the colours of the light and the dark scheme."""
+    """Returns the style sheet of the page, which begins with the colours of the light and the dark scheme."""
     light, dark = (
         " ".join(f"--{name}: {color};" for name, color in {**page, **lines}.items())
         for page, lines in ((LIGHT, palette.light()), (DARK, palette.dark()))
@@ -179,7 +189,7 @@ def _is_number(text: str) -> bool:
 
 
 def _bar(legend: Legend) -> str:
-    """The legend shared by all panels, and the controls with which the page's script changes the panels."""
+    """Returns the HTML of the legend that all panels share, and of the controls of the interactive panels."""
     buttons = "".join(_button(*line) for line in legend.lines)
     return (
         f'<div class="bar"><div class="legend">{buttons}</div><div class="controls" hidden>'

@@ -1,4 +1,4 @@
-"""The colours and dashes of lines, the same on the page, in its interactive panels and in the vector files. No jax."""
+"""The colours and dashes of lines. They are the same on the page and in the vector graphics. Imports no jax."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ SVG_DASHES = {"solid": "", "dash": "6 2.5", "dot": "1.5 2"}
 
 
 class Style(NamedTuple):
-    """The look of a line. color: the name of a CSS variable without "--", such as c0 | dash: the kind of dashes."""
+    """The look of a line. color: the name of a CSS variable without "--", such as c0 | dash: an entry of DASHES."""
 
     color: str
     dash: str
 
 
 def of_group(number: int) -> Style:
-    """The style of the group with this number. The styles repeat after 21 groups."""
+    """Returns the style of a group. number: its index from 0. The styles repeat after 21 groups."""
     return Style(f"c{number % len(LIGHT)}", DASHES[number // len(LIGHT) % len(DASHES)])
 
 
 def of_published(number: int) -> Style:
-    """The style of the published curve with this number."""
+    """Returns the style of a published curve. number: its index from 0. The styles repeat after three curves."""
     return Style(f"p{number % len(PUBLISHED_LIGHT)}", "solid")
 
 
 def light() -> dict[str, str]:
-    """{name of a colour: its value on a light page}."""
+    """Returns {name of a colour: its value on a light page}."""
     return _named(LIGHT, PUBLISHED_LIGHT)
 
 
 def dark() -> dict[str, str]:
-    """{name of a colour: its value on a dark page}."""
+    """Returns {name of a colour: its value on a dark page}."""
     return _named(DARK, PUBLISHED_DARK)
 
 

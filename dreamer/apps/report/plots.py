@@ -1,4 +1,4 @@
-"""Draws panels as vector graphics, for the page and as files for papers. No jax; imports matplotlib when it draws."""
+"""Draws panels as vector graphics, for the page and as files for papers. Imports matplotlib to draw, but no jax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamer.apps.report.palette import Style
 
 LABELS = {EVALUATION: "return of evaluation episodes", TRAINING: "return of training episodes"}
 FORMATS = ("svg", "pdf", "png")
-WRAP = 60  # characters of a line of the legend
+WRAP = 60  # the most characters in a line of the legend
 # Colours that no line has; in the drawings of the page, CSS variables replace them.
 INK, GRID = "#010203", "#040506"
 COMMON: Any = {"svg.hashsalt": "dreamer report", "pdf.fonttype": 42, "path.simplify": True}
@@ -31,7 +31,7 @@ BANDS = {"seeds": 0.22, "episodes": 0.10}  # opacity
 
 
 def styles(groups: Sequence[str], panels: Sequence[Panel]) -> dict[str, Style]:
-    """{name of a line: its style}, the same in all panels. The lines are the groups and the published curves."""
+    """Returns {name of a line: its style} for the groups with these names and for the published curves in `panels`."""
     published = dict.fromkeys(line.name for panel in panels for line in panel.lines if line.published)
     return {name: palette.of_published(number) for number, name in enumerate(published)} | {
         name: palette.of_group(number) for number, name in enumerate(groups)
@@ -39,7 +39,7 @@ def styles(groups: Sequence[str], panels: Sequence[Panel]) -> dict[str, Style]:
 
 
 def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
-    """Draws a panel as an SVG element for the page, without title and legend, in colours that are CSS variables."""
+    """Draws a panel for the page: an SVG element without title and legend. Its colours are CSS variables."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
 
 
 def for_papers(panel: Panel, looks: Mapping[str, Style], formats: Sequence[str]) -> dict[str, bytes]:
-    """Draws a panel with title and legend: {format: contents of the file}. Text in a PDF stays text."""
+    """Draws a panel with title and legend. Returns {format: contents of the file}. Text in a PDF stays text."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -76,17 +76,17 @@ def for_papers(panel: Panel, looks: Mapping[str, Style], formats: Sequence[str])
 
 
 def caption(panel: Panel) -> str:
-    """A description of the lines of a panel."""
+    """Returns the caption of a panel, which explains its bins, lines and bands."""
     return " ".join(filter(None, [bins(panel), *explanation([panel])]))
 
 
 def bins(panel: Panel) -> str:
-    """A sentence about the bins of a panel, or "" for a panel of evaluations, which has no bins."""
+    """Returns a sentence about the bins of a panel, or "" for a panel of evaluations, which has no bins."""
     return f"Means in bins of {panel.width:,.4g} {unit(panel.frames)}." if panel.width else ""
 
 
 def explanation(panels: Sequence[Panel]) -> list[str]:
-    """Sentences that explain the lines and the bands of panels."""
+    """Returns sentences that explain the lines and the bands of panels."""
     parts = []
     lines = [line for panel in panels for line in panel.lines]
     if any(len(line.curve.seeds) > 1 for line in lines):
@@ -102,17 +102,17 @@ def explanation(panels: Sequence[Panel]) -> list[str]:
 
 
 def label(panel: Panel) -> str:
-    """The label of the y axis."""
+    """Returns the label of the y axis."""
     return LABELS.get(panel.metric, panel.metric)
 
 
 def x_label(panel: Panel) -> str:
-    """The label of the x axis, with its unit."""
+    """Returns the label of the x axis, with its unit."""
     return "environment frames (env steps x action repeat)" if panel.frames else "env steps"
 
 
 def differs(curve: Curve) -> bool:
-    """Whether the mean and the IQM are different lines. With fewer than four seeds, they are equal."""
+    """Whether the mean of a curve differs from its IQM. With fewer than four seeds, they are equal."""
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
@@ -123,7 +123,7 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 
 def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
-    """Draws the axes of a panel with its levels and lines. looks: {name of a line: its style}."""
+    """Draws a panel into `figure`, and returns its matplotlib axes. looks: {name of a line: its style}."""
     axis = figure.subplots()
     for level, above in place_labels(panel.levels, panel.y_bounds):
         axis.axhline(level.value, color=palette.PUBLISHED_LIGHT[0], lw=0.8, ls=(0, (1, 2)), zorder=1)
@@ -145,7 +145,7 @@ def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
 
 
 def _line(axis: Any, line: Line, look: Style, order: int) -> None:
-    """Draws one line with its bands."""
+    """Draws one line with its bands. order: the zorder of matplotlib."""
     curve, color = line.curve, palette.light()[look.color]
     count = len(curve.seeds)
     dashes = {"solid": "-", "dash": (0, (5, 1.5)), "dot": (0, (1.5, 1))}[look.dash]

@@ -1,11 +1,11 @@
-"""Reads published curves and the ends for normalised scores from the CSV files of a folder. No jax.
+"""Reads published curves, and the scores that become 0 and 1 after normalisation, from CSV files. Imports no jax.
 
 A file of curves is a .csv or .csv.gz with the columns suite, task, method, seed, env_steps, score. env_steps is the
 right edge of a bin in environment frames (action repeat included); score is the mean over the bin of the undiscounted
 returns of training episodes. The seed "all" marks a mean over seeds that were not published one by one.
 `normalisation.csv` has the columns task, low, high: a normalised score is (score - low) / (high - low). Its columns
-low_is and high_is say what the scores low and high are. The column `unless` names an environment option: the scores are
-not used for runs with this option.
+low_is and high_is say what these two scores are, such as "random" and "human". The column `unless` names an environment
+option: the scores are not used for runs with this option.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MEAN_ONLY = "all"  # the seed of a published mean
 
 
 class Published(NamedTuple):
-    """The published curves of one method in one task. seeds: {seed: Points over frames}."""
+    """The published curves of one method in one task. seeds: {name of a seed: its points, whose x counts frames}."""
 
     suite: str
     method: str
@@ -45,7 +45,7 @@ class Published(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The scores of a task that become 0 (low) and 1 (high) after normalising.
+    """The two scores of a task that become 0 (low) and 1 (high) after normalisation.
 
     low_is, high_is: what the scores are, such as "random" or "human"; "": the panels draw no line for the score
     unless: an environment option; the scores do not hold for runs with this option; "": the scores always hold
@@ -66,12 +66,15 @@ class Level(NamedTuple):
 
 
 def task_key(env: str) -> str:
-    """The name of a task in the files: "dmc:ball_in_cup-catch" is "dmc_ball_in_cup_catch"."""
+    """Returns the name of a task in the CSV files: "dmc:ball_in_cup-catch" becomes "dmc_ball_in_cup_catch"."""
     return re.sub(r"\W", "_", env).lower()
 
 
 def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dict[str, list[Published]]:
-    """Reads {task: its published curves} for the wanted tasks. Raises UserError that names the file and the line."""
+    """Reads the published curves in a folder. Returns {task: its curves} for the tasks for which `wanted` is True.
+
+    Raises UserError when a file cannot be read or is malformed; the error names the file and the line.
+    """
     found: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")]):
         if path.name == NORMALISATION:
@@ -89,11 +92,11 @@ def read(folder: Path, wanted: Callable[[str], bool] = lambda task: True) -> dic
 
 
 def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Published]:
-    """The published curves of a task from the suite that fits its runs best.
+    """Returns the published curves of a task from the suite (such as "dmc_vision") that fits its runs best.
 
     Suites with "proprio" in their name are only for runs without env_options.image, and suites with "vision" only for
-    runs with it. Of the remaining suites, the best is the suite whose last step is nearest to env_steps * action_repeat
-    of the runs.
+    runs with it. Of the remaining suites, the function takes the one whose number of frames is closest, as a
+    ratio, to env_steps * action_repeat of the runs.
     """
     unfit = "proprio" if task.options.get("image") is True else "vision"
     candidates = [one for one in published.get(task_key(task.env), []) if unfit not in one.suite]
@@ -108,7 +111,7 @@ def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Publis
 
 
 def normalisation(folder: Path) -> dict[str, Ends]:
-    """Reads {task: its Ends} from normalisation.csv; empty if there is no such file. Raises UserError."""
+    """Reads {task: its Ends} from normalisation.csv; {} if there is no such file. Raises UserError if it is faulty."""
     path = folder / NORMALISATION
     if not path.is_file():
         return {}
@@ -123,13 +126,13 @@ def normalisation(folder: Path) -> dict[str, Ends]:
 
 
 def valid_ends(ends: Mapping[str, Ends], tasks: Iterable[Task]) -> dict[str, Ends]:
-    """The ends that hold for the runs of these tasks. Leaves out the ends of a task that has the option `unless`."""
+    """Returns the ends that hold for these tasks. Leaves out the ends of a task that sets their option `unless`."""
     set_options = {(task_key(task.env), option) for task in tasks for option in task.options}
     return {key: one for key, one in ends.items() if (key, one.unless) not in set_options}
 
 
 def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task) -> list[Level]:
-    """The scores to compare returns with: the task's ends that have a name, then published means without curves."""
+    """Returns the scores to compare a task's returns with: its named ends, then published means without curves."""
     found = []
     if one := ends.get(task_key(task.env)):
         found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
@@ -138,7 +141,7 @@ def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task)
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file:line", row) for each row of a CSV with these columns. Raises UserError."""
+    """Yields ("file:line", row) for each row of a CSV file. Raises UserError when a column or a value is missing."""
     try:
         with open_regular(path, follow=True) as data, _text_of(path, data) as file:
             reader = csv.DictReader(file)
@@ -155,7 +158,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
 
 
 def _text_of(path: Path, data: BinaryIO) -> TextIO:
-    """The text in an open file, decompressed if its name ends in .gz."""
+    """Returns the text stream of an open file, decompressed if `path` ends in .gz."""
     unpacked = gzip.GzipFile(fileobj=data) if path.suffix == ".gz" else data
     return io.TextIOWrapper(unpacked, newline="")  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
-"""Reads run directories for a report: their configs and their metrics. No jax.
+"""Reads run directories for a report: their configs and their metrics. Imports no jax.
 
-Nothing is written. Damaged or unknown contents are left out, and a note names the file and the line, so that a run that
-still trains, a run with a damaged line and a run of another version can all be reported.
+Nothing is written. Damaged or unknown contents are left out, and a note names the file and the line. A report can
+therefore include runs that still train, runs with a damaged line and runs of other versions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dreamer.runtime.log.logger import RESERVED
 from dreamer.runtime.run.run_config import load_plain
 from dreamer.runtime.run.verifying import newest_metrics_fault
 
-MOST_LINES = 5  # damaged lines of one file that are named; the others are counted
+MOST_LINES = 5  # the most damaged lines of a file that notes name; the others are only counted
 
 
 class Points(NamedTuple):
-    """Measured points: x [N], ascending, in the units of an axis | y [N] float64."""
+    """Measured points, both float64. x [N]: ascending positions, in env steps or frames | y [N]: the values."""
 
     x: np.ndarray
     y: np.ndarray
@@ -35,8 +35,8 @@ class Points(NamedTuple):
 class Run(NamedTuple):
     """The contents of a run directory; the run may still train.
 
-    metrics: {name: Points over env_steps} without values that are not finite
-    env_steps, updates, seconds: from the last line of metrics; 0 if there are no lines | notes: one line for each fault
+    metrics: {name: Points whose x counts env_steps}; only finite values
+    env_steps, updates, seconds: from the last line of metrics; 0 if there are no lines | notes: one for each fault
     """
 
     path: Path
@@ -49,7 +49,10 @@ class Run(NamedTuple):
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """The run directory `path`, or all run directories in the folder `path`, at any depth. Raises UserError."""
+    """Returns `path` if it is a run directory, else all run directories in it, at any depth.
+
+    Raises UserError when there is none.
+    """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"no run at {root}: there is no such directory")
@@ -65,7 +68,7 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Reads the runs at these paths, each once. Also returns a line about each run that cannot be read."""
+    """Reads the runs at these paths, each once. Also returns a note about each run that cannot be read."""
     runs, notes = [], []
     for path in {path.resolve(): path for path in paths}.values():
         try:
@@ -119,8 +122,9 @@ def _by_name(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Points], dict
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the objects of a metrics.jsonl with ascending env_steps. Also returns a note about each line left out.
+    """Reads the JSON objects of a metrics.jsonl. Also returns notes about the lines that are left out.
 
+    Lines are left out if they are damaged, or if env_steps is smaller than in the lines before.
     Raises UserError when the file is missing or cannot be read.
     """
     try:
@@ -149,7 +153,10 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _next_row(line: bytes, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Reads one line of metrics. Raises ValueError when the line is damaged or does not follow the lines before."""
+    """Reads one line of metrics. Raises ValueError when it is damaged, or its env_steps is below that of the last row.
+
+    before: the rows from the lines before this one
+    """
     try:
         row = json_value(line)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The table of final scores of each group in each task, and over all tasks. No jax."""
+"""Makes the table of final scores of each group, in each task and over all tasks. Imports no jax."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NONE, RANDOM = "-", "random"
 
 
 class Score(NamedTuple):
-    """The final scores of one group in one task.
+    """The final scores of one group, or of one published curve, in one task.
 
     key: the name of the task in the references | scores [S]: one for each seed
     episodes: the number of episodes behind the scores; None: unknown
-    at: the span (from, to) of the x axis that the scores cover | counted: the unit of the x axis
+    at: the scores cover the span (from, to) of the x axis | counted: the unit of the x axis
     levels: other scores to compare with | runs: the runs behind the scores; () for a published curve
     """
 
@@ -41,7 +41,7 @@ class Score(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table as text; the fields are its columns."""
+    """A row of the table of scores. Its fields are the columns, as text."""
 
     task: str
     group: str
@@ -72,9 +72,9 @@ TERMINAL = {
 
 
 def scores(task: Task, panel: Panel) -> list[Score]:
-    """The final scores of a panel of returns: of its groups, then of the published curves, all over the same span.
+    """Returns the final scores of the groups in a panel of returns, then those of its published curves.
 
-    A panel of evaluations has no published curves, because these show training episodes.
+    In a panel of evaluations, published curves have no scores, because they show training episodes.
     """
     runs = {group.name: tuple(run for run in group.runs if panel.metric in run.metrics) for group in task.groups}
     evaluation = panel.metric == EVALUATION
@@ -94,15 +94,16 @@ def scores(task: Task, panel: Panel) -> list[Score]:
 
 
 def rows(found: Sequence[Score]) -> list[Row]:
-    """The rows of the table, one for each score."""
+    """Returns the rows of the table, one for each Score."""
     return [_row(score) for score in found]
 
 
 def over_tasks(found: Sequence[Score], ends: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """For each group and metric, a row of the scores over all tasks; no row if a task lacks a score or has no ends.
+    """Returns a row for each group and metric: statistics of the normalised scores over all tasks.
 
-    With fewer than two tasks there are no rows. ends: {name of a task in the references: (low, high, ..)}, by which the
-    scores are normalised. The interval is stratified: seeds are drawn with replacement within each task.
+    A group gets a row only if each task has ends and a score of the group. One task alone gives no rows.
+    ends: {name of a task in the references: (low, high, ..)}, the scores that become 0 and 1 after normalisation
+    The interval is stratified: seeds are drawn with replacement within each task.
     """
     tasks = {score.task for score in found}
     table: dict[tuple[str, str], list[Score]] = {}
@@ -129,7 +130,7 @@ def over_tasks(found: Sequence[Score], ends: Mapping[str, Sequence[Any]]) -> lis
 
 
 def normalised(scores: np.ndarray, ends: Sequence[Any]) -> np.ndarray:
-    """Scales scores [S] so that the low end becomes 0 and the high end 1."""
+    """Scales scores [S] so that the low score ends[0] becomes 0 and the high score ends[1] becomes 1."""
     return (scores - ends[0]) / (ends[1] - ends[0])
 
 
@@ -154,14 +155,14 @@ def _interval(strata: Sequence[np.ndarray]) -> str:
 
 
 def text(value: float) -> str:
-    """A score as text with two decimals; large scores have one decimal or none."""
+    """Returns a score as text with two decimals. Scores from 100 have one decimal, those from 10,000 none."""
     if math.isnan(value):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as text: 45 s, 12 min or 2 h 05 min."""
+    """Returns a number of seconds as text: 45 s, 12 min or 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -169,11 +170,11 @@ def duration(seconds: float) -> str:
 
 
 def _steps(runs: Sequence[Run]) -> str:
-    """The env steps of runs as text: one number if all runs agree, otherwise the least and the most."""
+    """Returns the env steps of runs as text: one number if all runs agree, else the least and the most."""
     counts = sorted({run.env_steps for run in runs})
     return " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or NONE
 
 
 def _clock(runs: Sequence[Run]) -> str:
-    """The mean wall-clock time of runs as text."""
+    """Returns the mean wall-clock time of runs as text."""
     return duration(float(np.mean([run.seconds for run in runs]))) if runs else NONE
