@@ -1,4 +1,4 @@
-"""Converts the flags of a command line to keys and values of a config, and prints the help of a config. No jax."""
+"""Converts the flags of a command line to keys and values of a config, and prints the help of a config. Imports no jax."""
 
 from __future__ import annotations
 

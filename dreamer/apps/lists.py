@@ -1,4 +1,4 @@
-"""Makes the lines that `dreamer metrics`, `presets`, `envs` and `completion` print. No jax."""
+"""Makes the lines that `dreamer metrics`, `presets`, `envs` and `completion` print. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of many runs: interquartile mean, standard error, stratified bootstrap intervals. No jax.
+"""Statistics of many runs: interquartile mean, standard error, stratified bootstrap intervals. Imports no jax.
 
 The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (arXiv 2108.13264): the interquartile mean (IQM) drops the lowest and the highest quarter of all scores, and

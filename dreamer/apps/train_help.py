@@ -1,4 +1,4 @@
-"""The help of `dreamer train`: a single screen, or all flags whose name or meaning contains a word. No jax."""
+"""The help of `dreamer train`: a single screen, or all flags whose name or meaning contains a word. Imports no jax."""
 
 from __future__ import annotations
 

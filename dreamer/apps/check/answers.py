@@ -1,4 +1,4 @@
-"""Compares the results of `reset` and `step` with gymnasium's interface. No jax."""
+"""Compares the results of `reset` and `step` with gymnasium's interface. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds keys whose numbers never change, or change too much, during the random steps. No jax."""
+"""Finds keys whose numbers never change, or change too much, during the random steps. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dreamer check ENV`: finds the faults of an environment that would waste a night of training. No jax."""
+"""`dreamer check ENV`: finds the faults of an environment that would waste a night of training. Imports no jax."""
 
 from __future__ import annotations
 

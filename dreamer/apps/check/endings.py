@@ -1,4 +1,4 @@
-"""Checks how episodes end, and whether the last observation is the true one. No jax.
+"""Checks how episodes end, and whether the last observation is the true one. Imports no jax.
 
 The agent assumes that the value after a `terminated` row is 0, and that the value after a `truncated` row is unknown.
 Its continue and reward heads learn the end from the observation of the last row.

@@ -1,4 +1,4 @@
-"""Runs all checks of `dreamer check`, one after another. No jax."""
+"""Runs all checks of `dreamer check`, one after another. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs gymnasium's own checker, and reports in plain words what no other check reports better. No jax."""
+"""Runs gymnasium's own checker, and reports in plain words what no other check reports better. Imports no jax."""
 
 from __future__ import annotations
 

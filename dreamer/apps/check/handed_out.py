@@ -1,4 +1,4 @@
-"""Finds arrays that the environment returns and later writes into, and infos whose keys change. No jax."""
+"""Finds arrays that the environment returns and later writes into, and infos whose keys change. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that process. No jax."""
+"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that process. Imports no jax."""
 
 from __future__ import annotations
 

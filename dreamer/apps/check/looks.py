@@ -1,4 +1,4 @@
-"""Examines single observations: their contents, and whether they fit their spaces. No jax."""
+"""Examines single observations: their contents, and whether they fit their spaces. Imports no jax."""
 
 from __future__ import annotations
 

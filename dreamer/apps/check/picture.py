@@ -1,4 +1,4 @@
-"""Draws a picture that shows observations as the environment returns them and as the agent sees them. No jax."""
+"""Draws a picture that shows observations as the environment returns them and as the agent sees them. Imports no jax."""
 
 from __future__ import annotations
 

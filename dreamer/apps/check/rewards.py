@@ -1,4 +1,4 @@
-"""Checks the scale and the sparsity of the rewards of a random policy, and its returns. No jax."""
+"""Checks the scale and the sparsity of the rewards of a random policy, and its returns. Imports no jax."""
 
 from __future__ import annotations
 

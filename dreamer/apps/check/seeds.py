@@ -1,4 +1,4 @@
-"""Checks that the seed, and nothing else, determines how an environment behaves. No jax.
+"""Checks that the seed, and nothing else, determines how an environment behaves. Imports no jax.
 
 Two environments in one process take the same actions, one step of each in turn. This also reveals shared state.
 """

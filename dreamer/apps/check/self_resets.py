@@ -2,7 +2,7 @@
 
 There are three tests, the cheapest first. The first looks for a final observation in info. The second asks whether the
 last observations of the random steps look like first observations. The third plays episodes again, with a reset in
-place of the last step, and compares. No jax.
+place of the last step, and compares. Imports no jax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks a parallel environment: first all agents for some steps, then one agent as a single environment. No jax."""
+"""Checks a parallel environment: first all agents for some steps, then one agent as a single environment. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports how the agent sees the spaces of an environment, based on the agent's own Space and Action. No jax."""
+"""Reports how the agent sees the spaces of an environment, based on the agent's own Space and Action. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures how long the environment's calls take, and derives the steps per second. No jax."""
+"""Measures how long the environment's calls take, and derives the steps per second. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of `dreamer check`, and the verdicts that it prints. No jax."""
+"""The settings of `dreamer check`, and the verdicts that it prints. Imports no jax."""
 
 from __future__ import annotations
 

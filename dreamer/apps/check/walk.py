@@ -1,4 +1,4 @@
-"""Takes random steps in an environment, and records all its answers. No jax.
+"""Takes random steps in an environment, and records all its answers. Imports no jax.
 
 Examines each observation when it is returned, and again after the next call, to find arrays that this call overwrites.
 """

@@ -1,4 +1,4 @@
-"""Converts between the action spaces of gymnasium and the agent's action vectors. No jax.
+"""Converts between the action spaces of gymnasium and the agent's action vectors. Imports no jax.
 
 An action vector has one-hots first, then numbers (see `dreamer.spaces.Action`). Each space becomes these parts of it:
 

@@ -1,4 +1,4 @@
-"""Finds out how to read an environment: its observations, its actions, and where its action masks are. No jax."""
+"""Finds out how to read an environment: its observations, its actions, and where its action masks are. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explains errors of environments, or of their callers, that do not follow gymnasium's interface. No jax."""
+"""Explains errors of environments, or of their callers, that do not follow gymnasium's interface. Imports no jax."""
 
 from __future__ import annotations
 

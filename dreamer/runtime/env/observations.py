@@ -1,4 +1,4 @@
-"""Converts the observations of an environment into rows, and checks them against its space. No jax.
+"""Converts the observations of an environment into rows, and checks them against its space. Imports no jax.
 
 A row has one or more keys. The keys of nested Dicts and Tuples are joined with "/". A space that is neither a Dict nor
 a Tuple gets the key "image" or "vector". Rows and replay keep the environment's own dtype. The form of a key:

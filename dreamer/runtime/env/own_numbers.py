@@ -1,4 +1,4 @@
-"""The environment's own metrics of its episodes, logged as `episode/<name>` and `eval/<name>`. No jax.
+"""The environment's own metrics of its episodes, logged as `episode/<name>` and `eval/<name>`. Imports no jax.
 
     info["is_success"]     a scalar of `info` in the last row of an episode, logged as is_success
     obs["log/height"]      an observation key "log/..." of one number, which the agent does not see, logged as

@@ -1,4 +1,4 @@
-"""Turns a multi-agent environment into rows: each agent has its own stream. No jax.
+"""Turns a multi-agent environment into rows: each agent has its own stream. Imports no jax.
 
 An environment is parallel if it has the methods of PettingZoo's ParallelEnv, which need not be installed:
 

@@ -1,4 +1,4 @@
-"""Turns one gymnasium environment into the rows that `dreamer/steps.py` describes. No jax.
+"""Turns one gymnasium environment into the rows that `dreamer/steps.py` describes. Imports no jax.
 
 Every row is checked against its space. An error names the environment and the step.
 """

@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, and explains disk errors. No jax."""
+"""Writes files completely or not at all, and explains disk errors. Imports no jax."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
 Orbax reads all leaves in parallel. When one read fails, the others are abandoned and fail one by one, each printing to
-stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. No jax.
+stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. Imports no jax.
 """
 
 from __future__ import annotations

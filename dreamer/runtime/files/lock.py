@@ -1,4 +1,4 @@
-"""A lock file with a heartbeat, so that only one process at a time trains in a run directory. No jax.
+"""A lock file with a heartbeat, so that only one process at a time trains in a run directory. Imports no jax.
 
 The lock is the file `lock` of the run directory. To take the lock, a process writes its card, a JSON object that
 identifies the process, to a file with a unique name. It then makes `lock` a hard link to that file. Making a hard link

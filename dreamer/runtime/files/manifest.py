@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, checked before use, because a checksum is not a signature. No jax.
+"""The manifest of a checkpoint, checked before use, because a checksum is not a signature. Imports no jax.
 
 The manifest is the checkpoint's record of its run, stored as its `meta`. The file with the host's state (replay,
 limiter, logger, environments) has a JSON header, which this module checks too. Anybody could have written either of

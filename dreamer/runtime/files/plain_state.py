@@ -8,7 +8,7 @@ Supported are:
     numpy's Generator with one of numpy's bit generators, RandomState, random.Random
 
 Other types, and subclasses of these types, are refused. A mutable object that occurs in several places stays one
-object. No jax.
+object. Imports no jax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The run directory: the names of its files, and whether a new run may use it. No jax."""
+"""The run directory: the names of its files, and whether a new run may use it. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads untrusted files safely: only regular files, and no more bytes than expected. No jax."""
+"""Reads untrusted files safely: only regular files, and no more bytes than expected. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sealed files: a JSON header and arrays in one immutable file with checksums. No jax.
+"""Sealed files: a JSON header and arrays in one immutable file with checksums. Imports no jax.
 
     magic 8 bytes | length of the header, uint64 | crc32 of the header, uint32 | header, JSON | bytes of each array
 

@@ -1,1 +1,1 @@
-"""Metrics, terminal, images and videos of a run. No jax."""
+"""Metrics, terminal, images and videos of a run. Imports no jax."""

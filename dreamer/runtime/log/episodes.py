@@ -1,4 +1,4 @@
-"""Tracks the episodes of a run's environments, and averages the metrics of finished ones. No jax."""
+"""Tracks the episodes of a run's environments, and averages the metrics of finished ones. Imports no jax."""
 
 from __future__ import annotations
 

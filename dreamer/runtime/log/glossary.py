@@ -1,4 +1,4 @@
-"""The meaning of every metric that a run logs, and what a healthy run shows. No jax.
+"""The meaning of every metric that a run logs, and what a healthy run shows. Imports no jax.
 
 `dreamer metrics` prints it, and the page on metrics in the documentation is generated from it.
 """

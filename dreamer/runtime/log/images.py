@@ -1,4 +1,4 @@
-"""Makes, combines, writes and reads images and videos. No jax.
+"""Makes, combines, writes and reads images and videos. Imports no jax.
 
 matplotlib, Pillow and ffmpeg are imported where they are used, so that a run without images does not wait for them.
 """

@@ -1,4 +1,4 @@
-"""Collects the metrics of a run, and writes their means to the sinks: files and services such as TensorBoard. No jax.
+"""Collects the metrics of a run, and writes their means to the sinks: files and services such as TensorBoard. Imports no jax.
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 

@@ -1,4 +1,4 @@
-"""Open-loop images: true observations next to the dreams of the world model. No jax."""
+"""Open-loop images: true observations next to the dreams of the world model. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files and services to which metrics are written: metrics.jsonl, TensorBoard, Weights & Biases. No jax.
+"""The files and services to which metrics are written: metrics.jsonl, TensorBoard, Weights & Biases. Imports no jax.
 
 A resumed run continues metrics.jsonl and TensorBoard at the restored env_steps, without a gap or an overlap. Weights &
 Biases keeps the values that were logged after the checkpoint, and adds those of the resumed run.

@@ -1,4 +1,4 @@
-"""Shows the progress of a run: a live panel on a terminal, plain lines in a file or a pipe. No jax."""
+"""Shows the progress of a run: a live panel on a terminal, plain lines in a file or a pipe. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computes how many rows the replay can hold, before any memory is allocated. No jax."""
+"""Computes how many rows the replay can hold, before any memory is allocated. Imports no jax."""
 
 from __future__ import annotations
 

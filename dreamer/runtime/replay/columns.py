@@ -1,4 +1,4 @@
-"""The columns of the rings [E, rows_per_stream, ..]: allocation, checks, and copies of sequences. No jax."""
+"""The columns of the rings [E, rows_per_stream, ..]: allocation, checks, and copies of sequences. Imports no jax."""
 
 from __future__ import annotations
 

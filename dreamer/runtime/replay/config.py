@@ -1,4 +1,4 @@
-"""The configuration of the replay. No jax."""
+"""The configuration of the replay. Imports no jax."""
 
 from __future__ import annotations
 

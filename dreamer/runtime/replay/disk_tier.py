@@ -1,4 +1,4 @@
-"""Columns of the rings in memory-mapped files, so that the replay can be larger than the memory. No jax."""
+"""Columns of the rings in memory-mapped files, so that the replay can be larger than the memory. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thread that flushes rows to the disk in time, even while the main thread evaluates or compiles. No jax."""
+"""A thread that flushes rows to the disk in time, even while the main thread evaluates or compiles. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the free host memory. No jax."""
+"""Measures the free host memory. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a run on the disk: immutable files written in the background while the replay grows. No jax.
+"""The rows of a run on the disk: immutable files written in the background while the replay grows. Imports no jax.
 
 A rows file contains the rows of every stream since the previous file, with the latents that they have at that moment. A
 killed run loses at most the rows that are not yet flushed. A checkpoint adds the latents of all rows in the replay, as

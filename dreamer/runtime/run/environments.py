@@ -1,4 +1,4 @@
-"""Makes, replaces and closes the environments of a run, and reports their incidents. No jax."""
+"""Makes, replaces and closes the environments of a run, and reports their incidents. Imports no jax."""
 
 from __future__ import annotations
 

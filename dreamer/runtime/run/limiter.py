@@ -1,4 +1,4 @@
-"""Keeps the replay ratio between a collecting and a training thread: makes each wait for the other. No jax."""
+"""Keeps the replay ratio between a collecting and a training thread: makes each wait for the other. Imports no jax."""
 
 from __future__ import annotations
 

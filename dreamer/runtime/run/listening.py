@@ -1,4 +1,4 @@
-"""Callbacks of a run. They receive each line of metrics, and can stop the run or request an evaluation. No jax."""
+"""Callbacks of a run. They receive each line of metrics, and can stop the run or request an evaluation. Imports no jax."""
 
 from __future__ import annotations
 

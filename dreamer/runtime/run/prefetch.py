@@ -1,4 +1,4 @@
-"""A thread that produces items in advance: it draws batches and sends them while the device trains. No jax."""
+"""A thread that produces items in advance: it draws batches and sends them while the device trains. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computes how many updates are due: the only definition of the replay ratio, in exact arithmetic. No jax."""
+"""Computes how many updates are due: the only definition of the replay ratio, in exact arithmetic. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config file of a run, with a seal that proves who wrote it; and the check whether it may be used. No jax.
+"""The config file of a run, with a seal that proves who wrote it; and the check whether it may be used. Imports no jax.
 
 The first line of config.yaml is a comment with the random id of the run, the sha256 of all later lines, and the seal:
 an HMAC of both with a key of this user (`dreamer.trust`), or "-" if no key could be stored:

@@ -1,4 +1,4 @@
-"""Decides when a run logs, saves and evaluates, with pure functions of times and step counters. No jax."""
+"""Decides when a run logs, saves and evaluates, with pure functions of times and step counters. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first signal makes a run save and stop, the second stops it at once. No jax.
+"""Ctrl-C and SIGTERM: the first signal makes a run save and stop, the second stops it at once. Imports no jax.
 
 Before there is anything to save, the first signal also stops the run at once.
 """

@@ -1,4 +1,4 @@
-"""A thread that handles the result of an update while the next update is dispatched to the device. No jax."""
+"""A thread that handles the result of an update while the next update is dispatched to the device. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs many environments in this process, in worker processes or in Ray actors. No jax.
+"""Runs many environments in this process, in worker processes or in Ray actors. Imports no jax.
 
 interface   what other packages use: Config, Workers, Ready, Incident (a failure of environments)
 table       the rows of each environment, one per agent, and its phase: busy, ready or waiting for actions

@@ -1,4 +1,4 @@
-"""Measures how long a step of an environment takes, to choose where the environments run. No jax."""
+"""Measures how long a step of an environment takes, to choose where the environments run. Imports no jax."""
 
 from __future__ import annotations
 

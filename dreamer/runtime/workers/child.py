@@ -1,4 +1,4 @@
-"""The code inside a worker process, which serves each environment on its own socket. No jax.
+"""The code inside a worker process, which serves each environment on its own socket. Imports no jax.
 
 A single environment runs in the main thread. If there are several, each is made, stepped and closed in its own thread.
 A slow environment thus delays only itself, and a resource bound to a thread (a GL context) stays in its thread.

@@ -1,4 +1,4 @@
-"""Counts how many incidents (failures) in a row each environment has, and seeds its replacements. No jax."""
+"""Counts how many incidents (failures) in a row each environment has, and seeds its replacements. Imports no jax."""
 
 from __future__ import annotations
 

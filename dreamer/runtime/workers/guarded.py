@@ -1,4 +1,4 @@
-"""One environment of a set, whose errors are returned as Incidents. No jax."""
+"""One environment of a set, whose errors are returned as Incidents. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs all environments in this process, one after the other. No jax."""
+"""Runs all environments in this process, one after the other. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of workers: their Config, their methods, and the records that these methods exchange. No jax."""
+"""The interface of workers: their Config, their methods, and the records that these methods exchange. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that a set of worker processes shares: one row and one action per stream. No jax.
+"""The memory that a set of worker processes shares: one row and one action per stream. Imports no jax.
 
 The memory has no name. The system frees it when the last process with its file descriptor ends.
 """

@@ -1,4 +1,4 @@
-"""The messages on the socket that a worker process has for each of its environments. No jax.
+"""The messages on the socket that a worker process has for each of its environments. Imports no jax.
 
 A message starts with one byte, its kind. If the kind has a body, the length and the body follow. Rows and actions are
 in shared memory, and the byte only signals that they are ready. The two sides take turns on each socket:

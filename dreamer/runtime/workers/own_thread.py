@@ -1,4 +1,4 @@
-"""A thread that runs calls for other threads, so that a caller can stop waiting for a call that hangs. No jax."""
+"""A thread that runs calls for other threads, so that a caller can stop waiting for a call that hangs. Imports no jax."""
 
 from __future__ import annotations
 

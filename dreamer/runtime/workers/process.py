@@ -1,4 +1,4 @@
-"""The parent's side of one worker process. No jax.
+"""The parent's side of one worker process. Imports no jax.
 
 A worker is a new interpreter, not a fork of this process, so it copies no running jax. Unlike a process that
 multiprocessing spawns, it does not import the user's script again.

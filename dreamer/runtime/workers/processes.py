@@ -1,4 +1,4 @@
-"""Runs environments in worker processes, each at its own speed. No jax."""
+"""Runs environments in worker processes, each at its own speed. Imports no jax."""
 
 from __future__ import annotations
 

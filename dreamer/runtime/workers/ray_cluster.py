@@ -1,4 +1,4 @@
-"""Runs environments in actors on the machines of a Ray cluster, each at its own speed. No jax.
+"""Runs environments in actors on the machines of a Ray cluster, each at its own speed. Imports no jax.
 
 Ray places the actors, transfers rows and actions, and reports when an actor or its machine is gone.
 """

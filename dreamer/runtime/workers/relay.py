@@ -1,4 +1,4 @@
-"""Copies what a worker process prints to the output of this process. No jax."""
+"""Copies what a worker process prints to the output of this process. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code shared by sets of environments that run outside this process: receiving, timeouts, replacements. No jax."""
+"""Code shared by sets of environments that run outside this process: receiving, timeouts, replacements. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps environments that only render images from opening windows. No jax."""
+"""Keeps environments that only render images from opening windows. Imports no jax."""
 
 from __future__ import annotations
 

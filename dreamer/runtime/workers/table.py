@@ -1,4 +1,4 @@
-"""The rows of each environment, one per agent, and the environment's phase. No jax.
+"""The rows of each environment, one per agent, and the environment's phase. Imports no jax.
 
 An agent that has ended before the others is out of the game and has no row. The reward in its slot is then ABSENT, a
 value that no real row has. Such a slot is never returned to a caller.
