@@ -1,4 +1,7 @@
-"""Converts the flags of a command line to keys and values of a config, and prints the help of a config. Imports no jax."""
+"""Converts the flags of a command line to keys and values of a config, and prints the help of a config.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that process. Imports no jax."""
+"""Runs the check in a separate process, so that an environment that hangs or crashes ends only that process.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

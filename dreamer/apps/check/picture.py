@@ -1,4 +1,7 @@
-"""Draws a picture that shows observations as the environment returns them and as the agent sees them. Imports no jax."""
+"""Draws a picture that shows observations as the environment returns them and as the agent sees them.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checks a parallel environment: first all agents for some steps, then one agent as a single environment. Imports no jax."""
+"""Checks a parallel environment: first all agents for some steps, then one agent as a single environment.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

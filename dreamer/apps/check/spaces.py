@@ -1,4 +1,7 @@
-"""Reports how the agent sees the spaces of an environment, based on the agent's own Space and Action. Imports no jax."""
+"""Reports how the agent sees the spaces of an environment, based on the agent's own Space and Action.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

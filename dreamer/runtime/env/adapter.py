@@ -1,4 +1,7 @@
-"""Finds out how to read an environment: its observations, its actions, and where its action masks are. Imports no jax."""
+"""Finds out how to read an environment: its observations, its actions, and where its action masks are.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 
