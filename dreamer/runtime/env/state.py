@@ -1,4 +1,6 @@
-"""Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete. Imports no jax.
+"""Saves the state of an environment as bytes and restores it, but only if the state is sure to be complete.
+
+This module imports no jax.
 
 Whole environments are never pickled: many would rebuild themselves from their arguments and silently lose their state.
 These environments can be saved; for all others `get_state` returns the reason why not:

@@ -1,4 +1,6 @@
-"""Collects the metrics of a run, and writes their means to the sinks: files and services such as TensorBoard. Imports no jax.
+"""Collects the metrics of a run, and writes their means to the sinks: files and services such as TensorBoard.
+
+This module imports no jax.
 
 The x-axis is env_steps in every sink. A line of metrics.jsonl is one strict JSON object:
 

@@ -1,4 +1,7 @@
-"""Callbacks of a run. They receive each line of metrics, and can stop the run or request an evaluation. Imports no jax."""
+"""Callbacks of a run. They receive each line of metrics, and can stop the run or request an evaluation.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

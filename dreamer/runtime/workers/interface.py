@@ -1,4 +1,7 @@
-"""The interface of workers: their Config, their methods, and the records that these methods exchange. Imports no jax."""
+"""The interface of workers: their Config, their methods, and the records that these methods exchange.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

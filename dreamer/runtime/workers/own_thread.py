@@ -1,4 +1,7 @@
-"""A thread that runs calls for other threads, so that a caller can stop waiting for a call that hangs. Imports no jax."""
+"""A thread that runs calls for other threads, so that a caller can stop waiting for a call that hangs.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 

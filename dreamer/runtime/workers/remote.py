@@ -1,4 +1,7 @@
-"""Code shared by sets of environments that run outside this process: receiving, timeouts, replacements. Imports no jax."""
+"""Code shared by sets of environments that run outside this process: receiving, timeouts, replacements.
+
+This module imports no jax.
+"""
 
 from __future__ import annotations
 
