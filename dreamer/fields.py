@@ -107,7 +107,8 @@ def keys(config: Any, path: str = "") -> Iterator[str]:
 def check_bounds(config: Any, path: str = "") -> None:
     """Raises UserError unless every number of `config`, nested configs included, lies in the range of its field.
 
-    path: the dotted key of `config`, for the message. A Config whose `__post_init__` compares fields calls this first.
+    path: the dotted key of `config`, for the message. If the `__post_init__` of a
+    Config compares fields, it must call this function first.
     """
     for name in declared(config):
         key, value = f"{path}.{name}" if path else name, getattr(config, name)

@@ -186,7 +186,7 @@ def foreign(values: Mapping[str, Any], suites: Collection[str]) -> Iterator[tupl
 
 
 def safe_env(name: str, suites: Collection[str]) -> bool:
-    """Whether an environment's name can only lead to a registered gymnasium environment or to a suite of dreamer."""
+    """Whether a name can only mean a registered gymnasium environment or a suite of dreamer, not other code."""
     suite, colon, task = name.partition(":")
     if colon:
         return suite in suites and bool(_TASK.fullmatch(task))

@@ -31,11 +31,12 @@ def make(
     camera: int | None = None,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """Makes one task of the suite, named "domain-task" ("walker-walk", "ball_in_cup-catch").
+    """Makes the environment of a task, named "domain-task" ("walker-walk", "ball_in_cup-catch").
 
     image: whether to observe an image of `size` [height, width] as "image".
-    proprio: whether to observe the vectors of the suite; None: only if there is no image.
-    camera: the number of the camera; None: 2 for the quadruped, else 0. Raises ValueError and ImportError.
+    proprio: whether to observe the task's vectors, such as positions; None: only if there is no image.
+    camera: the number of the camera; None: 2 for the quadruped, else 0.
+    Raises ValueError for a wrong argument, and ImportError if the extra is not installed.
     """
     check_choice("dmc", "render_mode", render_mode, (None, "rgb_array"))
     if image or render_mode:

@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
     prefix: the layers' names begin with it; "": there is only one group | keys: the images' keys, sorted
     height, width: the size of the images
-    mults: the channels of each stage as multiples of depth, the stage next to the image first
+    mults: the number of channels of each stage, as a multiple of `depth`. The first stage is the one next to the image.
     """
 
     prefix: str

@@ -20,7 +20,8 @@ Array = jax.Array
 def trunc_normal_in(fan_in: int, outscale: float = 1.0) -> Callable[..., Array]:
     """Returns an initialiser (key, shape, dtype) -> [*shape] that draws from a truncated normal distribution.
 
-    The distribution is truncated at two sigma, and its standard deviation is outscale / sqrt(fan_in).
+    A normal distribution is cut off at two standard deviations. The factor 1.1368 makes up for the cut, so that the
+    standard deviation of the result is outscale / sqrt(fan_in).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

@@ -119,7 +119,10 @@ def make(
     classes: Sequence[int], continuous: int, *, unimix: float = 0.0, minstd: Array | float = 0.1,
     maxstd: Array | float = 1.0,
 ) -> ActionDist:
-    """Returns the distribution of actions [.., A]: a one-hot for each of `classes`, then `continuous` numbers."""
+    """Returns the distribution of actions [.., A]: a one-hot for each of `classes`, then real numbers.
+
+    continuous: how many real numbers there are
+    """
     numbers = continuous_actions(minstd, maxstd)
     if not classes:
         return numbers

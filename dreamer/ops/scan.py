@@ -136,7 +136,10 @@ def _step(loop: Loop, fixed: list[Any], carry: list[Any], ready: list[Any]) -> t
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(loop: Loop, length: int, fixed: list[Any], carry: list[Any], ready: list[Any]) -> Any:
-    """Computes the last carry, outputs [T, ..]. fixed: values of loop.once | ready [T, ..]: values of loop.before."""
+    """Returns the last carry and the outputs [T, ..].
+
+    fixed: values of loop.once | ready [T, ..]: values of loop.before
+    """
     return jax.lax.scan(lambda carry, ready: _step(loop, fixed, carry, ready), carry, ready, length)
 
 

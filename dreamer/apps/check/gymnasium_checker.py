@@ -98,7 +98,7 @@ def lines(env: Any, watch: Watch) -> list[str]:
 
 
 def verdicts(found: list[str], others: Iterable[Verdict]) -> list[Verdict]:
-    """Converts the result of `lines` to verdicts. Drops a line if a verdict in `others` reports the same better."""
+    """Converts the result of `lines` to verdicts, without those on which `others` has a clearer verdict."""
     known = {verdict.key for verdict in others if verdict.level != "ok"}
     by_text: dict[str, Verdict] = {}
     for line in found:

@@ -76,7 +76,7 @@ def action_reader(env: gymnasium.Env, name: str = "") -> ActionReader:
 
 
 def flat_mask(space: spaces.Space, mask: Any) -> np.ndarray:
-    """Converts an action mask to int8 [N], 1 = allowed. N is the length of all one-hots of the action space together.
+    """Converts an action mask to int8 [N], 1 = allowed. N is the total length of the one-hots.
 
     mask: as in `space.sample(mask=..)` of gymnasium (an array for Discrete, a tuple of arrays for MultiDiscrete, a dict
     or tuple of masks for Dict and Tuple, None where everything is allowed), or already an array [N].

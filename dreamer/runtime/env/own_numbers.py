@@ -64,7 +64,7 @@ class Tally:
         self.finished = found
 
     def state(self) -> dict[str, Any]:
-        """Returns the sums of the current episode, and `finished`, as dicts of plain Python values."""
+        """Returns {"sums": the sums of each metric in this episode, "finished": `finished`}, as Python values."""
         return {"sums": {name: list(sums) for name, sums in self._sums.items()}, "finished": dict(self.finished)}
 
     def load(self, state: Mapping[str, Any]) -> None:

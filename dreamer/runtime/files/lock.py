@@ -234,7 +234,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _machine() -> str:
-    """Returns an identifier of this machine's boot and process namespace, or "" if neither can be read."""
+    """Returns the ID of this machine's current boot and that of the process namespace, as one text; "" if unknown."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

@@ -1,1 +1,1 @@
-"""Metrics, terminal, images and videos of a run. Imports no jax."""
+"""Shows and stores what a run reports: metrics, terminal output, images and videos. Imports no jax."""

@@ -39,7 +39,7 @@ class SumTree:
         return self.levels[-1][0]
 
     def update(self, leaf: np.ndarray, weight: np.ndarray) -> None:
-        """Writes weights [N, planes], at least 0, of leaves [N]. If a leaf is listed twice, its last weight is kept."""
+        """Sets the weights of leaves [N] to `weight` [N, planes] >= 0. The last entry of a leaf is kept."""
         self.levels[0][leaf] = weight
         for below, level in zip(self.levels, self.levels[1:], strict=False):
             leaf = np.unique(leaf // BRANCHING)

@@ -127,7 +127,7 @@ def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Si
 
     The order is given in runtime/run/start.py. stack: closes everything that this function opens.
     sinks: used in addition to the sinks of the config. They are not closed.
-    Raises UserError for every reason not to start or resume, and then leaves the disk unchanged.
+    Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
     config = decision.config
     display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))

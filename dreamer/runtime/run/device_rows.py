@@ -88,7 +88,7 @@ class DeviceRows:
         return int(np.minimum(self._replay.counts - self._seen, self._rows).sum())
 
     def _send(self, stream: np.ndarray, number: np.ndarray, obs: dict[str, np.ndarray]) -> None:
-        """Sends rows `number` [n] of streams `stream` [n] to the devices. obs: their observations {k: [n, ..]}."""
+        """Sends n rows to the devices: row number[i] of stream[i], with its observations obs {k: [n, ..]}."""
         np.maximum.at(self._seen, stream, number + 1)
         # Padded to a power of two, so that few shapes are compiled; rows beyond the rings are dropped.
         count, room = len(stream), 1 << max(0, len(stream) - 1).bit_length()

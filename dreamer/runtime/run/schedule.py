@@ -65,9 +65,9 @@ def evaluation_due(due: int, env_steps: int, *, last: int) -> bool:
 
 
 def rates(before: Mark, now: Mark, waited: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics speed/<name>, counts per second, and wait/<name>, the shares of time spent waiting.
+    """Returns the metrics speed/<name> (counts per second) and wait/<name> (fractions of the time spent waiting).
 
-    before, now: the run at two lines of metrics. The results cover the time between them.
+    before, now: the Marks of two lines of metrics. The results cover the time between them.
     waited {name: seconds}: how long threads waited in this time.
     """
     seconds = max(now.time - before.time, 1e-9)

@@ -32,7 +32,7 @@ class Actor:
         self._threads = {number: ThreadPoolExecutor(1) for number in numbers}
 
     def make(self, number: int, seed: int) -> Spec | Incident:
-        """Makes an environment, or replaces it by a new one. Returns its Spec, or an Incident if it fails."""
+        """Makes or replaces environment `number`. Returns its Spec, or an Incident if that fails."""
         return self._do(number, self._envs[number].make, seed)
 
     def step(self, number: int, actions: np.ndarray) -> tuple[Step, dict[int, dict[str, float]]] | Incident:

@@ -74,7 +74,7 @@ class Process:
         self._process.kill()
 
     def gone(self, patience: float = 0.0) -> bool:
-        """Returns whether the process has ended. Waits at most `patience` seconds for its end."""
+        """Returns whether the process has ended. Waits up to `patience` seconds for it to end."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
