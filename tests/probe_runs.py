@@ -19,7 +19,7 @@ PRESET = Path(__file__).parents[1] / "experiments" / "probe.yaml"
 SETTINGS: dict[str, dict] = {
     "delayed": {"env_steps": 9000},
     "action_continuous": {"env_steps": 6000},
-    "both": {"env_steps": 5000},
+    "both": {"env_steps": 8000},
     # Images are expensive on a CPU, so batches are smaller and more frequent. Two latent groups learn faster than 8,
     # perhaps because the prior samples groups independently, and cannot dream a random side encoded in many groups.
     "pixel": {

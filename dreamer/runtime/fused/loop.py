@@ -1,0 +1,217 @@
+"""The loop of a run as one program: act, step all environments, store the rows, and make the updates that are due."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamer.interfaces import Agent, Array, Carry, Key, Spec, Step, TrainState, Update
+from dreamer.runtime.fused import ring as rings
+from dreamer.runtime.fused.envs import Envs, Functions
+from dreamer.runtime.fused.ring import Places, Ring, Sizes
+from dreamer.steps import Batch
+
+
+class Episodes(NamedTuple):
+    """The current episode of each stream: the sum of its rewards [S] float32, and its number of steps [S] int32."""
+
+    returns: Array
+    lengths: Array
+
+
+class Loop(NamedTuple):
+    """Everything that a turn changes, as one pytree on the device.
+
+    train: the train state | ring: the replay | envs: the environments, with rows that the agent has not seen yet
+    carry: what acting passes on | acted [] int32: the number of turns | episodes: the current episodes
+    started [] bool: whether training has started
+    debt [] int32: what the collected rows are worth in updates, in units of 1 / `Plan.rate.denominator`
+    """
+
+    train: TrainState
+    ring: Ring
+    envs: Envs
+    carry: Carry
+    acted: Array
+    episodes: Episodes
+    started: Array
+    debt: Array
+
+
+class Report(NamedTuple):
+    """What happened in the turns of one call.
+
+    updates [] int32 | metrics {name: []}: the sums of the metrics of these updates
+    episodes [] int32: the number of finished episodes | returns, lengths []: the sums over these episodes
+    """
+
+    updates: Array
+    metrics: Mapping[str, Array]
+    episodes: Array
+    returns: Array
+    lengths: Array
+
+
+class Plan(NamedTuple):
+    """The numbers that the program is compiled for.
+
+    sizes: those of the ring | batch_size: sequences of an update
+    rate: updates per row, see `run/ratio.py` | wanted: the number of items at which training starts
+    """
+
+    sizes: Sizes
+    batch_size: int
+    rate: Fraction
+    wanted: int
+
+
+class Keys(NamedTuple):
+    """The random keys of a run: for acting and for drawing sequences."""
+
+    act: Key
+    draw: Key
+
+
+Draw = Callable[[Ring, Array], tuple[Ring, Array, Array]]
+
+
+def make_draw(plan: Plan, key: Key) -> Draw:
+    """Returns the function (ring, update) -> ring, stream [B], start [B] that chooses the sequences of an update."""
+
+    def draw(ring: Ring, update: Array) -> tuple[Ring, Array, Array]:
+        return rings.draw(ring, plan.sizes, jax.random.fold_in(key, update), plan.batch_size)
+
+    return draw
+
+
+def make_run(
+    agent: Agent, spec: Spec, envs: Functions, plan: Plan, keys: Keys, draw: Draw | None = None
+) -> Callable[[Loop, Array], tuple[Loop, Report]]:
+    """Returns the function (loop, turns []) -> loop, report that makes `turns` turns. Compile it with `loop` donated.
+
+    draw: chooses the sequences of an update; None: `make_draw`. A test hands in the draws of another loop.
+    """
+    draw = draw or make_draw(plan, keys.draw)
+    collect, update = make_collect(agent, spec, envs, keys.act), make_update(agent, spec, plan.sizes, draw)
+    rate = plan.rate
+
+    def turn(loop: Loop, report: Report) -> tuple[Loop, Report]:
+        loop, report = collect(loop, report)
+        ready = plan.sizes.streams * rings.items(loop.ring, plan.sizes) >= plan.wanted
+        # The first update is due as soon as training may start. Rows that were collected before count for nothing.
+        more = jnp.where(loop.started, plan.sizes.streams * rate.numerator, rate.denominator * ready)
+        loop = loop._replace(started=loop.started | ready, debt=loop.debt + more)
+        due = functools.partial(_due, rate)
+        return jax.lax.while_loop(due, lambda both: pay(*both), (loop, report)) if rate else (loop, report)
+
+    def pay(loop: Loop, report: Report) -> tuple[Loop, Report]:
+        loop, metrics = update(loop)
+        sums = jax.tree.map(lambda total, one: total + one, report.metrics, metrics)
+        loop = loop._replace(debt=loop.debt - rate.denominator)
+        return loop, report._replace(updates=report.updates + 1, metrics=sums)
+
+    def run(loop: Loop, turns: Array) -> tuple[Loop, Report]:
+        empty = empty_report(jax.eval_shape(update, loop)[1])
+        return jax.lax.fori_loop(0, turns, lambda _, both: turn(*both), (loop, empty))
+
+    return run
+
+
+def _due(rate: Fraction, both: tuple[Loop, Report]) -> Array:
+    return both[0].debt >= rate.denominator
+
+
+def make_collect(
+    agent: Agent, spec: Spec, envs: Functions, key: Key
+) -> Callable[[Loop, Report], tuple[Loop, Report]]:
+    """Returns the half of a turn that acts on the newest row of each stream, stores it, and steps all environments.
+
+    It does what `Collector.collect` does. The actions for the last rows of episodes are not executed; zeros are stored.
+    """
+
+    def collect(loop: Loop, report: Report) -> tuple[Loop, Report]:
+        row = streams_of(spec, loop.envs.row)
+        carry, action = agent.act(
+            agent.variables(loop.train), jax.random.fold_in(key, loop.acted), loop.carry, for_agent(spec, row.obs),
+            row.is_first, "collect",
+        )  # fmt: skip
+        row = row._replace(action=jnp.where(row.is_last[:, None], 0.0, action))
+        ring = rings.add(loop.ring, columns_of(row, agent.pack(carry.state), loop.ring))
+        asked = jnp.ones(loop.envs.turns.shape, bool)
+        stepped = envs.turn(loop.envs, envs_of(spec, row.action), asked)
+        episodes, report = observe(loop.episodes, row, report)
+        return loop._replace(ring=ring, envs=stepped, carry=carry, acted=loop.acted + 1, episodes=episodes), report
+
+    return collect
+
+
+def make_update(
+    agent: Agent, spec: Spec, sizes: Sizes, draw: Draw
+) -> Callable[[Loop], tuple[Loop, Mapping[str, Array]]]:
+    """Returns the function loop -> loop, metrics that makes one update and writes its latents back to the ring."""
+
+    def update(loop: Loop) -> tuple[Loop, Mapping[str, Array]]:
+        ring, stream, start = draw(loop.ring, loop.train.step)
+        batch, places = rings.gather(ring, sizes, stream, start)
+        train, out = _update(agent, spec, loop.train, batch)
+        ring = _refresh(ring, places, out)
+        return loop._replace(train=train, ring=ring), out.metrics
+
+    return update
+
+
+def _update(agent: Agent, spec: Spec, train: TrainState, batch: Batch) -> tuple[TrainState, Update]:
+    return agent.update(train, batch._replace(obs=for_agent(spec, batch.obs)))
+
+
+def _refresh(ring: Ring, places: Places, out: Update) -> Ring:
+    stored = {name: value for name, value in out.latent.items() if f"latent/{name}" in ring.columns}
+    return rings.refresh(ring, places, stored)
+
+
+def observe(episodes: Episodes, row: Step, report: Report) -> tuple[Episodes, Report]:
+    """Adds a row [S, ..] to the current episodes, and counts those that end in it, as `EpisodeTracker` does."""
+    returns = jnp.where(row.is_first, 0.0, episodes.returns + row.reward)
+    lengths = jnp.where(row.is_first, 0, episodes.lengths + 1)
+    report = report._replace(
+        episodes=report.episodes + row.is_last.sum(dtype=jnp.int32),
+        returns=report.returns + jnp.where(row.is_last, returns, 0.0).sum(),
+        lengths=report.lengths + jnp.where(row.is_last, lengths, 0).sum(),
+    )
+    return Episodes(returns, lengths), report
+
+
+def empty_report(metrics: Mapping[str, Any]) -> Report:
+    """Returns the Report of no turn. metrics {name: []}: arrays, or their shapes and dtypes."""
+    zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
+    return Report(jnp.int32(0), zeros, jnp.int32(0), jnp.float32(0), jnp.int32(0))
+
+
+def columns_of(row: Step, latent: Mapping[str, Array], ring: Ring) -> dict[str, Array]:
+    """Returns a row [S, ..] and its packed latents {name: [S, ..]} by column, in the dtypes of the ring."""
+    given = {
+        **{f"obs/{key}": value for key, value in row.obs.items()},
+        **{name: getattr(row, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")},
+        **{f"latent/{name}": value for name, value in latent.items()},
+    }
+    return {name: given[name].astype(column.dtype) for name, column in ring.columns.items()}
+
+
+def for_agent(spec: Spec, obs: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns observations {k: [.., ..]} in the dtypes that the agent takes."""
+    return {key: x.astype(spec.obs[key].device_dtype) for key, x in obs.items()}
+
+
+def streams_of(spec: Spec, row: Step) -> Step:
+    """Returns rows [E, ..] or [E, agents, ..] as rows [S, ..] of streams."""
+    return row if spec.agents == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row)
+
+
+def envs_of(spec: Spec, action: Array) -> Array:
+    """Returns actions [S, A] of streams as actions [E, A] or [E, agents, A] of environments."""
+    return action if spec.agents == 1 else action.reshape(-1, spec.agents, action.shape[-1])

@@ -1,0 +1,208 @@
+"""Environments written in JAX as workers: all of them make a step together, in one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Array, JaxEnv
+from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.rows import empty_step
+from dreamer.runtime.files import plain_state
+from dreamer.runtime.fused import envs as environments
+from dreamer.runtime.fused.envs import Envs
+from dreamer.runtime.fused.loop import envs_of, streams_of
+from dreamer.runtime.workers import Incident, Ready, WorkersState
+from dreamer.runtime.workers.faults import Faults
+from dreamer.runtime.workers.interface import WorkerPlan
+from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
+from dreamer.steps import Step
+
+
+class JaxWorkers:
+    """Owns E environments on the first device of this process, with the methods of `Workers`.
+
+    Nothing can fail that a replacement would mend, so there are no incidents. `envs` can be taken by the fused loop,
+    which gives it back before a checkpoint.
+    """
+
+    backend = "jax"
+
+    def __init__(self, env: JaxEnv, plan: WorkerPlan):
+        """plan: names the environments, and gives their number and seeds. Compiles; resets all environments."""
+        self.env, self.spec = env, env.spec
+        self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * env.spec.agents
+        self._plan, self._faults = plan, Faults(plan, restarts=0)
+        self.functions = environments.make(env)
+        self._begin, self._turn = jax.jit(self.functions.begin), jax.jit(self.functions.turn)
+        self._render = jax.jit(env.render) if env.render else None
+        self.state: Envs = self._begin(self._keys())
+        self._begun = False
+        self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
+
+    def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
+        """Steps all environments that were sent an action, and returns their next rows [R].
+
+        Raises RuntimeError if no environment was sent an action. With `min_ready` None, also raises it if some were
+        not. `max_wait` and the number in `min_ready` have no effect.
+        """
+        self._table.wanted(min_ready)
+        self._step()
+        ready = self._table.take()
+        self._faults.delivered(ready, self._table.agents)
+        return ready
+
+    def send(self, streams: np.ndarray, actions: np.ndarray) -> None:
+        """Answers the rows of `streams` [R] with `actions` [R, A]."""
+        self._table.answer(streams, actions)
+
+    def finished(self) -> Mapping[int, Mapping[str, float]]:
+        """Returns {}: these environments have no metrics of their own."""
+        return self._table.finished
+
+    def render(self, number: int) -> np.ndarray | str | None:
+        """Returns an image uint8 [H, W, 3] of an environment, or None if it cannot draw itself."""
+        if self._render is None or self._plan.render_mode is None:
+            return None
+        return np.asarray(self._render(jax.tree.map(lambda x: x[number], self.state.env)))
+
+    def restart(self, number: int) -> None:
+        """Begins a new episode in an environment, with a new seed."""
+        self._faults.resets[number] += 1
+        fresh = self._begin(self._keys())
+        chosen = np.arange(self.envs) == number
+        self.state = environments.choose(jnp.asarray(chosen), fresh, self.state)
+        self._table.phase[number] = BUSY
+        self._write(chosen)
+
+    def incidents(self) -> list[Incident]:
+        """Returns the incidents since the last call of this method."""
+        return self._faults.drain()
+
+    def seed(self, number: int) -> int:
+        """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
+        return self._faults.seed(number)
+
+    def describe(self) -> str:
+        """Returns one line: where the environments run, and why."""
+        device = jax.local_devices()[0].device_kind
+        return f"workers: {self.envs} environments in one program on {device}, because they are written in JAX"
+
+    def states(self) -> WorkersState:
+        """Returns the state of every environment, and the rows that were not received yet."""
+        self._table.wanted(None)
+        self._step()
+        return WorkersState(states_of(self.state), self._table.peek(), self._faults.resets.copy())
+
+    def restore(self, states: Sequence[bytes | str], ready: Ready, resets: np.ndarray) -> dict[int, str]:
+        """Restores a WorkersState. Returns {number: reason} for the environments that start a new episode instead."""
+        check_fresh(self._faults.received, states, ready, self.envs, self._table.agents)
+        self._faults.restore(resets)
+        columns = _columns(self.state)
+        refused = {i: s if isinstance(s, str) else _load(columns, i, s) for i, s in enumerate(states)}
+        lost = {number: why for number, why in refused.items() if why}
+        kept = [number for number in range(self.envs) if number not in lost]
+        self.state = _placed(columns, self.state)
+        self._table.put(kept, ready)
+        self._begun = True
+        for number in lost:
+            self.restart(number)
+        return lost
+
+    def give_back(self, state: Envs) -> None:
+        """Takes over environments that the fused loop has stepped. Their newest rows are ready to be received."""
+        self.state, self._begun = state, True
+        self._table.phase[:] = BUSY
+        self._write(np.ones(self.envs, bool))
+
+    def take(self) -> Envs:
+        """Returns the environments, for the fused loop. Their newest rows are those that `receive` would return."""
+        self._step()
+        return self.state
+
+    def shorten_timeouts(self) -> None:
+        """Does nothing, because a program on a device cannot be interrupted."""
+
+    def close(self) -> None:
+        """Does nothing, because no process and no file is open."""
+
+    def __enter__(self) -> JaxWorkers:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _keys(self) -> Array:
+        return environments.env_keys(jnp.array([self._faults.seed(i) for i in range(self.envs)], jnp.uint32))
+
+    def _step(self) -> None:
+        busy = self._table.phase == BUSY
+        if not busy.any():
+            return
+        if self._begun:
+            action = envs_of(self.spec, jnp.asarray(self._table.rows.action))
+            self.state = self._turn(self.state, action, jnp.asarray(busy))
+        self._begun = True
+        self._write(busy)
+
+    def _write(self, busy: np.ndarray) -> None:
+        """Copies the newest rows of the environments in `busy` [E] to the table, and marks them as ready.
+
+        Raises UserError if a reward or an observation is not finite.
+        """
+        row: Step = jax.tree.map(np.asarray, streams_of(self.spec, self.state.row))
+        rows, where = self._table.rows, np.repeat(busy, self.spec.agents)
+        for name, array in {"reward": row.reward, **row.obs}.items():
+            if array.dtype.kind == "f" and not np.isfinite(array[where]).all():
+                stream = int(np.flatnonzero(where & ~np.isfinite(array).reshape(len(array), -1).all(1))[0])
+                raise UserError(f"env {self._plan.named(stream // self.spec.agents)!r}: {name} is not finite")
+        for name, array in row.obs.items():
+            rows.obs[name][where] = array[where]
+        for name in ("reward", "is_first", "is_last", "is_terminal"):
+            getattr(rows, name)[where] = getattr(row, name)[where]
+        self._table.phase[busy] = READY
+
+
+def states_of(state: Envs) -> list[bytes]:
+    """Returns the state, row and key of each environment as bytes, in a form that `Workers.restore` accepts."""
+    columns = _columns(state)
+    return [env_state.PLAIN + plain_state.encode([column[i] for column in columns]) for i in range(len(columns[0]))]
+
+
+def _columns(state: Envs) -> list[np.ndarray]:
+    """Returns copies of the leaves [E, ..], with random keys as numbers."""
+    leaves = jax.tree.leaves(state)
+    return [np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+
+
+def _placed(columns: list[np.ndarray], like: Envs) -> Envs:
+    """Returns the environments whose leaves are `columns`; `like` gives the tree and the kinds of random keys."""
+    leaves, tree = jax.tree.flatten(like)
+    placed = [
+        jax.random.wrap_key_data(jnp.asarray(column), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else column
+        for column, leaf in zip(columns, leaves, strict=True)
+    ]
+    return jax.device_put(jax.tree.unflatten(tree, placed), jax.local_devices()[0])
+
+
+def _load(columns: list[np.ndarray], number: int, state: bytes) -> str:
+    """Writes the state of environment `number` into `columns`. Returns "" on success, else the reason."""
+    try:
+        values = [np.asarray(value) for value in plain_state.decode(state.removeprefix(env_state.PLAIN))]
+    except (ValueError, TypeError) as error:
+        return f"its saved state cannot be read: {error}"
+    forms = [(value.shape, value.dtype) for value in values]
+    if forms != [(column.shape[1:], column.dtype) for column in columns]:
+        return "its saved state has another form: the environment has changed"
+    for column, value in zip(columns, values, strict=True):
+        column[number] = value
+    return ""
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
