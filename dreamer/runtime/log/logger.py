@@ -121,10 +121,11 @@ class Logger:
         nbytes, crc = self._lines.position()
         return {"bytes": nbytes, "crc": crc, "seconds": seconds, "sums": sums, "wandb": self._wandb_id}
 
-    def add(self, values: Mapping[str, Any], latest: bool = False) -> None:
+    def add(self, values: Mapping[str, Any], latest: bool = False, count: int = 1) -> None:
         """Adds values by name. The next `write` logs the mean of the values added under each name.
 
         values: numbers or arrays of one element; the call waits for jax arrays. One nan makes the mean nan.
+        count: each value is the mean of this many values
         latest: whether each value replaces the earlier values of its name, instead of being averaged with them.
         Raises ValueError for the names env_steps, updates, time and nonfinite.
         """
@@ -133,8 +134,8 @@ class Logger:
                 raise ValueError(f"a metric cannot be named {name!r}: metrics.jsonl uses that name itself")
             number = float(np.asarray(value).reshape(()))
             with self._lock:
-                total, count = (0.0, 0) if latest else self._sums.get(name, (0.0, 0))
-                self._sums[name] = (total + number, count + 1)
+                total, before = (0.0, 0) if latest else self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + count * number, before + count)
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
         """Writes the means of the values added since the last write to every sink, and returns {name: mean}.

@@ -124,12 +124,12 @@ class Replay:
 
         Enough means at least batch_size * batch_length, the number of rows that one batch trains on.
         """
-        return len(self) >= self._wanted(batch_size)
+        return len(self) >= self.wanted(batch_size)
 
     def start(self, batch_size: int) -> int:
         """Returns the environment step at which training can start if all environments are equally fast."""
         streams = len(self.counts)
-        return streams * (-(-self._wanted(batch_size) // streams) + self.sequence - 1)
+        return streams * (-(-self.wanted(batch_size) // streams) + self.sequence - 1)
 
     def add(self, step: Step, latent: Mapping[str, np.ndarray], streams: np.ndarray | None = None) -> None:
         """Appends one row to the ring of each listed stream.
@@ -259,7 +259,8 @@ class Replay:
         if self._disk:
             self._disk.close()
 
-    def _wanted(self, batch_size: int) -> int:
+    def wanted(self, batch_size: int) -> int:
+        """Returns the number of items at which training starts, see `ready`."""
         most = len(self.counts) * (self.size.rows_per_stream - self.sequence + 1)
         return min(batch_size * self.config.batch_length, most)
 

@@ -79,6 +79,34 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
         _put(replay, spans, values)
 
 
+def append(replay: Replay, columns: Columns) -> None:
+    """Appends rows {name: [S, n, ..]} to all streams. The caller keeps the queue of new sequences, see `put_queue`.
+
+    The streams have equally many rows, and n is at most the length of a ring.
+    """
+    added = columns["reward"].shape[1]
+    with replay.lock:
+        first = int(replay.counts[0])
+        slots = np.arange(first, first + added) % replay.size.rows_per_stream
+        for name, values in columns.items():
+            replay.columns[name][:, slots] = values
+        replay.counts += added
+
+
+def put_held_latents(replay: Replay, columns: Columns) -> None:
+    """Replaces the latents of all rings by `columns` {name: [S, rows_per_stream, ..]}."""
+    with replay.lock:
+        for name, values in columns.items():
+            replay.columns[name][...] = values
+
+
+def put_queue(replay: Replay, queue: Sequence[tuple[int, int]]) -> None:
+    """Replaces the queue of new sequences, each a (stream, number of its first row)."""
+    with replay.lock:
+        replay.queue.clear()
+        replay.queue.extend(queue)
+
+
 def state(replay: Replay) -> tuple[dict[str, Any], Columns]:
     """Returns the queue, the random generators and the sampler's memory, as JSON values and copies of arrays.
 

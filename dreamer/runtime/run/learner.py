@@ -131,6 +131,11 @@ class Learner:
         """Whether the state was lost with a failed device, so that it cannot be saved."""
         return device_errors.lost(self.state)
 
+    def forget(self) -> None:
+        """Drops the state, so that `lost` is True: its owner has failed, and what is left here is out of date."""
+        for leaf in jax.tree.leaves(self.state):
+            leaf.delete()
+
     def diverged(self) -> bool:
         """Whether a parameter is nan or infinite, so that the state must not be saved."""
         leaves = [leaf for leaf in jax.tree.leaves(self.state.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
