@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dreamer.errors import UserError
+from dreamer.errors import UserError, one_line
 from dreamer.interfaces import Ask, Batch, Behavior, Learned, Losses, State, Variables, WorldModel
-from dreamer.plugins import one_line
 from dreamer.spaces import Spec
 
 LONGEST = 400  # characters that are kept of another library's message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -20,3 +21,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; choices: {', '.join(choices)}" if choices else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception as one line: its type, its message, and the file and line that raised it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})"
+    return f"{type(error).__name__}: {message}{place}"

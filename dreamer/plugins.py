@@ -1,12 +1,11 @@
 """Finds objects by name: modules and attributes by dotted name, environments by id, suite or factory.
 
-Imports no jax.
+Imports no jax until an environment written in JAX is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -16,16 +15,18 @@ import pickle
 import pkgutil
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dreamer import suites
-from dreamer.errors import UserError, nearest
+from dreamer.errors import UserError, nearest, one_line
+from dreamer.gymnasium_ids import make_registered
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from dreamer.interfaces import JaxEnv
 
 SUITES = "dreamer.suites"  # the package whose modules are environment suites
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a run directory holds the first and one of the others
@@ -109,31 +110,82 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
 
     "CartPole-v1" is a gymnasium id. "dmc:walker-walk" calls make("walker-walk", **options) of the suite envs/dmc.py.
     "my_lab.envs:make" is a function, called with the options. "my_lab.envs:Maze-v0" is an id that the module registers.
-    A Maker calls its function with the options. options: the keyword arguments of the environment.
+    A Maker calls its function with the options. If a function returns a JaxEnv, returns it as a HostEnv or HostTeam.
+    options: the keyword arguments of the environment.
     render_mode: "rgb_array" or None; only environments that take this argument receive it. Raises UserError.
     """
     options = dict(options or {})
+    found = _factory(name)
+    if isinstance(found, str):
+        return _checked(str(name), make_registered(str(name), found, options, render_mode))
+    env = _call(found.name, found.make, found.args, options, render_mode)
+    return _checked(found.name, _hosted(env, found.name, render_mode))
+
+
+def make_jax_env(name: EnvName, options: Mapping[str, Any] | None = None) -> JaxEnv | None:
+    """Makes the environment called `name` if it is written in JAX: if its factory is annotated with "-> JaxEnv".
+
+    Returns None for any other environment, without calling its factory. name, options: as in `make_env`.
+    Raises UserError, also if the environment is faulty, see `jax_envs.check`.
+    """
+    found = _factory(name)
+    if isinstance(found, str) or not _returns_jax_env(found.make):
+        return None
+    from dreamer import jax_envs
+
+    env: Any = _call(found.name, found.make, found.args, dict(options or {}), None)
+    jax_envs.check(env, found.name)
+    return env
+
+
+class Factory(NamedTuple):
+    """A function that makes an environment. name: the environment's | args: the first arguments of `make`"""
+
+    name: str
+    make: Callable[..., Any]
+    args: tuple[str, ...] = ()
+
+
+def _factory(name: EnvName) -> Factory | str:
+    """Returns the Factory of the environment called `name`, or its id in gymnasium's registry. Raises UserError."""
     add_folder_for(name)
     if isinstance(name, Maker):
-        return _checked(name.name, _call(name.name, name.make, (), options, render_mode))
+        return Factory(name.name, name.make)
     where, _, what = name.partition(":")
     if not name or (":" in name and not (where and what)):
         raise UserError(f"env {name!r} is not a gymnasium id, suite:task or package.module:factory")
     if ":" not in name:
-        env = _make_registered(name, name, options, render_mode)
-    elif where == "__main__" or "<" in what:
+        return name
+    if where == "__main__" or "<" in what:
         raise UserError(f"env {name!r} was passed as a function: pass it again as make_env=, or put it into a module")
-    elif "." not in where and where in suite_names():
-        env = _call(name, load(f"{SUITES}.{where}:make"), (what,), options, render_mode)
-    elif "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
+    if "." not in where and where in suite_names():
+        return Factory(name, load(f"{SUITES}.{where}:make"), (what,))
+    if "." not in where and where not in sys.modules and importlib.util.find_spec(where) is None:
         hint = _hint(where, suite_names())
         raise UserError(f"env {name!r}: there is no suite envs/{where}.py and no module {where!r}{hint}")
-    elif _ENV_ID.match(what):
+    if _ENV_ID.match(what):
         load(where)
-        env = _make_registered(name, what, options, render_mode)
-    else:
-        env = _call(name, load(name), (), options, render_mode)
-    return _checked(name, env)
+        return what
+    return Factory(name, load(name))
+
+
+def _returns_jax_env(factory: Any) -> bool:
+    """Whether a factory says that it returns a JaxEnv. The annotation may be a string or the class."""
+    if not callable(factory):
+        return False
+    annotation = getattr(inspect.unwrap(factory), "__annotations__", {}).get("return")
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return text.rpartition(".")[2] == "JaxEnv"
+
+
+def _hosted(env: Any, name: str, render_mode: str | None) -> Any:
+    """Returns a JaxEnv as an environment of gymnasium, and anything else unchanged."""
+    interfaces = sys.modules.get("dreamer.interfaces")  # not loaded: nothing can have made a JaxEnv
+    if interfaces is None or not isinstance(env, interfaces.JaxEnv):
+        return env
+    from dreamer.host_env import as_gymnasium
+
+    return as_gymnasium(env, name, render_mode)
 
 
 def suite_names() -> list[str]:
@@ -209,16 +261,6 @@ def _find(name: str, folders: Iterable[str]) -> tuple[str | None, list[str]]:
     return None, parts
 
 
-def one_line(error: BaseException) -> str:
-    """Returns an exception as one line: its type, its message, and the file and line that raised it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}, line {error.lineno})"
-    return f"{type(error).__name__}: {message}{place}"
-
-
 def _import(module: str, asked: str) -> ModuleType:
     """Imports a module. Raises UserError, whose text says whether the module is missing or fails to import.
 
@@ -241,31 +283,6 @@ def _import(module: str, asked: str) -> ModuleType:
     folders = getattr(sys.modules[parent], "__path__", [])
     choices = [found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_")]
     raise UserError(f"no module {last!r} in {parent} (asked for by {asked!r}){_hint(last, choices)}")
-
-
-def _make_registered(name: str, env_id: str, options: dict[str, Any], render_mode: str | None) -> gymnasium.Env:
-    import gymnasium
-
-    extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    try:
-        try:
-            # dreamer.runtime.env.rows checks every row; gymnasium's own checker would halve the speed.
-            return gymnasium.make(env_id, disable_env_checker=True, **options, **extra)
-        except TypeError as error:
-            if not extra or "render_mode" not in str(error):
-                raise
-            return gymnasium.make(env_id, disable_env_checker=True, **options)
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(f"env {name!r} is no registered gymnasium id{_nearest_id(env_id)}") from error
-    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        text = " ".join(str(error).split())
-        extra_name = re.search(r"gymnasium\[([\w-]+)\]", text)
-        advice = f'; try: pip install "gymnasium[{extra_name.group(1)}]"' if extra_name else ""
-        raise UserError(f"env {name!r} needs a package that is not installed: {text}{advice}") from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"env {name!r} could not be made with options {options}: {one_line(error)}") from error
 
 
 def _call(
@@ -300,40 +317,6 @@ def _checked(name: str, env: Any) -> gymnasium.Env:
     if missing:
         raise UserError(f"env {name!r} returned a {type(env).__name__}, not a gymnasium.Env: it has no {missing[0]!r}")
     return env
-
-
-# Packages whose ids have the form namespace/Name-v0, and dreamer's suite of these environments, which is also an extra.
-_NAMESPACES = {
-    "ale": ("ale_py", "atari"), "dm_control": ("shimmy", "dmc"), "minigrid": ("minigrid", "minigrid"),
-    "babyai": ("minigrid", "minigrid"), "memory_maze": ("memory_maze", "memory_maze"),
-    "meta-world": ("metaworld", "metaworld"), "popgym": ("popgym", "popgym"), "vizdoom": ("vizdoom", "vizdoom"),
-}  # fmt: skip
-
-
-def _nearest_id(env_id: str) -> str:
-    """Returns a hint for a wrong gymnasium id: an id that the user may have meant, or a package to import; or ""."""
-    import gymnasium
-
-    by_lower = {known.lower(): known for known in sorted(gymnasium.registry)}
-    namespace, slash, task = env_id.rpartition("/")
-    # MiniGrid's ids have their name before a hyphen: MiniGrid-Empty-5x5-v0.
-    family = namespace.lower() if slash else env_id.partition("-")[0].lower()
-    if any(known.startswith(f"{family}/" if slash else f"{family}-") for known in by_lower):
-        family = ""  # the package is imported: its own ids are near enough
-    if family in _NAMESPACES:
-        module, suite = _NAMESPACES[family]
-        name = task if slash else env_id.removeprefix("MiniGrid-")
-        if suite in ("atari", "dmc", "memory_maze"):
-            name = re.sub(r"-v\d+$", "", name).removeprefix("MemoryMaze-")
-        name = name.lower() if suite == "atari" else name
-        ours = f"{suite}:{name} (extra {suite.replace('_', '-')})"
-        return f"; it belongs to {module}, which is not imported: use our suite's {ours}, or {module}:{env_id}"
-    if slash and family:
-        near = f"did you mean {by_lower[task.lower()]!r}?" if task.lower() in by_lower else ""
-        near = near or f"name the module that does, such as my_package:{env_id}"
-        return f"; nothing here registers ids of {namespace!r}: {near}"
-    close = difflib.get_close_matches(env_id.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def _hint(name: str, choices: Iterable[str]) -> str:

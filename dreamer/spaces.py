@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 MASK = "action_mask"  # the observation that marks the discrete actions allowed now
+UNIT = 1.0  # an action without bounds ranges from -UNIT to UNIT; one with a single bound covers 2 * UNIT next to it
 BYTE = (0.0, 255.0)  # bounds of an image whose Space has no bounds
 
 
@@ -133,6 +134,18 @@ class Spec:
         """Whether the observation has an "action_mask", which marks the allowed entries of the action's one-hots."""
         mask = self.obs.get(MASK)
         return mask is not None and mask.classes == 2 and mask.shape == (self.action.onehots,)
+
+
+def choosable(low: np.ndarray, high: np.ndarray, most: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (lowest, highest, bounded): the range from which the agent can choose each number of an action.
+
+    low, high: the environment's bounds, float64; from -most or most on they are no bounds
+    lowest, highest: a number with two bounds has them as its range; one with a single bound covers the 2 * UNIT next to
+    it; one without bounds ranges from -UNIT to UNIT | bounded: whether it has two bounds
+    """
+    has_low, has_high = low > -most, high < most
+    lowest = np.where(has_low, low, np.where(has_high, high - 2 * UNIT, -UNIT))
+    return lowest, np.where(has_high, high, np.where(has_low, low + 2 * UNIT, UNIT)), has_low & has_high
 
 
 def for_device(spaces: Mapping[str, Space], obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

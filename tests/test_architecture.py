@@ -33,7 +33,8 @@ TABLE: dict[str, set[str]] = {
     "steps": set(),
     "shipped": set(),
     "suites": {"shipped"},
-    "plugins": {"errors", "suites"},
+    "gymnasium_ids": {"errors"},
+    "plugins": {"errors", "gymnasium_ids", "host_env", "interfaces", "jax_envs", "suites"},  # JAX only when asked for
     "trust": {"errors"},
     "coerce": {"errors"},
     "fields": {"errors"},
@@ -41,6 +42,8 @@ TABLE: dict[str, set[str]] = {
     "layers": {"coerce", "hints", "shipped", "trust"} | NOUNS,
     "interfaces": NOUNS,
     "contracts": {"interfaces"} | NOUNS,
+    "jax_envs": {"interfaces"} | NOUNS,
+    "host_env": {"jax_envs", "interfaces"} | NOUNS,
     "ops": {"fields"},  # for the Config of the optimizer
     "nets": {"ops", "interfaces"} | NOUNS,
     "dreaming": {"nets", "ops", "interfaces"} | NOUNS,
@@ -63,13 +66,15 @@ TABLE: dict[str, set[str]] = {
     "dreamer": {"config", "runtime/run", "apps"},
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
+# Suites of environments written in JAX, and what they share.
+JAX_SUITES = ("envs.jax_probes",)
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 # Rooms and files that must work in a process without jax.
 NO_JAX_ROOMS = ("runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
     "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites", "dreamer.steps", "dreamer.trust",
-    "dreamer.layers",
+    "dreamer.layers", "dreamer.gymnasium_ids",
     *(
         f"dreamer.runtime.files.{name}"
         for name in (
@@ -222,7 +227,14 @@ def test_the_library_knows_neither_envs_nor_experiments():
 def test_environments_know_neither_the_library_nor_jax():
     for module, file in modules("envs"):
         first = {name.split(".")[0] for name in imports_of(file)}
-        assert not first & ({"dreamer", "experiments", "tests"} | JAX_LIBRARIES), module
+        ours = {"dreamer", *JAX_LIBRARIES} if module in JAX_SUITES else set()
+        assert not first & ({"dreamer", "experiments", "tests"} | JAX_LIBRARIES) - ours, module
+
+
+@pytest.mark.parametrize("module", JAX_SUITES)
+def test_an_environment_in_jax_knows_only_its_contract(module):
+    found = {name for name in imports_of(ROOT / f"{module.replace('.', '/')}.py") if name.startswith("dreamer.")}
+    assert {room(name) for name in found} <= {"jax_envs", "interfaces", "spaces", "steps", "errors"}
 
 
 def test_experiments_hold_no_code():

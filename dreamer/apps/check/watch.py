@@ -13,8 +13,8 @@ from typing import Any
 
 import gymnasium
 
-from dreamer.errors import UserError
-from dreamer.plugins import make_env, one_line, suite_names
+from dreamer.errors import UserError, one_line
+from dreamer.plugins import make_env, suite_names
 
 CALLS = ("reset", "step", "render", "close")
 

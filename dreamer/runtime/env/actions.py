@@ -22,11 +22,10 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.runtime.env.api_errors import foreign
-from dreamer.spaces import Action
+from dreamer.spaces import Action, choosable
 
 SUPPORTED = "supported are Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of them"
 LARGEST = float(np.finfo(np.float32).max)
-UNIT = 1.0  # an action without bounds ranges from -UNIT to UNIT; one with a single bound covers 2 * UNIT next to it
 MOST_CLASSES = 65_536
 
 
@@ -100,9 +99,7 @@ def ranges(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
     most = min(LARGEST, float(np.finfo(space.dtype.name).max)) if space.dtype.kind == "f" else np.inf
-    has_low, has_high = low > -most, high < most
-    least = np.where(has_low, low, np.where(has_high, high - 2 * UNIT, -UNIT))
-    return least, np.where(has_high, high, np.where(has_low, low + 2 * UNIT, UNIT)), has_low & has_high
+    return choosable(low, high, most)
 
 
 def random_actions(

@@ -70,7 +70,7 @@ class Side(gymnasium.Env):
             self.observation_space = own
             self.lone = readers(self, name)[0].key
         parts = {self.lone: own} if self.lone else dict(own.spaces)
-        self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents))})
+        self.observation_space = spaces.Dict({**parts, AGENT: spaces.Discrete(len(agents), dtype=np.int32)})
 
     def shown(self, obs: Any) -> Any:
         """Returns `obs`, this agent's observation from the environment, with the agent's index added."""

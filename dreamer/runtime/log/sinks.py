@@ -20,8 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from dreamer.errors import UserError
-from dreamer.plugins import one_line
+from dreamer.errors import UserError, one_line
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.safe_files import json_value, open_regular
 from dreamer.runtime.log import images

@@ -7,8 +7,7 @@ import functools
 import traceback
 from pathlib import Path
 
-from dreamer.errors import UserError
-from dreamer.plugins import one_line
+from dreamer.errors import UserError, one_line
 from dreamer.runtime.files.run_dir import ERROR
 from dreamer.runtime.run import header
 from dreamer.runtime.run.loop import Run

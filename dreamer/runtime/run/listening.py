@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from dreamer.errors import UserError
-from dreamer.plugins import one_line
+from dreamer.errors import UserError, one_line
 
 Request = Literal["stop", "evaluate"]
 

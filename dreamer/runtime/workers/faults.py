@@ -9,7 +9,7 @@ import traceback
 import numpy as np
 
 from dreamer import plugins
-from dreamer.errors import UserError
+from dreamer.errors import UserError, one_line
 from dreamer.runtime.env.parallel import ParallelRows, is_parallel
 from dreamer.runtime.env.rows import EnvRows
 from dreamer.runtime.workers.interface import Incident, Kind, Ready, WorkerPlan
@@ -136,7 +136,7 @@ def incident_of(error: BaseException, plan: WorkerPlan, number: int, making: boo
     making: whether the environment failed while it was made
     """
     ours = isinstance(error, UserError)
-    line = str(error) if ours else f"env {plan.named(number)!r} failed: {plugins.one_line(error)}"
+    line = str(error) if ours else f"env {plan.named(number)!r} failed: {one_line(error)}"
     trace = "" if ours and error.__cause__ is None else "".join(traceback.format_exception(error))
     kind: Kind = "broke its space" if ours and not making else "raised"
     return Incident((number,), kind, line, trace)
@@ -151,7 +151,7 @@ def picture_of(rows: EnvRows | ParallelRows) -> np.ndarray | str | None:
     except UserError as error:
         return str(error)
     except BaseException as error:
-        return plugins.one_line(error)
+        return one_line(error)
 
 
 def close_quietly(rows: EnvRows | ParallelRows | None) -> None:

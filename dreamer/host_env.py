@@ -1,0 +1,321 @@
+"""Runs a JaxEnv as an environment of gymnasium, for workers, evaluation and `dreamer check`.
+
+`as_gymnasium` makes a HostEnv, or a HostTeam if the environment has several agents. `runtime/env` reads the same Spec
+from them that the JaxEnv has.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Array, JaxEnv, Key, Step
+from dreamer.jax_envs import AGENT, check
+from dreamer.spaces import MASK, Action, Space
+
+WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
+DTYPES = ("bool", "float16", "float32", "int8", "int16", "int32", "uint8", "uint16", "uint32")  # at most 32 bits
+CLASSES, NUMBERS = "classes", "numbers"  # the keys of an action that has both
+
+
+def as_gymnasium(env: JaxEnv, name: str = "", render_mode: str | None = None) -> HostEnv | HostTeam:
+    """Returns `env` as an environment of gymnasium, or as a parallel environment if it has several agents.
+
+    name: the environment's name in errors | render_mode: "rgb_array", or None to draw nothing
+    Raises UserError if the environment is faulty (see `check`), or if gymnasium has no space for an observation.
+    """
+    check(env, name)
+    return (HostTeam if env.spec.agents > 1 else HostEnv)(env, name, render_mode)
+
+
+class HostEnv(gymnasium.Env):
+    """A JaxEnv of one agent as an environment of gymnasium, on the CPU. Its observation is a Dict, {k: array}.
+
+    Its action is a Discrete if the agent chooses one class, a MultiDiscrete if several, a Box [-1, 1] for numbers, and
+    a Dict of the last two if both. A seed decides everything that follows.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, env: JaxEnv, name: str = "", render_mode: str | None = None):
+        """name: the environment's name in errors | render_mode: "rgb_array", or None; ignored if it cannot draw."""
+        self.jax_env = env
+        self.render_mode = render_mode if env.render else None
+        self.observation_space = self._space = _observation_space(env.spec.obs, name)
+        self.action_space = action_space(env.spec.action)
+        self._game = Game(env, name)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict]:
+        """Begins an episode."""
+        row = self._game.begin(seed)
+        return _observed(self._space, row.obs), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
+        """Takes one action."""
+        row = self._game.advance(action_vector(self.jax_env.spec.action, action))
+        over, terminal = bool(row.is_last), bool(row.is_terminal)
+        return _observed(self._space, row.obs), float(row.reward), terminal, over and not terminal, {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
+        return self._game.draw() if self.render_mode else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns everything that the next steps depend on."""
+        return self._game.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a state that `get_state` returned. Raises ValueError for the state of another environment."""
+        self._game.set_state(state)
+
+
+class HostTeam:
+    """A JaxEnv of several agents as a parallel environment, see runtime/env/parallel.py. All agents end together."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, env: JaxEnv, name: str = "", render_mode: str | None = None):
+        """name, render_mode: as in HostEnv."""
+        self.jax_env = env
+        self.render_mode = render_mode if env.render else None
+        self.possible_agents = [f"agent_{number}" for number in range(env.spec.agents)]
+        self.agents: list[str] = []
+        own = {key: space for key, space in env.spec.obs.items() if key != AGENT}  # a parallel environment adds it
+        self._observation_space, self._action_space = _observation_space(own, name), action_space(env.spec.action)
+        self._game = Game(env, name)
+
+    def observation_space(self, agent: str) -> spaces.Dict:
+        """Returns the space of one agent's observation."""
+        return self._observation_space
+
+    def action_space(self, agent: str) -> gymnasium.Space:
+        """Returns the space of one agent's action."""
+        return self._action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
+        """Begins a game of all agents."""
+        self.agents = list(self.possible_agents)
+        return self._shown(self._game.begin(seed)), {agent: {} for agent in self.agents}
+
+    def step(self, actions: Mapping[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        """Takes one action of each agent."""
+        action = self.jax_env.spec.action
+        row = self._game.advance(np.stack([action_vector(action, actions[agent]) for agent in self.possible_agents]))
+        if bool(row.is_last[0]):
+            self.agents = []
+        terminal, cut = row.is_terminal, row.is_last & ~row.is_terminal
+        parts = (self._by_agent(map(kind, part)) for kind, part in ((float, row.reward), (bool, terminal), (bool, cut)))
+        return self._shown(row), *parts, {agent: {} for agent in self.possible_agents}  # type: ignore[return-value]
+
+    def render(self) -> np.ndarray | None:
+        """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
+        return self._game.draw() if self.render_mode else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns everything that the next steps depend on."""
+        return {**self._game.get_state(), "agents": list(self.agents)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a state that `get_state` returned. Raises ValueError for the state of another environment."""
+        self._game.set_state(state)
+        self.agents = list(state["agents"])
+
+    def close(self) -> None:
+        """Does nothing; there is nothing to close."""
+
+    def _by_agent(self, values: Any) -> dict[str, Any]:
+        return dict(zip(self.possible_agents, values, strict=True))
+
+    def _shown(self, row: Step) -> dict[str, dict[str, np.ndarray]]:
+        obs = [{key: row.obs[key][i] for key in row.obs} for i in range(len(self.possible_agents))]
+        return self._by_agent(_observed(self._observation_space, own) for own in obs)
+
+
+class Game:
+    """One environment in JAX with its state and its random key, compiled for the CPU. Rows are numpy arrays."""
+
+    def __init__(self, env: JaxEnv, name: str):
+        """name: the environment's name in errors."""
+        self._name = name
+        self._device = _cpu()
+        self._begin = jax.jit(functools.partial(_begin, env))
+        self._advance = jax.jit(functools.partial(_advance, env))
+        self._render = jax.jit(env.render) if env.render else None
+        self._form = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
+        self._key: Key | None = None
+        self._env_state: Any = None
+
+    def begin(self, seed: int | None) -> Step:
+        """Resets the environment, with the key of `seed` if there is one, and returns the first row."""
+        if seed is None and self._key is None:
+            seed = int(np.random.default_rng().integers(2**31))
+        if seed is not None:
+            self._key = self._placed(jax.random.key(seed % 2**32))
+        self._key, self._env_state, row = self._begin(self._key)
+        return _on_host(row)
+
+    def advance(self, action: np.ndarray) -> Step:
+        """Steps the environment with an action vector [A], or [agents, A], and returns the row.
+
+        Raises UserError if the environment has reset itself, and ValueError before the first reset.
+        """
+        if self._env_state is None:
+            raise ValueError("call reset before step")
+        self._key, self._env_state, row = self._advance(self._key, self._env_state, action)
+        row = _on_host(row)
+        if np.any(row.is_first):
+            raise UserError(f"env {self._name!r} resets itself inside step; a JaxEnv leaves that to its caller")
+        return row
+
+    def draw(self) -> np.ndarray:
+        """Returns an image uint8 [H, W, 3]. Raises ValueError before the first reset."""
+        if self._env_state is None or self._render is None:
+            raise ValueError("call reset before render")
+        return np.array(self._render(self._env_state))
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the key and all leaves of the env_state as numpy arrays; None before the first reset."""
+        if self._key is None:
+            return {"key": None, "leaves": None}
+        leaves = jax.tree.leaves(jax.device_get(jax.tree.map(_bare, (self._env_state))))
+        return {"key": np.array(_bare(self._key)), "leaves": [_plain(np.array(leaf)) for leaf in leaves]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a state that `get_state` returned. Raises ValueError for the state of another environment."""
+        if state["key"] is None:
+            self._key = self._env_state = None
+            return
+        forms, structure = jax.tree.flatten(self._form)
+        leaves = [_restored(form, leaf) for form, leaf in zip(forms, state["leaves"], strict=True)]
+        self._env_state = self._placed(jax.tree.unflatten(structure, leaves))
+        self._key = self._placed(_restored(jax.eval_shape(lambda: jax.random.key(0)), state["key"]))
+
+    def _placed(self, tree: Any) -> Any:
+        return jax.device_put(tree, self._device)
+
+
+def action_space(action: Action) -> gymnasium.Space:
+    """Returns the action space of which runtime/env makes `action`."""
+    box = spaces.Box(-1.0, 1.0, (action.continuous,), np.float32)
+    if not action.classes:
+        return box
+    if len(action.classes) == 1 and not action.continuous:
+        return spaces.Discrete(action.classes[0])
+    chosen = spaces.MultiDiscrete(list(action.classes))
+    return spaces.Dict({CLASSES: chosen, NUMBERS: box}) if action.continuous else chosen
+
+
+def action_vector(action: Action, native: Any) -> np.ndarray:
+    """Returns the action vector [A] float32 of `native`, an element of `action_space`."""
+    mixed = action.classes and action.continuous
+    numbers = native[NUMBERS] if mixed else native if action.continuous else ()
+    chosen = np.atleast_1d(native[CLASSES] if mixed else native) if action.classes else ()
+    onehots = [np.arange(size) == own for size, own in zip(action.classes, chosen, strict=True)]
+    return np.concatenate([*onehots, np.asarray(numbers, np.float32)], dtype=np.float32)
+
+
+def _observation_space(obs: Mapping[str, Space], name: str) -> spaces.Dict:
+    return spaces.Dict({key: _space(key, space, name) for key, space in obs.items()})
+
+
+def _space(key: str, space: Space, name: str) -> gymnasium.Space:
+    """Returns the space of which runtime/env makes `space`. Raises UserError if there is none."""
+    if fault := _fault(space):
+        raise UserError(f"env {name!r}: the space of observation key {key!r} {fault}")
+    shape, dtype = space.shape, np.dtype(space.dtype)
+    if key == MASK and space.classes == 2:
+        return spaces.MultiBinary(shape[0])
+    if space.classes is not None:
+        return _class_space(space.classes, shape, dtype)
+    if dtype.kind == "b":
+        return spaces.Box(np.zeros(shape, bool), np.ones(shape, bool), shape, bool)  # type: ignore[arg-type]
+    if space.image:
+        low, high = space.ends
+        return spaces.Box(_numbers(low, dtype), _numbers(high, dtype), shape, dtype.type)
+    if dtype.kind == "f":
+        return spaces.Box(-np.inf, np.inf, shape, dtype.type)
+    limits = np.iinfo(dtype)
+    return spaces.Box(int(limits.min), int(limits.max), shape, dtype.type)
+
+
+def _class_space(classes: int, shape: tuple[int, ...], dtype: np.dtype) -> gymnasium.Space:
+    kind: Any = dtype.type
+    return spaces.MultiDiscrete(np.full(shape, classes, np.int64), kind) if shape else spaces.Discrete(
+        classes, dtype=kind
+    )
+
+
+def _fault(space: Space) -> str:
+    """Returns why runtime/env would read another space than `space`, or ""."""
+    shape, image = space.shape, space.image
+    if space.dtype not in DTYPES:
+        return f"has the dtype {space.dtype}; choices: {', '.join(DTYPES)}"
+    if space.discrete and "int" not in space.dtype:
+        return f"has classes of dtype {space.dtype}; make them integers, such as int32"
+    if image and shape[0] < min(shape[1:]):
+        return f"is an image {list(shape)}, which looks as if its channels came first; give [height, width, channels]"
+    if image and not 0 < space.ends[1] - space.ends[0] <= WIDEST:
+        return f"is an image with the bounds {space.ends}; give the values of black and white"
+    if space.bounds is not None and not image:
+        return "has bounds but is not an image; leave them out"
+    if not space.discrete and not image and (len(shape) not in (1, 2) or (len(shape) == 2 and space.dtype == "uint8")):
+        return f"has the shape {list(shape)}; flatten it, or make it an image [height, width, channels]"
+    return ""
+
+
+def _numbers(value: float, dtype: np.dtype) -> Any:
+    return value if dtype.kind == "f" else int(value)
+
+
+def _observed(space: spaces.Dict, obs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the observation as an element of `space`, whose Discretes have numpy scalars."""
+    return {key: obs[key][()] for key in space.spaces}
+
+
+def _begin(env: JaxEnv, key: Key) -> tuple[Key, Any, Step]:
+    key, own = jax.random.split(key)
+    return key, *env.reset(own)  # type: ignore[return-value]
+
+
+def _advance(env: JaxEnv, key: Key, env_state: Any, action: Array) -> tuple[Key, Any, Step]:
+    key, own = jax.random.split(key)
+    return key, *env.step(own, env_state, action)  # type: ignore[return-value]
+
+
+def _on_host(row: Step) -> Step:
+    return jax.tree.map(np.array, jax.device_get(row))
+
+
+def _bare(leaf: Any) -> Any:
+    """Returns the numbers of a random key, and any other array unchanged."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _plain(leaf: np.ndarray) -> np.ndarray:
+    """Returns an array of a dtype of numpy itself: bfloat16 and the like become bytes."""
+    return leaf if leaf.dtype.isbuiltin == 1 else leaf[..., None].view(np.uint8)
+
+
+def _restored(form: Any, leaf: Any) -> Any:
+    """Returns the leaf of an env_state from its array of `get_state`. Raises ValueError if it has another form."""
+    if jax.dtypes.issubdtype(form.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jax.numpy.empty((), form.dtype)))
+    array = np.asarray(leaf) if np.dtype(form.dtype).isbuiltin == 1 else np.asarray(leaf).view(form.dtype)[..., 0]
+    if (array.shape, array.dtype) != (form.shape, form.dtype):
+        raise ValueError(f"a leaf of the env_state is {array.dtype} {list(array.shape)}, it must be {form}")
+    return array
+
+
+def _cpu() -> Any:
+    """Returns the CPU, so that accelerators belong to the learner, or another device if JAX may not use the CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
