@@ -67,6 +67,9 @@ class Config:
     """Parts to initialise from that run."""
     init_missing: Annotated[float, between(0, 1)] = 0.0
     """Share of the arrays in `init_parts` that may be missing or differ in shape; such arrays start from scratch."""
+    loop: Annotated[Literal["auto", "host", "device"], MAY_CHANGE] = "auto"
+    """Where the loop runs: host, for any environment; device, as one program that includes the environments, which must
+    be written in JAX; auto: device if possible."""
     lockstep: bool = False
     """Alternate collecting and training, so that the same seed gives a bit-identical run."""
     agent: Any = _default("agent")

@@ -104,7 +104,7 @@ def gather(ring: Ring, sizes: Sizes, stream: Array, start: Array) -> tuple[Batch
 
     In the batch (not in the ring), is_first is set on row 0, and is_last on every row after which an episode starts.
     """
-    number = start[:, None] + jnp.arange(sizes.sequence)
+    number = start[:, None] + jnp.arange(sizes.sequence)[None]
     data = {
         name: column[stream[:, None], _slots(ring, number[:, : sizes.context] if _latent(name) else number)]
         for name, column in ring.columns.items()
@@ -126,9 +126,10 @@ def refresh(ring: Ring, places: Places, latent: Mapping[str, Array]) -> Ring:
     does not define which of several writes to one place wins, so the others are dropped.
     """
     stream, number = places
-    later = jnp.arange(len(stream))[:, None, None] < jnp.arange(len(stream))
-    same = (stream[:, None, None] == stream) & later
-    again = same & (number[:, :, None] >= number[:, 0]) & (number[:, :, None] <= number[:, -1])
+    order, row = jnp.arange(len(stream)), number[:, :, None]
+    later = (order[:, None] < order[None]) & (stream[:, None] == stream[None])
+    first, last = number[None, None, :, 0], number[None, None, :, -1]
+    again = later[:, None] & (first <= row) & (row <= last)
     slot = jnp.where(again.any(-1), _rows(ring), _slots(ring, number))
     columns = dict(ring.columns)
     for name, value in latent.items():

@@ -8,7 +8,7 @@ import functools
 import os
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dreamer import agent as agents
 from dreamer.config import Config
@@ -26,13 +26,14 @@ from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start, updates
+from dreamer.runtime.run import evaluation, header, on_device, ratio, resume, schedule, start, updates
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.run.on_device import OnDevice, Owners
 from dreamer.runtime.run.parts import Parts
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.resume import Found, Restored
@@ -59,6 +60,7 @@ class Built(NamedTuple):
     """The parts that are made before a new run directory is created or the run's checkpoint is loaded.
 
     size: the planned size of the replay | record: whether evaluations record videos
+    on_device: whether the loop runs on the device
     """
 
     environments: Environments
@@ -67,6 +69,7 @@ class Built(NamedTuple):
     size: Capacity
     limiter: Limiter
     record: bool
+    on_device: bool
 
 
 class Storage(NamedTuple):
@@ -188,8 +191,9 @@ def _build(decision: Decision, session: Session) -> Built:
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
         config=config.devices,
     )  # fmt: skip
-    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record)
-    session.display.header([*_introduction(config, built), *filter(None, [why_not])])
+    fused, where = on_device.choose(config, workers, learner.mesh.size)
+    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, fused)
+    session.display.header([*_introduction(config, built), *filter(None, [where, why_not])])
     if not found and config.init_from:
         taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
         learner.load(taken.state, 0)
@@ -273,7 +277,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
         lines = start.check_lines(found, restored, decision.run_dir)
         state, _ = storage.checkpoints.restore(learner.state, found.step)
         restored, _, lost = resume.restore_envs(
-            restored, storage.store, storage.replay, environments.workers, decision.config.lockstep,
+            restored, storage.store, storage.replay, environments.workers, decision.config.lockstep or built.on_device,
             environments.replace,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
@@ -293,21 +297,28 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     )
     # Closed before the replay. In lockstep nothing may depend on the timing of a thread.
+    lockstep = config.lockstep or built.on_device
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
-    batches = Prefetch(draw, depth=0 if config.lockstep else config.replay.prefetch)
+    batches = Prefetch(draw, depth=0 if lockstep else config.replay.prefetch)
     stack.callback(batches.close)
     write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
-    writeback = Writeback[Pending](write_back, threaded=not config.lockstep)
+    writeback = Writeback[Pending](write_back, threaded=not lockstep)
     stack.callback(writeback.close)
     flushing = stack.enter_context(
         Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))
     )
+    device = None
+    if built.on_device:
+        workers: Any = built.environments.workers
+        owners = Owners(learner, rings, workers, memory.collector, memory.tracker, built.limiter, logger)
+        device = OnDevice(config, built.agent, owners, built.limiter.rate)
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
         environments=built.environments, agent=built.agent, policy=programs.jit_act(built.agent), record=built.record,
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
+        device=device,
     )  # fmt: skip
 
 

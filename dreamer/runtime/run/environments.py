@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from dreamer import plugins
 from dreamer.config import Config
 from dreamer.plugins import EnvName
-from dreamer.runtime.workers import Incident, Workers, make_workers
+from dreamer.runtime.workers import Config as WorkersConfig
+from dreamer.runtime.workers import Incident, Workers
+from dreamer.runtime.workers import make_workers as make_gymnasium_workers
+from dreamer.runtime.workers.interface import WorkerPlan
+
+
+def make_workers(
+    config: WorkersConfig, env: EnvName, options: Mapping[str, Any] | None = None, *, action_repeat: int = 1,
+    seed: int = 0, render_mode: str | None = None, folder: str = "",
+) -> Workers:  # fmt: skip
+    """Makes workers for an environment of gymnasium, or for one written in JAX. Arguments as in `workers.make_workers`.
+
+    In this process (backend "auto" or "inline"), the copies of an environment written in JAX run in one program. With
+    any other backend, each is an environment of gymnasium. Raises UserError if an environment cannot be made.
+    """
+    written = plugins.make_jax_env(env, options) if config.backend in ("auto", "inline") else None
+    if written is None:
+        return make_gymnasium_workers(
+            config, env, options, action_repeat=action_repeat, seed=seed, render_mode=render_mode, folder=folder
+        )
+    from dreamer import jax_envs
+    from dreamer.runtime.fused.workers import JaxWorkers
+
+    plan = WorkerPlan(env, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())
+    return JaxWorkers(jax_envs.repeat(written, action_repeat), plan)
 
 
 class Environments:

@@ -19,8 +19,9 @@ from dreamer.runtime.devices import placement
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.log import images
 from dreamer.runtime.log.episodes import Episode, EpisodeTracker, mean_of
+from dreamer.runtime.run.environments import make_workers
 from dreamer.runtime.workers import Config as WorkersConfig
-from dreamer.runtime.workers import Incident, Workers, make_workers
+from dreamer.runtime.workers import Incident, Workers
 from dreamer.spaces import for_device
 from dreamer.steps import Step
 
@@ -273,7 +274,8 @@ def like_training(config: WorkersConfig, backend: str) -> WorkersConfig:
 
     config: that of training. backend: the backend that training uses, since config.backend can be "auto".
     """
-    return dataclasses.replace(config, backend="processes" if backend == "ray" else backend)  # type: ignore[arg-type]
+    backend = {"ray": "processes", "jax": "auto"}.get(backend, backend)
+    return dataclasses.replace(config, backend=backend)  # type: ignore[arg-type]
 
 
 def make_eval_workers(

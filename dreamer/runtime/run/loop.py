@@ -60,6 +60,20 @@ class Run:
                 self.learn()
             self.tend()
 
+    def on_device(self) -> None:
+        """Runs the fused loop: repeatedly makes turns on the device, until something is due on the host."""
+        parts, device = self.parts, self.parts.device
+        assert device is not None
+        self.evaluate_if_due()
+        parts.display.phase("compiling")
+        device.compile()
+        self._compiled = True
+        parts.display.phase("training")
+        while parts.replay.steps < parts.config.env_steps and not self.stopped:
+            steps = min(parts.config.env_steps, self._eval_due) - parts.replay.steps
+            device.advance(-(-steps // parts.workers.streams))
+            self.tend()
+
     def side_by_side(self) -> None:
         """Collects in a second thread while this thread trains. The limiter keeps the replay ratio between them."""
         parts = self.parts
@@ -199,8 +213,10 @@ class Run:
         parts.retention.saved(step, manifest)
 
     def settle(self) -> None:
-        """Waits for the update in flight, and handles its result."""
+        """Brings the parts of the run up to date: handles the update in flight, or copies what is on the device."""
         self.parts.writeback.settle()
+        if self.parts.device:
+            self.parts.device.settle()
 
     def paused(self) -> AbstractContextManager[None]:
         """A context in which no other thread collects."""

@@ -32,6 +32,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.learner import Learner
 from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.workers import Workers
 
 SECONDS = 1.0  # the time between two visits of the host, unless something is due earlier
 LARGEST = 2**30  # of the integers on the device
@@ -118,7 +119,8 @@ class OnDevice:
         if self._loop is None:
             return
         loop, owners = self._loop, self._owners
-        host: Loop = placement.to_host(loop._replace(train=None, envs=None, ring=loop.ring._replace(columns={})))
+        numbers: Any = {"train": None, "envs": None, "carry": None, "ring": loop.ring._replace(columns={})}
+        host: Any = placement.to_host(loop._replace(**numbers))
         owners.learner.load(placement.first_copy(loop.train), owners.learner.updates)
         owners.workers.give_back(placement.first_copy(loop.envs))
         leaves = jax.tree.leaves(placement.to_host(loop.carry))
@@ -137,16 +139,17 @@ class OnDevice:
         added = int(replay.counts[0])
         if (replay.counts != added).any():
             raise UserError("loop device: the streams of this run have different lengths; resume it with --loop host")
-        ring = Ring(dict(replay.columns), np.int32(added), np.int32(taken(replay, plan.sizes)))
+        columns: dict[str, Any] = dict(replay.columns)
+        ring = Ring(columns, jnp.int32(added), jnp.int32(taken(replay, plan.sizes)))
         carry = self._agent.initial_carry(owners.workers.streams)
         leaves = [collected[f"carry/{i:04d}"].astype(x.dtype) for i, x in enumerate(jax.tree.leaves(carry))]
         episodes = owners.tracker.state()
         started, owed = debt(replay.steps, owners.limiter.state(), plan.rate)
         loop = Loop(
             train=owners.learner.state, ring=ring, envs=owners.workers.take(),
-            carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=np.int32(collected["count"]),
-            episodes=Episodes(episodes["returns"].astype(np.float32), episodes["lengths"].astype(np.int32)),
-            started=np.bool_(started), debt=np.int32(owed),
+            carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=jnp.int32(collected["count"]),
+            episodes=Episodes(jnp.float32(episodes["returns"]), jnp.int32(episodes["lengths"])),
+            started=jnp.bool_(started), debt=jnp.int32(owed),
         )  # fmt: skip
         with owners.learner.as_user_errors("moving the replay to the device"):
             return placement.first_copy(loop)
@@ -164,6 +167,28 @@ class OnDevice:
             owners.logger.add({name: float(mean) for name, mean in means.items()}, count=episodes)
 
 
+def choose(config: Config, workers: Workers, devices: int) -> tuple[bool, str]:
+    """Returns whether the loop runs on the device, and a line to print about it, or "".
+
+    devices: the number of devices that learn
+    Raises UserError if config.loop is "device" and the loop cannot run there.
+    """
+    against = {
+        "the environment is not written in JAX, or workers.backend runs it elsewhere": workers.backend != "jax",
+        "replay.recency and replay.priority draw on the host only": config.replay.uniform < 1,
+        "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
+        f"{devices} devices learn together; devices.count 1 uses one": devices > 1,
+    }
+    reasons = [reason for reason, holds in against.items() if holds]
+    if config.loop == "device" and reasons:
+        raise UserError(f"loop device: {reasons[0]}; use loop host")
+    if workers.backend != "jax":
+        return False, ""
+    if config.loop == "host" or reasons:
+        return False, f"loop: on the host, because {'; '.join(reasons) or 'the config says so'}"
+    return True, "loop: on the device; one program acts, steps the environments, stores their rows and learns"
+
+
 def check_numbers(plan: Plan) -> None:
     """Raises UserError if the replay ratio cannot be kept with the integers of a device."""
     if max(plan.sizes.streams * plan.rate.numerator, plan.rate.denominator) >= LARGEST:
@@ -174,7 +199,7 @@ def check_numbers(plan: Plan) -> None:
 
 
 def queue(ring: Any, sizes: Sizes) -> list[tuple[int, int]]:
-    """Returns the new sequences that were not trained on yet, as (stream, first row). ring: with numbers on the host."""
+    """Returns the new sequences (stream, first row) that were not trained on yet. ring: with numbers on the host."""
     whole = int(ring.added) // sizes.sequence
     oldest = max(whole - sizes.rows // sizes.sequence, 0)
     first = max(int(ring.taken), sizes.streams * oldest)

@@ -21,6 +21,7 @@ from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.stopping import Stopping
@@ -35,6 +36,7 @@ class Parts:
 
     config: the config, with the absolute run directory | env: the name of the environment, or a function that makes it
     identity: the random id of the run, which its files contain | policy: `programs.jit_act(agent)`, for evaluations
+    device: the fused loop; None: the loop runs on the host
     record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
     """
@@ -60,6 +62,7 @@ class Parts:
     checkpoints: Checkpoints
     retention: Retention
     logger: Logger
+    device: OnDevice | None = None
 
     @property
     def run_dir(self) -> Path:

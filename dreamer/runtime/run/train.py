@@ -57,7 +57,9 @@ def train(
         run = Run(open_run(decision, stack, sinks), callbacks)
         run.start()
         try:
-            if config.lockstep:
+            if run.parts.device:
+                run.on_device()
+            elif config.lockstep:
                 run.take_turns()
             else:
                 run.side_by_side()
