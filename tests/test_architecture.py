@@ -25,7 +25,7 @@ def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
 
 NOUNS = {"errors", "spaces", "steps", "plugins", "fields"}  # modules that every room except ops may import
 LOOSE = {"shipped", "suites", "trust", "coerce", "hints", "layers", "config"}  # for configs and trust
-RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "run")}
+RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "fused", "run")}
 # room -> the rooms of dreamer that it may import, in addition to the nouns and itself.
 TABLE: dict[str, set[str]] = {
     "errors": set(),
@@ -59,7 +59,8 @@ TABLE: dict[str, set[str]] = {
     "runtime/replay": {"runtime/files"} | NOUNS,
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
-    "runtime/run": RUNTIME | {"agent", "interfaces", "config", "layers", "trust"} | NOUNS,
+    "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces"} | NOUNS,
+    "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
     "apps": RUNTIME | {"apps/check", "apps/report", "agent", "losses", "interfaces"} | LOOSE | NOUNS,
     "apps/check": {"runtime/env", "runtime/workers", "runtime/files", "runtime/log"} | NOUNS,
     "apps/report": {"apps", "runtime/files", "runtime/log", "runtime/run", "config", "coerce", "shipped"} | NOUNS,
