@@ -244,12 +244,11 @@ def compiled():
         traces.append(args)
         return agent.update(*args)
 
-    keys = fused.Keys(jax.random.key(1), jax.random.key(2))
-    run = fused.make_run(agent._replace(update=update), env.spec, functions, plan, keys)
+    run = fused.make_run(agent._replace(update=update), env.spec, functions, plan)
     spaces = columns.columns_of(env.spec, agent.storage)
     held = {k: jnp.zeros((4, 64, *s.shape), columns.dtype_of(s)) for k, s in spaces.items()}
     loop = fused.Loop(
-        agent.init(jax.random.key(0)), Ring(held, jnp.int32(0), jnp.int32(0)),
+        fused.Keys(jax.random.key(1), jax.random.key(2)), agent.init(jax.random.key(0)), Ring(held, jnp.int32(0), jnp.int32(0)),
         functions.begin(environments.env_keys(jnp.arange(4, dtype=jnp.uint32))), agent.initial_carry(4), jnp.int32(0),
         fused.Episodes(jnp.zeros(4), jnp.zeros(4, jnp.int32)), jnp.bool_(False), jnp.int32(0),
     )  # fmt: skip

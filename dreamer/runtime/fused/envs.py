@@ -30,7 +30,7 @@ class Functions(NamedTuple):
 
     begin(key [E]) -> Envs: all environments make their reset rows
     turn(envs, action [E, A], asked [E] bool) -> Envs: the environments that are asked make their next row, a reset row
-        after a row that is_last; the others stay as they are
+        after a row that is_last; the others stay as they are. Under `vmap`, all environments together form one axis.
     If the environment has several agents, the arrays of rows and actions are [E, agents, ..].
     """
 
@@ -56,7 +56,24 @@ def make(env: JaxEnv) -> Functions:
         state, row = choose(asked, after, (envs.env, envs.row))
         return Envs(state, row, envs.key, envs.turns + asked)
 
-    return Functions(begin, turn)
+    return Functions(begin, _flattened(turn))
+
+
+def _flattened(turn: Callable[[Envs, Array, Array], Envs]) -> Callable[[Envs, Array, Array], Envs]:
+    """Returns `turn` with a rule for `vmap`. Without the rule, `vmap` would make every turn compute the resets."""
+    own = jax.custom_batching.custom_vmap(turn)
+
+    def rule(members: int, batched: Any, envs: Envs, action: Array, asked: Array) -> tuple[Envs, Any]:
+        def flat(x: Array, has_axis: bool) -> Array:
+            whole = x if has_axis else jnp.broadcast_to(x[None], (members, *x.shape))
+            return whole.reshape(-1, *whole.shape[2:])
+
+        out = own(*jax.tree.map(flat, (envs, action, asked), tuple(batched)))
+        out = jax.tree.map(lambda x: x.reshape(members, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda x: True, out)
+
+    own.def_vmap(rule)
+    return own
 
 
 def env_keys(seeds: Array) -> Key:

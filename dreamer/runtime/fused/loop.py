@@ -24,15 +24,24 @@ class Episodes(NamedTuple):
     lengths: Array
 
 
-class Loop(NamedTuple):
-    """Everything that a turn changes, as one pytree on the device.
+class Keys(NamedTuple):
+    """The random keys of a run, [] each: for acting and for drawing sequences."""
 
+    act: Key
+    draw: Key
+
+
+class Loop(NamedTuple):
+    """The state of a run as one pytree on the device.
+
+    keys: its random keys, which stay the same
     train: the train state | ring: the replay | envs: the environments, with rows that the agent has not seen yet
     carry: what acting passes on | acted [] int32: the number of turns | episodes: the current episodes
     started [] bool: whether training has started
     debt [] int32: what the collected rows are worth in updates, in units of 1 / `Plan.rate.denominator`
     """
 
+    keys: Keys
     train: TrainState
     ring: Ring
     envs: Envs
@@ -70,34 +79,28 @@ class Plan(NamedTuple):
     wanted: int
 
 
-class Keys(NamedTuple):
-    """The random keys of a run: for acting and for drawing sequences."""
-
-    act: Key
-    draw: Key
+Draw = Callable[[Loop], tuple[Ring, Array, Array]]
 
 
-Draw = Callable[[Ring, Array], tuple[Ring, Array, Array]]
+def make_draw(plan: Plan) -> Draw:
+    """Returns the function loop -> ring, stream [B], start [B] that chooses the sequences of the next update."""
 
-
-def make_draw(plan: Plan, key: Key) -> Draw:
-    """Returns the function (ring, update) -> ring, stream [B], start [B] that chooses the sequences of an update."""
-
-    def draw(ring: Ring, update: Array) -> tuple[Ring, Array, Array]:
-        return rings.draw(ring, plan.sizes, jax.random.fold_in(key, update), plan.batch_size)
+    def draw(loop: Loop) -> tuple[Ring, Array, Array]:
+        key = jax.random.fold_in(loop.keys.draw, loop.train.step)
+        return rings.draw(loop.ring, plan.sizes, key, plan.batch_size)
 
     return draw
 
 
 def make_run(
-    agent: Agent, spec: Spec, envs: Functions, plan: Plan, keys: Keys, draw: Draw | None = None
+    agent: Agent, spec: Spec, envs: Functions, plan: Plan, draw: Draw | None = None
 ) -> Callable[[Loop, Array], tuple[Loop, Report]]:
     """Returns the function (loop, turns []) -> loop, report that makes `turns` turns. Compile it with `loop` donated.
 
     draw: chooses the sequences of an update; None: `make_draw`. A test hands in the draws of another loop.
     """
-    draw = draw or make_draw(plan, keys.draw)
-    collect, update = make_collect(agent, spec, envs, keys.act), make_update(agent, spec, plan.sizes, draw)
+    collect = make_collect(agent, spec, envs)
+    update = make_update(agent, spec, plan.sizes, draw or make_draw(plan))
     rate = plan.rate
 
     def turn(loop: Loop, report: Report) -> tuple[Loop, Report]:
@@ -127,7 +130,7 @@ def _due(rate: Fraction, both: tuple[Loop, Report]) -> Array:
 
 
 def make_collect(
-    agent: Agent, spec: Spec, envs: Functions, key: Key
+    agent: Agent, spec: Spec, envs: Functions
 ) -> Callable[[Loop, Report], tuple[Loop, Report]]:
     """Returns the half of a turn that acts on the newest row of each stream, stores it, and steps all environments.
 
@@ -137,7 +140,7 @@ def make_collect(
     def collect(loop: Loop, report: Report) -> tuple[Loop, Report]:
         row = streams_of(spec, loop.envs.row)
         carry, action = agent.act(
-            agent.variables(loop.train), jax.random.fold_in(key, loop.acted), loop.carry, for_agent(spec, row.obs),
+            agent.variables(loop.train), jax.random.fold_in(loop.keys.act, loop.acted), loop.carry, for_agent(spec, row.obs),
             row.is_first, "collect",
         )  # fmt: skip
         row = row._replace(action=jnp.where(row.is_last[:, None], 0.0, action))
@@ -156,7 +159,7 @@ def make_update(
     """Returns the function loop -> loop, metrics that makes one update and writes its latents back to the ring."""
 
     def update(loop: Loop) -> tuple[Loop, Mapping[str, Array]]:
-        ring, stream, start = draw(loop.ring, loop.train.step)
+        ring, stream, start = draw(loop)
         batch, places = rings.gather(ring, sizes, stream, start)
         train, out = _update(agent, spec, loop.train, batch)
         ring = _refresh(ring, places, out)

@@ -67,9 +67,9 @@ class OnDevice:
         self._agent, self._owners = agent, owners
         key = jax.random.key(config.seed)
         # Acting uses the same random numbers as `Collector`.
-        keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
+        self._keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
         self._run: Any = jax.jit(
-            fused.make_run(agent, workers.spec, workers.functions, self._plan, keys), donate_argnums=0
+            fused.make_run(agent, workers.spec, workers.functions, self._plan), donate_argnums=0
         )
         self._rows: Callable[..., Any] = jax.jit(_newest, static_argnums=1)
         self._loop: Loop | None = None
@@ -119,7 +119,7 @@ class OnDevice:
         if self._loop is None:
             return
         loop, owners = self._loop, self._owners
-        numbers: Any = {"train": None, "envs": None, "carry": None, "ring": loop.ring._replace(columns={})}
+        numbers: Any = {"keys": None, "train": None, "envs": None, "carry": None, "ring": loop.ring._replace(columns={})}
         host: Any = placement.to_host(loop._replace(**numbers))
         owners.learner.load(placement.first_copy(loop.train), owners.learner.updates)
         owners.workers.give_back(placement.first_copy(loop.envs))
@@ -146,7 +146,7 @@ class OnDevice:
         episodes = owners.tracker.state()
         started, owed = debt(replay.steps, owners.limiter.state(), plan.rate)
         loop = Loop(
-            train=owners.learner.state, ring=ring, envs=owners.workers.take(),
+            keys=self._keys, train=owners.learner.state, ring=ring, envs=owners.workers.take(),
             carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=jnp.int32(collected["count"]),
             episodes=Episodes(jnp.float32(episodes["returns"]), jnp.int32(episodes["lengths"])),
             started=jnp.bool_(started), debt=jnp.int32(owed),

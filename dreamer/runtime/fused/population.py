@@ -1,0 +1,87 @@
+"""The loops of several members as one program: all together by `vmap`, one after the other, or in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreamer.interfaces import Array
+from dreamer.runtime.fused.loop import Loop, Report
+from dreamer.runtime.fused.ring import Ring
+
+# The axis of the members in each part of a Loop. The counters are equal in all members, which keeps conditions that
+# depend on them out of `vmap`.
+AXES: Any = Loop(
+    keys=0, train=0, ring=Ring(columns=0, added=None, taken=None), envs=0, carry=0, acted=None, episodes=0,
+    started=None, debt=None,
+)  # fmt: skip
+
+
+def stack(loops: Sequence[Loop]) -> Loop:
+    """Joins the Loops of P members. Leaves become [P, ..], except for the counters, which must be equal in all."""
+    return _over_axes(lambda *leaves: jnp.stack(leaves), lambda *leaves: leaves[0], *loops)
+
+
+def member(loop: Loop, number: int) -> Loop:
+    """Returns the Loop of one member of a population."""
+    return _over_axes(lambda x: x[number], lambda x: x, loop)
+
+
+def make_population(
+    run: Callable[[Loop, Array], tuple[Loop, Report]], members: int, together: int
+) -> Callable[[Loop, Array], tuple[Loop, Report]]:
+    """Returns `run` for a population: (loop, turns) -> loop, report, with leaves [P, ..].
+
+    run: from `loop.make_run` | together: how many members `vmap` runs at a time; it divides `members`
+    """
+
+    def several(loop: Loop, turns: Array) -> tuple[Loop, Report]:
+        return jax.vmap(lambda one: run(one, turns), in_axes=(AXES,), out_axes=(AXES, 0))(loop)
+
+    def single(loop: Loop, turns: Array) -> tuple[Loop, Report]:
+        loop, report = run(member(loop, 0), turns)
+        return stack([loop]), jax.tree.map(lambda x: x[None], report)
+
+    part = single if together == 1 else several
+
+    def all_members(loop: Loop, turns: Array) -> tuple[Loop, Report]:
+        forms = jax.eval_shape(part, _group(loop, 0, together), turns)[1]
+        reports = jax.tree.map(lambda x: jnp.zeros((members, *x.shape[1:]), x.dtype), forms)
+
+        def one(number: Array, both: tuple[Loop, Report]) -> tuple[Loop, Report]:
+            place = number * together
+            begun = both[0]._replace(ring=both[0].ring._replace(added=loop.ring.added, taken=loop.ring.taken))
+            begun = begun._replace(acted=loop.acted, started=loop.started, debt=loop.debt)
+            after, report = part(_group(begun, place, together), turns)
+            return _put(begun, after, place), jax.tree.map(lambda x, y: _write(x, y, place), both[1], report)
+
+        # A loop that writes each group into the whole, and not `lax.map`, which would hold every ring twice.
+        return jax.lax.fori_loop(0, members // together, one, (loop, reports))
+
+    return several if together == members else all_members
+
+
+def _group(loop: Loop, first: Any, size: int) -> Loop:
+    """Returns the Loops of `size` members from `first` on."""
+    return _over_axes(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), lambda x: x, loop)
+
+
+def _put(loop: Loop, group: Loop, first: Any) -> Loop:
+    """Returns `loop` with the members from `first` on, and the counters, replaced by those of `group`."""
+    return _over_axes(lambda x, y: _write(x, y, first), lambda x, y: y, loop, group)
+
+
+def _write(whole: Array, part: Array, first: Any) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
+
+
+def _over_axes(on_members: Callable[..., Any], on_counters: Callable[..., Any], *loops: Loop) -> Loop:
+    """Applies one function to the leaves that have an axis of members, and another to the counters."""
+
+    def apply(axis: int | None, *parts: Any) -> Any:
+        return jax.tree.map(on_counters if axis is None else on_members, *parts)
+
+    return jax.tree.map(apply, AXES, *loops, is_leaf=lambda x: x is None)
