@@ -24,7 +24,7 @@ from dreamer.runtime.fused.ring import Places, Ring, Sizes
 from dreamer.runtime.replay import columns
 from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run import on_device
+from dreamer.runtime.run import moving
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Rows, Step
 from envs import jax_probes
@@ -102,7 +102,7 @@ def test_new_sequences_are_drawn_in_the_order_of_the_hosts_queue(turns):
             ring, stream, start = draw(ring, key=jax.random.key(added))
             taken = int(ring.taken)
             assert [*zip(stream.tolist(), start.tolist(), strict=True)][: len(queued)] == queued
-            assert on_device.queue(ring, SIZES) == [p for p in replay.queue if p[1] >= added - SIZES.rows]
+            assert moving.queue(ring, SIZES) == [p for p in replay.queue if p[1] >= added - SIZES.rows]
 
 
 def test_uniform_draws_reach_every_item_about_equally_often():
@@ -145,7 +145,8 @@ def test_an_environment_that_is_not_asked_stays_as_it_is():
     before = functions.begin(environments.env_keys(jnp.arange(3, dtype=jnp.uint32)))
     after = functions.turn(before, jnp.zeros((3, 2)), jnp.array([True, False, True]))
     assert after.turns.tolist() == [2, 1, 2]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), after._replace(key=()), before._replace(key=()))
+    for one, other in zip(jax.tree.leaves(after._replace(key=())), jax.tree.leaves(before._replace(key=())), strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
 
 
 # ---- the loop
@@ -186,11 +187,11 @@ def test_the_host_makes_the_same_run_from_the_same_draws(on_the_device, tmp_path
 
     def choose(replay, batch_size, online):
         sizes = Sizes(2, replay.size.rows_per_stream, 1, 8)
-        ring = Ring({}, jnp.int32(replay.counts[0]), jnp.int32(on_device.taken(replay, sizes)))
+        ring = Ring({}, jnp.int32(replay.counts[0]), jnp.int32(moving.taken(replay, sizes)))
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), updates.pop(0))
         ring, stream, start = rings.draw(ring, sizes, key, batch_size)
         replay.queue.clear()
-        replay.queue.extend(on_device.queue(ring, sizes))
+        replay.queue.extend(moving.queue(ring, sizes))
         return np.asarray(stream, np.int64), np.asarray(start, np.int64)
 
     updates = [*range(1000)]
@@ -248,7 +249,8 @@ def compiled():
     spaces = columns.columns_of(env.spec, agent.storage)
     held = {k: jnp.zeros((4, 64, *s.shape), columns.dtype_of(s)) for k, s in spaces.items()}
     loop = fused.Loop(
-        fused.Keys(jax.random.key(1), jax.random.key(2)), agent.init(jax.random.key(0)), Ring(held, jnp.int32(0), jnp.int32(0)),
+        fused.Keys(jax.random.key(1), jax.random.key(2)), agent.init(jax.random.key(0)),
+        Ring(held, jnp.int32(0), jnp.int32(0)),
         functions.begin(environments.env_keys(jnp.arange(4, dtype=jnp.uint32))), agent.initial_carry(4), jnp.int32(0),
         fused.Episodes(jnp.zeros(4), jnp.zeros(4, jnp.int32)), jnp.bool_(False), jnp.int32(0),
     )  # fmt: skip

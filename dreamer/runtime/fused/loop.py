@@ -140,8 +140,8 @@ def make_collect(
     def collect(loop: Loop, report: Report) -> tuple[Loop, Report]:
         row = streams_of(spec, loop.envs.row)
         carry, action = agent.act(
-            agent.variables(loop.train), jax.random.fold_in(loop.keys.act, loop.acted), loop.carry, for_agent(spec, row.obs),
-            row.is_first, "collect",
+            agent.variables(loop.train), jax.random.fold_in(loop.keys.act, loop.acted), loop.carry,
+            for_agent(spec, row.obs), row.is_first, "collect",
         )  # fmt: skip
         row = row._replace(action=jnp.where(row.is_last[:, None], 0.0, action))
         ring = rings.add(loop.ring, columns_of(row, agent.pack(carry.state), loop.ring))

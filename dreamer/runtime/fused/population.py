@@ -14,10 +14,10 @@ from dreamer.runtime.fused.ring import Ring
 
 # The axis of the members in each part of a Loop. The counters are equal in all members, which keeps conditions that
 # depend on them out of `vmap`.
-AXES: Any = Loop(
-    keys=0, train=0, ring=Ring(columns=0, added=None, taken=None), envs=0, carry=0, acted=None, episodes=0,
-    started=None, debt=None,
-)  # fmt: skip
+SHARED: dict[str, Any] = {"acted": None, "started": None, "debt": None}
+MEMBERS: dict[str, Any] = {"keys": 0, "train": 0, "envs": 0, "carry": 0, "episodes": 0}
+COLUMNS: dict[str, Any] = {"columns": 0, "added": None, "taken": None}
+AXES: Any = Loop(**MEMBERS, **SHARED, ring=Ring(**COLUMNS))
 
 
 def stack(loops: Sequence[Loop]) -> Loop:

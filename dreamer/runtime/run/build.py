@@ -33,7 +33,8 @@ from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
-from dreamer.runtime.run.on_device import OnDevice, Owners
+from dreamer.runtime.run.moving import Moving, Owners
+from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.parts import Parts
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.resume import Found, Restored
@@ -311,7 +312,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     if built.on_device:
         workers: Any = built.environments.workers
         owners = Owners(learner, rings, workers, memory.collector, memory.tracker, built.limiter, logger)
-        device = OnDevice(config, built.agent, owners, built.limiter.rate)
+        device = OnDevice(built.agent, Moving(built.agent, owners, config.seed))
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
         environments=built.environments, agent=built.agent, policy=programs.jit_act(built.agent), record=built.record,

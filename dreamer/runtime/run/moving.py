@@ -1,0 +1,164 @@
+"""Moves the state of a run into the fused loop and back into the parts of the run.
+
+After each call of the fused loop, `receive` adds the new rows and metrics to the run. Before a checkpoint, `settle`
+copies everything else. So a checkpoint has one form, and either loop resumes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent
+from dreamer.runtime.devices import placement
+from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
+from dreamer.runtime.fused.ring import Ring, Sizes
+from dreamer.runtime.fused.workers import JaxWorkers
+from dreamer.runtime.log.episodes import EpisodeTracker
+from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.replay import spans
+from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.run.limiter import Limiter
+
+LARGEST = 2**30  # of the integers on the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Owners:
+    """The parts of a run whose state moves to the device while the fused loop runs."""
+
+    learner: Learner
+    replay: Replay
+    workers: JaxWorkers
+    collector: Collector
+    tracker: EpisodeTracker
+    limiter: Limiter
+    logger: Logger
+
+
+class Moving:
+    """Moves the state of one run between its parts and a Loop."""
+
+    def __init__(self, agent: Agent, owners: Owners, seed: int):
+        """seed: that of the run. Raises UserError if the device cannot keep the replay ratio."""
+        replay, workers = owners.replay, owners.workers
+        config = replay.config
+        sizes = Sizes(
+            workers.streams, replay.size.rows_per_stream, config.context, config.batch_length, config.online
+        )
+        self.plan = Plan(sizes, config.batch_size, owners.limiter.rate, replay.wanted(config.batch_size))
+        check_numbers(self.plan)
+        self.owners, self._agent = owners, agent
+        key = jax.random.key(seed)
+        # Acting uses the same random numbers as `Collector`.
+        self._keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
+
+    def take(self) -> Loop:
+        """Returns the state of the run as a Loop on the first device.
+
+        Raises UserError if the fused loop cannot continue the run.
+        """
+        owners, plan = self.owners, self.plan
+        replay, collected = owners.replay, owners.collector.state()
+        added = int(replay.counts[0])
+        if (replay.counts != added).any():
+            raise UserError("loop device: the streams of this run have different lengths; resume it with --loop host")
+        columns: dict[str, Any] = dict(replay.columns)
+        ring = Ring(columns, jnp.int32(added), jnp.int32(taken(replay, plan.sizes)))
+        carry = self._agent.initial_carry(owners.workers.streams)
+        leaves = [collected[f"carry/{i:04d}"].astype(x.dtype) for i, x in enumerate(jax.tree.leaves(carry))]
+        episodes = owners.tracker.state()
+        started, owed = debt(replay.steps, owners.limiter.state(), plan.rate)
+        loop = Loop(
+            keys=self._keys, train=owners.learner.state, ring=ring, envs=owners.workers.take(),
+            carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=jnp.int32(collected["count"]),
+            episodes=Episodes(jnp.float32(episodes["returns"]), jnp.int32(episodes["lengths"])),
+            started=jnp.bool_(started), debt=jnp.int32(owed),
+        )  # fmt: skip
+        with owners.learner.as_user_errors("moving the replay to the device"):
+            return placement.first_copy(loop)
+
+    def receive(self, rows: Mapping[str, np.ndarray], report: Report, train: Any) -> None:
+        """Adds the rows {name: [S, n, ..]} and the metrics of the last turns to the run.
+
+        report: with numpy arrays []. train: the train state after these turns.
+        Raises UserError if the parameters have diverged; the run then has the state `train`, and not the rows.
+        """
+        owners, updates, episodes = self.owners, int(report.updates), int(report.episodes)
+        if not np.isfinite(rows["action"]).all():
+            owners.learner.load(placement.first_copy(train), owners.learner.updates)
+            raise UserError("the agent's action is not finite: its parameters have diverged")
+        spans.append(owners.replay, dict(rows))
+        owners.learner.updates += updates
+        if updates:
+            owners.logger.add({name: float(total) / updates for name, total in report.metrics.items()}, count=updates)
+        if episodes:
+            means = {"episode/return": report.returns / episodes, "episode/length": report.lengths / episodes}
+            owners.logger.add({name: float(mean) for name, mean in means.items()}, count=episodes)
+
+    def settle(self, loop: Loop) -> None:
+        """Copies the state in `loop` to the parts of the run, for a checkpoint or an evaluation."""
+        owners = self.owners
+        left: Any = dict.fromkeys(("keys", "train", "envs", "carry"))
+        numbers = {**left, "ring": loop.ring._replace(columns={})}
+        host: Any = placement.to_host(loop._replace(**numbers))
+        owners.learner.load(placement.first_copy(loop.train), owners.learner.updates)
+        owners.workers.give_back(placement.first_copy(loop.envs))
+        leaves = jax.tree.leaves(placement.to_host(loop.carry))
+        owners.collector.load({**{f"carry/{i:04d}": x for i, x in enumerate(leaves)}, "count": host.acted})
+        owners.tracker.load_state(
+            {"returns": host.episodes.returns.astype(np.float64), "lengths": host.episodes.lengths.astype(np.int64)}
+        )
+        owners.limiter.load(credited(owners.replay.steps, host, self.plan.rate))
+        latents = {name: column for name, column in loop.ring.columns.items() if name.startswith("latent/")}
+        spans.put_held_latents(owners.replay, placement.to_host(latents))
+        spans.put_queue(owners.replay, queue(host.ring, self.plan.sizes))
+
+
+def check_numbers(plan: Plan) -> None:
+    """Raises UserError if the replay ratio cannot be kept with the integers of a device."""
+    if max(plan.sizes.streams * plan.rate.numerator, plan.rate.denominator) >= LARGEST:
+        raise UserError(
+            "loop device: the replay ratio is too fine a fraction for the device; give it with fewer digits, or use "
+            "loop host"
+        )
+
+
+def queue(ring: Any, sizes: Sizes) -> list[tuple[int, int]]:
+    """Returns the new sequences (stream, first row) that were not trained on yet. ring: with numbers on the host."""
+    whole = int(ring.added) // sizes.sequence
+    oldest = max(whole - sizes.rows // sizes.sequence, 0)
+    first = max(int(ring.taken), sizes.streams * oldest)
+    return [(j % sizes.streams, j // sizes.streams * sizes.sequence) for j in range(first, sizes.streams * whole)]
+
+
+def taken(replay: Replay, sizes: Sizes) -> int:
+    """Returns how many new sequences were trained on or dropped, from the queue of the replay."""
+    if not replay.queue:
+        return sizes.streams * (int(replay.counts[0]) // sizes.sequence)
+    stream, start = replay.queue[0]
+    return start // sizes.sequence * sizes.streams + stream
+
+
+def credited(steps: int, loop: Any, rate: Fraction) -> str | None:
+    """Returns `Limiter.state`: the step up to which all updates were made. loop: with numbers on the host."""
+    return str(steps - Fraction(int(loop.debt), rate.numerator)) if rate and bool(loop.started) else None
+
+
+def debt(steps: int, state: str | None, rate: Fraction) -> tuple[bool, int]:
+    """Returns `started` and `debt` of a Loop from `Limiter.state`. Raises UserError if updates are due."""
+    if state is None:
+        return False, 0
+    owed = (steps - Fraction(state)) * rate.numerator
+    if owed.denominator != 1 or not 0 <= owed < LARGEST:
+        raise UserError("loop device: this checkpoint has another replay ratio; resume it with --loop host")
+    return True, int(owed)
