@@ -25,7 +25,7 @@ from dreamer.runtime.log import logger as metrics
 from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import evaluation, start
-from dreamer.runtime.run.build import open_run
+from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.run.loop import Run
@@ -102,7 +102,7 @@ def make_run(stack: contextlib.ExitStack, folder: pathlib.Path, monkeypatch, **s
         workers=WorkersConfig("inline", envs=2), replay=ReplayConfig(batch_size=2, batch_length=4, capacity_steps=1000),
         log=metrics.Config(tensorboard=False), eval=evaluation.Config(episodes=0, video="off"), **settings,
     )  # fmt: skip
-    return Run(open_run(start.decide(config), stack))
+    return Run(open_run(start.decide(config), open_session(config, stack)))
 
 
 def turn(run: Run) -> None:

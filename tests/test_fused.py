@@ -145,7 +145,8 @@ def test_an_environment_that_is_not_asked_stays_as_it_is():
     before = functions.begin(environments.env_keys(jnp.arange(3, dtype=jnp.uint32)))
     after = functions.turn(before, jnp.zeros((3, 2)), jnp.array([True, False, True]))
     assert after.turns.tolist() == [2, 1, 2]
-    for one, other in zip(jax.tree.leaves(after._replace(key=())), jax.tree.leaves(before._replace(key=())), strict=True):
+    leaves = (jax.tree.leaves(envs._replace(key=())) for envs in (after, before))
+    for one, other in zip(*leaves, strict=True):
         np.testing.assert_array_equal(one[1], other[1])
 
 

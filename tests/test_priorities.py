@@ -20,7 +20,7 @@ from dreamer import train
 from dreamer.interfaces import Update
 from dreamer.losses import row_losses
 from dreamer.runtime.run import start
-from dreamer.runtime.run.build import open_run
+from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.learner import Learner
 from dreamer.runtime.run.loop import Run
 
@@ -94,7 +94,8 @@ def test_a_placed_batch_is_on_the_devices_and_trains_as_it_did():
 def make_run(stack, folder, monkeypatch, **overrides):
     monkeypatch.setattr(agents, "make", lambda config, spec, priorities: rating_agent(spec, priorities=priorities))
     settings = {"eval__episodes": 0, "eval__video": "off", "log__every": 1000, "replay__online": False}
-    return Run(open_run(start.decide(tiny_runs.tiny(folder / "run", **settings, **overrides)), stack))
+    config = tiny_runs.tiny(folder / "run", **settings, **overrides)
+    return Run(open_run(start.decide(config), open_session(config, stack)))
 
 
 def test_priorities_reach_the_rows_of_their_batch(tmp_path, monkeypatch):

@@ -126,26 +126,29 @@ class Opened(NamedTuple):
     lines: tuple[str, ...]
 
 
-def open_run(decision: Decision, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Opened:
+def open_session(config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Session:
+    """Opens the display of a run, and the handlers of its signals. stack: closes both."""
+    display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))
+    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
+
+
+def open_run(decision: Decision, session: Session, agent: Agent | None = None) -> Opened:
     """Locks the run directory, builds or restores the run in memory, then writes to the disk. Returns the open run.
 
-    The order is given in runtime/run/start.py. stack: closes everything that this function opens.
-    sinks: used in addition to the sinks of the config. They are not closed.
+    The order is given in runtime/run/start.py. session: its stack closes everything that this function opens.
+    agent: the agent of a population, which its members share; None: makes it from the config.
     Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
-    config = decision.config
-    display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))
-    session = Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
+    config, display = decision.config, session.display
     if decision.used:
         decision = _lock(decision, session)
-    built = _build(decision, session)
+    built = _build(decision, session, agent)
     created = None if decision.used else _create(decision, session)
     if created:
         decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
-    display.message(f"run: {decision.run_dir}")
-    display.message(header.METRICS)
+    display.header([f"run: {decision.run_dir}", header.METRICS])
     memory = _restore(decision, built, session)
     session.stopping.begun()
     parts = _change(decision, built, memory, session)
@@ -173,7 +176,7 @@ def _create(decision: Decision, session: Session) -> Created:
 # Into memory ----------------------------------------------------------------------------------------------------------
 
 
-def _build(decision: Decision, session: Session) -> Built:
+def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
     """Makes environments, agent and weights, and computes the size of the replay. Changes nothing on the disk."""
     config, found = decision.config, decision.found
     start.check_sinks(config)
@@ -186,7 +189,7 @@ def _build(decision: Decision, session: Session) -> Built:
         decision.env, config.env_options, config.eval.video,
         evaluation.like_training(config.workers, workers.backend), workers.folder,
     )  # fmt: skip
-    agent = agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
+    agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,

@@ -48,11 +48,14 @@ def default_run_dir(config: Config) -> str:
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
 
 
-def next_steps(run_dir: Path) -> list[str]:
-    """Returns the last lines that a finished run prints: its directory, and commands that show its results."""
+def next_steps(run_dir: Path, member: str = "") -> list[str]:
+    """Returns the last lines that a finished run prints: its directory, and commands that show its results.
+
+    member: the name of a member to play with, if the directory contains a population
+    """
     place = _typed(run_dir)
     commands = {
-        f"dreamer eval {place}": "play episodes with the agent",
+        f"dreamer eval {_typed(run_dir / member)}": "play episodes with the agent",
         f"dreamer report {place}": "draw its curves, scores and videos on a page",
         f"tensorboard --logdir {place}": "browse every metric",
     }

@@ -26,9 +26,12 @@ class Run:
     parts: the components of the run | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
-    def __init__(self, opened: Opened, callbacks: Sequence[Callback] = ()):
-        """opened: from `open_run`. callbacks: as in `train`. Call `start` next."""
-        self.parts = opened.parts
+    def __init__(self, opened: Opened, callbacks: Sequence[Callback] = (), member: bool = False):
+        """opened: from `open_run`. callbacks: as in `train`. member: whether a population decides when to save.
+
+        Call `start` next.
+        """
+        self.parts, self._member = opened.parts, member
         self.stopped = False
         self._callbacks, self._evaluation_wanted = callbacks, False
         self._opened = opened
@@ -67,12 +70,20 @@ class Run:
         self.evaluate_if_due()
         parts.display.phase("compiling")
         device.compile()
-        self._compiled = True
-        parts.display.phase("training")
+        self.compiled()
         while parts.replay.steps < parts.config.env_steps and not self.stopped:
-            steps = min(parts.config.env_steps, self._eval_due) - parts.replay.steps
-            device.advance(-(-steps // parts.workers.streams))
+            device.advance(self.turns_until_due())
             self.tend()
+
+    def compiled(self) -> None:
+        """Records that the program is compiled: from now on the run trains."""
+        self._compiled = True
+        self.parts.display.phase("training")
+
+    def turns_until_due(self) -> int:
+        """Returns the number of turns of all environments until the next evaluation, or until the end."""
+        steps = min(self.parts.config.env_steps, self._eval_due) - self.parts.replay.steps
+        return max(1, -(-steps // self.parts.workers.streams))
 
     def side_by_side(self) -> None:
         """Collects in a second thread while this thread trains. The limiter keeps the replay ratio between them."""
@@ -126,17 +137,27 @@ class Run:
             self._evaluation_wanted = False
             self.evaluate()
         parts.flushing.tend()
-        rows = capacity.rows_between_checkpoints(parts.replay.size)
-        if schedule.save_due(self.saved, now, steps, every=config.checkpoint.every, rows=rows):
+        if not self._member and self.save_due():
             self.save()
         parts.stopping.check()
 
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due, by time or by rows."""
+        parts = self.parts
+        rows = capacity.rows_between_checkpoints(parts.replay.size)
+        every = parts.config.checkpoint.every
+        return schedule.save_due(self.saved, time.monotonic(), parts.replay.steps, every=every, rows=rows)
+
     def evaluate_if_due(self) -> None:
-        """Evaluates if an evaluation is due. The last evaluation of the run is left to `finish`."""
-        config = self.parts.config
-        if schedule.evaluation_due(self._eval_due, self.parts.replay.steps, last=config.env_steps):
+        """Evaluates if an evaluation is due. `finish` makes the last evaluation of the run, not this method."""
+        if self.evaluation_due():
             self.evaluate()
-            self._eval_due += config.eval.every
+            self._eval_due += self.parts.config.eval.every
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation is due, except for the last one."""
+        parts = self.parts
+        return schedule.evaluation_due(self._eval_due, parts.replay.steps, last=parts.config.env_steps)
 
     def finish(self) -> None:
         """Saves and evaluates for the last time, and marks the run as ended."""
@@ -239,8 +260,7 @@ class Run:
     def _compile(self, batch: Batch) -> None:
         self.parts.display.phase("compiling")
         self.parts.learner.compile(batch)
-        self._compiled = True
-        self.parts.display.phase("training")
+        self.compiled()
 
     def _update_limiter(self) -> None:
         """Tells the limiter how many rows the replay has received, and whether training may start."""

@@ -7,7 +7,7 @@ copies everything else. So a checkpoint has one form, and either loop resumes it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -87,15 +87,15 @@ class Moving:
         with owners.learner.as_user_errors("moving the replay to the device"):
             return placement.first_copy(loop)
 
-    def receive(self, rows: Mapping[str, np.ndarray], report: Report, train: Any) -> None:
+    def receive(self, rows: Mapping[str, np.ndarray], report: Report, train: Callable[[], Any]) -> None:
         """Adds the rows {name: [S, n, ..]} and the metrics of the last turns to the run.
 
-        report: with numpy arrays []. train: the train state after these turns.
-        Raises UserError if the parameters have diverged; the run then has the state `train`, and not the rows.
+        report: with numpy arrays []. train() -> the train state after these turns
+        Raises UserError if the parameters have diverged; the run then has this train state, and not the rows.
         """
         owners, updates, episodes = self.owners, int(report.updates), int(report.episodes)
         if not np.isfinite(rows["action"]).all():
-            owners.learner.load(placement.first_copy(train), owners.learner.updates)
+            owners.learner.load(placement.first_copy(train()), owners.learner.updates)
             raise UserError("the agent's action is not finite: its parameters have diverged")
         spans.append(owners.replay, dict(rows))
         owners.learner.updates += updates

@@ -39,22 +39,27 @@ class Pace:
 
 
 class OnDevice:
-    """Owns the fused loop of one run, that is, its state on the device and the program that changes it."""
+    """Owns the fused loop of one run, that is, its state on the device and the program that changes it.
+
+    moving: moves the state | turns: the function that the program is made of, see `loop.make_run`
+    """
 
     def __init__(self, agent: Agent, moving: Moving):
         """Moves nothing yet, see `compile`."""
         workers = moving.owners.workers
-        self._moving, self._pace = moving, Pace()
-        run = fused.make_run(agent, workers.spec, workers.functions, moving.plan)
-        self._run: Any = jax.jit(run, donate_argnums=0)
+        self.moving, self._pace = moving, Pace()
+        self.turns = fused.make_run(agent, workers.spec, workers.functions, moving.plan)
+        self._run: Any = jax.jit(self.turns, donate_argnums=0)
         self._rows: Callable[..., Any] = jax.jit(newest, static_argnums=1)
+        self._state: Callable[[], Loop | None] | None = None
         self._loop: Loop | None = None
         self._done: float | None = None
 
     def compile(self) -> None:
         """Moves the run to the device and compiles the program, without making a turn."""
-        self._loop = self._moving.take()
-        with self._moving.owners.learner.as_user_errors("compiling the loop on the device"):
+        self._loop = self.moving.take()
+        self.hold(lambda: self._loop)
+        with self.moving.owners.learner.as_user_errors("compiling the loop on the device"):
             self._run = self._run.lower(self._loop, jnp.int32(1)).compile()
 
     def advance(self, most: int) -> None:
@@ -62,7 +67,7 @@ class OnDevice:
 
         Raises UserError if the device fails, or if the parameters have diverged.
         """
-        learner, rows_per_stream = self._moving.owners.learner, self._moving.plan.sizes.rows
+        learner, rows_per_stream = self.moving.owners.learner, self.moving.plan.sizes.rows
         turns, before = self._pace.turns(most, rows_per_stream), time.monotonic()
         if self._done is not None:
             learner.idle += max(0.0, before - self._done)
@@ -77,13 +82,18 @@ class OnDevice:
             raise
         self._done = time.monotonic()
         self._pace.made(turns, self._done - before)
-        self._moving.receive({name: x[:, bucket - turns :] for name, x in rows.items()}, report, loop.train)
+        self.moving.receive({name: x[:, bucket - turns :] for name, x in rows.items()}, report, lambda: loop.train)
         self._loop = loop
+
+    def hold(self, state: Callable[[], Loop | None]) -> None:
+        """Makes `settle` copy the Loop that `state` returns; None: the parts of the run are the newest."""
+        self._state = state
 
     def settle(self) -> None:
         """Copies the state of the loop to the parts of the run, for a checkpoint or an evaluation."""
-        if self._loop is not None:
-            self._moving.settle(self._loop)
+        loop = self._state() if self._state else None
+        if loop is not None:
+            self.moving.settle(loop)
 
 
 def choose(config: Config, workers: Workers, devices: int) -> tuple[bool, str]:

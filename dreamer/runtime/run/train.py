@@ -15,8 +15,8 @@ from dreamer.errors import UserError
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime.devices.distributed import refuse_several
 from dreamer.runtime.log.sinks import Sink
-from dreamer.runtime.run import ending, start
-from dreamer.runtime.run.build import open_run
+from dreamer.runtime.run import ending, members, population, start
+from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
 
@@ -47,6 +47,11 @@ def train(
     refuse_several(config.devices)
     env: EnvName = config.env if make_env is None else maker(make_env)
     config = dataclasses.replace(config, env=str(env))
+    if members.count(config) > 1:
+        if resume_from is not None or sinks:
+            what = "resume_from" if resume_from is not None else "sinks"
+            raise UserError(f"{what} belongs to one run; a population has several, each in a folder of its own")
+        return population.train(config, population.Request(env, resume, trust, callbacks))
     if resume_from is not None and resume == "no":
         resume = "yes"
     decision = start.decide(config, env, resume, resume_from, trust=trust)
@@ -54,7 +59,7 @@ def train(
         print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
-        run = Run(open_run(decision, stack, sinks), callbacks)
+        run = Run(open_run(decision, open_session(decision.config, stack, sinks)), callbacks)
         run.start()
         try:
             if run.parts.device:

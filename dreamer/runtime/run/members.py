@@ -1,0 +1,82 @@
+"""The members of a population: runs that differ in their seeds and in numbers of the agent. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dreamer.config import Config as RunConfig
+from dreamer.config import overlay, similar_key
+from dreamer.errors import UserError
+from dreamer.fields import type_of
+from dreamer.layers import layer
+
+
+class Member(NamedTuple):
+    """A member of a population. name: that of its run directory, made from its differences | config: that of its run"""
+
+    name: str
+    config: RunConfig
+
+
+def count(config: RunConfig) -> int:
+    """Returns the number of members; 1 stands for a run that is no population."""
+    sizes = [len(values) for values in flattened(config.population.axes).values() if isinstance(values, list | tuple)]
+    return max(math.prod(sizes) * config.population.seeds, 2 if config.population.axes else 1)
+
+
+def members_of(config: RunConfig) -> list[Member]:
+    """Returns the members of a population: all combinations of the values in `population.axes`, each with all seeds.
+
+    Raises UserError for an axis that is no field of the agent, or whose values are not a list of valid values.
+    """
+    given, axes = config.population, flattened(config.population.axes)
+    for key, values in axes.items():
+        _check_axis(config, key, values)
+    named, members = short_names(axes), []
+    for chosen in itertools.product(*axes.values()):
+        values = dict(zip(axes, chosen, strict=True))
+        for seed in range(config.seed, config.seed + given.seeds):
+            parts = [f"{named[key]}={value}" for key, value in values.items()]
+            name = "-".join([*parts, *([f"seed{seed}"] if given.seeds > 1 or not parts else [])])
+            own = overlay(config, layer(values, origin="population.axes"))
+            run_dir = str(Path(config.run_dir) / name)
+            alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=type(given)())
+            members.append(Member(name, alone))
+    return members
+
+
+def flattened(axes: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns {dotted key: values} of axes that may be nested as in a preset."""
+    found: dict[str, Any] = {}
+    for name, value in axes.items():
+        found |= flattened(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
+
+
+def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the last words of each dotted key, as many as the name needs to be unique."""
+    words = {key: key.split(".") for key in axes}
+    short = {}
+    for key, own in words.items():
+        sizes = range(1, len(own) + 1)
+        unique = [n for n in sizes if sum(other[-n:] == own[-n:] for other in words.values()) == 1]
+        short[key] = ".".join(own[-unique[0] :])
+    return short
+
+
+def _check_axis(config: RunConfig, key: str, values: Any) -> None:
+    if type_of(config, key) is None:
+        near = similar_key(config, key)
+        raise UserError(f"population.axes: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""))
+    if not key.startswith("agent."):
+        hint = "population.seeds gives each member a seed of its own" if key == "seed" else "dreamer sweep varies it"
+        raise UserError(f"population.axes: {key} is not a number of the agent, which alone members can vary; {hint}")
+    if not isinstance(values, list | tuple) or not values:
+        raise UserError(f"population.axes.{key} must be a list of values, not {values!r}")
+    if len({repr(value) for value in values}) < len(values):
+        raise UserError(f"population.axes.{key} names a value twice: {list(values)}")

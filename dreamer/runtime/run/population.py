@@ -1,0 +1,313 @@
+"""Trains the members of a population: many runs in one program. Each member keeps its own run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamer import agent as agents
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.interfaces import Agent, Spec, TrainState
+from dreamer.plugins import EnvName
+from dreamer.runtime.devices import placement
+from dreamer.runtime.fused import population as fused
+from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.fused.ring import Ring
+from dreamer.runtime.log.terminal import Display
+from dreamer.runtime.run import ending, header, standing, start
+from dreamer.runtime.run.build import Session, open_run, open_session
+from dreamer.runtime.run.listening import Callback
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.members import Member, members_of
+from dreamer.runtime.run.on_device import Pace, bucket_of
+from dreamer.runtime.run.standing import Standing
+from dreamer.steps import Batch
+
+
+class Request(NamedTuple):
+    """What the caller of `train` asked for, see `dreamer.train`."""
+
+    env: EnvName
+    resume: str
+    trust: bool
+    callbacks: Sequence[Callback]
+
+
+def train(config: Config, request: Request) -> Path:
+    """Trains all members, each in RUN/NAME, and returns the run directory RUN. Raises errors as `dreamer.train`.
+
+    The callbacks receive the lines of all members; `Line.run_dir` names the member. If one of them returns "stop", all
+    members stop.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(config.run_dir or header.default_run_dir(config))))
+    if config.loop == "host":
+        raise UserError("a population needs the loop on the device: leave out --loop host")
+    if config.checkpoint.keep < 2:
+        raise UserError("checkpoint.keep must be 2 or more in a population: its members are saved one after the other")
+    config = dataclasses.replace(config, run_dir=str(root), loop="device")
+    members = members_of(config)
+    known, step = standing.begin(root, [member.name for member in members], request.resume)
+    alive = [member for member in members if member.name not in known.stopped]
+    if not alive or (step is not None and step >= config.env_steps and known.saved == known.saving):
+        print(f"{root} has made its {config.env_steps:,} env_steps; give more to continue")
+        return root
+    with contextlib.ExitStack() as stack:
+        session = open_session(config, stack)
+        runs = open_members(alive, step, request, session)
+        session.display.header(describe(members, alive, config))
+        Population(root, runs, known, session.display, config.population.together).train(new=step is None)
+    return root
+
+
+def open_members(
+    members: Sequence[Member], step: int | None, request: Request, session: Session
+) -> dict[str, Run]:
+    """Opens the run of each member. All share one agent, whose functions serve every member.
+
+    step: the checkpoint to resume from; None: the runs are new. Raises UserError if an axis changes the program.
+    """
+    display: Any = [MemberDisplay(session.display, member.name) for member in members]
+    runs: dict[str, Run] = {}
+    shared: Agent | None = None
+    for number, member in enumerate(members):
+        display[number].all = display
+        resume = "no" if step is None else request.resume
+        decision = start.decide(member.config, request.env, resume, step, trust=request.trust)
+        opened = open_run(decision, session._replace(display=display[number]), shared)
+        parts = opened.parts
+        shared = shared or parts.agent
+        if step is None and member.config.agent != members[0].config.agent:
+            parts.learner.load(own_hyper(parts.learner.state, shared, member, parts.workers.spec), 0)
+        runs[member.name] = Run(opened, request.callbacks, member=True)
+    return runs
+
+
+def own_hyper(state: TrainState, shared: Agent, member: Member, spec: Spec) -> TrainState:
+    """Returns a new train state with the member's own numbers.
+
+    shared: the agent of the population. Raises UserError if the member differs from it in more than these numbers.
+    """
+    own = agents.make(member.config.agent, spec)
+    if program_of(own, spec) != program_of(shared, spec):
+        raise UserError(
+            f"population.axes: the member {member.name} needs a program of its own, because an axis changes more than "
+            "numbers; dreamer sweep runs such trials apart"
+        )
+    hyper = jax.jit(lambda key: own.init(key).hyper)(jax.random.key(0))
+    return state._replace(hyper=placement.first_copy(hyper))
+
+
+def program_of(agent: Agent, spec: Spec) -> str:
+    """Returns the program of an update as text. The numbers in `hyper` are its inputs, so they are not in the text."""
+    rows = (2, 4)
+    obs = {k: jax.ShapeDtypeStruct((*rows, *x.shape), x.device_dtype) for k, x in spec.obs.items()}
+    latent = {k: jax.ShapeDtypeStruct((2, 1, *x.shape), x.dtype) for k, x in agent.storage.items()}
+    numbers, flags = (jax.ShapeDtypeStruct(rows, dtype) for dtype in ("float32", "bool"))
+    action = jax.ShapeDtypeStruct((*rows, spec.action_width), "float32")
+    batch: Any = Batch(obs, action, numbers, flags, flags, flags, latent)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    return re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(agent.update)(state, batch)))
+
+
+def describe(members: Sequence[Member], alive: Sequence[Member], config: Config) -> list[str]:
+    """Returns the lines that introduce a population."""
+    names = ", ".join(member.name for member in members[:4]) + (", ..." if len(members) > 4 else "")
+    left = f"; {len(members) - len(alive)} have stopped" if len(alive) < len(members) else ""
+    return [f"population: {len(members)} members in {config.run_dir} ({names}){left}"]
+
+
+class MemberDisplay:
+    """Shows the messages of one member with its name, and the means of all members in the population's display."""
+
+    def __init__(self, display: Display, name: str):
+        """display: that of the population. Set `all` to the displays of all members."""
+        self._display, self._name = display, name
+        self.all: Sequence[MemberDisplay] = [self]
+        self.values: Mapping[str, float] = {}
+
+    def header(self, lines: Any) -> None:
+        """Prints the lines that introduce a run, for the first member only, because those of the others are alike."""
+        if self.all[0] is self:
+            self._display.header(lines)
+
+    def losses(self, names: Any) -> None:
+        """Sets the losses to show."""
+        self._display.losses(names)
+
+    def message(self, text: str) -> None:
+        """Prints a line that stays, with the member's name."""
+        self._display.message(f"{self._name}: {text}")
+
+    def phase(self, name: str) -> None:
+        """Sets the phase of the population."""
+        self._display.phase(name)
+
+    def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Shows the progress of the first member, and the means of the metrics of all members."""
+        self.values = {**self.values, **(metrics or {})}
+        if self.all[0] is self:
+            names = dict.fromkeys(name for one in self.all for name in one.values)
+            found = {name: [one.values[name] for one in self.all if name in one.values] for name in names}
+            self._display.update(env_steps, updates, {name: sum(x) / len(x) for name, x in found.items()})
+
+    def end(self, phase: str, lines: Any) -> None:
+        """Does nothing: the population has an end of its own."""
+
+
+class Population:
+    """Owns the runs of the members that train, and the program that advances all of them."""
+
+    def __init__(self, root: Path, runs: dict[str, Run], known: Standing, display: Display, together: int):
+        """root: the directory of the population | known: where it stands | together: as in its config"""
+        self._root, self._runs, self._standing, self._display = root, runs, known, display
+        self._devices: dict[str, Any] = {name: run.parts.device for name, run in runs.items()}
+        self._names = [*runs]
+        self._alive = dict(runs)
+        self._together = together or (1 if jax.default_backend() == "cpu" else len(runs))
+        if len(runs) % self._together:
+            raise UserError(f"population.together is {self._together}, which does not divide {len(runs)} members")
+        self._pace = Pace()
+        self._done: float | None = None
+        self._loop: Loop | None = None
+
+    def train(self, new: bool) -> None:
+        """Trains until every member has made its steps. new: whether the runs are new."""
+        try:
+            for run in self._alive.values():
+                run.start()
+            if new:
+                self._remember(saved=self._steps(), saving=self._steps())
+            self._compile()
+            while self._steps() < self._first.parts.config.env_steps and not self._stopped():
+                self._advance(self._first.turns_until_due())
+                self._tend()
+            self._end()
+        except KeyboardInterrupt as stop:
+            for run in self._alive.values():
+                ending.interrupted(run, stop)
+            self._display.end("stopped", [f"stopped; to go on: {header.to_go_on(self._root)}"])
+            raise
+        except BaseException as error:
+            raised = [ending.failed(run, error) for run in self._alive.values()]
+            raise (raised[0] if raised else error) from error
+
+    @property
+    def _first(self) -> Run:
+        """The first member that still trains, whose counters are those of all."""
+        return next(iter(self._alive.values()))
+
+    def _steps(self) -> int:
+        return self._first.parts.replay.steps
+
+    def _stopped(self) -> bool:
+        return any(run.stopped for run in self._alive.values())
+
+    def _compile(self) -> None:
+        """Moves all members to the device and compiles their program."""
+        self._display.phase("compiling")
+        loops = [device.moving.take() for device in self._devices.values()]
+        self._loop = fused.stack(loops)
+        del loops
+        for number, device in enumerate(self._devices.values()):
+            device.hold(functools.partial(self._member, number))
+        run = fused.make_population(self._devices[self._names[0]].turns, len(self._devices), self._together)
+        with self._first.parts.learner.as_user_errors("compiling the population"):
+            self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
+        self._rows: Any = jax.jit(newest, static_argnums=1)
+        self._for_each(Run.compiled)
+
+    def _member(self, number: int) -> Loop | None:
+        return None if self._loop is None else fused.member(self._loop, number)
+
+    def _advance(self, most: int) -> None:
+        """Makes turns of all members. A member whose parameters have diverged stops; the others go on."""
+        length = self._devices[self._names[0]].moving.plan.sizes.rows
+        turns, before = self._pace.turns(most, length), time.monotonic()
+        bucket = bucket_of(turns, length)
+        loop, self._loop = self._loop, None
+        try:
+            with self._first.parts.learner.as_user_errors("the population on the device"):
+                loop, report = self._program(loop, jnp.int32(turns))
+                rows, report = placement.to_host((self._rows(loop.ring, bucket), report))
+        except BaseException:
+            self._for_each(lambda run: run.parts.learner.forget())
+            raise
+        after = time.monotonic()
+        self._pace.made(turns, after - before)
+        for number, name in enumerate(self._names):
+            if run := self._alive.get(name):
+                if self._done is not None:
+                    run.parts.learner.idle += max(0.0, before - self._done)
+                own = {key: column[number, :, bucket - turns :] for key, column in rows.items()}
+                train = functools.partial(_train_of, loop, number)
+                try:
+                    self._devices[name].moving.receive(own, jax.tree.map(lambda x, n=number: x[n], report), train)
+                except UserError as error:
+                    self._drop(name, error)
+        self._done, self._loop = after, loop
+        if not self._alive:
+            raise UserError("every member of the population has stopped")
+
+    def _drop(self, name: str, error: UserError) -> None:
+        """Stops a member that has failed. Its place in the program stays, because the others must not change."""
+        run = self._alive.pop(name)
+        self._devices[name].hold(lambda: None)
+        failure = ending.failed(run, error)
+        self._display.message(f"{name} has stopped, the others go on: {failure}")
+        self._remember(stopped={**self._standing.stopped, name: str(error)})
+
+    def _tend(self) -> None:
+        """Logs, evaluates and saves whatever is due, for all members at the same step."""
+        step = self._steps()
+        due = self._first.save_due() or self._first.evaluation_due()
+        if due:
+            self._remember(saving=step)
+        self._for_each(Run.tend)
+        if due or any(run.saved.step == step for run in self._alive.values()):
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        self._remember(saving=step)
+        self._for_each(Run.save)
+        self._for_each(lambda run: run.parts.checkpoints.wait())
+        self._remember(saved=step)
+
+    def _end(self) -> None:
+        step = self._steps()
+        self._remember(saving=step)
+        if self._stopped():
+            self._for_each(Run.leave)
+            self._display.end("stopped", [f"stopped by a callback; to go on: {header.to_go_on(self._root)}"])
+        else:
+            self._for_each(Run.finish)
+            self._display.end("done", header.next_steps(self._root, self._first.parts.run_dir.name))
+        self._remember(saved=step)
+
+    def _for_each(self, do: Callable[[Run], object]) -> None:
+        for run in [*self._alive.values()]:
+            do(run)
+
+    def _remember(self, **changes: Any) -> None:
+        self._standing = self._standing._replace(**changes)
+        standing.write(self._root, self._standing)
+
+
+def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
+    """Returns the last `rows` rows {name: [P, S, rows, ..]} of each stream of all members, oldest first."""
+    number = ring.added - rows + jnp.arange(rows)
+    return {name: column[:, :, number % column.shape[2]] for name, column in ring.columns.items()}
+
+
+def _train_of(loop: Loop, number: int) -> Any:
+    return fused.member(loop, number).train
