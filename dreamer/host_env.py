@@ -53,7 +53,8 @@ class HostEnv(gymnasium.Env):
         self._game = Game(env, name)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict]:
-        """Begins an episode."""
+        """Begins an episode. With a seed, the random key is jax.random.key(seed)."""
+        super().reset(seed=seed)
         row = self._game.begin(seed)
         return _observed(self._space, row.obs), {}
 

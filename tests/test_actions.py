@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from any_spaces import action_spaces
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from dreamer.errors import UserError
 from dreamer.runtime.env.actions import action_reader, flat_mask, random_actions
 from dreamer.spaces import Action
-from tests.any_spaces import action_spaces
 
 
 class WithAction:

@@ -12,9 +12,13 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from any_spaces import Anything, action_spaces, observation_spaces, small_spaces
 from gymnasium import spaces
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from tiny import QUICK
+from tiny_runs import lines
+from tiny_runs import tiny as tiny_config
 
 import dreamer
 from dreamer import plugins
@@ -28,10 +32,6 @@ from dreamer.runtime.env.observations import restore
 from dreamer.runtime.env.rows import EnvRows
 from dreamer.runtime.replay.replay import Config, Replay
 from dreamer.steps import Batch, Step
-from tests.any_spaces import Anything, action_spaces, observation_spaces, small_spaces
-from tests.tiny import QUICK
-from tests.tiny_runs import lines
-from tests.tiny_runs import tiny as tiny_config
 
 ROWS = 13
 

@@ -68,7 +68,12 @@ TABLE: dict[str, set[str]] = {
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 # Suites of environments written in JAX, and what they share.
-JAX_SUITES = ("envs.jax_probes",)
+JAX_SUITES = tuple(
+    f"envs.{name}"
+    for name in (
+        "_jax_suite", "brax", "craftax", "gymnax", "jax_probes", "jaxmarl", "jumanji", "navix", "pgx", "playground",
+    )
+)  # fmt: skip
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 # Rooms and files that must work in a process without jax.
 NO_JAX_ROOMS = ("runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")

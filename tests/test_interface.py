@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from faulty_check_envs import Ball
 from gymnasium import spaces
+from teams import Team
 
 from dreamer.apps.check.examine import examine
 from dreamer.apps.check.verdicts import Settings
@@ -20,7 +21,6 @@ from dreamer.runtime.env.actions import action_reader
 from dreamer.runtime.env.observations import agent_obs, readers
 from dreamer.runtime.env.parallel import ParallelRows
 from dreamer.runtime.env.rows import EnvRows
-from tests.teams import Team
 
 
 class OldDiscrete:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from tiny_runs import tiny
 
 import dreamer
 from dreamer import plugins
 from dreamer.config import load as load_config
 from dreamer.errors import UserError
-from tests.tiny_runs import tiny
 
 
 class Line(gymnasium.Env):

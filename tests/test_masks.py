@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import lines
+from tiny_runs import tiny as tiny_config
 
 import dreamer
 from dreamer import agent as agents
@@ -17,8 +19,6 @@ from dreamer.losses import make_losses
 from dreamer.runtime.env.adapter import spec_of
 from dreamer.spaces import MASK, Action, Space, Spec
 from tests import masked_envs, tiny
-from tests.tiny_runs import lines
-from tests.tiny_runs import tiny as tiny_config
 
 SPEC = Spec({"vector": Space((3,), "float32"), MASK: Space((5,), "int8", 2)}, Action((3, 2), 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from any_spaces import Anything, boxes, discretes, nested, one_hot_action
 from faulty_check_envs import Ball
 from gymnasium import spaces
 from hypothesis import given, settings
@@ -14,7 +15,6 @@ from dreamer.errors import UserError
 from dreamer.nets.encoder import concat_vectors, missing
 from dreamer.runtime.env.observations import agent_obs, readers
 from dreamer.runtime.env.rows import EnvRows
-from tests.any_spaces import Anything, boxes, discretes, nested, one_hot_action
 
 
 def seen(space: spaces.Space, values: list) -> np.ndarray:

@@ -178,7 +178,7 @@ def test_an_id_of_a_package_that_is_not_imported_names_our_suite_and_the_package
     prefix = name.partition("/" if "/" in name else "-")[0]
     known = {key: value for key, value in gymnasium.registry.items() if not key.startswith(prefix)}
     monkeypatch.setattr(gymnasium, "registry", known)
-    hint = gymnasium_ids.nearest_id(name)
+    hint = gymnasium_ids._nearest_id(name)
     assert ours in hint and module in hint and "did you mean" not in hint
 
 

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.tiny_runs import TINY, flat
+from tiny_runs import TINY, flat
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

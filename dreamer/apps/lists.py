@@ -21,24 +21,37 @@ SHELLS = ("bash", "zsh")
 
 
 class Suite(NamedTuple):
-    """An environment suite. module: the package that it needs, or "" | example: a task, as a value of --env"""
+    """An environment suite. module: the package that it needs, or "" | example: a task, as a value of --env
+
+    extra: the pip extra that installs the package; "": the one with the name of the suite
+    """
 
     module: str
     example: str
+    extra: str = ""
 
 
 SUITES = {
     "atari": Suite("ale_py", "atari:breakout"),
+    "brax": Suite("brax", "brax:ant", "jaxenvs"),
     "bsuite": Suite("bsuite", "bsuite:catch/0"),
+    "craftax": Suite("craftax", "craftax:Classic-Symbolic", "jaxenvs"),
     "crafter": Suite("crafter", "crafter:reward"),
     "dmc": Suite("dm_control", "dmc:walker-walk"),
+    "gymnax": Suite("gymnax", "gymnax:CartPole-v1", "jaxenvs"),
+    "jax_probes": Suite("", "jax_probes:both"),
+    "jaxmarl": Suite("jaxmarl", "jaxmarl:MPE_simple_spread", "jaxenvs"),
+    "jumanji": Suite("jumanji", "jumanji:Snake", "jaxenvs"),
     "memory_maze": Suite("memory_maze", "memory_maze:9x9"),
     "metaworld": Suite("metaworld", "metaworld:reach-v3"),
     "minigrid": Suite("minigrid", "minigrid:DoorKey-8x8-v0"),
     "minihack": Suite("minihack", "minihack:Room-15x15-v0"),
     "mujoco": Suite("mujoco", "mujoco:HalfCheetah-v5"),
+    "navix": Suite("navix", "navix:Empty-5x5", "jaxenvs"),
     "nethack": Suite("nle", "nethack:Score"),
     "pettingzoo": Suite("pettingzoo", "pettingzoo:simple_spread"),
+    "pgx": Suite("pgx", "pgx:minatar-breakout", "jaxenvs"),
+    "playground": Suite("mujoco_playground", "playground:CartpoleBalance", "jaxenvs"),
     "popgym": Suite("popgym", "popgym:RepeatPreviousEasy"),
     "probes": Suite("", "probes:both"),
     "reach": Suite("", "reach:line"),
@@ -119,7 +132,8 @@ def envs_lines() -> list[str]:
     """Returns a table of the suites: how to install each, whether it is installed, and an example task."""
     rows = [("suite", "needs", "installed", "example")]
     for name, suite in {**{name: SUITES[name] for name in suite_names()}, **GYMNASIUM}.items():
-        extra = f'pip install "dreamer-jax[{name.replace("_", "-")}]"' if suite.module else "nothing"
+        extra = suite.extra or name.replace("_", "-")
+        extra = f'pip install "dreamer-jax[{extra}]"' if suite.module else "nothing"
         extra = "see experiments/README.md" if name in BY_HAND else extra
         there = not suite.module or importlib.util.find_spec(suite.module) is not None
         rows.append((name, extra, "yes" if there else "no", f"--env {suite.example}"))

@@ -117,6 +117,7 @@ def serve(place: int) -> None:
 
     place: the descriptor of a file, into which the process writes the current stage of the check.
     """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as in the worker processes of a run
     os.set_inheritable(place, False)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

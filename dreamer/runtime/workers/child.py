@@ -46,6 +46,7 @@ def serve(life: int, memory: int, channels: list[int]) -> None:
     # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an environment in JAX leaves accelerators to the learner
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a pipe; print shows at once
     for descriptor in (life, memory, *channels):
         os.set_inheritable(descriptor, False)
