@@ -63,6 +63,38 @@ def test_killed_twenty_times_it_ends_bit_identical(tmp_path, whole, seed):
     check(tmp_path / "run", whole, kills=20, seed=seed)
 
 
+FUSED = {"env": "jax_probes:both", "loop": "device", "replay__capacity_steps": 60}
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory) -> list[pathlib.Path]:
+    """Two runs with different seeds on the device, that were not killed."""
+    folder = tmp_path_factory.mktemp("fused")
+    for seed in range(2):
+        code, out = run(folder / f"seed{seed}", 0, **FUSED, seed=seed)
+        assert code == 0, out
+    return [folder / f"seed{seed}" for seed in range(2)]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_fused_loop_that_is_killed_ends_bit_identical(tmp_path, fused, seeds, kills):
+    """seeds: 1 is a run, 2 a population, whose members are the runs with these seeds."""
+    rng, killed = np.random.default_rng(seeds), 0
+    settings = {**FUSED, "population__seeds": seeds}
+    while killed < kills:
+        code, out = run(tmp_path / "run", int(rng.integers(1, 150 * seeds)), **settings)
+        assert code in (-signal.SIGKILL, 0), out
+        killed += 1
+    code, out = run(tmp_path / "run", 0, **settings)
+    assert code == 0, out
+    ours = [tmp_path / "run"] if seeds == 1 else [tmp_path / "run" / f"seed{seed}" for seed in range(seeds)]
+    for one, other in zip(ours, fused, strict=False):
+        assert state_of(one) == state_of(other)
+        rows, others = rows_of(one), rows_of(other)
+        assert {n: x.tobytes() for n, x in rows.items()} == {n: x.tobytes() for n, x in others.items()}
+
+
 def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_path):
     run_dir, kept, caught_up = tmp_path / "run", {}, 0
     for kill_at in (70, 40, 50, 0):

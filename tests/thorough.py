@@ -14,9 +14,14 @@ FILES = {
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
     "test_report_page",
     "test_notebook",
-    "test_docs", "test_learning_own_parts",
+    "test_docs", "test_learning_own_parts", "test_population",
 }  # fmt: skip
 TESTS = {
+    "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",
+    "test_fused:test_a_resumed_run_is_the_same_to_the_last_bit",
+    "test_fused:test_the_host_resumes_a_run_of_the_device",
+    "test_fused:test_the_program_does_not_copy_the_ring",
+    "test_fused:test_one_program_makes_any_number_of_turns",
     "test_golden_nets:test_each_block_of_deter_fills_its_own_slice_of_the_start_grid",
     "test_golden_nets:test_encoder_of_both",
     "test_golden_nets:test_encoder_of_images",

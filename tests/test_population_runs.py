@@ -1,0 +1,98 @@
+"""The runs of a population: one directory for each member, resumed together, stopped apart."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+from test_fused import SETTINGS, state_of
+
+import dreamer
+from dreamer.errors import UserError
+from dreamer.runtime.run import moving
+
+
+@pytest.fixture(autouse=True, scope="module")
+def agent_that_compiles_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+        yield
+
+
+def config_of(run_dir, **overrides):
+    return tiny_runs.tiny(run_dir, **SETTINGS, population__seeds=2, **overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return dreamer.train(config_of(tmp_path_factory.mktemp("population") / "run"))
+
+
+def equal(one, other) -> None:
+    for a, b in zip(state_of(one), state_of(other), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_member_is_a_run_and_that_of_its_seed(trained, tmp_path):
+    alone = dreamer.train(tiny_runs.tiny(tmp_path / "alone", **SETTINGS, loop="device", seed=1))
+    assert not (trained / "metrics.jsonl").exists()
+    assert [line["env_steps"] for line in tiny_runs.lines(trained / "seed1")][-1] == 160
+    equal(trained / "seed1", alone)
+    assert dreamer.load(trained / "seed1") is not None
+
+
+def test_a_population_that_is_resumed_is_the_same_to_the_last_bit(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    dreamer.train(config_of(run_dir), callbacks=[lambda line: "stop" if line.env_steps >= 70 else None])
+    assert tiny_runs.lines(run_dir / "seed1")[-1]["env_steps"] < 160
+    dreamer.train(config_of(run_dir), resume="yes")
+    for name in ("seed0", "seed1"):
+        equal(run_dir / name, trained / name)
+
+
+def stopped_at(run_dir, steps):
+    dreamer.train(config_of(run_dir), callbacks=[lambda line: "stop" if line.env_steps >= steps else None])
+
+
+def test_a_member_that_was_resumed_alone_is_named(tmp_path):
+    run_dir = tmp_path / "run"
+    stopped_at(run_dir, 70)
+    own = dreamer.load_config(run_dir / "seed1" / "config.yaml", overrides={"loop": "host"})
+    dreamer.train(own, resume="yes")
+    with pytest.raises(UserError, match="member seed1 was resumed alone"):
+        dreamer.train(config_of(run_dir), resume="yes")
+
+
+def test_a_missing_member_is_named(tmp_path):
+    run_dir = tmp_path / "run"
+    stopped_at(run_dir, 70)
+    (run_dir / "seed0").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="member seed0 of the population is missing"):
+        dreamer.train(config_of(run_dir), resume="yes")
+
+
+def test_other_members_are_refused(trained):
+    with pytest.raises(UserError, match="has other members, see seed2"):
+        dreamer.train(tiny_runs.tiny(trained, **SETTINGS, population__seeds=3), resume="yes")
+    with pytest.raises(UserError, match="contains a population; resume it with --resume"):
+        dreamer.train(config_of(trained))
+
+
+def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_path, monkeypatch, capsys):
+    receive = moving.Moving.receive
+
+    def diverges(self, rows, report, train):
+        if self.owners.workers.seed(0) == 0 and self.owners.replay.steps > 60:
+            ill = jax.tree.map(lambda x: x * jnp.nan if x.dtype == jnp.float32 else x, train())
+            return receive(self, {**rows, "action": rows["action"] * np.nan}, report, lambda: ill)
+        return receive(self, rows, report, train)
+
+    monkeypatch.setattr(moving.Moving, "receive", diverges)
+    run_dir = dreamer.train(config_of(tmp_path / "run"))
+    monkeypatch.undo()
+    assert "seed0 has stopped, the others go on" in capsys.readouterr().out
+    assert (run_dir / "seed0" / "error.txt").exists()
+    equal(run_dir / "seed1", trained / "seed1")
+    dreamer.train(config_of(run_dir), resume="yes")  # nothing is left to do
