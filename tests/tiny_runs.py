@@ -43,9 +43,10 @@ TINY: dict[str, Any] = {
 
 
 def tiny(run_dir: Path, **overrides: Any) -> Config:
-    """Returns the tiny config. overrides: by dotted key, with "__" for the dot."""
+    """Returns the tiny config. overrides: by dotted key, with "__" for the dot. Without lockstep, a thread collects."""
     keys = {key.replace("__", "."): value for key, value in overrides.items()}
-    return load(overrides={**flat(TINY), "run_dir": str(run_dir), **keys})
+    thread = {"collect": "thread"} if keys.get("lockstep") is False else {}
+    return load(overrides={**flat(TINY), "run_dir": str(run_dir), **thread, **keys})
 
 
 def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:

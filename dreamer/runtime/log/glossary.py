@@ -358,13 +358,13 @@ SPEED = (
     ),
     Metric(
         "wait/collector_for_learner",
-        "Share of the time in which acting waits for training, to keep the replay ratio. 0 in lockstep.",
+        "Share of the time in which acting waits for training, to keep the replay ratio. 0 if they take turns.",
         "Near 1 when training is the bottleneck, as usual with large models; faster environments do not help then.",
         "Waiting",
     ),
     Metric(
         "wait/learner_for_rows",
-        "Share of the time in which training waits for new rows, to keep the replay ratio. 0 in lockstep.",
+        "Share of the time in which training waits for new rows, to keep the replay ratio. 0 if they take turns.",
         "Near 0 when training is the bottleneck. Near 1 when the environments are: more of them help.",
         "Waiting",
     ),
@@ -384,7 +384,7 @@ SPEED = (
     Metric(
         "collect/staleness",
         "Number of updates that the acting parameters are behind the newest ones.",
-        "0 in lockstep, else about 1 or less.",
+        "0 if acting and training take turns, else about 1 or less.",
         "Collecting",
     ),
     Metric(

@@ -14,6 +14,7 @@ from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import programs
+from dreamer.runtime.devices.mesh import configured_mesh
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.files.run_dir import ROWS
@@ -26,7 +27,7 @@ from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, on_device, ratio, resume, schedule, start, updates
+from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start, updates, ways
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.environments import Environments
@@ -41,6 +42,7 @@ from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
+from dreamer.runtime.run.ways import Way
 from dreamer.runtime.run.writeback import Writeback
 
 
@@ -61,7 +63,7 @@ class Built(NamedTuple):
     """The parts that are made before a new run directory is created or the run's checkpoint is loaded.
 
     size: the planned size of the replay | record: whether evaluations record videos
-    on_device: whether the loop runs on the device
+    way: how the run goes
     """
 
     environments: Environments
@@ -70,7 +72,7 @@ class Built(NamedTuple):
     size: Capacity
     limiter: Limiter
     record: bool
-    on_device: bool
+    way: Way
 
 
 class Storage(NamedTuple):
@@ -191,13 +193,14 @@ def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
     )  # fmt: skip
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent)
+    devices = configured_mesh(config.devices, config.replay.batch_size).devices.flat
+    way, line = ways.choose(config, workers.backend, [device.platform for device in devices])
     learner = Learner(
-        agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=config.lockstep,
+        agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         config=config.devices,
     )  # fmt: skip
-    fused, where = on_device.choose(config, workers, learner.mesh.size)
-    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, fused)
-    session.display.header([*_introduction(config, built), *filter(None, [where, why_not])])
+    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
+    session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])
     if not found and config.init_from:
         taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
         learner.load(taken.state, 0)
@@ -281,7 +284,8 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
         lines = start.check_lines(found, restored, decision.run_dir)
         state, _ = storage.checkpoints.restore(learner.state, found.step)
         restored, _, lost = resume.restore_envs(
-            restored, storage.store, storage.replay, environments.workers, decision.config.lockstep or built.on_device,
+            restored, storage.store, storage.replay, environments.workers,
+            decision.config.lockstep or built.way == "device",
             environments.replace,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
@@ -300,19 +304,19 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
     logger = stack.enter_context(
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     )
-    # Closed before the replay. In lockstep nothing may depend on the timing of a thread.
-    lockstep = config.lockstep or built.on_device
+    # Closed before the replay. In turns nothing may depend on the timing of a thread.
+    in_turns = built.way != "thread"
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
-    batches = Prefetch(draw, depth=0 if lockstep else config.replay.prefetch)
+    batches = Prefetch(draw, depth=0 if in_turns else config.replay.prefetch)
     stack.callback(batches.close)
     write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
-    writeback = Writeback[Pending](write_back, threaded=not lockstep)
+    writeback = Writeback[Pending](write_back, threaded=not in_turns)
     stack.callback(writeback.close)
     flushing = stack.enter_context(
         Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))
     )
     device = None
-    if built.on_device:
+    if built.way == "device":
         workers: Any = built.environments.workers
         owners = Owners(learner, rings, workers, memory.collector, memory.tracker, built.limiter, logger)
         device = OnDevice(built.agent, Moving(built.agent, owners, config.seed))
@@ -322,7 +326,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
-        device=device,
+        way=built.way, device=device,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from dreamer.steps import Batch
 class Run:
     """A run from start to end.
 
-    In lockstep, one turn of the loop calls `collect`, then `learn` for each update that is due, then `tend`.
+    In turns, one turn of the loop calls `collect`, then `learn` for each update that is due, then `tend`.
     parts: the components of the run | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
@@ -54,7 +54,7 @@ class Run:
             opened.created.keep()
 
     def take_turns(self) -> None:
-        """Runs in lockstep: repeatedly collects a row of every environment and makes all updates that are due."""
+        """Runs in turns: repeatedly collects a row of every environment and makes all updates that are due."""
         parts = self.parts
         self.evaluate_if_due()  # a resumed run may have been killed during an evaluation
         while parts.replay.steps < parts.config.env_steps and not self.stopped:

@@ -9,15 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamer.config import Config
-from dreamer.errors import UserError
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import loop as fused
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.ring import Ring
 from dreamer.runtime.run.moving import Moving
-from dreamer.runtime.workers import Workers
 
 SECONDS = 1.0  # the time between two visits of the host, unless something is due earlier
 
@@ -94,28 +91,6 @@ class OnDevice:
         loop = self._state() if self._state else None
         if loop is not None:
             self.moving.settle(loop)
-
-
-def choose(config: Config, workers: Workers, devices: int) -> tuple[bool, str]:
-    """Returns whether the loop runs on the device, and a line to print about it, or "".
-
-    devices: the number of devices that learn
-    Raises UserError if config.loop is "device" and the loop cannot run there.
-    """
-    against = {
-        "the environment is not written in JAX, or workers.backend runs it elsewhere": workers.backend != "jax",
-        "replay.recency and replay.priority draw on the host only": config.replay.uniform < 1,
-        "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
-        f"{devices} devices learn together; devices.count 1 uses one": devices > 1,
-    }
-    reasons = [reason for reason, holds in against.items() if holds]
-    if config.loop == "device" and reasons:
-        raise UserError(f"loop device: {reasons[0]}; use loop host")
-    if workers.backend != "jax":
-        return False, ""
-    if config.loop == "host" or reasons:
-        return False, f"loop: on the host, because {'; '.join(reasons) or 'the config says so'}"
-    return True, "loop: on the device; one program acts, steps the environments, stores their rows and learns"
 
 
 def bucket_of(turns: int, rows: int) -> int:

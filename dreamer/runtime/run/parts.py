@@ -25,6 +25,7 @@ from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.stopping import Stopping
+from dreamer.runtime.run.ways import Way
 from dreamer.runtime.run.writeback import Writeback
 from dreamer.runtime.workers import Workers
 from dreamer.steps import Batch, Rows
@@ -36,7 +37,7 @@ class Parts:
 
     config: the config, with the absolute run directory | env: the name of the environment, or a function that makes it
     identity: the random id of the run, which its files contain | policy: `programs.jit_act(agent)`, for evaluations
-    device: the fused loop; None: the loop runs on the host
+    way: how the run goes | device: the fused loop, if it goes on the device
     record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
     """
@@ -62,6 +63,7 @@ class Parts:
     checkpoints: Checkpoints
     retention: Retention
     logger: Logger
+    way: Way = "thread"
     device: OnDevice | None = None
 
     @property

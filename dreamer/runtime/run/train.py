@@ -62,12 +62,7 @@ def train(
         run = Run(open_run(decision, open_session(decision.config, stack, sinks)), callbacks)
         run.start()
         try:
-            if run.parts.device:
-                run.on_device()
-            elif config.lockstep:
-                run.take_turns()
-            else:
-                run.side_by_side()
+            {"device": run.on_device, "turns": run.take_turns, "thread": run.side_by_side}[run.parts.way]()
             if run.stopped:
                 run.leave()
             else:

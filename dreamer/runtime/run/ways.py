@@ -1,0 +1,54 @@
+"""Chooses how a run goes: on the device, in turns, or with a thread that collects. Imports no jax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from dreamer.config import Config
+from dreamer.errors import UserError
+
+Way = Literal["device", "turns", "thread"]
+
+
+class Choice(NamedTuple):
+    """How the run goes, and a line to print about it; "": the line would say nothing new.
+
+    "device": the fused loop | "turns": collects and trains in turns | "thread": a thread collects meanwhile
+    """
+
+    way: Way
+    line: str
+
+
+def choose(config: Config, backend: str, platforms: Sequence[str]) -> Choice:
+    """Chooses from the config, the backend of the workers, and the platform of each device that learns.
+
+    Raises UserError if the config asks for a way that is not possible.
+    """
+    against = {
+        "the environment is not written in JAX, or workers.backend runs it elsewhere": backend != "jax",
+        "replay.recency and replay.priority draw on the host only": config.replay.uniform < 1,
+        "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
+        f"{len(platforms)} devices learn together; devices.count 1 uses one": len(platforms) > 1,
+    }
+    reasons = [reason for reason, holds in against.items() if holds]
+    if config.loop == "device" and reasons:
+        raise UserError(f"loop device: {reasons[0]}; use loop host")
+    if backend != "jax" or config.loop == "host" or reasons:
+        return _on_host(config, backend, platforms, "; ".join(reasons) or "the config says so")
+    return Choice("device", "loop: on the device; one program acts, steps the environments, stores rows and learns")
+
+
+def _on_host(config: Config, backend: str, platforms: Sequence[str], why: str) -> Choice:
+    host = f"loop: on the host, because {why}; " if backend == "jax" else "loop: "
+    if config.lockstep and config.collect == "thread":
+        raise UserError("lockstep collects and trains in turns; leave out --collect thread")
+    if config.lockstep or config.collect == "turns":
+        return Choice("turns", f"{host}collects and trains in turns, as {'lockstep' if config.lockstep else 'asked'}")
+    if config.collect == "thread":
+        return Choice("thread", f"{host}a thread collects while another trains, as asked")
+    # On a CPU, policy and update share the cores, and an update beside a thread that acts takes longer.
+    if set(platforms) == {"cpu"} and backend in ("inline", "jax"):
+        return Choice("turns", f"{host}collects and trains in turns, because policy and update share the CPU")
+    return Choice("thread", f"{host}a thread collects while another trains")
