@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,33 @@ from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import plain_state
 from dreamer.runtime.fused import envs as environments
-from dreamer.runtime.fused.envs import Envs
+from dreamer.runtime.fused.envs import Envs, Functions
 from dreamer.runtime.fused.loop import envs_of, streams_of
 from dreamer.runtime.workers import Incident, Ready, WorkersState
 from dreamer.runtime.workers.faults import Faults
 from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.runtime.workers.table import BUSY, READY, Table, check_fresh
 from dreamer.steps import Step
+
+
+class Programs(NamedTuple):
+    """The compiled functions of an environment. Workers that share them compile them once for each number of copies.
+
+    functions: see `envs.Functions` | begin, turn: the same, jitted | render: jitted; None: there is nothing to draw
+    """
+
+    env: JaxEnv
+    functions: Functions
+    begin: Callable[..., Envs]
+    turn: Callable[..., Envs]
+    render: Callable[..., Array] | None
+
+
+def programs_of(env: JaxEnv) -> Programs:
+    """Returns the functions of an environment, which are compiled when they are first called."""
+    functions = environments.make(env)
+    render = jax.jit(env.render) if env.render else None
+    return Programs(env, functions, jax.jit(functions.begin), jax.jit(functions.turn), render)
 
 
 class JaxWorkers:
@@ -33,14 +53,13 @@ class JaxWorkers:
 
     backend = "jax"
 
-    def __init__(self, env: JaxEnv, plan: WorkerPlan):
-        """plan: names the environments, and gives their number and seeds. Compiles; resets all environments."""
-        self.env, self.spec = env, env.spec
-        self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * env.spec.agents
+    def __init__(self, programs: Programs, plan: WorkerPlan):
+        """plan: names the environments, and gives their number and seeds. Resets all environments."""
+        self.spec = programs.env.spec
+        self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * self.spec.agents
         self._plan, self._faults = plan, Faults(plan, restarts=0)
-        self.functions = environments.make(env)
-        self._begin, self._turn = jax.jit(self.functions.begin), jax.jit(self.functions.turn)
-        self._render = jax.jit(env.render) if env.render else None
+        self.functions, self._begin, self._turn = programs.functions, programs.begin, programs.turn
+        self._render = programs.render
         self.state: Envs = self._begin(self._keys())
         self._begun = False
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)

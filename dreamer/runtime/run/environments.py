@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamer import plugins
 from dreamer.config import Config
@@ -14,6 +15,9 @@ from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import Incident, Workers
 from dreamer.runtime.workers import make_workers as make_gymnasium_workers
 from dreamer.runtime.workers.interface import WorkerPlan
+
+if TYPE_CHECKING:
+    from dreamer.runtime.fused.workers import Programs
 
 
 def make_workers(
@@ -25,16 +29,39 @@ def make_workers(
     In this process (backend "auto" or "inline"), the copies of an environment written in JAX run in one program. With
     any other backend, each is an environment of gymnasium. Raises UserError if an environment cannot be made.
     """
-    written = plugins.make_jax_env(env, options) if config.backend in ("auto", "inline") else None
-    if written is None:
+    programs = _programs(env, dict(options or {}), action_repeat) if config.backend in ("auto", "inline") else None
+    if programs is None:
         return make_gymnasium_workers(
             config, env, options, action_repeat=action_repeat, seed=seed, render_mode=render_mode, folder=folder
         )
-    from dreamer import jax_envs
     from dreamer.runtime.fused.workers import JaxWorkers
 
     plan = WorkerPlan(env, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())
-    return JaxWorkers(jax_envs.repeat(written, action_repeat), plan)
+    return JaxWorkers(programs, plan)
+
+
+def _programs(env: EnvName, options: dict[str, Any], action_repeat: int) -> Programs | None:
+    """Returns the functions of an environment written in JAX, or None for any other environment."""
+    text = json.dumps(options, default=repr)
+    if isinstance(env, str) and json.loads(text) == options:
+        return _programs_by_name(env, text, action_repeat)
+    return _new_programs(env, options, action_repeat)
+
+
+@functools.lru_cache(maxsize=8)
+def _programs_by_name(env: str, options: str, action_repeat: int) -> Programs | None:
+    # Remembered, so that evaluations and the members of a population compile an environment once.
+    return _new_programs(env, json.loads(options), action_repeat)
+
+
+def _new_programs(env: EnvName, options: dict[str, Any], action_repeat: int) -> Programs | None:
+    written = plugins.make_jax_env(env, options)
+    if written is None:
+        return None
+    from dreamer import jax_envs
+    from dreamer.runtime.fused.workers import programs_of
+
+    return programs_of(jax_envs.repeat(written, action_repeat))
 
 
 class Environments:

@@ -1,0 +1,57 @@
+"""How a run goes: on the device, in turns, or with a thread."""
+
+from __future__ import annotations
+
+import pytest
+
+import dreamer
+from dreamer.errors import UserError
+from dreamer.runtime.run.ways import choose
+
+CPU, GPU = ["cpu"], ["gpu"]
+
+
+def way(backend: str, platforms: list[str], **overrides) -> tuple[str, str]:
+    return choose(dreamer.load_config(overrides=overrides), backend, platforms)
+
+
+@pytest.mark.parametrize(
+    ("backend", "platforms", "overrides", "expected"),
+    [
+        ("jax", CPU, {}, "device"),
+        ("jax", GPU, {"loop": "device"}, "device"),
+        ("jax", CPU, {"loop": "host"}, "turns"),
+        ("jax", GPU, {"loop": "host"}, "thread"),
+        ("jax", CPU * 2, {}, "turns"),
+        ("jax", CPU, {"replay": {"uniform": 0.5, "recency": 0.5}}, "turns"),
+        ("inline", CPU, {}, "turns"),
+        ("inline", CPU, {"collect": "thread"}, "thread"),
+        ("inline", GPU, {}, "thread"),
+        ("inline", GPU, {"collect": "turns"}, "turns"),
+        ("inline", GPU, {"lockstep": True}, "turns"),
+        ("processes", CPU, {}, "thread"),
+        ("ray", CPU, {}, "thread"),
+    ],
+)
+def test_the_way_follows_from_environment_device_and_config(backend, platforms, overrides, expected):
+    chosen = way(backend, platforms, **overrides)
+    assert chosen.way == expected and chosen.line.startswith("loop: ")
+
+
+def test_a_run_on_the_host_says_why_it_is_not_on_the_device():
+    overrides = {"replay": {"uniform": 0.5, "recency": 0.5}}
+    assert "replay.recency and replay.priority draw on the host only" in way("jax", CPU, **overrides).line
+    assert "2 devices learn together" in way("jax", CPU * 2).line
+
+
+@pytest.mark.parametrize(
+    ("backend", "overrides", "reason"),
+    [
+        ("inline", {"loop": "device"}, "loop device: the environment is not written in JAX"),
+        ("jax", {"loop": "device", "replay": {"tier": "disk"}}, "loop device: replay.tier disk"),
+        ("inline", {"lockstep": True, "collect": "thread"}, "leave out --collect thread"),
+    ],
+)
+def test_a_way_that_is_not_possible_is_refused(backend, overrides, reason):
+    with pytest.raises(UserError, match=reason):
+        way(backend, CPU, **overrides)
