@@ -11,7 +11,7 @@ from test_fused import SETTINGS, state_of
 
 import dreamer
 from dreamer.errors import UserError
-from dreamer.runtime.run import moving
+from dreamer.runtime.run import moving, room
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,3 +96,18 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
     assert (run_dir / "seed0" / "error.txt").exists()
     equal(run_dir / "seed1", trained / "seed1")
     dreamer.train(config_of(run_dir), resume="yes")  # nothing is left to do
+
+
+def test_a_population_that_does_not_fit_says_how_many_would(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamer.runtime.run.room.free_memory", lambda: 1000)
+    with pytest.raises(UserError, match="each member takes .* enough for 0 of 1 more members"):
+        dreamer.train(config_of(tmp_path / "run"))
+
+
+def test_an_update_of_too_many_members_at_a_time_says_how_many_fit():
+    class Program:
+        def memory_analysis(self):
+            return type("Analysis", (), {"temp_size_in_bytes": 10**15})
+
+    with pytest.raises(UserError, match="8 members at a time takes .* set population.together to 1 or less"):
+        room.check_temporaries(Program(), 8)

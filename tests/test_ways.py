@@ -6,13 +6,14 @@ import pytest
 
 import dreamer
 from dreamer.errors import UserError
-from dreamer.runtime.run.ways import choose
+from dreamer.runtime.run.ways import Choice, Room, choose
 
 CPU, GPU = ["cpu"], ["gpu"]
+SMALL = Room(needed=1, free=2)
 
 
-def way(backend: str, platforms: list[str], **overrides) -> tuple[str, str]:
-    return choose(dreamer.load_config(overrides=overrides), backend, platforms)
+def way(backend: str, platforms: list[str], room: Room = SMALL, **overrides) -> Choice:
+    return choose(dreamer.load_config(overrides=overrides), backend, platforms, room)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,14 @@ def test_a_run_on_the_host_says_why_it_is_not_on_the_device():
     [
         ("inline", {"loop": "device"}, "loop device: the environment is not written in JAX"),
         ("jax", {"loop": "device", "replay": {"tier": "disk"}}, "loop device: replay.tier disk"),
+        ("jax", {"loop": "device", "room": Room(10**10, 10**9)}, "the replay needs 10 GB on the device .of 1 GB free."),
         ("inline", {"lockstep": True, "collect": "thread"}, "leave out --collect thread"),
     ],
 )
 def test_a_way_that_is_not_possible_is_refused(backend, overrides, reason):
     with pytest.raises(UserError, match=reason):
         way(backend, CPU, **overrides)
+
+
+def test_a_replay_that_does_not_fit_on_the_device_stays_on_the_host():
+    assert way("jax", GPU, room=Room(10**10, 10**9)).way == "thread"

@@ -14,6 +14,7 @@ from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import programs
+from dreamer.runtime.devices.memory import free_memory
 from dreamer.runtime.devices.mesh import configured_mesh
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
@@ -42,7 +43,7 @@ from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
-from dreamer.runtime.run.ways import Way
+from dreamer.runtime.run.ways import Room, Way
 from dreamer.runtime.run.writeback import Writeback
 
 
@@ -194,7 +195,8 @@ def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent)
     devices = configured_mesh(config.devices, config.replay.batch_size).devices.flat
-    way, line = ways.choose(config, workers.backend, [device.platform for device in devices])
+    room = Room(size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage)), free_memory())
+    way, line = ways.choose(config, workers.backend, [device.platform for device in devices], room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         config=config.devices,

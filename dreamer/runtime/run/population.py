@@ -29,8 +29,10 @@ from dreamer.runtime.run import ending, header, standing, start
 from dreamer.runtime.run.build import Session, open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.member_display import MemberDisplay
 from dreamer.runtime.run.members import Member, members_of
 from dreamer.runtime.run.on_device import Pace, bucket_of
+from dreamer.runtime.run.room import check_room, check_temporaries
 from dreamer.runtime.run.standing import Standing
 from dreamer.steps import Batch
 
@@ -127,44 +129,6 @@ def describe(members: Sequence[Member], alive: Sequence[Member], config: Config)
     return [f"population: {len(members)} members in {config.run_dir} ({names}){left}"]
 
 
-class MemberDisplay:
-    """Shows the messages of one member with its name, and the means of all members in the population's display."""
-
-    def __init__(self, display: Display, name: str):
-        """display: that of the population. Set `all` to the displays of all members."""
-        self._display, self._name = display, name
-        self.all: Sequence[MemberDisplay] = [self]
-        self.values: Mapping[str, float] = {}
-
-    def header(self, lines: Any) -> None:
-        """Prints the lines that introduce a run, for the first member only, because those of the others are alike."""
-        if self.all[0] is self:
-            self._display.header(lines)
-
-    def losses(self, names: Any) -> None:
-        """Sets the losses to show."""
-        self._display.losses(names)
-
-    def message(self, text: str) -> None:
-        """Prints a line that stays, with the member's name."""
-        self._display.message(f"{self._name}: {text}")
-
-    def phase(self, name: str) -> None:
-        """Sets the phase of the population."""
-        self._display.phase(name)
-
-    def update(self, env_steps: int, updates: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows the progress of the first member, and the means of the metrics of all members."""
-        self.values = {**self.values, **(metrics or {})}
-        if self.all[0] is self:
-            names = dict.fromkeys(name for one in self.all for name in one.values)
-            found = {name: [one.values[name] for one in self.all if name in one.values] for name in names}
-            self._display.update(env_steps, updates, {name: sum(x) / len(x) for name, x in found.items()})
-
-    def end(self, phase: str, lines: Any) -> None:
-        """Does nothing: the population has an end of its own."""
-
-
 class Population:
     """Owns the runs of the members that train, and the program that advances all of them."""
 
@@ -216,7 +180,11 @@ class Population:
     def _compile(self) -> None:
         """Moves all members to the device and compiles their program."""
         self._display.phase("compiling")
-        loops = [device.moving.take() for device in self._devices.values()]
+        loops = []
+        for device in self._devices.values():
+            loops.append(device.moving.take())
+            check_room(loops[0], len(self._devices) - len(loops))
+        check_room(loops[0], len(loops))  # for the joined arrays, beside those of each member
         self._loop = fused.stack(loops)
         del loops
         for number, device in enumerate(self._devices.values()):
@@ -224,6 +192,7 @@ class Population:
         run = fused.make_population(self._devices[self._names[0]].turns, len(self._devices), self._together)
         with self._first.parts.learner.as_user_errors("compiling the population"):
             self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
+        check_temporaries(self._program, self._together)
         self._rows: Any = jax.jit(newest, static_argnums=1)
         self._for_each(Run.compiled)
 

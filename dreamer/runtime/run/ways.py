@@ -21,9 +21,22 @@ class Choice(NamedTuple):
     line: str
 
 
-def choose(config: Config, backend: str, platforms: Sequence[str]) -> Choice:
+class Room(NamedTuple):
+    """The bytes that the replay needs on a device, and the bytes that are free there."""
+
+    needed: int
+    free: int
+
+    @property
+    def text(self) -> str:
+        """Returns both numbers in words."""
+        return f"{self.needed / 1e9:.3g} GB on the device (of {self.free / 1e9:.3g} GB free)"
+
+
+def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -> Choice:
     """Chooses from the config, the backend of the workers, and the platform of each device that learns.
 
+    room: the memory for the replay on the device
     Raises UserError if the config asks for a way that is not possible.
     """
     against = {
@@ -31,13 +44,15 @@ def choose(config: Config, backend: str, platforms: Sequence[str]) -> Choice:
         "replay.recency and replay.priority draw on the host only": config.replay.uniform < 1,
         "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
         f"{len(platforms)} devices learn together; devices.count 1 uses one": len(platforms) > 1,
+        f"the replay needs {room.text}; replay.capacity_steps makes it smaller": room.needed > room.free,
     }
     reasons = [reason for reason, holds in against.items() if holds]
     if config.loop == "device" and reasons:
         raise UserError(f"loop device: {reasons[0]}; use loop host")
     if backend != "jax" or config.loop == "host" or reasons:
         return _on_host(config, backend, platforms, "; ".join(reasons) or "the config says so")
-    return Choice("device", "loop: on the device; one program acts, steps the environments, stores rows and learns")
+    what = "one program acts, steps the environments, stores rows and learns"
+    return Choice("device", f"loop: on the device; {what}; the replay takes {room.text}")
 
 
 def _on_host(config: Config, backend: str, platforms: Sequence[str], why: str) -> Choice:
