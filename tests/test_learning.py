@@ -22,6 +22,14 @@ def test_probe_is_solved(name: str):
     check_solved(name)
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("both", "action_continuous")]
+
+
+@pytest.mark.parametrize("name", ["delayed", *SLOW])
+def test_probe_in_jax_is_solved_by_the_fused_loop(name: str):
+    check_solved(name, ("env", f"jax_probes:{name}"))
+
+
 def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tuple[float, float]:
     """Returns an agent's predictions for two rows: the value at the first, and the reward at the second after `chosen`.
 
