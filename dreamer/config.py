@@ -54,6 +54,12 @@ class PopulationConfig:
     together: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Number of members that the device trains at the same time; the others wait for their turn. 0 = one on a CPU, all
     on other devices."""
+    exploit_every: Annotated[int, at_least(0), MAY_CHANGE] = 0
+    """Population-based training: environment steps after which the worst members continue from the best; 0 = never."""
+    exploit_share: Annotated[float, between(0, 0.5), MAY_CHANGE] = 0.25
+    """Share of the members that count as the worst, and as the best."""
+    explore_factor: Annotated[float, at_least(1), MAY_CHANGE] = 1.2
+    """A member that continues from another one multiplies or divides each number of `axes` by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)

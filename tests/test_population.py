@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from fractions import Fraction
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
-from test_fused import SETTINGS
+from test_fused import SETTINGS, state_of
 
 import dreamer
 from dreamer import agent as agents
@@ -22,7 +23,7 @@ from dreamer.runtime.fused import population
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.ring import Ring, Sizes
 from dreamer.runtime.replay import columns
-from dreamer.runtime.run import members
+from dreamer.runtime.run import exploit, members
 from envs import jax_probes
 
 MEMBERS, TURNS = 4, 24
@@ -142,3 +143,50 @@ def test_an_axis_that_changes_a_shape_is_left_to_a_sweep(tmp_path):
     with pytest.raises(UserError, match="hidden=16 needs a program of its own.*dreamer sweep"):
         dreamer.train(tiny_runs.tiny(tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
+
+
+# ---- population-based training
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 1), (0.5, 2)])
+def test_the_worst_members_continue_from_the_best(share, expected):
+    scores = {"a": 3.0, "b": 1.0, "c": 9.0, "d": float("nan")}
+    found = exploit.pairs(scores, share, np.random.default_rng(0))
+    assert [worst for worst, _ in found] == ["d", "b"][:expected]
+    assert {parent for _, parent in found} <= {"c", "a"}
+
+
+def test_numbers_are_multiplied_or_divided_and_stay_in_their_range():
+    rng = np.random.default_rng(0)
+    found = [exploit.explored({"agent.horizon": 100.0}, 1.25, rng)["agent.horizon"] for _ in range(20)]
+    assert set(found) == {80.0, 125.0}
+    config, values = exploit.with_values(dreamer.load_config(), {"agent.horizon": 0.5}, {"agent.horizon": 1.0})
+    assert values == {"agent.horizon": 1.0} and config.agent.horizon == 1.0
+
+
+AXES = {"agent.optimizer.learning_rate": [1e-4, 3e-4, 1e-3, 3e-3]}
+
+
+def test_members_inherit_what_others_have_learned_and_a_resume_repeats_it(tmp_path):
+    settings = {**SETTINGS, "population__axes": AXES, "population__exploit_every": 80, "env_steps": 128}
+    settings |= {"eval__every": 40, "eval__episodes": 1}
+    whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **settings))
+    lineage = [json.loads(line) for line in (whole / "lineage.jsonl").read_text().splitlines()]
+    assert [one["env_steps"] for one in lineage] == [80]
+    (one,) = lineage
+    assert one["score"] <= one["parent_score"] and one["member"] != one["parent"]
+    rate = float(one["parent"].partition("=")[2])
+    assert one["values"]["agent.optimizer.learning_rate"] in (pytest.approx(rate * 1.2), pytest.approx(rate / 1.2))
+    config = tiny_runs.tiny(tmp_path / "run", **settings)
+    dreamer.train(config, callbacks=[lambda line: "stop" if line.env_steps >= 90 else None])
+    dreamer.train(config, resume="yes")
+    assert (tmp_path / "run" / "lineage.jsonl").read_text() == (whole / "lineage.jsonl").read_text()
+    for name in (one["member"], one["parent"]):
+        for ours, theirs in zip(state_of(whole / name), state_of(tmp_path / "run" / name), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_members_that_are_never_evaluated_cannot_be_compared(tmp_path):
+    settings = {**SETTINGS, "population__axes": AXES, "population__exploit_every": 80, "eval__every": 0}
+    with pytest.raises(UserError, match="exploit_every 80 compares the members by their evaluations: set eval.every"):
+        dreamer.train(tiny_runs.tiny(tmp_path / "run", **settings))

@@ -12,15 +12,20 @@ from typing import Any, NamedTuple
 from dreamer.config import Config as RunConfig
 from dreamer.config import overlay, similar_key
 from dreamer.errors import UserError
-from dreamer.fields import type_of
+from dreamer.fields import get, type_of
 from dreamer.layers import layer
 
 
 class Member(NamedTuple):
-    """A member of a population. name: that of its run directory, made from its differences | config: that of its run"""
+    """A member of a population.
+
+    name: that of its run directory, made from its differences | config: that of its run
+    values {key: value}: its own values of the axes
+    """
 
     name: str
     config: RunConfig
+    values: Mapping[str, Any]
 
 
 def count(config: RunConfig) -> int:
@@ -46,7 +51,7 @@ def members_of(config: RunConfig) -> list[Member]:
             own = overlay(config, layer(values, origin="population.axes"))
             run_dir = str(Path(config.run_dir) / name)
             alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=type(given)())
-            members.append(Member(name, alone))
+            members.append(Member(name, alone, {key: get(own, key) for key in values}))
     return members
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +13,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Spec, TrainState
+from dreamer.interfaces import Agent, Array
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import population as fused
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.ring import Ring
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.run import ending, header, standing, start
+from dreamer.runtime.run import ending, exploit, header, standing, start
 from dreamer.runtime.run.build import Session, open_run, open_session
+from dreamer.runtime.run.hyper import hyper_of, own_hyper
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.member_display import MemberDisplay
@@ -34,7 +35,6 @@ from dreamer.runtime.run.members import Member, members_of
 from dreamer.runtime.run.on_device import Pace, bucket_of
 from dreamer.runtime.run.room import check_room, check_temporaries
 from dreamer.runtime.run.standing import Standing
-from dreamer.steps import Batch
 
 
 class Request(NamedTuple):
@@ -57,6 +57,7 @@ def train(config: Config, request: Request) -> Path:
         raise UserError("a population needs the loop on the device: leave out --loop host")
     if config.checkpoint.keep < 2:
         raise UserError("checkpoint.keep must be 2 or more in a population: its members are saved one after the other")
+    exploit.check(config.population, config.eval.every)
     config = dataclasses.replace(config, run_dir=str(root), loop="device")
     members = members_of(config)
     known, step = standing.begin(root, [member.name for member in members], request.resume)
@@ -68,7 +69,7 @@ def train(config: Config, request: Request) -> Path:
         session = open_session(config, stack)
         runs = open_members(alive, step, request, session)
         session.display.header(describe(members, alive, config))
-        Population(root, runs, known, session.display, config.population.together).train(new=step is None)
+        Population(root, alive, runs, known, session.display, config).train(step)
     return root
 
 
@@ -95,33 +96,6 @@ def open_members(
     return runs
 
 
-def own_hyper(state: TrainState, shared: Agent, member: Member, spec: Spec) -> TrainState:
-    """Returns a new train state with the member's own numbers.
-
-    shared: the agent of the population. Raises UserError if the member differs from it in more than these numbers.
-    """
-    own = agents.make(member.config.agent, spec)
-    if program_of(own, spec) != program_of(shared, spec):
-        raise UserError(
-            f"population.axes: the member {member.name} needs a program of its own, because an axis changes more than "
-            "numbers; dreamer sweep runs such trials apart"
-        )
-    hyper = jax.jit(lambda key: own.init(key).hyper)(jax.random.key(0))
-    return state._replace(hyper=placement.first_copy(hyper))
-
-
-def program_of(agent: Agent, spec: Spec) -> str:
-    """Returns the program of an update as text. The numbers in `hyper` are its inputs, so they are not in the text."""
-    rows = (2, 4)
-    obs = {k: jax.ShapeDtypeStruct((*rows, *x.shape), x.device_dtype) for k, x in spec.obs.items()}
-    latent = {k: jax.ShapeDtypeStruct((2, 1, *x.shape), x.dtype) for k, x in agent.storage.items()}
-    numbers, flags = (jax.ShapeDtypeStruct(rows, dtype) for dtype in ("float32", "bool"))
-    action = jax.ShapeDtypeStruct((*rows, spec.action_width), "float32")
-    batch: Any = Batch(obs, action, numbers, flags, flags, flags, latent)
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    return re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(agent.update)(state, batch)))
-
-
 def describe(members: Sequence[Member], alive: Sequence[Member], config: Config) -> list[str]:
     """Returns the lines that introduce a population."""
     names = ", ".join(member.name for member in members[:4]) + (", ..." if len(members) > 4 else "")
@@ -132,30 +106,46 @@ def describe(members: Sequence[Member], alive: Sequence[Member], config: Config)
 class Population:
     """Owns the runs of the members that train, and the program that advances all of them."""
 
-    def __init__(self, root: Path, runs: dict[str, Run], known: Standing, display: Display, together: int):
-        """root: the directory of the population | known: where it stands | together: as in its config"""
-        self._root, self._runs, self._standing, self._display = root, runs, known, display
+    def __init__(
+        self, root: Path, members: Sequence[Member], runs: dict[str, Run], known: Standing, display: Display,
+        config: Config,
+    ):  # fmt: skip
+        """root: the directory of the population | members: those that train | known: where the population stands
+
+        config: that of the population
+        """
+        self._root, self._standing, self._display, self._config = root, known, display, config.population
+        self._seed = config.seed
+        self._members = {member.name: member for member in members}
         self._devices: dict[str, Any] = {name: run.parts.device for name, run in runs.items()}
         self._names = [*runs]
         self._alive = dict(runs)
-        self._together = together or (1 if jax.default_backend() == "cpu" else len(runs))
+        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(runs))
         if len(runs) % self._together:
             raise UserError(f"population.together is {self._together}, which does not divide {len(runs)} members")
         self._pace = Pace()
         self._done: float | None = None
         self._loop: Loop | None = None
 
-    def train(self, new: bool) -> None:
-        """Trains until every member has made its steps. new: whether the runs are new."""
+    def train(self, step: int | None) -> None:
+        """Trains until every member has made its steps. step: the checkpoint to resume from; None: the runs are new."""
+        self._lineage = [] if step is None else exploit.read(self._root, step)
+        start_values = {name: member.values for name, member in self._members.items()}
+        self._values = exploit.newest_values(start_values, self._lineage)
         try:
             for run in self._alive.values():
                 run.start()
-            if new:
+            # A checkpoint holds the members as they were before they inherited anything at its step.
+            begun = max(0, self._steps() - self._first.parts.workers.streams)
+            self._exploit_due = exploit.next_due(self._config.exploit_every, begun)
+            if step is None:
                 self._remember(saved=self._steps(), saving=self._steps())
             self._compile()
+            self._exploit_if_due()
             while self._steps() < self._first.parts.config.env_steps and not self._stopped():
-                self._advance(self._first.turns_until_due())
+                self._advance(min(self._first.turns_until_due(), self._turns_until_exploit()))
                 self._tend()
+                self._exploit_if_due()
             self._end()
         except KeyboardInterrupt as stop:
             for run in self._alive.values():
@@ -194,6 +184,7 @@ class Population:
             self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
         check_temporaries(self._program, self._together)
         self._rows: Any = jax.jit(newest, static_argnums=1)
+        self._inherit: Any = jax.jit(inherit, donate_argnums=0)
         self._for_each(Run.compiled)
 
     def _member(self, number: int) -> Loop | None:
@@ -236,6 +227,33 @@ class Population:
         self._display.message(f"{name} has stopped, the others go on: {failure}")
         self._remember(stopped={**self._standing.stopped, name: str(error)})
 
+    def _turns_until_exploit(self) -> int:
+        return max(1, -(-(self._exploit_due - self._steps()) // self._first.parts.workers.streams))
+
+    def _exploit_if_due(self) -> None:
+        """Lets the worst members continue from the best, with numbers of their own.
+
+        Everything that this depends on is on the disk, so that a resumed population repeats it.
+        """
+        steps = self._steps()
+        if steps < self._exploit_due or steps >= self._first.parts.config.env_steps:
+            return
+        self._exploit_due = exploit.next_due(self._config.exploit_every, steps)
+        rng = np.random.default_rng((self._seed, steps))
+        scores = {name: exploit.score(run.parts.run_dir) for name, run in self._alive.items()}
+        for name, parent in exploit.pairs(scores, self._config.exploit_share, rng):
+            wanted = exploit.explored(self._values[parent], self._config.explore_factor, rng)
+            config, values = exploit.with_values(self._members[name].config, wanted, self._values[parent])
+            spec = self._first.parts.workers.spec
+            hyper = hyper_of(agents.make(config.agent, spec))
+            numbers = self._names.index(name), self._names.index(parent)
+            self._loop = self._inherit(self._loop, *map(jnp.int32, numbers), hyper)
+            self._values[name] = values
+            descent = exploit.Descent(steps, name, parent, scores[name], scores[parent], values)
+            self._lineage.append(descent)
+            self._display.message(f"at {steps:,} steps, {name} continues from {parent}: {values}")
+        exploit.write(self._root, self._lineage)
+
     def _tend(self) -> None:
         """Logs, evaluates and saves whatever is due, for all members at the same step."""
         step = self._steps()
@@ -270,6 +288,21 @@ class Population:
     def _remember(self, **changes: Any) -> None:
         self._standing = self._standing._replace(**changes)
         standing.write(self._root, self._standing)
+
+
+def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
+    """Returns the loop of a population in which member `number` [] has what `parent` [] has learned, and `hyper`.
+
+    The member keeps its replay, its environments and its random keys.
+    """
+
+    def copied(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.at[number].set(x[parent]), tree)
+
+    train = loop.train
+    own = jax.tree.map(lambda x, y: x.at[number].set(y), train.hyper, hyper)
+    learned = {name: copied(getattr(train, name)) for name in ("params", "extra", "opt_state")}
+    return loop._replace(train=train._replace(hyper=own, **learned))
 
 
 def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
