@@ -14,7 +14,7 @@ FILES = {
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
     "test_report_page",
     "test_notebook",
-    "test_docs", "test_learning_own_parts",
+    "test_docs", "test_learning_own_parts", "test_jax_suites",
 }  # fmt: skip
 TESTS = {
     "test_golden_nets:test_each_block_of_deter_fills_its_own_slice_of_the_start_grid",
