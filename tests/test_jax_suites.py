@@ -258,4 +258,4 @@ def test_a_suite_finds_its_package_and_not_itself(suite):
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
     with pytest.raises(UserError, match=r"gymnax.*jaxenvs"):
-        plugins.make_jax_env("gymnax:CartPole-v1")
+        plugins.make_jax_env("gymnax:Acrobot-v1")
