@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
-from dreamer.jax_envs import AGENT
+from dreamer.jax_envs import AGENT, uses_key
 from dreamer.spaces import MASK, Action, Space
 
 WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
@@ -70,6 +70,10 @@ class HostEnv(gymnasium.Env):
     def compile_ahead(self) -> None:
         """Compiles the environment, so that its first steps take no longer than others."""
         self._game.compile_ahead()
+
+    def ignores_key(self) -> bool:
+        """Whether the environment's reset does not use its random key, for `dreamer check`."""
+        return not uses_key(self.jax_env)
 
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on."""

@@ -203,6 +203,12 @@ def test_an_environment_compiled_ahead_begins_as_any_other():
     assert env.reset(seed=4)[0]["vector"].tolist() == other.reset(seed=4)[0]["vector"].tolist()
 
 
+def test_the_environment_of_the_documentation_is_sound():
+    rows = EnvRows(plugins.make_env("docs.own_jax_env:make", {"steps": 3}), seed=0)
+    lasts = [bool(rows.step(np.zeros(2, np.float32)).is_last[0]) for _ in range(4)]
+    assert lasts == [False, False, False, True]
+
+
 def test_a_wrong_task_and_a_wrong_option_are_named():
     with pytest.raises(UserError, match="jax_probes has no task 'bot'; did you mean 'both'"):
         plugins.make_jax_env("jax_probes:bot")
