@@ -7,8 +7,8 @@ from them that the JaxEnv has.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
-from dreamer.jax_envs import AGENT, check
+from dreamer.jax_envs import AGENT, uses_key
 from dreamer.spaces import MASK, Action, Space
 
 WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
@@ -29,9 +29,8 @@ def as_gymnasium(env: JaxEnv, name: str = "", render_mode: str | None = None) ->
     """Returns `env` as an environment of gymnasium, or as a parallel environment if it has several agents.
 
     name: the environment's name in errors | render_mode: "rgb_array", or None to draw nothing
-    Raises UserError if the environment is faulty (see `check`), or if gymnasium has no space for an observation.
+    Raises UserError if gymnasium has no space for an observation. Does not `check` the environment.
     """
-    check(env, name)
     return (HostTeam if env.spec.agents > 1 else HostEnv)(env, name, render_mode)
 
 
@@ -67,6 +66,14 @@ class HostEnv(gymnasium.Env):
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
         return self._game.draw() if self.render_mode else None
+
+    def compile_ahead(self) -> None:
+        """Compiles the environment, so that its first steps take no longer than others."""
+        self._game.compile_ahead()
+
+    def ignores_key(self) -> bool:
+        """Whether the environment's reset does not use its random key, for `dreamer check`."""
+        return not uses_key(self.jax_env)
 
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on."""
@@ -119,6 +126,10 @@ class HostTeam:
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
         return self._game.draw() if self.render_mode else None
 
+    def compile_ahead(self) -> None:
+        """Compiles the environment, so that its first steps take no longer than others."""
+        self._game.compile_ahead()
+
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on."""
         return {**self._game.get_state(), "agents": list(self.agents)}
@@ -146,20 +157,22 @@ class Game:
         """name: the environment's name in errors."""
         self._name = name
         self._device = _cpu()
-        self._begin = jax.jit(functools.partial(_begin, env))
-        self._advance = jax.jit(functools.partial(_advance, env))
-        self._render = jax.jit(env.render) if env.render else None
-        self._form = jax.eval_shape(env.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
-        self._key: Key | None = None
+        self._begin, self._advance, self._render, self._form = _programs(env.reset, env.step, env.render)
+        self._no_action = np.zeros((env.spec.agents, env.spec.action_width)[env.spec.agents == 1 :], np.float32)
+        self._key: Any = None
         self._env_state: Any = None
+
+    def compile_ahead(self) -> None:
+        """Compiles the environment, so that its first steps take no longer than others. Leaves its state as it is."""
+        key, env_state, _ = self._begin(self._placed(jax.random.key(0)))
+        self._advance(key, env_state, self._no_action)
 
     def begin(self, seed: int | None) -> Step:
         """Resets the environment, with the key of `seed` if there is one, and returns the first row."""
         if seed is None and self._key is None:
             seed = int(np.random.default_rng().integers(2**31))
-        if seed is not None:
-            self._key = self._placed(jax.random.key(seed % 2**32))
-        self._key, self._env_state, row = self._begin(self._key)
+        key = self._key if seed is None else self._placed(jax.random.key(seed % 2**32))
+        self._key, self._env_state, row = self._begin(key)
         return _on_host(row)
 
     def advance(self, action: np.ndarray) -> Step:
@@ -280,14 +293,31 @@ def _observed(space: spaces.Dict, obs: Mapping[str, np.ndarray]) -> dict[str, An
     return {key: obs[key][()] for key in space.spaces}
 
 
-def _begin(env: JaxEnv, key: Key) -> tuple[Key, Any, Step]:
-    key, own = jax.random.split(key)
-    return key, *env.reset(own)  # type: ignore[return-value]
+class Programs(NamedTuple):
+    """The compiled functions of an environment, which pass its random key on, and the form of its env_state."""
+
+    begin: Callable[[Key], tuple[Key, Any, Step]]
+    advance: Callable[[Key, Any, Any], tuple[Key, Any, Step]]
+    render: Callable[[Any], Array] | None
+    form: Any
 
 
-def _advance(env: JaxEnv, key: Key, env_state: Any, action: Array) -> tuple[Key, Any, Step]:
+@functools.lru_cache(maxsize=16)
+def _programs(reset: Callable, step: Callable, render: Callable | None) -> Programs:
+    """Returns the Programs of the functions of a JaxEnv. All games with the same functions share them."""
+    form = jax.eval_shape(reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
+    begin, advance = jax.jit(functools.partial(_begin, reset)), jax.jit(functools.partial(_advance, step))
+    return Programs(begin, advance, jax.jit(render) if render else None, form)
+
+
+def _begin(reset: Callable, key: Key) -> tuple[Key, Any, Step]:
     key, own = jax.random.split(key)
-    return key, *env.step(own, env_state, action)  # type: ignore[return-value]
+    return key, *reset(own)  # type: ignore[return-value]
+
+
+def _advance(step: Callable, key: Key, env_state: Any, action: Array) -> tuple[Key, Any, Step]:
+    key, own = jax.random.split(key)
+    return key, *step(own, env_state, action)  # type: ignore[return-value]
 
 
 def _on_host(row: Step) -> Step:

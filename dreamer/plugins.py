@@ -32,6 +32,7 @@ SUITES = "dreamer.suites"  # the package whose modules are environment suites
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")  # a run directory holds the first and one of the others
 _HINT_CHOICES = 12  # longer lists of choices are noise in a one-line error
 _ENV_ID = re.compile(r".*-v\d+$")
+_JAX_ENVS: dict[tuple[int, tuple[str, ...], str], tuple[Any, JaxEnv]] = {}  # by factory, its arguments and options
 
 
 def load(name: str, package: str | None = None) -> Any:
@@ -118,8 +119,12 @@ def make_env(name: EnvName, options: Mapping[str, Any] | None = None, render_mod
     found = _factory(name)
     if isinstance(found, str):
         return _checked(str(name), make_registered(str(name), found, options, render_mode))
-    env = _call(found.name, found.make, found.args, options, render_mode)
-    return _checked(found.name, _hosted(env, found.name, render_mode))
+    env = _made(found, options, render_mode)
+    if not _is_jax_env(env):
+        return _checked(found.name, env)
+    from dreamer.host_env import as_gymnasium
+
+    return _checked(found.name, as_gymnasium(env, found.name, render_mode))
 
 
 def make_jax_env(name: EnvName, options: Mapping[str, Any] | None = None) -> JaxEnv | None:
@@ -131,10 +136,9 @@ def make_jax_env(name: EnvName, options: Mapping[str, Any] | None = None) -> Jax
     found = _factory(name)
     if isinstance(found, str) or not _returns_jax_env(found.make):
         return None
-    from dreamer import jax_envs
-
-    env: Any = _call(found.name, found.make, found.args, dict(options or {}), None)
-    jax_envs.check(env, found.name)
+    env = _made(found, dict(options or {}), None)
+    if not _is_jax_env(env):
+        raise UserError(f"env {found.name!r} is annotated as a JaxEnv, but its factory made a {type(env).__name__}")
     return env
 
 
@@ -178,14 +182,23 @@ def _returns_jax_env(factory: Any) -> bool:
     return text.rpartition(".")[2] == "JaxEnv"
 
 
-def _hosted(env: Any, name: str, render_mode: str | None) -> Any:
-    """Returns a JaxEnv as an environment of gymnasium, and anything else unchanged."""
-    interfaces = sys.modules.get("dreamer.interfaces")  # not loaded: nothing can have made a JaxEnv
-    if interfaces is None or not isinstance(env, interfaces.JaxEnv):
-        return env
-    from dreamer.host_env import as_gymnasium
+def _made(found: Factory, options: dict[str, Any], render_mode: str | None) -> Any:
+    """Calls a factory, unless it has already made this environment in JAX: all its uses share one compiled program."""
+    known = (id(found.make), found.args, repr(sorted(options.items())))
+    if known in _JAX_ENVS:
+        return _JAX_ENVS[known][1]
+    env: Any = _call(found.name, found.make, found.args, options, render_mode)
+    if _is_jax_env(env):
+        from dreamer.jax_envs import check
 
-    return as_gymnasium(env, name, render_mode)
+        check(env, found.name)
+        _JAX_ENVS[known] = found.make, env  # holds the factory, so that no other one gets its id
+    return env
+
+
+def _is_jax_env(env: Any) -> bool:
+    interfaces = sys.modules.get("dreamer.interfaces")  # not loaded: nothing can have made a JaxEnv
+    return interfaces is not None and isinstance(env, interfaces.JaxEnv)
 
 
 def suite_names() -> list[str]:

@@ -183,6 +183,32 @@ def test_an_environment_in_jax_is_made_for_the_host(name):
     assert isinstance(plugins.make_env(name), HostEnv)
 
 
+def claims() -> JaxEnv:
+    return 3
+
+
+def test_a_factory_that_promises_a_jax_env_and_makes_another_thing_is_told():
+    with pytest.raises(UserError, match="annotated as a JaxEnv, but its factory made a int"):
+        plugins.make_jax_env(f"{__name__}:claims")
+
+
+def test_environments_with_the_same_name_and_options_share_their_functions():
+    one, two, other = (plugins.make_jax_env(f"{__name__}:make", {"size": size}) for size in (2, 2, 3))
+    assert one is two and one is not other
+
+
+def test_an_environment_compiled_ahead_begins_as_any_other():
+    env, other = as_gymnasium(walk()), as_gymnasium(walk())
+    env.compile_ahead()
+    assert env.reset(seed=4)[0]["vector"].tolist() == other.reset(seed=4)[0]["vector"].tolist()
+
+
+def test_the_environment_of_the_documentation_is_sound():
+    rows = EnvRows(plugins.make_env("docs.own_jax_env:make", {"steps": 3}), seed=0)
+    lasts = [bool(rows.step(np.zeros(2, np.float32)).is_last[0]) for _ in range(4)]
+    assert lasts == [False, False, False, True]
+
+
 def test_a_wrong_task_and_a_wrong_option_are_named():
     with pytest.raises(UserError, match="jax_probes has no task 'bot'; did you mean 'both'"):
         plugins.make_jax_env("jax_probes:bot")

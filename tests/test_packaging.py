@@ -20,6 +20,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {
     "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
     "ale_py": "ale-py", "imageio_ffmpeg": "imageio", "memory_maze": "memory-maze",
+    "mujoco_playground": "playground",
 }  # fmt: skip
 # Their declared requirements conflict with ours, but they work; envs/minihack.py has the command to install them.
 APART = {"nle", "minihack"}

@@ -49,6 +49,8 @@ def check(
         seeded = [_first(one, keys, seed + 1 + i) for i in range(OTHERS)]
         watch.place = "resets without a seed"
         free = _unseeded(one, keys, seed)
+        ignores = getattr(one, "ignores_key", None)  # of an environment in JAX
+        keyless = bool(ignores()) if callable(ignores) else False
     finally:
         close_quietly(one)
         close_quietly(two)
@@ -59,7 +61,7 @@ def check(
             "of another; make the array in __init__ or return a copy"
         )
         verdicts.append(wrong("shared-buffers", text))
-    return verdicts + _starts(seeded, free)
+    return verdicts + _starts(seeded, free, keyless)
 
 
 def _side_by_side(
@@ -166,10 +168,11 @@ def _difference_of(place: str, key: str, one: Look, other: Look | None) -> _Diff
     return _Difference(f"{place}, {where!r} is {one.value[i]:.9g} and {other.value[i]:.9g}", near)
 
 
-def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) -> list[Verdict]:
+def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]], keyless: bool) -> list[Verdict]:
     """Returns the verdicts on the first observations of episodes.
 
     seeded: after resets with different seeds | free: after a reset with a seed, then after resets without a seed
+    keyless: whether the environment is written in JAX and its reset does not use its random key
     """
     varied = not all(same(looks, seeded[0]) for looks in seeded[1:])
     repeated = all(same(looks, free[0]) for looks in free[1:])
@@ -180,7 +183,8 @@ def _starts(seeded: list[Mapping[str, Look]], free: list[Mapping[str, Look]]) ->
         )
         return [wrong("same-episode", text)]
     if not varied and repeated:
-        return [note("starts", "every episode begins with the same observation, whatever the seed")]
+        why = ": its reset does not use its random key" if keyless else ""
+        return [note("starts", f"every episode begins with the same observation, whatever the seed{why}")]
     if not varied:
         return [note("starts", f"{OTHERS} seeds give the same first observation")]
     return [ok("starts", "episodes begin differently, with other seeds and without one")]

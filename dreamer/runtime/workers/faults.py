@@ -109,6 +109,9 @@ def make_rows(plan: WorkerPlan, number: int, seed: int) -> EnvRows | ParallelRow
     """
     restore_folder(plan)
     env = plugins.make_env(plan.env_name, plan.options, plan.render_mode)
+    compile_ahead = getattr(env, "compile_ahead", None)
+    if callable(compile_ahead):  # an environment in JAX: now, because workers.timeout does not count yet
+        compile_ahead()
     kind = ParallelRows if is_parallel(env) else EnvRows
     return kind(env, name=plan.named(number), seed=seed, action_repeat=plan.action_repeat)
 
