@@ -286,3 +286,17 @@ def test_a_loop_that_cannot_run_on_the_device_says_why(tmp_path, settings, reaso
     with pytest.raises(UserError, match=reason):
         dreamer.train(tiny_runs.tiny(tmp_path / "run", **{**SETTINGS, **settings}, loop="device"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_game_of_several_agents_has_the_rows_of_the_host(tmp_path, monkeypatch):
+    """Without updates, so that the rows do not depend on what is drawn from the replay."""
+    monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+    settings = {**SETTINGS, "env": "jax_teams:make", "env_steps": 80, "replay_ratio": 0}
+    runs = [dreamer.train(tiny_runs.tiny(tmp_path / loop, **settings, loop=loop)) for loop in ("host", "device")]
+    (host, _), (device, _) = map(state_of, runs)
+    assert device["reward"].shape[0] == 4
+    for name in host:
+        if not name.startswith("latent/"):
+            np.testing.assert_array_equal(host[name], device[name], err_msg=name)
+    ends = np.flatnonzero(device["is_last"][0])
+    assert len(ends) > 1 and not device["is_terminal"].any() and not device["action"][:, ends].any()
