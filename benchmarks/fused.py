@@ -102,7 +102,8 @@ def rows(args: argparse.Namespace) -> None:
             before = time.perf_counter()
             loop, _ = jax.block_until_ready(program(loop, jnp.int32(turns)))
             found.append(turns * copies / (time.perf_counter() - before))
-        print(f"{copies:5} copies: {statistics.median(found):12,.0f} env steps/s ({min(found):,.0f} to {max(found):,.0f})")
+        spread = f"({min(found):,.0f} to {max(found):,.0f})"
+        print(f"{copies:5} copies: {statistics.median(found):12,.0f} env steps/s {spread}", flush=True)
 
 
 def parts(args: argparse.Namespace) -> tuple[Any, JaxEnv, Agent]:
