@@ -251,8 +251,8 @@ def _space(key: str, space: Space, name: str) -> gymnasium.Space:
     if dtype.kind == "b":
         return spaces.Box(np.zeros(shape, bool), np.ones(shape, bool), shape, bool)  # type: ignore[arg-type]
     if space.image:
-        low, high = space.ends
-        return spaces.Box(_numbers(low, dtype), _numbers(high, dtype), shape, dtype.type)
+        low, high = (end if dtype.kind == "f" else int(end) for end in space.ends)
+        return spaces.Box(low, high, shape, dtype.type)
     if dtype.kind == "f":
         return spaces.Box(-np.inf, np.inf, shape, dtype.type)
     limits = np.iinfo(dtype)
@@ -282,10 +282,6 @@ def _fault(space: Space) -> str:
     if not space.discrete and not image and (len(shape) not in (1, 2) or (len(shape) == 2 and space.dtype == "uint8")):
         return f"has the shape {list(shape)}; flatten it, or make it an image [height, width, channels]"
     return ""
-
-
-def _numbers(value: float, dtype: np.dtype) -> Any:
-    return value if dtype.kind == "f" else int(value)
 
 
 def _observed(space: spaces.Dict, obs: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Maker:
     """
 
     name: str
-    make: Callable[..., gymnasium.Env]
+    make: Callable[..., gymnasium.Env | JaxEnv]
 
     def __str__(self) -> str:
         return self.name
@@ -88,7 +88,7 @@ def _maker_from(name: str, make: bytes) -> Maker:
 EnvName = str | Maker  # the argument of `make_env`
 
 
-def maker(make: Callable[..., gymnasium.Env]) -> EnvName:
+def maker(make: Callable[..., gymnasium.Env | JaxEnv]) -> EnvName:
     """Returns a name under which `make_env` finds and calls the function `make`.
 
     The name is "module:function", or a Maker if no other process can import the function under that name, for example

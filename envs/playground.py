@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,9 @@ def make(task: str, impl: str = "jax", privileged: bool = False, **options: Any)
     config = registry.get_default_config(name)
     try:
         env = registry.load(name, config_overrides={"impl": impl, **options})
-    except KeyError as error:
-        raise ValueError(f"playground:{name}: {' '.join(str(error).split())}") from error
+    except (KeyError, subprocess.CalledProcessError) as error:
+        more = ": it fetches its robots from the network" if isinstance(error, subprocess.CalledProcessError) else ""
+        raise ValueError(f"playground:{name}{more}: {' '.join(str(error).split())}") from error
     length, times = (int(options.get(key, config.get(key, 1))) for key in ("episode_length", "action_repeat"))
     made = make_jax_env(
         Spec(_spaces(env, privileged), Action((), int(env.action_size))),

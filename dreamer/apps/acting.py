@@ -19,7 +19,7 @@ from dreamer.apps.dreams import LoadedWorldModel
 from dreamer.coerce import show
 from dreamer.config import Config, layer, overlay
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Batch, Carry, Variables
+from dreamer.interfaces import Agent, Batch, Carry, JaxEnv, Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.adapter import EnvAdapter, adapt, mask_in
 from dreamer.runtime.env.observations import agent_obs
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
     env_steps: int
 
 
-MakeEnv = Callable[..., gymnasium.Env] | None
+MakeEnv = Callable[..., gymnasium.Env | JaxEnv] | None
 
 
 def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:

@@ -12,6 +12,7 @@ import gymnasium
 
 from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
+from dreamer.interfaces import JaxEnv
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime.devices.distributed import refuse_several
 from dreamer.runtime.log.sinks import Sink
@@ -25,7 +26,7 @@ Resume = Literal["no", "yes", "auto"]
 
 def train(
     config: Config, *, resume: Resume = "no", resume_from: int | None = None,
-    make_env: Callable[..., gymnasium.Env] | None = None, trust: bool = False, sinks: Sequence[Sink] = (),
+    make_env: Callable[..., gymnasium.Env | JaxEnv] | None = None, trust: bool = False, sinks: Sequence[Sink] = (),
     callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
     """Trains one agent in a run directory and returns the path of that directory.
