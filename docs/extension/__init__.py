@@ -48,8 +48,9 @@ def setup(app: Any) -> dict[str, Any]:
         return True if type(thing).__name__ == "_tuplegetter" or getattr(thing, "__name__", "") == "float32" else None
 
     def signature(app: Any, what: str, name: str, thing: Any, options: Any, text: str | None, result: Any) -> Any:
-        """Of a Flax module: without the arguments that Flax adds."""
-        return text and re.sub(r"(, )?parent: [^=]*_Sentinel.*\)$", ")", text), result
+        """A signature without the arguments that Flax adds to its modules, and with short dtypes."""
+        text = text and re.sub(r"(, )?parent: [^=]*_Sentinel.*\)$", ")", text)
+        return text and re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", text), result
 
     def read_whole(app: Any, page: Any) -> None:
         readable.mark_long_cells(page)
