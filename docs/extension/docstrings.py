@@ -25,10 +25,10 @@ def to_rst(lines: Sequence[str]) -> list[str]:
 
 
 def _paragraph(lines: list[str]) -> list[str]:
+    if any(COLUMNS.search(line) for line in lines):
+        return [".. code-block:: text", "", *(f"    {line}" for line in lines)]
     if all(line.startswith("    ") for line in lines):
         return ["::", "", *lines]
-    if any(COLUMNS.search(line) for line in lines):
-        return ["::", "", *(f"    {line}" for line in lines)]
     joined: list[str] = []
     for line in lines:
         if joined and not ENTRY.match(line):
