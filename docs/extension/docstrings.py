@@ -11,7 +11,7 @@ COLUMNS = re.compile(r"\S {3,}\S")
 
 
 def to_rst(lines: Sequence[str]) -> list[str]:
-    """The lines of a docstring: prose stays prose, lists keep their lines, indented blocks and columns stay unchanged."""
+    """The lines of a docstring: prose stays prose, lists keep their lines, blocks and columns are shown unchanged."""
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line.strip():
