@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from docs.extension import commands, configuration, docstrings, included, metrics, readable
+from docs.extension import commands, configuration, docstrings, included, metrics
 
 DOCS = Path(__file__).resolve().parents[1]
 GENERATED: dict[str, Callable[[], str]] = {
@@ -36,6 +36,7 @@ def fill(source: str, page: Path) -> str:
 
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
+    from docs.extension import readable
 
     def read(app: Any, name: str, content: list[str]) -> None:
         content[0] = fill(content[0], Path(app.env.doc2path(name)))
