@@ -18,9 +18,9 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "dreamer"
 html_copy_source = html_show_sphinx = html_show_copyright = smartquotes = False
+pygments_dark_style = "a11y-high-contrast-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-pygments_style, pygments_dark_style = "tango", "monokai"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

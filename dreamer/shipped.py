@@ -24,9 +24,9 @@ def presets() -> dict[str, Path]:
 
 
 def preset_line(file: Path) -> str:
-    """Returns the first line of a preset file without its "#": a one-line description of the preset."""
+    """Returns the first line of a preset file without its "#": a sentence about the preset."""
     with open(file, encoding="utf-8") as lines:
-        return lines.readline().strip().removeprefix("#").strip()
+        return lines.readline().strip().removeprefix("#").strip().rstrip(":.") + "."
 
 
 def nearest_preset(word: str) -> str:

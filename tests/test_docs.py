@@ -24,7 +24,7 @@ import yaml
 
 import dreamer
 from docs import extension
-from docs.extension import configuration
+from docs.extension import configuration, docstrings
 from dreamer.apps import cli
 from dreamer.config import Config
 from dreamer.errors import UserError
@@ -262,6 +262,11 @@ def test_a_page_is_filled_from_the_code():
     page = ROOT / "docs" / "configuration.md"
     filled = extension.fill(page.read_text(), page)
     assert "| `quickstart` |" in filled and "`replay.capacity_steps`" in filled and "generated:" not in filled
+
+
+def test_columns_and_raises_of_a_docstring_keep_their_lines():
+    assert docstrings.to_rst(["key    value"]) == [".. code-block:: text", "", "    key    value", ""]
+    assert docstrings.to_rst(["size: int", "Raises UserError."]) == ["| size: int", "| Raises UserError.", ""]
 
 
 def test_every_mark_of_a_page_is_known():

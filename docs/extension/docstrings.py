@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# A line that begins with a name and what it is: "key: ..", "obs {k: [E, ..]} | ..", "init(key) -> ..".
-ENTRY = re.compile(r"\s*\w+(, \w+)*(\(.*\)| ?[\[{].*[\]}])?( \w+)?(:| \| | -> )|\w+\(.*\)$|\s+|->")
+# A line that begins with a name and what it is: "key: ..", "obs {k: [E, ..]} | ..", "init(key) -> ..", or "Raises ..".
+ENTRY = re.compile(r"\s*\w+(, \w+)*(\(.*\)| ?[\[{].*[\]}])?( \w+)?(:| \| | -> )|\w+\(.*\)$|\s+|->|(Raises|Returns) ")
+COLUMNS = re.compile(r"\S {3,}\S")
 
 
 def to_rst(lines: Sequence[str]) -> list[str]:
-    """The lines of a docstring: prose stays prose, lists keep their lines, indented blocks are shown unchanged."""
+    """The lines of a docstring: prose stays prose, lists keep their lines, blocks and columns are shown unchanged."""
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line.strip():
@@ -24,6 +25,8 @@ def to_rst(lines: Sequence[str]) -> list[str]:
 
 
 def _paragraph(lines: list[str]) -> list[str]:
+    if any(COLUMNS.search(line) for line in lines):
+        return [".. code-block:: text", "", *(f"    {line}" for line in lines)]
     if all(line.startswith("    ") for line in lines):
         return ["::", "", *lines]
     joined: list[str] = []

@@ -81,7 +81,7 @@
     const ink = css("soft"), grid = css("grid"), level = css("p0");
     const axis = { color: ink, gridcolor: grid, linecolor: grid, zeroline: false, fixedrange: touch, automargin: true };
     return {
-      height: 300, margin: { l: 44, r: 14, t: 8, b: 44 }, showlegend: false, font: { color: ink, size: 12 },
+      height: 316, margin: { l: 44, r: 14, t: 26, b: 44 }, showlegend: false, font: { color: ink, size: 12 },
       paper_bgcolor: css("card"), plot_bgcolor: css("card"), dragmode: touch ? false : "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: level, activecolor: ink }, hovermode: "x unified", hoverlabel: { bgcolor: css("paper"), bordercolor: grid, font: { color: css("ink") },
         namelength: 28 },
