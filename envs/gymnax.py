@@ -18,7 +18,6 @@ from dreamer.spaces import Action, Space, Spec
 from ._jax_suite import as_layers, box, cells, check_options, importing
 from ._suite import find_task
 
-ANY = jax.random.key(0)  # the key of pictures, which draw no random numbers
 
 
 def make(task: str, **options: Any) -> JaxEnv:
@@ -52,7 +51,7 @@ def make(task: str, **options: Any) -> JaxEnv:
 
 
 def _space(env: Any, params: Any, layers: bool) -> Space:
-    space, form = env.observation_space(params), jax.eval_shape(env.reset_env, ANY, params)[0]
+    space, form = env.observation_space(params), jax.eval_shape(env.reset_env, jax.random.key(0), params)[0]
     if hasattr(space, "n"):
         return Space((), "int32", int(space.n))
     if layers:
@@ -71,4 +70,5 @@ def _step(env: Any, params: Any, layers: bool, key: Key, state: Any, action: Arr
 
 
 def _render(env: Any, params: Any, state: Any) -> Array:
-    return cells(as_layers(env.observe(ANY, state, None, params)))
+    # These observations draw no random numbers.
+    return cells(as_layers(env.observe(jax.random.key(0), state, None, params)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from dreamer.interfaces import JaxEnv
 from dreamer.jax_envs import make_jax_env, time_limit

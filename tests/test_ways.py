@@ -26,6 +26,7 @@ def way(backend: str, platforms: list[str], room: Room = SMALL, **overrides) -> 
         ("jax", CPU * 2, {}, "turns"),
         ("jax", CPU, {"replay": {"uniform": 0.5, "recency": 0.5}}, "turns"),
         ("inline", CPU, {}, "turns"),
+        ("inline", CPU, {"replay_ratio": 0}, "thread"),
         ("inline", CPU, {"collect": "thread"}, "thread"),
         ("inline", GPU, {}, "thread"),
         ("inline", GPU, {"collect": "turns"}, "turns"),

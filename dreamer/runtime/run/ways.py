@@ -64,6 +64,6 @@ def _on_host(config: Config, backend: str, platforms: Sequence[str], why: str) -
     if config.collect == "thread":
         return Choice("thread", f"{host}a thread collects while another trains, as asked")
     # On a CPU, policy and update share the cores, and an update beside a thread that acts takes longer.
-    if set(platforms) == {"cpu"} and backend in ("inline", "jax"):
+    if set(platforms) == {"cpu"} and backend in ("inline", "jax") and config.replay_ratio:
         return Choice("turns", f"{host}collects and trains in turns, because policy and update share the CPU")
     return Choice("thread", f"{host}a thread collects while another trains")
