@@ -19,7 +19,6 @@ from ._jax_suite import as_layers, box, cells, check_options, importing
 from ._suite import find_task
 
 
-
 def make(task: str, **options: Any) -> JaxEnv:
     """Makes one task. MinAtar's observations are layers, bool [10, 10, C]; the package has them as floats.
 
