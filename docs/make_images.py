@@ -8,6 +8,8 @@ dream.gif      an episode of the agent beside the world model's open-loop dream 
 return.png     the return of the training episodes
 report.png     the page of `dreamer report`, as the browser Chromium shows it
 terminal.svg   the panel of a run, with the newest values of this one
+population.png the evaluations of a population, only with --only population: RUN is then the population's directory,
+               dreamer train experiments/quickstart_device.yaml --run-dir RUN
 """
 
 from __future__ import annotations
@@ -120,6 +122,26 @@ def make_return(run: Path, folder: Path, seed: int) -> Path:
     return path
 
 
+def make_population(run: Path, folder: Path, seed: int) -> Path:
+    """Writes population.png: the evaluated return of each member of a population. run: the population's directory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), dpi=130, layout="constrained")
+    axis = figure.subplots()
+    for member in sorted(path.parent for path in run.glob("*/metrics.jsonl")):
+        lines = [line for line in metrics_of(member) if line.get("eval/return") is not None]
+        axis.plot([x["env_steps"] for x in lines], [x["eval/return"] for x in lines], marker=".", label=member.name)
+    if not axis.lines:
+        raise UserError(f"{run} has no members with evaluations")
+    axis.set(xlabel="environment steps of each member", ylabel="return of an evaluation", xlim=(0, None), ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    path = folder / "population.png"
+    figure.savefig(path)
+    return path
+
+
 def make_report(run: Path, folder: Path, seed: int) -> Path:
     """Writes report.png: the first screen of the report on the run."""
     path = folder / "report.png"
@@ -154,6 +176,7 @@ def make_terminal(run: Path, folder: Path, seed: int) -> Path:
 
 PICTURES: dict[str, Callable[[Path, Path, int], Path]] = {
     "dream": make_dream, "return": make_return, "report": make_report, "terminal": make_terminal,
+    "population": make_population,
 }  # fmt: skip
 
 
@@ -161,7 +184,7 @@ def main() -> None:
     """Makes the pictures that the command line asks for, and prints the path and size of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=[name for name in PICTURES if name != "population"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--seed", type=int, default=0, help="of the episode of dream.gif")
     asked = parser.parse_args()
