@@ -44,25 +44,6 @@ def _default(module: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class PopulationConfig:
-    """Members that train together in one program. Each is a run of its own, in a folder of `run_dir`."""
-
-    seeds: Annotated[int, at_least(1)] = 1
-    """Number of seeds, counted from `seed`; more than 1 trains a population."""
-    axes: dict[str, Any] = field(default_factory=dict)
-    """Values to combine, by key: agent.horizon: [100, 333]. Numbers of the agent that change no shape."""
-    together: Annotated[int, at_least(0), MAY_CHANGE] = 0
-    """Number of members that the device trains at the same time; the others wait for their turn. 0 = one on a CPU, all
-    on other devices."""
-    exploit_every: Annotated[int, at_least(0), MAY_CHANGE] = 0
-    """Population-based training: environment steps after which the worst members continue from the best; 0 = never."""
-    exploit_share: Annotated[float, between(0, 0.5), MAY_CHANGE] = 0.25
-    """Share of the members that count as the worst, and as the best."""
-    explore_factor: Annotated[float, at_least(1), MAY_CHANGE] = 1.2
-    """A member that continues from another one multiplies or divides each number of `axes` by this factor."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -108,7 +89,7 @@ class Config:
     """When the train state is saved."""
     devices: Annotated[Any, MAY_CHANGE] = _default("runtime.devices.mesh")
     """Devices and hosts that learn together."""
-    population: PopulationConfig = field(default_factory=PopulationConfig)
+    population: Any = _default("runtime.run.population_config")
     """Several agents in one program."""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -115,14 +116,7 @@ def make(
     contdisc: whether the world model's `cont` already contains the discount 1 - 1 / horizon
     sample(key, actor outputs, allowed) -> action: draws the actions; None: the `sample` of the `ActionDist`
     """
-    nets = make_nets(config, spec, dtype)
-
-    def actions_of(hyper: Hyper) -> ActionDist:
-        actions = action_dist.make(
-            spec.action.classes, spec.action.continuous, unimix=config.actor_unimix, minstd=hyper["minstd"],
-            maxstd=hyper["maxstd"],
-        )  # fmt: skip
-        return actions._replace(sample=sample) if sample else actions
+    nets, actions_of = make_nets(config, spec, dtype), functools.partial(_actions, config, spec, sample)
 
     def init(key: Key) -> Variables:
         keys, feat = named_keys(key, "pol", "val"), jnp.zeros((1, feat_width))
@@ -169,6 +163,15 @@ def make(
     scales = {"policy": config.policy_scale, "value": config.value_scale, "repval": config.repval_scale}
     needs = frozenset({"reward", "cont"} | ({"allowed"} if spec.masked else set()))
     return Behavior(init, lambda envs: (), act, loss, refresh, scales, needs)
+
+
+def _actions(config: Config, spec: Spec, sample: Callable[..., Array] | None, hyper: Hyper) -> ActionDist:
+    """Returns the distribution of actions; `sample` replaces its own way of drawing them."""
+    actions = action_dist.make(
+        spec.action.classes, spec.action.continuous, unimix=config.actor_unimix, minstd=hyper["minstd"],
+        maxstd=hyper["maxstd"],
+    )  # fmt: skip
+    return actions._replace(sample=sample) if sample else actions
 
 
 def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
