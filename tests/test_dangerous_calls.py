@@ -46,6 +46,8 @@ KNOWN: dict[str, dict[str, str]] = {
         "pickle": "the plan of a worker, to this program's process, over a pair of sockets",
         "subprocess": "this program's own worker, with a list of arguments",
     },
+    "dreamer/runtime/workers/relay.py": {"subprocess": "the type of a process that process.py has started"},
+    "envs/playground.py": {"subprocess": "the type of an error of the package"},
     "envs/_mujoco.py": {"importlib": "a module of dm_control that was imported before"},
     "envs/memory_maze.py": {"importlib": "where the package lies"},
     "envs/pettingzoo.py": {"importlib": "the family of a task, from pettingzoo's own list"},
