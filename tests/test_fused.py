@@ -16,15 +16,18 @@ from hypothesis import strategies as st
 
 import dreamer
 from dreamer import agent as agents
+from dreamer.apps.verify import verify
 from dreamer.errors import UserError
 from dreamer.runtime.fused import envs as environments
 from dreamer.runtime.fused import loop as fused
 from dreamer.runtime.fused import ring as rings
 from dreamer.runtime.fused.ring import Places, Ring, Sizes
+from dreamer.runtime.fused.workers import JaxWorkers, programs_of
 from dreamer.runtime.replay import columns
 from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import moving
+from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Rows, Step
 from envs import jax_probes
@@ -300,3 +303,41 @@ def test_a_game_of_several_agents_has_the_rows_of_the_host(tmp_path, monkeypatch
             np.testing.assert_array_equal(host[name], device[name], err_msg=name)
     ends = np.flatnonzero(device["is_last"][0])
     assert len(ends) > 1 and not device["is_terminal"].any() and not device["action"][:, ends].any()
+
+
+def test_an_environment_that_restarts_ignores_one_action_and_begins_with_a_new_seed():
+    plan = WorkerPlan("jax_probes:counter", {}, 1, 0, None, 2)
+    with JaxWorkers(programs_of(jax_probes.make("counter")), plan) as workers:
+        everyone, action = np.arange(2), np.tile(np.eye(4, dtype=np.float32)[3], (2, 1))
+        assert workers.receive().step.is_first.all()
+        workers.send(everyone, action)
+        workers.receive()
+        workers.restart(1)
+        workers.send(everyone, action)
+        step = workers.receive().step
+        assert step.is_first.tolist() == [False, True] and step.reward.tolist() == [3.0, 0.0]
+        assert (workers.seed(0), workers.seed(1)) == (0, 3)
+
+
+def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+    settings = {**SETTINGS, "env_steps": 40, "eval__episodes": 2, "eval__max_steps": 3}
+    run_dir = dreamer.train(tiny_runs.tiny(tmp_path / "run", **settings, loop="device"))
+    assert tiny_runs.lines(run_dir)[-1]["eval/length"] == 3
+
+
+@pytest.mark.parametrize("name", ["reward", "obs/vector"])
+def test_a_row_that_is_not_finite_names_its_environment(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+    receive = moving.Moving.receive
+
+    def sick(self, rows, report, train):
+        column = rows[name].copy()
+        column[1] = np.nan
+        receive(self, {**rows, name: column}, report, train)
+
+    monkeypatch.setattr(moving.Moving, "receive", sick)
+    with pytest.raises(UserError, match=f"env 'jax_probes:both #1': {name} is not finite"):
+        dreamer.train(tiny_runs.tiny(tmp_path / "run", **SETTINGS, loop="device"))
+    monkeypatch.undo()
+    assert verify(tmp_path / "run").whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,11 @@ import tiny_runs
 from test_fused import SETTINGS, state_of
 
 import dreamer
+from dreamer.apps import cli
 from dreamer.errors import UserError
-from dreamer.runtime.run import moving, room
+from dreamer.runtime.run import ending, moving, room
+from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.stopping import Stopped
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,6 +70,67 @@ def test_a_member_that_was_resumed_alone_is_named(tmp_path):
         dreamer.train(config_of(run_dir), resume="yes")
 
 
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), OSError("no more")], ids=["signal", "failure"])
+def test_a_population_that_ended_between_two_checkpoints_is_resumed(trained, tmp_path, monkeypatch, error):
+    tend, turns = Run.tend, iter(range(10**9))
+
+    def ends(run):
+        tend(run)
+        if next(turns) == 11:
+            raise error
+
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr(Run, "tend", ends)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        dreamer.train(config_of(run_dir))
+    monkeypatch.undo()
+    dreamer.train(config_of(run_dir), resume="yes")
+    assert [line["env_steps"] for line in tiny_runs.lines(run_dir / "seed1")][-1] == 160
+    if isinstance(error, OSError):
+        return  # after a failure, the environments begin new episodes
+    for name in ("seed0", "seed1"):
+        equal(run_dir / name, trained / name)
+
+
+def test_the_command_that_a_stopped_population_prints_resumes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stopped_at(tmp_path / "run", 70)
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stopped by a callback; ")]
+    words = command.partition("dreamer ")[2].split()
+    assert cli.main(words) == 0
+    assert [line["env_steps"] for line in tiny_runs.lines(tmp_path / "run" / "seed1")][-1] == 160
+
+
+def test_a_population_that_ended_before_all_had_a_checkpoint_begins_again(trained, tmp_path, monkeypatch):
+    start = Run.start
+
+    def begins(run):
+        if run.parts.config.seed:
+            raise OSError("no more")
+        start(run)
+
+    monkeypatch.setattr(Run, "start", begins)
+    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError, match="no more"):
+        dreamer.train(config_of(run_dir))
+    monkeypatch.undo()
+    dreamer.train(config_of(run_dir), resume="auto")
+    for name in ("seed0", "seed1"):
+        equal(run_dir / name, trained / name)
+
+
+def test_groups_that_do_not_divide_the_members_are_refused(tmp_path):
+    with pytest.raises(UserError, match="population.together is 3, it must divide 2 members: one of .1, 2."):
+        dreamer.train(config_of(tmp_path / "run", population__together=3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_cannot_begin_inside_a_population(trained):
+    with pytest.raises(UserError, match="already holds a run .population.json."):
+        dreamer.train(tiny_runs.tiny(trained, **SETTINGS))
+
+
 def test_a_missing_member_is_named(tmp_path):
     run_dir = tmp_path / "run"
     stopped_at(run_dir, 70)
@@ -86,7 +152,7 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
     def diverges(self, rows, report, train):
         if self.owners.workers.seed(0) == 0 and self.owners.replay.steps > 60:
             ill = jax.tree.map(lambda x: x * jnp.nan if x.dtype == jnp.float32 else x, train())
-            return receive(self, {**rows, "action": rows["action"] * np.nan}, report, lambda: ill)
+            return receive(self, rows, report._replace(finite=np.bool_(False)), lambda: ill)
         return receive(self, rows, report, train)
 
     monkeypatch.setattr(moving.Moving, "receive", diverges)

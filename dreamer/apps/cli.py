@@ -275,9 +275,11 @@ def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> l
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
         return []
-    from dreamer.runtime.run import run_config
+    from dreamer.runtime.run import run_config, standing
 
     run_dir = Path(words["run_dir"][0]).expanduser()
+    if (run_dir / standing.FILE).is_file():
+        return standing.layers(run_dir, trusted=trusted, given=given)
     if not (run_dir / "config.yaml").is_file():
         return []
     found = run_config.read(run_dir)

@@ -13,13 +13,14 @@ PICTURES = "pictures"
 ROWS = "rows"
 LOCK = "lock"
 ERROR = "error.txt"
+POPULATION = "population.json"
 ASIDE = "aside"  # files that a resume has moved aside; they stay until the next checkpoint
 
 
 def refuse_used(path: str | Path) -> Path:
-    """Returns the path if it contains no run. Raises UserError if it has a config, metrics, checkpoints or rows."""
+    """Returns the path if it contains no run. Raises UserError if it has files of a run or a population."""
     path = Path(path).expanduser()
-    for name in (CONFIG, METRICS, CHECKPOINTS, ROWS):
+    for name in (CONFIG, METRICS, CHECKPOINTS, ROWS, POPULATION):
         if (path / name).exists() or (path / name).is_symlink():
             raise UserError(f"run_dir {path} already holds a run ({name}); choose another run_dir or remove it first")
     return path

@@ -57,6 +57,7 @@ class Report(NamedTuple):
 
     updates [] int32 | metrics {name: []}: the sums of the metrics of these updates
     episodes [] int32: the number of finished episodes | returns, lengths []: the sums over these episodes
+    finite [] bool: whether all parameters are finite after these turns
     """
 
     updates: Array
@@ -64,6 +65,7 @@ class Report(NamedTuple):
     episodes: Array
     returns: Array
     lengths: Array
+    finite: Array
 
 
 class Plan(NamedTuple):
@@ -77,6 +79,11 @@ class Plan(NamedTuple):
     batch_size: int
     rate: Fraction
     wanted: int
+
+    @property
+    def first(self) -> int:
+        """Returns the number of rows of each stream at which training starts."""
+        return -(-self.wanted // self.sizes.streams) + self.sizes.sequence - 1
 
 
 Draw = Callable[[Loop], tuple[Ring, Array, Array]]
@@ -120,9 +127,16 @@ def make_run(
 
     def run(loop: Loop, turns: Array) -> tuple[Loop, Report]:
         empty = empty_report(jax.eval_shape(update, loop)[1])
-        return jax.lax.fori_loop(0, turns, lambda _, both: turn(*both), (loop, empty))
+        loop, report = jax.lax.fori_loop(0, turns, lambda _, both: turn(*both), (loop, empty))
+        return loop, report._replace(finite=all_finite(loop.train.params))
 
     return run
+
+
+def all_finite(tree: Any) -> Array:
+    """Returns whether all floating-point numbers of a tree are finite, []."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in leaves)]).all()
 
 
 def _due(rate: Fraction, both: tuple[Loop, Report]) -> Array:
@@ -192,7 +206,7 @@ def observe(episodes: Episodes, row: Step, report: Report) -> tuple[Episodes, Re
 def empty_report(metrics: Mapping[str, Any]) -> Report:
     """Returns the Report of no turn. metrics {name: []}: arrays, or their shapes and dtypes."""
     zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
-    return Report(jnp.int32(0), zeros, jnp.int32(0), jnp.float32(0), jnp.int32(0))
+    return Report(jnp.int32(0), zeros, jnp.int32(0), jnp.float32(0), jnp.int32(0), jnp.bool_(True))
 
 
 def columns_of(row: Step, latent: Mapping[str, Array], ring: Ring) -> dict[str, Array]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dreamer.interfaces import Array
+from dreamer.interfaces import Array, TrainState
 from dreamer.runtime.fused.loop import Loop, Report
 from dreamer.runtime.fused.ring import Ring
 
@@ -28,6 +28,32 @@ def stack(loops: Sequence[Loop]) -> Loop:
 def member(loop: Loop, number: int) -> Loop:
     """Returns the Loop of one member of a population."""
     return _over_axes(lambda x: x[number], lambda x: x, loop)
+
+
+def train_of(loop: Loop, number: int) -> TrainState:
+    """Returns the train state of one member."""
+    return jax.tree.map(lambda x: x[number], loop.train)
+
+
+def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
+    """Returns the loop of a population in which member `number` [] has what `parent` [] has learned, and `hyper`.
+
+    The member keeps its replay, its environments and its random keys.
+    """
+
+    def copied(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.at[number].set(x[parent]), tree)
+
+    train = loop.train
+    own = jax.tree.map(lambda x, y: x.at[number].set(y), train.hyper, hyper)
+    learned = {name: copied(getattr(train, name)) for name in ("params", "extra", "opt_state")}
+    return loop._replace(train=train._replace(hyper=own, **learned))
+
+
+def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
+    """Returns the last `rows` rows {name: [P, S, rows, ..]} of each stream of all members, oldest first."""
+    number = ring.added - rows + jnp.arange(rows)
+    return {name: column[:, :, number % column.shape[2]] for name, column in ring.columns.items()}
 
 
 def make_population(
@@ -61,7 +87,7 @@ def make_population(
         # A loop that writes each group into the whole, and not `lax.map`, which would hold every ring twice.
         return jax.lax.fori_loop(0, members // together, one, (loop, reports))
 
-    return several if together == members else all_members
+    return part if together == members else all_members
 
 
 def _group(loop: Loop, first: Any, size: int) -> Loop:

@@ -47,8 +47,8 @@ def programs_of(env: JaxEnv) -> Programs:
 class JaxWorkers:
     """Owns E environments on the first device of this process, with the methods of `Workers`.
 
-    Nothing can fail that a replacement would mend, so there are no incidents. `envs` can be taken by the fused loop,
-    which gives it back before a checkpoint.
+    Nothing can fail that a replacement would mend, so there are no incidents. The fused loop takes the environments,
+    and gives them back before a checkpoint.
     """
 
     backend = "jax"
@@ -62,6 +62,7 @@ class JaxWorkers:
         self._render = programs.render
         self.state: Envs = self._begin(self._keys())
         self._begun = False
+        self._fresh = np.zeros(self.envs, bool)  # the environments that begin at their next step
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
@@ -91,13 +92,9 @@ class JaxWorkers:
         return np.asarray(self._render(jax.tree.map(lambda x: x[number], self.state.env)))
 
     def restart(self, number: int) -> None:
-        """Begins a new episode in an environment, with a new seed."""
+        """Gives an environment a new seed. It ignores the next action, and its next row is a reset row."""
         self._faults.resets[number] += 1
-        fresh = self._begin(self._keys())
-        chosen = np.arange(self.envs) == number
-        self.state = environments.choose(jnp.asarray(chosen), fresh, self.state)
-        self._table.phase[number] = BUSY
-        self._write(chosen)
+        self._fresh[number] = True
 
     def incidents(self) -> list[Incident]:
         """Returns the incidents since the last call of this method."""
@@ -106,6 +103,10 @@ class JaxWorkers:
     def seed(self, number: int) -> int:
         """Returns the seed of the current copy of environment `number`; each replacement has a new seed."""
         return self._faults.seed(number)
+
+    def named(self, number: int) -> str:
+        """Returns the name of environment `number` for messages."""
+        return self._plan.named(number)
 
     def describe(self) -> str:
         """Returns one line: where the environments run, and why."""
@@ -131,6 +132,7 @@ class JaxWorkers:
         self._begun = True
         for number in lost:
             self.restart(number)
+            self._table.phase[number] = BUSY
         return lost
 
     def give_back(self, state: Envs) -> None:
@@ -163,9 +165,13 @@ class JaxWorkers:
         busy = self._table.phase == BUSY
         if not busy.any():
             return
+        fresh = busy & self._fresh
         if self._begun:
             action = envs_of(self.spec, jnp.asarray(self._table.rows.action))
-            self.state = self._turn(self.state, action, jnp.asarray(busy))
+            self.state = self._turn(self.state, action, jnp.asarray(busy & ~fresh))
+        if fresh.any():
+            self.state = environments.choose(jnp.asarray(fresh), self._begin(self._keys()), self.state)
+            self._fresh &= ~fresh
         self._begun = True
         self._write(busy)
 

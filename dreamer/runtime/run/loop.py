@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,12 +26,15 @@ class Run:
     parts: the components of the run | saved: its newest checkpoint | stopped: whether a callback has requested a stop
     """
 
-    def __init__(self, opened: Opened, callbacks: Sequence[Callback] = (), member: bool = False):
-        """opened: from `open_run`. callbacks: as in `train`. member: whether a population decides when to save.
+    def __init__(
+        self, opened: Opened, callbacks: Sequence[Callback] = (), saving: Callable[[int], object] | None = None
+    ):
+        """opened: from `open_run`. callbacks: as in `train`. Call `start` next.
 
-        Call `start` next.
+        saving: called with the step before a checkpoint is written. It belongs to a population, which decides when to
+        save; None: the run decides.
         """
-        self.parts, self._member = opened.parts, member
+        self.parts, self._saving = opened.parts, saving
         self.stopped = False
         self._callbacks, self._evaluation_wanted = callbacks, False
         self._opened = opened
@@ -137,7 +140,7 @@ class Run:
             self._evaluation_wanted = False
             self.evaluate()
         parts.flushing.tend()
-        if not self._member and self.save_due():
+        if not self._saving and self.save_due():
             self.save()
         parts.stopping.check()
 
@@ -227,6 +230,8 @@ class Run:
             if self.saved.step == step:
                 return
             parts.stopping.check_failed()
+            if self._saving:
+                self._saving(step)
             parts.retention.remove_aside()
             manifest = resume.save(parts, step, self._remembered(), whole=whole)
             parts.checkpoints.save(step, parts.learner.state, manifest.to_json())

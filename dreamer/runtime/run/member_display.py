@@ -42,5 +42,11 @@ class MemberDisplay:
             found = {name: [one.values[name] for one in self.all if name in one.values] for name in names}
             self._display.update(env_steps, updates, {name: sum(x) / len(x) for name, x in found.items()})
 
+    def leave(self) -> None:
+        """Takes the values of a member that has stopped out of the means."""
+        self.all = [one for one in self.all if one is not self]
+        for one in self.all:
+            one.all = self.all
+
     def end(self, phase: str, lines: Any) -> None:
         """Does nothing: the population has an end of its own."""

@@ -91,19 +91,33 @@ class Moving:
         """Adds the rows {name: [S, n, ..]} and the metrics of the last turns to the run.
 
         report: with numpy arrays []. train() -> the train state after these turns
-        Raises UserError if the parameters have diverged; the run then has this train state, and not the rows.
+        Raises UserError if the parameters have diverged, or if a row is not finite. The run then cannot be saved.
         """
         owners, updates, episodes = self.owners, int(report.updates), int(report.episodes)
-        if not np.isfinite(rows["action"]).all():
+        if not report.finite:
             owners.learner.load(placement.first_copy(train()), owners.learner.updates)
-            raise UserError("the agent's action is not finite: its parameters have diverged")
-        spans.append(owners.replay, dict(rows))
-        owners.learner.updates += updates
-        if updates:
-            owners.logger.add({name: float(total) / updates for name, total in report.metrics.items()}, count=updates)
-        if episodes:
-            means = {"episode/return": report.returns / episodes, "episode/length": report.lengths / episodes}
-            owners.logger.add({name: float(mean) for name, mean in means.items()}, count=episodes)
+            raise UserError("the parameters have diverged: they are no longer finite")
+        try:
+            self._check_rows(rows)
+            spans.append(owners.replay, dict(rows))
+            owners.learner.updates += updates
+            if updates:
+                means = {name: float(total) / updates for name, total in report.metrics.items()}
+                owners.logger.add(means, count=updates)
+            if episodes:
+                sums = {"episode/return": report.returns, "episode/length": report.lengths}
+                owners.logger.add({name: float(total) / episodes for name, total in sums.items()}, count=episodes)
+        except BaseException:
+            owners.learner.forget()  # the parts of the run are of different steps
+            raise
+
+    def _check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Raises UserError naming an environment and a part of its rows that is not finite."""
+        workers = self.owners.workers
+        for name, column in rows.items():
+            if column.dtype.kind == "f" and not name.startswith("latent/") and not np.isfinite(column).all():
+                stream = int(np.argwhere(~np.isfinite(column))[0][0])
+                raise UserError(f"env {workers.named(stream // workers.spec.agents)!r}: {name} is not finite")
 
     def settle(self, loop: Loop) -> None:
         """Copies the state in `loop` to the parts of the run, for a checkpoint or an evaluation."""
@@ -155,7 +169,7 @@ def credited(steps: int, loop: Any, rate: Fraction) -> str | None:
 
 
 def debt(steps: int, state: str | None, rate: Fraction) -> tuple[bool, int]:
-    """Returns `started` and `debt` of a Loop from `Limiter.state`. Raises UserError if updates are due."""
+    """Returns `started` and `debt` of a Loop from `Limiter.state`. Raises UserError if the debt is no whole number."""
     if state is None:
         return False, 0
     owed = (steps - Fraction(state)) * rate.numerator

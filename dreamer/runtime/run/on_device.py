@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import loop as fused
-from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.fused.loop import Loop, Plan
 from dreamer.runtime.fused.ring import Ring
 from dreamer.runtime.run.moving import Moving
 
@@ -22,17 +22,27 @@ SECONDS = 1.0  # the time between two visits of the host, unless something is du
 class Pace:
     """Decides how many turns the device makes before the host sees the results."""
 
-    def __init__(self) -> None:
-        self._per_turn = 0.0  # seconds
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._per_turn, self._last = 0.0, 0  # seconds of a turn, and the number of the last turns
 
-    def turns(self, most: int, rows: int) -> int:
-        """Returns the number of turns for about SECONDS: at least 1, at most `most` and the `rows` of a ring."""
+    def turns(self, most: int, added: int) -> int:
+        """Returns the number of turns for about SECONDS: at least 1, and at most `most`.
+
+        added: the number of rows that each stream has had. The turn in which training starts stands alone, because all
+        turns after it take longer; from then on, each call makes at most twice as many turns as the one before.
+        """
+        left = self._plan.first - added
+        if left > 1:
+            most = min(most, left - 1)
+        elif left == 1:
+            self._per_turn, self._last = 0.0, 0
         wanted = int(SECONDS / self._per_turn) if self._per_turn else 1
-        return max(1, min(wanted, most, rows))
+        return max(1, min(wanted, most, self._plan.sizes.rows, 2 * self._last or 1))
 
     def made(self, turns: int, seconds: float) -> None:
         """Records how long `turns` turns took."""
-        self._per_turn = seconds / turns
+        self._per_turn, self._last = seconds / turns, turns
 
 
 class OnDevice:
@@ -44,7 +54,7 @@ class OnDevice:
     def __init__(self, agent: Agent, moving: Moving):
         """Moves nothing yet, see `compile`."""
         workers = moving.owners.workers
-        self.moving, self._pace = moving, Pace()
+        self.moving, self._pace = moving, Pace(moving.plan)
         self.turns = fused.make_run(agent, workers.spec, workers.functions, moving.plan)
         self._run: Any = jax.jit(self.turns, donate_argnums=0)
         self._rows: Callable[..., Any] = jax.jit(newest, static_argnums=1)
@@ -65,7 +75,8 @@ class OnDevice:
         Raises UserError if the device fails, or if the parameters have diverged.
         """
         learner, rows_per_stream = self.moving.owners.learner, self.moving.plan.sizes.rows
-        turns, before = self._pace.turns(most, rows_per_stream), time.monotonic()
+        added = int(self.moving.owners.replay.counts[0])
+        turns, before = self._pace.turns(most, added), time.monotonic()
         if self._done is not None:
             learner.idle += max(0.0, before - self._done)
         loop, self._loop = self._loop, None
@@ -79,8 +90,8 @@ class OnDevice:
             raise
         self._done = time.monotonic()
         self._pace.made(turns, self._done - before)
-        self.moving.receive({name: x[:, bucket - turns :] for name, x in rows.items()}, report, lambda: loop.train)
         self._loop = loop
+        self.moving.receive({name: x[:, bucket - turns :] for name, x in rows.items()}, report, lambda: loop.train)
 
     def hold(self, state: Callable[[], Loop | None]) -> None:
         """Makes `settle` copy the Loop that `state` returns; None: the parts of the run are the newest."""

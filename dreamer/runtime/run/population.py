@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,15 @@ import numpy as np
 from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.interfaces import Agent, Array
+from dreamer.fields import get, keys
+from dreamer.interfaces import Agent
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import population as fused
 from dreamer.runtime.fused.loop import Loop
-from dreamer.runtime.fused.ring import Ring
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.run import ending, exploit, header, standing, start
-from dreamer.runtime.run.build import Session, open_run, open_session
+from dreamer.runtime.run import ending, exploit, header, resume, standing, start
+from dreamer.runtime.run.build import Opened, Session, open_run, open_session
 from dreamer.runtime.run.hyper import hyper_of, own_hyper
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
@@ -57,42 +57,60 @@ def train(config: Config, request: Request) -> Path:
         raise UserError("a population needs the loop on the device: leave out --loop host")
     if config.checkpoint.keep < 2:
         raise UserError("checkpoint.keep must be 2 or more in a population: its members are saved one after the other")
-    exploit.check(config.population, config.eval.every)
     config = dataclasses.replace(config, run_dir=str(root), loop="device")
     members = members_of(config)
-    known, step = standing.begin(root, [member.name for member in members], request.resume)
+    exploit.check(config, len(members))
+    own = {"seed": config.seed, **{f"population.{key}": get(config.population, key) for key in keys(config.population)}}
+    known, step = standing.begin(root, [member.name for member in members], request.resume, own)
     alive = [member for member in members if member.name not in known.stopped]
-    if not alive or (step is not None and step >= config.env_steps and known.saved == known.saving):
-        print(f"{root} has made its {config.env_steps:,} env_steps; give more to continue")
+    check_together(config.population.together, len(alive))
+    ended = {member.name for member in alive if step == config.env_steps and ended_at(root / member.name, step)}
+    if len(ended) == len(alive):
+        why = f"it has made its {step:,} env_steps; give more to continue" if alive else "all its members have stopped"
+        print(f"the population in {root} has nothing to do: {why}")
         return root
     with contextlib.ExitStack() as stack:
         session = open_session(config, stack)
-        runs = open_members(alive, step, request, session)
+        runs = open_members(alive, step, request, session, begun=(root / standing.FILE).exists())
         session.display.header(describe(members, alive, config))
-        Population(root, alive, runs, known, session.display, config).train(step)
+        Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
 
 
+def ended_at(run_dir: Path, step: int) -> bool:
+    """Whether a member has made its last evaluation, at `step`."""
+    found = resume.find(run_dir, step)
+    return bool(found and found.ended)
+
+
+def check_together(together: int, members: int) -> None:
+    """Raises UserError if the members cannot be divided into groups of `together`; 0: the device decides."""
+    if together and members and members % together:
+        fits = [size for size in range(1, members + 1) if not members % size]
+        raise UserError(f"population.together is {together}, it must divide {members} members: one of {fits}")
+
+
 def open_members(
-    members: Sequence[Member], step: int | None, request: Request, session: Session
-) -> dict[str, Run]:
+    members: Sequence[Member], step: int | None, request: Request, session: Session, begun: bool
+) -> dict[str, Opened]:
     """Opens the run of each member. All share one agent, whose functions serve every member.
 
-    step: the checkpoint to resume from; None: the runs are new. Raises UserError if an axis changes the program.
+    step: the checkpoint to resume from; None: the first one of the members that have one already
+    begun: whether an earlier start has written anything. Raises UserError if an axis changes the program.
     """
     display: Any = [MemberDisplay(session.display, member.name) for member in members]
-    runs: dict[str, Run] = {}
+    runs: dict[str, Opened] = {}
     shared: Agent | None = None
     for number, member in enumerate(members):
         display[number].all = display
-        resume = "no" if step is None else request.resume
-        decision = start.decide(member.config, request.env, resume, step, trust=request.trust)
+        how = request.resume if step is not None else "auto" if begun else "no"
+        decision = start.decide(member.config, request.env, how, step, trust=request.trust)
         opened = open_run(decision, session._replace(display=display[number]), shared)
         parts = opened.parts
         shared = shared or parts.agent
         if step is None and member.config.agent != members[0].config.agent:
             parts.learner.load(own_hyper(parts.learner.state, shared, member, parts.workers.spec), 0)
-        runs[member.name] = Run(opened, request.callbacks, member=True)
+        runs[member.name] = opened
     return runs
 
 
@@ -107,8 +125,8 @@ class Population:
     """Owns the runs of the members that train, and the program that advances all of them."""
 
     def __init__(
-        self, root: Path, members: Sequence[Member], runs: dict[str, Run], known: Standing, display: Display,
-        config: Config,
+        self, root: Path, members: Sequence[Member], opened: dict[str, Opened], known: Standing, display: Display,
+        config: Config, callbacks: Sequence[Callback],
     ):  # fmt: skip
         """root: the directory of the population | members: those that train | known: where the population stands
 
@@ -117,22 +135,26 @@ class Population:
         self._root, self._standing, self._display, self._config = root, known, display, config.population
         self._seed = config.seed
         self._members = {member.name: member for member in members}
+        runs = {name: Run(one, callbacks, saving=self._saving) for name, one in opened.items()}
         self._devices: dict[str, Any] = {name: run.parts.device for name, run in runs.items()}
         self._names = [*runs]
         self._alive = dict(runs)
         self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(runs))
-        if len(runs) % self._together:
-            raise UserError(f"population.together is {self._together}, which does not divide {len(runs)} members")
-        self._pace = Pace()
+        self._pace = Pace(self._devices[self._names[0]].moving.plan)
         self._done: float | None = None
         self._loop: Loop | None = None
 
-    def train(self, step: int | None) -> None:
-        """Trains until every member has made its steps. step: the checkpoint to resume from; None: the runs are new."""
+    def train(self, step: int | None, ended: Collection[str]) -> None:
+        """Trains until every member has made its steps.
+
+        step: the checkpoint to resume from; None: the runs are new | ended: the members that have nothing left to do
+        """
         self._lineage = [] if step is None else exploit.read(self._root, step)
         start_values = {name: member.values for name, member in self._members.items()}
         self._values = exploit.newest_values(start_values, self._lineage)
         try:
+            if step is not None:
+                self._remember(saved=step, saving=step)
             for run in self._alive.values():
                 run.start()
             # A checkpoint holds the members as they were before they inherited anything at its step.
@@ -140,13 +162,14 @@ class Population:
             self._exploit_due = exploit.next_due(self._config.exploit_every, begun)
             if step is None:
                 self._remember(saved=self._steps(), saving=self._steps())
+            self._for_each(Run.evaluate_if_due)
             self._compile()
             self._exploit_if_due()
             while self._steps() < self._first.parts.config.env_steps and not self._stopped():
                 self._advance(min(self._first.turns_until_due(), self._turns_until_exploit()))
                 self._tend()
                 self._exploit_if_due()
-            self._end()
+            self._end(ended)
         except KeyboardInterrupt as stop:
             for run in self._alive.values():
                 ending.interrupted(run, stop)
@@ -175,6 +198,7 @@ class Population:
             loops.append(device.moving.take())
             check_room(loops[0], len(self._devices) - len(loops))
         check_room(loops[0], len(loops))  # for the joined arrays, beside those of each member
+        check_counters(self._names, loops)
         self._loop = fused.stack(loops)
         del loops
         for number, device in enumerate(self._devices.values()):
@@ -183,8 +207,8 @@ class Population:
         with self._first.parts.learner.as_user_errors("compiling the population"):
             self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
         check_temporaries(self._program, self._together)
-        self._rows: Any = jax.jit(newest, static_argnums=1)
-        self._inherit: Any = jax.jit(inherit, donate_argnums=0)
+        self._rows: Any = jax.jit(fused.newest, static_argnums=1)
+        self._inherit: Any = jax.jit(fused.inherit, donate_argnums=0)
         self._for_each(Run.compiled)
 
     def _member(self, number: int) -> Loop | None:
@@ -193,7 +217,7 @@ class Population:
     def _advance(self, most: int) -> None:
         """Makes turns of all members. A member whose parameters have diverged stops; the others go on."""
         length = self._devices[self._names[0]].moving.plan.sizes.rows
-        turns, before = self._pace.turns(most, length), time.monotonic()
+        turns, before = self._pace.turns(most, int(self._first.parts.replay.counts[0])), time.monotonic()
         bucket = bucket_of(turns, length)
         loop, self._loop = self._loop, None
         try:
@@ -205,17 +229,18 @@ class Population:
             raise
         after = time.monotonic()
         self._pace.made(turns, after - before)
+        self._loop = loop
         for number, name in enumerate(self._names):
             if run := self._alive.get(name):
                 if self._done is not None:
                     run.parts.learner.idle += max(0.0, before - self._done)
                 own = {key: column[number, :, bucket - turns :] for key, column in rows.items()}
-                train = functools.partial(_train_of, loop, number)
+                train = functools.partial(fused.train_of, loop, number)
                 try:
                     self._devices[name].moving.receive(own, jax.tree.map(lambda x, n=number: x[n], report), train)
                 except UserError as error:
                     self._drop(name, error)
-        self._done, self._loop = after, loop
+        self._done = after
         if not self._alive:
             raise UserError("every member of the population has stopped")
 
@@ -223,6 +248,7 @@ class Population:
         """Stops a member that has failed. Its place in the program stays, because the others must not change."""
         run = self._alive.pop(name)
         self._devices[name].hold(lambda: None)
+        run.parts.display.leave()  # type: ignore[attr-defined]
         failure = ending.failed(run, error)
         self._display.message(f"{name} has stopped, the others go on: {failure}")
         self._remember(stopped={**self._standing.stopped, name: str(error)})
@@ -270,14 +296,16 @@ class Population:
         self._for_each(lambda run: run.parts.checkpoints.wait())
         self._remember(saved=step)
 
-    def _end(self) -> None:
+    def _end(self, ended: Collection[str]) -> None:
         step = self._steps()
         self._remember(saving=step)
         if self._stopped():
             self._for_each(Run.leave)
             self._display.end("stopped", [f"stopped by a callback; to go on: {header.to_go_on(self._root)}"])
         else:
-            self._for_each(Run.finish)
+            for name, run in self._alive.items():
+                if name not in ended:
+                    run.finish()
             self._display.end("done", header.next_steps(self._root, self._first.parts.run_dir.name))
         self._remember(saved=step)
 
@@ -285,31 +313,19 @@ class Population:
         for run in [*self._alive.values()]:
             do(run)
 
+    def _saving(self, step: int) -> None:
+        """Records the step before the first member is saved there, so that a kill leaves a common checkpoint."""
+        if self._standing.saving != step:
+            self._remember(saving=step)
+
     def _remember(self, **changes: Any) -> None:
         self._standing = self._standing._replace(**changes)
         standing.write(self._root, self._standing)
 
 
-def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
-    """Returns the loop of a population in which member `number` [] has what `parent` [] has learned, and `hyper`.
-
-    The member keeps its replay, its environments and its random keys.
-    """
-
-    def copied(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.at[number].set(x[parent]), tree)
-
-    train = loop.train
-    own = jax.tree.map(lambda x, y: x.at[number].set(y), train.hyper, hyper)
-    learned = {name: copied(getattr(train, name)) for name in ("params", "extra", "opt_state")}
-    return loop._replace(train=train._replace(hyper=own, **learned))
-
-
-def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
-    """Returns the last `rows` rows {name: [P, S, rows, ..]} of each stream of all members, oldest first."""
-    number = ring.added - rows + jnp.arange(rows)
-    return {name: column[:, :, number % column.shape[2]] for name, column in ring.columns.items()}
-
-
-def _train_of(loop: Loop, number: int) -> Any:
-    return fused.member(loop, number).train
+def check_counters(names: Sequence[str], loops: Sequence[Loop]) -> None:
+    """Raises UserError if the members are not at the same point, because then one program cannot advance them."""
+    found = [(loop.ring.added, loop.ring.taken, loop.acted, loop.started, loop.debt) for loop in loops]
+    for name, own in zip(names, placement.to_host(found), strict=True):
+        if tuple(map(int, own)) != tuple(map(int, found[0])):
+            raise UserError(f"the members {names[0]} and {name} have collected different rows; resume them one by one")

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamer.errors import UserError
+from dreamer.layers import Layer, layer
 from dreamer.runtime.files import checkpoint_files
 from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.files.run_dir import CONFIG, METRICS
+from dreamer.runtime.run import run_config
 
 FILE = "population.json"
 
@@ -24,16 +26,20 @@ class Standing(NamedTuple):
     members: the names of all members | stopped {name: reason}: the members that train no more
     saved: the newest step at which all members were saved; -1: none
     saving: the step at which members were being saved, one after the other; equal to `saved` if none was
+    config {dotted key: value}: what the config of the population has besides those of its members
     """
 
     members: tuple[str, ...]
     stopped: Mapping[str, str]
     saved: int = -1
     saving: int = -1
+    config: Mapping[str, Any] = {}
 
 
-def begin(root: Path, members: Sequence[str], resume: str) -> tuple[Standing, int | None]:
-    """Returns where the population in `root` stands, and the step at which all members resume; None: it is new.
+def begin(root: Path, members: Sequence[str], resume: str, config: Mapping[str, Any]) -> tuple[Standing, int | None]:
+    """Returns where the population in `root` stands, and the step at which all members resume.
+
+    The step is None for a population that is new, or that ended before all members had their first checkpoint.
 
     resume: "no", "yes" or "auto", as in `train`. Only reads the disk.
     Raises UserError if there is no population to resume, or one that must not be overwritten; if it has other members;
@@ -45,14 +51,26 @@ def begin(root: Path, members: Sequence[str], resume: str) -> tuple[Standing, in
             raise UserError(f"there is no population at {root} to resume")
         if (root / CONFIG).exists() or (root / METRICS).exists():
             raise UserError(f"{root} contains a run; give the population another --run-dir")
-        return Standing(tuple(members), {}), None
+        return Standing(tuple(members), {}, config=config), None
     if resume == "no":
         raise UserError(f"{root} contains a population; resume it with --resume, or give another --run-dir")
     standing = read(path)
     if set(standing.members) != set(members):
         changed = sorted(set(standing.members) ^ set(members))
         raise UserError(f"the population at {root} has other members, see {', '.join(changed)}; give the same axes")
-    return standing, _common_step(root, standing)
+    return standing._replace(config=config), _common_step(root, standing)
+
+
+def layers(root: Path, *, trusted: bool, given: Mapping[str, Any]) -> list[Layer]:
+    """Returns the config of the population in `root`: that of its first member, and what it has besides.
+
+    trusted: whether the user trusts the population | given: the settings of the command, by dotted key
+    Raises UserError if a file is damaged, or names code that nobody vouches for.
+    """
+    known = read(root / FILE)
+    found = run_config.read(root / known.members[0])
+    run_config.check(found, trusted=trusted, given=given)
+    return [found.layer(), layer({**known.config, "run_dir": str(root)}, origin=str(root / FILE))]
 
 
 def read(path: Path) -> Standing:
@@ -61,7 +79,7 @@ def read(path: Path) -> Standing:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: int(values[name]) for name in ("saved", "saving")}
         stopped = {str(name): str(why) for name, why in values["stopped"].items()}
-        return Standing(tuple(map(str, values["members"])), stopped, **numbers)
+        return Standing(tuple(map(str, values["members"])), stopped, **numbers, config=dict(values["config"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
@@ -72,8 +90,10 @@ def write(root: Path, standing: Standing) -> None:
     write_whole(root / FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _common_step(root: Path, standing: Standing) -> int:
-    """Returns the newest step at which all members have a checkpoint."""
+def _common_step(root: Path, standing: Standing) -> int | None:
+    """Returns the newest step at which all members have a checkpoint; None: they have never had one."""
+    if standing.saved < 0:
+        return None
     steps: dict[str, list[int]] = {}
     for name in standing.members:
         if name in standing.stopped:

@@ -9,6 +9,7 @@ import sys
 import threading
 
 PATIENCE = 1.0  # seconds to wait for the last lines of a process that has ended
+LONGEST = 1 << 16  # bytes of a line that is copied before its end
 
 
 class Relay:
@@ -37,11 +38,15 @@ class Relay:
             while pipes.get_map():
                 for pipe, _ in pipes.select():
                     data, name = os.read(pipe.fd, 1 << 16), pipe.data
-                    whole, newline, rests[name] = (rests[name] + data).rpartition(b"\n")
+                    text = rests[name] + data
+                    end = 1 + max(text.rfind(b"\n"), text.rfind(b"\r"))  # a progress bar ends its lines with "\r"
+                    if len(text) - end > LONGEST:
+                        end = len(text)
                     if not data:  # the end of this pipe
                         pipes.unregister(pipe.fileobj)
-                        whole, newline, rests[name] = rests[name], b"\n" if rests[name] else b"", b""
-                    _write(name, whole + newline)
+                        text, end = (text + b"\n", len(text) + 1) if text else (text, 0)
+                    rests[name] = text[end:]
+                    _write(name, text[:end])
 
 
 def _write(name: str, data: bytes) -> None:
