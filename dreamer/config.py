@@ -71,8 +71,8 @@ class Config:
     """Where the loop runs: host, for any environment; device, as one program that includes the environments, which must
     be written in JAX; auto: device if possible."""
     collect: Annotated[Literal["auto", "turns", "thread"], MAY_CHANGE] = "auto"
-    """How the loop on the host collects: in turns with training, or in a thread beside it; auto: in turns if the policy
-    and the updates share a CPU."""
+    """How the loop on the host collects: in turns with training, or in a thread beside it; auto: in turns if
+    environments, policy and updates share a CPU."""
     lockstep: bool = False
     """Alternate collecting and training, so that the same seed gives a bit-identical run."""
     agent: Any = _default("agent")
