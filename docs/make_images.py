@@ -133,7 +133,8 @@ def make_population(run: Path, folder: Path, seed: int) -> Path:
         axis.plot([x["env_steps"] for x in lines], [x["eval/return"] for x in lines], marker=".", label=member.name)
     if not axis.lines:
         raise UserError(f"{run} has no members with evaluations")
-    axis.set(xlabel="environment steps of each member", ylabel="return of an evaluation", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="environment steps of each member", ylabel="return of an evaluation")
+    axis.set(xlim=(0, None), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
@@ -184,7 +185,8 @@ def main() -> None:
     """Makes the pictures that the command line asks for, and prints the path and size of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, default=[name for name in PICTURES if name != "population"])
+    usual = [name for name in PICTURES if name != "population"]
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=usual)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--seed", type=int, default=0, help="of the episode of dream.gif")
     asked = parser.parse_args()

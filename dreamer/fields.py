@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     meaning: str
 
 
-# A field with MAY_CHANGE does not affect the agent, its observations or its training.
+# A field with MAY_CHANGE does not change which agent is trained, or on which observations.
 MAY_CHANGE = Mark("may change when a run is resumed")
 SAME_GROUP = Mark("runs that differ only in this field form one group in a report")
 

@@ -102,7 +102,7 @@ class Workers(Protocol):
     spec: Spec
     envs: int
     streams: int
-    backend: str  # inline, processes, ray, or jax: see fused/workers.py
+    backend: str  # inline, processes, ray, or jax (fused/workers.py)
     folder: str  # the current folder when the set was made
 
     def receive(self, min_ready: int | None = None, max_wait: float = 0.0) -> Ready:
