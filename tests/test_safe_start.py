@@ -275,6 +275,13 @@ def test_an_environment_that_shows_something_else_is_named_by_its_key(tmp_path, 
 # ---- a damaged checkpoint
 
 
+def test_a_resumed_run_that_has_all_its_rows_collects_no_more(tmp_path):
+    config = tiny(tmp_path / "run", **ENV, lockstep=False)
+    dreamer.train(config, callbacks=[lambda line: "stop" if line.env_steps >= 96 else None])
+    dreamer.train(config, resume="yes")
+    assert newest(tmp_path / "run") == 96
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_can_be_resumed(tmp_path, threads, capsys):
     run_dir = shutil.copytree(threads, tmp_path / "run")
     last = newest(run_dir)

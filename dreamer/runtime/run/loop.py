@@ -257,6 +257,8 @@ class Run:
     def _collect_turn(self) -> bool:
         """Makes one turn of the collecting thread. Returns whether there is more to collect."""
         parts, workers = self.parts, self.parts.config.workers
+        if parts.replay.steps >= parts.config.env_steps:  # a resumed run may have all its rows, but not all its updates
+            return False
         if parts.limiter.wait_for_learner():
             half = -(-workers.envs // 2)
             self.collect(min(workers.min_ready or half, workers.envs), workers.max_wait)
