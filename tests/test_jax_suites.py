@@ -233,7 +233,7 @@ def test_a_misspelt_task_gets_the_nearest_name(task):
         ("playground:CartpoleBalance", "mujoco_playground", {"episode_lenth": 3}, "episode_lenth"),
     ],
 )
-def test_what_cannot_be_made_is_told_in_one_line(env, package, options, text):
+def test_what_cannot_be_made_is_refused_with_one_line(env, package, options, text):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     with pytest.raises(UserError) as error:

@@ -80,11 +80,6 @@ class Plan(NamedTuple):
     rate: Fraction
     wanted: int
 
-    @property
-    def first(self) -> int:
-        """Returns the number of rows of each stream at which training starts."""
-        return -(-self.wanted // self.sizes.streams) + self.sizes.sequence - 1
-
 
 Draw = Callable[[Loop], tuple[Ring, Array, Array]]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer.interfaces import Array, TrainState
+from dreamer.runtime.fused import ring as rings
 from dreamer.runtime.fused.loop import Loop, Report
 from dreamer.runtime.fused.ring import Ring
 
@@ -50,10 +51,9 @@ def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
     return loop._replace(train=train._replace(hyper=own, **learned))
 
 
-def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
+def newest(ring: Ring, rows: int) -> Mapping[str, Array]:
     """Returns the last `rows` rows {name: [P, S, rows, ..]} of each stream of all members, oldest first."""
-    number = ring.added - rows + jnp.arange(rows)
-    return {name: column[:, :, number % column.shape[2]] for name, column in ring.columns.items()}
+    return jax.vmap(lambda columns: rings.newest(ring._replace(columns=columns), rows))(ring.columns)
 
 
 def make_population(

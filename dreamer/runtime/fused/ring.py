@@ -64,6 +64,12 @@ def add(ring: Ring, values: Mapping[str, Array]) -> Ring:
     return ring._replace(columns=columns, added=ring.added + 1)
 
 
+def newest(ring: Ring, rows: int) -> Mapping[str, Array]:
+    """Returns the last `rows` rows {name: [S, rows, ..]} of each stream, oldest first."""
+    number = ring.added - rows + jnp.arange(rows)
+    return {name: column[:, _slots(ring, number)] for name, column in ring.columns.items()}
+
+
 def items(ring: Ring, sizes: Sizes) -> Array:
     """Returns the number [] of rows of one stream at which a sequence can start."""
     return jnp.maximum(0, jnp.minimum(ring.added, sizes.rows) - sizes.sequence + 1)

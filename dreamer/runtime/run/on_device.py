@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import loop as fused
-from dreamer.runtime.fused.loop import Loop, Plan
-from dreamer.runtime.fused.ring import Ring
+from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.fused.ring import newest
+from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run.moving import Moving
 
 SECONDS = 1.0  # the time between two visits of the host, unless something is due earlier
@@ -22,8 +23,10 @@ SECONDS = 1.0  # the time between two visits of the host, unless something is du
 class Pace:
     """Decides how many turns the device makes before the host sees the results."""
 
-    def __init__(self, plan: Plan):
-        self._plan = plan
+    def __init__(self, replay: Replay):
+        """replay: that of the run, or of one member"""
+        self._first = replay.start(replay.config.batch_size) // len(replay.counts)
+        self._most = replay.size.rows_per_stream
         self._per_turn, self._last = 0.0, 0  # seconds of a turn, and the number of the last turns
 
     def turns(self, most: int, added: int) -> int:
@@ -32,13 +35,13 @@ class Pace:
         added: the number of rows that each stream has had. The turn in which training starts stands alone, because all
         turns after it take longer; from then on, each call makes at most twice as many turns as the one before.
         """
-        left = self._plan.first - added
+        left = self._first - added
         if left > 1:
             most = min(most, left - 1)
         elif left == 1:
             self._per_turn, self._last = 0.0, 0
         wanted = int(SECONDS / self._per_turn) if self._per_turn else 1
-        return max(1, min(wanted, most, self._plan.sizes.rows, 2 * self._last or 1))
+        return max(1, min(wanted, most, self._most, 2 * self._last or 1))
 
     def made(self, turns: int, seconds: float) -> None:
         """Records how long `turns` turns took."""
@@ -54,7 +57,7 @@ class OnDevice:
     def __init__(self, agent: Agent, moving: Moving):
         """Moves nothing yet, see `compile`."""
         workers = moving.owners.workers
-        self.moving, self._pace = moving, Pace(moving.plan)
+        self.moving, self._pace = moving, Pace(moving.owners.replay)
         self.turns = fused.make_run(agent, workers.spec, workers.functions, moving.plan)
         self._run: Any = jax.jit(self.turns, donate_argnums=0)
         self._rows: Callable[..., Any] = jax.jit(newest, static_argnums=1)
@@ -107,9 +110,3 @@ class OnDevice:
 def bucket_of(turns: int, rows: int) -> int:
     """Returns the number of rows to fetch for `turns` turns: a power of two, so that few programs serve any number."""
     return min(1 << (turns - 1).bit_length(), rows)
-
-
-def newest(ring: Ring, rows: int) -> Mapping[str, Any]:
-    """Returns the last `rows` rows {name: [S, rows, ..]} of each stream, oldest first."""
-    number = ring.added - rows + jnp.arange(rows)
-    return {name: column[:, number % column.shape[1]] for name, column in ring.columns.items()}

@@ -140,7 +140,7 @@ class Population:
         self._names = [*runs]
         self._alive = dict(runs)
         self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(runs))
-        self._pace = Pace(self._devices[self._names[0]].moving.plan)
+        self._pace = Pace(self._first.parts.replay)
         self._done: float | None = None
         self._loop: Loop | None = None
 
