@@ -187,7 +187,7 @@ def claims() -> JaxEnv:
     return 3
 
 
-def test_a_factory_that_promises_a_jax_env_and_makes_another_thing_is_told():
+def test_a_factory_that_promises_a_jax_env_and_makes_another_thing_is_refused():
     with pytest.raises(UserError, match="annotated as a JaxEnv, but its factory made a int"):
         plugins.make_jax_env(f"{__name__}:claims")
 

@@ -152,7 +152,7 @@ def test_a_run_alone_is_called_by_its_name(here):
     ]  # fmt: skip
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(here):
+def test_runs_of_the_same_name_are_distinguished_by_their_folders(here):
     write_run(here / "a" / "seed0")
     write_run(here / "b" / "seed0", **{"agent.horizon": 100})
     assert [group.name for group in one_task("a/seed0", "b/seed0").groups] == [
