@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dreamer.apps.load import load
     from dreamer.config import Config
     from dreamer.config import load as load_config
-    from dreamer.runtime.run.train import train
+    from dreamer.runtime.train import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
@@ -24,7 +24,7 @@ __all__ = ["Config", "__version__", "evaluate", "load", "load_config", "train"]
 _HOMES = {
     "Config": ("dreamer.config", "Config"),
     "load_config": ("dreamer.config", "load"),
-    "train": ("dreamer.runtime.run.train", "train"),
+    "train": ("dreamer.runtime.train", "train"),
     "evaluate": ("dreamer.apps.evaluate", "evaluate"),
     "load": ("dreamer.apps.load", "load"),
 }

@@ -89,7 +89,7 @@ class Config:
     """When the train state is saved."""
     devices: Annotated[Any, MAY_CHANGE] = _default("runtime.devices.mesh")
     """Devices and hosts that learn together."""
-    population: Any = _default("runtime.run.population_config")
+    population: Any = _default("runtime.population.config")
     """Several agents in one program."""
 
     def __post_init__(self) -> None:

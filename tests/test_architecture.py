@@ -52,7 +52,7 @@ TABLE: dict[str, set[str]] = {
     "losses": {"ops", "interfaces"} | NOUNS,
     "agent": {"ops", "losses", "interfaces", "contracts", "coerce"} | NOUNS,
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
-    "runtime": set(),
+    "runtime": {"runtime/devices", "runtime/log", "runtime/population", "runtime/run", "interfaces", "config"} | NOUNS,
     "runtime/files": NOUNS,
     "runtime/env": {"runtime/files"} | NOUNS,
     "runtime/workers": {"runtime/env"} | NOUNS,
@@ -61,10 +61,12 @@ TABLE: dict[str, set[str]] = {
     "runtime/log": {"runtime/files"} | NOUNS,
     "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces"} | NOUNS,
     "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
-    "apps": RUNTIME | {"apps/check", "apps/report", "agent", "losses", "interfaces"} | LOOSE | NOUNS,
+    "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
+    "apps": RUNTIME
+    | {"runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"} | LOOSE | NOUNS,
     "apps/check": {"runtime/env", "runtime/workers", "runtime/files", "runtime/log"} | NOUNS,
     "apps/report": {"apps", "runtime/files", "runtime/log", "runtime/run", "config", "coerce", "shipped"} | NOUNS,
-    "dreamer": {"config", "runtime/run", "apps"},
+    "dreamer": {"config", "runtime", "apps"},
 }
 OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 # Suites of environments written in JAX, and what they share.
@@ -81,6 +83,7 @@ NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
     "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites", "dreamer.steps", "dreamer.trust",
     "dreamer.layers", "dreamer.gymnasium_ids",
+    *(f"dreamer.runtime.population.{name}" for name in ("config", "display", "exploit", "members", "standing")),
     *(
         f"dreamer.runtime.files.{name}"
         for name in (

@@ -39,9 +39,9 @@ def preset(tmp_path):
 def trained(monkeypatch):
     """Records the configs that `train` receives."""
     configs: list[Config] = []
-    module = types.ModuleType("dreamer.runtime.run.train")
+    module = types.ModuleType("dreamer.runtime.train")
     module.train = lambda config, **_: configs.append(config)
-    monkeypatch.setitem(sys.modules, "dreamer.runtime.run.train", module)
+    monkeypatch.setitem(sys.modules, "dreamer.runtime.train", module)
     return configs
 
 
@@ -234,7 +234,7 @@ def test_a_word_after_a_flag_is_its_value_and_the_rest_are_presets(trained, pres
 
 def test_resume_before_a_preset_is_a_switch(monkeypatch, trained, preset):
     seen = []
-    module = sys.modules["dreamer.runtime.run.train"]
+    module = sys.modules["dreamer.runtime.train"]
     monkeypatch.setattr(module, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--resume", preset("seed: 1")]) == 0
     assert cli.main(["train", "--resume", "auto", preset("seed: 1")]) == 0
@@ -330,7 +330,7 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
     def fail(config, **_):
         raise UserError("env 'x' is\n not there")
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", fail)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.train"], "train", fail)
     assert error_line(capsys, "train") == "dreamer: error: env 'x' is not there\n"
 
 
@@ -341,7 +341,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
     def interrupt(config, **_):
         raise stop
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", interrupt)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.train"], "train", interrupt)
     assert cli.main(["train"]) == code
 
 
@@ -350,7 +350,7 @@ def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, st
 )
 def test_resume_is_passed_on(monkeypatch, trained, tmp_path, words, expected):
     seen = []
-    module = sys.modules["dreamer.runtime.run.train"]
+    module = sys.modules["dreamer.runtime.train"]
     monkeypatch.setattr(module, "train", lambda config, resume, **_: seen.append(resume))
     assert cli.main(["train", "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [expected]
@@ -366,7 +366,7 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
     def bug(config, **_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["dreamer.runtime.run.train"], "train", bug)
+    monkeypatch.setattr(sys.modules["dreamer.runtime.train"], "train", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
 

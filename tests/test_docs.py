@@ -35,7 +35,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARK = re.compile(r"<!-- shown only: \S.* -->")
 SHELL, PYTHON, DATA = ("sh", ""), ("python",), ("text", "bibtex")
 DOERS = {  # what a command does once its words are understood
-    "dreamer.runtime.run.train.train": None,
+    "dreamer.runtime.train.train": None,
     "dreamer.apps.evaluate.evaluate_run": None,
     "dreamer.apps.report.command.report_runs": None,
     "dreamer.apps.verify.verify_run": 0,

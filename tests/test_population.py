@@ -22,8 +22,8 @@ from dreamer.runtime.fused import loop as fused
 from dreamer.runtime.fused import population
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.ring import Ring, Sizes
+from dreamer.runtime.population import exploit, members
 from dreamer.runtime.replay import columns
-from dreamer.runtime.run import exploit, members
 from envs import jax_probes
 
 MEMBERS, TURNS = 4, 24

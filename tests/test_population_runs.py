@@ -14,7 +14,8 @@ from test_fused import SETTINGS, state_of
 import dreamer
 from dreamer.apps import cli
 from dreamer.errors import UserError
-from dreamer.runtime.run import ending, moving, room
+from dreamer.runtime.population import room
+from dreamer.runtime.run import ending, moving
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 
@@ -165,7 +166,7 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
 
 
 def test_a_population_that_does_not_fit_says_how_many_would(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamer.runtime.run.room.free_memory", lambda: 1000)
+    monkeypatch.setattr("dreamer.runtime.population.room.free_memory", lambda: 1000)
     with pytest.raises(UserError, match="each member takes .* enough for 0 of 1 more members"):
         dreamer.train(config_of(tmp_path / "run"))
 

@@ -203,7 +203,7 @@ def train_command(args: list[str]) -> int:
     if config.print_config:
         print(to_yaml(resolved), end="")
         return 0
-    from dreamer.runtime.run.train import train
+    from dreamer.runtime.train import train
 
     train(resolved, resume=config.resume, resume_from=config.resume_from, trust=config.trust)
     return 0
@@ -275,7 +275,8 @@ def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> l
     resumed = words.get("resume", ["no"]) != ["no"] or "resume_from" in words
     if not resumed or not words.get("run_dir"):
         return []
-    from dreamer.runtime.run import run_config, standing
+    from dreamer.runtime.population import standing
+    from dreamer.runtime.run import run_config
 
     run_dir = Path(words["run_dir"][0]).expanduser()
     if (run_dir / standing.FILE).is_file():

@@ -11,7 +11,7 @@ from dreamer import agent as agents
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Batch, Spec, TrainState
 from dreamer.runtime.devices import placement
-from dreamer.runtime.run.members import Member
+from dreamer.runtime.population.members import Member
 
 
 def own_hyper(state: TrainState, shared: Agent, member: Member, spec: Spec) -> TrainState:

@@ -16,7 +16,9 @@ from dreamer.interfaces import JaxEnv
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime.devices.distributed import refuse_several
 from dreamer.runtime.log.sinks import Sink
-from dreamer.runtime.run import ending, members, population, start
+from dreamer.runtime.population import members
+from dreamer.runtime.population import train as population
+from dreamer.runtime.run import ending, start
 from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run

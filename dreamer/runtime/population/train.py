@@ -1,0 +1,108 @@
+"""Trains the members of a population: many runs in one program. Each member keeps its own run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.fields import get, keys
+from dreamer.interfaces import Agent
+from dreamer.plugins import EnvName
+from dreamer.runtime.population import exploit, standing
+from dreamer.runtime.population.display import MemberDisplay
+from dreamer.runtime.population.hyper import own_hyper
+from dreamer.runtime.population.loop import Population
+from dreamer.runtime.population.members import Member, members_of
+from dreamer.runtime.run import header, resume, start
+from dreamer.runtime.run.build import Opened, Session, open_run, open_session
+from dreamer.runtime.run.listening import Callback
+
+
+class Request(NamedTuple):
+    """What the caller of `train` asked for, see `dreamer.train`."""
+
+    env: EnvName
+    resume: str
+    trust: bool
+    callbacks: Sequence[Callback]
+
+
+def train(config: Config, request: Request) -> Path:
+    """Trains all members, each in RUN/NAME, and returns the run directory RUN. Raises errors as `dreamer.train`.
+
+    The callbacks receive the lines of all members; `Line.run_dir` names the member. If one of them returns "stop", all
+    members stop.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(config.run_dir or header.default_run_dir(config))))
+    if config.loop == "host":
+        raise UserError("a population needs the loop on the device: leave out --loop host")
+    if config.checkpoint.keep < 2:
+        raise UserError("checkpoint.keep must be 2 or more in a population: its members are saved one after the other")
+    config = dataclasses.replace(config, run_dir=str(root), loop="device")
+    members = members_of(config)
+    exploit.check(config, len(members))
+    own = {"seed": config.seed, **{f"population.{key}": get(config.population, key) for key in keys(config.population)}}
+    known, step = standing.begin(root, [member.name for member in members], request.resume, own)
+    alive = [member for member in members if member.name not in known.stopped]
+    check_together(config.population.together, len(alive))
+    ended = {member.name for member in alive if step == config.env_steps and ended_at(root / member.name, step)}
+    if len(ended) == len(alive):
+        why = f"it has made its {step:,} env_steps; give more to continue" if alive else "all its members have stopped"
+        print(f"the population in {root} has nothing to do: {why}")
+        return root
+    with contextlib.ExitStack() as stack:
+        session = open_session(config, stack)
+        runs = open_members(alive, step, request, session, begun=(root / standing.FILE).exists())
+        session.display.header(describe(members, alive, config))
+        Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
+    return root
+
+
+def ended_at(run_dir: Path, step: int) -> bool:
+    """Whether a member has made its last evaluation, at `step`."""
+    found = resume.find(run_dir, step)
+    return bool(found and found.ended)
+
+
+def check_together(together: int, members: int) -> None:
+    """Raises UserError if the members cannot be divided into groups of `together`; 0: the device decides."""
+    if together and members and members % together:
+        fits = [size for size in range(1, members + 1) if not members % size]
+        raise UserError(f"population.together is {together}, it must divide {members} members: one of {fits}")
+
+
+def open_members(
+    members: Sequence[Member], step: int | None, request: Request, session: Session, begun: bool
+) -> dict[str, Opened]:
+    """Opens the run of each member. All share one agent, whose functions serve every member.
+
+    step: the checkpoint to resume from; None: the first one of the members that have one already
+    begun: whether an earlier start has written anything. Raises UserError if an axis changes the program.
+    """
+    display: Any = [MemberDisplay(session.display, member.name) for member in members]
+    runs: dict[str, Opened] = {}
+    shared: Agent | None = None
+    for number, member in enumerate(members):
+        display[number].all = display
+        how = request.resume if step is not None else "auto" if begun else "no"
+        decision = start.decide(member.config, request.env, how, step, trust=request.trust)
+        opened = open_run(decision, session._replace(display=display[number]), shared)
+        parts = opened.parts
+        shared = shared or parts.agent
+        if step is None and member.config.agent != members[0].config.agent:
+            parts.learner.load(own_hyper(parts.learner.state, shared, member, parts.workers.spec), 0)
+        runs[member.name] = opened
+    return runs
+
+
+def describe(members: Sequence[Member], alive: Sequence[Member], config: Config) -> list[str]:
+    """Returns the lines that introduce a population."""
+    names = ", ".join(member.name for member in members[:4]) + (", ..." if len(members) > 4 else "")
+    left = f"; {len(members) - len(alive)} have stopped" if len(alive) < len(members) else ""
+    return [f"population: {len(members)} members in {config.run_dir} ({names}){left}"]
