@@ -23,6 +23,11 @@ def presets() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder("experiments").glob("*.yaml"))}
 
 
+def sweeps() -> dict[str, Path]:
+    """Returns {name: file} of the sweeps that come with the package, sorted by name."""
+    return {file.stem: file for file in sorted((folder("experiments") / "sweeps").glob("*.yaml"))}
+
+
 def preset_line(file: Path) -> str:
     """Returns the first line of a preset file without its "#": a sentence about the preset."""
     with open(file, encoding="utf-8") as lines:

@@ -34,6 +34,7 @@ from dreamer.fields import MAY_CHANGE, at_least, between, keys, marked
 from dreamer.runtime.log.glossary import METRICS
 
 USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
+       dreamer sweep SWEEP [--flags]               train many agents that differ in settings and seeds
        dreamer eval RUN [--flags]                  play episodes with a trained one
        dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
@@ -157,9 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: list[str]) -> int:
     commands = {
-        "train": train_command, "eval": eval_command, "check": check_command, "report": report_command,
-        "verify": verify_command, "presets": lists.presets_command, "envs": lists.envs_command,
-        "metrics": lists.metrics_command, "completion": completion_command,
+        "train": train_command, "sweep": sweep_command, "eval": eval_command, "check": check_command,
+        "report": report_command, "verify": verify_command, "presets": lists.presets_command,
+        "envs": lists.envs_command, "metrics": lists.metrics_command, "completion": completion_command,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -251,12 +252,14 @@ def completion_command(args: list[str]) -> int:
 
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
+        from dreamer.apps.sweep.command import SweepFlags
 
         if not words:
             raise UserError('dreamer completion needs a shell, bash or zsh: eval "$(dreamer completion bash)"')
         own = {
             "train": (TrainFlags(), [*shipped.presets(), "--help-all"]), "eval": (EvalFlags(), []),
-            "check": (Settings(), []), "report": (ReportFlags(), []), "verify": (VerifyFlags(), []),
+            "sweep": (SweepFlags(), [*shipped.sweeps()]), "check": (Settings(), []),
+            "report": (ReportFlags(), []), "verify": (VerifyFlags(), []),
         }  # fmt: skip
         commands: dict[str, list[str]] = {
             name: [*more, "--help", *(f"--{key.replace('_', '-')}" for key in keys(config))]
@@ -324,6 +327,20 @@ def report_command(args: list[str]) -> int:
         command=shlex.join(["dreamer", "report", *args]),
     )  # fmt: skip
     return 0
+
+
+def sweep_command(args: list[str]) -> int:
+    """Runs `dreamer sweep`. args: one sweep, and flags. Returns the exit code. Raises UserError."""
+    from dreamer.apps.sweep.command import HELP, SweepFlags, sweep
+
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(SweepFlags(), "dreamer sweep SWEEP", HELP)
+    options, strays = apply(SweepFlags(), flags)
+    sweeps = words + strays
+    if len(sweeps) != 1:
+        raise UserError(f"dreamer sweep takes one sweep, not {len(sweeps)}: dreamer sweep cartpole")
+    return sweep(sweeps[0], options)
 
 
 def check_command(args: list[str]) -> int:

@@ -24,9 +24,10 @@ TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 def main() -> int:
     """Runs the command `dreamer` and returns the exit code.
 
-    If huge pages must be requested, `dreamer train` first executes itself again, with other environment variables.
+    If huge pages must be requested, `dreamer train` and `dreamer sweep` first execute themselves again, with other
+    environment variables.
     """
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["sweep"]):
         policy = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
         environment = asking_for_huge_pages(os.environ, policy, c_library())
         if environment is not None:

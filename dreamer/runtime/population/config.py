@@ -16,6 +16,8 @@ class Config:
     """Number of seeds, counted from `seed`; more than 1 trains a population."""
     axes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Values to combine, by key: agent.horizon: [100, 333]. Numbers of the agent that change no shape."""
+    members: tuple[dict[str, Any], ...] = ()
+    """Members one by one, in place of seeds and axes: the values of each by key, its seed among them."""
     together: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Number of members that the device trains at the same time; the others wait for their turn. 0 = one on a CPU, all
     on other devices."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ class Member(NamedTuple):
 
 def count(config: RunConfig) -> int:
     """Returns the number of members; 1 stands for a run that is no population."""
+    if config.population.members:
+        return len(config.population.members)
     sizes = [len(values) for values in flattened(config.population.axes).values() if isinstance(values, list | tuple)]
     return max(math.prod(sizes) * config.population.seeds, 2 if config.population.axes else 1)
 
@@ -40,6 +43,8 @@ def members_of(config: RunConfig) -> list[Member]:
     Raises UserError for an axis that is no field of the agent, or whose values are not a list of valid values.
     """
     given, axes = config.population, flattened(config.population.axes)
+    if given.members:
+        return _listed(config)
     for key, values in axes.items():
         _check_axis(config, key, values)
     named, members = short_names(axes), []
@@ -48,10 +53,36 @@ def members_of(config: RunConfig) -> list[Member]:
         for seed in range(config.seed, config.seed + given.seeds):
             parts = [f"{named[key]}={value}" for key, value in values.items()]
             name = "-".join([*parts, *([f"seed{seed}"] if given.seeds > 1 or not parts else [])])
-            own = overlay(config, layer(values, origin="population.axes"))
-            run_dir = str(Path(config.run_dir) / name)
-            alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=type(given)())
-            members.append(Member(name, alone, {key: get(own, key) for key in values}))
+            members.append(_member(config, name, seed, values, "population.axes"))
+    return members
+
+
+def _member(config: RunConfig, name: str, seed: int, values: Mapping[str, Any], origin: str) -> Member:
+    own = overlay(config, layer(values, origin=origin))
+    run_dir, none = str(Path(config.run_dir) / name), type(config.population)()
+    alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=none)
+    return Member(name, alone, {key: get(own, key) for key in values})
+
+
+def _listed(config: RunConfig) -> list[Member]:
+    """Returns the members that `population.members` lists. Raises UserError."""
+    given = config.population
+    if given.axes or given.seeds > 1:
+        raise UserError("population.members lists all members; leave out population.axes and population.seeds")
+    members = []
+    for number, listed in enumerate(given.members):
+        origin = f"population.members[{number}]"
+        values = flattened({key: value for key, value in listed.items() if key not in ("name", "seed")})
+        for key in values:
+            _check_axis(config, key, [None], origin)
+        seed = listed.get("seed", config.seed)
+        name = str(listed.get("name", f"member{number}"))
+        if not re.fullmatch(r"[\w.=+][\w.=+-]*", name, re.ASCII) or name in (".", ".."):
+            raise UserError(f"{origin}: the name {name!r} is no plain name of a directory")
+        members.append(_member(config, name, seed, values, origin))
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        raise UserError(f"population.members: two members have one name: {', '.join(names)}")
     return members
 
 
@@ -63,7 +94,7 @@ def flattened(axes: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
+def short_names(axes: Collection[str]) -> dict[str, str]:
     """Returns the last words of each dotted key, as many as the name needs to be unique."""
     words = {key: key.split(".") for key in axes}
     short = {}
@@ -74,13 +105,13 @@ def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
     return short
 
 
-def _check_axis(config: RunConfig, key: str, values: Any) -> None:
+def _check_axis(config: RunConfig, key: str, values: Any, origin: str = "population.axes") -> None:
     if type_of(config, key) is None:
         near = similar_key(config, key)
-        raise UserError(f"population.axes: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""))
+        raise UserError(f"{origin}: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""))
     if not key.startswith("agent."):
         hint = "population.seeds gives each member a seed of its own" if key == "seed" else "dreamer sweep varies it"
-        raise UserError(f"population.axes: {key} is not a number of the agent, which alone members can vary; {hint}")
+        raise UserError(f"{origin}: {key} is not a number of the agent, which alone members can vary; {hint}")
     if not isinstance(values, list | tuple) or not values:
         raise UserError(f"population.axes.{key} must be a list of values, not {values!r}")
     if len({repr(value) for value in values}) < len(values):

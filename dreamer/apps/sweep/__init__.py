@@ -1,0 +1,1 @@
+"""Sweeps: many trainings that one file describes and one command runs."""
