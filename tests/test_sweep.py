@@ -235,7 +235,7 @@ def test_the_file_of_a_sweep_is_read_as_it_was_written(tmp_path):
     assert state.read(tmp_path) == known
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 9}', '{"version":1,"trials":[{}],"programs":[]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 9}', '{"version":1,"trials":[{}]}'])
 def test_a_damaged_file_of_a_sweep_is_refused_in_one_line(tmp_path, text):
     (tmp_path / state.FILE).write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json"):

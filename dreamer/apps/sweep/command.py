@@ -104,9 +104,9 @@ def plan(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) 
         if not same:
             raise UserError(f"{root} contains another sweep, without one trial in common; give another --run-dir")
         _check_same(root, known, trials)
-        gone = [name for name in known.trials if name not in trials]
+        left = [name for name in known.trials if name not in trials]
         notes += [f"the sweep has changed: {len(fresh)} trials are new"] if fresh else []
-        notes += [f"the sweep has changed: {len(gone)} trials are gone, their runs stay: {_few(gone)}"] if gone else []
+        notes += [f"the sweep has changed: {len(left)} trials are gone, their runs stay: {_few(left)}"] if left else []
     needs, packed = None, Packing((), ())
     if fresh:
         jobs = flags.jobs

@@ -67,7 +67,7 @@ def read(path: str) -> Sweep:
 
     path: a file, or the name of a sweep that comes with dreamer, such as "cartpole"
     """
-    name = shipped.sweeps().get(path, path)
+    name = str(shipped.sweeps().get(path, path))
     if not Path(name).is_file() and not name.endswith((".yaml", ".yml")):
         raise UserError(f"no sweep {path!r}: a sweep is a file in .yaml{nearest(path, shipped.sweeps())}")
     return overlay(Sweep(), _whole_axes(read_preset(name)))
@@ -202,8 +202,8 @@ def _normal(key: str, given: Any) -> Axis:
 
 
 def _integers(key: str, given: Any) -> Axis:
-    low, high = _ordered(key, "integers", given)
-    if not all(isinstance(number, int) for number in (low, high)):
+    low, high = map(int, numbers := _ordered(key, "integers", given))
+    if not all(isinstance(number, int) for number in numbers):
         raise UserError(f"axes.{key}: integers needs two whole numbers, not {list(given)}")
     return Axis(key, None, lambda rng: int(rng.integers(low, high + 1)))
 

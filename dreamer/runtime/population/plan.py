@@ -94,7 +94,7 @@ def spec_of(config: Config) -> tuple[Spec, bool]:
 
 def shared(config: Config) -> str:
     """Returns what the members of a population have in common besides the program, as text."""
-    left = dataclasses.replace(config, seed=0, run_dir="", agent=None)
+    left = dataclasses.replace(config, seed=0, run_dir="", agent=Config().agent)
     return repr(left)
 
 
@@ -108,8 +108,9 @@ def compiled(agent: Agent, spec: Spec, config: Config) -> Any:
     action = jax.ShapeDtypeStruct((*rows, spec.action_width), jnp.float32)
     batch: Any = Batch(obs, action, numbers, flags, flags, flags, latent if config.replay.context else {})
     state = jax.eval_shape(agent.init, jax.random.key(0))
+    update: Any = jit_update(agent, make_mesh(jax.local_devices()[:1]))
     try:
-        return jit_update(agent, make_mesh(jax.local_devices()[:1])).lower(state, batch).compile()
+        return update.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"an update cannot be compiled here: {str(error).splitlines()[0]}") from error
 
