@@ -335,14 +335,29 @@ def test_a_user_error_of_the_run_is_one_line(capsys, monkeypatch, trained):
 
 
 @pytest.mark.parametrize(
-    ("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGINT), 130), (Stopped(signal.SIGTERM), 143)]
-)
+    ("stop", "code"),
+    [
+        (KeyboardInterrupt(), 130), (Stopped(signal.SIGINT), 130), (Stopped(signal.SIGTERM), 143),
+        (Stopped(signal.SIGUSR1), 138),
+    ],
+)  # fmt: skip
 def test_an_interrupt_exits_with_the_code_of_its_signal(monkeypatch, trained, stop, code):
     def interrupt(config, **_):
         raise stop
 
     monkeypatch.setattr(sys.modules["dreamer.runtime.train"], "train", interrupt)
     assert cli.main(["train"]) == code
+
+
+def test_an_interrupted_run_that_could_not_be_saved_exits_with_2(monkeypatch, trained, capsys):
+    def interrupt(config, **_):
+        stop = Stopped(signal.SIGTERM)
+        stop.add_note("the disk\n is full")
+        raise stop
+
+    monkeypatch.setattr(sys.modules["dreamer.runtime.train"], "train", interrupt)
+    expected = "dreamer: error: interrupted, and not all was saved: the disk is full\n"
+    assert error_line(capsys, "train") == expected
 
 
 @pytest.mark.parametrize(

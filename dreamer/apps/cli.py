@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code. argv: the words after the program's name; None: sys.argv[1:].
 
     0: done | 1: `check` or `verify` found a fault, or stdout is a closed pipe | 2: a UserError, printed on stderr
-    130: interrupted | 143: interrupted by SIGTERM
+    130: interrupted | 143, 138: interrupted by SIGTERM, SIGUSR1
     """
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
@@ -149,6 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dreamer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        # A cluster starts a job again that ends with the code of a signal; so only a saved run ends with it.
+        if notes := getattr(stop, "__notes__", None):
+            print(f"dreamer: error: interrupted, and not all was saved: {' '.join(notes[0].split())}", file=sys.stderr)
+            return 2
         print("dreamer: interrupted", file=sys.stderr)
         return getattr(stop, "code", 130)
     except BrokenPipeError:  # the reader of a pipe (`| head`) has gone; Python would report that again at exit

@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from dreamer.apps.sweep import local, packing, planning, spec, state, table
+from dreamer import shipped
+from dreamer.apps.sweep import local, packing, planning, slurm, spec, state, table
 from dreamer.apps.sweep.packing import Pack, Packing, Program
 from dreamer.apps.sweep.spec import Sweep
 from dreamer.apps.sweep.state import Failure, Known
@@ -38,6 +39,8 @@ class SweepFlags:
     """List all trials, their programs and the memory that they take, and exit."""
     status: bool = False
     """Show how all trials stand, and exit; SWEEP may be the directory of a sweep."""
+    on: Literal["local", "slurm"] = "local"
+    """Where the programs run: on this machine, or as array jobs of SLURM (extra slurm)."""
     index: str = ""
     """Run one program, by its number in --print or by its name: for tasks of an array job."""
     pack: Pack = "auto"
@@ -48,6 +51,10 @@ class SweepFlags:
     """Run failed trials again, from their last checkpoints."""
     compilation_cache: str = ""
     """Folder of compiled programs that all trials share; empty: in the directory of the sweep; off: none."""
+    device_gb: Annotated[float, at_least(0)] = 0.0
+    """Memory of the accelerators on which the programs will run; 0 = they run on devices like those of this machine."""
+    slurm: slurm.Config = slurm.Config()
+    """Resources of a job."""
     trust: bool = False
     """The sweep and its presets may name code that is not dreamer's."""
 
@@ -78,7 +85,8 @@ def sweep(path: str, flags: SweepFlags) -> int:
         return 0
     if flags.index:
         return run_one(root, given, trials, flags)
-    local.check_linux()
+    if flags.on == "local":
+        local.check_linux()
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(Stopping(_say))
@@ -87,6 +95,10 @@ def sweep(path: str, flags: SweepFlags) -> int:
         state.write(root, ready.known)
         stopping.begun()
         print("\n".join([*ready.notes, packing.described(ready.known.programs), f"sweep: {root}"]), flush=True)
+        if flags.on == "slurm":
+            todo = [one for one in to_run(ready, flags) if not local.held(root, ready.known, one)]
+            slurm.submit(root, todo, words_of(path, root, flags), flags.slurm, _say)
+            return 0
         return run_all(ready, path, flags, stopping)
 
 
@@ -113,6 +125,8 @@ def plan(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) 
         needs = planning.needs_of([trial.config for trial in packing.settings_of(fresh)], _say)
         jobs = flags.jobs or default_jobs(needs.machine)
         share = needs.machine._replace(host_free=needs.machine.host_free // jobs)
+        if flags.device_gb:
+            share = share._replace(platform="gpu", device_free=int(flags.device_gb * 1e9))
         from dreamer.runtime.population.plan import most_members
 
         first = 1 + max([-1, *(int(p.name.removeprefix("program")) for p in known.programs)] if known else [-1])
@@ -169,15 +183,11 @@ def memory_of(needs: Sequence[Any]) -> str:
 def run_all(ready: Plan, path: str, flags: SweepFlags, stopping: Stopping) -> int:
     """Runs all programs on this machine, and returns the exit code of the sweep."""
     root, known, lengths = ready.root, ready.known, env_steps_of(ready)
-    if flags.retry:
-        state.clear_failed(root, [*known.trials])
-    todo = [p for p in wanted(ready) if any(_open(root, known, name, lengths) for name in p.trials)]
+    todo = to_run(ready, flags)
     there = ready.needs.machine if ready.needs else planning.needs_of([], _say).machine
     jobs = min(flags.jobs or default_jobs(there), max(1, len(todo)))
     cores = sorted(os.sched_getaffinity(0))
     where = local.places(jobs, cores, there.devices if there.platform != "cpu" else 0)
-    trusting = ["--trust"] if flags.trust else []
-    command = ["sweep", path, "--run-dir", str(root), *trusting, "--index"]
     shown = [time.monotonic()]
 
     def tick() -> None:
@@ -186,12 +196,28 @@ def run_all(ready: Plan, path: str, flags: SweepFlags, stopping: Stopping) -> in
             _say(table.summary(table.lines_of(root, known, lengths)))
 
     environment = with_cache(dict(os.environ), root, flags.compilation_cache)
-    with local.Launcher(root, known, lengths, command, environment, where, _say) as launcher:
+    with local.Launcher(root, known, lengths, words_of(path, root, flags), environment, where, _say) as launcher:
         launcher.run(todo, stopping.check, tick)
     lines = [line for line in table.lines_of(root, known, lengths) if line.trial in ready.trials]
     print(table.written(lines), flush=True)
     print(f"  dreamer report {root}  # curves, the best setting, what each axis does", flush=True)
     return int(any(line.standing == "failed" for line in lines))
+
+
+def words_of(path: str, root: Path, flags: SweepFlags) -> list[str]:
+    """Returns the words after `dreamer` that run one program, without its name."""
+    own = {"--compilation-cache": flags.compilation_cache}
+    more = [word for flag, value in own.items() if value for word in (flag, value)]
+    file = path if path in shipped.sweeps() else os.path.abspath(path)
+    return ["sweep", file, "--run-dir", str(root), *more, *(["--trust"] if flags.trust else []), "--index"]
+
+
+def to_run(ready: Plan, flags: SweepFlags) -> list[Program]:
+    """Returns the programs that are not done. With --retry, failed trials count as open again."""
+    lengths = env_steps_of(ready)
+    if flags.retry:
+        state.clear_failed(ready.root, [*ready.known.trials])
+    return [p for p in wanted(ready) if any(_open(ready.root, ready.known, name, lengths) for name in p.trials)]
 
 
 def wanted(ready: Plan) -> list[Program]:

@@ -79,7 +79,7 @@ class Launcher:
             check()
             for _ in range(len(waiting)):
                 program = waiting.popleft()
-                if self._free and not self._held(program):
+                if self._free and not held(self._root, self._known, program):
                     self._start(program)
                 else:
                     waiting.append(program)
@@ -108,14 +108,6 @@ class Launcher:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _held(self, program: Program) -> bool:
-        for trial in program.trials:
-            run_dir = self._known.run_dir(self._root, trial)
-            held = lock.look(run_dir) if run_dir.is_dir() else None
-            if held and not held.stale:
-                return True
-        return False
 
     def _start(self, program: Program) -> None:
         place = self._free.pop(0)
@@ -165,6 +157,16 @@ class Launcher:
     def _saved(self, program: Program) -> int:
         dirs = (self._known.run_dir(self._root, trial) for trial in program.trials)
         return sum((checkpoint_files.steps(run_dir) or [0])[-1] for run_dir in dirs)
+
+
+def held(root: Path, known: state.Known, program: Program) -> bool:
+    """Returns whether a process, here or on another machine, trains one of the program's trials."""
+    for trial in program.trials:
+        run_dir = known.run_dir(root, trial)
+        found = lock.look(run_dir) if run_dir.is_dir() else None
+        if found and not found.stale:
+            return True
+    return False
 
 
 def log_of(root: Path, program: Program) -> Path:

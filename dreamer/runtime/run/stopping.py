@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first signal makes a run save and stop, the second stops it at once. Imports no jax.
+"""Ctrl-C, SIGTERM and SIGUSR1: the first signal makes a run save and stop, the second stops it at once. Imports no jax.
 
 Before there is anything to save, the first signal also stops the run at once.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from dreamer.errors import UserError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a cluster may send SIGUSR1 before it ends a job
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """A context manager that owns the handlers of both signals and a thread that responds to signals during a run.
+    """A context manager that owns the handlers of these signals and a thread that responds to signals during a run.
 
     Python runs signal handlers only between two steps of the main thread, which may compile for minutes; the thread
     responds meanwhile. Outside the main thread no handler can be set, and signals keep their default effect.
@@ -109,6 +109,8 @@ class Stopping:
         first = True
         while numbers := self._woken.recv(16):
             for number in filter(SIGNALS.__contains__, numbers):
+                if not first and number == signal.SIGUSR1:
+                    continue  # a cluster sends it to a job and to its steps
                 if not first:
                     os._exit(128 + number)  # workers end by themselves when their sockets close
                 first = False

@@ -44,7 +44,7 @@ def serve(life: int, memory: int, channels: list[int]) -> None:
     channels: the file descriptors of the sockets for messages, one per environment
     """
     # Not SIG_IGN, which child processes of the environments would inherit. Only the parent handles these signals.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an environment in JAX leaves accelerators to the learner
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a pipe; print shows at once

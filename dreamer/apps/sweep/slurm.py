@@ -1,0 +1,159 @@
+"""Submits the programs of a sweep to SLURM as array jobs, by submitit. Imports no jax.
+
+A job that SLURM is about to end, for its time or for another job, saves its runs and goes back into the queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from dreamer.apps.sweep.packing import Program
+from dreamer.errors import UserError
+from dreamer.fields import at_least
+from dreamer.runtime.files.atomic import write_whole
+
+JOBS = "slurm.json"  # {program: job id} in the directory of the sweep
+FOLDER = "slurm"  # what submitit writes, and the output of the jobs
+PATIENCE = 110.0  # seconds that a job has to save after SLURM's signal
+SAVED = {128 + signal.SIGUSR1, 128 + signal.SIGTERM}
+LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "READY"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The resources of each job on SLURM."""
+
+    partition: str = ""
+    """Partition; empty: the cluster's default."""
+    account: str = ""
+    """Account that pays; empty: the user's default."""
+    qos: str = ""
+    """Quality of service; empty: the default."""
+    hours: Annotated[float, at_least(0.05)] = 24.0
+    """Time limit of a job; a job that reaches it goes on in a new one."""
+    gpus: Annotated[int, at_least(0)] = 1
+    """GPUs of a job."""
+    cpus: Annotated[int, at_least(1)] = 8
+    """CPU cores of a job."""
+    memory_gb: Annotated[float, at_least(1)] = 32.0
+    """Memory of a job."""
+    parallel: Annotated[int, at_least(1)] = 256
+    """Jobs that run at the same time."""
+    requeues: Annotated[int, at_least(0)] = 100
+    """Times that a job may reach its time limit and go on."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell to run before each job, such as module load cuda."""
+
+
+class Task:
+    """Owns the process of one program inside a job. submitit pickles it, calls it, and on a signal `checkpoint`."""
+
+    def __init__(self, words: Sequence[str]):
+        """words: those after `dreamer`."""
+        self.words = tuple(words)
+        self._process: subprocess.Popen | None = None
+
+    def __call__(self) -> int:
+        """Runs the program and returns its exit code. Raises RuntimeError if it failed, so that the job fails."""
+        self._process = subprocess.Popen([sys.executable, "-m", "dreamer", *self.words], start_new_session=True)
+        code = self._process.wait()
+        if code:
+            raise RuntimeError(f"dreamer {' '.join(self.words)} ended with exit code {code}")
+        return code
+
+    def checkpoint(self) -> Any:
+        """Makes the program save and end, and returns the task to queue again. Raises RuntimeError if it did not save.
+
+        submitit calls this method in the signal handler.
+        """
+        process = self._process
+        if process is not None:
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR1)
+            try:
+                code = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise RuntimeError(f"the program did not save within {PATIENCE:g} seconds") from error
+            if code not in SAVED:
+                raise RuntimeError(f"the program ended with exit code {code} instead of saving")
+        return _submitit().helpers.DelayedSubmission(Task(self.words))
+
+
+def submit(
+    root: Path, programs: Sequence[Program], words: Sequence[str], config: Config, report: Callable[[str], None]
+) -> int:
+    """Submits the programs that are not queued already as one array job. Returns how many were submitted.
+
+    words: those after `dreamer`, to which the name of a program is added. The job's environment is that of this
+    process. Raises UserError if there is no SLURM here, or if it refuses the job.
+    """
+    known = read(root)
+    executor = _executor(root, config)
+    open_programs = [program for program in programs if not queued(root, known.get(program.name))]
+    if not open_programs:
+        report("all programs are queued or run already; --status shows how they stand")
+        return 0
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Task([*words, program.name])) for program in open_programs]
+        ids = {program.name: job.job_id for program, job in zip(open_programs, jobs, strict=True)}
+    except Exception as error:  # of submitit, which has no class of its own for all of them
+        raise UserError(f"SLURM refuses the sweep: {' '.join(str(error).split())}") from error
+    write_whole(root / JOBS, lambda path: path.write_text(json.dumps({**known, **ids}, indent=1) + "\n"))
+    array = next(iter(ids.values())).partition("_")[0]
+    report(f"submitted {len(ids)} jobs, array {array}; their output is in {root / FOLDER}")
+    return len(ids)
+
+
+def _executor(root: Path, config: Config) -> Any:
+    submitit = _submitit()
+    if shutil.which("sbatch") is None:
+        raise UserError("there is no SLURM here: the command sbatch is missing; use --on local, or a login node")
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # the signal that a run answers by saving
+    executor = submitit.SlurmExecutor(folder=root / FOLDER / "%j", max_num_timeout=config.requeues)
+    named = {"partition": config.partition, "account": config.account, "qos": config.qos}
+    executor.update_parameters(
+        **{name: value for name, value in named.items() if value}, time=max(1, round(60 * config.hours)),
+        cpus_per_task=config.cpus, mem=f"{config.memory_gb:g}GB", array_parallelism=config.parallel, job_name=root.name,
+        signal_delay_s=120, setup=list(config.setup), **({"gpus_per_node": config.gpus} if config.gpus else {}),
+    )  # fmt: skip
+    return executor
+
+
+def read(root: Path) -> dict[str, str]:
+    """Returns {program: job id} of the jobs that were submitted. Raises UserError if the file is damaged."""
+    path = root / JOBS
+    if not path.exists():
+        return {}
+    try:
+        values: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(job) for name, job in values.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def queued(root: Path, job_id: str | None) -> bool:
+    """Returns whether a job waits or runs, as SLURM says."""
+    if job_id is None:
+        return False
+    job = _submitit().SlurmJob(folder=root / FOLDER / "%j", job_id=job_id)
+    return str(job.watcher.get_state(job_id, mode="force")).upper() in LIVE
+
+
+def _submitit() -> Any:
+    try:
+        return importlib.import_module("submitit")
+    except ImportError:
+        advice = 'pip install "dreamer-jax[slurm]", in the checkout pip install ".[slurm]"'
+        raise UserError(f"--on slurm needs submitit: {advice}") from None
