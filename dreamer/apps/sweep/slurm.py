@@ -98,8 +98,7 @@ def submit(
     words: those after `dreamer`, to which the name of a program is added. The job's environment is that of this
     process. Raises UserError if there is no SLURM here, or if it refuses the job.
     """
-    known = read(root)
-    executor = _executor(root, config)
+    executor, known = _executor(root, config), read(root)
     open_programs = [program for program in programs if not queued(root, known.get(program.name))]
     if not open_programs:
         report("all programs are queued or run already; --status shows how they stand")
@@ -117,9 +116,9 @@ def submit(
 
 
 def _executor(root: Path, config: Config) -> Any:
-    submitit = _submitit()
     if shutil.which("sbatch") is None:
         raise UserError("there is no SLURM here: the command sbatch is missing; use --on local, or a login node")
+    submitit = _submitit()
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # the signal that a run answers by saving
     executor = submitit.SlurmExecutor(folder=root / FOLDER / "%j", max_num_timeout=config.requeues)
     named = {"partition": config.partition, "account": config.account, "qos": config.qos}
