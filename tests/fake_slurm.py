@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 COMMANDS = ("sbatch", "srun", "sacct", "scontrol")
 
 
@@ -85,11 +87,12 @@ def run(folder: Path, words: list[str]) -> int:
     return 0
 
 
-def _preempt(folder: Path, group: int) -> None:
+def _preempt(folder: Path, script: int) -> None:
     wanted = folder / "preempt"
     if wanted.exists() and any(Path(wanted.read_text()).rglob("metrics.jsonl")):
         wanted.rename(folder / "preempted")
-        os.killpg(group, signal.SIGUSR1)
+        for process in psutil.Process(script).children(recursive=True):  # SLURM spares the shell of the script
+            process.send_signal(signal.SIGUSR1)
 
 
 def srun(folder: Path, words: list[str]) -> int:

@@ -58,7 +58,8 @@ def train(config: Config, request: Request) -> Path:
         return root
     with contextlib.ExitStack() as stack:
         session = open_session(config, stack)
-        runs = open_members(alive, step, request, session, begun=request.resume == "auto" or (root / standing.FILE).exists())
+        begun = request.resume == "auto" or (root / standing.FILE).exists()
+        runs = open_members(alive, step, request, session, begun)
         session.display.header(describe(members, alive, config))
         Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
@@ -83,7 +84,8 @@ def open_members(
     """Opens the run of each member. All share one agent, whose functions serve every member.
 
     step: the checkpoint to resume from; None: the first one of the members that have one already
-    begun: whether an earlier start may have written something, or may have been killed before. Raises UserError if an axis changes the program.
+    begun: whether an earlier start may have made directories, before it was killed
+    Raises UserError if an axis changes the program.
     """
     display: Any = [MemberDisplay(session.display, member.name) for member in members]
     runs: dict[str, Opened] = {}
