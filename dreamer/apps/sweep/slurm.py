@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from dreamer.runtime.files.atomic import write_whole
 
 JOBS = "slurm.json"  # {program: job id} in the directory of the sweep
 FOLDER = "slurm"  # what submitit writes, and the output of the jobs
+POLL = 0.2  # seconds
 PATIENCE = 110.0  # seconds that a job has to save after SLURM's signal
 SAVED = {128 + signal.SIGUSR1, 128 + signal.SIGTERM}
 LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "READY"}
@@ -66,7 +68,10 @@ class Task:
     def __call__(self) -> int:
         """Runs the program and returns its exit code. Raises RuntimeError if it failed, so that the job fails."""
         self._process = subprocess.Popen([sys.executable, "-m", "dreamer", *self.words], start_new_session=True)
-        code = self._process.wait()
+        code = None
+        while code is None:
+            time.sleep(POLL)
+            code = ended(self._process.pid)
         if code:
             raise RuntimeError(f"dreamer {' '.join(self.words)} ended with exit code {code}")
         return code
@@ -76,18 +81,30 @@ class Task:
 
         submitit calls this method in the signal handler.
         """
-        process = self._process
-        if process is not None:
-            if process.poll() is None:
-                process.send_signal(signal.SIGUSR1)
-            try:
-                code = process.wait(PATIENCE)
-            except subprocess.TimeoutExpired as error:
-                process.kill()
-                raise RuntimeError(f"the program did not save within {PATIENCE:g} seconds") from error
+        if self._process is not None:
+            pid, deadline = self._process.pid, time.monotonic() + PATIENCE
+            if (code := ended(pid)) is None:
+                os.kill(pid, signal.SIGUSR1)
+            while code is None and time.monotonic() < deadline:
+                time.sleep(POLL)
+                code = ended(pid)
+            if code is None:
+                os.kill(pid, signal.SIGKILL)
+                raise RuntimeError(f"the program did not save within {PATIENCE:g} seconds")
             if code not in SAVED:
                 raise RuntimeError(f"the program ended with exit code {code} instead of saving")
         return _submitit().helpers.DelayedSubmission(Task(self.words))
+
+
+def ended(pid: int) -> int | None:
+    """Returns the exit code of a child process, minus the number of the signal that killed it; None: it runs.
+
+    Takes no lock, unlike the methods of Popen, so that a signal handler may call it at any moment.
+    """
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def submit(
