@@ -26,6 +26,8 @@ import dreamer
 from docs import extension
 from docs.extension import configuration, docstrings
 from dreamer.apps import cli
+from dreamer.apps.sweep import spec
+from dreamer.apps.sweep.trials import trials_of
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.fields import keys
@@ -36,6 +38,7 @@ MARK = re.compile(r"<!-- shown only: \S.* -->")
 SHELL, PYTHON, DATA = ("sh", ""), ("python",), ("text", "bibtex")
 DOERS = {  # what a command does once its words are understood
     "dreamer.runtime.train.train": None,
+    "dreamer.apps.sweep.command.sweep": 0,
     "dreamer.apps.evaluate.evaluate_run": None,
     "dreamer.apps.report.command.report_runs": None,
     "dreamer.apps.verify.verify_run": 0,
@@ -202,8 +205,12 @@ def test_the_python_of_a_page_runs(page, here, monkeypatch):
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
-def test_a_yaml_block_is_a_preset(block, tmp_path):
+def test_a_yaml_block_is_a_preset_or_a_sweep(block, tmp_path):
     (tmp_path / "block.yaml").write_text(block.text)
+    if "axes" in yaml.safe_load(block.text):
+        sweep = spec.read(str(tmp_path / "block.yaml"))
+        assert trials_of(sweep, spec.base_config(sweep))
+        return
     loaded = dreamer.load_config(tmp_path / "block.yaml")
     assert yaml.safe_load(block.text).keys() <= vars(loaded).keys()
 
