@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from dreamer import shipped
 from dreamer.apps.sweep import packing, planning, spec, state
 from dreamer.apps.sweep.packing import Program
 from dreamer.apps.sweep.trials import Trial, trials_of, written
@@ -251,3 +252,9 @@ def test_a_failure_is_remembered_until_it_is_cleared(tmp_path):
     assert json.loads((tmp_path / "failed" / f"{name}.json").read_text()) == {"cause": "it raised", "code": 2}
     state.clear_failed(tmp_path, [name])
     assert state.standing(tmp_path, known, name, 100) == "waiting"
+
+
+@pytest.mark.parametrize("name", sorted(shipped.sweeps()))
+def test_a_sweep_that_comes_with_dreamer_can_be_expanded(name):
+    sweep = spec.read(name)
+    assert trials_of(sweep, spec.base_config(sweep))
