@@ -17,7 +17,7 @@ from dreamer.plugins import EnvName
 from dreamer.runtime.population import exploit, standing
 from dreamer.runtime.population.display import MemberDisplay
 from dreamer.runtime.population.hyper import own_hyper
-from dreamer.runtime.population.loop import Population
+from dreamer.runtime.population.loop import DevicePopulation
 from dreamer.runtime.population.members import Member, members_of
 from dreamer.runtime.run import header, resume, start
 from dreamer.runtime.run.build import Opened, Session, open_run, open_session
@@ -60,7 +60,7 @@ def train(config: Config, request: Request) -> Path:
         session = open_session(config, stack)
         runs = open_members(alive, step, request, session, begun=(root / standing.FILE).exists())
         session.display.header(describe(members, alive, config))
-        Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
+        DevicePopulation(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
 
 
