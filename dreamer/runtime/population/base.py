@@ -91,7 +91,9 @@ class Population(abc.ABC):
             self._display.end("stopped", [f"stopped; to go on: {header.to_go_on(self._root)}"])
             raise
         except BaseException as error:
-            raised = [ending.failed(run, error) for run in self._alive.values()]
+            # Members that fail in the middle of a turn have no step in common; they resume from their last checkpoint.
+            level = len({run.parts.replay.steps for run in self._alive.values()}) == 1
+            raised = [ending.failed(run, error, checkpoint=level) for run in self._alive.values()]
             raise (raised[0] if raised else error) from error
 
     @property
