@@ -41,18 +41,14 @@ def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
 
     The member keeps its replay, its environments and its random keys.
     """
-    return loop._replace(train=inherit_train(loop.train, number, parent, hyper))
-
-
-def inherit_train(train: TrainState, number: Array, parent: Array, hyper: Any) -> TrainState:
-    """Returns the train states [P, ..] of a population, changed as by `inherit`."""
 
     def copied(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.at[number].set(x[parent]), tree)
 
+    train = loop.train
     own = jax.tree.map(lambda x, y: x.at[number].set(y), train.hyper, hyper)
     learned = {name: copied(getattr(train, name)) for name in ("params", "extra", "opt_state")}
-    return train._replace(hyper=own, **learned)
+    return loop._replace(train=train._replace(hyper=own, **learned))
 
 
 def newest(ring: Ring, rows: int) -> Mapping[str, Array]:

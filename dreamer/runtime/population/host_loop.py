@@ -30,8 +30,8 @@ class HostPopulation(Population):
         """Joins the train states. The program of the updates is compiled for the first batches."""
         runs = [*self._runs.values()]
         check_counters(runs)
-        states, first = [run.parts.learner.state for run in runs], self._first.parts
-        self._states = States(states, first.agent, first.learner.part, self._together)
+        states, learner = [run.parts.learner.state for run in runs], runs[0].parts.learner
+        self._states = States(states, runs[0].parts.agent, learner.part, self._together, learner.mesh)
         for number, run in enumerate(runs):
             run.parts.learner.hold(functools.partial(self._states.state, number))
 
@@ -76,17 +76,16 @@ class HostPopulation(Population):
         sent = time.monotonic()
         try:
             with self._first.parts.learner.as_user_errors("an update of the population"):
-                out, finite = self._states.update(batches)
+                results = self._states.update(batches)
         except BaseException:
             self._for_each(lambda run: run.parts.learner.forget())
             raise
-        for number, name in enumerate(self._names):
+        for name, (out, finite) in zip(self._names, results, strict=True):
             if run := self._alive.get(name):
                 run.parts.learner.updates += 1
                 run.parts.limiter.trained()
-                if finite[number]:
-                    own = jax.tree.map(lambda x, n=number: x[n], out)
-                    run.parts.writeback.put(Pending(drawn[name][1], own, sent))
+                if finite:
+                    run.parts.writeback.put(Pending(drawn[name][1], out, sent))
                 else:
                     self._stop(name, UserError("the parameters have diverged: they are no longer finite"))
 

@@ -2,107 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dreamer.interfaces import Agent, Array, Batch, TrainState, Update
-from dreamer.runtime.devices import placement
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.runtime.fused.loop import all_finite
-from dreamer.runtime.fused.population import inherit_train
-
-Updates = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Update, Array]]
 
 
 class States:
-    """Owns the train states of P members, joined on the first device, and the program that updates them.
+    """Owns the train states of P members on one device, and the program that updates them.
 
-    program: the compiled update; None: `compile` was not called
+    The program updates a group of `together` members by `vmap`; their states are joined, [together, ..]. A group of one
+    member is not joined: its program is that of a run alone, so that its results are the same to the last bit.
+    program: the compiled update of a group; None: `compile` was not called
     """
 
-    def __init__(self, states: Sequence[TrainState], agent: Agent, part: PolicyPart, together: int):
-        """states: those of the members, which are copied | together: see `make_updates`"""
-        self._states: Any = placement.first_copy(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-        update = make_updates(agent.update, len(states), together)
-        self._update = jax.jit(update, donate_argnums=0)
-        self._inherit = jax.jit(inherit_train, donate_argnums=0)
-        self._one = jax.jit(_of)
-        self._leaves = jax.jit(lambda states, number: part.take(agent.variables(_of(states, number))))
+    def __init__(self, states: Sequence[TrainState], agent: Agent, part: PolicyPart, together: int, mesh: Mesh):
+        """states: those of the members, which are copied | together: the size of a group, which divides P
+
+        mesh: of one device
+        """
+        alone = together == 1
+        self._size, self._mesh = together, mesh
+        self._join: Any = _only if alone else jax.jit(_joined)
+        self._pick: Any = _same if alone else _of
+        self._put: Any = _new if alone else jax.jit(_with, donate_argnums=0)
+        self._member: Any = jax.jit(self._pick)
+        self._leaves = jax.jit(lambda group, index: part.take(agent.variables(self._pick(group, index))))
+        self._finite = jax.jit(_finite if alone else jax.vmap(_finite))
+        several: Any = jax.vmap(agent.update)
+        self._update: Any = programs.jit_update(agent, mesh) if alone else jax.jit(several, donate_argnums=0)
+        self._groups = [self._placed(placement.first_copy(self._join(group))) for group in self._grouped(states)]
         self.program: Any = None
 
     def compile(self, batches: Sequence[Batch]) -> None:
         """Compiles the update for batches [B, C+T, ..] of this shape, without running it."""
-        self.program = self._update.lower(self._states, batches).compile()
+        self.program = self._update.lower(self._groups[0], self._join(batches[: self._size])).compile()
 
-    def update(self, batches: Sequence[Batch]) -> tuple[Update, Array]:
-        """Updates every member with its batch. Returns the results with numpy leaves [P, ..], and `finite` [P].
+    def update(self, batches: Sequence[Batch]) -> list[tuple[Update, bool]]:
+        """Updates every member with its batch. Returns for each its result as numpy arrays, and whether it is finite.
 
-        finite: whether all parameters of a member are finite. Call `compile` first. The states are lost if it fails.
+        It is finite if all its parameters are. Call `compile` first. The states are lost if the update fails.
         """
-        states, self._states = self._states, None
-        states, *results = self.program(states, batches)
-        host = placement.to_host(tuple(results))
-        self._states = states
-        return host
+        groups, self._groups, results = self._groups, [], []
+        for number, given in enumerate(self._grouped(batches)):
+            groups[number], out = self.program(groups[number], self._join(given))
+            results.append((out, self._finite(groups[number])))
+        host = placement.to_host(results)
+        self._groups = groups
+        members = [self._pick(both, index) for both in host for index in range(self._size)]
+        return [(out, bool(finite)) for out, finite in members]
 
     def inherit(self, number: int, parent: int, hyper: Any) -> None:
-        """Gives member `number` what member `parent` has learned, and the numbers `hyper`."""
-        self._states = self._inherit(self._states, jnp.int32(number), jnp.int32(parent), hyper)
+        """Gives member `number` what member `parent` has learned, and the numbers `hyper`. It keeps its random key."""
+        own, learned = self._copy(number), self._copy(parent)
+        state = learned._replace(step=own.step, key=own.key, hyper=hyper)
+        group, index = divmod(number, self._size)
+        self._groups[group] = self._put(self._groups[group], index, self._placed(state))
 
     def state(self, number: int) -> TrainState | None:
         """Returns a copy of the train state of a member; None: the states are lost."""
-        return None if self._states is None else self._one(self._states, jnp.int32(number))
+        return self._copy(number) if self._groups else None
 
     def leaves(self, number: int) -> list[Array]:
         """Returns a copy of the leaves that a member acts with, see `PolicyPart.take`."""
-        return self._leaves(self._states, jnp.int32(number))
+        group, index = divmod(number, self._size)
+        return placement.first_copy(self._leaves(self._groups[group], index))
+
+    def _copy(self, number: int) -> TrainState:
+        group, index = divmod(number, self._size)
+        return placement.first_copy(self._member(self._groups[group], index))
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """Places a state where the program takes it."""
+        return placement.place_state(self._mesh, state) if self._size == 1 else state
+
+    def _grouped(self, members: Sequence[Any]) -> list[Sequence[Any]]:
+        return [members[first : first + self._size] for first in range(0, len(members), self._size)]
 
 
-def make_updates(
-    update: Callable[[TrainState, Batch], tuple[TrainState, Update]], members: int, together: int
-) -> Updates:
-    """Returns the function (states [P, ..], P batches) -> states, results [P, ..], finite [P].
-
-    update: `Agent.update` | together: how many members `vmap` updates at a time; it divides `members`
-    """
-
-    def single(state: TrainState, batch: Batch) -> tuple[TrainState, Update, Array]:
-        state, out = update(state, batch)
-        return state, out, all_finite(state.params)
-
-    def alone(states: TrainState, batches: Batch) -> Any:
-        return jax.tree.map(lambda x: x[None], single(_of(states, 0), _of(batches, 0)))
-
-    group = alone if together == 1 else jax.vmap(single)
-
-    def groups(states: TrainState, batches: Batch) -> Any:
-        def part(tree: Any, number: Array) -> Any:
-            first = number * together
-            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, together), tree)
-
-        def put(whole: Any, own: Any, number: Array) -> Any:
-            return jax.tree.map(
-                lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, number * together, 0), whole, own
-            )
-
-        def one(number: Array, everything: Any) -> Any:
-            return put(everything, group(part(everything[0], number), part(batches, number)), number)
-
-        forms = jax.eval_shape(group, part(states, jnp.int32(0)), part(batches, jnp.int32(0)))[1:]
-        empty = jax.tree.map(lambda x: jnp.zeros((members, *x.shape[1:]), x.dtype), forms)
-        # A loop that writes each group into the whole, and not `lax.map`, which would hold the states twice.
-        return jax.lax.fori_loop(0, members // together, one, (states, *empty))
-
-    def updates(states: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, Update, Array]:
-        joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-        return (group if together == members else groups)(states, joined)
-
-    return updates
+def _finite(state: TrainState) -> Array:
+    return all_finite(state.params)
 
 
-def _of(tree: Any, number: Any) -> Any:
-    """Returns the part of one member."""
-    return jax.tree.map(lambda x: x[number], tree)
+# A group of one member, and one of several ----------------------------------------------------------------------------
+
+
+def _only(trees: Sequence[Any]) -> Any:
+    return trees[0]
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _same(group: Any, index: Any) -> Any:
+    return group
+
+
+def _of(group: Any, index: Any) -> Any:
+    return jax.tree.map(lambda x: x[index], group)
+
+
+def _new(group: Any, index: Any, one: Any) -> Any:
+    return one
+
+
+def _with(group: Any, index: Any, one: Any) -> Any:
+    return jax.tree.map(lambda x, y: x.at[index].set(y), group, one)
