@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from test_fused import SETTINGS, state_of
 
 import dreamer
 from dreamer.errors import UserError
+from dreamer.runtime.population import train
 from dreamer.runtime.population.host_loop import HostPopulation
 from dreamer.runtime.population.updates import States
 from dreamer.runtime.run.loop import Run
@@ -192,6 +196,28 @@ def test_members_inherit_what_others_have_learned_and_a_resume_repeats_it(tmp_pa
         equal(whole / name, tmp_path / "run" / name)
 
 
+def test_the_programs_of_all_members_are_compiled_once(tmp_path, monkeypatch):
+    traces = collections.Counter()
+
+    def counting(name, function):
+        def counted(*arguments):
+            traces[name] += 1
+            return function(*arguments)
+
+        return counted
+
+    def counted_agent(config, spec, **_):
+        agent = tiny_runs.plain_agent(spec)
+        return agent._replace(**{name: counting(name, getattr(agent, name)) for name in ("init", "act", "update")})
+
+    monkeypatch.setattr("dreamer.agent.make", counted_agent)
+    dreamer.train(tiny_runs.tiny(tmp_path / "alone", **HOST, eval__every=48, eval__episodes=1))
+    alone = dict(traces)
+    traces.clear()
+    dreamer.train(config_of(tmp_path / "run", population__seeds=3, eval__every=48, eval__episodes=1))
+    assert traces["update"] == alone["update"] and traces["act"] == alone["act"]
+
+
 def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
     def run(run_dir, kill_at, **settings):
         process = started(run_dir, kill_at, settings)
@@ -199,7 +225,7 @@ def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
         return process.returncode, out
 
     rng = np.random.default_rng(0)
-    for kill_at in (*rng.integers(1, 400, 3), 0):
+    for kill_at in (*rng.integers(1, 400, 2), 0):
         code, out = run(tmp_path / "run", int(kill_at), population__seeds=2)
         assert code in (-signal.SIGKILL, 0), out
     whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **KILLED, seed=1))
@@ -240,6 +266,18 @@ def test_the_replays_of_all_members_share_the_free_memory(tmp_path, monkeypatch,
     assert len(sizes) == 2 and sizes[0] == sizes[1]
     assert sizes[0].bound.startswith("half of the free memory") and 90_000 < sizes[0].nbytes <= 100_000
     assert "free for each of 2 runs" in sizes[0].describe()
+
+
+def test_several_devices_are_refused():
+    learner = SimpleNamespace(mesh=SimpleNamespace(size=2))
+    with pytest.raises(UserError, match="runs on the host learns on one device: set devices.count to 1"):
+        train.check_first(SimpleNamespace(way="turns", learner=learner), 2)
+
+
+def test_members_of_different_loops_are_refused():
+    parts = (SimpleNamespace(way=way, run_dir=Path(way)) for way in ("turns", "device"))
+    with pytest.raises(UserError, match="the loop of device runs on the device, that of turns on the host: choose"):
+        train.check_way(*parts)
 
 
 def test_members_at_different_steps_are_named(tmp_path, monkeypatch):

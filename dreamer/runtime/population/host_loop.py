@@ -69,10 +69,9 @@ class HostPopulation(Population):
     def _learn(self) -> None:
         """Makes one update of every member. A member whose parameters have diverged stops."""
         drawn = {name: run.parts.batches.next() for name, run in self._alive.items()}
-        spare = next(iter(drawn.values()))[0]  # for members that have stopped, whose results are dropped
-        batches = [drawn[name][0] if name in drawn else spare for name in self._names]
         if self._states.program is None:
-            self._compile_updates(batches)
+            self._compile_updates(next(iter(drawn.values()))[0])
+        batches = [drawn[name][0] if name in drawn else None for name in self._names]
         sent = time.monotonic()
         try:
             with self._first.parts.learner.as_user_errors("an update of the population"):
@@ -80,19 +79,22 @@ class HostPopulation(Population):
         except BaseException:
             self._for_each(lambda run: run.parts.learner.forget())
             raise
-        for name, (out, finite) in zip(self._names, results, strict=True):
-            if run := self._alive.get(name):
-                run.parts.learner.updates += 1
-                run.parts.limiter.trained()
-                if finite:
-                    run.parts.writeback.put(Pending(drawn[name][1], out, sent))
-                else:
-                    self._stop(name, UserError("the parameters have diverged: they are no longer finite"))
+        for name, result in zip(self._names, results, strict=True):
+            if result is None:
+                continue
+            (out, finite), parts = result, self._alive[name].parts
+            parts.learner.updates += 1
+            parts.limiter.trained()
+            if finite:
+                parts.writeback.put(Pending(drawn[name][1], out, sent))
+            else:
+                self._stop(name, UserError("the parameters have diverged: they are no longer finite"))
 
-    def _compile_updates(self, batches: list[Batch]) -> None:
+    def _compile_updates(self, batch: Batch) -> None:
+        """Compiles the program of the updates, and checks whether the device has the memory for it."""
         self._display.phase("compiling")
         with self._first.parts.learner.as_user_errors("compiling the update of the population"):
-            self._states.compile(batches)
+            self._states.compile(batch)
         check_temporaries(self._states.program, self._together)
         self._for_each(Run.compiled)
 

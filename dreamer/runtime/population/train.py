@@ -26,8 +26,6 @@ from dreamer.runtime.run.build import Opened, Session, open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.parts import Parts, Shared
 
-PLACES = {"device": "device", "turns": "host", "thread": "host"}
-
 
 class Request(NamedTuple):
     """What the caller of `train` asked for, see `dreamer.train`."""
@@ -124,9 +122,10 @@ def check_first(parts: Parts, members: int) -> None:
 def check_way(parts: Parts, first: Parts) -> None:
     """Raises UserError if a member goes another way than the first one, because then one program cannot serve both."""
     if parts.way != first.way:
+        one, other = ("device" if way == "device" else "host" for way in (first.way, parts.way))
         raise UserError(
-            f"the loop of {first.run_dir.name} runs on the {PLACES[first.way]}, that of {parts.run_dir.name} on the "
-            f"{PLACES[parts.way]}: choose --loop device or --loop host"
+            f"the loop of {first.run_dir.name} runs on the {one}, that of {parts.run_dir.name} on the {other}: choose "
+            "--loop device or --loop host"
         )
 
 

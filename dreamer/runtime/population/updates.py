@@ -41,23 +41,32 @@ class States:
         self._groups = [self._placed(placement.first_copy(self._join(group))) for group in self._grouped(states)]
         self.program: Any = None
 
-    def compile(self, batches: Sequence[Batch]) -> None:
+    def compile(self, batch: Batch) -> None:
         """Compiles the update for batches [B, C+T, ..] of this shape, without running it."""
-        self.program = self._update.lower(self._groups[0], self._join(batches[: self._size])).compile()
+        self.program = self._update.lower(self._groups[0], self._join([batch] * self._size)).compile()
 
-    def update(self, batches: Sequence[Batch]) -> list[tuple[Update, bool]]:
+    def update(self, batches: Sequence[Batch | None]) -> list[tuple[Update, bool] | None]:
         """Updates every member with its batch. Returns for each its result as numpy arrays, and whether it is finite.
 
-        It is finite if all its parameters are. Call `compile` first. The states are lost if the update fails.
+        It is finite if all its parameters are. A member whose batch is None has no result. Call `compile` first. The
+        states are lost if the update fails.
         """
-        groups, self._groups, results = self._groups, [], []
+        groups, self._groups = self._groups, []
+        results: list[Any] = [None] * len(groups)
         for number, given in enumerate(self._grouped(batches)):
-            groups[number], out = self.program(groups[number], self._join(given))
-            results.append((out, self._finite(groups[number])))
-        host = placement.to_host(results)
+            there = [batch for batch in given if batch is not None]
+            if there:
+                # In a group, a member without a batch takes that of another, because the program must stay the same.
+                whole = [there[0] if batch is None else batch for batch in given]
+                groups[number], out = self.program(groups[number], self._join(whole))
+                results[number] = out, self._finite(groups[number])
+        results = placement.to_host(results)
         self._groups = groups
-        members = [self._pick(both, index) for both in host for index in range(self._size)]
-        return [(out, bool(finite)) for out, finite in members]
+        found: list[Any] = []
+        for number, batch in enumerate(batches):
+            group, index = divmod(number, self._size)
+            found.append(None if batch is None else self._pick(results[group], index))
+        return [result and (result[0], bool(result[1])) for result in found]
 
     def inherit(self, number: int, parent: int, hyper: Any) -> None:
         """Gives member `number` what member `parent` has learned, and the numbers `hyper`. It keeps its random key."""
