@@ -185,7 +185,8 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
 
 
 def test_members_inherit_what_others_have_learned_and_a_resume_repeats_it(tmp_path):
-    settings = {"population__seeds": 4, "population__exploit_every": 60, "eval__every": 30, "eval__episodes": 1}
+    settings = {"eval__every": 60, "eval__episodes": 1}
+    settings |= {"population__exploit_every": 60, "population__exploit_share": 0.5}
     whole = dreamer.train(config_of(tmp_path / "whole", **settings))
     (one,) = [json.loads(line) for line in (whole / "lineage.jsonl").read_text().splitlines()]
     assert one["env_steps"] == 60 and one["member"] != one["parent"] and one["score"] <= one["parent_score"]
@@ -211,10 +212,11 @@ def test_the_programs_of_all_members_are_compiled_once(tmp_path, monkeypatch):
         return agent._replace(**{name: counting(name, getattr(agent, name)) for name in ("init", "act", "update")})
 
     monkeypatch.setattr("dreamer.agent.make", counted_agent)
-    dreamer.train(tiny_runs.tiny(tmp_path / "alone", **HOST, eval__every=48, eval__episodes=1))
+    evaluated = {**HOST, "eval__every": 48, "eval__episodes": 1}
+    dreamer.train(tiny_runs.tiny(tmp_path / "alone", **evaluated))
     alone = dict(traces)
     traces.clear()
-    dreamer.train(config_of(tmp_path / "run", population__seeds=3, eval__every=48, eval__episodes=1))
+    dreamer.train(config_of(tmp_path / "run", **evaluated, population__seeds=3))
     assert traces["update"] == alone["update"] and traces["act"] == alone["act"]
 
 
