@@ -19,7 +19,7 @@ def own_hyper(state: TrainState, shared: Agent, member: Member, spec: Spec) -> T
 
     shared: the agent of the population. Raises UserError if the member differs from it in more than these numbers.
     """
-    own = agents.make(member.config.agent, spec)
+    own = agents.make(member.config.agent, spec, priorities=member.config.replay.priority > 0)
     if program_of(own, spec) != program_of(shared, spec):
         raise UserError(
             f"population.axes: the member {member.name} needs a program of its own, because an axis changes more than "

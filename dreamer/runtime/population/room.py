@@ -22,6 +22,18 @@ def check_room(loop: Loop, members: int) -> None:
         )
 
 
+def check_states(state: Any, members: int) -> None:
+    """Raises UserError if the device has no memory for the train states of all members. state: that of the first."""
+    # Each member has a place in the joined states, and keeps the copy from which it was last saved.
+    needed, free = (2 * members - 1) * bytes_of(state), free_memory()
+    if needed > free:
+        fits = max(1, int((free / bytes_of(state) + 1) / 2))
+        raise UserError(
+            f"the population does not fit: the train states of {members} members take {needed / 1e9:.3g} GB on the "
+            f"device, and {free / 1e9:.3g} GB are free, enough for {fits}; train fewer members"
+        )
+
+
 def check_temporaries(program: Any, together: int) -> None:
     """Raises UserError if the device has no memory for what the program computes on the way."""
     analysis = program.memory_analysis()

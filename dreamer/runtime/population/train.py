@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.fields import get, keys
-from dreamer.interfaces import Agent
 from dreamer.plugins import EnvName
 from dreamer.runtime.population import exploit, standing
 from dreamer.runtime.population.display import MemberDisplay
+from dreamer.runtime.population.host_loop import HostPopulation
 from dreamer.runtime.population.hyper import own_hyper
-from dreamer.runtime.population.loop import Population
+from dreamer.runtime.population.loop import DevicePopulation
 from dreamer.runtime.population.members import Member, members_of
+from dreamer.runtime.population.room import check_states
+from dreamer.runtime.replay import replay
 from dreamer.runtime.run import header, resume, start
 from dreamer.runtime.run.build import Opened, Session, open_run, open_session
 from dreamer.runtime.run.listening import Callback
+from dreamer.runtime.run.parts import Parts, Shared
 
 
 class Request(NamedTuple):
@@ -40,11 +43,11 @@ def train(config: Config, request: Request) -> Path:
     members stop.
     """
     root = Path(os.path.abspath(os.path.expanduser(config.run_dir or header.default_run_dir(config))))
-    if config.loop == "host":
-        raise UserError("a population needs the loop on the device: leave out --loop host")
+    if config.collect == "thread":
+        raise UserError("a population collects and trains in turns: leave out --collect thread")
     if config.checkpoint.keep < 2:
         raise UserError("checkpoint.keep must be 2 or more in a population: its members are saved one after the other")
-    config = dataclasses.replace(config, run_dir=str(root), loop="device")
+    config = dataclasses.replace(config, run_dir=str(root), collect="turns")
     members = members_of(config)
     exploit.check(config, len(members))
     own = {"seed": config.seed, **{f"population.{key}": get(config.population, key) for key in keys(config.population)}}
@@ -61,7 +64,8 @@ def train(config: Config, request: Request) -> Path:
         begun = request.resume == "auto" or (root / standing.FILE).exists()
         runs = open_members(alive, step, request, session, begun)
         session.display.header(describe(members, alive, config))
-        Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
+        kind = DevicePopulation if next(iter(runs.values())).parts.way == "device" else HostPopulation
+        kind(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
 
 
@@ -81,26 +85,49 @@ def check_together(together: int, members: int) -> None:
 def open_members(
     members: Sequence[Member], step: int | None, request: Request, session: Session, begun: bool
 ) -> dict[str, Opened]:
-    """Opens the run of each member. All share one agent, whose functions serve every member.
+    """Opens the run of each member. All share one agent, whose functions serve every member, and the free memory.
 
     step: the checkpoint to resume from; None: the first one of the members that have one already
     begun: whether an earlier start may have made directories, before it was killed
-    Raises UserError if an axis changes the program.
+    Raises UserError if an axis changes the program, if the memory does not suffice for all members, or if they would
+    use several devices on the host.
     """
     display: Any = [MemberDisplay(session.display, member.name) for member in members]
     runs: dict[str, Opened] = {}
-    shared: Agent | None = None
+    shared = Shared(replay.measure_free(members[0].config.run_dir, len(members)))
     for number, member in enumerate(members):
         display[number].all = display
         how = request.resume if step is not None else "auto" if begun else "no"
         decision = start.decide(member.config, request.env, how, step, trust=request.trust)
         opened = open_run(decision, session._replace(display=display[number]), shared)
         parts = opened.parts
-        shared = shared or parts.agent
+        if not shared.first:
+            check_first(parts, len(members))
+            shared = shared._replace(first=parts)
+        check_way(parts, shared.first or parts)
         if step is None and member.config.agent != members[0].config.agent:
-            parts.learner.load(own_hyper(parts.learner.state, shared, member, parts.workers.spec), 0)
+            parts.learner.load(own_hyper(parts.learner.state, parts.agent, member, parts.workers.spec), 0)
         runs[member.name] = opened
     return runs
+
+
+def check_first(parts: Parts, members: int) -> None:
+    """Raises UserError if the first member needs several devices on the host, or if the others do not fit beside it."""
+    if parts.way == "device":
+        return
+    if parts.learner.mesh.size > 1:
+        raise UserError("a population whose loop runs on the host learns on one device: set devices.count to 1")
+    check_states(parts.learner.state, members)
+
+
+def check_way(parts: Parts, first: Parts) -> None:
+    """Raises UserError if a member goes another way than the first one, because then one program cannot serve both."""
+    if parts.way != first.way:
+        one, other = ("device" if way == "device" else "host" for way in (first.way, parts.way))
+        raise UserError(
+            f"the loop of {first.run_dir.name} runs on the {one}, that of {parts.run_dir.name} on the {other}: choose "
+            "--loop device or --loop host"
+        )
 
 
 def describe(members: Sequence[Member], alive: Sequence[Member], config: Config) -> list[str]:

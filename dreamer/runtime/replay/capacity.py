@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from dreamer.errors import UserError
 
 GB = 10**9
 LEAST_BETWEEN = 256 * 10**6  # minimum bytes of rows between two checkpoints that are taken early
+
+
+class Free(NamedTuple):
+    """The free bytes of host memory and of disk; None: unknown. `runs` replays share them in equal parts."""
+
+    memory: int | None
+    disk: int | None
+    runs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +26,7 @@ class Capacity:
     streams: the number of rings | rows_per_stream: the rows of each ring | row_bytes: bytes of host memory for one row
     free_bytes: the free host memory; None: unknown | bound: the setting that limits the size
     disk_row_bytes, free_disk: like row_bytes and free_bytes, for the columns on the disk
+    runs: the number of runs that have as much free memory and disk each
     """
 
     streams: int
@@ -26,6 +36,7 @@ class Capacity:
     bound: str
     disk_row_bytes: int = 0
     free_disk: int | None = None
+    runs: int = 1
 
     @property
     def steps(self) -> int:
@@ -46,9 +57,10 @@ class Capacity:
         """Returns a line of text about the size, to be printed before the memory is allocated."""
         size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
         if self.disk_row_bytes:
-            size += f" of memory{_free(self.free_bytes)} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
-            return f"replay: {size} of disk{_free(self.free_disk)}, bounded by {self.bound}"
-        return f"replay: {size}{_free(self.free_bytes)}, bounded by {self.bound}"
+            memory, disk = _free(self.free_bytes, self.runs), _free(self.free_disk, self.runs)
+            size += f" of memory{memory} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
+            return f"replay: {size} of disk{disk}, bounded by {self.bound}"
+        return f"replay: {size}{_free(self.free_bytes, self.runs)}, bounded by {self.bound}"
 
 
 def rows_between_checkpoints(size: Capacity) -> int:
@@ -101,46 +113,52 @@ def fit(
     disk_bytes_per_row: int = 0,
     disk_gb: float = 0,
     free_disk: int | None = None,
+    runs: int = 1,
 ) -> Capacity:
     """Returns the size of the largest replay that satisfies every limit.
 
     bytes_per_row: the bytes of memory for one row. streams: the number of rings.
     sequence: the number of rows of one sampled sequence. capacity_steps: the limit on rows, all rings together.
     env_steps: the number of rows that the run collects, and so the most that the replay needs.
-    capacity_gb: the limit on memory; 0: half of `free_bytes`. free_bytes: the free memory; None: unknown.
+    capacity_gb: the limit on memory; 0: half of the replay's share of it. free_bytes: the free memory; None: unknown.
     disk_bytes_per_row, disk_gb, free_disk: like bytes_per_row, capacity_gb and free_bytes, for the columns on the disk;
-    0 bytes per row: there are no such columns.
+    0 bytes per row: there are no such columns. runs: the number of replays that share the free memory and disk.
     Raises UserError if no sequence fits in a ring, or if the requested memory or disk space is not free.
     """
+    memory, disk = (None if whole is None else whole // runs for whole in (free_bytes, free_disk))
     limits = {"env_steps": -(-env_steps // streams), "replay.capacity_steps": capacity_steps // streams}
-    stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, free_bytes)]
+    stores = [("memory", "replay.capacity_gb", bytes_per_row, capacity_gb, memory)]
     if disk_bytes_per_row:
-        stores.append(("disk", "replay.disk_gb", disk_bytes_per_row, disk_gb, free_disk))
-    for store, setting, row, asked, free in stores:
+        stores.append(("disk", "replay.disk_gb", disk_bytes_per_row, disk_gb, disk))
+    for store, setting, row, asked, share in stores:
         if asked:
             limits[setting] = int(asked * GB / (row * streams))
-        elif free is not None:
-            limits[f"half of the free {store} ({setting})"] = int(free / 2 / (row * streams))
+        elif share is not None:
+            limits[f"half of the free {store} ({setting})"] = int(share / 2 / (row * streams))
         else:
             raise UserError(f"{setting} is 0 (half of the free {store}), but this system does not report free {store}")
     bound = min(limits, key=lambda name: limits[name])
-    capacity = Capacity(streams, limits[bound], bytes_per_row, free_bytes, bound, disk_bytes_per_row, free_disk)
+    capacity = Capacity(streams, limits[bound], bytes_per_row, memory, bound, disk_bytes_per_row, disk, runs)
     if capacity.rows_per_stream < sequence:
         raise UserError(
             f"replay: {bound} leaves {capacity.rows_per_stream} rows for each of {streams} environments, "
             f"but one sequence (replay.batch_length + replay.context) needs {sequence}"
         )
-    for _, setting, row, _, free in stores:
-        if free is not None and capacity.steps * row > free:
+    for _, setting, row, _, share in stores:
+        if share is not None and capacity.steps * row > share:
             raise UserError(
                 f"{setting}: {capacity.steps:,} steps x {_size(row)} = {_size(capacity.steps * row)}, "
-                f"but only {_size(free)} are free"
+                f"but only {_size(share)} are free{_each(runs)}"
             )
     return capacity
 
 
-def _free(count: int | None) -> str:
-    return "" if count is None else f" (of {_size(count)} free)"
+def _free(count: int | None, runs: int = 1) -> str:
+    return "" if count is None else f" (of {_size(count)} free{_each(runs)})"
+
+
+def _each(runs: int) -> str:
+    return f" for each of {runs} runs" if runs > 1 else ""
 
 
 def _size(count: float) -> str:

@@ -18,7 +18,8 @@ class Config:
     capacity_steps: Annotated[int, at_least(1)] = 1_000_000
     """Maximum number of rows, all environments together."""
     capacity_gb: Annotated[float, at_least(0)] = 0
-    """Maximum host memory, in GB (10^9 bytes); 0 = at most half of the free memory."""
+    """Maximum host memory, in GB (10^9 bytes); 0 = at most half of the free memory, which the members
+    of a population share."""
     batch_size: Annotated[int, at_least(1)] = 16
     """Sequences per update."""
     batch_length: Annotated[int, at_least(2)] = 64

@@ -19,7 +19,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.runtime.replay import capacity, disk_tier, memory
-from dreamer.runtime.replay.capacity import Capacity
+from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.columns import checked, columns_of, flat, gather, in_memory, row_bytes, scatter
 from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.disk_tier import DiskTier
@@ -29,17 +29,24 @@ from dreamer.spaces import Space, Spec
 from dreamer.steps import Batch, Rows, Step
 
 
+def measure_free(run_dir: str | Path, runs: int = 1) -> Free:
+    """Returns the host memory and the disk of a folder that are free at this moment, for `runs` replays together."""
+    return Free(memory.free_memory(), disk_tier.free_space(run_dir), runs)
+
+
 def size_replay(
-    spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int, run_dir: str | Path = "."
-) -> Capacity:
+    spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int,
+    run_dir: str | Path = ".", free: Free | None = None,
+) -> Capacity:  # fmt: skip
     """Returns the size that a `Replay` with these arguments will have. Allocates nothing.
 
     storage: {name: Space} of the packed latents of a row. streams: the number of rings.
     env_steps: the number of rows that the run collects in all environments together.
-    run_dir: the folder whose disk `tier: disk` uses.
+    run_dir: the folder whose disk `tier: disk` uses. free: what this replay and others share; None: all that is free.
     Raises UserError if no sequence fits in a ring, or if the requested memory or disk space is not free.
     """
     held, disk = _tiers(spec, storage, config)
+    free = free or measure_free(run_dir)
     return capacity.fit(
         row_bytes(held) + bytes_per_row(config),
         streams=streams,
@@ -47,10 +54,11 @@ def size_replay(
         env_steps=env_steps,
         capacity_steps=config.capacity_steps,
         capacity_gb=config.capacity_gb,
-        free_bytes=memory.free_memory(),
+        free_bytes=free.memory,
         disk_bytes_per_row=row_bytes(disk),
         disk_gb=config.disk_gb,
-        free_disk=disk_tier.free_space(run_dir) if disk else None,
+        free_disk=free.disk if disk else None,
+        runs=free.runs,
     )
 
 
@@ -189,9 +197,7 @@ class Replay:
         with self.lock:
             return self._rows_since(seen, most)
 
-    def _rows_since(
-        self, seen: np.ndarray, most: int | None
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def _rows_since(self, seen: np.ndarray, most: int | None) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         length = self.size.rows_per_stream
         first = np.maximum(seen, self.counts - length)
         behind = self.counts - first

@@ -37,7 +37,7 @@ from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.moving import Moving, Owners
 from dreamer.runtime.run.on_device import OnDevice
-from dreamer.runtime.run.parts import Parts
+from dreamer.runtime.run.parts import Parts, Shared
 from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
@@ -135,26 +135,26 @@ def open_session(config: Config, stack: contextlib.ExitStack, sinks: Sequence[Si
     return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
 
 
-def open_run(decision: Decision, session: Session, agent: Agent | None = None) -> Opened:
+def open_run(decision: Decision, session: Session, shared: Shared | None = None) -> Opened:
     """Locks the run directory, builds or restores the run in memory, then writes to the disk. Returns the open run.
 
     The order is given in runtime/run/start.py. session: its stack closes everything that this function opens.
-    agent: the agent of a population, which its members share; None: makes it from the config.
+    shared: what the run shares with the other members of its population; None: it belongs to none.
     Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
     config, display = decision.config, session.display
     if decision.used:
         decision = _lock(decision, session)
-    built = _build(decision, session, agent)
+    built = _build(decision, session, shared)
     created = None if decision.used else _create(decision, session)
     if created:
         decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
     display.header([f"run: {decision.run_dir}", header.METRICS])
-    memory = _restore(decision, built, session)
+    memory = _restore(decision, built, session, shared)
     session.stopping.begun()
-    parts = _change(decision, built, memory, session)
+    parts = _change(decision, built, memory, session, shared)
     display.losses(built.agent.scales)
     display.phase("collecting")
     return Opened(parts, created, decision.resumed_at, _eval_due(decision.config, memory.restored), memory.lines)
@@ -179,7 +179,7 @@ def _create(decision: Decision, session: Session) -> Created:
 # Into memory ----------------------------------------------------------------------------------------------------------
 
 
-def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
+def _build(decision: Decision, session: Session, shared: Shared | None) -> Built:
     """Makes environments, agent and weights, and computes the size of the replay. Changes nothing on the disk."""
     config, found = decision.config, decision.found
     start.check_sinks(config)
@@ -192,14 +192,15 @@ def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
         decision.env, config.env_options, config.eval.video,
         evaluation.like_training(config.workers, workers.backend), workers.folder,
     )  # fmt: skip
-    agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
-    size = _plan_replay(decision, environments, agent)
+    first = shared.first if shared else None
+    agent = first.agent if first else agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
+    size = _plan_replay(decision, environments, agent, shared)
     devices = configured_mesh(config.devices, config.replay.batch_size).devices.flat
     room = Room(size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage)), free_memory())
     way, line = ways.choose(config, workers.backend, [device.platform for device in devices], room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
-        config=config.devices,
+        config=config.devices, part=first.learner.part if first else None,
     )  # fmt: skip
     built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
     session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])
@@ -219,13 +220,14 @@ def _make_environments(decision: Decision, session: Session) -> Environments:
     return environments
 
 
-def _plan_replay(decision: Decision, environments: Environments, agent: Agent) -> Capacity:
+def _plan_replay(decision: Decision, environments: Environments, agent: Agent, shared: Shared | None) -> Capacity:
     """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings."""
     config, workers = decision.config, environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
         workers.spec, agent.storage, config.replay, streams=workers.streams,
         env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
+        free=shared.free if shared else None,
     )  # fmt: skip
     if not decision.found:
         return size
@@ -247,12 +249,15 @@ def _introduction(config: Config, built: Built) -> list[str]:
     return lines
 
 
-def _restore(decision: Decision, built: Built, session: Session) -> Memory:
+def _restore(decision: Decision, built: Built, session: Session, shared: Shared | None) -> Memory:
     """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk."""
     storage = _open_storage(decision, built, session)
-    loaded = _load_checkpoint(decision, decision.found, built, storage) if decision.found else None
+    loaded = _load_checkpoint(decision, decision.found, built, storage, shared) if decision.found else None
     workers = built.environments.workers  # loading may have replaced the workers
-    collector = Collector(built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed)
+    collector = Collector(
+        built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed,
+        policy=shared.first.collector.policy if shared and shared.first else None,
+    )  # fmt: skip
     tracker = EpisodeTracker(workers.streams)
     if not loaded:
         return Memory(storage, collector, tracker, None, ())
@@ -278,7 +283,7 @@ def _open_storage(decision: Decision, built: Built, session: Session) -> Storage
     return Storage(identity, checkpoints, rings, store)
 
 
-def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage) -> Loaded:
+def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage, shared: Shared | None) -> Loaded:
     """Restores rows, train state and environments from the checkpoint `found`. Only reads the disk."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
@@ -288,7 +293,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
         restored, _, lost = resume.restore_envs(
             restored, storage.store, storage.replay, environments.workers,
             decision.config.lockstep or built.way == "device",
-            environments.replace,
+            environments.replace, drop_later=shared is not None,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
     return Loaded(restored, lost, lines)
@@ -297,7 +302,7 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 # Change ---------------------------------------------------------------------------------------------------------------
 
 
-def _change(decision: Decision, built: Built, memory: Memory, session: Session) -> Parts:
+def _change(decision: Decision, built: Built, memory: Memory, session: Session, shared: Shared | None) -> Parts:
     """Writes the first files of the run, makes the components that are still missing, and returns all components."""
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
@@ -324,7 +329,8 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session) 
         device = OnDevice(built.agent, Moving(built.agent, owners, config.seed))
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
-        environments=built.environments, agent=built.agent, policy=programs.jit_act(built.agent), record=built.record,
+        environments=built.environments, agent=built.agent, record=built.record,
+        policy=shared.first.policy if shared and shared.first else programs.jit_act(built.agent),
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,

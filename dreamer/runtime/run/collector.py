@@ -26,11 +26,16 @@ class Collector:
     """Acts in the environments and stores their rows in the replay.
 
     Owns the acting state of all streams: one latent and one previous action for each agent of each environment.
+    policy: the compiled function that acts
     The environments step between `collect` calls: one call ends by sending actions, and the next receives the rows.
     """
 
-    def __init__(self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int):
-        self._policy: Callable[..., Any] = programs.jit_act(agent, part.whole)
+    def __init__(
+        self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int,
+        policy: Callable[..., Any] | None = None,
+    ):  # fmt: skip
+        """policy: that of another Collector with the same agent, which is then compiled once for both."""
+        self.policy: Callable[..., Any] = policy or programs.jit_act(agent, part.whole)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
         # On the device from the start, like the results of the policy, to compile it once instead of twice.
@@ -51,7 +56,7 @@ class Collector:
         self.seconds_for_envs += time.monotonic() - start
         rows, full = len(streams), self._bucket(len(streams))
         obs = for_device(self._workers.spec.obs, step.obs)
-        self._carry, action, latent = self._policy(
+        self._carry, action, latent = self.policy(
             snapshot.leaves, self._key, self._count, self._carry, {k: _fill(x, full) for k, x in obs.items()},
             _fill(step.is_first, full), "collect", _fill(streams, full, self._workers.streams),
         )  # fmt: skip

@@ -18,15 +18,16 @@ class RunFailed(UserError):
     """Raised after a started run has failed and saved what it could. The message names the cause and error.txt."""
 
 
-def failed(run: Run, error: BaseException) -> BaseException:
+def failed(run: Run, error: BaseException, checkpoint: bool = True) -> BaseException:
     """Saves what can be saved of a run that failed with `error`, writes error.txt, and returns a RunFailed to raise.
 
+    checkpoint: whether to save a checkpoint, if that is possible; False: only the rows
     If the run has lost its lock, writes nothing and returns the error of the lock.
     """
     parts = run.parts
     if parts.stopping.failure:
         return parts.stopping.failure
-    rescue(run, error)
+    rescue(run, error, checkpoint)
     path = write_error(parts.run_dir, error)
     parts.display.end("failed", [])
     notes = "; ".join(_notes(error))
@@ -42,7 +43,7 @@ def interrupted(run: Run, stop: BaseException) -> None:
     parts.display.end("stopped", [*_notes(stop), what])
 
 
-def rescue(run: Run, error: BaseException) -> None:
+def rescue(run: Run, error: BaseException, checkpoint: bool = True) -> None:
     """Saves a run that ends with `error`. Saves only its rows if the train state is lost or not finite.
 
     Errors while saving are added to `error` as notes. Does nothing if the run has lost its lock.
@@ -55,7 +56,7 @@ def rescue(run: Run, error: BaseException) -> None:
     except UserError as second:  # the save in progress has failed, so the previous one is the newest
         error.add_note(str(second))
     run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
-    if _worth_saving(run):
+    if checkpoint and _worth_saving(run):
         save = functools.partial(run.save, whole=isinstance(error, Stopped))
     else:
         save = functools.partial(save_rows, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from dreamer.interfaces import Agent, Array, Batch, TrainState, Update, Variable
 from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.mesh import Config, configured_mesh, own
+from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Rows
 
@@ -46,10 +48,12 @@ class Learner:
     """
 
     def __init__(
-        self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None
-    ):
+        self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None,
+        part: PolicyPart | None = None,
+    ):  # fmt: skip
         """batch_size: the batch size of all processes together. config: the devices to use; None: all devices.
 
+        part: that of another Learner with the same agent; None: finds it out.
         Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
         self.mesh = configured_mesh(config or Config(), batch_size)
@@ -59,12 +63,13 @@ class Learner:
         self.idle = 0.0
         self._done: float | None = None  # time at which the last fetched update was done
         self._obs = spec.obs
-        self.part = programs.policy_part(agent, spec)
+        self.part = part or programs.policy_part(agent, spec)
         self._update: Any = programs.jit_update(agent, self.mesh)
         self._report = programs.jit_report(agent)
         self._batch_size, self._batch_length = batch_size, 0
         self._lockstep = lockstep
         self._snapshots = (self._copy(), self._copy())
+        self._held: Callable[[], TrainState | None] | None = None
 
     def place(self, batch: Batch) -> Batch:
         """Places a batch [B, C+T, ..] on the devices for `step`. Do not change the batch afterwards.
@@ -126,6 +131,21 @@ class Learner:
         with self.as_user_errors("an update"):
             jax.block_until_ready((self.state, self._snapshots))
         self._done = None
+
+    def hold(self, state: Callable[[], TrainState | None]) -> None:
+        """Makes `settle` copy the train state that `state` returns; None: the state here is the newest."""
+        self._held = state
+
+    def settle(self) -> None:
+        """Copies a train state that is held elsewhere, see `hold`, for a checkpoint or an evaluation."""
+        state = self._held() if self._held else None
+        if state is not None:
+            self.load(state, self.updates)
+
+    def follow(self, leaves: list[Array]) -> None:
+        """Makes acting use `leaves`, which `PolicyPart.take` returned for a train state that is held elsewhere."""
+        newest = PolicyParams(self.updates, leaves)
+        self._snapshots = (newest, newest)
 
     def lost(self) -> bool:
         """Whether the state was lost with a failed device, so that it cannot be saved."""

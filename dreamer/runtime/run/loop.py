@@ -241,6 +241,7 @@ class Run:
     def settle(self) -> None:
         """Brings the parts of the run up to date: handles the update in flight, or copies what is on the device."""
         self.parts.writeback.settle()
+        self.parts.learner.settle()
         if self.parts.device:
             self.parts.device.settle()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dreamer.config import Config
 from dreamer.interfaces import Agent
@@ -14,6 +14,7 @@ from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.log.terminal import Display
+from dreamer.runtime.replay.capacity import Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
@@ -75,3 +76,14 @@ class Parts:
     def workers(self) -> Workers:
         """Returns the training environments."""
         return self.environments.workers
+
+
+class Shared(NamedTuple):
+    """What the members of a population share while they are opened one after the other.
+
+    free: the host memory and the disk for all their replays
+    first: the parts of a member that is open, whose agent and compiled functions serve all; None: none is open
+    """
+
+    free: Free
+    first: Parts | None = None

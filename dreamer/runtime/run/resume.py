@@ -186,7 +186,7 @@ class Restored(NamedTuple):
     """What was read from a checkpoint, except the train state.
 
     head, arrays: JSON values and arrays, from the file `where` | later: how many newer rows were loaded too
-    exact: whether every environment continues exactly, so that any newer rows are collected again and not loaded
+    exact: whether any newer rows are collected again and not loaded, as when every environment continues exactly
     """
 
     head: dict[str, Any]
@@ -220,20 +220,24 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
 
 def restore_envs(
     restored: Restored, store: RowStore, replay: Replay, workers: Workers, lockstep: bool,
-    fresh: Callable[[], Workers],
+    fresh: Callable[[], Workers], drop_later: bool = False,
 ) -> tuple[Restored, Workers, dict[int, str]]:  # fmt: skip
     """Restores the environments, and loads the rows newer than the checkpoint if they will not be collected again.
 
     In lockstep, if all environments continue exactly, these rows will be collected again and are not loaded. Otherwise
     they are kept, and if there are any, every environment starts a new episode.
     fresh: makes new workers. It may be called if an environment refuses its state after others have accepted theirs.
+    drop_later: whether these rows are never loaded, because the members of a population resume from one step
     Returns the restored state, the workers to use, and {number: reason} for environments that start a new episode.
     Only reads the disk. Raises UserError naming a damaged file.
     """
     _check_envs(restored, workers)
     all_known = not any(restored.head["envs"])
-    later = 0 if lockstep and all_known else store.load_later(replay)
     lost: dict[int, str] = {}
+    if drop_later:
+        lost = workers.restore(*_snapshot(restored, workers.spec))
+        return restored._replace(exact=True), workers, lost
+    later = 0 if lockstep and all_known else store.load_later(replay)
     if not later:
         lost = workers.restore(*_snapshot(restored, workers.spec))
         if not (lockstep and all_known and lost):
