@@ -6,9 +6,12 @@ import jax
 import psutil
 
 
-def free_memory() -> int:
-    """Returns the bytes that are free on the first device of this process. A CPU uses the memory of the machine."""
-    device = jax.local_devices()[0]
+def free_memory(device: jax.Device | None = None) -> int:
+    """Returns the bytes that are free on a device; None: the first one of this process.
+
+    All CPU devices of a process use the memory of the machine, so each of them returns the same number.
+    """
+    device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -116,12 +116,12 @@ def whole(tree: Any) -> Any:
     return jax.tree.unflatten(form, leaves)
 
 
-def first_copy(tree: Any) -> Any:
-    """Returns a copy of a tree on the first device of this process.
+def first_copy(tree: Any, device: jax.Device | None = None) -> Any:
+    """Returns a copy of a tree on one device of this process; None: the first one.
 
     The copy shares no buffer with `tree`, so that `tree` may be donated afterwards.
     """
-    device = jax.local_devices()[0]
+    device = device or jax.local_devices()[0]
     if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
         return _copies(device)(tree)  # one call instead of one per leaf
     return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), whole(tree))

@@ -17,12 +17,13 @@ from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import population as fused
+from dreamer.runtime.fused import spread
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.population import exploit, standing
+from dreamer.runtime.population import exploit, places, standing
 from dreamer.runtime.population.hyper import hyper_of
 from dreamer.runtime.population.members import Member
-from dreamer.runtime.population.room import check_room, check_temporaries
+from dreamer.runtime.population.room import check_temporaries
 from dreamer.runtime.population.standing import Standing
 from dreamer.runtime.run import ending, header
 from dreamer.runtime.run.build import Opened
@@ -49,7 +50,8 @@ class Population:
         self._devices: dict[str, Any] = {name: run.parts.device for name, run in runs.items()}
         self._names = [*runs]
         self._alive = dict(runs)
-        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(runs))
+        self._spread = places.spread_of(config, len(runs))
+        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else self._spread.each)
         self._pace = Pace(self._first.parts.replay)
         self._done: float | None = None
         self._loop: Loop | None = None
@@ -101,24 +103,17 @@ class Population:
         return any(run.stopped for run in self._alive.values())
 
     def _compile(self) -> None:
-        """Moves all members to the device and compiles their program."""
+        """Moves all members to their devices and compiles their program."""
         self._display.phase("compiling")
-        loops = []
-        for device in self._devices.values():
-            loops.append(device.moving.take())
-            check_room(loops[0], len(self._devices) - len(loops))
-        check_room(loops[0], len(loops))  # for the joined arrays, beside those of each member
-        check_counters(self._names, loops)
-        self._loop = fused.stack(loops)
-        del loops
+        self._loop = places.take(self._spread, self._names, [device.moving for device in self._devices.values()])
         for number, device in enumerate(self._devices.values()):
             device.hold(functools.partial(self._member, number))
-        run = fused.make_population(self._devices[self._names[0]].turns, len(self._devices), self._together)
+        run = fused.make_population(self._devices[self._names[0]].turns, self._spread.each, self._together)
+        programs = spread.programs(self._spread, run)
         with self._first.parts.learner.as_user_errors("compiling the population"):
-            self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
-        check_temporaries(self._program, self._together)
-        self._rows: Any = jax.jit(fused.newest, static_argnums=1)
-        self._inherit: Any = jax.jit(fused.inherit, donate_argnums=0)
+            self._program: Any = programs.run.lower(self._loop, jnp.int32(1)).compile()
+        check_temporaries(self._program, self._together, self._spread.devices)
+        self._rows, self._inherit = programs.newest, programs.inherit
         self._for_each(Run.compiled)
 
     def _member(self, number: int) -> Loop | None:
@@ -231,11 +226,3 @@ class Population:
     def _remember(self, **changes: Any) -> None:
         self._standing = self._standing._replace(**changes)
         standing.write(self._root, self._standing)
-
-
-def check_counters(names: Sequence[str], loops: Sequence[Loop]) -> None:
-    """Raises UserError if the members are not at the same point, because then one program cannot advance them."""
-    found = [(loop.ring.added, loop.ring.taken, loop.acted, loop.started, loop.debt) for loop in loops]
-    for name, own in zip(names, placement.to_host(found), strict=True):
-        if tuple(map(int, own)) != tuple(map(int, found[0])):
-            raise UserError(f"the members {names[0]} and {name} have collected different rows; resume them one by one")

@@ -37,6 +37,7 @@ def count(config: RunConfig) -> int:
 def members_of(config: RunConfig) -> list[Member]:
     """Returns the members of a population: all combinations of the values in `population.axes`, each with all seeds.
 
+    Each member is a run on one device.
     Raises UserError for an axis that is no field of the agent, or whose values are not a list of valid values.
     """
     given, axes = config.population, flattened(config.population.axes)
@@ -50,7 +51,8 @@ def members_of(config: RunConfig) -> list[Member]:
             name = "-".join([*parts, *([f"seed{seed}"] if given.seeds > 1 or not parts else [])])
             own = overlay(config, layer(values, origin="population.axes"))
             run_dir = str(Path(config.run_dir) / name)
-            alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=type(given)())
+            one = dataclasses.replace(own.devices, count=1, fsdp=1)
+            alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, devices=one, population=type(given)())
             members.append(Member(name, alone, {key: get(own, key) for key in values}))
     return members
 

@@ -14,7 +14,9 @@ from dreamer.errors import UserError
 from dreamer.fields import get, keys
 from dreamer.interfaces import Agent
 from dreamer.plugins import EnvName
-from dreamer.runtime.population import exploit, standing
+from dreamer.runtime.devices.mesh import mesh_of
+from dreamer.runtime.fused.spread import Spread
+from dreamer.runtime.population import exploit, places, standing
 from dreamer.runtime.population.display import MemberDisplay
 from dreamer.runtime.population.hyper import own_hyper
 from dreamer.runtime.population.loop import Population
@@ -47,10 +49,12 @@ def train(config: Config, request: Request) -> Path:
     config = dataclasses.replace(config, run_dir=str(root), loop="device")
     members = members_of(config)
     exploit.check(config, len(members))
-    own = {"seed": config.seed, **{f"population.{key}": get(config.population, key) for key in keys(config.population)}}
+    own = {"seed": config.seed, "devices.count": config.devices.count}
+    own |= {f"population.{key}": get(config.population, key) for key in keys(config.population)}
     known, step = standing.begin(root, [member.name for member in members], request.resume, own)
     alive = [member for member in members if member.name not in known.stopped]
-    check_together(config.population.together, len(alive))
+    where = places.spread_of(config, len(alive))
+    check_together(config.population.together, where.each)
     ended = {member.name for member in alive if step == config.env_steps and ended_at(root / member.name, step)}
     if len(ended) == len(alive):
         why = f"it has made its {step:,} env_steps; give more to continue" if alive else "all its members have stopped"
@@ -58,8 +62,8 @@ def train(config: Config, request: Request) -> Path:
         return root
     with contextlib.ExitStack() as stack:
         session = open_session(config, stack)
-        runs = open_members(alive, step, request, session, begun=(root / standing.FILE).exists())
-        session.display.header(describe(members, alive, config))
+        runs = open_members(alive, step, request, session, where, begun=(root / standing.FILE).exists())
+        session.display.header([*describe(members, alive, config), *places.describe(where, len(alive))])
         Population(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
 
@@ -71,18 +75,21 @@ def ended_at(run_dir: Path, step: int) -> bool:
 
 
 def check_together(together: int, members: int) -> None:
-    """Raises UserError if the members cannot be divided into groups of `together`; 0: the device decides."""
-    if together and members and members % together:
+    """Raises UserError if the members of a device cannot be divided into groups of `together`; 0: the device decides."""
+    if together and members % together:
         fits = [size for size in range(1, members + 1) if not members % size]
-        raise UserError(f"population.together is {together}, it must divide {members} members: one of {fits}")
+        raise UserError(
+            f"population.together is {together}, it must divide the {members} members of a device: one of {fits}"
+        )
 
 
 def open_members(
-    members: Sequence[Member], step: int | None, request: Request, session: Session, begun: bool
+    members: Sequence[Member], step: int | None, request: Request, session: Session, where: Spread, begun: bool
 ) -> dict[str, Opened]:
     """Opens the run of each member. All share one agent, whose functions serve every member.
 
     step: the checkpoint to resume from; None: the first one of the members that have one already
+    where: on which device each member trains
     begun: whether an earlier start has written anything. Raises UserError if an axis changes the program.
     """
     display: Any = [MemberDisplay(session.display, member.name) for member in members]
@@ -92,7 +99,8 @@ def open_members(
         display[number].all = display
         how = request.resume if step is not None else "auto" if begun else "no"
         decision = start.decide(member.config, request.env, how, step, trust=request.trust)
-        opened = open_run(decision, session._replace(display=display[number]), shared)
+        own = session._replace(display=display[number], mesh=mesh_of(where.device_of(number)))
+        opened = open_run(decision, own, shared)
         parts = opened.parts
         shared = shared or parts.agent
         if step is None and member.config.agent != members[0].config.agent:

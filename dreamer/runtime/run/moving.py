@@ -18,6 +18,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
+from dreamer.runtime.devices.mesh import home
 from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
 from dreamer.runtime.fused.ring import Ring, Sizes
 from dreamer.runtime.fused.workers import JaxWorkers
@@ -63,7 +64,7 @@ class Moving:
         self._keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
 
     def take(self) -> Loop:
-        """Returns the state of the run as a Loop on the first device.
+        """Returns the state of the run as a Loop on the device that learns.
 
         Raises UserError if the fused loop cannot continue the run.
         """
@@ -85,7 +86,7 @@ class Moving:
             started=jnp.bool_(started), debt=jnp.int32(owed),
         )  # fmt: skip
         with owners.learner.as_user_errors("moving the replay to the device"):
-            return placement.first_copy(loop)
+            return placement.first_copy(loop, home(owners.learner.mesh))
 
     def receive(self, rows: Mapping[str, np.ndarray], report: Report, train: Callable[[], Any]) -> None:
         """Adds the rows {name: [S, n, ..]} and the metrics of the last turns to the run.
@@ -95,7 +96,7 @@ class Moving:
         """
         owners, updates, episodes = self.owners, int(report.updates), int(report.episodes)
         if not report.finite:
-            owners.learner.load(placement.first_copy(train()), owners.learner.updates)
+            owners.learner.load(placement.first_copy(train(), home(owners.learner.mesh)), owners.learner.updates)
             raise UserError("the parameters have diverged: they are no longer finite")
         try:
             self._check_rows(rows)
@@ -125,7 +126,7 @@ class Moving:
         left: Any = dict.fromkeys(("keys", "train", "envs", "carry"))
         numbers = {**left, "ring": loop.ring._replace(columns={})}
         host: Any = placement.to_host(loop._replace(**numbers))
-        owners.learner.load(placement.first_copy(loop.train), owners.learner.updates)
+        owners.learner.load(placement.first_copy(loop.train, home(owners.learner.mesh)), owners.learner.updates)
         owners.workers.give_back(placement.first_copy(loop.envs))
         leaves = jax.tree.leaves(placement.to_host(loop.carry))
         owners.collector.load({**{f"carry/{i:04d}": x for i, x in enumerate(leaves)}, "count": host.acted})
