@@ -75,7 +75,7 @@ def ended_at(run_dir: Path, step: int) -> bool:
 
 
 def check_together(together: int, members: int) -> None:
-    """Raises UserError if the members of a device cannot be divided into groups of `together`; 0: the device decides."""
+    """Raises UserError if the members of a device cannot be divided into groups of `together`; 0: any device can."""
     if together and members % together:
         fits = [size for size in range(1, members + 1) if not members % size]
         raise UserError(

@@ -16,7 +16,7 @@ from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import programs
-from dreamer.runtime.devices.memory import free_memory
+from dreamer.runtime.devices.memory import free_memory, share
 from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
@@ -199,9 +199,10 @@ def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent)
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
-    needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
     platforms = [device.platform for device in mesh.devices.flat]
-    way, line = ways.choose(config, workers.backend, platforms, Room(needed, free_memory(home(mesh))))
+    needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
+    room = Room(share(mesh, needed), free_memory(home(mesh)))
+    way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         mesh=mesh,
