@@ -72,8 +72,7 @@ def operations(mesh: Mesh, agent: Agent, spec: Spec, envs: Functions, plan: Plan
         return _whole(ring), stream, start
 
     def gather_own(ring: Ring, stream: Array, start: Array) -> tuple[Batch, Places]:
-        # Without the barrier, XLA reads the latents where they are used, and copies their columns to write new ones.
-        return jax.lax.optimization_barrier(rings.gather(_own(ring), sizes, stream, start))
+        return rings.gather(_own(ring), sizes, stream, start)
 
     draw_each = on_each(draw_own, in_specs=(ring_specs, SHARED), out_specs=(ring_specs, split, split))
 

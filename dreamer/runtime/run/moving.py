@@ -60,9 +60,7 @@ class Moving:
         self.plan = Plan(sizes, config.batch_size, owners.limiter.rate, replay.wanted(config.batch_size))
         check_numbers(self.plan)
         self.owners, self._agent = owners, agent
-        key = jax.random.key(seed)
-        # Acting uses the same random numbers as `Collector`.
-        self._keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
+        self._key = jax.random.key(seed)
 
     def take(self) -> Loop:
         """Returns the state of the run as a Loop on the devices that learn.
@@ -82,7 +80,9 @@ class Moving:
         episodes = owners.tracker.state()
         started, owed = debt(replay.steps, owners.limiter.state(), plan.rate)
         loop = Loop(
-            keys=self._keys, train=owners.learner.state, ring=ring, envs=owners.workers.take(),
+            # Acting uses the same random numbers as `Collector`.
+            keys=Keys(jax.random.fold_in(self._key, 1), jax.random.fold_in(self._key, 2)),
+            train=owners.learner.state, ring=ring, envs=owners.workers.take(),
             carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=jnp.int32(collected["count"]),
             episodes=Episodes(jnp.float32(episodes["returns"]), jnp.int32(episodes["lengths"])),
             started=jnp.bool_(started), debt=jnp.int32(owed),
