@@ -126,9 +126,8 @@ def first_copy(tree: Any, device: jax.Device | None = None) -> Any:
     there = {i: part for i, x in enumerate(leaves) if (part := _part_on(device, x)) is not None}
     there = _copies(device)(there)  # one call instead of one per leaf
     # `device_put` would not copy an array of several devices to one of these, whatever `may_alias` is.
-    return form.unflatten(
-        there[i] if i in there else jax.device_put(x, device, may_alias=False) for i, x in enumerate(leaves)
-    )
+    copies = [there[i] if i in there else jax.device_put(x, device, may_alias=False) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(form, copies)
 
 
 def _part_on(device: jax.Device, x: Any) -> Array | None:

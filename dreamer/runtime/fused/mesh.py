@@ -40,7 +40,7 @@ def programs(mesh: Mesh, agent: Agent, spec: Spec, envs: Functions, plan: Plan) 
     if mesh.size == 1:
         turns = loops.make_run(agent, spec, envs, plan)
         return Programs(turns, jax.jit(turns, donate_argnums=0), jax.jit(rings.newest, static_argnums=1))
-    turns = loops.make_run(agent, spec, envs, plan, operations(mesh, agent, spec, envs, plan))
+    turns = loops.make_run(agent, spec, envs, plan, operations(mesh, agent, envs, plan))
     places, shared = shardings(mesh), NamedSharding(mesh, SHARED)
     run = jax.jit(turns, in_shardings=(places, shared), out_shardings=(places, shared), donate_argnums=0)
     newest = jax.jit(rings.newest, static_argnums=1, out_shardings=NamedSharding(mesh, _split(mesh)))
@@ -49,20 +49,22 @@ def programs(mesh: Mesh, agent: Agent, spec: Spec, envs: Functions, plan: Plan) 
 
 def shardings(mesh: Mesh) -> Any:
     """Returns the sharding of each part of a Loop. The streams are split in order, and the counters are replicated."""
-    shared, split = NamedSharding(mesh, SHARED), NamedSharding(mesh, _split(mesh))
+    shared: Any = NamedSharding(mesh, SHARED)
+    split: Any = NamedSharding(mesh, _split(mesh))
     return Loop(
         keys=shared, train=shared, ring=Ring(split, shared, split), envs=split, carry=split, acted=shared,
         episodes=split, started=shared, debt=shared,
     )  # fmt: skip
 
 
-def operations(mesh: Mesh, agent: Agent, spec: Spec, envs: Functions, plan: Plan) -> Operations:
+def operations(mesh: Mesh, agent: Agent, envs: Functions, plan: Plan) -> Operations:
     """Returns the operations of a loop whose rings and environments are split over the devices of `mesh`.
 
-    In this loop, `Ring.taken` is [devices]: each device counts the new sequences of its own streams, see `draw`.
+    In this loop, `Ring.taken` is [devices]: each device counts the new sequences of its own streams.
     """
-    split = _split(mesh)
-    ring_specs: Any = Ring(split, SHARED, split)
+    split: Any = _split(mesh)
+    shared: Any = SHARED
+    ring_specs = Ring(split, shared, split)
     on_each = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     sizes = plan.sizes._replace(streams=plan.sizes.streams // mesh.size)
 
@@ -74,7 +76,7 @@ def operations(mesh: Mesh, agent: Agent, spec: Spec, envs: Functions, plan: Plan
     def gather_own(ring: Ring, stream: Array, start: Array) -> tuple[Batch, Places]:
         return rings.gather(_own(ring), sizes, stream, start)
 
-    draw_each = on_each(draw_own, in_specs=(ring_specs, SHARED), out_specs=(ring_specs, split, split))
+    draw_each = on_each(draw_own, in_specs=(ring_specs, shared), out_specs=(ring_specs, split, split))
 
     def draw(loop: Loop) -> tuple[Ring, Array, Array]:
         ring, stream, start = draw_each(loop.ring._replace(columns={}), loops.draw_key(loop))

@@ -17,8 +17,8 @@ class Config:
     axes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Values to combine, by key: agent.horizon: [100, 333]. Numbers of the agent that change no shape."""
     together: Annotated[int, at_least(0), MAY_CHANGE] = 0
-    """Number of members that the device trains at the same time; the others wait for their turn. 0 = one on a CPU, all
-    on other devices."""
+    """Number of members that a device trains at the same time; its others wait for their turn. 0 = one on a CPU, all on
+    other devices."""
     exploit_every: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Population-based training: environment steps after which the worst members continue from the best; 0 = never."""
     exploit_share: Annotated[float, between(0, 0.5), MAY_CHANGE] = 0.25

@@ -201,7 +201,7 @@ def _build(decision: Decision, session: Session, agent: Agent | None) -> Built:
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
     needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
-    room = Room(share(mesh, needed), free_memory(home(mesh)))
+    room = Room(share(mesh, needed), free_memory(home(mesh)), mesh.size)
     way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",

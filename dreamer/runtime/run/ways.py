@@ -22,15 +22,17 @@ class Choice(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The bytes that the replay needs on each device, and the bytes that are free there."""
+    """The bytes that the replay needs on each device, the bytes that are free there, and the number of devices."""
 
     needed: int
     free: int
+    devices: int = 1
 
     @property
     def text(self) -> str:
-        """Returns both numbers in words."""
-        return f"{self.needed / 1e9:.3g} GB on the device (of {self.free / 1e9:.3g} GB free)"
+        """Returns the bytes in words."""
+        where = "the device" if self.devices == 1 else "each device"
+        return f"{self.needed / 1e9:.3g} GB on {where} (of {self.free / 1e9:.3g} GB free)"
 
 
 def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -> Choice:
