@@ -23,7 +23,9 @@ def way(backend: str, platforms: list[str], room: Room = SMALL, **overrides) -> 
         ("jax", GPU, {"loop": "device"}, "device"),
         ("jax", CPU, {"loop": "host"}, "turns"),
         ("jax", GPU, {"loop": "host"}, "thread"),
-        ("jax", CPU * 2, {}, "turns"),
+        ("jax", CPU * 2, {}, "device"),
+        ("jax", CPU * 2, {"workers": {"envs": 3}}, "turns"),
+        ("jax", CPU * 2, {"devices": {"fsdp": 2}}, "turns"),
         ("jax", CPU, {"replay": {"uniform": 0.5, "recency": 0.5}}, "turns"),
         ("inline", CPU, {}, "turns"),
         ("inline", CPU, {"replay_ratio": 0}, "thread"),
@@ -43,7 +45,8 @@ def test_the_way_follows_from_environment_device_and_config(backend, platforms, 
 def test_a_run_on_the_host_says_why_it_is_not_on_the_device():
     overrides = {"replay": {"uniform": 0.5, "recency": 0.5}}
     assert "replay.recency and replay.priority draw on the host only" in way("jax", CPU, **overrides).line
-    assert "2 devices learn together" in way("jax", CPU * 2).line
+    reason = "2 devices cannot share 3 environments evenly; give workers.envs 2 or 4"
+    assert reason in way("jax", CPU * 2, workers={"envs": 3}).line
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ FILES = {
     "test_evaluate", "test_parallel", "test_evaluation_workers", "test_library", "test_suites", "test_benchmarks",
     "test_report_page",
     "test_notebook",
-    "test_docs", "test_learning_own_parts", "test_population", "test_jax_suites",
-    "test_sweep_runs",
+    "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
+    "test_jax_suites", "test_sweep_runs",
 }  # fmt: skip
 TESTS = {
     "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",

@@ -64,6 +64,16 @@ def configured_mesh(config: Config, batch_size: int) -> Mesh:
     batch_size: the size of the global batch. Raises UserError naming the field if there are fewer devices than the
     config asks for, or if the devices or the batch cannot be split evenly.
     """
+    mesh = make_mesh(configured_devices(config), config.fsdp)
+    check_batch_size(mesh, batch_size)
+    return mesh
+
+
+def configured_devices(config: Config) -> list[jax.Device]:
+    """Returns the devices that a config describes, with the same number of devices from each host.
+
+    Raises UserError naming the field if there are fewer devices, or if they cannot be split evenly over the hosts.
+    """
     hosts = jax.process_count()
     count = config.count or jax.device_count()
     if count > jax.device_count():
@@ -76,14 +86,22 @@ def configured_mesh(config: Config, batch_size: int) -> Mesh:
     if hosts > 1 and each % config.fsdp:
         choices = _near(config.fsdp, (n for n in range(1, each + 1) if each % n == 0))
         raise UserError(f"devices.fsdp is {config.fsdp}, which does not divide the {each} of a host; give {choices}")
-    mesh = make_mesh([device for host in range(hosts) for device in _of_host(host)[:each]], config.fsdp)
-    check_batch_size(mesh, batch_size)
-    return mesh
+    return [device for host in range(hosts) for device in _of_host(host)[:each]]
+
+
+def mesh_of(device: jax.Device) -> Mesh:
+    """Returns the mesh of a single device."""
+    return make_mesh([device])
 
 
 def own(mesh: Mesh) -> list[jax.Device]:
     """Returns the devices of the mesh that belong to this process."""
     return [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+
+
+def home(mesh: Mesh) -> jax.Device:
+    """Returns the first device of this process in the mesh."""
+    return min(own(mesh), key=lambda device: device.id)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:

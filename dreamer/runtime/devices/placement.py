@@ -116,15 +116,24 @@ def whole(tree: Any) -> Any:
     return jax.tree.unflatten(form, leaves)
 
 
-def first_copy(tree: Any) -> Any:
-    """Returns a copy of a tree on the first device of this process.
+def first_copy(tree: Any, device: jax.Device | None = None) -> Any:
+    """Returns a copy of a tree on one device of this process; None: the first one.
 
     The copy shares no buffer with `tree`, so that `tree` may be donated afterwards.
     """
-    device = jax.local_devices()[0]
-    if all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(tree)):
-        return _copies(device)(tree)  # one call instead of one per leaf
-    return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), whole(tree))
+    device = device or jax.local_devices()[0]
+    leaves, form = jax.tree.flatten(whole(tree))
+    there = {i: part for i, x in enumerate(leaves) if (part := _part_on(device, x)) is not None}
+    there = _copies(device)(there)  # one call instead of one per leaf
+    # `device_put` would not copy an array of several devices to one of these, whatever `may_alias` is.
+    copies = [there[i] if i in there else jax.device_put(x, device, may_alias=False) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(form, copies)
+
+
+def _part_on(device: jax.Device, x: Any) -> Array | None:
+    """Returns the part of a replicated array on a device; None: the array is not there."""
+    parts = x.addressable_shards if isinstance(x, jax.Array) else ()
+    return next((part.data for part in parts if part.device == device), None)
 
 
 @functools.cache

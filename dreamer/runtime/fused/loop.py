@@ -81,28 +81,49 @@ class Plan(NamedTuple):
     wanted: int
 
 
-Draw = Callable[[Loop], tuple[Ring, Array, Array]]
+class Operations(NamedTuple):
+    """What a loop does with its agent, environments and rings. On several devices, see `mesh.py`.
+
+    act, update: those of the agent | turn: that of the environments | add, gather, refresh: those of `ring.py`
+    draw(loop) -> ring, stream [B], start [B]: chooses the sequences of the next update
+    """
+
+    act: Callable[..., tuple[Carry, Array]]
+    turn: Callable[[Envs, Array, Array], Envs]
+    add: Callable[[Ring, Mapping[str, Array]], Ring]
+    draw: Callable[[Loop], tuple[Ring, Array, Array]]
+    gather: Callable[[Ring, Array, Array], tuple[Batch, Places]]
+    update: Callable[[TrainState, Batch], tuple[TrainState, Update]]
+    refresh: Callable[[Ring, Places, Mapping[str, Array]], Ring]
 
 
-def make_draw(plan: Plan) -> Draw:
-    """Returns the function loop -> ring, stream [B], start [B] that chooses the sequences of the next update."""
+def operations(agent: Agent, envs: Functions, plan: Plan) -> Operations:
+    """Returns the operations of a loop on one device."""
 
     def draw(loop: Loop) -> tuple[Ring, Array, Array]:
-        key = jax.random.fold_in(loop.keys.draw, loop.train.step)
-        return rings.draw(loop.ring, plan.sizes, key, plan.batch_size)
+        return rings.draw(loop.ring, plan.sizes, draw_key(loop), plan.batch_size)
 
-    return draw
+    def gather(ring: Ring, stream: Array, start: Array) -> tuple[Batch, Places]:
+        return rings.gather(ring, plan.sizes, stream, start)
+
+    return Operations(agent.act, envs.turn, rings.add, draw, gather, agent.update, rings.refresh)
+
+
+def draw_key(loop: Loop) -> Key:
+    """Returns the random key [] for drawing the sequences of the next update."""
+    return jax.random.fold_in(loop.keys.draw, loop.train.step)
 
 
 def make_run(
-    agent: Agent, spec: Spec, envs: Functions, plan: Plan, draw: Draw | None = None
+    agent: Agent, spec: Spec, envs: Functions, plan: Plan, do: Operations | None = None
 ) -> Callable[[Loop, Array], tuple[Loop, Report]]:
     """Returns the function (loop, turns []) -> loop, report that makes `turns` turns. Compile it with `loop` donated.
 
-    draw: chooses the sequences of an update; None: `make_draw`. A test hands in the draws of another loop.
+    do: the operations; None: those on one device
     """
-    collect = make_collect(agent, spec, envs)
-    update = make_update(agent, spec, plan.sizes, draw or make_draw(plan))
+    do = do or operations(agent, envs, plan)
+    collect = make_collect(agent, spec, do)
+    update = make_update(spec, do)
     rate = plan.rate
 
     def turn(loop: Loop, report: Report) -> tuple[Loop, Report]:
@@ -139,7 +160,7 @@ def _due(rate: Fraction, both: tuple[Loop, Report]) -> Array:
 
 
 def make_collect(
-    agent: Agent, spec: Spec, envs: Functions
+    agent: Agent, spec: Spec, do: Operations
 ) -> Callable[[Loop, Report], tuple[Loop, Report]]:
     """Returns the half of a turn that acts on the newest row of each stream, stores it, and steps all environments.
 
@@ -148,42 +169,32 @@ def make_collect(
 
     def collect(loop: Loop, report: Report) -> tuple[Loop, Report]:
         row = streams_of(spec, loop.envs.row)
-        carry, action = agent.act(
+        carry, action = do.act(
             agent.variables(loop.train), jax.random.fold_in(loop.keys.act, loop.acted), loop.carry,
             for_agent(spec, row.obs), row.is_first, "collect",
         )  # fmt: skip
         row = row._replace(action=jnp.where(row.is_last[:, None], 0.0, action))
-        ring = rings.add(loop.ring, columns_of(row, agent.pack(carry.state), loop.ring))
+        ring = do.add(loop.ring, columns_of(row, agent.pack(carry.state), loop.ring))
         asked = jnp.ones(loop.envs.turns.shape, bool)
-        stepped = envs.turn(loop.envs, envs_of(spec, row.action), asked)
+        stepped = do.turn(loop.envs, envs_of(spec, row.action), asked)
         episodes, report = observe(loop.episodes, row, report)
         return loop._replace(ring=ring, envs=stepped, carry=carry, acted=loop.acted + 1, episodes=episodes), report
 
     return collect
 
 
-def make_update(
-    agent: Agent, spec: Spec, sizes: Sizes, draw: Draw
-) -> Callable[[Loop], tuple[Loop, Mapping[str, Array]]]:
+def make_update(spec: Spec, do: Operations) -> Callable[[Loop], tuple[Loop, Mapping[str, Array]]]:
     """Returns the function loop -> loop, metrics that makes one update and writes its latents back to the ring."""
 
     def update(loop: Loop) -> tuple[Loop, Mapping[str, Array]]:
-        ring, stream, start = draw(loop)
-        batch, places = rings.gather(ring, sizes, stream, start)
-        train, out = _update(agent, spec, loop.train, batch)
-        ring = _refresh(ring, places, out)
+        ring, stream, start = do.draw(loop)
+        batch, places = do.gather(ring, stream, start)
+        train, out = do.update(loop.train, batch._replace(obs=for_agent(spec, batch.obs)))
+        stored = {name: value for name, value in out.latent.items() if f"latent/{name}" in ring.columns}
+        ring = do.refresh(ring, places, stored)
         return loop._replace(train=train, ring=ring), out.metrics
 
     return update
-
-
-def _update(agent: Agent, spec: Spec, train: TrainState, batch: Batch) -> tuple[TrainState, Update]:
-    return agent.update(train, batch._replace(obs=for_agent(spec, batch.obs)))
-
-
-def _refresh(ring: Ring, places: Places, out: Update) -> Ring:
-    stored = {name: value for name, value in out.latent.items() if f"latent/{name}" in ring.columns}
-    return rings.refresh(ring, places, stored)
 
 
 def observe(episodes: Episodes, row: Step, report: Report) -> tuple[Episodes, Report]:

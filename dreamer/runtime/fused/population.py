@@ -19,6 +19,7 @@ SHARED: dict[str, Any] = {"acted": None, "started": None, "debt": None}
 MEMBERS: dict[str, Any] = {"keys": 0, "train": 0, "envs": 0, "carry": 0, "episodes": 0}
 COLUMNS: dict[str, Any] = {"columns": 0, "added": None, "taken": None}
 AXES: Any = Loop(**MEMBERS, **SHARED, ring=Ring(**COLUMNS))
+LEARNED = ("params", "extra", "opt_state")  # the fields of a train state that a member inherits
 
 
 def stack(loops: Sequence[Loop]) -> Loop:
@@ -27,13 +28,24 @@ def stack(loops: Sequence[Loop]) -> Loop:
 
 
 def member(loop: Loop, number: int) -> Loop:
-    """Returns the Loop of one member of a population."""
-    return _over_axes(lambda x: x[number], lambda x: x, loop)
+    """Returns the Loop of one member of a population, on the device of this member."""
+    (device,) = _of_member(loop.carry.prev_action, number).devices()
+
+    def counter(x: Array) -> Array:
+        return next(shard.data for shard in x.addressable_shards if shard.device == device)
+
+    return _over_axes(lambda x: _of_member(x, number), counter, loop)
 
 
 def train_of(loop: Loop, number: int) -> TrainState:
-    """Returns the train state of one member."""
-    return jax.tree.map(lambda x: x[number], loop.train)
+    """Returns the train state of one member, on the device of this member."""
+    return jax.tree.map(lambda x: _of_member(x, number), loop.train)
+
+
+def _of_member(x: Array, number: int) -> Array:
+    """Returns x[number] from the part of the array that contains it. Indexing would gather an array that is split."""
+    parts = ((shard.data, number - (shard.index[0].start or 0)) for shard in x.addressable_shards)
+    return next(part[place] for part, place in parts if 0 <= place < part.shape[0])
 
 
 def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
@@ -41,14 +53,21 @@ def inherit(loop: Loop, number: Array, parent: Array, hyper: Any) -> Loop:
 
     The member keeps its replay, its environments and its random keys.
     """
+    learned = {name: jax.tree.map(lambda x: x[parent], getattr(loop.train, name)) for name in LEARNED}
+    return with_learned(loop, number, learned, hyper)
 
-    def copied(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.at[number].set(x[parent]), tree)
 
-    train = loop.train
-    own = jax.tree.map(lambda x, y: x.at[number].set(y), train.hyper, hyper)
-    learned = {name: copied(getattr(train, name)) for name in ("params", "extra", "opt_state")}
-    return loop._replace(train=train._replace(hyper=own, **learned))
+def with_learned(loop: Loop, number: Array, learned: Mapping[str, Any], hyper: Any) -> Loop:
+    """Returns the loop in which member `number` [] has the fields `learned` of a train state, and `hyper`.
+
+    Nothing changes if `number` is the number of members or more.
+    """
+
+    def replaced(name: str, value: Any) -> Any:
+        return jax.tree.map(lambda x, y: x.at[number].set(y, mode="drop"), getattr(loop.train, name), value)
+
+    fields = {name: replaced(name, value) for name, value in {**learned, "hyper": hyper}.items()}
+    return loop._replace(train=loop.train._replace(**fields))
 
 
 def newest(ring: Ring, rows: int) -> Mapping[str, Array]:
@@ -68,7 +87,7 @@ def make_population(
         return jax.vmap(lambda one: run(one, turns), in_axes=(AXES,), out_axes=(AXES, 0))(loop)
 
     def single(loop: Loop, turns: Array) -> tuple[Loop, Report]:
-        loop, report = run(member(loop, 0), turns)
+        loop, report = run(_over_axes(lambda x: x[0], lambda x: x, loop), turns)
         return stack([loop]), jax.tree.map(lambda x: x[None], report)
 
     part = single if together == 1 else several

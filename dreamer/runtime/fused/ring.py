@@ -39,7 +39,7 @@ class Ring(NamedTuple):
 
     columns {name: [S, R, ..]} | added [] int32: the number of rows ever added to each stream
     taken [] int32: the number of new sequences that were trained on or dropped. The stream of new sequence j is j % S;
-        its first row has number (j // S) * sequence.
+        its first row has number (j // S) * sequence. On several devices it is [devices], see `mesh.py`.
     """
 
     columns: Mapping[str, Array]

@@ -14,7 +14,7 @@ from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.population import exploit, standing
+from dreamer.runtime.population import exploit, places, standing
 from dreamer.runtime.population.hyper import hyper_of
 from dreamer.runtime.population.members import Member
 from dreamer.runtime.population.standing import Standing
@@ -41,7 +41,8 @@ class Population(abc.ABC):
         self._runs = {name: Run(one, callbacks, saving=self._saving) for name, one in opened.items()}
         self._names = [*self._runs]
         self._alive = dict(self._runs)
-        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(self._runs))
+        self._spread = places.spread_of(config, len(self._runs))
+        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else self._spread.each)
 
     @abc.abstractmethod
     def _compile(self) -> None:

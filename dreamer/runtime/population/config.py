@@ -19,8 +19,8 @@ class Config:
     members: tuple[dict[str, Any], ...] = ()
     """Members one by one, in place of seeds and axes: the values of each by key, its seed among them."""
     together: Annotated[int, at_least(0), MAY_CHANGE] = 0
-    """Number of members that the device trains at the same time; the others wait for their turn. 0 = one on a CPU, all
-    on other devices."""
+    """Number of members that a device trains at the same time; its others wait for their turn. 0 = one on a CPU, all on
+    other devices."""
     exploit_every: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Population-based training: environment steps after which the worst members continue from the best; 0 = never."""
     exploit_share: Annotated[float, between(0, 0.5), MAY_CHANGE] = 0.25

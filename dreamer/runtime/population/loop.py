@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,9 +12,11 @@ import jax.numpy as jnp
 from dreamer.errors import UserError
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import population as fused
+from dreamer.runtime.fused import spread
 from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.population import places
 from dreamer.runtime.population.base import Population
-from dreamer.runtime.population.room import check_room, check_temporaries
+from dreamer.runtime.population.room import check_temporaries
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.on_device import Pace, bucket_of
 
@@ -32,24 +33,17 @@ class DevicePopulation(Population):
         self._loop: Loop | None = None
 
     def _compile(self) -> None:
-        """Moves all members to the device and compiles their program."""
+        """Moves all members to their devices and compiles their program."""
         self._display.phase("compiling")
-        loops = []
-        for device in self._devices.values():
-            loops.append(device.moving.take())
-            check_room(loops[0], len(self._devices) - len(loops))
-        check_room(loops[0], len(loops))  # for the joined arrays, beside those of each member
-        check_counters(self._names, loops)
-        self._loop = fused.stack(loops)
-        del loops
+        self._loop = places.take(self._spread, self._names, [device.moving for device in self._devices.values()])
         for number, device in enumerate(self._devices.values()):
             device.hold(functools.partial(self._member, number))
-        run = fused.make_population(self._devices[self._names[0]].turns, len(self._devices), self._together)
+        run = fused.make_population(self._devices[self._names[0]].turns, self._spread.each, self._together)
+        programs = spread.programs(self._spread, run)
         with self._first.parts.learner.as_user_errors("compiling the population"):
-            self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
-        check_temporaries(self._program, self._together)
-        self._rows: Any = jax.jit(fused.newest, static_argnums=1)
-        self._inherit: Any = jax.jit(fused.inherit, donate_argnums=0)
+            self._program: Any = programs.run.lower(self._loop, jnp.int32(1)).compile()
+        check_temporaries(self._program, self._together, self._spread.devices)
+        self._rows, self._inherit = programs.newest, programs.inherit
         self._for_each(Run.compiled)
 
     def _member(self, number: int) -> Loop | None:
@@ -93,10 +87,3 @@ class DevicePopulation(Population):
         if not self._alive:
             raise UserError("every member of the population has stopped")
 
-
-def check_counters(names: Sequence[str], loops: Sequence[Loop]) -> None:
-    """Raises UserError if the members are not at the same point, because then one program cannot advance them."""
-    found = [(loop.ring.added, loop.ring.taken, loop.acted, loop.started, loop.debt) for loop in loops]
-    for name, own in zip(names, placement.to_host(found), strict=True):
-        if tuple(map(int, own)) != tuple(map(int, found[0])):
-            raise UserError(f"the members {names[0]} and {name} have collected different rows; resume them one by one")

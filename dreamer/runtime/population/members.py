@@ -40,6 +40,7 @@ def count(config: RunConfig) -> int:
 def members_of(config: RunConfig) -> list[Member]:
     """Returns the members of a population: all combinations of the values in `population.axes`, each with all seeds.
 
+    Each member is a run on one device.
     Raises UserError for an axis that is no field of the agent, or whose values are not a list of valid values.
     """
     given, axes = config.population, flattened(config.population.axes)
@@ -60,7 +61,8 @@ def members_of(config: RunConfig) -> list[Member]:
 def _member(config: RunConfig, name: str, seed: int, values: Mapping[str, Any], origin: str) -> Member:
     own = overlay(config, layer(values, origin=origin))
     run_dir, none = str(Path(config.run_dir) / name), type(config.population)()
-    alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, population=none)
+    one = dataclasses.replace(own.devices, count=1, fsdp=1)
+    alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, devices=one, population=none)
     return Member(name, alone, {key: get(own, key) for key in values})
 
 

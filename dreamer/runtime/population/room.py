@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,12 @@ from dreamer.runtime.devices.memory import free_memory
 from dreamer.runtime.fused.loop import Loop
 
 
-def check_room(loop: Loop, members: int) -> None:
-    """Raises UserError if the device has no memory for the Loops of so many more members. loop: that of one member."""
-    needed, free = bytes_of(loop), free_memory()
+def check_room(loop: Loop, members: int, device: jax.Device | None = None) -> None:
+    """Raises UserError if a device has no memory for the Loops of so many more members.
+
+    loop: that of one member | device: None: the first one
+    """
+    needed, free = bytes_of(loop), free_memory(device)
     if members * needed > free:
         raise UserError(
             f"the population does not fit: each member takes {needed / 1e9:.3g} GB on the device, and {free / 1e9:.3g} "
@@ -34,10 +38,16 @@ def check_states(state: Any, members: int) -> None:
         )
 
 
-def check_temporaries(program: Any, together: int) -> None:
-    """Raises UserError if the device has no memory for what the program computes on the way."""
+def check_temporaries(program: Any, together: int, devices: Sequence[jax.Device] = ()) -> None:
+    """Raises UserError if a device has no memory for what the program computes on the way.
+
+    devices: those that run the program; (): the first one
+    """
+    devices = devices or jax.local_devices()[:1]
     analysis = program.memory_analysis()
-    temporary, free = analysis.temp_size_in_bytes if analysis else 0, free_memory()
+    temporary, free = analysis.temp_size_in_bytes if analysis else 0, min(map(free_memory, devices))
+    if devices[0].platform == "cpu":
+        temporary *= len(devices)  # all of them use the memory of the machine
     if temporary > free:
         fits = max(1, int(together * free / temporary))
         raise UserError(

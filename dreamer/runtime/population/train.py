@@ -13,7 +13,9 @@ from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.fields import get, keys
 from dreamer.plugins import EnvName
-from dreamer.runtime.population import exploit, standing
+from dreamer.runtime.devices.mesh import mesh_of
+from dreamer.runtime.fused.spread import Spread
+from dreamer.runtime.population import exploit, places, standing
 from dreamer.runtime.population.display import MemberDisplay
 from dreamer.runtime.population.host_loop import HostPopulation
 from dreamer.runtime.population.hyper import own_hyper
@@ -50,10 +52,12 @@ def train(config: Config, request: Request) -> Path:
     config = dataclasses.replace(config, run_dir=str(root), collect="turns")
     members = members_of(config)
     exploit.check(config, len(members))
-    own = {"seed": config.seed, **{f"population.{key}": get(config.population, key) for key in keys(config.population)}}
+    own = {"seed": config.seed, "devices.count": config.devices.count}
+    own |= {f"population.{key}": get(config.population, key) for key in keys(config.population)}
     known, step = standing.begin(root, [member.name for member in members], request.resume, own)
     alive = [member for member in members if member.name not in known.stopped]
-    check_together(config.population.together, len(alive))
+    where = places.spread_of(config, len(alive))
+    check_together(config.population.together, where.each)
     ended = {member.name for member in alive if step == config.env_steps and ended_at(root / member.name, step)}
     if len(ended) == len(alive):
         why = f"it has made its {step:,} env_steps; give more to continue" if alive else "all its members have stopped"
@@ -62,8 +66,8 @@ def train(config: Config, request: Request) -> Path:
     with contextlib.ExitStack() as stack:
         session = open_session(config, stack)
         begun = request.resume == "auto" or (root / standing.FILE).exists()
-        runs = open_members(alive, step, request, session, begun)
-        session.display.header(describe(members, alive, config))
+        runs = open_members(alive, step, request, session, where, begun)
+        session.display.header([*describe(members, alive, config), *places.describe(where, len(alive))])
         kind = DevicePopulation if next(iter(runs.values())).parts.way == "device" else HostPopulation
         kind(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
     return root
@@ -76,18 +80,21 @@ def ended_at(run_dir: Path, step: int) -> bool:
 
 
 def check_together(together: int, members: int) -> None:
-    """Raises UserError if the members cannot be divided into groups of `together`; 0: the device decides."""
-    if together and members and members % together:
+    """Raises UserError if the members of a device cannot be divided into groups of `together`; 0: any device can."""
+    if together and members % together:
         fits = [size for size in range(1, members + 1) if not members % size]
-        raise UserError(f"population.together is {together}, it must divide {members} members: one of {fits}")
+        raise UserError(
+            f"population.together is {together}, it must divide the {members} members of a device: one of {fits}"
+        )
 
 
 def open_members(
-    members: Sequence[Member], step: int | None, request: Request, session: Session, begun: bool
+    members: Sequence[Member], step: int | None, request: Request, session: Session, where: Spread, begun: bool
 ) -> dict[str, Opened]:
     """Opens the run of each member. All share one agent, whose functions serve every member, and the free memory.
 
     step: the checkpoint to resume from; None: the first one of the members that have one already
+    where: on which device each member trains
     begun: whether an earlier start may have made directories, before it was killed
     Raises UserError if an axis changes the program, if the memory does not suffice for all members, or if they would
     use several devices on the host.
@@ -99,10 +106,11 @@ def open_members(
         display[number].all = display
         how = request.resume if step is not None else "auto" if begun else "no"
         decision = start.decide(member.config, request.env, how, step, trust=request.trust)
-        opened = open_run(decision, session._replace(display=display[number]), shared)
+        own = session._replace(display=display[number], mesh=mesh_of(where.device_of(number)))
+        opened = open_run(decision, own, shared)
         parts = opened.parts
         if not shared.first:
-            check_first(parts, len(members))
+            check_first(parts, len(members), len(where.devices))
             shared = shared._replace(first=parts)
         check_way(parts, shared.first or parts)
         if step is None and member.config.agent != members[0].config.agent:
@@ -111,11 +119,11 @@ def open_members(
     return runs
 
 
-def check_first(parts: Parts, members: int) -> None:
+def check_first(parts: Parts, members: int, devices: int) -> None:
     """Raises UserError if the first member needs several devices on the host, or if the others do not fit beside it."""
     if parts.way == "device":
         return
-    if parts.learner.mesh.size > 1:
+    if devices > 1:
         raise UserError("a population whose loop runs on the host learns on one device: set devices.count to 1")
     check_states(parts.learner.state, members)
 

@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import programs
-from dreamer.runtime.devices.memory import free_memory
-from dreamer.runtime.devices.mesh import configured_mesh
+from dreamer.runtime.devices.memory import free_memory, share
+from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.files.run_dir import ROWS
@@ -52,12 +54,14 @@ class Session(NamedTuple):
 
     stack: closes everything that was opened, in reverse order | display: prints to the terminal
     stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
+    mesh: the devices that learn; None: those of the config. A population gives each member a device.
     """
 
     stack: contextlib.ExitStack
     display: Display
     stopping: Stopping
     sinks: Sequence[Sink]
+    mesh: Mesh | None = None
 
 
 class Built(NamedTuple):
@@ -195,12 +199,14 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     first = shared.first if shared else None
     agent = first.agent if first else agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent, shared)
-    devices = configured_mesh(config.devices, config.replay.batch_size).devices.flat
-    room = Room(size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage)), free_memory())
-    way, line = ways.choose(config, workers.backend, [device.platform for device in devices], room)
+    mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
+    platforms = [device.platform for device in mesh.devices.flat]
+    needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
+    room = Room(share(mesh, needed), free_memory(home(mesh)), mesh.size)
+    way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
-        config=config.devices, part=first.learner.part if first else None,
+        mesh=mesh, part=first.learner.part if first else None,
     )  # fmt: skip
     built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
     session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])

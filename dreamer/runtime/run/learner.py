@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dreamer.interfaces import Agent, Array, Batch, TrainState, Update, Variables
 from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import placement, programs
-from dreamer.runtime.devices.mesh import Config, configured_mesh, own
+from dreamer.runtime.devices.mesh import Config, configured_mesh, home, mesh_of, own
 from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Rows
@@ -49,15 +50,18 @@ class Learner:
 
     def __init__(
         self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None,
-        part: PolicyPart | None = None,
+        mesh: Mesh | None = None, part: PolicyPart | None = None,
     ):  # fmt: skip
         """batch_size: the batch size of all processes together. config: the devices to use; None: all devices.
 
+        mesh: the devices to use instead of those of the config
         part: that of another Learner with the same agent; None: finds it out.
         Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
-        self.mesh = configured_mesh(config or Config(), batch_size)
-        self.state: TrainState = programs.jit_init(agent, self.mesh)(jax.random.key(seed))
+        self.mesh = mesh or configured_mesh(config or Config(), batch_size)
+        # On the first device, for which all members of a population compile it once.
+        init = programs.jit_init(agent, self.mesh if self.mesh.size > 1 else mesh_of(jax.local_devices()[0]))
+        self.state: TrainState = placement.place_state(self.mesh, init(jax.random.key(seed)))
         self._agent = agent
         self.updates = 0
         self.idle = 0.0
@@ -186,4 +190,5 @@ class Learner:
         return batch._replace(obs=for_device(self._obs, batch.obs))
 
     def _copy(self) -> PolicyParams:
-        return PolicyParams(self.updates, placement.first_copy(self.part.take(self._agent.variables(self.state))))
+        leaves = self.part.take(self._agent.variables(self.state))
+        return PolicyParams(self.updates, placement.first_copy(leaves, home(self.mesh)))

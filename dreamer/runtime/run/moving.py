@@ -18,6 +18,8 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
+from dreamer.runtime.devices.mesh import home
+from dreamer.runtime.fused import mesh as meshes
 from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
 from dreamer.runtime.fused.ring import Ring, Sizes
 from dreamer.runtime.fused.workers import JaxWorkers
@@ -58,12 +60,10 @@ class Moving:
         self.plan = Plan(sizes, config.batch_size, owners.limiter.rate, replay.wanted(config.batch_size))
         check_numbers(self.plan)
         self.owners, self._agent = owners, agent
-        key = jax.random.key(seed)
-        # Acting uses the same random numbers as `Collector`.
-        self._keys = Keys(jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
+        self._key = jax.random.key(seed)
 
     def take(self) -> Loop:
-        """Returns the state of the run as a Loop on the first device.
+        """Returns the state of the run as a Loop on the devices that learn.
 
         Raises UserError if the fused loop cannot continue the run.
         """
@@ -73,19 +73,24 @@ class Moving:
         if (replay.counts != added).any():
             raise UserError("loop device: the streams of this run have different lengths; resume it with --loop host")
         columns: dict[str, Any] = dict(replay.columns)
-        ring = Ring(columns, jnp.int32(added), jnp.int32(taken(replay, plan.sizes)))
+        mesh = owners.learner.mesh
+        ring = Ring(columns, jnp.int32(added), jnp.int32(taken_on(replay, plan.sizes, mesh.size)))
         carry = self._agent.initial_carry(owners.workers.streams)
         leaves = [collected[f"carry/{i:04d}"].astype(x.dtype) for i, x in enumerate(jax.tree.leaves(carry))]
         episodes = owners.tracker.state()
         started, owed = debt(replay.steps, owners.limiter.state(), plan.rate)
         loop = Loop(
-            keys=self._keys, train=owners.learner.state, ring=ring, envs=owners.workers.take(),
+            # Acting uses the same random numbers as `Collector`.
+            keys=Keys(jax.random.fold_in(self._key, 1), jax.random.fold_in(self._key, 2)),
+            train=owners.learner.state, ring=ring, envs=owners.workers.take(),
             carry=jax.tree.unflatten(jax.tree.structure(carry), leaves), acted=jnp.int32(collected["count"]),
             episodes=Episodes(jnp.float32(episodes["returns"]), jnp.int32(episodes["lengths"])),
             started=jnp.bool_(started), debt=jnp.int32(owed),
         )  # fmt: skip
         with owners.learner.as_user_errors("moving the replay to the device"):
-            return placement.first_copy(loop)
+            if mesh.size == 1:
+                return placement.first_copy(loop, home(mesh))
+            return jax.device_put(loop, meshes.shardings(mesh), may_alias=False)
 
     def receive(self, rows: Mapping[str, np.ndarray], report: Report, train: Callable[[], Any]) -> None:
         """Adds the rows {name: [S, n, ..]} and the metrics of the last turns to the run.
@@ -95,7 +100,7 @@ class Moving:
         """
         owners, updates, episodes = self.owners, int(report.updates), int(report.episodes)
         if not report.finite:
-            owners.learner.load(placement.first_copy(train()), owners.learner.updates)
+            owners.learner.load(placement.first_copy(train(), home(owners.learner.mesh)), owners.learner.updates)
             raise UserError("the parameters have diverged: they are no longer finite")
         try:
             self._check_rows(rows)
@@ -125,7 +130,7 @@ class Moving:
         left: Any = dict.fromkeys(("keys", "train", "envs", "carry"))
         numbers = {**left, "ring": loop.ring._replace(columns={})}
         host: Any = placement.to_host(loop._replace(**numbers))
-        owners.learner.load(placement.first_copy(loop.train), owners.learner.updates)
+        owners.learner.load(placement.first_copy(loop.train, home(owners.learner.mesh)), owners.learner.updates)
         owners.workers.give_back(placement.first_copy(loop.envs))
         leaves = jax.tree.leaves(placement.to_host(loop.carry))
         owners.collector.load({**{f"carry/{i:04d}": x for i, x in enumerate(leaves)}, "count": host.acted})
@@ -151,16 +156,32 @@ def queue(ring: Any, sizes: Sizes) -> list[tuple[int, int]]:
     """Returns the new sequences (stream, first row) that were not trained on yet. ring: with numbers on the host."""
     whole = int(ring.added) // sizes.sequence
     oldest = max(whole - sizes.rows // sizes.sequence, 0)
-    first = max(int(ring.taken), sizes.streams * oldest)
-    return [(j % sizes.streams, j // sizes.streams * sizes.sequence) for j in range(first, sizes.streams * whole)]
+    taken = np.atleast_1d(ring.taken)
+    own, queued = sizes.streams // len(taken), []
+    for device, count in enumerate(taken.tolist()):
+        new = range(max(count, own * oldest), own * whole)
+        queued += [(j // own * sizes.sequence, device * own + j % own) for j in new]
+    return [(stream, start) for start, stream in sorted(queued)]
 
 
-def taken(replay: Replay, sizes: Sizes) -> int:
-    """Returns how many new sequences were trained on or dropped, from the queue of the replay."""
-    if not replay.queue:
-        return sizes.streams * (int(replay.counts[0]) // sizes.sequence)
-    stream, start = replay.queue[0]
-    return start // sizes.sequence * sizes.streams + stream
+def taken_on(replay: Replay, sizes: Sizes, devices: int) -> int | list[int]:
+    """Returns `Ring.taken` for so many devices: a number for one, else one for the streams of each."""
+    if devices == 1:
+        return taken(replay, sizes)
+    own = sizes._replace(streams=sizes.streams // devices)
+    return [taken(replay, own, first) for first in range(0, sizes.streams, own.streams)]
+
+
+def taken(replay: Replay, sizes: Sizes, first: int = 0) -> int:
+    """Returns how many new sequences were trained on or dropped, from the queue of the replay.
+
+    It counts those of `sizes.streams` streams from `first` on. If they were not taken in the order of these streams,
+    because the run was on another number of devices, it counts those before the first one that is left.
+    """
+    for stream, start in replay.queue:
+        if first <= stream < first + sizes.streams:
+            return start // sizes.sequence * sizes.streams + stream - first
+    return sizes.streams * (int(replay.counts[0]) // sizes.sequence)
 
 
 def credited(steps: int, loop: Any, rate: Fraction) -> str | None:

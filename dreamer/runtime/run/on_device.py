@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
-from dreamer.runtime.fused import loop as fused
+from dreamer.runtime.fused import mesh
 from dreamer.runtime.fused.loop import Loop
-from dreamer.runtime.fused.ring import newest
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run.moving import Moving
 
@@ -58,9 +55,8 @@ class OnDevice:
         """Moves nothing yet, see `compile`."""
         workers = moving.owners.workers
         self.moving, self._pace = moving, Pace(moving.owners.replay)
-        self.turns = fused.make_run(agent, workers.spec, workers.functions, moving.plan)
-        self._run: Any = jax.jit(self.turns, donate_argnums=0)
-        self._rows: Callable[..., Any] = jax.jit(newest, static_argnums=1)
+        programs = mesh.programs(moving.owners.learner.mesh, agent, workers.spec, workers.functions, moving.plan)
+        self.turns, self._run, self._rows = programs
         self._state: Callable[[], Loop | None] | None = None
         self._loop: Loop | None = None
         self._done: float | None = None

@@ -22,15 +22,17 @@ class Choice(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The bytes that the replay needs on a device, and the bytes that are free there."""
+    """The bytes that the replay needs on each device, the bytes that are free there, and the number of devices."""
 
     needed: int
     free: int
+    devices: int = 1
 
     @property
     def text(self) -> str:
-        """Returns both numbers in words."""
-        return f"{self.needed / 1e9:.3g} GB on the device (of {self.free / 1e9:.3g} GB free)"
+        """Returns the bytes in words."""
+        where = "the device" if self.devices == 1 else "each device"
+        return f"{self.needed / 1e9:.3g} GB on {where} (of {self.free / 1e9:.3g} GB free)"
 
 
 def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -> Choice:
@@ -39,11 +41,14 @@ def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -
     room: the memory for the replay on the device
     Raises UserError if the config asks for a way that is not possible.
     """
+    envs, devices = config.workers.envs, len(platforms)
+    near = " or ".join(str(n) for n in (envs // devices * devices, envs // devices * devices + devices) if n)
     against = {
         "the environment is not written in JAX, or workers.backend runs it elsewhere": backend != "jax",
         "replay.recency and replay.priority draw on the host only": config.replay.uniform < 1,
         "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
-        f"{len(platforms)} devices learn together; devices.count 1 uses one": len(platforms) > 1,
+        f"devices.fsdp {config.devices.fsdp} splits the train state, which only the host does": config.devices.fsdp > 1,
+        f"{devices} devices cannot share {envs} environments evenly; give workers.envs {near}": envs % devices > 0,
         f"the replay needs {room.text}; replay.capacity_steps makes it smaller": room.needed > room.free,
     }
     reasons = [reason for reason, holds in against.items() if holds]
@@ -52,7 +57,8 @@ def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -
     if backend != "jax" or config.loop == "host" or reasons:
         return _on_host(config, backend, platforms, "; ".join(reasons) or "the config says so")
     what = "one program acts, steps the environments, stores rows and learns"
-    return Choice("device", f"loop: on the device; {what}; the replay takes {room.text}")
+    where = "the device" if devices == 1 else f"{devices} devices, each with {envs // devices} of the environments"
+    return Choice("device", f"loop: on {where}; {what}; the replay takes {room.text}")
 
 
 def _on_host(config: Config, backend: str, platforms: Sequence[str], why: str) -> Choice:
