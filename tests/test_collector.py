@@ -131,7 +131,7 @@ def test_the_policy_is_compiled_once_for_the_parameters_of_a_learner():
             collector.collect(learner.snapshot())
         collector.load(collector.state())
         collector.collect(learner.snapshot())
-        assert collector._policy._cache_size() == 1
+        assert collector.policy._cache_size() == 1
 
 
 def test_ready_environments_continue_without_the_others_and_keep_their_own_latents():

@@ -28,7 +28,7 @@ from dreamer.runtime.run.stopping import Stopped
 
 # ---- the runs
 
-HOST = {**SETTINGS, "env": "probes:both", "env_steps": 96}
+HOST = {**SETTINGS, "env": "probes:both", "env_steps": 96, "lockstep": False, "collect": "turns"}
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +228,7 @@ def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
 
     rng = np.random.default_rng(0)
     for kill_at in (*rng.integers(1, 400, 2), 0):
-        code, out = run(tmp_path / "run", int(kill_at), population__seeds=2)
+        code, out = run(tmp_path / "run", int(kill_at), population__seeds=2, lockstep=False, collect="turns")
         assert code in (-signal.SIGKILL, 0), out
     whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **KILLED, seed=1))
     equal(tmp_path / "run" / "seed1", whole)
@@ -239,7 +239,7 @@ def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
 
 def test_a_thread_that_collects_is_refused(tmp_path):
     with pytest.raises(UserError, match="a population collects and trains in turns: leave out --collect thread"):
-        dreamer.train(config_of(tmp_path / "run", lockstep=False, collect="thread"))
+        dreamer.train(config_of(tmp_path / "run", collect="thread"))
 
 
 def test_the_loop_on_the_device_still_needs_an_environment_written_in_jax(tmp_path):

@@ -111,7 +111,7 @@ def test_a_population_that_ended_before_all_had_a_checkpoint_begins_again(traine
         start(run)
 
     monkeypatch.setattr(Run, "start", begins)
-    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda *_: None)
     run_dir = tmp_path / "run"
     with pytest.raises(UserError, match="no more"):
         dreamer.train(config_of(run_dir))
