@@ -273,7 +273,7 @@ def test_the_replays_of_all_members_share_the_free_memory(tmp_path, monkeypatch,
 def test_several_devices_are_refused():
     learner = SimpleNamespace(mesh=SimpleNamespace(size=2))
     with pytest.raises(UserError, match="runs on the host learns on one device: set devices.count to 1"):
-        train.check_first(SimpleNamespace(way="turns", learner=learner), 2)
+        train.check_first(SimpleNamespace(way="turns", learner=learner), 2, devices=2)
 
 
 def test_members_of_different_loops_are_refused():
