@@ -133,13 +133,12 @@ def _status(root: Path, name: str, path: Path, run: Run | None) -> tuple[Status,
     held = lock.look(path)
     if held and not held.stale:
         return "running", ""
-    cause = _failure(root / FAILED / f"{name}.json")
-    if not cause and run and run.env_steps >= run.config.env_steps:
-        return "finished", ""
-    cause = cause or _error(path / ERROR)
+    cause = _failure(root / FAILED / f"{name}.json") or _error(path / ERROR)  # a run that ends well removes its error
     if cause:
         return ("diverged" if "diverged" in cause.lower() else "failed"), cause
-    return ("dead" if run else "not started"), ""
+    if not run:
+        return "not started", ""
+    return ("finished" if run.env_steps >= run.config.env_steps else "dead"), ""
 
 
 def _failure(file: Path) -> str:

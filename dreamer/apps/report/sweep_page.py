@@ -166,8 +166,6 @@ def _of_task(
         made.append(Section(f"Importance of each axis{suffix}", [_importance_table(task), fold]))
     if task.charts:
         made.append(Section(f"Settings{suffix}", [[_chart(one, next(names), formats) for one in task.charts]]))
-    if not task.curves:
-        return made
     panels = [panel for _, own in task.curves for panel in own]
     controls = [Legend([])] if first else []
     made.append(Section(f"Curves{suffix}", [*controls, CURVES_EXPLAINED, " ".join(explanation(panels))]))
