@@ -192,6 +192,13 @@ def test_drawn_numbers_are_compared_by_quarters(here):
     assert one.eta == pytest.approx(11.25 / (143 / 12))
 
 
+@pytest.mark.parametrize("spec", [{"range": [10, 60, 10]}, {"choice": [60, 50, 40, 30, 20, 10]}])
+def test_numbers_of_a_list_in_words_are_compared_one_by_one(here, spec):
+    root = write_sweep(here / "s", {BATCH: spec}, [{BATCH: value} for value in range(10, 61, 10)], 1)
+    (axis,) = sweep_axes.varied(read_sweep(root))
+    assert not axis.drawn and [*axis.values] == spec.get("choice", [10, 20, 30, 40, 50, 60])
+
+
 def test_an_axis_that_changes_nothing_explains_nothing(here):
     root = write_sweep(here / "s", GRID, combined(GRID), 2, lambda values, seed: 5.0 + values[HORIZON])
     found = importance.importances(sweep_axes.varied(read_sweep(root)), ranked(root))
@@ -222,6 +229,7 @@ def test_scores_are_of_training_where_nothing_was_evaluated(here):
         ([0.0, 0.1, 1.0], [], False),
         ([1.0, 1.5, 7.0], {"loguniform": [1, 10]}, True),
         ([1.0, 10.0, 100.0], {"uniform": [1, 100]}, False),
+        ([1e-4, 1e-3, 1e-2], {"choice": [1e-4, 1e-3, 1e-2]}, True),
     ],
 )
 def test_a_scale_is_logarithmic_where_the_values_are(here, values, spec, log):
@@ -256,8 +264,22 @@ def broken(root: Path) -> Path:
     return root
 
 
-def test_each_trial_without_a_score_is_listed_with_its_cause(here):
-    text = page_of(broken(here / "s"))
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory) -> tuple[str, list[Path]]:
+    """Returns the text of the page of the sweep `broken`, and the files in the sweep that the report has changed."""
+    root = broken(tmp_path_factory.mktemp("spoiled") / "s")
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
+    text = page_of(root, static=True, out=str(root.parent / "page"), best=str(root.parent / "best.yaml"))
+    after = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
+    return text, [file for file in {**before, **after} if before.get(file) != after.get(file)]
+
+
+def test_nothing_is_written_into_the_sweep(spoiled):
+    assert spoiled[1] == []
+
+
+def test_each_trial_without_a_score_is_listed_with_its_cause(spoiled):
+    text, _ = spoiled
     first, second, third = combined(GRID)[:3]
     rows = {row["trial"]: row for row in cells(text, "Trials that have not finished, or have no score")}
     assert {name: (row["status"], row["env steps"]) for name, row in rows.items()} == {
@@ -292,6 +314,24 @@ def test_a_setting_with_a_diverged_seed_ranks_below_those_without(here):
     (run / "error.txt").write_text(DIVERGED)
     results = ranked(root).results
     assert results[0].setting.values == {RATE: 3e-4, HORIZON: 333.0} and results[-1].setting.values == best_of_all
+
+
+def test_a_trial_without_its_last_evaluation_has_not_finished(here):
+    root = write_sweep(here / "s", GRID, combined(GRID)[:1], 1)
+    *lines, last = returns(100.0)
+    lines += [{key: value for key, value in last.items() if key != "eval/return"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder_of(root, combined(GRID)[0], 0) / "metrics.jsonl").write_text(text)
+    assert [trial.status for trial in read_sweep(root).trials] == ["dead"]
+
+
+def test_trials_that_the_sweep_no_longer_has_are_left_out(here):
+    root = write_sweep(here / "s", GRID, combined(GRID)[:2], 1)
+    table = json.loads((root / "sweep.json").read_text())
+    write_table(root, {**table, "gone": [table["trials"][0]["name"]]})
+    report = sweep_command.make(read_sweep(root))
+    assert [trial.name for trial in report.sweep.trials] == [table["trials"][1]["name"]]
+    assert any("1 trials that the sweep had before" in note for note in report.notes)
 
 
 def test_a_trial_whose_last_evaluation_failed_has_failed(here):
@@ -476,13 +516,6 @@ def test_the_terminal_shows_the_best_twenty(here, capsys):
     shown = re.findall(r"^ +(\d+) +(\d+) +1 ", out, re.MULTILINE)
     assert shown == [(f"{rank}", f"{35 - rank}") for rank in range(1, 21)]
     assert "5 more settings are on the page" in out
-
-
-def test_nothing_is_written_into_the_sweep(here):
-    root = broken(here / "s")
-    before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
-    page_of(root, best="best.yaml")
-    assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
 
 
 # ---- the best setting

@@ -15,7 +15,7 @@ EXPLAINED = (
     "Importance is eta squared: the share of the variance of the trials' final scores that lies between the values of "
     "an axis. Numbers that were drawn from a distribution are sorted and divided into quarters. By chance: the share "
     "that is expected where an axis changes nothing, (values - 1) / (trials - 1); an axis near it may be unimportant. "
-    "All settings: the share between the settings; the rest is between seeds.",
+    "All settings: the share between all settings; the rest is between seeds.",
     "Each axis is looked at alone. What two axes change only together counts for neither, and axes whose values were "
     "not combined evenly share what they explain. Trials without a score do not count: where a value makes trials "
     "diverge, the list of these trials says more than this number.",

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from dreamer.apps.report.curves import EVALUATION
 from dreamer.apps.report.runs import Run, read_run
 from dreamer.errors import UserError
 from dreamer.runtime.files import lock
@@ -33,7 +34,7 @@ class Trial(NamedTuple):
 
     values: {dotted key: value} of the axes; the seed is not among them
     run: the contents of the run directory; None: it has not started, or its config cannot be read
-    status: finished: it has reached its env_steps; running: a process trains it; diverged, failed: it ended with an
+    status: finished: it has reached its end; running: a process trains it; diverged, failed: it ended with an
     error; dead: it has begun and no process trains it, but no error was written; not started
     cause: why the trial diverged or failed, on one line; "": it did not
     """
@@ -48,12 +49,17 @@ class Trial(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """The contents of a sweep. axes: {dotted key: the list of its values, or a mapping that is their distribution}."""
+    """The contents of a sweep.
+
+    base: its presets | axes: {dotted key: the list of its values, or a mapping that is their distribution}
+    gone: the number of trials that the sweep had before its file was changed; they are not among `trials`
+    """
 
     root: Path
     base: tuple[str, ...]
     axes: Mapping[str, Any]
     trials: tuple[Trial, ...]
+    gone: int = 0
 
     @property
     def runs(self) -> list[Run]:
@@ -81,15 +87,17 @@ def read_sweep(path: str | os.PathLike) -> Sweep:
         for key, spec in axes.items():
             _expect(spec, list | dict, f"axes: {key} must be a list of values, or a distribution")
         _expect(entries, list, "trials must be a list")
-        trials = [_trial(entry, number, root) for number, entry in enumerate(entries, 1)]
-        for what, given in (("name", [one.name for one in trials]), ("run_dir", [str(one.path) for one in trials])):
+        every = [_trial(entry, number, root) for number, entry in enumerate(entries, 1)]
+        for what, given in (("name", [one.name for one in every]), ("run_dir", [str(one.path) for one in every])):
             if twice := next((one for one in given if given.count(one) > 1), None):
                 raise ValueError(f"trials: the {what} {twice} is given twice")
-        base = values.get("base", [])
+        base, gone = values.get("base", []), values.get("gone", [])
         _expect(base, list, "base must be a list of presets")
+        _expect(gone, list, "gone must be a list of trials")
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from None
-    return Sweep(root, tuple(map(str, base)), axes, tuple(trials))
+    trials = tuple(trial for trial in every if trial.name not in gone)
+    return Sweep(root, tuple(map(str, base)), axes, trials, len(every) - len(trials))
 
 
 def _trial(entry: Any, number: int, root: Path) -> Trial:
@@ -138,7 +146,13 @@ def _status(root: Path, name: str, path: Path, run: Run | None) -> tuple[Status,
         return ("diverged" if "diverged" in cause.lower() else "failed"), cause
     if not run:
         return "not started", ""
-    return ("finished" if run.env_steps >= run.config.env_steps else "dead"), ""
+    return ("finished" if _ended(run) else "dead"), ""
+
+
+def _ended(run: Run) -> bool:
+    """Whether a run has reached its env_steps, and if it evaluates, made its last evaluation."""
+    end, evaluations = run.config.env_steps, run.metrics.get(EVALUATION)
+    return run.env_steps >= end and (evaluations is None or evaluations.x[-1] >= end)
 
 
 def _failure(file: Path) -> str:

@@ -129,6 +129,8 @@ def number_scale(
 
 
 def _axis(key: str, keys: Sequence[str], values: list[Any], spec: Any, settings: int) -> Axis:
+    if isinstance(spec, Mapping):
+        spec = spec.get("choice", None if "range" in spec else spec)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if isinstance(spec, list):
         order = [_identity(value) for value in spec]

@@ -83,6 +83,8 @@ def make(sweep: Sweep, metrics: Sequence[str] = (), bin_width: float = 0.0, fram
     Raises UserError when no trial has a score, or a metric is unknown.
     """
     notes = [note for run in sweep.runs for note in run.notes]
+    if sweep.gone:
+        notes.append(f"{sweep.gone} trials that the sweep had before its file was changed are left out")
     tasks: list[TaskReport] = []
     looks: dict[str, Style] = {}
     parts = ranking.by_task(sweep)

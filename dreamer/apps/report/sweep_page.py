@@ -38,6 +38,7 @@ RANKING_EXPLAINED = (
     "The best of many settings owes a part of its score to luck: its seeds both chose it and measure it. New seeds "
     "tell how good it is.",
 )
+CAUSES = {"running": NONE, "not started": NONE, "dead": "no process trains it"}
 CURVES_EXPLAINED = "Each line shows all trials that have a score and this value, whatever their other values."
 
 
@@ -189,7 +190,8 @@ def _importance_table(task: TaskReport) -> Table:
             (one.axis.key, _share(one.eta), _share(one.chance), f"{best}: {text(high)}", f"{worst}: {text(low)}")
         )
     if not math.isnan(task.settings_share):
-        rows.append(("all settings", _share(task.settings_share), NONE, NONE, NONE))
+        groups, trials = len(task.ranking.results), len(task.ranking.scored())
+        rows.append(("all settings", _share(task.settings_share), _share((groups - 1) / (trials - 1)), NONE, NONE))
     header = ("axis", "share of variance (eta squared)", "by chance", "best value: mean", "worst value: mean")
     return Table(header, rows)
 
@@ -222,7 +224,7 @@ def _trials(report: SweepReport) -> list[Section]:
     """Makes the tables of the trials that have not finished, or have no score, and of all trials."""
     scores = {trial.path: score for task in report.tasks for trial, score in task.ranking.scored()}
     missing = [
-        (one.name, one.status, _steps(one), one.cause or ("" if one.path in scores else "no score"))
+        (one.name, one.status, _steps(one), one.cause or CAUSES.get(one.status, "it has no score"))
         for one in report.sweep.trials if one.status != "finished" or one.path not in scores
     ]  # fmt: skip
     made = []
