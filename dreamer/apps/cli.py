@@ -65,6 +65,7 @@ VERIFY = """Read everything of the run directory RUN that matters and hold it ag
 - Exit code: 0 whole, 1 something is damaged, 2 there is no run."""
 REPORT = """Write one page with the curves, the final scores and the newest videos of runs.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.
+- RUN may also be the folder of a sweep: the page then ranks its settings.
 - Published curves are drawn behind returns where the references have the task."""
 PLUGIN_NAMES = {f"{path}.name" for path in PLUGINS}
 
@@ -135,6 +136,8 @@ class ReportFlags:
     """Formats of the files of panels, for papers and slides."""
     static: bool = False
     """Make a small page without hover values and smoothing; needs no plotly."""
+    best: str = ""
+    """File for the best setting of a sweep as a preset, such as best.yaml; empty: none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,7 +331,7 @@ def report_command(args: list[str]) -> int:
         words + strays, groups=[flag.words for flag in flags if flag.key == "group"], metrics=options.metrics,
         out=options.out, references_dir=options.references, bin_width=options.bin, media_mb=options.media_mb,
         frames=options.frames, static=options.static, formats=options.format,
-        command=shlex.join(["dreamer", "report", *args]),
+        command=shlex.join(["dreamer", "report", *args]), best=options.best,
     )  # fmt: skip
     return 0
 

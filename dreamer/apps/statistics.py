@@ -90,6 +90,21 @@ def bootstrap(
     return Interval(low, high)
 
 
+def improvement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the probability that a score of `one` is higher than one of `other`; equal scores count as one half.
+
+    It is the mean over all pairs of scores, the Mann-Whitney U statistic divided by N * M.
+    one [.., N], other [.., M]: the leading axes are equal | returns [..]
+    """
+    higher, equal = one[..., :, None] > other[..., None, :], one[..., :, None] == other[..., None, :]
+    return (higher + 0.5 * equal).mean((-2, -1))
+
+
+def improvement_interval(one: np.ndarray, other: np.ndarray) -> Interval | None:
+    """Returns the bootstrap interval of `improvement`(one [N], other [M]); None if one of them has a single score."""
+    return bootstrap([one, other], lambda both, axis: improvement(both[:, : len(one)], both[:, len(one) :]))
+
+
 def summary(scores: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> Summary:
     """Returns the Summary of scores [N], where N >= 1. resamples: the number of bootstrap resamples."""
     values = np.asarray(scores, np.float64)

@@ -8,41 +8,45 @@ task "dmc:cheetah-run" is called "dmc_cheetah_run". Nothing is written into run 
 
 from __future__ import annotations
 
-import fnmatch
-import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dreamer import shipped
-from dreamer.apps.report import contents, interactive, media, page, plots, references, scores
-from dreamer.apps.report.contents import PANELS, Report
+from dreamer.apps.report import contents, interactive, media, output, page, plots, references, scores, sweep_command
+from dreamer.apps.report.contents import Report
 from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, panel
 from dreamer.apps.report.groups import Group, Task, differences, show, tasks
+from dreamer.apps.report.metrics import chosen_metrics
 from dreamer.apps.report.runs import Run, find_runs, read_all
-from dreamer.errors import UserError, nearest
-from dreamer.runtime.files.atomic import write_whole
-
-INDEX = "index.html"
-FALLBACK = ("loss/*", "train/loss", "*")  # drawn if no run has returns: all metrics that fit the first pattern
-MOST_FALLBACK = 12
+from dreamer.apps.report.sweep import is_sweep
+from dreamer.errors import UserError
 
 
 def report_runs(
     paths: Sequence[str], *, groups: Sequence[Sequence[str]] = (), metrics: Sequence[str] = (), out: str = "report",
     references_dir: str = "", bin_width: float = 0.0, media_mb: float = 40.0, frames: bool = False,
-    static: bool = False, formats: Sequence[str] = ("svg", "pdf"), command: str = "",
+    static: bool = False, formats: Sequence[str] = ("svg", "pdf"), command: str = "", best: str = "",
 ) -> Path:  # fmt: skip
     """Reads runs, writes `out`/index.html and the files of the panels, and prints scores. Returns the page's path.
 
-    paths: run directories, or folders that contain runs | groups: for each group ["NAME=PATH", "PATH", ..]
+    paths: run directories, or folders that contain runs, or one sweep
+    groups: for each group ["NAME=PATH", "PATH", ..]
     metrics: names of metrics to draw besides the returns; * stands for any text
     references_dir: the folder of published curves; "": the folder that comes with dreamer
     bin_width: the width of bins on the x axis; 0: chosen for each panel | media_mb: the most megabytes of media
     frames: whether x counts environment frames; False: env steps | static: make a page without plotly
     formats: of the files in which each panel is saved | command: shown on the page as the command that made it
+    best: the file for the best setting of a sweep as a preset; "": none is written
     Raises UserError when no run can be read, a metric is unknown, plotly is missing, or `out` cannot be written.
     """
+    if any(map(is_sweep, paths)):
+        _check_sweep(paths, groups, references_dir)
+        return sweep_command.report_sweep(
+            paths[0], metrics=metrics, out=out, bin_width=bin_width, media_mb=media_mb, frames=frames, static=static,
+            formats=formats, command=command, best=best,
+        )  # fmt: skip
+    if best:
+        raise UserError(f"--best {best} needs a sweep: dreamer report SWEEP --best best.yaml")
     loose, unread = read_all(path for one in paths for path in find_runs(one))
     named = []
     for words in groups:
@@ -54,16 +58,27 @@ def report_runs(
         usage = "dreamer report needs runs: dreamer report runs/NAME runs/OTHER, or a folder of them"
         raise UserError(unread[0] if unread else usage)
     folder = Path(out).expanduser()
-    _check_folder(folder, everyone)
+    output.check_folder(folder, everyone)
     library = "" if static else interactive.library()
     report = make(loose, named, metrics, references_dir, bin_width, frames)
     pictures, left_out = media.newest(report.runs, int(media_mb * media.MEGABYTE))
     report.notes[:0] = unread
     report.notes.extend(left_out)
-    _write(folder, report, pictures, formats, library, command)
-    _print(report)
-    print(f"page: {folder / INDEX}")
-    return folder / INDEX
+    names = contents.file_names([*map(contents.panel_title, report.panels)])
+    files = {
+        f"{output.PANELS}/{name}.{kind}": content
+        for one, name in zip(report.panels, names, strict=True)
+        for kind, content in plots.for_papers(one, report.looks, formats).items()
+    }
+    data = interactive.to_json(report.panels, report.looks)
+    html = page.render(contents.head(report, command), contents.sections(report, pictures, formats), data, library)
+    index = output.write(folder, {**files, output.INDEX: html.encode()})
+    output.print_notes(report.notes)
+    if report.table:
+        cells = [[getattr(row, name) for name in scores.TERMINAL] for row in report.table]
+        output.print_table([*scores.TERMINAL.values()], cells, left=3)
+    print(f"page: {index}")
+    return index
 
 
 def make(
@@ -103,29 +118,6 @@ def make(
     return Report(of_tasks, panels, plots.styles(names, panels), table, list(dict.fromkeys(notes)))
 
 
-def chosen_metrics(wanted: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """Returns the metrics to draw, and notes. They are the episode returns, if any run has them, then those wanted.
-
-    A * in `wanted` stands for any text. Without returns and with empty `wanted`, the function chooses losses or other
-    metrics, so that a new run can be seen. Raises UserError for a name in `wanted` that no run has.
-    """
-    known = sorted({name for run in runs for name in run.metrics})
-    chosen = [name for name in (EVALUATION, TRAINING) if name in known]
-    notes = [] if chosen or not known else [f"no run has {EVALUATION} or {TRAINING} yet"]
-    for name in wanted:
-        found = fnmatch.filter(known, name)
-        if not found and not known:
-            raise UserError(f"--metrics {name}: no run has any metrics yet")
-        if not found:
-            hint = nearest(name, known)
-            hint = hint if hint.startswith("; did") else f"; they have {len(known)} others, such as {known[0]}"
-            raise UserError(f"--metrics: no run has {name!r}{hint}")
-        chosen += found
-    if not chosen:
-        chosen = next((found for one in FALLBACK if (found := fnmatch.filter(known, one))), [])[:MOST_FALLBACK]
-    return list(dict.fromkeys(chosen)), notes
-
-
 # Checks and remarks ---------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +131,17 @@ def _named_group(words: Sequence[str]) -> tuple[Group, list[str]]:
     return Group(name, runs), unread
 
 
+def _check_sweep(paths: Sequence[str], groups: Sequence[Sequence[str]], references_dir: str) -> None:
+    """Raises UserError when other runs, or flags that have no use for a sweep, are given beside a sweep."""
+    root = next(filter(is_sweep, paths))
+    if len(paths) > 1:
+        other = next((path for path in paths if path != root), root)
+        raise UserError(f"{root} is a sweep, and is reported alone, without {other}")
+    for flag, given in (("--group", groups), ("--references", references_dir)):
+        if given:
+            raise UserError(f"{flag} has no use for a sweep; {root} is one")
+
+
 def _references(given: str) -> Path:
     """Returns the folder of published curves: `given`, or the folder that comes with dreamer if `given` is "".
 
@@ -148,17 +151,6 @@ def _references(given: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"no references at {folder}: there is no such directory")
     return folder
-
-
-def _check_folder(folder: Path, runs: Sequence[Run]) -> None:
-    """Raises UserError when the output folder lies in a run, or holds a page that `dreamer report` did not make."""
-    here = folder.resolve()
-    for run in runs:
-        if here.is_relative_to(run.path.resolve()):
-            raise UserError(f"--out {folder} lies in the run {run.path}, which is only read; choose another folder")
-    index = folder / INDEX
-    if index.exists() and page.GENERATOR not in index.read_text(errors="replace"):
-        raise UserError(f"{index} was not made by dreamer report; choose another --out, or remove it")
 
 
 def _remarks(task: Task) -> list[str]:
@@ -189,43 +181,3 @@ def _remarks(task: Task) -> list[str]:
 def _frames(run: Run) -> int:
     """Returns the number of environment frames that a run has seen, at most the number in its config."""
     return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
-
-
-# Output ---------------------------------------------------------------------------------------------------------------
-
-
-def _write(
-    folder: Path, report: Report, pictures: Sequence[page.Picture], formats: Sequence[str], library: str, command: str
-) -> None:
-    """Writes the page and the files of the panels into `folder`. Raises UserError when they cannot be written.
-
-    library: plotly.js from `interactive.library`, or "" for a page without it
-    """
-    files = {}
-    for one, name in zip(report.panels, contents.file_names(report.panels), strict=True):
-        for kind, content in plots.for_papers(one, report.looks, formats).items():
-            files[f"{PANELS}/{name}.{kind}"] = content
-    sections = contents.sections(report, pictures, formats)
-    panels = interactive.to_json(report.panels, report.looks)
-    files[INDEX] = page.render(contents.head(report, command), sections, panels, library).encode()
-    for name, content in files.items():
-        write_whole(folder / name, functools.partial(Path.write_bytes, data=content))
-
-
-def _print(report: Report) -> None:
-    """Prints notes and the table of scores. The table is up to 220 columns wide if the output is not a terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(width=None if sys.stdout.isatty() else 220)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD)
-    for place, name in enumerate(scores.TERMINAL.values()):
-        table.add_column(name, justify="right" if place > 2 else "left", overflow="fold")
-    for row in report.table:
-        table.add_row(*(Text(getattr(row, name)) for name in scores.TERMINAL))
-    if report.table:
-        console.print(table)

@@ -11,13 +11,13 @@ from dreamer import __version__
 from dreamer.apps.report import scores
 from dreamer.apps.report.curves import EVALUATION, Line, Panel
 from dreamer.apps.report.groups import Task, differences, run_names, settings, show
+from dreamer.apps.report.output import PANELS
 from dreamer.apps.report.page import Fold, Head, Legend, Notes, Picture, Plot, Section, Table
 from dreamer.apps.report.palette import Style
 from dreamer.apps.report.plots import bins, explanation, label, on_page
 from dreamer.apps.report.runs import Run
 
 NAMED = 4  # the most tasks or runs that the top of the page names
-PANELS = "panels"  # the folder beside the page that holds the panels' files
 SCORES_EXPLAINED = (
     "Final: the mean over seeds, each of which counts with the mean of its episodes, and its standard error. IQM: the "
     "interquartile mean over seeds, without the lowest and the highest quarter; with fewer than four seeds the mean. "
@@ -68,7 +68,7 @@ def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]
 
     formats: those of the panels' files, to which the page links
     """
-    names = file_names(report.panels)
+    names = file_names([*map(panel_title, report.panels)])
     made = []
     if report.table:
         made.append(Section("Scores", [_score_table(report.table), Fold("How scores are computed", SCORES_EXPLAINED)]))
@@ -78,7 +78,7 @@ def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]
         one_task = len(report.tasks) == 1
         plots = [
             Plot(
-                _capital(label(panel)), "" if one_task else panel.task, on_page(panel, report.looks), bins(panel),
+                capital(label(panel)), "" if one_task else panel.task, on_page(panel, report.looks), bins(panel),
                 {kind: f"{PANELS}/{name}.{kind}" for kind in formats},
             )
             for panel, name in zip(report.panels, names, strict=True)
@@ -91,15 +91,20 @@ def sections(report: Report, pictures: Sequence[Picture], formats: Sequence[str]
     return made
 
 
-def file_names(panels: Sequence[Panel]) -> list[str]:
-    """Returns a file name without extension for each panel. No two panels have the same name."""
+def file_names(titles: Sequence[str]) -> list[str]:
+    """Returns a file name without extension for each title. No two of them are the same."""
     names: list[str] = []
-    for panel in panels:
-        name = re.sub(r"\W+", "_", f"{panel.task} {panel.metric}").strip("_")
+    for title in titles:
+        name = re.sub(r"\W+", "_", title).strip("_")
         while name in names:
             name += "_"
         names.append(name)
     return names
+
+
+def panel_title(panel: Panel) -> str:
+    """Returns a title that tells a panel from the others: its task and its metric."""
+    return f"{panel.task} {panel.metric}"
 
 
 def _score_table(table: Sequence[scores.Row]) -> Table:
@@ -165,6 +170,6 @@ def _run_table(tasks: Sequence[Task]) -> Table:
     return Table(header, rows)
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     """Returns the text with a capital first letter. The name of a metric, which has a /, stays unchanged."""
     return text if "/" in text else text[:1].upper() + text[1:]

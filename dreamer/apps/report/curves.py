@@ -59,7 +59,7 @@ class Panel(NamedTuple):
     frames: whether x counts environment frames; False: env_steps | width: the width of a bin; 0 for evaluations
     bounds, y_bounds: the bounds of the two axes | missing: a note for each run or curve that is not shown
     end: the largest x that every run with this metric has reached; up to it, all runs can be compared
-    levels: scores, shown as horizontal lines, to compare returns with
+    levels: scores, shown as horizontal lines | member: what each thin line of a curve is, "seed" or "trial"
     """
 
     task: str
@@ -72,6 +72,7 @@ class Panel(NamedTuple):
     missing: list[str]
     end: float
     levels: list[Level]
+    member: str = "seed"
 
 
 # Bins -----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Prepares the data for the page's script: the panels as JSON, and plotly.js, so that the page needs no network.
+"""Prepares the data for the page's script: panels and charts as JSON, and plotly.js, so that it needs no network.
 
 Imports no jax.
 """
@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from dreamer.apps.report import palette
 from dreamer.apps.report.axes import place_labels
 from dreamer.apps.report.curves import Line, Panel
 from dreamer.apps.report.palette import Style
 from dreamer.apps.report.plots import differs, x_label
+from dreamer.apps.report.scores import text
+from dreamer.apps.report.sweep_charts import Chart, Heat, Parallel
 from dreamer.errors import UserError
 
 DIGITS = 6  # significant digits of a number on the page
@@ -34,10 +37,27 @@ def library() -> str:
     return base64.b64encode(gzip.compress(offline.get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def to_json(panels: Sequence[Panel], looks: Mapping[str, Style]) -> str:
-    """Returns the panels as JSON that is safe inside a script element. looks: {name of a line: its style}."""
-    text = json.dumps([_panel(panel, looks) for panel in panels], separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+def to_json(panels: Sequence[Panel | Chart], looks: Mapping[str, Style]) -> str:
+    """Returns panels and charts as JSON that is safe inside a script element. looks: {name of a line: its style}."""
+    data = [_panel(one, looks) if isinstance(one, Panel) else _chart(one) for one in panels]
+    written = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return written.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    """Returns a chart as a dict for the page's script. "kind" says which of its functions draws it."""
+    if isinstance(chart, Heat):
+        cells = [[None if mean is None else text(mean) for mean in row] for row in chart.means]
+        return {"kind": "heat", "scale": palette.SCALE, "cells": cells, **chart._asdict()}
+    if isinstance(chart, Parallel):
+        shares = chart.scales[-1][1].at
+        scales = [{"name": name, "ticks": scale.ticks} for name, scale in chart.scales]
+        lines = [
+            {"name": name, "at": [scale.at[number] for _, scale in chart.scales], "color": palette.of_share(share)}
+            for number, (name, share) in enumerate(zip(chart.names, shares, strict=True))
+        ]
+        return {"kind": "parallel", "title": chart.title, "scales": scales, "lines": lines}
+    return {"kind": "scatter", **chart._asdict()}
 
 
 def _panel(panel: Panel, looks: Mapping[str, Style]) -> dict[str, Any]:

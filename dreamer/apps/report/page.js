@@ -99,10 +99,71 @@
     };
   }
 
+  // The charts of a sweep: each function returns the traces, and what differs from the layout of a panel.
+  const charts = {
+    heat: (chart) => ({
+      data: [{
+        type: "heatmap", x: chart.x.map((_, place) => place), y: chart.y.map((_, place) => place), z: chart.means,
+        text: chart.cells, texttemplate: chart.x.length > 8 ? "" : "%{text}", hoverongaps: false, xgap: 1, ygap: 1,
+        colorscale: chart.scale.map((color, place) => [place / (chart.scale.length - 1), color]),
+        colorbar: { thickness: 12, outlinewidth: 0, tickfont: { color: css("soft") } },
+        hovertext: chart.y.map((y) => chart.x.map((x) => plain(`${chart.x_label}=${x}, ${chart.y_label}=${y}`))),
+        hovertemplate: "%{hovertext}<br>%{text}<extra></extra>",
+      }],
+      xaxis: { title: { text: plain(chart.x_label), standoff: 8 }, ...categories(chart.x), showgrid: false },
+      yaxis: { title: { text: plain(chart.y_label), standoff: 8 }, ...categories(chart.y), showgrid: false },
+      height: Math.max(316, 110 + 34 * chart.y.length), hovermode: "closest",
+    }),
+    scatter: (chart) => ({
+      data: [
+        { type: "scatter", mode: "markers", x: chart.x, y: chart.y, text: chart.names.map(plain),
+          marker: { size: 8, opacity: 0.8, color: css("c0") }, hovertemplate: "%{text}<br>%{x:.4~g}: %{y:,.4~g}<extra></extra>" },
+        { type: "scatter", mode: "markers", x: chart.lost, y: chart.lost.map(() => chart.y_bounds[0]), cliponaxis: false,
+          marker: { size: 8, symbol: "x", color: css("c1") }, hovertemplate: "%{x:.4~g}: no score<extra></extra>" },
+      ],
+      xaxis: { title: { text: plain(chart.x_label), standoff: 8 }, type: chart.log ? "log" : "linear", exponentformat: "e" },
+      yaxis: { title: { text: "final score", standoff: 8 }, range: chart.y_bounds, exponentformat: "e" },
+      hovermode: "closest",
+    }),
+    parallel: (chart) => {
+      const ink = css("soft"), last = chart.scales.length - 1;
+      return {
+        data: chart.lines.map((line, place) => ({
+          type: "scatter", mode: "lines+markers", x: line.at.map((_, number) => number), y: line.at,
+          text: line.at.map(() => plain(line.name)), opacity: 0.9, marker: { size: 5, color: line.color },
+          line: { color: line.color, width: place === chart.lines.length - 1 ? 3 : 1.2 },
+          hovertemplate: "%{text}<extra></extra>",
+        })),
+        xaxis: { ...categories(chart.scales.map(({ name }) => name)), side: "top", showgrid: false,
+          range: [-0.15, last + 0.35] },
+        yaxis: { visible: false, range: [-0.05, 1.05] },
+        shapes: chart.scales.map((_, place) => ({
+          type: "line", x0: place, x1: place, y0: 0, y1: 1, layer: "below", line: { color: ink, width: 1 },
+        })),
+        annotations: chart.scales.flatMap(({ ticks }, place) => ticks.map(([at, text]) => ({
+          x: place, y: at, text: plain(text), xanchor: "left", xshift: 4, showarrow: false, borderpad: 1,
+          bgcolor: faded(css("card"), 0.85), font: { size: 11, color: ink },
+        }))),
+        margin: { l: 14, r: 14, t: 40, b: 14 }, hovermode: "closest",
+      };
+    },
+  };
+
+  const categories = (names) => ({
+    tickmode: "array", tickvals: names.map((_, place) => place), ticktext: names.map(plain),
+  });
+
+  function chartOf(panel) {
+    const { data, xaxis, yaxis, ...more } = charts[panel.kind](panel);
+    const base = layout({ x: undefined, y: undefined, xLabel: "", levels: [] });
+    const { unifiedhovertitle, hoverformat, tickformat, nticks, ...plainAxis } = base.xaxis;
+    return [data, { ...base, ...more, xaxis: { ...plainAxis, ...xaxis }, yaxis: { ...base.yaxis, ...yaxis } }];
+  }
+
   const config = (panel) => ({
     responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-    toImageButtonOptions: { format: "svg", filename: `${panel.task} ${panel.metric}`.replace(/\W+/g, "_") },
+    toImageButtonOptions: { format: "svg", filename: (panel.title ?? `${panel.task} ${panel.metric}`).replace(/\W+/g, "_") },
   });
 
   async function draw() {
@@ -110,9 +171,13 @@
     controls.querySelector("output").value = weight ? weight.toFixed(2) : "off";
     const hidden = new Set(buttons.filter((one) => one.ariaPressed === "false").map((one) => one.dataset.line));
     for (const [number, panel] of panels.entries()) {
+      if (plots[number].firstElementChild?.tagName === "svg") plots[number].replaceChildren();
+      if (panel.kind) {
+        await Plotly.react(plots[number], ...chartOf(panel), config(panel));
+        continue;
+      }
       const lines = panel.lines.filter((line) => !hidden.has(line.name));
       lines.sort((one, other) => other.published - one.published);
-      if (plots[number].firstElementChild?.tagName === "svg") plots[number].replaceChildren();
       const data = lines.flatMap((line) => traces(line, weight, bands));
       await Plotly.react(plots[number], data, layout(panel), config(panel));
     }

@@ -48,9 +48,13 @@ class Plot(NamedTuple):
 
 
 class Legend(NamedTuple):
-    """The legend of all panels. lines: for each line its name, its style, and text such as ", 5 seeds"."""
+    """The legend of panels. lines: for each line its name, its style, and text such as ", 5 seeds".
+
+    controls: whether the controls of all interactive panels stand beside it. The first legend of a page has them.
+    """
 
     lines: Sequence[tuple[str, palette.Style, str]]
+    controls: bool = True
 
 
 class Fold(NamedTuple):
@@ -189,8 +193,10 @@ def _is_number(text: str) -> bool:
 
 
 def _bar(legend: Legend) -> str:
-    """Returns the HTML of the legend that all panels share, and of the controls of the interactive panels."""
+    """Returns the HTML of a legend, and of the controls of the interactive panels if it has them."""
     buttons = "".join(_button(*line) for line in legend.lines)
+    if not legend.controls:
+        return f'<div class="legend">{buttons}</div>'
     return (
         f'<div class="bar"><div class="legend">{buttons}</div><div class="controls" hidden>'
         '<label>smoothing <input type="range" min="0" max="0.95" step="0.05" value="0"><output>off</output></label>'

@@ -45,3 +45,16 @@ def _named(groups: tuple[str, ...], published: tuple[str, ...]) -> dict[str, str
     return {f"c{number}": color for number, color in enumerate(groups)} | {
         f"p{number}": color for number, color in enumerate(published)
     }
+
+
+# From low to high values. All of them can be told from white and from dark paper.
+SCALE = ("#6a3fc0", "#8f3ab5", "#b83289", "#cc4778", "#de5f65", "#ed7953", "#f89540")
+
+
+def of_share(share: float) -> str:
+    """Returns the colour of SCALE at a share from 0 (low) to 1 (high), between its neighbours in proportion."""
+    place = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
+    first = min(int(place), len(SCALE) - 2)
+    parts = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in SCALE[first : first + 2]]
+    mixed = (round(low + (high - low) * (place - first)) for low, high in zip(*parts, strict=True))
+    return f"#{''.join(f'{part:02x}' for part in mixed)}"

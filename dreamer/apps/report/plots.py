@@ -19,7 +19,7 @@ LABELS = {EVALUATION: "return of evaluation episodes", TRAINING: "return of trai
 FORMATS = ("svg", "pdf", "png")
 WRAP = 60  # the most characters in a line of the legend
 # Colours that no line has; in the drawings of the page, CSS variables replace them.
-INK, GRID = "#010203", "#040506"
+INK, GRID, CARD = "#010203", "#040506", "#070809"
 COMMON: Any = {"svg.hashsalt": "dreamer report", "pdf.fonttype": 42, "path.simplify": True}
 ON_PAGE: Any = {
     "svg.fonttype": "none", "axes.facecolor": "none", "font.size": 9,
@@ -46,12 +46,17 @@ def on_page(panel: Panel, looks: Mapping[str, Style]) -> str:
     with matplotlib.rc_context({**COMMON, **ON_PAGE}):
         figure = Figure(figsize=(4.8, 2.9), layout="constrained", facecolor="none")
         _axis(figure, panel, looks).set_ylabel("")  # the page has it as a title
-        svg = _saved(figure, "svg").decode()
+        return svg_element(figure)
+
+
+def svg_element(figure: Any) -> str:
+    """Returns a matplotlib figure as an SVG element whose colours are CSS variables."""
+    svg = saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (xmlns(:xlink)?|width|height|version)="[^"]*"', "", svg, count=5)
     svg = re.sub(r' id="(figure|axes|matplotlib|xtick|ytick|line2d|text|patch|Fill|Poly|Path)[^"]*"', "", svg)
-    for name, color in {"ink": INK, "grid": GRID, **palette.light()}.items():
+    for name, color in {"ink": INK, "grid": GRID, "card": CARD, **palette.light()}.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg.strip()
 
@@ -72,7 +77,7 @@ def for_papers(panel: Panel, looks: Mapping[str, Style], formats: Sequence[str])
         legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, title=words)
         legend.set_alignment("left")
         legend.get_title().set_fontsize(7)
-        return {kind: _saved(figure, kind) for kind in formats}
+        return {kind: saved(figure, kind) for kind in formats}
 
 
 def caption(panel: Panel) -> str:
@@ -90,8 +95,9 @@ def explanation(panels: Sequence[Panel]) -> list[str]:
     parts = []
     lines = [line for panel in panels for line in panel.lines]
     if any(len(line.curve.seeds) > 1 for line in lines):
-        parts.append("Thick: IQM of the seeds, where all have a value; dark band: its 95 % bootstrap interval; "
-                     "faint: each seed.")  # fmt: skip
+        one = panels[0].member
+        parts.append(f"Thick: IQM of the {one}s, where all have a value; dark band: its 95 % bootstrap interval; "
+                     f"faint: each {one}.")  # fmt: skip
     if any(differs(line.curve) for line in lines):
         parts.append("Dotted: the mean.")
     if any(line.curve.std is not None for line in lines):
@@ -116,7 +122,8 @@ def differs(curve: Curve) -> bool:
     return len(curve.seeds) > 3 and not np.allclose(curve.mean, curve.iqm)
 
 
-def _saved(figure: Any, kind: str) -> bytes:
+def saved(figure: Any, kind: str) -> bytes:
+    """Returns the contents of a file with a matplotlib figure. kind: an entry of FORMATS."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=NO_DATE[kind])
     return buffer.getvalue()
@@ -128,15 +135,15 @@ def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
     for level, above in place_labels(panel.levels, panel.y_bounds):
         axis.axhline(level.value, color=palette.PUBLISHED_LIGHT[0], lw=0.8, ls=(0, (1, 2)), zorder=1)
         axis.annotate(
-            _plain(f"{level.name} {level.value:,.4g}"), (1, level.value), xycoords=axis.get_yaxis_transform(),
+            plain(f"{level.name} {level.value:,.4g}"), (1, level.value), xycoords=axis.get_yaxis_transform(),
             xytext=(-2, 2 if above else -2), textcoords="offset points", ha="right", va="bottom" if above else "top",
             fontsize=7, color=palette.PUBLISHED_LIGHT[0],
         )  # fmt: skip
     for line in sorted(panel.lines, key=lambda line: not line.published):
-        _line(axis, line, looks[line.name], 1 if line.published else 3)
+        _line(axis, line, looks[line.name], 1 if line.published else 3, panel.member)
     axis.set_xlim(*panel.bounds)
     axis.set_ylim(*panel.y_bounds)
-    axis.set_ylabel(_plain(label(panel)))
+    axis.set_ylabel(plain(label(panel)))
     axis.set_xlabel(x_label(panel))
     axis.xaxis.set_major_formatter(lambda value, _: short(value))
     axis.grid(alpha=0.25)
@@ -144,15 +151,15 @@ def _axis(figure: Any, panel: Panel, looks: Mapping[str, Style]) -> Any:
     return axis
 
 
-def _line(axis: Any, line: Line, look: Style, order: int) -> None:
-    """Draws one line with its bands. order: the zorder of matplotlib."""
+def _line(axis: Any, line: Line, look: Style, order: int, member: str) -> None:
+    """Draws one line with its bands. order: the zorder of matplotlib | member: as in Panel."""
     curve, color = line.curve, palette.light()[look.color]
     count = len(curve.seeds)
     dashes = {"solid": "-", "dash": (0, (5, 1.5)), "dot": (0, (1.5, 1))}[look.dash]
-    words = f"{line.name}, {count} seed{'s' if count > 1 else ''}"
+    words = f"{line.name}, {count} {member}{'s' if count > 1 else ''}"
     if count > 1 and not len(curve.at):
         words += " that share no bin"
-    words = _plain("\n".join(textwrap.wrap(words, WRAP)))
+    words = plain("\n".join(textwrap.wrap(words, WRAP)))
     if curve.std is not None:
         low, high = curve.iqm - curve.std, curve.iqm + curve.std
         axis.fill_between(curve.at, low, high, color=color, alpha=BANDS["episodes"], lw=0, zorder=order)
@@ -172,6 +179,6 @@ def _line(axis: Any, line: Line, look: Style, order: int) -> None:
         axis.plot(curve.at, curve.mean, color=color, lw=1.2, ls=(0, (1, 1.5)), zorder=order + 1)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escapes text so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
