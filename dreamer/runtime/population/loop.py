@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from dreamer.runtime.run import ending, header
 from dreamer.runtime.run.build import Opened
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
-from dreamer.runtime.run.on_device import Pace, bucket_of
+from dreamer.runtime.run.pipeline import Chunk, Pace, Pipeline
 
 
 class Population:
@@ -50,9 +49,7 @@ class Population:
         self._names = [*runs]
         self._alive = dict(runs)
         self._together = config.population.together or (1 if jax.default_backend() == "cpu" else len(runs))
-        self._pace = Pace(self._first.parts.replay)
-        self._done: float | None = None
-        self._loop: Loop | None = None
+        self._pipeline: Pipeline | None = None
 
     def train(self, step: int | None, ended: Collection[str]) -> None:
         """Trains until every member has made its steps.
@@ -75,19 +72,22 @@ class Population:
             self._for_each(Run.evaluate_if_due)
             self._compile()
             self._exploit_if_due()
-            while self._steps() < self._first.parts.config.env_steps and not self._stopped():
-                self._advance(min(self._first.turns_until_due(), self._turns_until_exploit()))
+            while self._in_flight() or (self._steps() < self._first.parts.config.env_steps and not self._stopped()):
+                self._advance()
                 self._tend()
                 self._exploit_if_due()
             self._end(ended)
         except KeyboardInterrupt as stop:
-            for run in self._alive.values():
+            for run in self._each():
                 ending.interrupted(run, stop)
             self._display.end("stopped", [f"stopped; to go on: {header.to_go_on(self._root)}"])
             raise
         except BaseException as error:
-            raised = [ending.failed(run, error) for run in self._alive.values()]
+            raised = [ending.failed(run, error) for run in self._each()]
             raise (raised[0] if raised else error) from error
+        finally:
+            if self._pipeline:
+                self._pipeline.close()
 
     @property
     def _first(self) -> Run:
@@ -109,48 +109,51 @@ class Population:
             check_room(loops[0], len(self._devices) - len(loops))
         check_room(loops[0], len(loops))  # for the joined arrays, beside those of each member
         check_counters(self._names, loops)
-        self._loop = fused.stack(loops)
+        loop = fused.stack(loops)
         del loops
-        for number, device in enumerate(self._devices.values()):
-            device.hold(functools.partial(self._member, number))
         run = fused.make_population(self._devices[self._names[0]].turns, len(self._devices), self._together)
-        with self._first.parts.learner.as_user_errors("compiling the population"):
-            self._program: Any = jax.jit(run, donate_argnums=0).lower(self._loop, jnp.int32(1)).compile()
-        check_temporaries(self._program, self._together)
-        self._rows: Any = jax.jit(fused.newest, static_argnums=1)
+        learner = self._first.parts.learner
+        with learner.as_user_errors("compiling the population"):
+            program: Any = jax.jit(run, donate_argnums=0).lower(loop, jnp.int32(1)).compile()
+        check_temporaries(program, self._together)
+        longest = self._devices[self._names[0]].moving.plan.sizes.rows
+        guard = functools.partial(learner.as_user_errors, "the population on the device")
+        self._pipeline = Pipeline(
+            loop, program, jax.jit(fused.newest, static_argnums=1), longest, Pace(self._first.parts.replay), guard,
+            lambda: self._for_each(lambda run: run.parts.learner.forget()),
+        )  # fmt: skip
+        for number, device in enumerate(self._devices.values()):
+            device.hold(functools.partial(self._member, number), self._in_flight)
         self._inherit: Any = jax.jit(fused.inherit, donate_argnums=0)
         self._for_each(Run.compiled)
 
-    def _member(self, number: int) -> Loop | None:
-        return None if self._loop is None else fused.member(self._loop, number)
+    def _in_flight(self) -> int:
+        return self._pipeline.in_flight if self._pipeline else 0
 
-    def _advance(self, most: int) -> None:
-        """Makes turns of all members. A member whose parameters have diverged stops; the others go on."""
-        length = self._devices[self._names[0]].moving.plan.sizes.rows
-        turns, before = self._pace.turns(most, int(self._first.parts.replay.counts[0])), time.monotonic()
-        bucket = bucket_of(turns, length)
-        loop, self._loop = self._loop, None
-        try:
-            with self._first.parts.learner.as_user_errors("the population on the device"):
-                loop, report = self._program(loop, jnp.int32(turns))
-                rows, report = placement.to_host((self._rows(loop.ring, bucket), report))
-        except BaseException:
-            self._for_each(lambda run: run.parts.learner.forget())
-            raise
-        after = time.monotonic()
-        self._pace.made(turns, after - before)
-        self._loop = loop
+    def _member(self, number: int) -> Loop | None:
+        """Receives the turns in flight, and returns the Loop of a member."""
+        assert self._pipeline is not None
+        while self._pipeline.in_flight:
+            self._receive(self._pipeline.receive())
+        return None if self._pipeline.loop is None else fused.member(self._pipeline.loop, number)
+
+    def _advance(self) -> None:
+        """Receives turns of all members, while the device makes more."""
+        assert self._pipeline is not None
+        self._receive(self._pipeline.next(int(self._first.parts.replay.counts[0]), self._turns_until_due))
+
+    def _receive(self, chunk: Chunk) -> None:
+        """Adds turns to the run of each member. A member whose parameters have diverged stops; the others go on."""
+        pipeline: Any = self._pipeline
         for number, name in enumerate(self._names):
             if run := self._alive.get(name):
-                if self._done is not None:
-                    run.parts.learner.idle += max(0.0, before - self._done)
-                own = {key: column[number, :, bucket - turns :] for key, column in rows.items()}
-                train = functools.partial(fused.train_of, loop, number)
+                run.parts.learner.worked(chunk.begun, chunk.done)
+                own = {key: column[number, :, -chunk.turns :] for key, column in chunk.rows.items()}
+                report = jax.tree.map(lambda x, n=number: x[n], chunk.report)
                 try:
-                    self._devices[name].moving.receive(own, jax.tree.map(lambda x, n=number: x[n], report), train)
+                    self._devices[name].moving.receive(own, report, lambda n=number: fused.train_of(pipeline.loop, n))
                 except UserError as error:
                     self._drop(name, error)
-        self._done = after
         if not self._alive:
             raise UserError("every member of the population has stopped")
 
@@ -163,8 +166,10 @@ class Population:
         self._display.message(f"{name} has stopped, the others go on: {failure}")
         self._remember(stopped={**self._standing.stopped, name: str(error)})
 
-    def _turns_until_exploit(self) -> int:
-        return max(1, -(-(self._exploit_due - self._steps()) // self._first.parts.workers.streams))
+    def _turns_until_due(self, ahead: int) -> int:
+        """Returns what `Run.turns_until_due` does, for all members and also for what they inherit."""
+        left = -(-(self._exploit_due - self._steps()) // self._first.parts.workers.streams) - ahead
+        return min(max(0 if ahead else 1, left), *(run.turns_until_due(ahead) for run in self._alive.values()))
 
     def _exploit_if_due(self) -> None:
         """Lets the worst members continue from the best, with numbers of their own.
@@ -175,6 +180,7 @@ class Population:
         if steps < self._exploit_due or steps >= self._first.parts.config.env_steps:
             return
         self._exploit_due = exploit.next_due(self._config.exploit_every, steps)
+        pipeline: Any = self._pipeline
         rng = np.random.default_rng((self._seed, steps))
         scores = {name: exploit.score(run.parts.run_dir) for name, run in self._alive.items()}
         for name, parent in exploit.pairs(scores, self._config.exploit_share, rng):
@@ -183,7 +189,7 @@ class Population:
             spec = self._first.parts.workers.spec
             hyper = hyper_of(agents.make(config.agent, spec))
             numbers = self._names.index(name), self._names.index(parent)
-            self._loop = self._inherit(self._loop, *map(jnp.int32, numbers), hyper)
+            pipeline.loop = self._inherit(pipeline.loop, *map(jnp.int32, numbers), hyper)
             self._values[name] = values
             descent = exploit.Descent(steps, name, parent, scores[name], scores[parent], values)
             self._lineage.append(descent)
@@ -192,12 +198,12 @@ class Population:
 
     def _tend(self) -> None:
         """Logs, evaluates and saves whatever is due, for all members at the same step."""
-        step = self._steps()
-        due = self._first.save_due() or self._first.evaluation_due()
+        step, in_flight = self._steps(), self._in_flight()
+        due = not in_flight and (self._first.save_due() or self._first.evaluation_due())
         if due:
             self._remember(saving=step)
         self._for_each(Run.tend)
-        if due or any(run.saved.step == step for run in self._alive.values()):
+        if due or (not in_flight and any(run.saved.step == step for run in self._alive.values())):
             self._save(step)
 
     def _save(self, step: int) -> None:
@@ -220,8 +226,12 @@ class Population:
         self._remember(saved=step)
 
     def _for_each(self, do: Callable[[Run], object]) -> None:
-        for run in [*self._alive.values()]:
+        for run in self._each():
             do(run)
+
+    def _each(self) -> Iterator[Run]:
+        """Yields the members that still train; one may stop meanwhile."""
+        yield from (self._alive[name] for name in self._names if name in self._alive)
 
     def _saving(self, step: int) -> None:
         """Records the step before the first member is saved there, so that a kill leaves a common checkpoint."""
