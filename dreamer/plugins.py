@@ -59,11 +59,12 @@ def load(name: str, package: str | None = None) -> Any:
     return thing
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Maker:
     """An environment given as the function `make(**options)`. name: its name in messages and configs.
 
-    Pickling copies the function itself (with cloudpickle), so that other processes need not import it.
+    A Maker is equal only to itself, so that nothing is remembered of what `make` has made for another run. Pickling
+    copies the function itself (with cloudpickle), so that other processes need not import it.
     """
 
     name: str

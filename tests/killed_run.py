@@ -17,7 +17,7 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
-from dreamer.runtime.run import on_device
+from dreamer.runtime.run import pipeline
 from dreamer.runtime.run.loop import Run
 
 SCRIPT = pathlib.Path(__file__)
@@ -40,7 +40,7 @@ def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     agents.make = lambda config, spec, **_: tiny_runs.plain_agent(spec)
-    on_device.SECONDS = 0.01  # so that the fused loop has many turns of the host
+    pipeline.SECONDS = 0.01  # so that the fused loop has many turns of the host
     tend = Run.tend
 
     def tending(run: Run) -> None:

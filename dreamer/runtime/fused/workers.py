@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import plain_state
 from dreamer.runtime.fused import envs as environments
+from dreamer.runtime.fused import evaluation
 from dreamer.runtime.fused.envs import Envs, Functions
 from dreamer.runtime.fused.loop import envs_of, streams_of
 from dreamer.runtime.workers import Incident, Ready, WorkersState
@@ -28,6 +30,7 @@ class Programs(NamedTuple):
     """The compiled functions of an environment. Workers that share them compile them once for each number of copies.
 
     functions: see `envs.Functions` | begin, turn: the same, jitted | render: jitted; None: there is nothing to draw
+    player(act) -> the program of an evaluation with `Agent.act`, jitted, see `evaluation.make_play`
     """
 
     env: JaxEnv
@@ -35,13 +38,19 @@ class Programs(NamedTuple):
     begin: Callable[..., Envs]
     turn: Callable[..., Envs]
     render: Callable[..., Array] | None
+    player: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def programs_of(env: JaxEnv) -> Programs:
     """Returns the functions of an environment, which are compiled when they are first called."""
     functions = environments.make(env)
     render = jax.jit(env.render) if env.render else None
-    return Programs(env, functions, jax.jit(functions.begin), jax.jit(functions.turn), render)
+
+    @functools.lru_cache(maxsize=2)  # so that all evaluations of one agent, and of a population, compile it once
+    def player(act: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(evaluation.make_play(act, env.spec, functions), static_argnames="mode")
+
+    return Programs(env, functions, jax.jit(functions.begin), jax.jit(functions.turn), render, player)
 
 
 class JaxWorkers:
@@ -59,7 +68,7 @@ class JaxWorkers:
         self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * self.spec.agents
         self._plan, self._faults = plan, Faults(plan, restarts=0)
         self.functions, self._begin, self._turn = programs.functions, programs.begin, programs.turn
-        self._render = programs.render
+        self._render, self.player = programs.render, programs.player
         self.state: Envs = self._begin(self._keys())
         self._begun = False
         self._fresh = np.zeros(self.envs, bool)  # the environments that begin at their next step

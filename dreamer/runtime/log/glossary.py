@@ -370,7 +370,8 @@ SPEED = (
     ),
     Metric(
         "wait/device_for_learner",
-        "Share of the time in which no update is in flight on the device, as far as the host sees it.",
+        "Share of the time in which no update is in flight on the device, as far as the host sees it; with the loop on "
+        "the device, no turns. Evaluations do not count.",
         "Near 0 when training is the bottleneck. A high value with a low wait/learner_for_rows means that the host is "
         "too slow for the device.",
         "Waiting",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ class Population(abc.ABC):
         """Joins the states of all members, and compiles their program if that is possible already."""
 
     @abc.abstractmethod
-    def _advance(self, most: int) -> None:
-        """Makes turns of all members: at least one, and at most `most`. A member that fails stops, see `_drop`."""
+    def _advance(self) -> None:
+        """Makes turns of all members, until something is due at the most. A member that fails stops, see `_drop`."""
 
     @abc.abstractmethod
     def _descend(self, number: int, parent: int, hyper: Any) -> None:
@@ -59,6 +59,14 @@ class Population(abc.ABC):
     @abc.abstractmethod
     def _release(self, name: str) -> None:
         """Makes a member that stops keep the state that its parts have."""
+
+    def _in_flight(self) -> int:
+        """Returns the number of turns that were begun and that the runs do not know yet."""
+        return 0
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Ends the threads of the program, if it has any."""
 
     def train(self, step: int | None, ended: Collection[str]) -> None:
         """Trains until every member has made its steps.
@@ -81,21 +89,23 @@ class Population(abc.ABC):
             self._for_each(Run.evaluate_if_due)
             self._compile()
             self._exploit_if_due()
-            while self._steps() < self._first.parts.config.env_steps and not self._stopped():
-                self._advance(min(self._first.turns_until_due(), self._turns_until_exploit()))
+            while self._in_flight() or (self._steps() < self._first.parts.config.env_steps and not self._stopped()):
+                self._advance()
                 self._tend()
                 self._exploit_if_due()
             self._end(ended)
         except KeyboardInterrupt as stop:
-            for run in self._alive.values():
+            for run in self._each():
                 ending.interrupted(run, stop)
             self._display.end("stopped", [f"stopped; to go on: {header.to_go_on(self._root)}"])
             raise
         except BaseException as error:
             # Members that fail in the middle of a turn have no step in common; they resume from their last checkpoint.
             level = len({run.parts.replay.steps for run in self._alive.values()}) == 1
-            raised = [ending.failed(run, error, checkpoint=level) for run in self._alive.values()]
+            raised = [ending.failed(run, error, checkpoint=level) for run in self._each()]
             raise (raised[0] if raised else error) from error
+        finally:
+            self._close()
 
     @property
     def _first(self) -> Run:
@@ -116,9 +126,6 @@ class Population(abc.ABC):
         failure = ending.failed(run, error)
         self._display.message(f"{name} has stopped, the others go on: {failure}")
         self._remember(stopped={**self._standing.stopped, name: str(error)})
-
-    def _turns_until_exploit(self) -> int:
-        return max(1, -(-(self._exploit_due - self._steps()) // self._first.parts.workers.streams))
 
     def _exploit_if_due(self) -> None:
         """Lets the worst members continue from the best, with numbers of their own.
@@ -145,12 +152,12 @@ class Population(abc.ABC):
 
     def _tend(self) -> None:
         """Logs, evaluates and saves whatever is due, for all members at the same step."""
-        step = self._steps()
-        due = self._first.save_due() or self._first.evaluation_due()
+        step, in_flight = self._steps(), self._in_flight()
+        due = not in_flight and (self._first.save_due() or self._first.evaluation_due())
         if due:
             self._remember(saving=step)
         self._for_each(Run.tend)
-        if due or any(run.saved.step == step for run in self._alive.values()):
+        if due or (not in_flight and any(run.saved.step == step for run in self._alive.values())):
             self._save(step)
 
     def _save(self, step: int) -> None:
@@ -173,8 +180,12 @@ class Population(abc.ABC):
         self._remember(saved=step)
 
     def _for_each(self, do: Callable[[Run], object]) -> None:
-        for run in [*self._alive.values()]:
+        for run in self._each():
             do(run)
+
+    def _each(self) -> Iterator[Run]:
+        """Yields the members that still train; one may stop meanwhile."""
+        yield from (self._alive[name] for name in self._names if name in self._alive)
 
     def _saving(self, step: int) -> None:
         """Records the step before the first member is saved there, so that a kill leaves a common checkpoint."""

@@ -46,7 +46,7 @@ class HostPopulation(Population):
         learner.settle()
         learner.hold(lambda: None)
 
-    def _advance(self, most: int) -> None:
+    def _advance(self) -> None:
         """Makes one turn: each member collects a row of every environment, then all make the updates that are due."""
         self._collect()
         learns = False
@@ -55,6 +55,9 @@ class HostPopulation(Population):
             self._learn()
         if learns:
             self._follow()
+
+    def _close(self) -> None:
+        """Does nothing, because all of it happens in this thread."""
 
     def _collect(self) -> None:
         """Lets each member collect. A member stops if one of its environments fails too often."""

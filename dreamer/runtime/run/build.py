@@ -333,6 +333,7 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
         workers: Any = built.environments.workers
         owners = Owners(learner, rings, workers, memory.collector, memory.tracker, built.limiter, logger)
         device = OnDevice(built.agent, Moving(built.agent, owners, config.seed))
+        stack.callback(device.close)
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
         environments=built.environments, agent=built.agent, record=built.record,

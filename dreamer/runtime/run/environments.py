@@ -43,14 +43,14 @@ def make_workers(
 def _programs(env: EnvName, options: dict[str, Any], action_repeat: int) -> Programs | None:
     """Returns the functions of an environment written in JAX, or None for any other environment."""
     text = json.dumps(options, default=repr)
-    if isinstance(env, str) and json.loads(text) == options:
-        return _programs_by_name(env, text, action_repeat)
+    if json.loads(text) == options:
+        return _remembered(env, text, action_repeat)
     return _new_programs(env, options, action_repeat)
 
 
 @functools.lru_cache(maxsize=8)
-def _programs_by_name(env: str, options: str, action_repeat: int) -> Programs | None:
-    # Remembered, so that evaluations and the members of a population compile an environment once.
+def _remembered(env: EnvName, options: str, action_repeat: int) -> Programs | None:
+    # So that evaluations and the members of a population compile an environment once. A Maker belongs to one run.
     return _new_programs(env, json.loads(options), action_repeat)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,9 +18,12 @@ from dreamer.interfaces import Agent, Variables
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import placement
 from dreamer.runtime.env.rows import empty_step
+from dreamer.runtime.fused.workers import JaxWorkers
 from dreamer.runtime.log import images
-from dreamer.runtime.log.episodes import Episode, EpisodeTracker, mean_of
+from dreamer.runtime.log.episodes import Episode, mean_of
+from dreamer.runtime.run import device_evaluation
 from dreamer.runtime.run.environments import make_workers
+from dreamer.runtime.run.shares import Shares
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import Incident, Workers
 from dreamer.spaces import for_device
@@ -128,66 +132,51 @@ def run_episodes(
     seed: int, mode: str, record: int = 0, check: Callable[[], None] = lambda: None, max_steps: int = 0,
     progress: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Result:  # fmt: skip
-    """Plays `episodes` episodes, a fixed share in each environment, so that short episodes are not favoured.
+    """Plays `episodes` episodes, a fixed share in each environment, see `Shares`. policy: `programs.jit_act(agent)`.
 
-    With several agents per environment, each agent plays this share. policy: `programs.jit_act(agent)`.
+    Environments written in JAX play in one program on the device, unless episodes are recorded.
     mode: "sample" or "mode", as in Config. record: the first `record` environments record their first episode.
     check: called at every step; it may raise an error to end the evaluation. max_steps: as in Config.
     progress: called at every step with the steps of each environment and the number of finished episodes.
+    On the device, both are called after 1,000 steps or fewer.
     Raises UserError if an environment fails too often.
     """
-    envs, streams, agents = workers.envs, workers.streams, workers.spec.agents
-    quota = np.array([episodes // envs + (i < episodes % envs) for i in range(envs)]).repeat(agents)
-    tracker, playing = EpisodeTracker(streams), np.zeros(streams, bool)
-    videos = [_Recording() for _ in range(min(int(record), envs))]
-    done: list[list[tuple[Episode, int]]] = [[] for _ in range(streams)]
-    key, count, cut = jax.random.fold_in(jax.random.key(seed), 2), 0, 0
-    carry = placement.first_copy(agent.initial_carry(streams))
-    rows = empty_step(workers.spec, streams)
-    while any(len(own) < share for own, share in zip(done, quota, strict=True)):
+    shares = Shares(workers, episodes, max_steps)
+    videos = [_Recording() for _ in range(min(int(record), workers.envs))]
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    if isinstance(workers, JaxWorkers) and not videos:
+        device_evaluation.play(
+            agent, variables, workers, shares, key=key, mode=mode, max_steps=max_steps, check=check, progress=progress
+        )
+    else:
+        _play_on_host(agent, functools.partial(policy, variables, key), workers, shares, videos, mode, check, progress)
+    episodes_, seeds = shares.kept()
+    lines = [*(one.fault for one in videos if one.fault), *shares.lines()]
+    recorded = [one.frames for one in videos if one.frames]
+    return Result(episodes_, recorded, workers.incidents(), seeds, workers.spec.agents, lines)
+
+
+def _play_on_host(
+    agent: Agent, policy: Callable[..., Any], workers: Workers, shares: Shares, videos: Sequence[_Recording], mode: str,
+    check: Callable[[], None], progress: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    """Plays the episodes that `shares` counts, with one call of the policy for each turn, and records `videos`."""
+    count, carry = 0, placement.first_copy(agent.initial_carry(workers.streams))
+    rows = empty_step(workers.spec, workers.streams)
+    while not shares.over:
         check()
-        progress(count, sum(map(len, done)))
+        progress(count, shares.finished)
         ready, step = workers.receive()
         rows = _with(rows, ready, step)
         for env, one in enumerate(videos):
             one.add(workers, rows, env, ready, step)
-        for episode in tracker.observe(step, ready, workers.finished()):
-            done[episode.env].append((episode, workers.seed(episode.env // agents)))
-        playing[ready] = ~step.is_last
-        for env in _endless(tracker, playing, done, quota, agents, max_steps):
-            for stream in range(env * agents, (env + 1) * agents):
-                if playing[stream]:
-                    done[stream].append((tracker.running(stream), workers.seed(env)))
-                    cut += 1
+        for env in shares.observe(ready, step):
             if env < len(videos):
                 videos[env].over = True
-            workers.restart(env)
         obs = for_device(workers.spec.obs, rows.obs)
-        carry, action, _ = policy(variables, key, count, carry, obs, rows.is_first, mode)
+        carry, action, _ = policy(count, carry, obs, rows.is_first, mode)
         workers.send(ready, np.asarray(action)[ready])
         count += 1
-    kept = [pair for own, share in zip(done, quota, strict=True) for pair in own[:share]]
-    episodes_, seeds = [list(side) for side in zip(*kept, strict=True)]
-    lines = [one.fault for one in videos if one.fault]
-    if cut:
-        lines.append(f"{cut} episodes of the evaluation were cut off after {max_steps:,} steps (eval.max_steps)")
-    recorded = [one.frames for one in videos if one.frames]
-    return Result(episodes_, recorded, workers.incidents(), seeds, agents, lines)
-
-
-def _endless(
-    tracker: EpisodeTracker, playing: np.ndarray, done: list[list[tuple[Episode, int]]], quota: np.ndarray,
-    agents: int, max_steps: int,
-) -> list[int]:  # fmt: skip
-    """Returns the environments to restart, because an episode that still counts has reached `max_steps`.
-
-    quota [E * agents]: how many episodes of each stream count. Returns [] if max_steps is 0, which means no limit.
-    """
-    if not max_steps or tracker.longest < max_steps:
-        return []
-    open_ = [stream for stream, own in enumerate(done) if len(own) < quota[stream]]
-    long = [stream for stream in open_ if playing[stream] and tracker.running(stream).length >= max_steps]
-    return sorted({stream // agents for stream in long})
 
 
 class _Recording:

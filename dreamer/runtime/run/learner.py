@@ -111,10 +111,14 @@ class Learner:
         """
         with self.as_user_errors("an update"):
             out = placement.to_host(update.out)
-        if self._done is not None:
-            self.idle += max(0.0, update.sent - self._done)
-        self._done = time.monotonic()
+        self.worked(update.sent, time.monotonic())
         return out
+
+    def worked(self, begun: float, done: float) -> None:
+        """Records that the device made updates between two time.monotonic() seconds, so that only pauses are `idle`."""
+        if self._done is not None:
+            self.idle += max(0.0, begun - self._done)
+        self._done = done
 
     def variables(self) -> dict[str, Variables]:
         """Returns the newest variables for acting and dreaming, as a copy on the first device."""

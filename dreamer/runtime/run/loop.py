@@ -67,15 +67,18 @@ class Run:
             self.tend()
 
     def on_device(self) -> None:
-        """Runs the fused loop: repeatedly makes turns on the device, until something is due on the host."""
+        """Runs the fused loop: the device makes turns while the host tends the turns before them.
+
+        Evaluations, checkpoints and the end wait until no turns are in flight, so that all parts are at one step.
+        """
         parts, device = self.parts, self.parts.device
         assert device is not None
         self.evaluate_if_due()
         parts.display.phase("compiling")
         device.compile()
         self.compiled()
-        while parts.replay.steps < parts.config.env_steps and not self.stopped:
-            device.advance(self.turns_until_due())
+        while device.in_flight or (parts.replay.steps < parts.config.env_steps and not self.stopped):
+            device.advance(self.turns_until_due)
             self.tend()
 
     def compiled(self) -> None:
@@ -83,10 +86,18 @@ class Run:
         self._compiled = True
         self.parts.display.phase("training")
 
-    def turns_until_due(self) -> int:
-        """Returns the number of turns of all environments until the next evaluation, or until the end."""
-        steps = min(self.parts.config.env_steps, self._eval_due) - self.parts.replay.steps
-        return max(1, -(-steps // self.parts.workers.streams))
+    def turns_until_due(self, ahead: int = 0) -> int:
+        """Returns the number of turns of all environments until the next evaluation, or until the end.
+
+        ahead: the turns in flight. After them, the number is 0 if something is due for which none may be in flight.
+        """
+        parts = self.parts
+        steps = parts.replay.steps + ahead * parts.workers.streams
+        left = -(-(min(parts.config.env_steps, self._eval_due) - steps) // parts.workers.streams)
+        if not ahead:
+            return max(1, left)
+        waits = self.stopped or self._evaluation_wanted or self._save_due(steps)
+        return 0 if waits else max(0, left)
 
     def side_by_side(self) -> None:
         """Collects in a second thread while this thread trains. The limiter keeps the replay ratio between them."""
@@ -129,27 +140,34 @@ class Run:
         parts.writeback.put(update)
 
     def tend(self) -> None:
-        """Evaluates, logs, writes rows to the disk and saves, each if it is due. Raises Stopped after a signal."""
+        """Evaluates, logs, writes rows to the disk and saves, each if it is due. Raises Stopped after a signal.
+
+        While turns are in flight, no evaluation is due, and whatever was requested since they began has to wait.
+        """
         parts, config = self.parts, self.parts.config
+        in_flight = parts.device.in_flight if parts.device else 0
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
         self.evaluate_if_due()
         if schedule.log_due(self._logged, now, every=config.log.every):
             self._ask(self.log())
-        if self._evaluation_wanted:
+        if self._evaluation_wanted and not in_flight:
             self._evaluation_wanted = False
             self.evaluate()
         parts.flushing.tend()
-        if not self._saving and self.save_due():
+        if not self._saving and not in_flight and self.save_due():
             self.save()
         parts.stopping.check()
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due, by time or by rows."""
+        return self._save_due(self.parts.replay.steps)
+
+    def _save_due(self, steps: int) -> bool:
         parts = self.parts
         rows = capacity.rows_between_checkpoints(parts.replay.size)
         every = parts.config.checkpoint.every
-        return schedule.save_due(self.saved, time.monotonic(), parts.replay.steps, every=every, rows=rows)
+        return schedule.save_due(self.saved, time.monotonic(), steps, every=every, rows=rows)
 
     def evaluate_if_due(self) -> None:
         """Evaluates if an evaluation is due. `finish` makes the last evaluation of the run, not this method."""

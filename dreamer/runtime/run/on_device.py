@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from dreamer.interfaces import Agent
-from dreamer.runtime.devices import placement
 from dreamer.runtime.fused import mesh
 from dreamer.runtime.fused.loop import Loop
-from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run.moving import Moving
-
-SECONDS = 1.0  # the time between two visits of the host, unless something is due earlier
-
-
-class Pace:
-    """Decides how many turns the device makes before the host sees the results."""
-
-    def __init__(self, replay: Replay):
-        """replay: that of the run, or of one member"""
-        self._first = replay.start(replay.config.batch_size) // len(replay.counts)
-        self._most = replay.size.rows_per_stream
-        self._per_turn, self._last = 0.0, 0  # seconds of a turn, and the number of the last turns
-
-    def turns(self, most: int, added: int) -> int:
-        """Returns the number of turns for about SECONDS: at least 1, and at most `most`.
-
-        added: the number of rows that each stream has had. The turn in which training starts stands alone, because all
-        turns after it take longer; from then on, each call makes at most twice as many turns as the one before.
-        """
-        left = self._first - added
-        if left > 1:
-            most = min(most, left - 1)
-        elif left == 1:
-            self._per_turn, self._last = 0.0, 0
-        wanted = int(SECONDS / self._per_turn) if self._per_turn else 1
-        return max(1, min(wanted, most, self._most, 2 * self._last or 1))
-
-    def made(self, turns: int, seconds: float) -> None:
-        """Records how long `turns` turns took."""
-        self._per_turn, self._last = seconds / turns, turns
+from dreamer.runtime.run.pipeline import Chunk, Pace, Pipeline
 
 
 class OnDevice:
@@ -54,55 +24,70 @@ class OnDevice:
     def __init__(self, agent: Agent, moving: Moving):
         """Moves nothing yet, see `compile`."""
         workers = moving.owners.workers
-        self.moving, self._pace = moving, Pace(moving.owners.replay)
-        programs = mesh.programs(moving.owners.learner.mesh, agent, workers.spec, workers.functions, moving.plan)
-        self.turns, self._run, self._rows = programs
-        self._state: Callable[[], Loop | None] | None = None
-        self._loop: Loop | None = None
-        self._done: float | None = None
+        self.moving = moving
+        self._programs = mesh.programs(
+            moving.owners.learner.mesh, agent, workers.spec, workers.functions, moving.plan
+        )
+        self.turns = self._programs.turns
+        self._pipeline: Pipeline | None = None
+        self._settled: Callable[[], Loop | None] = lambda: None
+        self._in_flight: Callable[[], int] = lambda: 0
+
+    @property
+    def in_flight(self) -> int:
+        """Returns the number of turns that the device makes and that the parts of the run do not know yet."""
+        return self._in_flight()
 
     def compile(self) -> None:
         """Moves the run to the device and compiles the program, without making a turn."""
-        self._loop = self.moving.take()
-        self.hold(lambda: self._loop)
-        with self.moving.owners.learner.as_user_errors("compiling the loop on the device"):
-            self._run = self._run.lower(self._loop, jnp.int32(1)).compile()
+        owners, loop = self.moving.owners, self.moving.take()
+        with owners.learner.as_user_errors("compiling the loop on the device"):
+            program = self._programs.run.lower(loop, jnp.int32(1)).compile()
+        guard = functools.partial(owners.learner.as_user_errors, "the loop on the device")
+        pipeline = self._pipeline = Pipeline(
+            loop, program, self._programs.newest, self.moving.plan.sizes.rows, Pace(owners.replay), guard,
+            owners.learner.forget,
+        )  # fmt: skip
+        self.hold(self._drained, lambda: pipeline.in_flight)
 
-    def advance(self, most: int) -> None:
-        """Makes turns for about SECONDS, at least one and at most `most`, and updates replay, counters and metrics.
+    def advance(self, most: Callable[[int], int]) -> None:
+        """Receives turns that the device has made, and updates replay, counters and metrics. Meanwhile it makes more.
 
-        Raises UserError if the device fails, or if the parameters have diverged.
+        most: as in `Pipeline.next`. Raises UserError if the device fails, or if the parameters have diverged.
         """
-        learner, rows_per_stream = self.moving.owners.learner, self.moving.plan.sizes.rows
-        added = int(self.moving.owners.replay.counts[0])
-        turns, before = self._pace.turns(most, added), time.monotonic()
-        if self._done is not None:
-            learner.idle += max(0.0, before - self._done)
-        loop, self._loop = self._loop, None
-        bucket = bucket_of(turns, rows_per_stream)
-        try:
-            with learner.as_user_errors("the loop on the device"):
-                loop, report = self._run(loop, jnp.int32(turns))
-                rows, report = placement.to_host((self._rows(loop.ring, bucket), report))
-        except BaseException:
-            learner.forget()  # the state was donated, and what the parts have is older than the rows
-            raise
-        self._done = time.monotonic()
-        self._pace.made(turns, self._done - before)
-        self._loop = loop
-        self.moving.receive({name: x[:, bucket - turns :] for name, x in rows.items()}, report, lambda: loop.train)
+        assert self._pipeline is not None
+        self._receive(self._pipeline.next(int(self.moving.owners.replay.counts[0]), most))
 
-    def hold(self, state: Callable[[], Loop | None]) -> None:
-        """Makes `settle` copy the Loop that `state` returns; None: the parts of the run are the newest."""
-        self._state = state
+    def hold(self, settled: Callable[[], Loop | None], in_flight: Callable[[], int] = lambda: 0) -> None:
+        """Names the owner of the Loop, which can be a population.
+
+        settled: receives the turns in flight and returns the Loop; None: the parts of the run are the newest
+        in_flight: returns the number of turns in flight
+        """
+        self._settled, self._in_flight = settled, in_flight
 
     def settle(self) -> None:
-        """Copies the state of the loop to the parts of the run, for a checkpoint or an evaluation."""
-        loop = self._state() if self._state else None
+        """Receives the turns in flight and copies the Loop to the parts of the run, for a checkpoint or an evaluation.
+
+        Raises UserError as `advance`.
+        """
+        loop = self._settled()
         if loop is not None:
             self.moving.settle(loop)
 
+    def close(self) -> None:
+        """Ends the thread that waits for the device."""
+        if self._pipeline:
+            self._pipeline.close()
 
-def bucket_of(turns: int, rows: int) -> int:
-    """Returns the number of rows to fetch for `turns` turns: a power of two, so that few programs serve any number."""
-    return min(1 << (turns - 1).bit_length(), rows)
+    def _drained(self) -> Loop | None:
+        assert self._pipeline is not None
+        while self._pipeline.in_flight:
+            self._receive(self._pipeline.receive())
+        return self._pipeline.loop
+
+    def _receive(self, chunk: Chunk) -> None:
+        pipeline: Any = self._pipeline
+        self.moving.owners.learner.worked(chunk.begun, chunk.done)
+        rows = {name: x[:, -chunk.turns :] for name, x in chunk.rows.items()}
+        self.moving.receive(rows, chunk.report, lambda: pipeline.loop.train)

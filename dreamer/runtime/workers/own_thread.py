@@ -34,14 +34,19 @@ class OwnThread:
         """
         if self.inside():
             return function(*args)
-        done: Future = Future()
-        self._calls.put((done, function, args))
+        done = self.begin(function, *args)
         try:
             return done.result(timeout)
         except TimeoutError:
             if done.done():
                 raise  # raised by the function itself
             raise Hung from None
+
+    def begin(self, function: Callable[..., Any], *args: Any) -> Future:
+        """Lets the thread run a function after the calls before it. Returns the future of its result at once."""
+        done: Future = Future()
+        self._calls.put((done, function, args))
+        return done
 
     def inside(self) -> bool:
         """Whether the caller runs in this thread."""
