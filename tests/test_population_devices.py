@@ -13,10 +13,12 @@ from dreamer.runtime.fused import spread
 
 SEEDS = 3  # two on the first device, one on the second, whose second place repeats it
 PROGRAM = """
+import itertools
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
@@ -24,7 +26,8 @@ from test_fused import SETTINGS, state_of
 
 import dreamer
 from dreamer.errors import UserError
-from dreamer.runtime.fused import spread
+from dreamer.runtime.fused import loop as fused, population, spread
+from dreamer.runtime.fused.ring import Ring
 
 jax.config.update("jax_disable_most_optimizations", True)
 folder = Path(sys.argv[1])
@@ -82,6 +85,28 @@ for name, count in (("heir-one", 1), ("heir-two", 0)):
     (folder / f"{name}.jsonl").write_text((folder / name / "lineage.jsonl").read_text())
     save(name)
 
+# Inheritance, from each place to each other one, with numbers whose bits are easily lost.
+def place(*numbers):
+    x = jnp.float32(numbers)
+    params, extra, counts = {"w": x, "b": x > 0}, {"h": x.astype(jnp.bfloat16)}, {"n": jnp.int32(x)}
+    train = tiny_runs.TrainState(x, x, params, extra, {"lr": x}, counts)
+    loop = fused.Loop(x, train, Ring({"reward": x}, 1, 1), x, x, 1, x, 1, 1)
+    return jax.tree.map(jnp.array, loop)  # each leaf in a buffer of its own, because they are donated
+
+
+minus = -0.0
+where = spread.spread(4, jax.devices())
+inherit, expected = spread.programs(where, None).inherit, jax.jit(population.inherit)
+wrong = []
+for number, parent in itertools.product(range(4), repeat=2):
+    parts = [jax.device_put(place(*x), at) for x, at in zip([(minus, 2), (-3, 4)], where.devices)]
+    args = jnp.int32(number), jnp.int32(parent), {"lr": jnp.float32(7)}
+    found = jax.tree.leaves(inherit(spread.join(where, parts), *args))
+    sound = jax.tree.leaves(expected(place(minus, 2, -3, 4), *args))
+    if [np.asarray(x).tobytes() for x in found] != [np.asarray(x).tobytes() for x in sound]:
+        wrong.append([number, parent])
+print("inherited otherwise:", wrong)
+
 for settings in ({"devices__fsdp": 2}, {"count": 9}, {"population__together": 3}):
     try:
         dreamer.train(config_of("refused", **{"count": 2, **settings}))
@@ -115,6 +140,7 @@ def test_a_member_is_the_same_to_the_last_bit_on_any_number_of_devices(trained, 
 def test_members_inherit_from_other_devices(trained):
     lineages = [(trained[0] / f"{name}.jsonl").read_text() for name in ("heir-one", "heir-two")]
     assert lineages[0] == lineages[1] and lineages[0].count("\n") >= 2
+    assert "inherited otherwise: []" in trained[1]
 
 
 def test_members_on_several_devices_do_not_communicate(trained):
