@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
-from dreamer.jax_envs import AGENT, uses_key
+from dreamer.jax_envs import AGENT, from_plain, to_plain, uses_key
 from dreamer.spaces import MASK, Action, Space
 
 WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
@@ -198,8 +198,7 @@ class Game:
         """Returns the key and all leaves of the env_state as numpy arrays; None before the first reset."""
         if self._key is None:
             return {"key": None, "leaves": None}
-        leaves = jax.tree.leaves(jax.device_get(jax.tree.map(_bare, (self._env_state))))
-        return {"key": np.array(_bare(self._key)), "leaves": [_plain(np.array(leaf)) for leaf in leaves]}
+        return {"key": to_plain(self._key), "leaves": [to_plain(leaf) for leaf in jax.tree.leaves(self._env_state)]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state that `get_state` returned. Raises ValueError for the state of another environment."""
@@ -207,9 +206,9 @@ class Game:
             self._key = self._env_state = None
             return
         forms, structure = jax.tree.flatten(self._form)
-        leaves = [_restored(form, leaf) for form, leaf in zip(forms, state["leaves"], strict=True)]
+        leaves = [from_plain(form, leaf) for form, leaf in zip(forms, state["leaves"], strict=True)]
         self._env_state = self._placed(jax.tree.unflatten(structure, leaves))
-        self._key = self._placed(_restored(jax.eval_shape(lambda: jax.random.key(0)), state["key"]))
+        self._key = self._placed(from_plain(jax.eval_shape(lambda: jax.random.key(0)), state["key"]))
 
     def _placed(self, tree: Any) -> Any:
         return jax.device_put(tree, self._device)
@@ -318,26 +317,6 @@ def _advance(step: Callable, key: Key, env_state: Any, action: Array) -> tuple[K
 
 def _on_host(row: Step) -> Step:
     return jax.tree.map(np.array, jax.device_get(row))
-
-
-def _bare(leaf: Any) -> Any:
-    """Returns the numbers of a random key, and any other array unchanged."""
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _plain(leaf: np.ndarray) -> np.ndarray:
-    """Returns an array of a dtype of numpy itself: bfloat16 and the like become bytes."""
-    return leaf if leaf.dtype.isbuiltin == 1 else leaf[..., None].view(np.uint8)
-
-
-def _restored(form: Any, leaf: Any) -> Any:
-    """Returns the leaf of an env_state from its array of `get_state`. Raises ValueError if it has another form."""
-    if jax.dtypes.issubdtype(form.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jax.numpy.empty((), form.dtype)))
-    array = np.asarray(leaf) if np.dtype(form.dtype).isbuiltin == 1 else np.asarray(leaf).view(form.dtype)[..., 0]
-    if (array.shape, array.dtype) != (form.shape, form.dtype):
-        raise ValueError(f"a leaf of the env_state is {array.dtype} {list(array.shape)}, it must be {form}")
-    return array
 
 
 def _cpu() -> Any:

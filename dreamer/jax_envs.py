@@ -147,6 +147,30 @@ def uses_key(env: JaxEnv) -> bool:
     return any(jaxpr.invars[0] is used for equation in jaxpr.eqns for used in equation.invars)
 
 
+def to_plain(leaf: Any) -> np.ndarray:
+    """Returns a leaf of an env_state as an array in a dtype of numpy itself, for a checkpoint.
+
+    A random key becomes its numbers; bfloat16 and the like become bytes, in a last axis.
+    """
+    array = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return array if array.dtype.isbuiltin == 1 else array[..., None].view(np.uint8)
+
+
+def from_plain(form: Any, array: np.ndarray) -> Any:
+    """Returns the leaf of an env_state from its array of `to_plain`. form: the leaf, or its shape and dtype.
+
+    Raises ValueError if the array has another form.
+    """
+    if _is_key(form):
+        leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(jnp.empty((), form.dtype)))
+    else:
+        builtin = np.dtype(form.dtype).isbuiltin == 1
+        leaf = np.asarray(array) if builtin else np.ascontiguousarray(array).view(form.dtype)[..., 0]
+    if (leaf.shape, leaf.dtype) != (form.shape, form.dtype):
+        raise ValueError(f"a leaf of the env_state is {_form(leaf)}, it must be {_form(form)}")
+    return leaf
+
+
 class Counted(NamedTuple):
     """The state of an environment with a time limit. time [] int32: the steps since the reset"""
 

@@ -41,6 +41,27 @@ def of(obs: dict[str, Space], action: Action = TWO, agents: int = 1) -> JaxEnv:
     return make_jax_env(Spec(obs, action, agents), reset, step)
 
 
+def odd_leaves(impl: str = "rbg") -> JaxEnv:
+    """A random walk whose env_state has a key of the kind `impl`, and arrays in dtypes that numpy does not have."""
+
+    def obs(state):
+        key, short, shorter, small = state
+        drawn = jax.random.uniform(key)
+        return jnp.stack([drawn, short.astype(jnp.float32).sum() + shorter.astype(jnp.float32) + small[0].astype(jnp.float32)])
+
+    def reset(key):
+        own = jax.random.key(jax.random.bits(key, dtype=jnp.uint32), impl=impl)
+        state = own, jnp.full(2, 0.5, jnp.bfloat16), jnp.float8_e4m3fn(1), jnp.ones(3, jnp.int4)
+        return state, obs(state)
+
+    def step(key, state, native):
+        key, short, shorter, small = state
+        state = jax.random.split(key)[0], short + 1, shorter, small
+        return state, obs(state), 0.0, short[0] > 3, False
+
+    return make_jax_env(Spec(VECTOR, TWO), reset, step)
+
+
 def one_hot(index: int, classes: int = 2) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[index]
 

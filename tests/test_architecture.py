@@ -59,7 +59,7 @@ TABLE: dict[str, set[str]] = {
     "runtime/replay": {"runtime/files"} | NOUNS,
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
-    "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces"} | NOUNS,
+    "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces", "jax_envs"} | NOUNS,
     "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME

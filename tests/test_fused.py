@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+import jax_walks
 import numpy as np
 import pytest
 import tiny
@@ -317,6 +318,20 @@ def test_an_environment_that_restarts_ignores_one_action_and_begins_with_a_new_s
         step = workers.receive().step
         assert step.is_first.tolist() == [False, True] and step.reward.tolist() == [3.0, 0.0]
         assert (workers.seed(0), workers.seed(1)) == (0, 3)
+
+
+def test_states_with_keys_and_short_floats_continue_exactly():
+    made, everyone = programs_of(jax_walks.odd_leaves()), np.arange(2)
+    plan, action = WorkerPlan("mine", {}, 1, 0, None, 2), np.tile(np.eye(2, dtype=np.float32)[0], (2, 1))
+    with JaxWorkers(made, plan) as workers, JaxWorkers(made, plan._replace(seed=7)) as others:
+        workers.receive()
+        workers.send(everyone, action)
+        assert others.restore(*workers.states()) == {}
+        for _ in range(2):
+            rows = [each.receive().step.obs["vector"] for each in (workers, others)]
+            np.testing.assert_array_equal(*rows)
+            for each in (workers, others):
+                each.send(everyone, action)
 
 
 def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv
+from dreamer.jax_envs import from_plain, to_plain
 from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import plain_state
@@ -200,18 +201,14 @@ def states_of(state: Envs) -> list[bytes]:
 
 
 def _columns(state: Envs) -> list[np.ndarray]:
-    """Returns copies of the leaves [E, ..], with random keys as numbers."""
-    leaves = jax.tree.leaves(state)
-    return [np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+    """Returns copies of the leaves [E, ..], in a form that can be encoded, see `to_plain`."""
+    return [to_plain(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def _placed(columns: list[np.ndarray], like: Envs) -> Envs:
-    """Returns the environments whose leaves are `columns`; `like` gives the tree and the kinds of random keys."""
+    """Returns the environments whose leaves are `columns`; `like` gives the tree and the forms of the leaves."""
     leaves, tree = jax.tree.flatten(like)
-    placed = [
-        jax.random.wrap_key_data(jnp.asarray(column), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else column
-        for column, leaf in zip(columns, leaves, strict=True)
-    ]
+    placed = [from_plain(leaf, column) for leaf, column in zip(leaves, columns, strict=True)]
     return jax.device_put(jax.tree.unflatten(tree, placed), jax.local_devices()[0])
 
 
@@ -227,7 +224,3 @@ def _load(columns: list[np.ndarray], number: int, state: bytes) -> str:
     for column, value in zip(columns, values, strict=True):
         column[number] = value
     return ""
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
