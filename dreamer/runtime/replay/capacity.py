@@ -44,9 +44,10 @@ class Capacity:
 
     def describe(self) -> str:
         """Returns a line of text about the size, to be printed before the memory is allocated."""
-        size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
+        size = f"{self.steps:,} steps x {in_words(self.row_bytes)} = {in_words(self.nbytes)}"
         if self.disk_row_bytes:
-            size += f" of memory{_free(self.free_bytes)} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
+            disk = f"{in_words(self.disk_row_bytes)} = {in_words(self.disk_bytes)}"
+            size += f" of memory{_free(self.free_bytes)} and x {disk}"
             return f"replay: {size} of disk{_free(self.free_disk)}, bounded by {self.bound}"
         return f"replay: {size}{_free(self.free_bytes)}, bounded by {self.bound}"
 
@@ -86,7 +87,7 @@ def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, 
 
 def describe_rows(nbytes: int, free_disk: int) -> str:
     """Returns a line of text about the disk space of a run's files of rows. nbytes: the maximum that they take."""
-    return f"rows on the disk: at most {_size(nbytes)}{_free(free_disk)}"
+    return f"rows on the disk: at most {in_words(nbytes)}{_free(free_disk)}"
 
 
 def fit(
@@ -133,17 +134,17 @@ def fit(
     for _, setting, row, _, free in stores:
         if free is not None and capacity.steps * row > free:
             raise UserError(
-                f"{setting}: {capacity.steps:,} steps x {_size(row)} = {_size(capacity.steps * row)}, "
-                f"but only {_size(free)} are free"
+                f"{setting}: {capacity.steps:,} steps x {in_words(row)} = {in_words(capacity.steps * row)}, "
+                f"but only {in_words(free)} are free"
             )
     return capacity
 
 
 def _free(count: int | None) -> str:
-    return "" if count is None else f" (of {_size(count)} free)"
+    return "" if count is None else f" (of {in_words(count)} free)"
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
     """Returns a number of bytes as text in decimal units, such as "1.5 GB" for 1.5 * 10^9 bytes."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
