@@ -17,7 +17,8 @@ from gymnasium import spaces
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
-from dreamer.jax_envs import AGENT, from_plain, to_plain, uses_key
+from dreamer.jax_envs import AGENT, uses_key
+from dreamer.jax_leaves import from_plain, to_plain
 from dreamer.spaces import MASK, Action, Space
 
 WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
@@ -58,10 +59,11 @@ class HostEnv(gymnasium.Env):
         return _observed(self._space, row.obs), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
-        """Takes one action."""
+        """Takes one action. After the last one of an episode, the info holds the environment's own metrics."""
         row = self._game.advance(action_vector(self.jax_env.spec.action, action))
         over, terminal = bool(row.is_last), bool(row.is_terminal)
-        return _observed(self._space, row.obs), float(row.reward), terminal, over and not terminal, {}
+        info = self._game.metrics() if over else {}
+        return _observed(self._space, row.obs), float(row.reward), terminal, over and not terminal, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
@@ -116,11 +118,12 @@ class HostTeam:
         """Takes one action of each agent."""
         action = self.jax_env.spec.action
         row = self._game.advance(np.stack([action_vector(action, actions[agent]) for agent in self.possible_agents]))
+        info = self._game.metrics() if bool(row.is_last[0]) else {}
         if bool(row.is_last[0]):
             self.agents = []
         terminal, cut = row.is_terminal, row.is_last & ~row.is_terminal
         parts = (self._by_agent(map(kind, part)) for kind, part in ((float, row.reward), (bool, terminal), (bool, cut)))
-        return self._shown(row), *parts, {agent: {} for agent in self.possible_agents}  # type: ignore[return-value]
+        return self._shown(row), *parts, {agent: dict(info) for agent in self.possible_agents}  # type: ignore[return-value]
 
     def render(self) -> np.ndarray | None:
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
@@ -157,7 +160,8 @@ class Game:
         """name: the environment's name in errors."""
         self._name = name
         self._device = _cpu()
-        self._begin, self._advance, self._render, self._form = _programs(env.reset, env.step, env.render)
+        programs = _programs(env.reset, env.step, env.render, env.metrics)
+        self._begin, self._advance, self._render, self._metrics, self._form = programs
         self._no_action = np.zeros((env.spec.agents, env.spec.action_width)[env.spec.agents == 1 :], np.float32)
         self._key: Any = None
         self._env_state: Any = None
@@ -193,6 +197,10 @@ class Game:
         if self._env_state is None or self._render is None:
             raise ValueError("call reset before render")
         return np.array(self._render(self._env_state))
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the environment's own metrics of the episode so far, see JaxEnv."""
+        return {} if self._metrics is None else {k: float(x) for k, x in self._metrics(self._env_state).items()}
 
     def get_state(self) -> dict[str, Any]:
         """Returns the key and all leaves of the env_state as numpy arrays; None before the first reset."""
@@ -294,15 +302,17 @@ class Programs(NamedTuple):
     begin: Callable[[Key], tuple[Key, Any, Step]]
     advance: Callable[[Key, Any, Any], tuple[Key, Any, Step]]
     render: Callable[[Any], Array] | None
+    metrics: Callable[[Any], Mapping[str, Array]] | None
     form: Any
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(reset: Callable, step: Callable, render: Callable | None) -> Programs:
+def _programs(reset: Callable, step: Callable, render: Callable | None, metrics: Callable | None) -> Programs:
     """Returns the Programs of the functions of a JaxEnv. All games with the same functions share them."""
     form = jax.eval_shape(reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
     begin, advance = jax.jit(functools.partial(_begin, reset)), jax.jit(functools.partial(_advance, step))
-    return Programs(begin, advance, jax.jit(render) if render else None, form)
+    render, metrics = (jax.jit(function) if function else None for function in (render, metrics))
+    return Programs(begin, advance, render, metrics, form)
 
 
 def _begin(reset: Callable, key: Key) -> tuple[Key, Any, Step]:

@@ -320,6 +320,32 @@ def test_an_environment_that_restarts_ignores_one_action_and_begins_with_a_new_s
         assert (workers.seed(0), workers.seed(1)) == (0, 3)
 
 
+@pytest.mark.parametrize("loop", ["host", "device"])
+@pytest.mark.parametrize("agents", [1, 2])
+def test_own_metrics_of_episodes_are_logged_on_the_host_and_on_the_device(tmp_path, monkeypatch, agents, loop):
+    monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+    settings = {**SETTINGS, "env": "jax_walks:measured", "env_options": {"agents": agents}, "replay_ratio": 0}
+    settings |= {"env_steps": 80, "eval__episodes": 2}
+    lines = tiny_runs.lines(dreamer.train(tiny_runs.tiny(tmp_path / "run", **settings, loop=loop)))
+    ended = [line for line in lines if "episode/length" in line]
+    assert ended and all(line["episode/steps"] == line["episode/length"] for line in ended)
+    assert all(line["episode/more/one"] == 1 for line in ended) and lines[-1]["eval/steps"] == lines[-1]["eval/length"]
+
+
+def test_own_metrics_of_a_last_row_survive_a_checkpoint():
+    made, action = programs_of(jax_walks.measured()), np.tile(np.eye(2, dtype=np.float32)[0], (2, 1))
+    plan, everyone = WorkerPlan("mine", {}, 1, 0, None, 2), np.arange(2)
+    with JaxWorkers(made, plan) as workers, JaxWorkers(made, plan) as others:
+        step = workers.receive().step
+        while not step.is_last.any():
+            workers.send(everyone, action)
+            saved = workers.states()
+            step = workers.receive().step
+        assert others.restore(*saved) == {}
+        others.receive()
+        assert others.finished() == workers.finished() != {}
+
+
 def test_states_with_keys_and_short_floats_continue_exactly():
     made, everyone = programs_of(jax_walks.odd_leaves()), np.arange(2)
     plan, action = WorkerPlan("mine", {}, 1, 0, None, 2), np.tile(np.eye(2, dtype=np.float32)[0], (2, 1))

@@ -11,8 +11,9 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv
-from dreamer.jax_envs import from_plain, to_plain
+from dreamer.jax_leaves import from_plain, to_plain
 from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.own_numbers import named
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import plain_state
 from dreamer.runtime.fused import envs as environments
@@ -28,13 +29,15 @@ from dreamer.steps import Step
 class Programs(NamedTuple):
     """The compiled functions of an environment. Workers that share them compile them once for each number of copies.
 
-    functions: see `envs.Functions` | begin, turn: the same, jitted | render: jitted; None: there is nothing to draw
+    functions: see `envs.Functions` | begin, turn, metrics: the same, jitted
+    render: jitted; None: there is nothing to draw
     """
 
     env: JaxEnv
     functions: Functions
     begin: Callable[..., Envs]
     turn: Callable[..., Envs]
+    metrics: Callable[[Envs], Mapping[str, Array]]
     render: Callable[..., Array] | None
 
 
@@ -42,7 +45,7 @@ def programs_of(env: JaxEnv) -> Programs:
     """Returns the functions of an environment, which are compiled when they are first called."""
     functions = environments.make(env)
     render = jax.jit(env.render) if env.render else None
-    return Programs(env, functions, jax.jit(functions.begin), jax.jit(functions.turn), render)
+    return Programs(env, functions, *map(jax.jit, functions), render)
 
 
 class JaxWorkers:
@@ -55,13 +58,17 @@ class JaxWorkers:
     backend = "jax"
 
     def __init__(self, programs: Programs, plan: WorkerPlan):
-        """plan: names the environments, and gives their number and seeds. Resets all environments."""
+        """plan: names the environments, and gives their number and seeds. Resets all environments.
+
+        Raises UserError if an environment has a metric whose name the run itself uses.
+        """
         self.spec = programs.env.spec
         self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * self.spec.agents
         self._plan, self._faults = plan, Faults(plan, restarts=0)
         self.functions, self._begin, self._turn = programs.functions, programs.begin, programs.turn
-        self._render = programs.render
+        self._metrics, self._render = programs.metrics, programs.render
         self.state: Envs = self._begin(self._keys())
+        named(dict.fromkeys(jax.eval_shape(self._metrics, self.state), 0.0), str(plan.env_name))
         self._begun = False
         self._fresh = np.zeros(self.envs, bool)  # the environments that begin at their next step
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
@@ -83,7 +90,7 @@ class JaxWorkers:
         self._table.answer(streams, actions)
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns {}: these environments have no metrics of their own."""
+        """Returns the environments' own metrics of the episodes that end in the last received rows."""
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
@@ -130,6 +137,7 @@ class JaxWorkers:
         kept = [number for number in range(self.envs) if number not in lost]
         self.state = _placed(columns, self.state)
         self._table.put(kept, ready)
+        self._note(np.isin(np.arange(self.envs), kept))
         self._begun = True
         for number in lost:
             self.restart(number)
@@ -192,6 +200,16 @@ class JaxWorkers:
         for name in ("reward", "is_first", "is_last", "is_terminal"):
             getattr(rows, name)[where] = getattr(row, name)[where]
         self._table.phase[busy] = READY
+        self._note(busy)
+
+    def _note(self, fresh: np.ndarray) -> None:
+        """Stores the environments' own metrics of the episodes that end in the newest rows of `fresh` [E]."""
+        ended = fresh & np.asarray(self.state.row.is_last).reshape(self.envs, -1).any(1)
+        own = self._metrics(self.state) if ended.any() else {}
+        host = {name: np.asarray(x) for name, x in own.items()}
+        for number in np.flatnonzero(ended).tolist() if host else ():
+            numbers = {name: float(x[number]) for name, x in host.items()}
+            self._table.note(number, dict.fromkeys(range(self.spec.agents), numbers), self._plan.named(number))
 
 
 def states_of(state: Envs) -> list[bytes]:

@@ -105,8 +105,9 @@ class Moving:
                 means = {name: float(total) / updates for name, total in report.metrics.items()}
                 owners.logger.add(means, count=updates)
             if episodes:
-                sums = {"episode/return": report.returns, "episode/length": report.lengths}
-                owners.logger.add({name: float(total) / episodes for name, total in sums.items()}, count=episodes)
+                sums = {"return": report.returns, "length": report.lengths, **report.own}
+                means = {f"episode/{name}": float(total) / episodes for name, total in sums.items()}
+                owners.logger.add(means, count=episodes)
         except BaseException:
             owners.learner.forget()  # the parts of the run are of different steps
             raise
