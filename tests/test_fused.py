@@ -19,6 +19,7 @@ import dreamer
 from dreamer import agent as agents
 from dreamer.apps.verify import verify
 from dreamer.errors import UserError
+from dreamer.interfaces import JaxEnv
 from dreamer.runtime.fused import envs as environments
 from dreamer.runtime.fused import loop as fused
 from dreamer.runtime.fused import ring as rings
@@ -344,6 +345,34 @@ def test_own_metrics_of_a_last_row_survive_a_checkpoint():
         assert others.restore(*saved) == {}
         others.receive()
         assert others.finished() == workers.finished() != {}
+
+
+def faulty(fault: str) -> JaxEnv:
+    """Returns an environment whose third row of an episode has a fault that tracing does not show."""
+
+    def row(count, first):
+        count = jnp.int32(count)
+        no, third = jnp.zeros((), bool), count == 2
+        wrong = {name: no | (third & (fault == name)) for name in ("is_first", "is_terminal")}
+        flags = dict(is_first=(first & (fault != "begin")) | wrong["is_first"], is_last=count == 4)
+        obs = {"vector": jnp.zeros(2), "class": jnp.where(third & (fault == "class"), 3, 0)}
+        return Step(obs, jnp.zeros(2), jnp.zeros(()), **flags, is_terminal=wrong["is_terminal"])
+
+    spec = Spec({"vector": Space((2,), "float32"), "class": Space((), "int32", 3)}, Action((2,)))
+    begin = lambda key: (jnp.int32(0), row(0, jnp.bool_(True)))  # noqa: E731
+    return JaxEnv(spec, begin, lambda key, count, action: (count + 1, row(count + 1, jnp.bool_(False))))
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+@pytest.mark.parametrize(("fault", "text"), [
+    ("is_first", "it resets itself inside step"), ("is_terminal", "a row has is_terminal, but not is_last"),
+    ("class", "obs/class is not one of the classes 0 to 2"), ("begin", "the row of its reset does not have is_first"),
+])  # fmt: skip
+def test_a_row_that_breaks_the_contract_names_its_environment(tmp_path, monkeypatch, fault, text, loop):
+    monkeypatch.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
+    settings = {**SETTINGS, "env": "test_fused:faulty", "env_options": {"fault": fault}, "replay_ratio": 0}
+    with pytest.raises(UserError, match=f"env 'test_fused:faulty #0': {text}"):
+        dreamer.train(tiny_runs.tiny(tmp_path / "run", **settings, loop=loop))
 
 
 def test_states_with_keys_and_short_floats_continue_exactly():

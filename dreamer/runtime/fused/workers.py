@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv
 from dreamer.jax_leaves import from_plain, to_plain
 from dreamer.runtime.env import state as env_state
@@ -19,6 +18,7 @@ from dreamer.runtime.files import plain_state
 from dreamer.runtime.fused import envs as environments
 from dreamer.runtime.fused.envs import Envs, Functions
 from dreamer.runtime.fused.loop import envs_of, streams_of
+from dreamer.runtime.fused.row_checks import check_rows, resets_after
 from dreamer.runtime.workers import Incident, Ready, WorkersState
 from dreamer.runtime.workers.faults import Faults
 from dreamer.runtime.workers.interface import WorkerPlan
@@ -175,6 +175,8 @@ class JaxWorkers:
         if not busy.any():
             return
         fresh = busy & self._fresh
+        begins = np.repeat(fresh, self.spec.agents) | (not self._begun)
+        first = begins | resets_after(self.spec, self._table.rows.is_last)
         if self._begun:
             action = envs_of(self.spec, jnp.asarray(self._table.rows.action))
             self.state = self._turn(self.state, action, jnp.asarray(busy & ~fresh))
@@ -183,24 +185,27 @@ class JaxWorkers:
             self._fresh &= ~fresh
         self._begun = True
         self._write(busy)
+        self._check(busy, first)
 
     def _write(self, busy: np.ndarray) -> None:
-        """Copies the newest rows of the environments in `busy` [E] to the table, and marks them as ready.
-
-        Raises UserError if a reward or an observation is not finite.
-        """
+        """Copies the newest rows of the environments in `busy` [E] to the table, and marks them as ready."""
         row: Step = jax.tree.map(np.asarray, streams_of(self.spec, self.state.row))
         rows, where = self._table.rows, np.repeat(busy, self.spec.agents)
-        for name, array in {"reward": row.reward, **row.obs}.items():
-            if array.dtype.kind == "f" and not np.isfinite(array[where]).all():
-                stream = int(np.flatnonzero(where & ~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-                raise UserError(f"env {self._plan.named(stream // self.spec.agents)!r}: {name} is not finite")
         for name, array in row.obs.items():
             rows.obs[name][where] = array[where]
         for name in ("reward", "is_first", "is_last", "is_terminal"):
             getattr(rows, name)[where] = getattr(row, name)[where]
         self._table.phase[busy] = READY
         self._note(busy)
+
+    def _check(self, busy: np.ndarray, first: np.ndarray) -> None:
+        """Raises UserError if the newest rows of `busy` [E] break the contract of a JaxEnv. first [S]: reset rows."""
+        rows, where = self._table.rows, np.repeat(busy, self.spec.agents)
+        columns = {**{f"obs/{key}": x for key, x in rows.obs.items()}, **rows._asdict()}
+        own = {name: x[:, None] for name, x in columns.items() if name not in ("obs", "action")}
+        if not busy.all():  # the other rows were checked before
+            own, first = {name: x[where] for name, x in own.items()}, first[where]
+        check_rows(self.spec, own, first[:, None], lambda place: self._plan.named(int(np.flatnonzero(busy)[place])))
 
     def _note(self, fresh: np.ndarray) -> None:
         """Stores the environments' own metrics of the episodes that end in the newest rows of `fresh` [E]."""

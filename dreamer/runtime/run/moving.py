@@ -20,6 +20,7 @@ from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement
 from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
 from dreamer.runtime.fused.ring import Ring, Sizes
+from dreamer.runtime.fused.row_checks import check_rows, resets_after
 from dreamer.runtime.fused.workers import JaxWorkers
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
@@ -113,12 +114,11 @@ class Moving:
             raise
 
     def _check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError naming an environment and a part of its rows that is not finite."""
+        """Raises UserError if the rows break the contract of a JaxEnv."""
         workers = self.owners.workers
-        for name, column in rows.items():
-            if column.dtype.kind == "f" and not name.startswith("latent/") and not np.isfinite(column).all():
-                stream = int(np.argwhere(~np.isfinite(column))[0][0])
-                raise UserError(f"env {workers.named(stream // workers.spec.agents)!r}: {name} is not finite")
+        # Any row may be a reset row after a resume, so the first one is not compared with the row before.
+        first = [rows["is_first"][:, :1], resets_after(workers.spec, rows["is_last"][:, :-1])]
+        check_rows(workers.spec, rows, np.concatenate(first, 1), workers.named)
 
     def settle(self, loop: Loop) -> None:
         """Copies the state in `loop` to the parts of the run, for a checkpoint or an evaluation."""
