@@ -253,8 +253,8 @@ def _step_scaled(env: JaxEnv, factor: float, key: Key, env_state: Any, action: A
     return env_state, row._replace(reward=row.reward * jnp.float32(factor))
 
 
-def _inside(render: Callable[[Any], Array] | None) -> Callable[[Any], Array] | None:
-    return None if render is None else lambda state: render(state.env_state)
+def _inside(function: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    return None if function is None else lambda state: function(state.env_state)
 
 
 def _lead(spec: Spec) -> tuple[int, ...]:

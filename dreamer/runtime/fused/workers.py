@@ -45,7 +45,8 @@ def programs_of(env: JaxEnv) -> Programs:
     """Returns the functions of an environment, which are compiled when they are first called."""
     functions = environments.make(env)
     render = jax.jit(env.render) if env.render else None
-    return Programs(env, functions, *map(jax.jit, functions), render)
+    begin, turn, metrics = (jax.jit(function) for function in functions)  # type: ignore[arg-type]
+    return Programs(env, functions, begin, turn, metrics, render)
 
 
 class JaxWorkers:
