@@ -18,6 +18,7 @@ from gymnasium import spaces
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
 from dreamer.jax_envs import AGENT, uses_key
+from dreamer.jax_leaves import from_plain, to_plain
 from dreamer.spaces import MASK, Action, Space
 
 WIDEST = 1e6  # gymnasium's images have bounds at most this far apart, see runtime/env/observations.py
@@ -58,10 +59,11 @@ class HostEnv(gymnasium.Env):
         return _observed(self._space, row.obs), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
-        """Takes one action."""
+        """Takes one action. After the last one of an episode, the info holds the environment's own metrics."""
         row = self._game.advance(action_vector(self.jax_env.spec.action, action))
         over, terminal = bool(row.is_last), bool(row.is_terminal)
-        return _observed(self._space, row.obs), float(row.reward), terminal, over and not terminal, {}
+        info = self._game.metrics() if over else {}
+        return _observed(self._space, row.obs), float(row.reward), terminal, over and not terminal, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
@@ -116,11 +118,12 @@ class HostTeam:
         """Takes one action of each agent."""
         action = self.jax_env.spec.action
         row = self._game.advance(np.stack([action_vector(action, actions[agent]) for agent in self.possible_agents]))
+        info = self._game.metrics() if bool(row.is_last[0]) else {}
         if bool(row.is_last[0]):
             self.agents = []
         terminal, cut = row.is_terminal, row.is_last & ~row.is_terminal
         parts = (self._by_agent(map(kind, part)) for kind, part in ((float, row.reward), (bool, terminal), (bool, cut)))
-        return self._shown(row), *parts, {agent: {} for agent in self.possible_agents}  # type: ignore[return-value]
+        return self._shown(row), *parts, {agent: dict(info) for agent in self.possible_agents}  # type: ignore[return-value]
 
     def render(self) -> np.ndarray | None:
         """Returns an image uint8 [H, W, 3], or None if the environment was not made to render."""
@@ -157,7 +160,8 @@ class Game:
         """name: the environment's name in errors."""
         self._name = name
         self._device = _cpu()
-        self._begin, self._advance, self._render, self._form = _programs(env.reset, env.step, env.render)
+        programs = _programs(env.reset, env.step, env.render, env.metrics)
+        self._begin, self._advance, self._render, self._metrics, self._form = programs
         self._no_action = np.zeros((env.spec.agents, env.spec.action_width)[env.spec.agents == 1 :], np.float32)
         self._key: Any = None
         self._env_state: Any = None
@@ -194,12 +198,15 @@ class Game:
             raise ValueError("call reset before render")
         return np.array(self._render(self._env_state))
 
+    def metrics(self) -> dict[str, float]:
+        """Returns the environment's own metrics of the episode so far, see JaxEnv."""
+        return {} if self._metrics is None else {k: float(x) for k, x in self._metrics(self._env_state).items()}
+
     def get_state(self) -> dict[str, Any]:
         """Returns the key and all leaves of the env_state as numpy arrays; None before the first reset."""
         if self._key is None:
             return {"key": None, "leaves": None}
-        leaves = jax.tree.leaves(jax.device_get(jax.tree.map(_bare, (self._env_state))))
-        return {"key": np.array(_bare(self._key)), "leaves": [_plain(np.array(leaf)) for leaf in leaves]}
+        return {"key": to_plain(self._key), "leaves": [to_plain(leaf) for leaf in jax.tree.leaves(self._env_state)]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state that `get_state` returned. Raises ValueError for the state of another environment."""
@@ -207,9 +214,9 @@ class Game:
             self._key = self._env_state = None
             return
         forms, structure = jax.tree.flatten(self._form)
-        leaves = [_restored(form, leaf) for form, leaf in zip(forms, state["leaves"], strict=True)]
+        leaves = [from_plain(form, leaf) for form, leaf in zip(forms, state["leaves"], strict=True)]
         self._env_state = self._placed(jax.tree.unflatten(structure, leaves))
-        self._key = self._placed(_restored(jax.eval_shape(lambda: jax.random.key(0)), state["key"]))
+        self._key = self._placed(from_plain(jax.eval_shape(lambda: jax.random.key(0)), state["key"]))
 
     def _placed(self, tree: Any) -> Any:
         return jax.device_put(tree, self._device)
@@ -295,15 +302,17 @@ class Programs(NamedTuple):
     begin: Callable[[Key], tuple[Key, Any, Step]]
     advance: Callable[[Key, Any, Any], tuple[Key, Any, Step]]
     render: Callable[[Any], Array] | None
+    metrics: Callable[[Any], Mapping[str, Array]] | None
     form: Any
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(reset: Callable, step: Callable, render: Callable | None) -> Programs:
+def _programs(reset: Callable, step: Callable, render: Callable | None, metrics: Callable | None) -> Programs:
     """Returns the Programs of the functions of a JaxEnv. All games with the same functions share them."""
     form = jax.eval_shape(reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
     begin, advance = jax.jit(functools.partial(_begin, reset)), jax.jit(functools.partial(_advance, step))
-    return Programs(begin, advance, jax.jit(render) if render else None, form)
+    render, metrics = (jax.jit(function) if function else None for function in (render, metrics))
+    return Programs(begin, advance, render, metrics, form)
 
 
 def _begin(reset: Callable, key: Key) -> tuple[Key, Any, Step]:
@@ -318,26 +327,6 @@ def _advance(step: Callable, key: Key, env_state: Any, action: Array) -> tuple[K
 
 def _on_host(row: Step) -> Step:
     return jax.tree.map(np.array, jax.device_get(row))
-
-
-def _bare(leaf: Any) -> Any:
-    """Returns the numbers of a random key, and any other array unchanged."""
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _plain(leaf: np.ndarray) -> np.ndarray:
-    """Returns an array of a dtype of numpy itself: bfloat16 and the like become bytes."""
-    return leaf if leaf.dtype.isbuiltin == 1 else leaf[..., None].view(np.uint8)
-
-
-def _restored(form: Any, leaf: Any) -> Any:
-    """Returns the leaf of an env_state from its array of `get_state`. Raises ValueError if it has another form."""
-    if jax.dtypes.issubdtype(form.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jax.numpy.empty((), form.dtype)))
-    array = np.asarray(leaf) if np.dtype(form.dtype).isbuiltin == 1 else np.asarray(leaf).view(form.dtype)[..., 0]
-    if (array.shape, array.dtype) != (form.shape, form.dtype):
-        raise ValueError(f"a leaf of the env_state is {array.dtype} {list(array.shape)}, it must be {form}")
-    return array
 
 
 def _cpu() -> Any:

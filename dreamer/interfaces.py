@@ -251,6 +251,8 @@ class JaxEnv(NamedTuple):
     step(key, env_state, action [A]) -> env_state, row: the answer to the agent's action vector, see `spaces.Action`
         a row with is_last set is the true last observation; the caller resets the environment after it
     render(env_state) -> image uint8 [H, W, 3]; None: the environment cannot draw itself
+    metrics(env_state) -> {name: []}: numbers of the current episode, read at its last row and logged as episode/NAME
+        and eval/NAME; None: it has none
 
     A row is a Step without the axis E: obs {k: [..]} in the dtypes of `spec`, action [A] of zeros, reward [] float32,
     is_first, is_last, is_terminal [] bool. If spec.agents > 1, each array of a row, and the action, begins with an axis
@@ -261,3 +263,4 @@ class JaxEnv(NamedTuple):
     reset: Callable[[Key], tuple[Any, Step]]
     step: Callable[[Key, Any, Array], tuple[Any, Step]]
     render: Callable[[Any], Array] | None = None
+    metrics: Callable[[Any], Mapping[str, Array]] | None = None

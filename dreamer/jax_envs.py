@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv, Key, Step
+from dreamer.jax_leaves import is_key
 from dreamer.spaces import Action, Space, Spec, choosable
 
 AGENT = "agent"  # the observation that holds the index of a row's agent, as in runtime/env/parallel.py
 KINDS = {"f": "fiubV", "V": "fiubV", "b": "b"}  # the kinds of dtypes that fit one of this kind; others take "iub"
+NAME = re.compile(r"[\w-][\w./-]*")  # of a metric
 LARGEST = float(np.finfo(np.float32).max)
 
 Reset = Callable[[Key], tuple[Any, Any]]
@@ -34,13 +37,14 @@ def make_jax_env(
     step: Advance,
     native: Callable[[Array], Any] | None = None,
     render: Callable[[Any], Array] | None = None,
+    metrics: Callable[[Any], Mapping[str, Array]] | None = None,
 ) -> JaxEnv:
     """Makes a JaxEnv from functions that know nothing of rows and action vectors.
 
     reset(key) -> env_state, obs
     step(key, env_state, native action) -> env_state, obs, reward, terminated, truncated; without auto-reset
     native(action [A]) -> the argument of `step`; None: `plain_action`. `between` makes one for an action with bounds.
-    render(env_state) -> image uint8 [H, W, 3]
+    render(env_state) -> image uint8 [H, W, 3] | metrics(env_state) -> {name: []}, see JaxEnv
 
     obs is {k: array}, or one array if `spec` has one key. The keys of nested dicts are joined with "/". Observations
     are converted to the dtype and the shape of their space: bool to any dtype, integers to integers and floats. If
@@ -58,6 +62,7 @@ def make_jax_env(
         functools.partial(_first, spec, reset),
         functools.partial(_next, spec, step, native),
         render,
+        metrics,
     )
 
 
@@ -98,6 +103,7 @@ def time_limit(env: JaxEnv, steps: int) -> JaxEnv:
         reset=functools.partial(_reset_counted, env),
         step=functools.partial(_step_counted, env, steps),
         render=_inside(env.render),
+        metrics=_inside(env.metrics),
     )
 
 
@@ -124,6 +130,8 @@ def check(env: JaxEnv, name: str) -> None:
     """
     if not isinstance(env, JaxEnv):
         raise UserError(f"env {name!r} is a {type(env).__name__}, not a JaxEnv")
+    if fault := _fault(env):
+        raise UserError(f"env {name!r}: {fault}")
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.ShapeDtypeStruct((*_lead(env.spec), env.spec.action_width), jnp.float32)
     state = _traced(env, name, "reset", key)
@@ -132,6 +140,7 @@ def check(env: JaxEnv, name: str) -> None:
     if before.keys() != now.keys():
         changed = sorted(before.keys() ^ now.keys())[0]
         raise UserError(f"env {name!r}: the env_state of reset and of step differ: only one has {changed}")
+    _check_metrics(env, name, state)
     for path, leaf in before.items():
         if _form(leaf) != _form(now[path]):
             raise UserError(
@@ -194,7 +203,7 @@ def _fit(key: str, space: Space, lead: tuple[int, ...], array: Array) -> Array:
     whole = space.image and space.dtype == "uint8" and space.bounds is None  # other dtypes are scaled otherwise
     kinds = "u" if whole else KINDS.get(jnp.dtype(space.dtype).kind, "iub")
     size = int(np.prod((*lead, *space.shape)))
-    if _is_key(array) or array.dtype.kind not in kinds or array.size != size:
+    if is_key(array) or array.dtype.kind not in kinds or array.size != size:
         raise UserError(
             f"observation key {key!r} is {array.dtype} {list(array.shape)}, its space is "
             f"{space.dtype} {[*lead, *space.shape]}"
@@ -204,11 +213,7 @@ def _fit(key: str, space: Space, lead: tuple[int, ...], array: Array) -> Array:
 
 def _strong(tree: Any) -> Any:
     """Returns a pytree whose arrays have fixed dtypes, so that `step` returns the form that it takes."""
-    return jax.tree.map(lambda x: x if _is_key(x) else jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
-
-
-def _is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: x if is_key(x) else jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
 
 
 def _stretched(middle: Any, half: Any, low: Any, high: Any, vector: Array) -> Array:
@@ -248,8 +253,8 @@ def _step_scaled(env: JaxEnv, factor: float, key: Key, env_state: Any, action: A
     return env_state, row._replace(reward=row.reward * jnp.float32(factor))
 
 
-def _inside(render: Callable[[Any], Array] | None) -> Callable[[Any], Array] | None:
-    return None if render is None else lambda state: render(state.env_state)
+def _inside(function: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    return None if function is None else lambda state: function(state.env_state)
 
 
 def _lead(spec: Spec) -> tuple[int, ...]:
@@ -259,6 +264,25 @@ def _lead(spec: Spec) -> tuple[int, ...]:
 
 def _no_action(spec: Spec) -> Array:
     return jnp.zeros((*_lead(spec), spec.action_width), jnp.float32)
+
+
+def _fault(env: JaxEnv) -> str:
+    """Returns what is wrong with the fields of an environment, or ""."""
+    for what in ("reset", "step", "render", "metrics"):
+        found = getattr(env, what)
+        if not callable(found) and not (found is None and what in ("render", "metrics")):
+            return f"{what} is a {type(found).__name__}, not a function"
+    if not isinstance(env.spec, Spec):
+        return f"its spec is a {type(env.spec).__name__}, not a Spec"
+    obs, action, agents = env.spec.obs, env.spec.action, env.spec.agents
+    if not isinstance(obs, Mapping) or not obs:
+        return "the obs of its spec must be a mapping with at least one key, {name: Space}"
+    for key, space in obs.items():
+        if not isinstance(space, Space):
+            return f"observation key {key!r} of its spec is a {type(space).__name__}, not a Space"
+    if not isinstance(action, Action) or action.width < 1:
+        return f"the action of its spec must be an Action of at least one number, not {action!r}"
+    return "" if isinstance(agents, int) and agents > 0 else f"agents of its spec must be 1 or more, not {agents!r}"
 
 
 def _traced(env: JaxEnv, name: str, what: str, *args: Any) -> Any:
@@ -277,6 +301,23 @@ def _traced(env: JaxEnv, name: str, what: str, *args: Any) -> Any:
         raise UserError(f"env {name!r}: {error}") from None
     except Exception as error:
         raise UserError(f"env {name!r}: {what} cannot be traced by JAX: {_first_line(error)}") from error
+
+
+def _check_metrics(env: JaxEnv, name: str, state: Any) -> None:
+    """Raises UserError if the metrics of an environment are no numbers by name."""
+    if env.metrics is None:
+        return
+    try:
+        found = jax.eval_shape(lambda state: jax.tree.map(jnp.asarray, env.metrics(state)), state)  # type: ignore[misc]
+    except Exception as error:
+        raise UserError(f"env {name!r}: metrics cannot be traced by JAX: {_first_line(error)}") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"env {name!r}: metrics must return {{name: number}}, it returned {_described(found)}")
+    for key, number in found.items():
+        if not NAME.fullmatch(str(key)):
+            raise UserError(f"env {name!r}: the metric {key!r} must be named with letters, digits and _ - . / only")
+        if not hasattr(number, "shape") or number.shape or number.dtype.kind not in "fiubV":
+            raise UserError(f"env {name!r}: the metric {key!r} must be one number")
 
 
 def _check_row(spec: Spec, what: str, row: Step) -> None:

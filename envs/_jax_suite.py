@@ -94,6 +94,18 @@ def at_limit(state: Any, limit: int | None) -> Array:
     return at_limit(state.state, limit) if hasattr(state, "state") else jnp.zeros((), bool)
 
 
+def reset_task(env: Any, key: Key) -> tuple[Any, Any]:
+    """Begins an episode of a task in the form of Brax, for `make_jax_env`: its state holds observation and reward."""
+    state = env.reset(raw(key))
+    return state, state.obs
+
+
+def step_task(env: Any, key: Key, state: Any, action: Array) -> tuple[Any, ...]:
+    """Makes a step of a task in the form of Brax, for `make_jax_env`. The task draws from the key in its state."""
+    state = env.step(state, action)
+    return state, state.obs, state.reward, state.done > 0, False
+
+
 def raw(key: Key) -> Array:
     """Returns a random key as uint32 [2], for packages that know no other keys."""
     return jax.random.key_data(key)

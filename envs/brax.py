@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from dreamer.interfaces import Array, JaxEnv, Key
+from dreamer.interfaces import JaxEnv
 from dreamer.jax_envs import make_jax_env, time_limit
 from dreamer.spaces import Action, Spec
 
-from ._jax_suite import importing, numbers, raw
+from ._jax_suite import importing, numbers, reset_task, step_task
 from ._suite import find_task
 
 
@@ -28,17 +28,7 @@ def make(task: str, steps: int = 1000, **options: Any) -> JaxEnv:
         raise ValueError(f"brax:{name}: {error}") from error
     made = make_jax_env(
         Spec({"vector": numbers((int(env.observation_size),))}, Action((), int(env.action_size))),
-        functools.partial(_reset, env),
-        functools.partial(_step, env),
+        functools.partial(reset_task, env),
+        functools.partial(step_task, env),
     )
     return time_limit(made, steps)
-
-
-def _reset(env: Any, key: Key) -> tuple[Any, Array]:
-    state = env.reset(raw(key))
-    return state, state.obs
-
-
-def _step(env: Any, key: Key, state: Any, action: Array) -> tuple[Any, ...]:
-    state = env.step(state, action)
-    return state, state.obs, state.reward, state.done > 0, False

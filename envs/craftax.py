@@ -22,14 +22,15 @@ def make(task: str, max_timesteps: int | None = None) -> JaxEnv:
     """Makes one of the four games: "vector" holds the symbols, or "image" the picture, uint8.
 
     The full names of the package, "Craftax-Classic-Symbolic-v1", are known too. max_timesteps: the time limit, which is
-    not a true end; None: 10,000 in Classic, 100,000 in the full game. Raises ValueError and ImportError.
+    not a true end; None: 10,000 in Classic, 100,000 in the full game. The achievements of an episode are logged as
+    episode/Achievements/NAME, in percent. Raises ValueError and ImportError.
     """
     name = find_task("craftax", task.removeprefix("Craftax-").removesuffix("-v1"), TASKS)
     with importing("craftax"):
         from craftax.craftax_env import make_craftax_env_from_name
 
         env = make_craftax_env_from_name(f"Craftax-{name}-v1", auto_reset=False)
-        draw = _renderer(classic=name.startswith("Classic"))
+        draw, achievements = _of_game(classic=name.startswith("Classic"))
     limit = env.default_params.max_timesteps if max_timesteps is None else max_timesteps
     params = env.default_params.replace(max_timesteps=NEVER)
     shape, pixels = tuple(env.observation_space(params).shape), name.endswith("Pixels")
@@ -39,16 +40,24 @@ def make(task: str, max_timesteps: int | None = None) -> JaxEnv:
         functools.partial(_reset, env, params, pixels),
         functools.partial(_step, env, params, limit, pixels),
         render=lambda state: jnp.clip(draw(state), 0, 255).astype(jnp.uint8),
+        metrics=functools.partial(_unlocked, achievements),
     )
 
 
-def _renderer(classic: bool) -> Any:
-    """Returns the function that draws a state with 16 pixels for each block."""
+def _of_game(classic: bool) -> tuple[Any, dict[str, int]]:
+    """Returns the function that draws a state with 16 pixels for each block, and the places of the achievements."""
     if classic:
+        from craftax.craftax_classic.constants import Achievement
         from craftax.craftax_classic.renderer import make_craftax_pixel_renderer
     else:
+        from craftax.craftax.constants import Achievement
         from craftax.craftax.renderer import make_craftax_pixel_renderer
-    return make_craftax_pixel_renderer(16)
+    return make_craftax_pixel_renderer(16), {one.name.lower(): one.value for one in Achievement}
+
+
+def _unlocked(achievements: dict[str, int], state: Any) -> dict[str, Array]:
+    """Returns the achievements of an episode, 100 or 0 each, with the names and the unit of the package."""
+    return {f"Achievements/{name}": 100.0 * state.achievements[place] for name, place in achievements.items()}
 
 
 def _reset(env: Any, params: Any, pixels: bool, key: Key) -> tuple[Any, Array]:

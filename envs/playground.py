@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from dreamer.interfaces import Array, JaxEnv, Key
+from dreamer.interfaces import JaxEnv
 from dreamer.jax_envs import make_jax_env, repeat, time_limit
 from dreamer.spaces import Action, Space, Spec
 
-from ._jax_suite import importing, numbers, raw
+from ._jax_suite import importing, numbers, reset_task, step_task
 from ._suite import find_task
 
 HIDDEN = "privileged_state"  # what a critic may know and the agent may not
@@ -39,8 +39,8 @@ def make(task: str, impl: str = "jax", privileged: bool = False, **options: Any)
     length, times = (int(options.get(key, config.get(key, 1))) for key in ("episode_length", "action_repeat"))
     made = make_jax_env(
         Spec(_spaces(env, privileged), Action((), int(env.action_size))),
-        functools.partial(_reset, env),
-        functools.partial(_step, env),
+        functools.partial(reset_task, env),
+        functools.partial(step_task, env),
     )
     return repeat(time_limit(made, length), times)
 
@@ -50,13 +50,3 @@ def _spaces(env: Any, privileged: bool) -> dict[str, Space]:
     if not isinstance(obs, Mapping):
         return {"vector": numbers(obs.shape)}
     return {key: numbers(form.shape) for key, form in sorted(obs.items()) if privileged or key != HIDDEN}
-
-
-def _reset(env: Any, key: Key) -> tuple[Any, Any]:
-    state = env.reset(raw(key))
-    return state, state.obs
-
-
-def _step(env: Any, key: Key, state: Any, action: Array) -> tuple[Any, ...]:
-    state = env.step(state, action)
-    return state, state.obs, state.reward, state.done > 0, False

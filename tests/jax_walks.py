@@ -41,6 +41,40 @@ def of(obs: dict[str, Space], action: Action = TWO, agents: int = 1) -> JaxEnv:
     return make_jax_env(Spec(obs, action, agents), reset, step)
 
 
+def measured(agents: int = 1) -> JaxEnv:
+    """An environment whose own metric is the number of steps of an episode, which ends after a random time."""
+    lead = (agents,) if agents > 1 else ()
+
+    def reset(key):
+        return jnp.int32(0), jnp.zeros((*lead, 2))
+
+    def step(key, state, native):
+        return state + 1, jnp.zeros((*lead, 2)), 0.0, jax.random.uniform(key) < 0.3, False
+
+    return make_jax_env(Spec(VECTOR, TWO, agents), reset, step, metrics=lambda state: {"steps": state, "more/one": 1})
+
+
+def odd_leaves(impl: str = "rbg") -> JaxEnv:
+    """A random walk whose env_state has a key of the kind `impl`, and arrays in dtypes that numpy does not have."""
+
+    def obs(state):
+        key, short, shorter, small = state
+        numbers = [jnp.sum(x.astype(jnp.float32)) for x in (short, shorter, small)]
+        return jnp.stack([jax.random.uniform(key), sum(numbers)])
+
+    def reset(key):
+        own = jax.random.key(jax.random.bits(key, dtype=jnp.uint32), impl=impl)
+        state = own, jnp.full(2, 0.5, jnp.bfloat16), jnp.float8_e4m3fn(1), jnp.ones(3, jnp.int4)
+        return state, obs(state)
+
+    def step(key, state, native):
+        key, short, shorter, small = state
+        state = jax.random.split(key)[0], short + 1, shorter, small
+        return state, obs(state), 0.0, short[0] > 3, False
+
+    return make_jax_env(Spec(VECTOR, TWO), reset, step)
+
+
 def one_hot(index: int, classes: int = 2) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[index]
 

@@ -42,8 +42,9 @@ TABLE: dict[str, set[str]] = {
     "layers": {"coerce", "hints", "shipped", "trust"} | NOUNS,
     "interfaces": NOUNS,
     "contracts": {"interfaces"} | NOUNS,
-    "jax_envs": {"interfaces"} | NOUNS,
-    "host_env": {"jax_envs", "interfaces"} | NOUNS,
+    "jax_leaves": set(),
+    "jax_envs": {"jax_leaves", "interfaces"} | NOUNS,
+    "host_env": {"jax_envs", "jax_leaves", "interfaces"} | NOUNS,
     "ops": {"fields"},  # for the Config of the optimizer
     "nets": {"ops", "interfaces"} | NOUNS,
     "dreaming": {"nets", "ops", "interfaces"} | NOUNS,
@@ -59,7 +60,7 @@ TABLE: dict[str, set[str]] = {
     "runtime/replay": {"runtime/files"} | NOUNS,
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
-    "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces"} | NOUNS,
+    "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces", "jax_leaves"} | NOUNS,
     "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME

@@ -86,7 +86,7 @@ dreamer.train(config_of("host", 2, workers__envs=3, loop="auto", env_steps=40))
 
 # Draws: each row tells its stream and its number.
 mesh, sizes = meshes.make_mesh(), SIZES._replace(streams=6)
-functions = type("Functions", (), {"turn": None})
+functions = type("Functions", (), {"turn": None, "metrics": None})
 do = on_mesh.operations(mesh, tiny_runs.plain_agent, functions, fused.Plan(sizes, 4, 0, 0))
 number = np.tile(np.arange(SIZES.rows, dtype=np.float32), (6, 1))
 columns = {"reward": 100 * np.arange(6, dtype=np.float32)[:, None] + number, "action": np.zeros((6, SIZES.rows, 3))}

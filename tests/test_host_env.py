@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_walks import TWO, VECTOR, of, one_hot, walk
+from jax_walks import TWO, VECTOR, measured, odd_leaves, of, one_hot, walk
 
 from dreamer import plugins
 from dreamer.errors import UserError
 from dreamer.host_env import HostEnv, HostTeam, action_space, action_vector, as_gymnasium
 from dreamer.interfaces import JaxEnv
-from dreamer.jax_envs import make_jax_env
 from dreamer.runtime.env import state as env_states
 from dreamer.runtime.env.actions import action_reader, random_actions
 from dreamer.runtime.env.parallel import ParallelRows, any_spec
@@ -96,17 +95,25 @@ def test_an_environment_continues_from_its_state_exactly(task):
     jax.tree.map(np.testing.assert_array_equal, env.reset()[0], other.reset()[0])
 
 
-def test_a_state_holds_keys_and_short_floats():
-    def step(key, state, native):
-        return (key, state[1] + 1), jnp.zeros(2), 0.0, False, False
-
-    made = make_jax_env(Spec(VECTOR, TWO), lambda key: ((key, jnp.ones(2, jnp.bfloat16)), jnp.zeros(2)), step)
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_state_holds_keys_and_short_floats(impl):
+    made = odd_leaves(impl)
     env, other = as_gymnasium(made), as_gymnasium(made)
     env.reset(seed=0), other.reset(seed=1)
     env.step(0)
-    other.set_state(env.get_state())
-    jax.tree.map(np.testing.assert_array_equal, other.get_state(), env.get_state())
-    other.step(0)
+    state = env_states.get_state(env)
+    assert isinstance(state, bytes) and not env_states.pickled(state)
+    env_states.set_state(other, state)
+    assert env.step(0)[0]["vector"].tolist() == other.step(0)[0]["vector"].tolist() != [0.0]
+
+
+def test_own_metrics_are_in_the_info_of_the_last_row_of_an_episode():
+    env, steps, over = as_gymnasium(measured()), 0, False
+    env.reset(seed=0)
+    while not over:
+        *_, over, _, info = env.step(0)
+        steps += 1
+        assert info == ({"steps": steps, "more/one": 1.0} if over else {})
 
 
 def test_the_state_of_another_environment_is_refused():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from jax_walks import KEY, TWO, broken, one_hot, walk
+from jax_walks import KEY, TWO, VECTOR, broken, one_hot, walk
 
 from dreamer.errors import UserError
 from dreamer.host_env import as_gymnasium
@@ -177,6 +177,27 @@ def test_a_faulty_environment_is_refused_in_one_line(env, text):
         check(env, "mine")
     assert str(error.value).startswith("env 'mine'") and text in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "env, text",
+    [
+        (broken()._replace(step=None), "step is a NoneType, not a function"),
+        (broken()._replace(spec=None), "its spec is a NoneType, not a Spec"),
+        (broken()._replace(spec=Spec({}, TWO)), "the obs of its spec must be a mapping with at least one key"),
+        (broken()._replace(spec=Spec({"vector": (2,)}, TWO)), "observation key 'vector' of its spec is a tuple"),
+        (broken()._replace(spec=Spec(VECTOR, Action())), "the action of its spec must be an Action of at least one"),
+        (broken()._replace(spec=Spec(VECTOR, TWO, 0)), "agents of its spec must be 1 or more, not 0"),
+        (broken()._replace(metrics=3), "metrics is a int, not a function"),
+        (broken()._replace(metrics=lambda state: state[0]), "metrics must return {name: number}, it returned a"),
+        (broken()._replace(metrics=lambda state: {"a b": state[0]}), "the metric 'a b' must be named with letters"),
+        (broken()._replace(metrics=lambda state: {"all": state}), "the metric 'all' must be one number"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_not_what_it_must_be_is_named(env, text):
+    with pytest.raises(UserError) as error:
+        check(env, "mine")
+    assert str(error.value).startswith(f"env 'mine': {text}")
 
 
 def test_an_untraceable_step_is_named_with_its_place():

@@ -31,11 +31,13 @@ class Functions(NamedTuple):
     begin(key [E]) -> Envs: all environments make their reset rows
     turn(envs, action [E, A], asked [E] bool) -> Envs: the environments that are asked make their next row, a reset row
         after a row that is_last; the others stay as they are. Under `vmap`, all environments together form one axis.
+    metrics(envs) -> {name: [E] float32}: the environments' own metrics of their current episodes
     If the environment has several agents, the arrays of rows and actions are [E, agents, ..].
     """
 
     begin: Callable[[Key], Envs]
     turn: Callable[[Envs, Array, Array], Envs]
+    metrics: Callable[[Envs], dict[str, Array]]
 
 
 def make(env: JaxEnv) -> Functions:
@@ -56,7 +58,11 @@ def make(env: JaxEnv) -> Functions:
         state, row = choose(asked, after, (envs.env, envs.row))
         return Envs(state, row, envs.key, envs.turns + asked)
 
-    return Functions(begin, _flattened(turn))
+    def metrics(envs: Envs) -> dict[str, Array]:
+        own = jax.vmap(env.metrics)(envs.env) if env.metrics else {}
+        return {name: jnp.asarray(x, jnp.float32) for name, x in own.items()}
+
+    return Functions(begin, _flattened(turn), metrics)
 
 
 def _flattened(turn: Callable[[Envs, Array, Array], Envs]) -> Callable[[Envs, Array, Array], Envs]:

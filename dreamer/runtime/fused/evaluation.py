@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,12 +46,14 @@ class Limits(NamedTuple):
 class Played(NamedTuple):
     """The rows of the turns of one call: reward [TURNS, S] float32, is_first, is_last [TURNS, S] bool.
 
+    own {name: [TURNS, S] float32}: the environments' own metrics, which count where is_last is set
     turns [] int32: the number of turns; the rows after them are zeros
     """
 
     reward: Array
     is_first: Array
     is_last: Array
+    own: dict[str, Array]
     turns: Array
 
 
@@ -78,6 +80,7 @@ def make_play(
         def turn(both: tuple[Playing, Played]) -> tuple[Playing, Played]:
             playing, played = both
             row = streams_of(spec, playing.envs.row)
+            own = {name: x.repeat(spec.agents) for name, x in functions.metrics(playing.envs).items()}
             playing, cut = observe(playing, row, limits, spec.agents)
             carry, action = act(
                 variables, jax.random.fold_in(key, playing.turns), playing.carry, for_agent(spec, row.obs),
@@ -85,9 +88,10 @@ def make_play(
             )  # fmt: skip
             envs = functions.turn(playing.envs, envs_of(spec, action), ~cut)
             playing = playing._replace(envs=envs, carry=carry, turns=playing.turns + 1)
-            return _restart(functions, playing, cut), _add(played, row)
+            return _restart(functions, playing, cut), _add(played, row, own)
 
-        return jax.lax.while_loop(goes_on, turn, (playing, _none(playing.finished.size)))
+        none = _none(playing.finished.size, [*jax.eval_shape(functions.metrics, playing.envs)])
+        return jax.lax.while_loop(goes_on, turn, (playing, none))
 
     return play
 
@@ -115,14 +119,12 @@ def _restart(functions: Functions, playing: Playing, cut: Array) -> Playing:
     return playing._replace(envs=jax.lax.cond(cut.any(), anew, lambda: playing.envs), seeds=seeds)
 
 
-def _none(streams: int) -> Played:
-    flags = jnp.zeros((TURNS, streams), bool)
-    return Played(jnp.zeros((TURNS, streams)), flags, flags, jnp.int32(0))
+def _none(streams: int, names: Sequence[str]) -> Played:
+    flags, numbers = jnp.zeros((TURNS, streams), bool), jnp.zeros((TURNS, streams))
+    return Played(numbers, flags, flags, dict.fromkeys(names, numbers), jnp.int32(0))
 
 
-def _add(played: Played, row: Step) -> Played:
-    at = played.turns
-    return Played(
-        played.reward.at[at].set(row.reward), played.is_first.at[at].set(row.is_first),
-        played.is_last.at[at].set(row.is_last), at + 1,
-    )  # fmt: skip
+def _add(played: Played, row: Step, own: dict[str, Array]) -> Played:
+    at, new = played.turns, (row.reward, row.is_first, row.is_last, own)
+    reward, is_first, is_last, own = jax.tree.map(lambda whole, x: whole.at[at].set(x), tuple(played[:-1]), new)
+    return Played(reward, is_first, is_last, own, at + 1)

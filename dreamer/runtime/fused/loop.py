@@ -57,6 +57,7 @@ class Report(NamedTuple):
 
     updates [] int32 | metrics {name: []}: the sums of the metrics of these updates
     episodes [] int32: the number of finished episodes | returns, lengths []: the sums over these episodes
+    own {name: []}: the sums of the environments' own metrics over these episodes
     finite [] bool: whether all parameters are finite after these turns
     """
 
@@ -65,6 +66,7 @@ class Report(NamedTuple):
     episodes: Array
     returns: Array
     lengths: Array
+    own: Mapping[str, Array]
     finite: Array
 
 
@@ -84,12 +86,14 @@ class Plan(NamedTuple):
 class Operations(NamedTuple):
     """What a loop does with its agent, environments and rings. On several devices, see `mesh.py`.
 
-    act, update: those of the agent | turn: that of the environments | add, gather, refresh: those of `ring.py`
+    act, update: those of the agent | turn, metrics: those of the environments
+    add, gather, refresh: those of `ring.py`
     draw(loop) -> ring, stream [B], start [B]: chooses the sequences of the next update
     """
 
     act: Callable[..., tuple[Carry, Array]]
     turn: Callable[[Envs, Array, Array], Envs]
+    metrics: Callable[[Envs], Mapping[str, Array]]
     add: Callable[[Ring, Mapping[str, Array]], Ring]
     draw: Callable[[Loop], tuple[Ring, Array, Array]]
     gather: Callable[[Ring, Array, Array], tuple[Batch, Places]]
@@ -106,7 +110,7 @@ def operations(agent: Agent, envs: Functions, plan: Plan) -> Operations:
     def gather(ring: Ring, stream: Array, start: Array) -> tuple[Batch, Places]:
         return rings.gather(ring, plan.sizes, stream, start)
 
-    return Operations(agent.act, envs.turn, rings.add, draw, gather, agent.update, rings.refresh)
+    return Operations(agent.act, envs.turn, envs.metrics, rings.add, draw, gather, agent.update, rings.refresh)
 
 
 def draw_key(loop: Loop) -> Key:
@@ -142,7 +146,7 @@ def make_run(
         return loop, report._replace(updates=report.updates + 1, metrics=sums)
 
     def run(loop: Loop, turns: Array) -> tuple[Loop, Report]:
-        empty = empty_report(jax.eval_shape(update, loop)[1])
+        empty = empty_report(jax.eval_shape(update, loop)[1], jax.eval_shape(envs.metrics, loop.envs))
         loop, report = jax.lax.fori_loop(0, turns, lambda _, both: turn(*both), (loop, empty))
         return loop, report._replace(finite=all_finite(loop.train.params))
 
@@ -177,7 +181,9 @@ def make_collect(
         ring = do.add(loop.ring, columns_of(row, agent.pack(carry.state), loop.ring))
         asked = jnp.ones(loop.envs.turns.shape, bool)
         stepped = do.turn(loop.envs, envs_of(spec, row.action), asked)
-        episodes, report = observe(loop.episodes, row, report)
+        # The metrics are read in the states of these rows, not in those of the next ones.
+        own = {name: jnp.repeat(x, spec.agents) for name, x in do.metrics(loop.envs).items()}
+        episodes, report = observe(loop.episodes, row, own, report)
         return loop._replace(ring=ring, envs=stepped, carry=carry, acted=loop.acted + 1, episodes=episodes), report
 
     return collect
@@ -197,22 +203,32 @@ def make_update(spec: Spec, do: Operations) -> Callable[[Loop], tuple[Loop, Mapp
     return update
 
 
-def observe(episodes: Episodes, row: Step, report: Report) -> tuple[Episodes, Report]:
-    """Adds a row [S, ..] to the current episodes, and counts those that end in it, as `EpisodeTracker` does."""
+def observe(
+    episodes: Episodes, row: Step, own: Mapping[str, Array], report: Report
+) -> tuple[Episodes, Report]:
+    """Adds a row [S, ..] to the current episodes, and counts those that end in it, as `EpisodeTracker` does.
+
+    own {name: [S]}: the environments' own metrics
+    """
     returns = jnp.where(row.is_first, 0.0, episodes.returns + row.reward)
     lengths = jnp.where(row.is_first, 0, episodes.lengths + 1)
     report = report._replace(
         episodes=report.episodes + row.is_last.sum(dtype=jnp.int32),
         returns=report.returns + jnp.where(row.is_last, returns, 0.0).sum(),
         lengths=report.lengths + jnp.where(row.is_last, lengths, 0).sum(),
+        own={name: total + jnp.where(row.is_last, own[name], 0.0).sum() for name, total in report.own.items()},
     )
     return Episodes(returns, lengths), report
 
 
-def empty_report(metrics: Mapping[str, Any]) -> Report:
-    """Returns the Report of no turn. metrics {name: []}: arrays, or their shapes and dtypes."""
+def empty_report(metrics: Mapping[str, Any], own: Mapping[str, Any]) -> Report:
+    """Returns the Report of no turn.
+
+    metrics {name: []}: arrays, or their shapes and dtypes | own: with the names of the environments' own metrics
+    """
     zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
-    return Report(jnp.int32(0), zeros, jnp.int32(0), jnp.float32(0), jnp.int32(0), jnp.bool_(True))
+    sums = {name: jnp.float32(0) for name in own}
+    return Report(jnp.int32(0), zeros, jnp.int32(0), jnp.float32(0), jnp.int32(0), sums, jnp.bool_(True))
 
 
 def columns_of(row: Step, latent: Mapping[str, Array], ring: Ring) -> dict[str, Array]:

@@ -92,6 +92,7 @@ def operations(mesh: Mesh, agent: Agent, envs: Functions, plan: Plan) -> Operati
     return Operations(
         act=act,
         turn=on_each(envs.turn, in_specs=(split, split, split), out_specs=split),
+        metrics=on_each(envs.metrics, in_specs=(split,), out_specs=split),
         add=on_each(rings.add, in_specs=(ring_specs, split), out_specs=ring_specs),
         draw=draw,
         gather=on_each(gather_own, in_specs=(ring_specs, split, split), out_specs=split),

@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.errors import UserError
 from dreamer.interfaces import Array, JaxEnv
+from dreamer.jax_leaves import from_plain, to_plain
 from dreamer.runtime.env import state as env_state
+from dreamer.runtime.env.own_numbers import named
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import plain_state
 from dreamer.runtime.fused import envs as environments
 from dreamer.runtime.fused import evaluation
 from dreamer.runtime.fused.envs import Envs, Functions
 from dreamer.runtime.fused.loop import envs_of, streams_of
+from dreamer.runtime.fused.row_checks import check_rows, resets_after
 from dreamer.runtime.workers import Incident, Ready, WorkersState
 from dreamer.runtime.workers.faults import Faults
 from dreamer.runtime.workers.interface import WorkerPlan
@@ -29,7 +31,8 @@ from dreamer.steps import Step
 class Programs(NamedTuple):
     """The compiled functions of an environment. Workers that share them compile them once for each number of copies.
 
-    functions: see `envs.Functions` | begin, turn: the same, jitted | render: jitted; None: there is nothing to draw
+    functions: see `envs.Functions` | begin, turn, metrics: the same, jitted
+    render: jitted; None: there is nothing to draw
     player(act) -> the program of an evaluation with `Agent.act`, jitted, see `evaluation.make_play`
     """
 
@@ -37,6 +40,7 @@ class Programs(NamedTuple):
     functions: Functions
     begin: Callable[..., Envs]
     turn: Callable[..., Envs]
+    metrics: Callable[[Envs], Mapping[str, Array]]
     render: Callable[..., Array] | None
     player: Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -50,7 +54,8 @@ def programs_of(env: JaxEnv) -> Programs:
     def player(act: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(evaluation.make_play(act, env.spec, functions), static_argnames="mode")
 
-    return Programs(env, functions, jax.jit(functions.begin), jax.jit(functions.turn), render, player)
+    begin, turn, metrics = (jax.jit(function) for function in functions)  # type: ignore[arg-type]
+    return Programs(env, functions, begin, turn, metrics, render, player)
 
 
 class JaxWorkers:
@@ -63,13 +68,17 @@ class JaxWorkers:
     backend = "jax"
 
     def __init__(self, programs: Programs, plan: WorkerPlan):
-        """plan: names the environments, and gives their number and seeds. Resets all environments."""
+        """plan: names the environments, and gives their number and seeds. Resets all environments.
+
+        Raises UserError if an environment has a metric whose name the run itself uses.
+        """
         self.spec = programs.env.spec
         self.envs, self.folder, self.streams = plan.envs, plan.folder, plan.envs * self.spec.agents
         self._plan, self._faults = plan, Faults(plan, restarts=0)
         self.functions, self._begin, self._turn = programs.functions, programs.begin, programs.turn
-        self._render, self.player = programs.render, programs.player
+        self._metrics, self._render, self.player = programs.metrics, programs.render, programs.player
         self.state: Envs = self._begin(self._keys())
+        named(dict.fromkeys(jax.eval_shape(self._metrics, self.state), 0.0), str(plan.env_name))
         self._begun = False
         self._fresh = np.zeros(self.envs, bool)  # the environments that begin at their next step
         self._table = Table(empty_step(self.spec, self.streams), self.spec.agents)
@@ -91,7 +100,7 @@ class JaxWorkers:
         self._table.answer(streams, actions)
 
     def finished(self) -> Mapping[int, Mapping[str, float]]:
-        """Returns {}: these environments have no metrics of their own."""
+        """Returns the environments' own metrics of the episodes that end in the last received rows."""
         return self._table.finished
 
     def render(self, number: int) -> np.ndarray | str | None:
@@ -138,6 +147,7 @@ class JaxWorkers:
         kept = [number for number in range(self.envs) if number not in lost]
         self.state = _placed(columns, self.state)
         self._table.put(kept, ready)
+        self._note(np.isin(np.arange(self.envs), kept))
         self._begun = True
         for number in lost:
             self.restart(number)
@@ -175,6 +185,8 @@ class JaxWorkers:
         if not busy.any():
             return
         fresh = busy & self._fresh
+        begins = np.repeat(fresh, self.spec.agents) | (not self._begun)
+        first = begins | resets_after(self.spec, self._table.rows.is_last)
         if self._begun:
             action = envs_of(self.spec, jnp.asarray(self._table.rows.action))
             self.state = self._turn(self.state, action, jnp.asarray(busy & ~fresh))
@@ -183,23 +195,36 @@ class JaxWorkers:
             self._fresh &= ~fresh
         self._begun = True
         self._write(busy)
+        self._check(busy, first)
 
     def _write(self, busy: np.ndarray) -> None:
-        """Copies the newest rows of the environments in `busy` [E] to the table, and marks them as ready.
-
-        Raises UserError if a reward or an observation is not finite.
-        """
+        """Copies the newest rows of the environments in `busy` [E] to the table, and marks them as ready."""
         row: Step = jax.tree.map(np.asarray, streams_of(self.spec, self.state.row))
         rows, where = self._table.rows, np.repeat(busy, self.spec.agents)
-        for name, array in {"reward": row.reward, **row.obs}.items():
-            if array.dtype.kind == "f" and not np.isfinite(array[where]).all():
-                stream = int(np.flatnonzero(where & ~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-                raise UserError(f"env {self._plan.named(stream // self.spec.agents)!r}: {name} is not finite")
         for name, array in row.obs.items():
             rows.obs[name][where] = array[where]
         for name in ("reward", "is_first", "is_last", "is_terminal"):
             getattr(rows, name)[where] = getattr(row, name)[where]
         self._table.phase[busy] = READY
+        self._note(busy)
+
+    def _check(self, busy: np.ndarray, first: np.ndarray) -> None:
+        """Raises UserError if the newest rows of `busy` [E] break the contract of a JaxEnv. first [S]: reset rows."""
+        rows, where = self._table.rows, np.repeat(busy, self.spec.agents)
+        columns = {**{f"obs/{key}": x for key, x in rows.obs.items()}, **rows._asdict()}
+        own = {name: x[:, None] for name, x in columns.items() if name not in ("obs", "action")}
+        if not busy.all():  # the other rows were checked before
+            own, first = {name: x[where] for name, x in own.items()}, first[where]
+        check_rows(self.spec, own, first[:, None], lambda place: self._plan.named(int(np.flatnonzero(busy)[place])))
+
+    def _note(self, fresh: np.ndarray) -> None:
+        """Stores the environments' own metrics of the episodes that end in the newest rows of `fresh` [E]."""
+        ended = fresh & np.asarray(self.state.row.is_last).reshape(self.envs, -1).any(1)
+        own = self._metrics(self.state) if ended.any() else {}
+        host = {name: np.asarray(x) for name, x in own.items()}
+        for number in np.flatnonzero(ended).tolist() if host else ():
+            numbers = {name: float(x[number]) for name, x in host.items()}
+            self._table.note(number, dict.fromkeys(range(self.spec.agents), numbers), self._plan.named(number))
 
 
 def states_of(state: Envs) -> list[bytes]:
@@ -209,18 +234,14 @@ def states_of(state: Envs) -> list[bytes]:
 
 
 def _columns(state: Envs) -> list[np.ndarray]:
-    """Returns copies of the leaves [E, ..], with random keys as numbers."""
-    leaves = jax.tree.leaves(state)
-    return [np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+    """Returns copies of the leaves [E, ..], in a form that can be encoded, see `to_plain`."""
+    return [to_plain(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def _placed(columns: list[np.ndarray], like: Envs) -> Envs:
-    """Returns the environments whose leaves are `columns`; `like` gives the tree and the kinds of random keys."""
+    """Returns the environments whose leaves are `columns`; `like` gives the tree and the forms of the leaves."""
     leaves, tree = jax.tree.flatten(like)
-    placed = [
-        jax.random.wrap_key_data(jnp.asarray(column), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else column
-        for column, leaf in zip(columns, leaves, strict=True)
-    ]
+    placed = [from_plain(leaf, column) for leaf, column in zip(leaves, columns, strict=True)]
     return jax.device_put(jax.tree.unflatten(tree, placed), jax.local_devices()[0])
 
 
@@ -236,7 +257,3 @@ def _load(columns: list[np.ndarray], number: int, state: bytes) -> str:
     for column, value in zip(columns, values, strict=True):
         column[number] = value
     return ""
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -55,10 +55,10 @@ class Capacity:
 
     def describe(self) -> str:
         """Returns a line of text about the size, to be printed before the memory is allocated."""
-        size = f"{self.steps:,} steps x {_size(self.row_bytes)} = {_size(self.nbytes)}"
+        size = f"{self.steps:,} steps x {in_words(self.row_bytes)} = {in_words(self.nbytes)}"
         if self.disk_row_bytes:
             memory, disk = _free(self.free_bytes, self.runs), _free(self.free_disk, self.runs)
-            size += f" of memory{memory} and x {_size(self.disk_row_bytes)} = {_size(self.disk_bytes)}"
+            size += f" of memory{memory} and x {in_words(self.disk_row_bytes)} = {in_words(self.disk_bytes)}"
             return f"replay: {size} of disk{disk}, bounded by {self.bound}"
         return f"replay: {size}{_free(self.free_bytes, self.runs)}, bounded by {self.bound}"
 
@@ -98,7 +98,7 @@ def rows_bound(size: Capacity, latent_bytes: int, *, keep: int, env_steps: int, 
 
 def describe_rows(nbytes: int, free_disk: int) -> str:
     """Returns a line of text about the disk space of a run's files of rows. nbytes: the maximum that they take."""
-    return f"rows on the disk: at most {_size(nbytes)}{_free(free_disk)}"
+    return f"rows on the disk: at most {in_words(nbytes)}{_free(free_disk)}"
 
 
 def fit(
@@ -147,21 +147,21 @@ def fit(
     for _, setting, row, _, share in stores:
         if share is not None and capacity.steps * row > share:
             raise UserError(
-                f"{setting}: {capacity.steps:,} steps x {_size(row)} = {_size(capacity.steps * row)}, "
-                f"but only {_size(share)} are free{_each(runs)}"
+                f"{setting}: {capacity.steps:,} steps x {in_words(row)} = {in_words(capacity.steps * row)}, "
+                f"but only {in_words(share)} are free{_each(runs)}"
             )
     return capacity
 
 
 def _free(count: int | None, runs: int = 1) -> str:
-    return "" if count is None else f" (of {_size(count)} free{_each(runs)})"
+    return "" if count is None else f" (of {in_words(count)} free{_each(runs)})"
 
 
 def _each(runs: int) -> str:
     return f" for each of {runs} runs" if runs > 1 else ""
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
     """Returns a number of bytes as text in decimal units, such as "1.5 GB" for 1.5 * 10^9 bytes."""
     for unit, scale in (("GB", GB), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:

@@ -42,6 +42,8 @@ def observe(shares: Shares, played: Played) -> int:
     """Counts the episodes of the turns of one call, and returns the number of turns. played: with numpy arrays."""
     turns = int(played.turns)
     everyone = np.arange(played.reward.shape[1])
-    for reward, first, last in zip(*(x[:turns] for x in played[:3]), strict=True):
-        shares.observe(everyone, Step({}, np.zeros(0), reward, first, last, last))
+    for at, (reward, first, last) in enumerate(zip(*(x[:turns] for x in played[:3]), strict=True)):
+        ended = np.flatnonzero(last).tolist() if played.own else ()
+        own = {stream: {name: float(x[at, stream]) for name, x in played.own.items()} for stream in ended}
+        shares.observe(everyone, Step({}, np.zeros(0), reward, first, last, last), own)
     return turns

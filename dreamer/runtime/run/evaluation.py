@@ -170,7 +170,7 @@ def _play_on_host(
         rows = _with(rows, ready, step)
         for env, one in enumerate(videos):
             one.add(workers, rows, env, ready, step)
-        for env in shares.observe(ready, step):
+        for env in shares.observe(ready, step, workers.finished()):
             if env < len(videos):
                 videos[env].over = True
         obs = for_device(workers.spec.obs, rows.obs)

@@ -22,6 +22,7 @@ from dreamer.runtime.devices.mesh import home
 from dreamer.runtime.fused import mesh as meshes
 from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
 from dreamer.runtime.fused.ring import Ring, Sizes
+from dreamer.runtime.fused.row_checks import check_rows, resets_after
 from dreamer.runtime.fused.workers import JaxWorkers
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
@@ -110,19 +111,19 @@ class Moving:
                 means = {name: float(total) / updates for name, total in report.metrics.items()}
                 owners.logger.add(means, count=updates)
             if episodes:
-                sums = {"episode/return": report.returns, "episode/length": report.lengths}
-                owners.logger.add({name: float(total) / episodes for name, total in sums.items()}, count=episodes)
+                sums = {"return": report.returns, "length": report.lengths, **report.own}
+                means = {f"episode/{name}": float(total) / episodes for name, total in sums.items()}
+                owners.logger.add(means, count=episodes)
         except BaseException:
             owners.learner.forget()  # the parts of the run are of different steps
             raise
 
     def _check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError naming an environment and a part of its rows that is not finite."""
+        """Raises UserError if the rows break the contract of a JaxEnv."""
         workers = self.owners.workers
-        for name, column in rows.items():
-            if column.dtype.kind == "f" and not name.startswith("latent/") and not np.isfinite(column).all():
-                stream = int(np.argwhere(~np.isfinite(column))[0][0])
-                raise UserError(f"env {workers.named(stream // workers.spec.agents)!r}: {name} is not finite")
+        # Any row may be a reset row after a resume, so the first one is not compared with the row before.
+        first = [rows["is_first"][:, :1], resets_after(workers.spec, rows["is_last"][:, :-1])]
+        check_rows(workers.spec, rows, np.concatenate(first, 1), workers.named)
 
     def settle(self, loop: Loop) -> None:
         """Copies the state in `loop` to the parts of the run, for a checkpoint or an evaluation."""

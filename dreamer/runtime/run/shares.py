@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dreamer.runtime.log.episodes import Episode, EpisodeTracker
@@ -34,13 +36,14 @@ class Shares:
         """Returns the number of finished episodes."""
         return sum(map(len, self._done))
 
-    def observe(self, ready: np.ndarray, step: Step) -> list[int]:
+    def observe(self, ready: np.ndarray, step: Step, own: Mapping[int, Mapping[str, float]]) -> list[int]:
         """Adds rows. Restarts the environments in which an episode that counts has become too long, and returns these.
 
         ready [R]: the streams of the rows | step: the rows, of which only rewards and flags are read
+        own {stream: metrics}: the environments' own metrics of the episodes that end, as from `Workers.finished`
         """
         workers, agents = self._workers, self._workers.spec.agents
-        for episode in self._tracker.observe(step, ready, workers.finished()):
+        for episode in self._tracker.observe(step, ready, own):
             self._done[episode.env].append((episode, workers.seed(episode.env // agents)))
         self._playing[ready] = ~step.is_last
         endless = self._endless(agents)
