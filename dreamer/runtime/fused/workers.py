@@ -155,10 +155,15 @@ class JaxWorkers:
         return lost
 
     def give_back(self, state: Envs) -> None:
-        """Takes over environments that the fused loop has stepped. Their newest rows are ready to be received."""
+        """Takes over environments that the fused loop has stepped. Their newest rows are ready to be received.
+
+        Raises UserError if these rows break the contract of a JaxEnv.
+        """
         self.state, self._begun = state, True
         self._table.phase[:] = BUSY
-        self._write(np.ones(self.envs, bool))
+        everyone = np.ones(self.envs, bool)
+        self._write(everyone)
+        self._check(everyone, self._table.rows.is_first)
 
     def take(self) -> Envs:
         """Returns the environments, for the fused loop. Their newest rows are those that `receive` would return."""
