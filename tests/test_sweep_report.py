@@ -620,3 +620,9 @@ def test_a_trial_does_not_lead_out_of_the_sweep_through_a_link(here, capsys):
     (here / "s" / "p" / "t").symlink_to(here / "secret")
     write_table(here / "s", TABLE)
     assert "leads out of the run directory" in error_line(capsys, "s")
+
+
+def test_the_settings_of_the_base_are_written_in_words(tmp_path):
+    base = ["quickstart", {"env": "CartPole-v1", "eval": {"every": 0}}]
+    write_table(tmp_path, {"version": 1, "base": base, "axes": {}, "trials": []})
+    assert read_sweep(tmp_path).base == ("quickstart", "env CartPole-v1, eval.every 0")

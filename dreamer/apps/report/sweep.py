@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from dreamer.apps.report.curves import EVALUATION
 from dreamer.apps.report.runs import Run, read_run
+from dreamer.config import dotted, layer
 from dreamer.errors import UserError
 from dreamer.runtime.files import lock
 from dreamer.runtime.files.run_dir import CONFIG, ERROR
@@ -51,7 +52,8 @@ class Trial(NamedTuple):
 class Sweep(NamedTuple):
     """The contents of a sweep.
 
-    base: its presets | axes: {dotted key: the list of its values, or a mapping that is their distribution}
+    base: its presets and settings, in words
+    axes: {dotted key: the list of its values, or a mapping that is their distribution}
     gone: the number of trials that the sweep had before its file was changed; they are not among `trials`
     """
 
@@ -97,7 +99,7 @@ def read_sweep(path: str | os.PathLike) -> Sweep:
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from None
     trials = tuple(trial for trial in every if trial.name not in gone)
-    return Sweep(root, tuple(map(str, base)), axes, trials, len(every) - len(trials))
+    return Sweep(root, tuple(_in_words(one) for one in base), axes, trials, len(every) - len(trials))
 
 
 def _trial(entry: Any, number: int, root: Path) -> Trial:
@@ -183,3 +185,11 @@ def counts(trials: Sequence[Trial]) -> str:
     """Returns how many trials stand how, as text: "5 finished, 1 diverged"."""
     number = {status: sum(trial.status == status for trial in trials) for status in STATUSES}
     return ", ".join(f"{count} {status}" for status, count in number.items() if count)
+
+
+def _in_words(base: Any) -> str:
+    """Returns a preset, or settings as "env CartPole-v1, env_steps 5000"."""
+    if not isinstance(base, Mapping):
+        return str(base)
+    leaves = [(key, value) for key, value in dotted(layer(base, "base").values) if not isinstance(value, Mapping)]
+    return ", ".join(f"{key} {value}" for key, value in leaves)

@@ -93,7 +93,7 @@ def head(report: SweepReport, command: str) -> Head:
     trials = f"{len(sweep.trials)} trials of {settings} settings: {counts(sweep.trials)}"
     lines = [f"{some([task.ranking.task for task in report.tasks])}. {trials}."]
     if sweep.base:
-        lines.append(f"Presets: {', '.join(sweep.base)}.")
+        lines.append(f"Base: {', '.join(sweep.base)}.")
     lines.append(f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by dreamer {__version__}.")
     return Head(f"Sweep {sweep.root.resolve().name}", lines, command, len(report.notes))
 
