@@ -6,7 +6,6 @@ A job that SLURM is about to end, for its time or for another job, saves its run
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -169,7 +168,8 @@ def queued(root: Path, job_id: str | None) -> bool:
 
 def _submitit() -> Any:
     try:
-        return importlib.import_module("submitit")
+        import submitit
     except ImportError:
         advice = 'pip install "dreamer-jax[slurm]", in the checkout pip install ".[slurm]"'
         raise UserError(f"--on slurm needs submitit: {advice}") from None
+    return submitit
