@@ -24,6 +24,7 @@ from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.ring import Ring, Sizes
 from dreamer.runtime.population import exploit, members
 from dreamer.runtime.replay import columns
+from dreamer.spaces import Spec
 from envs import jax_probes
 
 MEMBERS, TURNS = 4, 24
@@ -167,7 +168,25 @@ def test_numbers_are_multiplied_or_divided_and_stay_in_their_range():
 AXES = {"agent.optimizer.learning_rate": [1e-4, 3e-4, 1e-3, 3e-3]}
 
 
-def test_members_inherit_what_others_have_learned_and_a_resume_repeats_it(tmp_path):
+def rated_agent(config: agents.Config, spec: Spec, **_: bool) -> agents.Agent:
+    """Returns a plain agent that compiles fast, with a learning rate in `hyper` and a state of its optimizer."""
+    base = tiny_runs.plain_agent(spec)
+
+    def init(key):
+        hyper = {"learning_rate": {"": jnp.float32(config.optimizer.learning_rate)}}
+        return base.init(key)._replace(hyper=hyper, opt_state={"moved": jnp.zeros(4)})
+
+    def update(state, batch):
+        after, out = base.update(state, batch)
+        moved = 100 * state.hyper["learning_rate"][""] * (after.params["w"] - state.params["w"])
+        optimizer = {"moved": 0.9 * state.opt_state["moved"] + moved}
+        return after._replace(params={"w": state.params["w"] + optimizer["moved"]}, opt_state=optimizer), out
+
+    return base._replace(init=init, update=update)
+
+
+def test_members_inherit_what_others_have_learned_and_a_resume_repeats_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(agents, "make", rated_agent)
     settings = {**SETTINGS, "population__axes": AXES, "population__exploit_every": 80, "env_steps": 128}
     settings |= {"eval__every": 40, "eval__episodes": 1}
     whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **settings))

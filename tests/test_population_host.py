@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import json
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -20,6 +19,7 @@ from test_fused import SETTINGS, state_of
 
 import dreamer
 from dreamer.errors import UserError
+from dreamer.runtime.fused.spread import Spread
 from dreamer.runtime.population import train
 from dreamer.runtime.population.host_loop import HostPopulation
 from dreamer.runtime.population.updates import States
@@ -271,15 +271,13 @@ def test_the_replays_of_all_members_share_the_free_memory(tmp_path, monkeypatch,
 
 
 def test_several_devices_are_refused():
-    learner = SimpleNamespace(mesh=SimpleNamespace(size=2))
     with pytest.raises(UserError, match="runs on the host learns on one device: set devices.count to 1"):
-        train.check_first(SimpleNamespace(way="turns", learner=learner), 2, devices=2)
+        train.check_first(SimpleNamespace(way="turns"), Spread([None, None], 1), 2, 1)
 
 
 def test_members_of_different_loops_are_refused():
-    parts = (SimpleNamespace(way=way, run_dir=Path(way)) for way in ("turns", "device"))
-    with pytest.raises(UserError, match="the loop of device runs on the device, that of turns on the host: choose"):
-        train.check_way(*parts)
+    with pytest.raises(UserError, match="the loop of one runs on the device, that of other on the host: choose"):
+        train.check_way("other", "turns", "one", "device")
 
 
 def test_members_at_different_steps_are_named(tmp_path, monkeypatch):

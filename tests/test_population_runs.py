@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import tiny_runs
 from test_fused import SETTINGS, state_of
+from test_safe_start import tree
 
 import dreamer
 from dreamer.apps import cli
 from dreamer.errors import UserError
-from dreamer.runtime.population import room
+from dreamer.runtime.fused import spread
+from dreamer.runtime.population import places, room
 from dreamer.runtime.run import ending, moving
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
@@ -165,16 +169,71 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
     dreamer.train(config_of(run_dir), resume="yes")  # nothing is left to do
 
 
-def test_a_population_that_does_not_fit_says_how_many_would(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamer.runtime.population.room.free_memory", lambda *_: 1000)
-    with pytest.raises(UserError, match="each member takes .* enough for 0 of 1 more members"):
-        dreamer.train(config_of(tmp_path / "run"))
+def test_a_population_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_memory", lambda *_: 1000)
+    with pytest.raises(UserError, match="each of its 2 members takes .* enough for none; lower replay.capacity_steps"):
+        dreamer.train(config_of(tmp_path / "runs" / "run"))
+    assert not tree(tmp_path)
 
 
-def test_an_update_of_too_many_members_at_a_time_says_how_many_fit():
-    class Program:
-        def memory_analysis(self):
-            return type("Analysis", (), {"temp_size_in_bytes": 10**15})
+def test_a_population_that_does_not_fit_any_more_is_left_as_it_is(trained, monkeypatch):
+    before = tree(trained)
+    monkeypatch.setattr(room, "free_memory", lambda *_: 1000)
+    with pytest.raises(UserError, match="the population does not fit"):
+        dreamer.train(dataclasses.replace(config_of(trained), env_steps=320), resume="yes")
+    assert tree(trained) == before
 
-    with pytest.raises(UserError, match="8 members at a time takes .* set population.together to 1 or less"):
-        room.check_temporaries(Program(), 8)
+
+def devices(platform, count):
+    return [SimpleNamespace(platform=platform) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("platform", "count", "fits", "together", "words"), [
+    ("gpu", 1, 6, 4, "enough for 6; train 6 .in groups of 3, see population.together. or lower replay.capacity_steps"),
+    ("gpu", 1, 6, 1, "train 6 .in groups of 1,"),
+    ("gpu", 1, 7, 8, "train 7 .in groups of 7,"),
+    ("gpu", 2, 3, 2, "its device, .* enough for 6; train 6 .in groups of 1,"),
+    ("cpu", 2, 7, 4, "enough for 7; train 7 .in groups of 4,"),
+])  # fmt: skip
+def test_the_refusal_says_how_many_members_fit_and_in_what_groups(monkeypatch, platform, count, fits, together, words):
+    """fits: on each GPU, or on all devices of a CPU"""
+    monkeypatch.setattr(room, "member_bytes", lambda built: 10)
+    monkeypatch.setattr(room, "free_memory", lambda device: 10 * fits + 9)
+    there = devices(platform, count)
+    most = fits * (count if platform == "gpu" else 1)
+    room.check_room(None, spread.spread(most, there), most, together)
+    with pytest.raises(UserError, match=words):
+        room.check_room(None, spread.spread(8, there), 8, together)
+
+
+class Program:
+    def memory_analysis(self):
+        return type("Analysis", (), {"temp_size_in_bytes": 800})
+
+
+@pytest.mark.parametrize(("free", "hint"), [
+    (799, "set population.together to 4"), (100, "set population.together to 1"), (99, "lower replay.batch_size"),
+])  # fmt: skip
+def test_an_update_of_too_many_members_at_a_time_says_how_many_fit(monkeypatch, free, hint):
+    monkeypatch.setattr(room, "free_memory", lambda device: free)
+    with pytest.raises(UserError, match=f"an update of 8 of 8 members at a time takes .*; {hint}"):
+        room.check_temporaries(Program(), 8, 8)
+
+
+def test_a_population_whose_updates_do_not_fit_leaves_nothing_behind(tmp_path, monkeypatch):
+    def refuses(*given):
+        raise UserError("the population does not fit")
+
+    monkeypatch.setattr("dreamer.runtime.population.loop.check_temporaries", refuses)
+    with pytest.raises(UserError, match="the population does not fit"):
+        dreamer.train(config_of(tmp_path / "runs" / "run"))
+    assert not tree(tmp_path)
+
+
+def test_members_that_continue_from_different_rows_are_told_how_to_go_on(tmp_path):
+    def at(added):
+        return (added, 0, added, True, 0)
+
+    places.check_counters(tmp_path, ["a", "b"], [at(20), at(20)])
+    with pytest.raises(UserError, match="a and b .* from 20 and 23 rows .* alone: .* --run-dir .*/b"):
+        places.check_counters(tmp_path, ["a", "b"], [at(20), at(23)])

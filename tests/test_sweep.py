@@ -159,13 +159,14 @@ def test_a_wrong_sweep_is_refused_in_one_line(tmp_path, text):
 CPU, GPU = Machine("cpu", 1, 10**9, 10**9), Machine("gpu", 1, 10**9, 10**10)
 
 
-def plan_of(program: str = "a", on_device: bool = True, state: int = 10**6) -> Plan:
-    return Plan(program, on_device, state, 10**6, 10**6, 1000)
+def plan_of(program: str = "a", on_device: bool = True, state: int = 10**6, numbers: str = "") -> Plan:
+    return Plan(program, numbers, on_device, state, 10**6, 10**6, 1000)
 
 
 def packed(tmp_path, plans: list, there: Machine = GPU, **options) -> list[tuple[str, ...]]:
     found = trials(tmp_path, f"axes: {{{RATE}: {list(range(1, len(plans) + 1))}}}\nseeds: 2")
     options = {"how": "auto", "jobs": 1, **options}
+    plans = [p._replace(numbers=p.numbers or str(i)) if isinstance(p, Plan) else p for i, p in enumerate(plans)]
     needs = planning.Needs(tuple(plans), there)
     return [program.trials for program in packing.pack(found, needs, most_members, **options).programs]
 
@@ -178,8 +179,16 @@ def test_trials_with_one_program_are_packed_together(tmp_path):
     assert sizes(packed(tmp_path, [plan_of("a"), plan_of("b"), plan_of("a")])) == [4, 2]
 
 
+def test_trials_that_would_be_the_same_run_are_packed_apart(tmp_path):
+    one, other = plan_of(numbers="0.1"), plan_of(numbers="0.2")
+    found = packed(tmp_path, [one, one, other, other])
+    assert [{name.split("-")[0] for name in program} for program in found] == [
+        {"learning_rate=1", "learning_rate=3"}, {"learning_rate=2", "learning_rate=4"},
+    ]  # fmt: skip
+
+
 def test_a_program_has_as_many_trials_as_fit_into_the_memory(tmp_path):
-    assert sizes(packed(tmp_path, [plan_of(state=10**8)] * 4)) == [4, 4]  # 0.9 GB hold four of 0.2 GB
+    assert sizes(packed(tmp_path, [plan_of(state=10**8)] * 4)) == [2] * 4  # 0.9 GB hold two of 0.3 GB
 
 
 def test_trials_that_do_not_fit_at_all_are_programs_of_their_own(tmp_path):

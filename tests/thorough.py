@@ -39,6 +39,7 @@ TESTS = {
     "test_agent:test_report_gives_truth_and_dream_of_every_key_in_its_units",
     "test_agent:test_report_observes_the_first_half_and_only_dreams_the_rest",
     "test_agent:test_report_dreams_under_the_true_actions",
+    "test_population_axes:test_an_axis_changes_what_a_member_learns_or_is_refused",
     "test_families:test_a_population_learns_as_each_member_would_alone",
     "test_silent_bugs:test_two_devices_make_the_update_of_one",
     "test_population_updates:test_the_program_of_all_makes_the_updates_of_each",

@@ -54,6 +54,9 @@ def pack(
 ) -> Packing:  # fmt: skip
     """Packs trials into programs. Trials with equal programs share one, as many as fit into the memory.
 
+    A population refuses two settings that would be the same run, as those of an axis without an effect are. Such
+    settings go to different programs.
+
     needs: from `planning.needs_of`, for `settings_of(trials)` | most: `plan.most_members`
     jobs: the number of programs that run at the same time; on a CPU, trials are spread over all of them
     first: the number of the first program
@@ -62,13 +65,15 @@ def pack(
     plans = dict(zip(map(_setting, settings), needs.plans, strict=True))
     notes: list[str] = []
     groups: dict[str, list[Trial]] = {}
+    copies = copies_of(plans)
     on_cpu = needs.machine.platform == "cpu"
     for trial in trials:
         plan = plans[_setting(trial)]
         alone = why_alone(plan, how, on_cpu)
         if alone:
             notes.append(alone)
-        groups.setdefault(trial.name if alone else f"program {plan.program}", []).append(trial)
+        home = trial.name if alone else f"program {plan.program} {copies[_setting(trial)]}"
+        groups.setdefault(home, []).append(trial)
     programs: list[Program] = []
     for key, group in groups.items():
         size = 1
@@ -79,6 +84,17 @@ def pack(
         for part in _parts(group, size):
             programs.append(Program(f"program{first + len(programs)}", tuple(trial.name for trial in part)))
     return Packing(tuple(programs), tuple(dict.fromkeys(notes)))
+
+
+def copies_of(plans: Mapping[str, Any]) -> dict[str, int]:
+    """Returns for each setting how many settings before it would be the same runs. plans {setting: its plan}"""
+    seen: dict[Any, int] = {}
+    copies: dict[str, int] = {}
+    for setting, plan in plans.items():
+        same = plan if isinstance(plan, str) else (plan.program, plan.numbers)
+        copies[setting] = seen.get(same, 0)
+        seen[same] = copies[setting] + 1
+    return copies
 
 
 def why_alone(plan: Any, how: Pack, on_cpu: bool) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dreamer import agent as agents
@@ -42,7 +41,7 @@ class Population(abc.ABC):
         self._names = [*self._runs]
         self._alive = dict(self._runs)
         self._spread = places.spread_of(config, len(self._runs))
-        self._together = config.population.together or (1 if jax.default_backend() == "cpu" else self._spread.each)
+        self._together = places.together(config.population.together, self._spread.each)
 
     @abc.abstractmethod
     def _compile(self) -> None:
@@ -77,6 +76,16 @@ class Population(abc.ABC):
         start_values = {name: member.values for name, member in self._members.items()}
         self._values = exploit.newest_values(start_values, self._lineage)
         try:
+            if step is None:
+                # Before a new run keeps its directory, so that nothing is left of a population too large.
+                self._compile()
+            self._train(step, ended)
+        finally:
+            self._close()
+
+    def _train(self, step: int | None, ended: Collection[str]) -> None:
+        """Trains as `train`. A new population is compiled already."""
+        try:
             if step is not None:
                 self._remember(saved=step, saving=step)
             for run in self._alive.values():
@@ -87,7 +96,8 @@ class Population(abc.ABC):
             if step is None:
                 self._remember(saved=self._steps(), saving=self._steps())
             self._for_each(Run.evaluate_if_due)
-            self._compile()
+            if step is not None:
+                self._compile()
             self._exploit_if_due()
             while self._in_flight() or (self._steps() < self._first.parts.config.env_steps and not self._stopped()):
                 self._advance()
@@ -104,8 +114,6 @@ class Population(abc.ABC):
             level = len({run.parts.replay.steps for run in self._alive.values()}) == 1
             raised = [ending.failed(run, error, checkpoint=level) for run in self._each()]
             raise (raised[0] if raised else error) from error
-        finally:
-            self._close()
 
     @property
     def _first(self) -> Run:

@@ -98,7 +98,7 @@ class HostPopulation(Population):
         self._display.phase("compiling")
         with self._first.parts.learner.as_user_errors("compiling the update of the population"):
             self._states.compile(batch)
-        check_temporaries(self._states.program, self._together)
+        check_temporaries(self._states.program, len(self._names), self._together)
         self._for_each(Run.compiled)
 
     def _follow(self) -> None:

@@ -31,14 +31,18 @@ class DevicePopulation(Population):
     def _compile(self) -> None:
         """Moves all members to their devices and compiles their program."""
         self._display.phase("compiling")
-        loop = places.take(self._spread, self._names, [device.moving for device in self._devices.values()])
         first, learner = self._devices[self._names[0]], self._first.parts.learner
+        with learner.as_user_errors("moving the population to the device"):
+            parts, counters = places.take(self._spread, [device.moving for device in self._devices.values()])
+        places.check_counters(self._root, self._names, counters)
+        loop = spread.join(self._spread, parts)
+        del parts  # because the program donates the arrays of the members
         programs = spread.programs(
             self._spread, fused.make_population(first.turns, self._spread.each, self._together)
         )
         with learner.as_user_errors("compiling the population"):
             program: Any = programs.run.lower(loop, jnp.int32(1)).compile()
-        check_temporaries(program, self._together, self._spread.devices)
+        check_temporaries(program, self._spread.each, self._together, self._spread.devices)
         guard = functools.partial(learner.as_user_errors, "the population on the device")
         self._pipeline = Pipeline(
             loop, program, programs.newest, first.moving.plan.sizes.rows, Pace(self._first.parts.replay), guard,

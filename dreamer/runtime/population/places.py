@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
 
 from dreamer.config import Config
 from dreamer.errors import UserError
@@ -12,7 +16,7 @@ from dreamer.runtime.fused import population as fused
 from dreamer.runtime.fused import spread
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.spread import Spread
-from dreamer.runtime.population.room import check_room
+from dreamer.runtime.run import header
 from dreamer.runtime.run.moving import Moving
 
 
@@ -29,6 +33,11 @@ def spread_of(config: Config, members: int) -> Spread:
     return spread.spread(members, configured_devices(config.devices))
 
 
+def together(wanted: int, each: int) -> int:
+    """Returns how many of the `each` members of a device train at a time. wanted: as in the config; 0: the default."""
+    return wanted or (1 if jax.default_backend() == "cpu" else each)
+
+
 def describe(where: Spread, members: int) -> list[str]:
     """Returns a line that says how the members are spread; none for a single device."""
     devices, each = where.devices, where.each
@@ -38,31 +47,32 @@ def describe(where: Spread, members: int) -> list[str]:
     return [f"members: {members} on {len(devices)} x {devices[0].device_kind}, {most}"]
 
 
-def take(where: Spread, names: Sequence[str], moving: Sequence[Moving]) -> Loop:
-    """Moves the members to their devices and returns them as one Loop.
+def take(where: Spread, moving: Sequence[Moving]) -> tuple[list[Loop], list[Any]]:
+    """Moves the members to their devices. Returns their Loops, joined on each device, and the counters of each member.
 
-    names, moving: of each member. Raises UserError if a device has too little memory, or if the members are not at the
-    same point.
+    moving: of each member. Raises UserError if a member cannot continue in the fused loop.
     """
     parts, counters = [], []
-    for number, device in enumerate(where.devices):
+    for number in range(len(where.devices)):
         first = number * where.each
-        loops: list[Loop] = []
-        # On a CPU, all devices share the memory of the machine.
-        last = len(moving) if device.platform == "cpu" else min(first + where.each, len(moving))
-        for at, one in enumerate(moving[first : first + where.each], first + 1):
-            loops.append(one.take())
-            check_room(loops[0], last - at, device)
+        loops = [one.take() for one in moving[first : first + where.each]]
         counters += [(loop.ring.added, loop.ring.taken, loop.acted, loop.started, loop.debt) for loop in loops]
         loops += loops[-1:] * (where.each - len(loops))
-        check_room(loops[0], len(loops), device)  # for the joined arrays, beside those of each member
         parts.append(fused.stack(loops))
-    check_counters(names, placement.to_host(counters))
-    return spread.join(where, parts)
+    return parts, placement.to_host(counters)
 
 
-def check_counters(names: Sequence[str], counters: Sequence[Sequence[int]]) -> None:
-    """Raises UserError if the members are not at the same point, because then one program cannot advance them."""
-    for name, own in zip(names, counters, strict=True):
-        if tuple(map(int, own)) != tuple(map(int, counters[0])):
-            raise UserError(f"the members {names[0]} and {name} have collected different rows; resume them one by one")
+def check_counters(root: Path, names: Sequence[str], counters: Sequence[Sequence[int]]) -> None:
+    """Raises UserError if the members are not at the same point, because then one program cannot advance them.
+
+    This happens at a resume if some members have lost environments, and so keep rows that the others collect again.
+    root: the directory of the population | counters: from `take`
+    """
+    points = [tuple(map(int, own)) for own in counters]
+    for name, own in zip(names, points, strict=True):
+        if own != points[0]:
+            raise UserError(
+                f"the members {names[0]} and {name} cannot train together: they continue from {points[0][0]:,} and "
+                f"{own[0]:,} rows of each stream, because environments of one have started new episodes; resume each "
+                f"member alone: {header.to_go_on(root / name)}"
+            )

@@ -18,7 +18,7 @@ from dreamer.interfaces import Agent, Batch
 from dreamer.runtime.devices.memory import free_memory
 from dreamer.runtime.devices.mesh import make_mesh
 from dreamer.runtime.devices.programs import jit_update
-from dreamer.runtime.population.hyper import program_of
+from dreamer.runtime.population.hyper import hyper_of, numbers_read, program_of
 from dreamer.runtime.replay import memory, replay
 from dreamer.runtime.run.environments import make_workers
 from dreamer.spaces import Spec
@@ -29,13 +29,16 @@ SPARE = 0.9  # the share of the free memory that programs may take
 class Plan(NamedTuple):
     """What one run needs.
 
-    program: equal for runs that can be members of one population | on_device: whether its loop runs on the device
+    program: equal for runs that can be members of one population, if their `numbers` differ
+    numbers: equal for runs of one program that differ in nothing but their seeds
+    on_device: whether its loop runs on the device
     state, temporary: bytes of the train state, and of what an update computes on the way, on the device
     replay: bytes of the replay in the memory of the host; with `on_device`, the device holds as many
     parameters: their number
     """
 
     program: str
+    numbers: str
     on_device: bool
     state: int
     temporary: int
@@ -73,13 +76,20 @@ def plan(config: Config, measured: Mapping[str, int] | None = None) -> Plan:
         spec, agent.storage, config.replay, streams=streams, env_steps=config.env_steps * spec.agents
     )
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    same = f"{program_of(agent, spec)} {shared(config)}"
-    program = hashlib.sha256(same.encode()).hexdigest()[:16]
+    functions = program_of(agent, spec)
+    program = digest(f"{functions} {shared(config)}")
+    numbers = digest(f"{numbers_read(hyper_of(agent), functions.read)}")
     temporary = (measured or {}).get(program)
     if temporary is None:
         temporary = compiled(agent, spec, config).memory_analysis().temp_size_in_bytes
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    return Plan(program, in_jax and config.loop != "host", nbytes(state), temporary, size.nbytes, parameters)
+    on_device = in_jax and config.loop != "host"
+    return Plan(program, numbers, on_device, nbytes(state), temporary, size.nbytes, parameters)
+
+
+def digest(text: str) -> str:
+    """Returns a short text that differs for different texts."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def spec_of(config: Config) -> tuple[Spec, bool]:
@@ -128,8 +138,9 @@ def most_members(needs: Sequence[Plan], there: Machine) -> int:
     """Returns how many runs like these fit into one population here; 0: not even one."""
     most = max(needs, key=lambda one: one.state + one.replay)
     on_cpu = there.platform == "cpu"
-    # While a population starts, the arrays of each member are held twice: apart, and joined.
-    device = 2 * (most.state + (most.replay if most.on_device else 0))
+    # While a population starts, the arrays of each member are held twice: apart, and joined. A member whose loop runs
+    # on the device also keeps the train state that it was made with, see `room.member_bytes`.
+    device = 3 * most.state + 2 * most.replay if most.on_device else 2 * most.state
     host = most.replay + (device if on_cpu else 0)
     left = SPARE * there.host_free - (most.temporary if on_cpu else 0)
     fitting = int(left // max(1, host))

@@ -9,21 +9,37 @@ import jax
 
 from dreamer.errors import UserError
 from dreamer.runtime.devices.memory import free_memory
-from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.fused.spread import Spread, spread
+from dreamer.runtime.replay import columns
+from dreamer.runtime.run.build import Built
 
 
-def check_room(loop: Loop, members: int, device: jax.Device | None = None) -> None:
-    """Raises UserError if a device has no memory for the Loops of so many more members.
+def check_room(built: Built, where: Spread, members: int, together: int) -> None:
+    """Raises UserError if a device has no memory for its members. Call it before the others are built.
 
-    loop: that of one member | device: None: the first one
+    built: the first member | where: on which device each of the `members` trains
+    together: how many members of a device train at a time
     """
-    needed, free = bytes_of(loop), free_memory(device)
-    if members * needed > free:
-        raise UserError(
-            f"the population does not fit: each member takes {needed / 1e9:.3g} GB on the device, and {free / 1e9:.3g} "
-            f"GB are free, enough for {free // needed} of {members} more members; lower replay.capacity_steps, or "
-            "train fewer members"
-        )
+    needed, free = member_bytes(built), min(map(free_memory, where.devices))
+    on_cpu = where.devices[0].platform == "cpu"  # all of its devices use the memory of the machine
+    if needed * (members if on_cpu else where.each) <= free:
+        return
+    fits = int(free // needed) * (1 if on_cpu else len(where.devices))
+    there = "on the device" if len(where.devices) == 1 else "on its device"
+    needs = f"each of its {members} members takes {needed / 1e9:.3g} GB {there}, and {free / 1e9:.3g} GB are free"
+    hint = "lower replay.capacity_steps"
+    if fits:
+        group = largest_group(spread(fits, where.devices).each, together)
+        hint = f"train {fits} (in groups of {group}, see population.together) or {hint}"
+    raise UserError(f"the population does not fit: {needs}, enough for {fits or 'none'}; {hint}")
+
+
+def member_bytes(built: Built) -> int:
+    """Returns the bytes that a member takes on the device when its Loop is copied beside those of all members."""
+    workers: Any = built.environments.workers
+    row = columns.row_bytes(columns.columns_of(workers.spec, built.agent.storage))
+    state, rows = bytes_of(built.learner.state), built.size.steps * row
+    return state + 2 * (state + rows + bytes_of(workers.state))
 
 
 def check_states(state: Any, members: int) -> None:
@@ -38,9 +54,10 @@ def check_states(state: Any, members: int) -> None:
         )
 
 
-def check_temporaries(program: Any, together: int, devices: Sequence[jax.Device] = ()) -> None:
+def check_temporaries(program: Any, members: int, together: int, devices: Sequence[jax.Device] = ()) -> None:
     """Raises UserError if a device has no memory for what the program computes on the way.
 
+    program: compiled for `members` members on each device, of which `together` train at a time
     devices: those that run the program; (): the first one
     """
     devices = devices or jax.local_devices()[:1]
@@ -48,12 +65,19 @@ def check_temporaries(program: Any, together: int, devices: Sequence[jax.Device]
     temporary, free = analysis.temp_size_in_bytes if analysis else 0, min(map(free_memory, devices))
     if devices[0].platform == "cpu":
         temporary *= len(devices)  # all of them use the memory of the machine
-    if temporary > free:
-        fits = max(1, int(together * free / temporary))
-        raise UserError(
-            f"the population does not fit: an update of {together} members at a time takes {temporary / 1e9:.3g} GB, "
-            f"and {free / 1e9:.3g} GB are free; set population.together to {fits} or less"
-        )
+    if temporary <= free:
+        return
+    fits = largest_group(members, int(together * free / temporary))
+    hint = f"set population.together to {fits}" if fits else "lower replay.batch_size"
+    raise UserError(
+        f"the population does not fit: an update of {together} of {members} members at a time takes "
+        f"{temporary / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; {hint}"
+    )
+
+
+def largest_group(members: int, most: int) -> int:
+    """Returns the largest number up to `most` that divides `members`; 0 if `most` is 0."""
+    return max((size for size in range(1, most + 1) if not members % size), default=0)
 
 
 def bytes_of(tree: Any) -> int:

@@ -18,15 +18,17 @@ from dreamer.runtime.fused.spread import Spread
 from dreamer.runtime.population import exploit, places, standing
 from dreamer.runtime.population.display import MemberDisplay
 from dreamer.runtime.population.host_loop import HostPopulation
-from dreamer.runtime.population.hyper import own_hyper
+from dreamer.runtime.population.hyper import own_hypers
 from dreamer.runtime.population.loop import DevicePopulation
 from dreamer.runtime.population.members import Member, members_of
-from dreamer.runtime.population.room import check_states
+from dreamer.runtime.population.room import check_room, check_states
 from dreamer.runtime.replay import replay
 from dreamer.runtime.run import header, resume, start
-from dreamer.runtime.run.build import Opened, Session, open_run, open_session
+from dreamer.runtime.run.build import Built, Opened, Session, build_run, open_built, open_session
 from dreamer.runtime.run.listening import Callback
-from dreamer.runtime.run.parts import Parts, Shared
+from dreamer.runtime.run.parts import Shared
+from dreamer.runtime.run.start import Decision
+from dreamer.runtime.run.ways import Way
 
 
 class Request(NamedTuple):
@@ -66,7 +68,8 @@ def train(config: Config, request: Request) -> Path:
     with contextlib.ExitStack() as stack:
         session = open_session(config, stack)
         begun = request.resume == "auto" or (root / standing.FILE).exists()
-        runs = open_members(alive, step, request, session, where, begun)
+        together = places.together(config.population.together, where.each)
+        runs = open_members(alive, step, request, session, where, together, begun=begun)
         session.display.header([*describe(members, alive, config), *places.describe(where, len(alive))])
         kind = DevicePopulation if next(iter(runs.values())).parts.way == "device" else HostPopulation
         kind(root, alive, runs, known, session.display, config, request.callbacks).train(step, ended)
@@ -89,52 +92,71 @@ def check_together(together: int, members: int) -> None:
 
 
 def open_members(
-    members: Sequence[Member], step: int | None, request: Request, session: Session, where: Spread, begun: bool
-) -> dict[str, Opened]:
+    members: Sequence[Member], step: int | None, request: Request, session: Session, where: Spread, together: int, *,
+    begun: bool,
+) -> dict[str, Opened]:  # fmt: skip
     """Opens the run of each member. All share one agent, whose functions serve every member, and the free memory.
 
     step: the checkpoint to resume from; None: the first one of the members that have one already
-    where: on which device each member trains
+    where: on which device each member trains | together: how many members of a device train at a time
     begun: whether an earlier start may have made directories, before it was killed
-    Raises UserError if an axis changes the program, if the memory does not suffice for all members, or if they would
-    use several devices on the host.
+    Raises UserError if an axis changes the program or has no effect, if the memory does not suffice for all members, or
+    if they would use several devices on the host. All of this is found before anything is written.
     """
     display: Any = [MemberDisplay(session.display, member.name) for member in members]
-    runs: dict[str, Opened] = {}
+    for one in display:
+        one.all = display
+    meshes = [mesh_of(where.device_of(number)) for number in range(len(members))]
+    sessions = [session._replace(display=one, mesh=mesh) for one, mesh in zip(display, meshes, strict=True)]
     shared = Shared(replay.measure_free(members[0].config.run_dir, len(members)))
-    for number, member in enumerate(members):
-        display[number].all = display
+    built: list[tuple[Decision, Built]] = []
+    for member, own in zip(members, sessions, strict=True):
         how = request.resume if step is not None else "auto" if begun else "no"
         decision = start.decide(member.config, request.env, how, step, trust=request.trust)
-        own = session._replace(display=display[number], mesh=mesh_of(where.device_of(number)))
-        opened = open_run(decision, own, shared)
-        parts = opened.parts
-        if not shared.first:
-            check_first(parts, len(members), len(where.devices))
-            shared = shared._replace(first=parts)
-        check_way(parts, shared.first or parts)
-        if step is None and member.config.agent != members[0].config.agent:
-            parts.learner.load(own_hyper(parts.learner.state, parts.agent, member, parts.workers.spec), 0)
-        runs[member.name] = opened
+        decision, parts = build_run(decision, own, shared)
+        if not built:
+            check_first(parts, where, len(members), together)
+            shared = shared._replace(agent=parts.agent, part=parts.learner.part)
+        built.append((decision, parts))
+        check_way(member.name, parts.way, members[0].name, built[0][1].way)
+    if step is None:
+        load_hypers(members, [parts for _, parts in built])
+    runs: dict[str, Opened] = {}
+    for member, (decision, parts), own in zip(members, built, sessions, strict=True):
+        runs[member.name] = open_built(decision, parts, own, shared)
+        shared = shared._replace(first=shared.first or runs[member.name].parts)
     return runs
 
 
-def check_first(parts: Parts, members: int, devices: int) -> None:
-    """Raises UserError if the first member needs several devices on the host, or if the others do not fit beside it."""
-    if parts.way == "device":
-        return
-    if devices > 1:
+def load_hypers(members: Sequence[Member], built: Sequence[Built]) -> None:
+    """Gives the train state of each member its own numbers.
+
+    Raises UserError if a member differs in more than these numbers, or if an axis has no effect.
+    """
+    hypers = own_hypers(members, built[0].agent, built[0].environments.workers.spec)
+    for member, parts in zip(members, built, strict=True):
+        parts.learner.load(parts.learner.state._replace(hyper=hypers[member.name]), 0)
+
+
+def check_first(first: Built, where: Spread, members: int, together: int) -> None:
+    """Raises UserError if the first member needs several devices on the host, or if the others do not fit beside it.
+
+    together: how many members of a device train at a time
+    """
+    if first.way == "device":
+        check_room(first, where, members, together)
+    elif len(where.devices) > 1:
         raise UserError("a population whose loop runs on the host learns on one device: set devices.count to 1")
-    check_states(parts.learner.state, members)
+    else:
+        check_states(first.learner.state, members)
 
 
-def check_way(parts: Parts, first: Parts) -> None:
+def check_way(name: str, way: Way, first: str, first_way: Way) -> None:
     """Raises UserError if a member goes another way than the first one, because then one program cannot serve both."""
-    if parts.way != first.way:
-        one, other = ("device" if way == "device" else "host" for way in (first.way, parts.way))
+    if way != first_way:
+        one, other = ("device" if one == "device" else "host" for one in (first_way, way))
         raise UserError(
-            f"the loop of {first.run_dir.name} runs on the {one}, that of {parts.run_dir.name} on the {other}: choose "
-            "--loop device or --loop host"
+            f"the loop of {first} runs on the {one}, that of {name} on the {other}: choose --loop device or --loop host"
         )
 
 

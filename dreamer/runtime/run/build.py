@@ -139,17 +139,32 @@ def open_session(config: Config, stack: contextlib.ExitStack, sinks: Sequence[Si
     return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
 
 
-def open_run(decision: Decision, session: Session, shared: Shared | None = None) -> Opened:
+def open_run(decision: Decision, session: Session) -> Opened:
     """Locks the run directory, builds or restores the run in memory, then writes to the disk. Returns the open run.
 
     The order is given in runtime/run/start.py. session: its stack closes everything that this function opens.
-    shared: what the run shares with the other members of its population; None: it belongs to none.
     Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
-    config, display = decision.config, session.display
+    return open_built(*build_run(decision, session), session)
+
+
+def build_run(decision: Decision, session: Session, shared: Shared | None = None) -> tuple[Decision, Built]:
+    """Locks a directory that contains the run already, and builds the parts that need no checkpoint.
+
+    shared: what the run shares with the other members of its population; None: it belongs to none
+    Returns the arguments of `open_built`. Raises UserError if the run cannot start. The disk is then unchanged.
+    """
     if decision.used:
         decision = _lock(decision, session)
-    built = _build(decision, session, shared)
+    return decision, _build(decision, session, shared)
+
+
+def open_built(decision: Decision, built: Built, session: Session, shared: Shared | None = None) -> Opened:
+    """Restores a run that `build_run` has built, then writes to the disk. Returns the open run.
+
+    shared: as in `build_run`. Raises UserError if the run cannot start or resume. The disk is then unchanged.
+    """
+    config, display = decision.config, session.display
     created = None if decision.used else _create(decision, session)
     if created:
         decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
@@ -196,8 +211,8 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
         decision.env, config.env_options, config.eval.video,
         evaluation.like_training(config.workers, workers.backend), workers.folder,
     )  # fmt: skip
-    first = shared.first if shared else None
-    agent = first.agent if first else agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
+    agent = shared.agent if shared else None
+    agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
     size = _plan_replay(decision, environments, agent, shared)
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
@@ -206,7 +221,7 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
-        mesh=mesh, part=first.learner.part if first else None,
+        mesh=mesh, part=shared.part if shared else None,
     )  # fmt: skip
     built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
     session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])

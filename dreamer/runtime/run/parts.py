@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dreamer.config import Config
 from dreamer.interfaces import Agent
 from dreamer.plugins import EnvName
+from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
@@ -79,11 +80,14 @@ class Parts:
 
 
 class Shared(NamedTuple):
-    """What the members of a population share while they are opened one after the other.
+    """What the members of a population share. All are built first, then opened one after the other.
 
     free: the host memory and the disk for all their replays
-    first: the parts of a member that is open, whose agent and compiled functions serve all; None: none is open
+    agent, part: those of the first member that was built, which serve all; None: none is built
+    first: the parts of the first member that is open, whose compiled functions serve all; None: none is open
     """
 
     free: Free
+    agent: Agent | None = None
+    part: PolicyPart | None = None
     first: Parts | None = None
