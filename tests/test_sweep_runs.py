@@ -27,9 +27,9 @@ WITHIN = 400.0  # seconds: the test fails instead of waiting forever
 
 
 def written(tmp_path: Path, axes: dict, seeds: int = 1, **settings) -> Path:
-    """Writes the file of a sweep of tiny runs, and returns its path."""
+    """Writes the file of a sweep of tiny runs that only collect, and returns its path."""
     own = {key.replace("__", "."): value for key, value in settings.items()}
-    base = {**tiny_runs.flat(tiny_runs.TINY), "env": "jax_probes:both", **own}
+    base = {**tiny_runs.flat(tiny_runs.TINY), "env": "jax_probes:both", "replay_ratio": 0, **own}
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({"base": [base], "axes": axes, "seeds": seeds}))
     return file
@@ -78,7 +78,7 @@ def steps_of(run_dir: Path) -> list[int]:
 
 def test_a_sweep_goes_on_after_its_launcher_was_killed_and_runs_nothing_twice(tmp_path):
     axes = {RATE: [1e-4, 1e-3, 1e38], "env": ["jax_probes:both", "broken_envs:fails"]}
-    file, root = written(tmp_path, axes, seeds=2), tmp_path / "sweep"
+    file, root = written(tmp_path, axes, seeds=2, replay_ratio=2), tmp_path / "sweep"
     with launched(file, root) as process:
         wait_for(lambda: any(root.rglob("metrics.jsonl")), process)
         process.kill()
@@ -140,6 +140,18 @@ def test_each_program_can_be_run_by_its_number(tmp_path, capsys):
     assert "has nothing to do" in capsys.readouterr().out
     assert cli.main([*words, "--index", "2"]) == 2
     assert "--index 2 is no program of the sweep; give 0 to 1" in capsys.readouterr().err
+
+
+def test_a_program_that_fails_is_not_run_again_unless_asked(tmp_path, capsys):
+    file, root = written(tmp_path, {}, env="broken_envs:fails"), tmp_path / "sweep"
+    words = ["sweep", str(file), "--run-dir", str(root), "--trust", "--compilation-cache", "off", "--index", "0"]
+    assert cli.main(words) == 2
+    why = state.failure(root, "seed0")
+    assert why and "missing 1 required positional argument: 'how'" in why.cause and why.code == 2
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    assert "has nothing to do: failed, see --status; --retry runs them again: seed0" in capsys.readouterr().out
+    assert cli.main([*words, "--retry"]) == 2
 
 
 def test_a_changed_sweep_says_which_trials_are_new_and_which_are_gone(tmp_path, capsys):

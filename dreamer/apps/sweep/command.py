@@ -257,14 +257,25 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
     missing = [name for name in program.trials if name not in trials]
     if missing:
         raise UserError(f"{program.name} has trials that the sweep file no longer has: {_few(missing)}")
-    done = [name for name in program.trials if state.ended(known.run_dir(root, name), trials[name].config.env_steps)]
-    if len(done) == len(program.trials):
-        print(f"{program.name} has nothing to do: its trials are done")
-        return 0
+    if flags.retry:
+        state.clear_failed(root, program.trials)
+    lengths = {name: trials[name].config.env_steps for name in program.trials}
+    if not any(_open(root, known, name, lengths) for name in program.trials):
+        failed = [name for name in program.trials if state.failure(root, name)]
+        why = f"failed, see --status; --retry runs them again: {_few(failed)}" if failed else "its trials are done"
+        print(f"{program.name} has nothing to do: {why}")
+        return int(bool(failed))
     from dreamer.runtime.train import train
 
     share_compiled(root, flags.compilation_cache)
-    train(packing.config_of(program, trials, root), resume="auto", trust=flags.trust)
+    try:
+        train(packing.config_of(program, trials, root), resume="auto", trust=flags.trust)
+    except UserError as error:
+        if not local.held(root, known, program):
+            for name in program.trials:
+                if _open(root, known, name, lengths):
+                    state.set_failed(root, name, Failure(" ".join(str(error).split()), 2))
+        raise
     stopped = stopped_members(root, program)
     for name, cause in stopped.items():
         state.set_failed(root, name, Failure(cause, 1))
