@@ -44,7 +44,7 @@ def third_party(folder: str) -> set[str]:
 
 
 def test_every_library_that_is_imported_is_a_dependency():
-    optional = names(EXTRAS["distributed"]) | names(EXTRAS["report"])
+    optional = names(EXTRAS["distributed"]) | names(EXTRAS["report"]) | names(EXTRAS["slurm"])
     assert third_party("dreamer") <= names(PROJECT["dependencies"]) | optional
 
 

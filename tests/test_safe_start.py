@@ -340,7 +340,7 @@ def test_an_environment_that_refuses_its_state_loses_no_rows(tmp_path, monkeypat
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "tend", dies)
-    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda run, error, checkpoint=True: None)
     with pytest.raises(KeyboardInterrupt):
         dreamer.train(tiny(run_dir, **env))
     monkeypatch.undo()
@@ -522,7 +522,7 @@ def test_an_end_of_another_checkpoint_of_that_number_does_not_count(tmp_path, mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "_evaluate", dies)
-        patch.setattr(ending, "rescue", lambda run, error: None)
+        patch.setattr(ending, "rescue", lambda run, error, checkpoint=True: None)
         dreamer.train(tiny(run_dir, **settings), resume_from=older)
     dreamer.train(tiny(run_dir, **settings), resume="yes")
     assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [96]
@@ -587,7 +587,7 @@ def test_parameters_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path, mo
 
 def test_a_run_is_saved_before_it_evaluates(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "make_eval_workers", lambda *args, **kw: (_ for _ in ()).throw(Odd("died")))
-    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda run, error, checkpoint=True: None)
     with pytest.raises(RunFailed, match="Odd: died"):
         dreamer.train(tiny(tmp_path / "run", **{**ENV, "eval__episodes": 1, "eval__every": 50, "eval__video": "off"}))
     assert newest(tmp_path / "run") == 50
@@ -601,7 +601,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "_evaluate", dies)
-    monkeypatch.setattr(ending, "rescue", lambda run, error: None)
+    monkeypatch.setattr(ending, "rescue", lambda run, error, checkpoint=True: None)
     run_dir = tmp_path / "run"
     settings = {**ENV, "eval__episodes": 1, "eval__video": "off"}
     with pytest.raises(KeyboardInterrupt):
@@ -624,7 +624,7 @@ def test_a_run_that_was_killed_in_an_evaluation_makes_it_at_the_same_step_when_r
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "_evaluate", dies)
-        patch.setattr(ending, "rescue", lambda run, error: None)
+        patch.setattr(ending, "rescue", lambda run, error, checkpoint=True: None)
         dreamer.train(tiny(run_dir, **settings))
     dreamer.train(tiny(run_dir, **settings), resume="yes")
     assert [line["env_steps"] for line in lines(run_dir) if "eval/return" in line] == [40, 80, 96]
