@@ -36,10 +36,9 @@ UNUSED = {
     *(f"agent.behavior.{name}" for name in ("minstd", "maxstd")),
     *(f"agent.optimizer.{name}" for name in ("anneal",)),
 }
-# One of each kind in each component; the others are tested by hand, because each test traces two programs.
+# One of each kind; the others are tested by hand, because each test traces two programs.
 GATE = {
-    "agent.horizon", "agent.optimizer.learning_rate", "agent.behavior.entropy", "agent.world_model.free_nats",
-    "agent.behavior.minstd", "agent.world_model.deter", "agent.behavior.imagine_length",
+    "agent.optimizer.learning_rate", "agent.behavior.entropy", "agent.behavior.minstd", "agent.world_model.deter",
 }  # fmt: skip
 NAMES = [f"agent.{key}" for key in keys(BASE.agent) if isinstance(get(BASE.agent, key), int | float)]
 FIELDS = [pytest.param(name, marks=[] if name in GATE else pytest.mark.slow, id=name) for name in NAMES]

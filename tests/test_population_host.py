@@ -220,6 +220,7 @@ def test_the_programs_of_all_members_are_compiled_once(tmp_path, monkeypatch):
     assert traces["update"] == alone["update"] and traces["act"] == alone["act"]
 
 
+@pytest.mark.slow
 def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
     def run(run_dir, kill_at, **settings):
         process = started(run_dir, kill_at, settings)

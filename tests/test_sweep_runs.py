@@ -108,6 +108,7 @@ def test_a_sweep_goes_on_after_its_launcher_was_killed_and_runs_nothing_twice(tm
     assert not left_behind(root)
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path):
     file, root = written(tmp_path, {}, checkpoint__every=0), tmp_path / "sweep"
     with launched(file, root) as process:

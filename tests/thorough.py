@@ -48,7 +48,6 @@ TESTS = {
     "test_population_host:test_a_member_can_be_resumed_alone",
     "test_population_host:test_members_inherit_what_others_have_learned_and_a_resume_repeats_it",
     "test_population_host:test_the_programs_of_all_members_are_compiled_once",
-    "test_population_host:test_a_population_that_is_killed_ends_bit_identical",
     "test_presets:test_a_preset_holds_differences_only",
     "test_presets:test_a_size_laid_over_a_preset_wins",
     "test_resume:test_a_run_whose_environment_hangs_ends_in_seconds_when_asked_to",
