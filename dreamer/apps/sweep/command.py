@@ -18,6 +18,7 @@ from dreamer.apps.sweep.state import Failure, Known
 from dreamer.apps.sweep.trials import Trial, trials_of
 from dreamer.errors import UserError
 from dreamer.fields import at_least
+from dreamer.runtime.files import lock
 from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.population import standing
 from dreamer.runtime.run.stopping import Stopping
@@ -60,7 +61,11 @@ class SweepFlags:
 
 
 class Plan(NamedTuple):
-    """A sweep that is ready to run. needs: what its settings need; None: an earlier start has packed all trials."""
+    """A sweep that is ready to run.
+
+    root: its directory | trials: by name | known: what the directory will say
+    needs: what the settings of new trials need; None: an earlier start has packed all trials | notes: lines to print
+    """
 
     root: Path
     trials: dict[str, Trial]
@@ -121,7 +126,6 @@ def plan(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) 
         notes += [f"the sweep has changed: {len(left)} trials are gone, their runs stay: {_few(left)}"] if left else []
     needs, packed = None, Packing((), ())
     if fresh:
-        jobs = flags.jobs
         needs = planning.needs_of([trial.config for trial in packing.settings_of(fresh)], _say)
         jobs = flags.jobs or default_jobs(needs.machine)
         share = needs.machine._replace(host_free=needs.machine.host_free // jobs)
@@ -296,13 +300,13 @@ def waiting_for_lock(root: Path, patience: float = 600.0) -> Iterator[None]:
     begun = time.monotonic()
     while True:
         try:
-            lock = RunLock(root, _say, lambda error: _say(str(error)))
+            held = RunLock(root, _say, lambda error: _say(str(error)))
             break
-        except UserError:
-            if time.monotonic() - begun > patience:
+        except UserError:  # held by another process, or the directory cannot be written
+            if lock.look(root) is None or time.monotonic() - begun > patience:
                 raise
             time.sleep(1.0)
-    with lock:
+    with held:
         yield
 
 
