@@ -57,6 +57,13 @@ def test_zipped_axes_advance_together(tmp_path):
     assert found == [(1, 32, 5), (1, 32, 6), (2, 64, 5), (2, 64, 6)]
 
 
+def test_zipped_axes_may_repeat_a_value_but_not_a_whole_trial(tmp_path):
+    text = "axes: {%s: [1, 1, 2], %s: [32, 64, 64]}\nzip: [[%s, %s]]" % (RATE, DETER, RATE, DETER)
+    assert [tuple(t.values.values()) for t in trials(tmp_path, text)] == [(1, 32), (1, 64), (2, 64)]
+    with pytest.raises(UserError, match="two trials of the sweep are equal"):
+        trials(tmp_path, text.replace("[32, 64, 64]", "[32, 32, 64]"))
+
+
 def test_a_range_includes_its_last_value(tmp_path):
     assert [t.values["replay_ratio"] for t in trials(tmp_path, "axes: {replay_ratio: {range: [8, 32, 8]}}")] == [
         8, 16, 24, 32

@@ -139,8 +139,17 @@ def seeds_of(sweep: Sweep, config: Config) -> tuple[int, ...]:
 
 
 def axes_of(sweep: Sweep, config: Config) -> list[Axis]:
-    """Returns the axes, without the seed. Raises UserError if a key is unknown or values cannot be read."""
-    return [_checked(axis(key, value), config) for key, value in sweep.axes.items() if key != "seed"]
+    """Returns the axes, without the seed. Raises UserError if a key is unknown or values cannot be read.
+
+    Axes that advance together may repeat a value; in all others it would make two equal trials.
+    """
+    axes = [_checked(axis(key, value), config) for key, value in sweep.axes.items() if key != "seed"]
+    zipped = {key for group in sweep.zip for key in group}
+    for one in axes:
+        values = one.values or ()
+        if one.key not in zipped and len({repr(value) for value in values}) < len(values):
+            raise UserError(f"axes.{one.key} names a value twice: {list(values)}")
+    return axes
 
 
 def _checked(one: Axis, config: Config) -> Axis:
@@ -167,8 +176,6 @@ def axis(key: str, given: Any) -> Axis:
 def _choice(key: str, values: Any) -> Axis:
     if not isinstance(values, list | tuple) or not values:
         raise UserError(f"axes.{key} must list at least one value, not {show(values)}")
-    if len({repr(value) for value in values}) < len(values):
-        raise UserError(f"axes.{key} names a value twice: {list(values)}")
     return Axis(key, tuple(values), lambda rng: values[int(rng.integers(len(values)))])
 
 
