@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import types
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_runs import lines, saved, tiny, trained
 
+import dreamer
 from dreamer import trust
 from dreamer.apps import cli
 from dreamer.config import to_yaml
+from dreamer.errors import UserError
 from dreamer.runtime.devices import programs
 from dreamer.runtime.log import sinks
 from dreamer.runtime.run.collector import Collector
@@ -163,6 +166,20 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
     found, (_, meta) = lines(run), saved(run)
     assert any("loss/dyn" in line for line in found)
     assert meta == {name: found[-1][name] for name in meta} and meta["updates"] > 0
+
+
+def test_a_save_after_the_collecting_thread_has_failed_names_what_it_failed_of(run):
+    def on_line(line):
+        """Lets the thread collect until it fails, and then asks for an evaluation, which saves first."""
+        [thread] = [one for one in threading.enumerate() if one.name == "collector"]
+        thread.join()
+        return "evaluate"
+
+    config = tiny(run, lockstep=False, env="broken_envs:fails", env_options={"how": "raise", "after": 3},
+                  workers__restarts=0, workers__backend="processes", replay_ratio=0)  # fmt: skip
+    with pytest.raises(UserError, match="the cable is loose") as failure:
+        dreamer.train(config, callbacks=[on_line], trust=True)
+    assert "closed its sockets" not in str(failure.value) and (run / "error.txt").exists()
 
 
 def test_an_environment_that_fails_sometimes_is_reported_and_the_run_continues(capsys, preset, run):

@@ -43,9 +43,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **more}
 
 
-def called(file: Path, root: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+def called(
+    file: Path, root: Path, *words: str, within: float = WITHIN, **more: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(file, root, *words), env=environment(**more), capture_output=True, text=True, timeout=WITHIN
+        command(file, root, *words), env=environment(**more), capture_output=True, text=True, timeout=within
     )
 
 

@@ -108,6 +108,11 @@ class Collecting:
         if self._error is not None:
             raise self._error
 
+    @property
+    def failed(self) -> bool:
+        """Whether an error has ended the thread."""
+        return self._error is not None
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """A context in which the thread does not collect. First waits until the current call of `turn` has ended."""

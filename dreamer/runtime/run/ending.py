@@ -57,7 +57,7 @@ def rescue(run: Run, error: BaseException, checkpoint: bool = True) -> None:
         error.add_note(str(second))
     run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
     if checkpoint and _worth_saving(run):
-        save = functools.partial(run.save, whole=isinstance(error, Stopped))
+        save = functools.partial(run.save, whole=isinstance(error, Stopped) and not run.collector_failed)
     else:
         save = functools.partial(save_rows, run)
     for keep in (save, parts.checkpoints.wait, parts.environments.report_incidents, run.log):

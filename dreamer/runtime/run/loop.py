@@ -240,10 +240,13 @@ class Run:
         """Saves a checkpoint at the current step, if there is none yet.
 
         whole: whether to save the states of the environments; False if they can no longer return them.
+        Raises the error of the collecting thread if that has failed, since its environments cannot be asked then.
         """
         parts = self.parts
         self.settle()
         with self.paused():
+            if whole:
+                self._collecting.check()
             step = parts.replay.steps
             if self.saved.step == step:
                 return
@@ -266,6 +269,11 @@ class Run:
     def paused(self) -> AbstractContextManager[None]:
         """A context in which no other thread collects."""
         return self._collecting.paused()
+
+    @property
+    def collector_failed(self) -> bool:
+        """Whether an error has ended the collecting thread."""
+        return self._collecting.failed
 
     def _ask(self, line: Line) -> None:
         """Passes a line of metrics to the callbacks and stores their requests."""
