@@ -58,7 +58,7 @@ def test_zipped_axes_advance_together(tmp_path):
 
 
 def test_zipped_axes_may_repeat_a_value_but_not_a_whole_trial(tmp_path):
-    text = "axes: {%s: [1, 1, 2], %s: [32, 64, 64]}\nzip: [[%s, %s]]" % (RATE, DETER, RATE, DETER)
+    text = f"axes: {{{RATE}: [1, 1, 2], {DETER}: [32, 64, 64]}}\nzip: [[{RATE}, {DETER}]]"
     assert [tuple(t.values.values()) for t in trials(tmp_path, text)] == [(1, 32), (1, 64), (2, 64)]
     with pytest.raises(UserError, match="two trials of the sweep are equal"):
         trials(tmp_path, text.replace("[32, 64, 64]", "[32, 32, 64]"))
