@@ -158,7 +158,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_never_stopped(tmp_path, quick
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Run, "tend", tending)
         dreamer.train(config)
-    dreamer.train(config, resume="must")
+    dreamer.train(config, resume="yes")
     assert state_of(tmp_path / "run") == state_of(whole)
 
 
