@@ -37,14 +37,14 @@ RUNS = {
 TRAINED = {
     "quickstart": RUNS["quickstart"],
     "quickstart, 8 updates a turn": [
-        "experiments/quickstart.yaml", "--workers.envs", "16", "--replay-ratio", "128", "--env-steps", "640",
+        "experiments/quickstart.yaml", "--workers.envs", "16", "--replay-ratio", "128", "--env-steps", "1040",
     ],
     "size1m on vectors, 4 updates a turn": [
-        "experiments/size1m.yaml", "--env", "dmc:cartpole-swingup", "--replay-ratio", "256", "--env-steps", "1440",
+        "experiments/size1m.yaml", "--env", "dmc:cartpole-swingup", "--replay-ratio", "256", "--env-steps", "1344",
         "--workers.envs", "16", "--workers.backend", "inline",
     ],
 }  # fmt: skip
-SETTLED = 20  # updates after which all programs are compiled
+SETTLED = 10  # updates after which all programs are compiled
 SHARED = [
     "--log.every", "1", "--log.tensorboard", "false", "--eval.episodes", "0", "--eval.every", "0",
     "--checkpoint.every", "20",

@@ -63,7 +63,7 @@ def jit_updates(agent: Agent, mesh: Mesh) -> Callable[..., tuple[TrainState, Upd
         latent, surprise = ([_at(tree, n) for n in range(len(batches))] for tree in (out.latent, out.surprise))
         return state, Updates(latent, out.metrics, None if out.surprise is None else surprise)
 
-    out: Any = Updates(parts, scalars, parts)
+    out: Any = Updates._make((parts, scalars, parts))
     return jax.jit(updates, in_shardings=(places, parts), out_shardings=(places, out), donate_argnums=0)
 
 
