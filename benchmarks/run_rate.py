@@ -35,12 +35,12 @@ RUNS = {
     "pictures, rows alone": ["experiments/reach.yaml", "--env-steps", "20000", "--replay-ratio", "0"],
 }
 TRAINED = {
-    "quickstart": RUNS["quickstart"],
+    "quickstart": ["experiments/quickstart.yaml", "--env-steps", "1200"],
     "quickstart, 8 updates a turn": [
-        "experiments/quickstart.yaml", "--workers.envs", "16", "--replay-ratio", "128", "--env-steps", "1040",
+        "experiments/quickstart.yaml", "--workers.envs", "16", "--replay-ratio", "128", "--env-steps", "1008",
     ],
     "size1m on vectors, 4 updates a turn": [
-        "experiments/size1m.yaml", "--env", "dmc:cartpole-swingup", "--replay-ratio", "256", "--env-steps", "1344",
+        "experiments/size1m.yaml", "--env", "dmc:cartpole-swingup", "--replay-ratio", "256", "--env-steps", "2288",
         "--workers.envs", "16", "--workers.backend", "inline",
     ],
 }  # fmt: skip
@@ -49,7 +49,6 @@ SHARED = [
     "--log.every", "1", "--log.tensorboard", "false", "--eval.episodes", "0", "--eval.every", "0",
     "--checkpoint.every", "20",
 ]  # fmt: skip
-
 
 
 class Rate(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from dreamer.apps.sweep.trials import Trial
 from dreamer.config import Config
 from dreamer.fields import get
+from dreamer.runtime.population.members import wandb_fields
 
 Pack = Literal["auto", "on", "off"]
 
@@ -120,14 +121,16 @@ def config_of(program: Program, trials: Mapping[str, Trial], root: Path) -> Conf
     own = [trials[name] for name in program.trials]
     config = own[0].config
     if len(own) == 1:
-        return dataclasses.replace(config, run_dir=str(root / program.run_dir(own[0].name)))
+        log = dataclasses.replace(config.log, **wandb_fields(config.log, own[0].name, root.name, "sweep"))
+        return dataclasses.replace(config, run_dir=str(root / program.run_dir(own[0].name)), log=log)
     varied = {key for trial in own for key, value in trial.values.items() if get(config, key) != value}
     members = tuple(
         {"name": trial.name, "seed": trial.seed, **{key: trial.values[key] for key in trial.values if key in varied}}
         for trial in own
     )
     population = dataclasses.replace(config.population, members=members)
-    return dataclasses.replace(config, run_dir=str(root / program.name), population=population)
+    log = dataclasses.replace(config.log, **wandb_fields(config.log, "", root.name, "sweep"))
+    return dataclasses.replace(config, run_dir=str(root / program.name), population=population, log=log)
 
 
 def described(programs: Sequence[Program]) -> str:

@@ -334,6 +334,9 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
+    if going_on and not shared:  # a population resumes from a common checkpoint, which the user did not choose
+        chosen = decision.step is not None and decision.found is not None and bool(decision.found.newer)
+        going_on = going_on._replace(rewound=chosen)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
     logger = stack.enter_context(
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
