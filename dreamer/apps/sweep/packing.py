@@ -116,13 +116,16 @@ def _parts(group: Sequence[Trial], size: int) -> list[Sequence[Trial]]:
     return [group[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def config_of(program: Program, trials: Mapping[str, Trial], root: Path) -> Config:
-    """Returns the config with which `dreamer.train` trains a program. root: the directory of the sweep."""
+def config_of(program: Program, trials: Mapping[str, Trial], root: Path, run_dir: str = "") -> Config:
+    """Returns the config with which `dreamer.train` trains a program.
+
+    root: the directory of the sweep | run_dir: that of a trial that trains alone, relative to root; "": the usual one
+    """
     own = [trials[name] for name in program.trials]
     config = own[0].config
     if len(own) == 1:
         log = dataclasses.replace(config.log, **wandb_fields(config.log, own[0].name, root.name, "sweep"))
-        return dataclasses.replace(config, run_dir=str(root / program.run_dir(own[0].name)), log=log)
+        return dataclasses.replace(config, run_dir=str(root / (run_dir or program.run_dir(own[0].name))), log=log)
     varied = {key for trial in own for key, value in trial.values.items() if get(config, key) != value}
     members = tuple(
         {"name": trial.name, "seed": trial.seed, **{key: trial.values[key] for key in trial.values if key in varied}}
