@@ -24,6 +24,8 @@ TESTS = {
     "test_fused:test_the_program_does_not_copy_the_ring",
     "test_fused:test_one_program_makes_any_number_of_turns",
     "test_several_updates:test_updates_in_one_call_are_those_of_single_calls_to_the_last_bit",
+    "test_wandb:test_each_member_of_a_population_is_a_run_of_the_group",
+    "test_wandb:test_a_stopped_run_goes_on_as_the_same_run_there",
     "test_several_updates:test_several_devices_make_the_same_updates_in_one_call",
     "test_pipeline:test_the_host_is_busy_while_the_device_makes_turns_but_checkpoints_and_evaluations_wait",
     "test_device_evaluation:test_all_evaluations_of_a_population_compile_one_program",

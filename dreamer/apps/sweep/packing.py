@@ -140,7 +140,8 @@ def described(programs: Sequence[Program]) -> str:
     """Returns the packing in words, such as "48 trials: 3 programs of 16"."""
     sizes: dict[int, int] = {}
     for program in programs:
-        sizes[len(program.trials)] = sizes.get(len(program.trials), 0) + 1
+        if program.trials:
+            sizes[len(program.trials)] = sizes.get(len(program.trials), 0) + 1
     trials = sum(len(program.trials) for program in programs)
     parts = [f"{count} program{'s' if count > 1 else ''} of {size}" for size, count in sorted(sizes.items())[::-1]]
     return f"{trials} trial{'s' if trials > 1 else ''}: {', '.join(parts)}"

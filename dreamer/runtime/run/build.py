@@ -224,9 +224,10 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         mesh=mesh, part=shared.part if shared else None,
     )  # fmt: skip
+    batch_rows = config.replay.batch_size * (config.replay.context + config.replay.batch_length)
     several = calls.choose(
         config, way, due=rate * workers.streams, population=shared is not None, free=free_memory(home(mesh)),
-        batch_bytes=row_bytes * config.replay.batch_size * (config.replay.context + config.replay.batch_length),
+        batch_bytes=share(mesh, batch_rows * row_bytes),
     )  # fmt: skip
     limiter = Limiter(rate, workers.streams, several.updates)
     built = Built(environments, agent, learner, size, limiter, record, way)

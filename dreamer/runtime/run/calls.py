@@ -27,7 +27,7 @@ def choose(
 ) -> Calls:
     """Chooses from the config and from the number of updates that are due after one turn of all environments.
 
-    due: that number | batch_bytes: the bytes of one batch | free: the free bytes of a device
+    due: that number | batch_bytes: the bytes of one batch on a device | free: the bytes that are free there
     population: whether the run is a member of one
     With 0 in the config, a call makes the updates of a turn, or an equal part of them that is at most MOST. A turn that
     makes fewer than two due never uses, and so never compiles, the program for several.
@@ -39,7 +39,7 @@ def choose(
     if way == "device" or population:
         why = "a population makes its updates one at a time" if population else "the loop on the device contains them"
         return Calls(1, f"updates: updates_per_call {asked} is not used, because {why}" if asked > 1 else "")
-    if config.lockstep:
+    if config.lockstep or not due:
         return Calls(1)
     updates = _asked(asked, way, due) if asked else part_of_turn(due, MOST)
     prefetch = config.replay.prefetch if way == "thread" else 0
@@ -68,7 +68,7 @@ def _asked(asked: int, way: Way, due: Fraction) -> int:
 
 def part_of_turn(due: Fraction, most: int) -> int:
     """Returns the largest number of updates, at most `most`, such that few calls make nearly all updates of a turn."""
-    return max(1, math.floor(due / math.ceil(due / most))) if due else 1
+    return max(1, math.floor(due / math.ceil(due / most)))
 
 
 def drawn_ahead(updates: int, prefetch: int) -> int:

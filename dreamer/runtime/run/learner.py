@@ -121,6 +121,7 @@ class Learner:
     def compile_several(self, batches: Sequence[Batch]) -> None:
         """Compiles `step_several` for this number of batches of these shapes, without running it."""
         placed = [self.place(batch) for batch in batches]
+        self._batch_length = batches[0].reward.shape[1] - bool(batches[0].latent)
         with self.as_user_errors(f"compiling {_several(batches)}"):
             self._updates = self._updates.lower(self.state, placed).compile()
 
