@@ -73,6 +73,9 @@ class Config:
     collect: Annotated[Literal["auto", "turns", "thread"], MAY_CHANGE] = "auto"
     """How the loop on the host collects: in turns with training, or in a thread beside it; auto: in turns if
     environments, policy and updates share a CPU."""
+    updates_per_call: Annotated[int, at_least(0), MAY_CHANGE] = 0
+    """Most updates that the loop on the host makes in one call of the device, where that many are due; 0: those of one
+    turn of all environments, at most 8. Latents are then written back that many updates late; `lockstep` makes one."""
     lockstep: bool = False
     """Alternate collecting and training, so that the same seed gives a bit-identical run."""
     agent: Any = _default("agent")

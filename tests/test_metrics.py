@@ -145,14 +145,13 @@ def test_wandb_gets_group_tags_name_settings_and_env_steps_as_its_only_axis(tmp_
     begun, logged, defined = {}, [], []
 
     class Run:
-        id = "x"
+        id, step = "x", 0
 
         def define_metric(self, *args, **options):
             defined.append((args, options))
 
-        def log(self, values, **options):
-            assert not options
-            logged.append(values)
+        def log(self, values, step):
+            logged.append((values, step))
 
         def finish(self):
             pass
@@ -165,7 +164,7 @@ def test_wandb_gets_group_tags_name_settings_and_env_steps_as_its_only_axis(tmp_
         logger.image(600, "picture", np.zeros((4, 4, 3), np.uint8))
     assert (begun["group"], begun["tags"], begun["name"], begun["config"]) == ("g", ["a", "b"], "n", {"seed": 1})
     assert defined == [(("env_steps",), {}), (("*",), {"step_metric": "env_steps"})]
-    assert [values["env_steps"] for values in logged] == [640, 600]
+    assert [(values["env_steps"], step) for values, step in logged] == [(640, 0), (600, 1)]
 
 
 def test_a_long_large_video_is_shortened_for_a_gif_at_the_same_speed():

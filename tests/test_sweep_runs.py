@@ -20,6 +20,8 @@ import yaml
 
 from dreamer.apps import cli
 from dreamer.apps.sweep import state
+from dreamer.errors import UserError
+from dreamer.runtime.population.host_loop import HostPopulation
 
 ROOT = Path(__file__).parent.parent
 RATE = "agent.optimizer.learning_rate"
@@ -168,6 +170,47 @@ def test_a_changed_sweep_says_which_trials_are_new_and_which_are_gone(tmp_path, 
     written(tmp_path, {RATE: [1, 2]})
     assert cli.main([*words, "--print"]) == 2
     assert "contains another sweep, without one trial in common" in capsys.readouterr().err
+
+
+def packed(tmp_path: Path, axes: dict, **settings) -> tuple[Path, list[str]]:
+    """Writes a sweep whose trials share a program, and returns its directory and the command that runs a program."""
+    file, root = written(tmp_path, axes, env="probes:both", lockstep=False, **settings), tmp_path / "sweep"
+    words = ["sweep", str(file), "--run-dir", str(root), "--trust", "--pack", "on", "--jobs", "1"]
+    return root, [*words, "--compilation-cache", "off"]
+
+
+def test_a_packed_program_goes_on_without_a_trial_that_is_gone(tmp_path):
+    root, words = packed(tmp_path, {RATE: [1e-4, 1e-3, 1e-2]}, env_steps=48)
+    assert cli.main([*words, "--index", "0"]) == 0
+    packed(tmp_path, {RATE: [1e-4, 1e-2]}, env_steps=96)
+    assert cli.main([*words, "--index", "0"]) == 0
+    ends = {name: steps_of(root / "program0" / f"learning_rate={name}")[-1] for name in ("0.0001", "0.001", "0.01")}
+    assert ends == {"0.0001": 96, "0.001": 48, "0.01": 96}
+    packed(tmp_path, {RATE: [1e-4, 1e-3, 1e-2]}, env_steps=96)
+    assert cli.main([*words, "--index", "program1"]) == 0  # it comes back as a program of its own
+    assert steps_of(root / "program0/learning_rate=0.001")[-1] == 96
+
+
+def test_a_member_that_has_stopped_is_tried_again_alone(tmp_path, monkeypatch, capsys):
+    root, words = packed(tmp_path, {RATE: [1e-4, 1e-3]})
+    collect, name = HostPopulation._collect, "learning_rate=0.001"
+
+    def collecting(population):
+        collect(population)
+        if name in population._alive and population._steps() >= 48:
+            population._stop(name, UserError("the parameters have diverged"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostPopulation, "_collect", collecting)
+        assert cli.main([*words, "--index", "0"]) == 1
+    assert steps_of(root / "program0" / name)[-1] == 48
+    assert cli.main([*words, "--index", "0", "--retry"]) == 0
+    assert f"{name} had stopped in program0, and is a program of its own: --index program1" in capsys.readouterr().out
+    assert cli.main([*words, "--index", "program1", "--retry"]) == 0
+    steps = steps_of(root / "program0" / name)
+    assert steps == sorted(steps) and steps[-1] == 96 and state.failure(root, name) is None
+    assert cli.main([*words, "--status"]) == 0
+    assert "2 trials: 2 done" in capsys.readouterr().out
 
 
 def test_slurm_runs_every_program_once_and_a_preempted_job_goes_on(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from dreamer import shipped
-from dreamer.apps.sweep import local, packing, planning, slurm, spec, state, table
+from dreamer.apps.sweep import apart, local, packing, planning, slurm, spec, state, table
 from dreamer.apps.sweep.packing import Pack, Packing, Program
 from dreamer.apps.sweep.spec import Sweep
 from dreamer.apps.sweep.state import Failure, Known
@@ -20,7 +20,6 @@ from dreamer.errors import UserError
 from dreamer.fields import at_least
 from dreamer.runtime.files import lock
 from dreamer.runtime.files.lock import RunLock
-from dreamer.runtime.population import standing
 from dreamer.runtime.run.stopping import Stopping
 
 HELP = """Train all trials of a sweep, and go on with it when the command is given again.
@@ -97,7 +96,9 @@ def sweep(path: str, flags: SweepFlags) -> int:
         stopping = stack.enter_context(Stopping(_say))
         stack.enter_context(RunLock(root, _say, stopping.fail))
         ready = plan(root, given, trials, flags)
-        state.write(root, ready.known)
+        known = apart.arranged(root, ready.known, trials, trials if flags.retry else ())
+        ready = ready._replace(known=known)
+        state.write(root, known)
         stopping.begun()
         print("\n".join([*ready.notes, packing.described(ready.known.programs), f"sweep: {root}"]), flush=True)
         if flags.on == "slurm":
@@ -250,18 +251,26 @@ def with_cache(environment: dict[str, str], root: Path, folder: str) -> dict[str
 def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) -> int:
     """Runs one program in this process. Returns its exit code: 0, or 1 if one of its trials has failed."""
     known = state.read(root)
-    if known is None or any(name not in known.trials for name in trials):
+    fresh = known is None or any(name not in known.trials for name in trials)
+    if known is None or fresh or apart.arranged(root, known, trials) != known:
         root.mkdir(parents=True, exist_ok=True)
         with waiting_for_lock(root):  # tasks of an array may come at the same time
-            known = plan(root, given, trials, flags).known
+            known = apart.arranged(root, plan(root, given, trials, flags).known, trials)
             state.write(root, known)
     names = [program.name for program in known.programs]
     number = names.index(flags.index) if flags.index in names else _number(flags.index, len(names))
     program = known.programs[number]
     missing = [name for name in program.trials if name not in trials]
-    if missing:
-        raise UserError(f"{program.name} has trials that the sweep file no longer has: {_few(missing)}")
+    if missing or not program.trials:
+        raise UserError(f"{program.name} has only trials that the sweep file no longer has: {_few(missing) or 'none'}")
     if flags.retry:
+        with waiting_for_lock(root):
+            known = apart.arranged(root, known, trials, program.trials)
+            state.write(root, known)
+        for other in known.programs[len(names) :]:
+            alone = f"--index {other.name} --retry"
+            print(f"{other.trials[0]} had stopped in {program.name}, and is a program of its own: {alone}")
+        program = known.programs[number]
         state.clear_failed(root, program.trials)
     lengths = {name: trials[name].config.env_steps for name in program.trials}
     if not any(_open(root, known, name, lengths) for name in program.trials):
@@ -273,14 +282,16 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
 
     share_compiled(root, flags.compilation_cache)
     try:
-        train(packing.config_of(program, trials, root), resume="auto", trust=flags.trust)
+        if not local.held(root, known, program):
+            apart.leave_out(root, program)
+        train(apart.config_of(root, known, program, trials), resume="auto", trust=flags.trust)
     except UserError as error:
         if not local.held(root, known, program):
             for name in program.trials:
                 if _open(root, known, name, lengths):
                     state.set_failed(root, name, Failure(" ".join(str(error).split()), 2))
         raise
-    stopped = stopped_members(root, program)
+    stopped = apart.stopped_members(root, program)
     for name, cause in stopped.items():
         state.set_failed(root, name, Failure(cause, 1))
     return int(bool(stopped))
@@ -308,12 +319,6 @@ def waiting_for_lock(root: Path, patience: float = 600.0) -> Iterator[None]:
             time.sleep(1.0)
     with held:
         yield
-
-
-def stopped_members(root: Path, program: Program) -> dict[str, str]:
-    """Returns {trial: cause} of the members of a population that have stopped."""
-    path = root / program.name / standing.FILE
-    return dict(standing.read(path).stopped) if path.exists() else {}
 
 
 def _number(text: str, count: int) -> int:

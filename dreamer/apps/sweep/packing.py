@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from dreamer.apps.sweep.trials import Trial
 from dreamer.config import Config
 from dreamer.fields import get
+from dreamer.runtime.population.members import wandb_fields
 
 Pack = Literal["auto", "on", "off"]
 
@@ -115,26 +116,32 @@ def _parts(group: Sequence[Trial], size: int) -> list[Sequence[Trial]]:
     return [group[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def config_of(program: Program, trials: Mapping[str, Trial], root: Path) -> Config:
-    """Returns the config with which `dreamer.train` trains a program. root: the directory of the sweep."""
+def config_of(program: Program, trials: Mapping[str, Trial], root: Path, run_dir: str = "") -> Config:
+    """Returns the config with which `dreamer.train` trains a program.
+
+    root: the directory of the sweep | run_dir: that of a trial that trains alone, relative to root; "": the usual one
+    """
     own = [trials[name] for name in program.trials]
     config = own[0].config
     if len(own) == 1:
-        return dataclasses.replace(config, run_dir=str(root / program.run_dir(own[0].name)))
+        log = dataclasses.replace(config.log, **wandb_fields(config.log, own[0].name, root.name, "sweep"))
+        return dataclasses.replace(config, run_dir=str(root / (run_dir or program.run_dir(own[0].name))), log=log)
     varied = {key for trial in own for key, value in trial.values.items() if get(config, key) != value}
     members = tuple(
         {"name": trial.name, "seed": trial.seed, **{key: trial.values[key] for key in trial.values if key in varied}}
         for trial in own
     )
     population = dataclasses.replace(config.population, members=members)
-    return dataclasses.replace(config, run_dir=str(root / program.name), population=population)
+    log = dataclasses.replace(config.log, **wandb_fields(config.log, "", root.name, "sweep"))
+    return dataclasses.replace(config, run_dir=str(root / program.name), population=population, log=log)
 
 
 def described(programs: Sequence[Program]) -> str:
     """Returns the packing in words, such as "48 trials: 3 programs of 16"."""
     sizes: dict[int, int] = {}
     for program in programs:
-        sizes[len(program.trials)] = sizes.get(len(program.trials), 0) + 1
+        if program.trials:
+            sizes[len(program.trials)] = sizes.get(len(program.trials), 0) + 1
     trials = sum(len(program.trials) for program in programs)
     parts = [f"{count} program{'s' if count > 1 else ''} of {size}" for size, count in sorted(sizes.items())[::-1]]
     return f"{trials} trial{'s' if trials > 1 else ''}: {', '.join(parts)}"

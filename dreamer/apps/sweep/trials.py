@@ -17,6 +17,7 @@ from dreamer.config import Config, check_names, stack
 from dreamer.errors import UserError
 from dreamer.fields import get
 from dreamer.layers import layer
+from dreamer.runtime.log.wandb_runs import wandb_ready
 from dreamer.runtime.population.members import short_names
 
 MOST = 100_000  # trials of a sweep
@@ -40,7 +41,7 @@ def trials_of(sweep: Sweep, config: Config, trust: bool = False) -> list[Trial]:
     """Returns all trials, in the order of the axes, each with all seeds. config: the base config.
 
     trust: whether values may name code outside dreamer
-    Raises UserError if a value is wrong, before anything starts.
+    Raises UserError if a value is wrong, or if a package for logging is missing, before anything starts.
     """
     axes = axes_of(sweep, config)
     seeds = seeds_of(sweep, config)
@@ -59,6 +60,8 @@ def trials_of(sweep: Sweep, config: Config, trust: bool = False) -> list[Trial]:
             words = [f"{short[key]}={written(value)}" for key, value in values.items()]
             name = shortened("-".join([*words, *([f"seed{seed}"] if len(seeds) > 1 or not words else [])]))
             trials.append(Trial(name, values, seed, dataclasses.replace(made, seed=seed)))
+    for mode in sorted({trial.config.log.wandb for trial in trials} - {"off"}):
+        wandb_ready(mode)
     if len({trial.name for trial in trials}) < len(trials):
         raise UserError("two trials of the sweep are equal: an axis lists a value twice, or too few can be drawn")
     return trials

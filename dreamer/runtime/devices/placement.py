@@ -28,6 +28,11 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def split_each(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of batches [n, B, ..] that splits the axis B over all devices."""
+    return NamedSharding(mesh, PartitionSpec(None, AXES))
+
+
 def state_sharding(mesh: Mesh, form: Any) -> Any:
     """Returns the sharding of a train state: one for all leaves, or a tree with one for each leaf.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dreamer.interfaces import Agent, Array, Batch, Carry, Key, Mode, Obs, TrainState, Update, Variables
-from dreamer.runtime.devices.placement import replicated, split, state_sharding
+from dreamer.runtime.devices.placement import replicated, split, split_each, state_sharding
 from dreamer.spaces import Spec
 
 
@@ -25,21 +25,70 @@ def jit_init(agent: Agent, mesh: Mesh) -> Callable[[Key], Any]:
     return jax.jit(agent.init, out_shardings=places, compiler_options=plainly if on_cpu else None)
 
 
+class Updates(NamedTuple):
+    """The results of n updates besides the last state, see `Update`.
+
+    latent: n x {name: [B, T, ..]} | surprise: n x [B, T]; None: the agent has none | metrics {name: [n]}
+    """
+
+    latent: Any
+    metrics: Mapping[str, Any]
+    surprise: Any = None
+
+
 def jit_update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
     """Compiles `agent.update(state, batch)` for the mesh; the state is donated."""
-    parts, scalars = split(mesh), replicated(mesh)
-    sharded = mesh.shape["fsdp"] > 1
-    places = state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0))) if sharded else scalars
+    parts, scalars, places = split(mesh), replicated(mesh), _state_places(agent, mesh)
+    out: Any = Update._make((parts, scalars, parts))
+    return jax.jit(
+        _update(agent, mesh), in_shardings=(places, parts), out_shardings=(places, out), donate_argnums=0
+    )
+
+
+def jit_updates(agent: Agent, mesh: Mesh) -> Callable[..., tuple[TrainState, Updates]]:
+    """Compiles a function (state, [batch, ..]) -> state, Updates for the mesh; the state is donated.
+
+    The function makes the updates of `agent.update` one after the other, each with its own batch.
+    """
+    parts, scalars, places = split(mesh), replicated(mesh), _state_places(agent, mesh)
+    update = _update(agent, mesh)
+
+    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Update]:
+        state, out = update(state, batch)
+        return jax.lax.with_sharding_constraint(state, places), out
+
+    def updates(state: TrainState, batches: list[Batch]) -> tuple[TrainState, Updates]:
+        together = jax.tree.map(lambda *each: jnp.stack(each), *batches)
+        state, out = jax.lax.scan(one, state, jax.lax.with_sharding_constraint(together, split_each(mesh)))
+        latent, surprise = ([_at(tree, n) for n in range(len(batches))] for tree in (out.latent, out.surprise))
+        return state, Updates(latent, out.metrics, None if out.surprise is None else surprise)
+
+    out: Any = Updates._make((parts, scalars, parts))
+    return jax.jit(updates, in_shardings=(places, parts), out_shardings=(places, out), donate_argnums=0)
+
+
+def _at(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: x[n], tree)
+
+
+def _state_places(agent: Agent, mesh: Mesh) -> Any:
+    """Returns the sharding of the train state, or a tree of one for each leaf."""
+    if mesh.shape["fsdp"] == 1:
+        return replicated(mesh)
+    return state_sharding(mesh, jax.eval_shape(agent.init, jax.random.key(0)))
+
+
+def _update(agent: Agent, mesh: Mesh) -> Callable[..., Any]:
+    """Returns `agent.update` for a state that may be split over the mesh."""
 
     def update(state: TrainState, batch: Batch) -> Any:
-        if sharded:
+        if mesh.shape["fsdp"] > 1:
             # Gathered once, because XLA would gather weights at each use, in every step of a scan.
-            params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), scalars)
+            params, extra = jax.lax.with_sharding_constraint((state.params, state.extra), replicated(mesh))
             state = state._replace(params=params, extra=extra)
         return agent.update(state, batch)
 
-    out: Any = Update._make((parts, scalars, parts))
-    return jax.jit(update, in_shardings=(places, parts), out_shardings=(places, out), donate_argnums=0)
+    return update
 
 
 def jit_write_rows(mesh: Mesh) -> Callable[..., dict[str, Array]]:

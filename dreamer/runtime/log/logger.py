@@ -24,7 +24,8 @@ import numpy as np
 
 from dreamer.fields import at_least
 from dreamer.runtime.files.run_dir import METRICS
-from dreamer.runtime.log.sinks import Guarded, JsonLines, Sink, TensorBoard, WeightsAndBiases
+from dreamer.runtime.log.sinks import Guarded, JsonLines, Sink, TensorBoard
+from dreamer.runtime.log.wandb_runs import WeightsAndBiases
 
 RESERVED = ("env_steps", "updates", "time", "nonfinite")
 
@@ -42,9 +43,11 @@ class Config:
     wandb_project: str = "dreamer"
     """Name of the Weights & Biases project."""
     wandb_name: str = ""
-    """Name of the run in Weights & Biases; empty: the name of the run directory."""
+    """Name of the run in Weights & Biases; empty: the name of the run directory. Members of a population and trials of
+    a sweep append their own names."""
     wandb_group: str = ""
-    """Group of the run in Weights & Biases, for example one group for all seeds of an experiment."""
+    """Group of the run in Weights & Biases, for example one group for all seeds of an experiment; empty: none, but the
+    name of its directory for a population or a sweep."""
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run in Weights & Biases."""
 
@@ -55,12 +58,14 @@ class Resumed(NamedTuple):
     position: what `Logger.position()` returned at the checkpoint | env_steps: the env_steps of the restored replay
     later: whether the run keeps the rows collected after the checkpoint, and so the lines of metrics.jsonl about them
     seconds: the `time` in the last of these lines; 0 if there are none
+    rewound: whether the user asked for a checkpoint before the newest one, so that the run is another one from there
     """
 
     position: Mapping[str, Any]
     env_steps: int
     later: bool
     seconds: float = 0.0
+    rewound: bool = False
 
 
 class Logger:
@@ -107,7 +112,8 @@ class Logger:
                 board.hyperparameters(run_config or {})
             self._wandb_id: str | None = position.get("wandb")
             if config.wandb != "off":
-                wandb = WeightsAndBiases(Path(run_dir), config, run_config or {}, self._wandb_id)
+                rewound = resumed is not None and resumed.rewound
+                wandb = WeightsAndBiases(Path(run_dir), config, run_config or {}, self._wandb_id, anew=rewound)
                 self._sinks.append(wandb)
                 self._wandb_id = wandb.run_id
                 opened.callback(wandb.close)

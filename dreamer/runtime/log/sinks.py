@@ -7,7 +7,6 @@ Biases keeps the values that were logged after the checkpoint, and adds those of
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -16,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.safe_files import json_value, open_regular
 from dreamer.runtime.log import images
 
-STEP = "env_steps"  # the x-axis
 LONGEST_LINE = 1 << 24  # bytes of a line of metrics
 
 
@@ -257,80 +255,3 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
-
-
-class WeightsAndBiases:
-    """Owns one Weights & Biases run, with its files under run_dir/wandb. The x-axis is env_steps.
-
-    env_steps is logged as a value. It cannot be wandb's own step, which must not decrease: an evaluation may be logged
-    after other values with more env_steps.
-    """
-
-    def __init__(
-        self, run_dir: Path, config: Any, run_config: Mapping[str, Any], run_id: str | None = None
-    ):
-        """config: a `logger.Config` | run_config: the settings of the run
-
-        run_id: the Weights & Biases run to continue; None: a new run. Raises UserError if wandb cannot start.
-        """
-        self._wandb = wandb = wandb_ready(config.wandb)
-        mode: Literal["online", "offline"] = "online" if config.wandb == "online" else "offline"
-        try:
-            self._run = wandb.init(
-                project=config.wandb_project, name=config.wandb_name or run_dir.name,
-                group=config.wandb_group or None, tags=list(config.wandb_tags) or None, dir=str(run_dir), mode=mode,
-                config=dict(run_config), settings=wandb.Settings(silent=True, console="off"),
-                id=run_id, resume="allow" if run_id and mode == "online" else None,
-            )  # fmt: skip
-        except wandb.Error as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"log.wandb={config.wandb} could not start: {reason}") from error
-        self._remove_outward_links(run_dir)
-        self._run.define_metric(STEP)
-        self._run.define_metric("*", step_metric=STEP)
-
-    @property
-    def run_id(self) -> str:
-        """Returns the id of the run in Weights & Biases."""
-        return self._run.id
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one point to the curve of each name."""
-        self._run.log({**values, STEP: step})
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs an image [H, W, 3] uint8 as PNG."""
-        self._run.log({name: self._wandb.Image(image), STEP: step})
-
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Logs frames [T, H, W, 3] uint8 as a GIF. Encodes it here, because wandb itself would need moviepy."""
-        gif = io.BytesIO(images.encode_gif(frames, fps))
-        self._run.log({name: self._wandb.Video(gif, format="gif"), STEP: step})
-
-    def close(self) -> None:
-        """Finishes the run."""
-        self._run.finish()
-
-    @staticmethod
-    def _remove_outward_links(run_dir: Path) -> None:
-        """Removes wandb's symbolic links to a log in the user's cache. Links to the outside would prevent resuming."""
-        for link in (run_dir / "wandb").glob("*run-*/logs/debug-core.log"):
-            if link.is_symlink():
-                link.unlink()
-
-
-def wandb_ready(mode: str) -> Any:
-    """Returns the imported package wandb. mode: "offline" or "online".
-
-    Raises UserError if the package is missing, or if the mode is "online" and the user is not logged in.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(f"log.wandb={mode} needs the package wandb: python -m pip install wandb") from error
-    # Checked before init, which on a terminal would stop and ask for an account.
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        raise UserError(
-            "log.wandb=online needs an account: run `wandb login`, or use --log.wandb offline and sync later"
-        )
-    return wandb

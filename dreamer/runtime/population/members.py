@@ -62,8 +62,22 @@ def _member(config: RunConfig, name: str, seed: int, values: Mapping[str, Any], 
     own = overlay(config, layer(values, origin=origin))
     run_dir, none = str(Path(config.run_dir) / name), type(config.population)()
     one = dataclasses.replace(own.devices, count=1, fsdp=1)
-    alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, devices=one, population=none)
+    log = dataclasses.replace(own.log, **wandb_fields(own.log, name, Path(config.run_dir).name, "population"))
+    alone = dataclasses.replace(own, seed=seed, run_dir=run_dir, devices=one, population=none, log=log)
     return Member(name, alone, {key: get(own, key) for key in values})
+
+
+def wandb_fields(log: Any, name: str, group: str, tag: str) -> dict[str, Any]:
+    """Returns the fields of a log's config that tell one of many runs from the others in Weights & Biases.
+
+    log: the config of the log of all | name: that of the run; "": its members add their own names
+    group: that of all runs, if the config gives none | tag: added to those of the config
+    """
+    if log.wandb == "off":
+        return {}
+    names = [part for part in (log.wandb_name, name) if part]
+    tags = dict.fromkeys((*log.wandb_tags, tag))
+    return {"wandb_name": "-".join(names), "wandb_group": log.wandb_group or group, "wandb_tags": tuple(tags)}
 
 
 def _listed(config: RunConfig) -> list[Member]:

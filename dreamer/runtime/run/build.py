@@ -30,12 +30,12 @@ from dreamer.runtime.replay.capacity import Capacity
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start, updates, ways
+from dreamer.runtime.run import calls, evaluation, header, ratio, resume, schedule, start, updates, ways
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.init_from import begin_with
-from dreamer.runtime.run.learner import Learner, Pending
+from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.moving import Moving, Owners
 from dreamer.runtime.run.on_device import OnDevice
@@ -216,15 +216,22 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     size = _plan_replay(decision, environments, agent, shared)
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
-    needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
+    row_bytes = columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
+    needed = size.steps * row_bytes
     room = Room(share(mesh, needed), free_memory(home(mesh)), mesh.size)
     way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         mesh=mesh, part=shared.part if shared else None,
     )  # fmt: skip
-    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
-    session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])
+    batch_rows = config.replay.batch_size * (config.replay.context + config.replay.batch_length)
+    several = calls.choose(
+        config, way, due=rate * workers.streams, population=shared is not None, free=free_memory(home(mesh)),
+        batch_bytes=share(mesh, batch_rows * row_bytes),
+    )  # fmt: skip
+    limiter = Limiter(rate, workers.streams, several.updates)
+    built = Built(environments, agent, learner, size, limiter, record, way)
+    session.display.header([*_introduction(config, built), *filter(None, [line, several.line, why_not])])
     if not found and config.init_from:
         taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
         learner.load(taken.state, 0)
@@ -328,6 +335,9 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
     config, stack, report = decision.config, session.stack, session.display.message
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
     going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
+    if going_on and not shared:  # a population resumes from a common checkpoint, which the user did not choose
+        chosen = decision.step is not None and decision.found is not None and bool(decision.found.newer)
+        going_on = going_on._replace(rewound=chosen)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
     logger = stack.enter_context(
         Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
@@ -335,10 +345,11 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
     # Closed before the replay. In turns nothing may depend on the timing of a thread.
     in_turns = built.way != "thread"
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
-    batches = Prefetch(draw, depth=0 if in_turns else config.replay.prefetch)
+    ahead = calls.drawn_ahead(built.limiter.updates, config.replay.prefetch)
+    batches = Prefetch(draw, depth=0 if in_turns else ahead)
     stack.callback(batches.close)
     write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
-    writeback = Writeback[Pending](write_back, threaded=not in_turns)
+    writeback = Writeback[Pending | PendingUpdates](write_back, threaded=not in_turns)
     stack.callback(writeback.close)
     flushing = stack.enter_context(
         Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from dreamer.interfaces import Agent, Array, Batch, TrainState, Update, Variable
 from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.mesh import Config, configured_mesh, home, mesh_of, own
-from dreamer.runtime.devices.programs import PolicyPart
+from dreamer.runtime.devices.programs import PolicyPart, Updates
 from dreamer.spaces import Spec, for_device
 from dreamer.steps import Rows
 
@@ -32,6 +32,14 @@ class Pending(NamedTuple):
     sent: float
 
 
+class PendingUpdates(NamedTuple):
+    """The results of several updates in one call, like `Pending`. rows: those of each update."""
+
+    rows: tuple[Rows, ...]
+    out: Updates
+    sent: float
+
+
 class PolicyParams(NamedTuple):
     """The variables that acting reads, after `updates` updates. leaves: their arrays, which are never donated."""
 
@@ -45,7 +53,7 @@ class Learner:
     updates: the number of updates made | idle: the total seconds in which no update was in flight. Each pause begins
     when the host has fetched the result of an update, and ends when the next update is dispatched.
     With lockstep, acting waits for the update in flight and uses the newest parameters. Without lockstep, acting uses
-    the newest parameters that are ready, which are at most one update old.
+    the newest parameters that are ready, which are at most one call of the device old.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Learner:
         self._obs = spec.obs
         self.part = part or programs.policy_part(agent, spec)
         self._update: Any = programs.jit_update(agent, self.mesh)
+        self._updates: Any = programs.jit_updates(agent, self.mesh)  # compiled only if it is used
         self._report = programs.jit_report(agent)
         self._batch_size, self._batch_length = batch_size, 0
         self._lockstep = lockstep
@@ -96,6 +105,26 @@ class Learner:
             placement.begin_to_host(out)
         return Pending(rows, out, sent)
 
+    def step_several(self, batches: Sequence[Batch], rows: Sequence[Rows]) -> PendingUpdates:
+        """Dispatches one update with each batch, in one call, with the same results as a `step` with each.
+
+        batches, rows: as for `step`. Raises UserError as `step` does.
+        """
+        sent = time.monotonic()
+        with self.as_user_errors(_several(batches)):
+            self.state, out = self._updates(self.state, list(batches))
+            self.updates += len(batches)
+            self._snapshots = (self._snapshots[1], self._copy())
+            placement.begin_to_host(out)
+        return PendingUpdates(tuple(rows), out, sent)
+
+    def compile_several(self, batches: Sequence[Batch]) -> None:
+        """Compiles `step_several` for this number of batches of these shapes, without running it."""
+        placed = [self.place(batch) for batch in batches]
+        self._batch_length = batches[0].reward.shape[1] - bool(batches[0].latent)
+        with self.as_user_errors(f"compiling {_several(batches)}"):
+            self._updates = self._updates.lower(self.state, placed).compile()
+
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without running it."""
         batch = self.place(batch)
@@ -113,6 +142,15 @@ class Learner:
             out = placement.to_host(update.out)
         self.worked(update.sent, time.monotonic())
         return out
+
+    def fetch_several(self, updates: PendingUpdates) -> list[Update]:
+        """Waits for the updates of one call and returns the result of each, as `fetch` does. Fetch calls in order."""
+        with self.as_user_errors(_several(updates.rows)):
+            out = placement.to_host(updates.out)
+        self.worked(updates.sent, time.monotonic())
+        surprises = out.surprise or [None] * len(updates.rows)
+        each = [{name: x[n] for name, x in out.metrics.items()} for n in range(len(updates.rows))]
+        return [Update(*one) for one in zip(out.latent, each, surprises, strict=True)]
 
     def worked(self, begun: float, done: float) -> None:
         """Records that the device made updates between two time.monotonic() seconds, so that only pauses are `idle`."""
@@ -196,3 +234,7 @@ class Learner:
     def _copy(self) -> PolicyParams:
         leaves = self.part.take(self._agent.variables(self.state))
         return PolicyParams(self.updates, placement.first_copy(leaves, home(self.mesh)))
+
+
+def _several(updates: Sequence[Any]) -> str:
+    return f"{len(updates)} updates in one call (updates_per_call)"

@@ -20,11 +20,14 @@ class Limiter:
     "collector_for_learner" and "learner_for_rows".
     """
 
-    def __init__(self, rate: Fraction, envs: int):
-        """rate: `ratio.updates_per_step`. envs: the number of rows that one turn of the collector may add."""
-        self.rate = rate
+    def __init__(self, rate: Fraction, envs: int, updates: int = 1):
+        """rate: `ratio.updates_per_step`. envs: the number of rows that one turn of the collector may add.
+
+        updates: the number of updates that one call of the device makes where that many are due
+        """
+        self.rate, self.updates = rate, updates
         # The updates that are due after one turn of all environments, plus one, so that the learner always has work.
-        self.slack = 1 + -(-(envs * rate).numerator // (envs * rate).denominator)
+        self.slack = max(1 + -(-(envs * rate).numerator // (envs * rate).denominator), updates)
         self._changed = threading.Condition()
         self._steps = 0
         self._credited: Fraction | None = None
@@ -43,11 +46,19 @@ class Limiter:
         with self._changed:
             return self._due()
 
-    def trained(self) -> None:
-        """Records that one update was made."""
+    def at_once(self) -> int:
+        """Returns the number of updates for the next call of the device: one, or several if so many are due; or 0.
+
+        There are only these two numbers, so that a run compiles at most two programs.
+        """
+        due = self.due()
+        return self.updates if due >= self.updates else min(due, 1)
+
+    def trained(self, updates: int = 1) -> None:
+        """Records that updates were made."""
         with self._changed:
-            assert self._credited is not None and self._due() > 0, "an update was made that was not due"
-            self._credited += 1 / self.rate
+            assert self._credited is not None and self._due() >= updates, "an update was made that was not due"
+            self._credited += updates / self.rate
             self._changed.notify_all()
 
     def wait_for_rows(self) -> None:

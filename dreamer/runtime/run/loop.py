@@ -42,6 +42,7 @@ class Run:
         self.saved = Saved(self._logged.time, opened.resumed_at)
         self._eval_due = opened.eval_due
         self._compiled = False
+        self._programs: set[int] = set()  # the numbers of updates for which a program is compiled
         self._collecting = Collecting(self._collect_turn)
 
     def start(self) -> None:
@@ -130,13 +131,14 @@ class Run:
         self._update_limiter()
 
     def learn(self) -> None:
-        """Makes one update."""
+        """Makes the updates of one call of the device: one, or several if so many are due. At least one must be due."""
         parts = self.parts
-        batch, rows = parts.batches.next()
-        if not self._compiled:
-            self._compile(batch)
-        update = parts.learner.step(batch, rows)
-        parts.limiter.trained()
+        batches, rows = zip(*[parts.batches.next() for _ in range(parts.limiter.at_once())], strict=True)
+        if len(rows) not in self._programs:
+            self._compile(batches)
+        several = len(rows) > 1
+        update = parts.learner.step_several(batches, rows) if several else parts.learner.step(batches[0], rows[0])
+        parts.limiter.trained(len(rows))
         parts.writeback.put(update)
 
     def tend(self) -> None:
@@ -291,9 +293,12 @@ class Run:
             self.collect(min(workers.min_ready or half, workers.envs), workers.max_wait)
         return parts.replay.steps < parts.config.env_steps
 
-    def _compile(self, batch: Batch) -> None:
+    def _compile(self, batches: Sequence[Batch]) -> None:
+        """Compiles the program that makes one update with each of these batches."""
+        learner = self.parts.learner
         self.parts.display.phase("compiling")
-        self.parts.learner.compile(batch)
+        learner.compile_several(batches) if len(batches) > 1 else learner.compile(batches[0])
+        self._programs.add(len(batches))
         self.compiled()
 
     def _update_limiter(self) -> None:

@@ -21,7 +21,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.environments import Environments
-from dreamer.runtime.run.learner import Learner, Pending
+from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.prefetch import Prefetch
@@ -59,7 +59,7 @@ class Parts:
     tracker: EpisodeTracker
     limiter: Limiter
     batches: Prefetch[tuple[Batch, Rows]]
-    writeback: Writeback[Pending]
+    writeback: Writeback[Pending | PendingUpdates]
     store: RowStore
     flushing: Flushing
     checkpoints: Checkpoints

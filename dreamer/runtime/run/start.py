@@ -39,7 +39,8 @@ from dreamer.runtime.files.run_dir import (
     refuse_used,
 )
 from dreamer.runtime.log.logger import Resumed
-from dreamer.runtime.log.sinks import Tail, lines_damage, tail_of, wandb_ready
+from dreamer.runtime.log.sinks import Tail, lines_damage, tail_of
+from dreamer.runtime.log.wandb_runs import wandb_ready
 from dreamer.runtime.replay import disk_tier
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import header, resume, run_config

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.learner import Learner, Pending
+from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.steps import Batch, Rows
 
 
@@ -27,13 +27,17 @@ def draw(source: Source, learner: Learner, batch_size: int) -> tuple[Batch, Rows
         return learner.place(batch), rows
 
 
-def write_back(update: Pending, learner: Learner, replay: Replay, logger: Logger) -> None:
-    """Waits for an update. Then writes its latents and priorities to the replay, and its metrics to the logger.
+def write_back(update: Pending | PendingUpdates, learner: Learner, replay: Replay, logger: Logger) -> None:
+    """Waits for the updates of a call. Then writes their latents and priorities to the replay, and logs their metrics.
 
     Raises UserError if a device has no memory left or fails.
     """
-    out = learner.fetch(update)
-    replay.refresh(update.rows, out.latent)
-    if out.surprise is not None:
-        replay.prioritise(update.rows, out.surprise)
-    logger.add(out.metrics)
+    if isinstance(update, Pending):
+        made = [(update.rows, learner.fetch(update))]
+    else:
+        made = [*zip(update.rows, learner.fetch_several(update), strict=True)]
+    for rows, out in made:
+        replay.refresh(rows, out.latent)
+        if out.surprise is not None:
+            replay.prioritise(rows, out.surprise)
+        logger.add(out.metrics)
