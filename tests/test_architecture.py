@@ -53,6 +53,7 @@ TABLE: dict[str, set[str]] = {
     "losses": {"ops", "interfaces"} | NOUNS,
     "agent": {"ops", "losses", "interfaces", "contracts", "coerce"} | NOUNS,
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
+    "data": {"runtime/env", "runtime/files"} | NOUNS,  # datasets are read and checked like environments, without jax
     "runtime": {"runtime/devices", "runtime/log", "runtime/population", "runtime/run", "interfaces", "config"} | NOUNS,
     "runtime/files": NOUNS,
     "runtime/env": {"runtime/files"} | NOUNS,
@@ -64,7 +65,8 @@ TABLE: dict[str, set[str]] = {
     "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME
-    | {"runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"} | LOOSE | NOUNS,
+    | {"data", "runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"}
+    | LOOSE | NOUNS,
     "apps/check": {"runtime/env", "runtime/workers", "runtime/files", "runtime/log"} | NOUNS,
     "apps/report": {"apps", "runtime/files", "runtime/log", "runtime/run", "config", "coerce", "shipped"} | NOUNS,
     "dreamer": {"config", "runtime", "apps"},
@@ -79,7 +81,7 @@ JAX_SUITES = tuple(
 )  # fmt: skip
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}
 # Rooms and files that must work in a process without jax.
-NO_JAX_ROOMS = ("runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")
+NO_JAX_ROOMS = ("data", "runtime/env", "runtime/workers", "runtime/replay", "runtime/log", "apps/check", "apps/report")
 NO_JAX = (
     "dreamer", "dreamer.config", "dreamer.coerce", "dreamer.plugins", "dreamer.spaces", "dreamer.errors",
     "dreamer.shipped", "dreamer.fields", "dreamer.hints", "dreamer.suites", "dreamer.steps", "dreamer.trust",
@@ -100,6 +102,7 @@ NO_JAX = (
         )
     ),
     *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),
+    "dreamer.apps.data",
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
 

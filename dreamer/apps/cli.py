@@ -39,6 +39,7 @@ USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer verify RUN [--flags]                read a run directory whole and say what is damaged
+       dreamer data PATH [--flags]                 say what is in a dataset, and convert it
        dreamer presets                             list the presets that come with dreamer
        dreamer envs                                list the suites of environments
        dreamer metrics [NAME]                      explain what a run logs
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: list[str]) -> int:
     commands = {
         "train": train_command, "sweep": sweep_command, "eval": eval_command, "check": check_command,
-        "report": report_command, "verify": verify_command, "presets": lists.presets_command,
+        "report": report_command, "verify": verify_command, "data": data_command, "presets": lists.presets_command,
         "envs": lists.envs_command, "metrics": lists.metrics_command, "completion": completion_command,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
@@ -259,6 +260,7 @@ def completion_command(args: list[str]) -> int:
 
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
+        from dreamer.apps.data import DataFlags
         from dreamer.apps.sweep.command import SweepFlags
 
         if not words:
@@ -266,7 +268,7 @@ def completion_command(args: list[str]) -> int:
         own = {
             "train": (TrainFlags(), [*shipped.presets(), "--help-all"]), "eval": (EvalFlags(), []),
             "sweep": (SweepFlags(), [*shipped.sweeps()]), "check": (Settings(), []),
-            "report": (ReportFlags(), []), "verify": (VerifyFlags(), []),
+            "report": (ReportFlags(), []), "verify": (VerifyFlags(), []), "data": (DataFlags(), []),
         }  # fmt: skip
         commands: dict[str, list[str]] = {
             name: [*more, "--help", *(f"--{key.replace('_', '-')}" for key in keys(config))]
@@ -380,6 +382,20 @@ def verify_command(args: list[str]) -> int:
     from dreamer.apps.verify import verify_run
 
     return verify_run(runs[0], options.json)
+
+
+def data_command(args: list[str]) -> int:
+    """Runs `dreamer data`. args: one dataset, and flags. Returns the exit code. Raises UserError."""
+    from dreamer.apps import data
+
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(data.DataFlags(), "dreamer data PATH", data.HELP)
+    options, strays = apply(data.DataFlags(), flags)
+    paths = words + strays
+    if len(paths) != 1:
+        raise UserError(f"dreamer data takes one dataset, not {len(paths)}: dreamer data minari:NAME")
+    return data.describe_data(paths[0], options)
 
 
 def _nearest_preset(word: str) -> str:

@@ -92,6 +92,12 @@ def seal_of(path: Path) -> Seal:
         return _whole(path, file, None)[1]
 
 
+def read_head(path: Path) -> dict[str, Any]:
+    """Returns the caller's values of a sealed file. Raises UserError as `read` does, but does not check the arrays."""
+    with _reading(path) as file:
+        return _whole(path, file, None)[0].head
+
+
 class _Form(NamedTuple):
     """The description of an array in a header."""
 
