@@ -12,9 +12,9 @@ has a newer checkpoint, this can be repeated, so a kill at any moment loses noth
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from os import rename
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def _write(run_dir: Path, step: int, parent: Path, aside: Path, hyper: Mapping[s
 
 def _exchange(run_dir: Path, step: int, aside: Path) -> None:
     """Puts the checkpoint in `aside` in the place of that of the run. `_finish` goes on after a kill."""
-    os.rename(run_dir / CHECKPOINTS / str(step), aside / "old")
+    rename(run_dir / CHECKPOINTS / str(step), aside / "old")
     _finish(run_dir, aside)
 
 
@@ -150,5 +150,5 @@ def _finish(run_dir: Path, aside: Path) -> None:
     if (aside / "old").is_dir():
         for new in (aside / CHECKPOINTS).iterdir():
             if new.name.isdecimal():
-                os.rename(new, run_dir / CHECKPOINTS / new.name)
+                rename(new, run_dir / CHECKPOINTS / new.name)
     shutil.rmtree(aside, ignore_errors=True)

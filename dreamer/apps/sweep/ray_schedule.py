@@ -124,10 +124,10 @@ class Pbt(PopulationBasedTraining):
 
     def _without(self, controller: Any, trial: Any) -> None:
         """Compares the trials that are left, if all of them wait. In Tune, they would wait forever."""
-        gone = self._trial_state[trial]
+        gone: Any = self._trial_state[trial]
         gone.last_score, gone.last_train_time = None, self._next_perturbation_sync
         waiting = [one for one in controller.get_live_trials() if one is not trial]
-        states = [self._trial_state[one] for one in waiting]
+        states: list[Any] = [self._trial_state[one] for one in waiting]
         if states and all(one.last_train_time >= self._next_perturbation_sync for one in states):
             self.on_trial_result(controller, waiting[0], dict(states[0].last_result))
 
@@ -142,11 +142,15 @@ class Pbt(PopulationBasedTraining):
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         """Lets a trial continue from another one, and notes it for the lineage."""
         super()._exploit(tune_controller, trial, trial_to_clone)
-        own, parent = self._trial_state[trial], self._trial_state[trial_to_clone]
+        own: Any = self._trial_state[trial]
+        parent: Any = self._trial_state[trial_to_clone]
         values = {key: trial.config[key] for key in self._keys}
-        scores = (float(self._metric_op * one.last_score) for one in (own, parent))
-        steps = int((own.last_result or {})[STEPS])
-        self._descents.append(Descent(steps, member(trial), member(trial_to_clone), *scores, values))
+        self._descents.append(
+            Descent(
+                int(own.last_result[STEPS]), member(trial), member(trial_to_clone), float(own.last_result[SCORE]),
+                float(parent.last_result[SCORE]), values,
+            )
+        )  # fmt: skip
 
 
 def member(trial: Any) -> str:
@@ -173,7 +177,7 @@ class Drawn:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, step: int) -> Iterator[None]:
+def seeded(seed: int, step: float) -> Iterator[None]:
     """A context in which Python's random numbers depend on `seed` and `step` only. Restores them at its end."""
     before = random.getstate()
     random.seed(f"{seed} {step}")

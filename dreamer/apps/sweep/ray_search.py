@@ -66,7 +66,7 @@ class Suggestions(Searcher):
             self._queue += [(name, program) for program in one.programs if program.name not in one.scores]
         self._running: dict[str, tuple[str, Program]] = {}
 
-    def suggest(self, trial_id: str) -> dict | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Returns the config of the next program, or FINISHED if there is none."""
         if not self._queue and len(self._settings) < self._samples:
             self._add()

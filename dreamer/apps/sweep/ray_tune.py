@@ -114,7 +114,7 @@ class Experiment:
         passed = {name: text for name, text in request.environment.items() if name.startswith(PASSED_ON)}
         job = Job(
             str(request.root), tuple(request.words), passed, os.getcwd(), metric_of(request.given, request.base),
-            share.cpus, share.gpus, every,
+            share.cpus, share.gpus, every, local.CHILD,
         )  # fmt: skip
         folder = request.root / FOLDER
         shutil.rmtree(folder / TUNE, ignore_errors=True)
