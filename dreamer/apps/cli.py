@@ -261,7 +261,7 @@ def completion_command(args: list[str]) -> int:
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
         from dreamer.apps.data import DataFlags
-        from dreamer.apps.sweep.command import SweepFlags
+        from dreamer.apps.sweep.options import SweepFlags
 
         if not words:
             raise UserError('dreamer completion needs a shell, bash or zsh: eval "$(dreamer completion bash)"')
@@ -340,7 +340,8 @@ def report_command(args: list[str]) -> int:
 
 def sweep_command(args: list[str]) -> int:
     """Runs `dreamer sweep`. args: one sweep, and flags. Returns the exit code. Raises UserError."""
-    from dreamer.apps.sweep.command import HELP, SweepFlags, sweep
+    from dreamer.apps.sweep.command import HELP, sweep
+    from dreamer.apps.sweep.options import SweepFlags
 
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):

@@ -33,8 +33,8 @@ class Setting(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether a trial has diverged or failed."""
-        return any(trial.status in ("diverged", "failed") for trial in self.trials)
+        """Whether a trial has diverged, failed or was stopped early."""
+        return any(trial.status in ("diverged", "failed", "stopped early") for trial in self.trials)
 
 
 class Result(NamedTuple):
@@ -96,7 +96,7 @@ def rank(task: str, sweep: Sweep, frames: bool = False) -> Ranking:
     """Ranks the settings of a sweep, all of whose trials have the same task.
 
     Only finished trials have scores. While none has finished, those that train or are dead have scores up to the steps
-    that all of them have reached. Settings of which a trial diverged or failed come after all others.
+    that all of them have reached. Settings of which a trial diverged, failed or was stopped early come after others.
     frames: whether x counts environment frames; False: env steps
     Raises UserError when no trial has an episode return.
     """
@@ -127,7 +127,7 @@ def rank(task: str, sweep: Sweep, frames: bool = False) -> Ranking:
 
 def _scored(task: str, sweep: Sweep) -> tuple[str, list[Trial]]:
     """Returns the metric of the scores, and the trials that have it. Raises UserError when there are none."""
-    for statuses in (("finished",), ("running", "dead")):
+    for statuses in (("finished",), ("running", "dead", "stopped early")):
         for metric in (EVALUATION, TRAINING):
             found = [one for one in sweep.trials if one.status in statuses and one.run and metric in one.run.metrics]
             if found:

@@ -2,6 +2,7 @@
 
     SWEEP/sweep.json           the axes, and each trial with its values, its seed and its run directory
     SWEEP/failed/NAME.json     the cause of a trial that has failed
+    SWEEP/early/NAME.json      where a scheduler has stopped a trial
 
 Nothing is written. A trial whose run directory does not exist has not started yet.
 """
@@ -21,13 +22,13 @@ from dreamer.runtime.files import lock
 from dreamer.runtime.files.run_dir import CONFIG, ERROR
 from dreamer.runtime.files.safe_files import check_inside, json_value, read_text
 
-FILE, FAILED = "sweep.json", "failed"
+FILE, FAILED, EARLY = "sweep.json", "failed", "early"
 VERSION = 1
 LARGEST = 1 << 26  # bytes of a sweep.json
 TRACEBACK = "Traceback (most recent call last):\n"
 
-Status = Literal["finished", "running", "diverged", "failed", "dead", "not started"]
-STATUSES: tuple[Status, ...] = ("finished", "running", "diverged", "failed", "dead", "not started")
+Status = Literal["finished", "running", "stopped early", "diverged", "failed", "dead", "not started"]
+STATUSES: tuple[Status, ...] = ("finished", "running", "stopped early", "diverged", "failed", "dead", "not started")
 
 
 class Trial(NamedTuple):
@@ -35,9 +36,9 @@ class Trial(NamedTuple):
 
     values: {dotted key: value} of the axes; the seed is not among them
     run: the contents of the run directory; None: it has not started, or its config cannot be read
-    status: finished: it has reached its end; running: a process trains it; diverged, failed: it ended with an
-    error; dead: it has begun and no process trains it, but no error was written; not started
-    cause: why the trial diverged or failed, on one line; "": it did not
+    status: finished: it has reached its end; running: a process trains it; stopped early: by a scheduler; diverged,
+    failed: it ended with an error; dead: it has begun and no process trains it, but no error was written; not started
+    cause: why the trial diverged or failed, or where it was stopped early, on one line; "": it was not
     """
 
     name: str
@@ -148,7 +149,10 @@ def _status(root: Path, name: str, path: Path, run: Run | None) -> tuple[Status,
         return ("diverged" if "diverged" in cause.lower() else "failed"), cause
     if not run:
         return "not started", ""
-    return ("finished" if _ended(run) else "dead"), ""
+    if _ended(run):
+        return "finished", ""
+    early = _early(root / EARLY / f"{name}.json")
+    return ("stopped early", early) if early else ("dead", "")
 
 
 def _ended(run: Run) -> bool:
@@ -167,6 +171,18 @@ def _failure(file: Path) -> str:
     except (UserError, ValueError):
         cause = None
     return " ".join(str(cause).split()) if cause else f"{file} does not say why"
+
+
+def _early(file: Path) -> str:
+    """Returns where a scheduler has stopped a trial, on one line; "": it has not."""
+    if not file.is_file():
+        return ""
+    try:
+        values = json_value(read_text(file))
+        steps, score = int(values["env_steps"]), float(values["score"])
+        return " ".join(f"{values['by']} stopped it at {steps:,} steps with {score:,.4g}".split())
+    except (UserError, ValueError, KeyError, TypeError):
+        return f"{file} does not say where"
 
 
 def _error(file: Path) -> str:

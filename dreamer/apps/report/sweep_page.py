@@ -33,8 +33,8 @@ RANKING_EXPLAINED = (
     "improvement, that a seed of the best setting scores higher than a seed of this one, over all pairs of seeds "
     "(Mann-Whitney), with its bootstrap interval (Agarwal et al. 2021, arXiv 2108.13264).",
     "Only finished trials have a score; while none has finished, those that train are compared over the steps that all "
-    "of them have reached. Settings of which a trial diverged or failed come after all others, because the mean of "
-    "the seeds that are left would flatter them.",
+    "of them have reached. Settings of which a trial diverged, failed or was stopped early come after all others, "
+    "because the mean of the seeds that are left would flatter them.",
     "The best of many settings owes a part of its score to luck: its seeds both chose it and measure it. New seeds "
     "tell how good it is.",
 )

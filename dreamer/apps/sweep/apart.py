@@ -35,7 +35,7 @@ def arranged(root: Path, known: Known, trials: Collection[str], retry: Collectio
             kept = [name for name in program.trials if name in trials and name not in again]
         programs.append(program._replace(trials=tuple(kept)))
     placed = {name for program in programs for name in program.trials}
-    number = 1 + max((int(program.name.removeprefix("program")) for program in programs), default=-1)
+    number = packing.next_number(programs)
     own = [Program(f"program{number + i}", (name,)) for i, name in enumerate(t for t in trials if t not in placed)]
     homes = {program.trials[0]: {"program": program.name} for program in own}
     entries = {name: {**entry, **homes.get(name, {})} for name, entry in known.trials.items()}

@@ -14,13 +14,17 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 GONE = 128 + signal.SIGTERM
 
 
-def main(parent: int, cores: set[int], words: list[str]) -> int:
-    """Runs `dreamer WORD ..` and returns its exit code. The process receives SIGTERM if the launcher dies."""
+def tied(parent: int, cores: set[int]) -> bool:
+    """Puts this process on its cores, and lets it receive SIGTERM if the launcher dies. Returns whether that runs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # the launcher died before it could be noticed
-        return GONE
     os.sched_setaffinity(0, cores)  # before JAX counts the cores
+    return os.getppid() == parent
 
+
+def main(parent: int, cores: set[int], words: list[str]) -> int:
+    """Runs `dreamer WORD ..` and returns its exit code."""
+    if not tied(parent, cores):
+        return GONE
     from dreamer.apps import cli, start
 
     code = cli.main(words)

@@ -21,6 +21,7 @@ from dreamer.runtime.files import checkpoint_files, lock
 POLL = 0.5  # seconds
 PATIENCE = 120.0  # seconds that a program has to save after a signal
 MOST_LOSSES = 3  # times that a program may die without progress before it counts as failed
+CHILD = "dreamer.apps.sweep.child"  # the module that runs a program
 REQUEUED = {143, 138}  # exit codes after SIGTERM and SIGUSR1: the program has saved and wants to go on
 
 
@@ -54,16 +55,17 @@ class Launcher:
 
     def __init__(
         self, root: Path, known: state.Known, lengths: Mapping[str, int], command: Sequence[str],
-        environment: Mapping[str, str], where: Sequence[Place], report: Callable[[str], None],
+        environment: Mapping[str, str], where: Sequence[Place], report: Callable[[str], None], module: str = CHILD,
     ):  # fmt: skip
         """root: the directory of the sweep | known: its trials and programs | lengths: env steps of each trial
 
         command: the words after `dreamer`, to which the name of a program is added
         environment: the environment variables of the processes
         where: the places of programs that run at the same time | report: called with a line of text
+        module: called with the arguments of `child`
         """
         self._root, self._known, self._command, self._report = root, known, command, report
-        self._environment, self._lengths = environment, lengths
+        self._environment, self._lengths, self._module = environment, lengths, module
         self._free = [*where]
         self._running: list[Launched] = []
         self._losses: dict[str, int] = {}
@@ -75,19 +77,28 @@ class Launcher:
         A program whose run directory another process holds waits until that process ends.
         """
         waiting = collections.deque(programs)
-        while waiting or self._running:
+        while waiting or self.running:
             check()
-            for _ in range(len(waiting)):
-                program = waiting.popleft()
-                if self._free and not held(self._root, self._known, program):
-                    self._start(program)
-                else:
-                    waiting.append(program)
-            for one in [*self._running]:
-                if one.process.poll() is not None and self._ended(one):
-                    waiting.append(one.program)
+            self.advance(waiting)
             tick()
             time.sleep(POLL)
+
+    @property
+    def running(self) -> int:
+        """The number of programs that run."""
+        return len(self._running)
+
+    def advance(self, waiting: collections.deque[Program]) -> None:
+        """Starts programs that wait, as there is room, and handles those that have ended. Does not wait for any."""
+        for _ in range(len(waiting)):
+            program = waiting.popleft()
+            if self._free and not held(self._root, self._known, program):
+                self._start(program)
+            else:
+                waiting.append(program)
+        for one in [*self._running]:
+            if one.process.poll() is not None and self._ended(one):
+                waiting.append(one.program)
 
     def close(self) -> None:
         """Asks the running programs to save and to end, and kills those that do not within PATIENCE seconds."""
@@ -117,7 +128,7 @@ class Launcher:
         words = [str(os.getpid()), ",".join(map(str, place.cores)), *self._command, program.name]
         with open(log_of(self._root, program), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dreamer.apps.sweep.child", *words], stdin=subprocess.DEVNULL, stdout=log,
+                [sys.executable, "-m", self._module, *words], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True,
             )  # fmt: skip
         self._running.append(Launched(program, process, place, self._saved(program)))

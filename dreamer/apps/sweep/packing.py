@@ -37,6 +37,11 @@ class Packing(NamedTuple):
     notes: tuple[str, ...]
 
 
+def next_number(programs: Sequence[Program]) -> int:
+    """Returns the number of the next program of a sweep that has these."""
+    return 1 + max([-1, *(int(program.name.removeprefix("program")) for program in programs)])
+
+
 def settings_of(trials: Sequence[Trial]) -> list[Trial]:
     """Returns the first trial of each setting; the others differ from it in their seed only."""
     firsts: dict[str, Trial] = {}

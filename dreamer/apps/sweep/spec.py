@@ -43,12 +43,18 @@ class Sweep:
     """Groups of axes whose lists advance together."""
     seeds: Any = 1
     """Number of seeds, counted from the seed of the base, or a list of seeds."""
-    search: Literal["grid", "random"] = "grid"
-    """grid: all combinations of the values; random: `samples` combinations, drawn at random."""
+    search: Literal["grid", "random", "tpe"] = "grid"
+    """grid: all combinations of the values; random: `samples` combinations, drawn at random; tpe: `samples`
+    combinations, each suggested by Optuna from the results of those before it (--on ray)."""
     samples: Annotated[int, at_least(0)] = 0
-    """Number of combinations that a random search draws; each is trained with all seeds."""
+    """Number of combinations that a random search or tpe tries; each is trained with all seeds."""
     draw_seed: Annotated[int, at_least(0)] = 0
-    """Seed of the random search."""
+    """Seed of the search, and of population-based training."""
+    metric: str = ""
+    """What tpe and schedulers compare, a metric that dreamer logs; empty: the return of evaluations, or, if there are
+    none, the mean return of the last tenth of the training so far."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller metric is better."""
 
 
 class Axis(NamedTuple):
@@ -186,26 +192,26 @@ def _range(key: str, given: Any) -> Axis:
     if not 1 <= count <= LARGEST_RANGE:
         raise UserError(f"axes.{key}: range {list(given)} must have 1 to {LARGEST_RANGE:,} values")
     whole = all(isinstance(number, int) for number in (first, last, step))
-    return _choice(key, [first + i * step if whole else _rounded(first + i * step) for i in range(count)])
+    return _choice(key, [first + i * step if whole else rounded(first + i * step) for i in range(count)])
 
 
 def _uniform(key: str, given: Any) -> Axis:
     low, high = _ordered(key, "uniform", given)
-    return Axis(key, None, lambda rng: _rounded(rng.uniform(low, high)))
+    return Axis(key, None, lambda rng: rounded(rng.uniform(low, high)))
 
 
 def _loguniform(key: str, given: Any) -> Axis:
     low, high = _ordered(key, "loguniform", given)
     if low <= 0:
         raise UserError(f"axes.{key}: loguniform needs numbers above 0, not {list(given)}")
-    return Axis(key, None, lambda rng: _rounded(math.exp(rng.uniform(math.log(low), math.log(high)))))
+    return Axis(key, None, lambda rng: rounded(math.exp(rng.uniform(math.log(low), math.log(high)))))
 
 
 def _normal(key: str, given: Any) -> Axis:
     mean, std = _numbers(key, "normal", given, (2,))
     if std < 0:
         raise UserError(f"axes.{key}: the second number of normal is a standard deviation, 0 or more, not {std}")
-    return Axis(key, None, lambda rng: _rounded(rng.normal(mean, std)))
+    return Axis(key, None, lambda rng: rounded(rng.normal(mean, std)))
 
 
 def _integers(key: str, given: Any) -> Axis:
@@ -237,7 +243,8 @@ def _numbers(key: str, kind: str, given: Any, counts: Sequence[int]) -> list[Any
     return list(given)
 
 
-def _rounded(number: float) -> float:
+def rounded(number: float) -> float:
+    """Returns a number with DIGITS digits."""
     return float(f"{number:.{DIGITS}g}")
 
 

@@ -3,6 +3,7 @@
     SWEEP/sweep.json              what the sweep file says, all trials and programs
     SWEEP/TRIAL, SWEEP/PROGRAM/TRIAL    the run directories
     SWEEP/failed/TRIAL.json       why a trial failed
+    SWEEP/early/TRIAL.json        where a scheduler stopped a trial, and with which score
     SWEEP/logs/PROGRAM.log        what the process of a program printed
 """
 
@@ -21,8 +22,9 @@ from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.files.run_dir import CONFIG
 from dreamer.runtime.run import verifying
 
-FILE, FAILED, LOGS, VERSION = "sweep.json", "failed", "logs", 1
-Standing = Literal["done", "failed", "running", "stopped", "waiting"]
+FILE, FAILED, EARLY, LOGS, VERSION = "sweep.json", "failed", "early", "logs", 1
+Standing = Literal["done", "failed", "stopped early", "running", "stopped", "waiting"]
+SETTLED: tuple[Standing, ...] = ("done", "failed", "stopped early")  # nothing more is trained
 
 
 class Known(NamedTuple):
@@ -119,6 +121,39 @@ def clear_failed(root: Path, trials: Sequence[str]) -> None:
         (root / FAILED / f"{trial}.json").unlink(missing_ok=True)
 
 
+class Early(NamedTuple):
+    """Where a scheduler stopped a trial.
+
+    by: the scheduler | env_steps, score: of the trial at that moment
+    """
+
+    by: str
+    env_steps: int
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.by} stopped it at {self.env_steps:,} steps with {self.score:,.4g}"
+
+
+def early(root: Path, trial: str) -> Early | None:
+    """Returns where a scheduler stopped a trial; None: it did not. Raises UserError if the record is damaged."""
+    path = root / EARLY / f"{trial}.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Early(str(values["by"]), int(values["env_steps"]), float(values["score"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def set_early(root: Path, trial: str, stop: Early) -> None:
+    """Records that a scheduler stops a trial. Its process sees this, saves and ends."""
+    (root / EARLY).mkdir(exist_ok=True)
+    text = json.dumps(stop._asdict()) + "\n"
+    write_whole(root / EARLY / f"{trial}.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
 def standing(root: Path, known: Known, trial: str, env_steps: int) -> Standing:
     """Returns how a trial stands. env_steps: the length of its run."""
     run_dir = known.run_dir(root, trial)
@@ -129,6 +164,8 @@ def standing(root: Path, known: Known, trial: str, env_steps: int) -> Standing:
     held = lock.look(run_dir) if run_dir.is_dir() else None
     if held and not held.stale:
         return "running"
+    if early(root, trial):
+        return "stopped early"
     return "stopped" if (run_dir / CONFIG).exists() else "waiting"
 
 

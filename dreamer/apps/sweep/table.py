@@ -20,7 +20,7 @@ RETURNS = ("eval/return", "episode/return")
 class Line(NamedTuple):
     """A trial in the table. steps, of: env steps made, and to make | value, rate: None if they are unknown.
 
-    left: seconds until the end, None if unknown | cause: why the trial failed
+    left: seconds until the end, None if unknown | cause: why the trial failed, or was stopped early
     """
 
     trial: str
@@ -44,8 +44,9 @@ def lines_of(root: Path, known: Known, env_steps: Mapping[str, int]) -> list[Lin
         value = next((row[name] for row in reversed(rows) for name in RETURNS if row.get(name) is not None), None)
         rate = last.get("speed/env_steps") if standing == "running" else None
         left = (of - steps) / rate if rate else None
-        failure = state.failure(root, trial)
-        found.append(Line(trial, standing, steps, of, value, rate, left, failure.cause if failure else ""))
+        failure, early = state.failure(root, trial), state.early(root, trial) if standing == "stopped early" else None
+        cause = failure.cause if failure else str(early or "")
+        found.append(Line(trial, standing, steps, of, value, rate, left, cause))
     return found
 
 
@@ -70,12 +71,12 @@ def newest(path: Path) -> list[dict[str, Any]]:
 
 def written(lines: Sequence[Line], most: int = 0) -> str:
     """Returns the table as text. most: the number of trials to show, those that run first; 0: all."""
-    order = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "done": 4}
+    order = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "stopped early": 4, "done": 5}
     shown = sorted(lines, key=lambda line: order[line.standing])[: most or None] if most else lines
     width = max([len("trial"), *(len(line.trial) for line in shown)])
-    head = f"{'trial':{width}}  {'state':8} {'progress':>22} {'return':>9} {'steps/s':>8} {'left':>8}"
+    head = f"{'trial':{width}}  {'state':13} {'progress':>22} {'return':>9} {'steps/s':>8} {'left':>8}"
     body = [
-        f"{line.trial:{width}}  {line.standing:8} {f'{line.steps:,}/{line.of:,} ({line.steps / line.of:4.0%})':>22} "
+        f"{line.trial:{width}}  {line.standing:13} {f'{line.steps:,}/{line.of:,} ({line.steps / line.of:4.0%})':>22} "
         f"{_number(line.value):>9} {_number(line.rate):>8} {_time(line.left):>8}  {line.cause}".rstrip()
         for line in shown
     ]
@@ -90,9 +91,9 @@ def summary(lines: Sequence[Line]) -> str:
     parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     done, of = sum(line.steps for line in lines), sum(line.of for line in lines)
     rate = sum(line.rate or 0 for line in lines)
-    failed = sum(line.of - line.steps for line in lines if line.standing == "failed")
-    left = f", about {_time((of - done - failed) / rate)} left at {rate:,.0f} steps/s" if rate else ""
-    return f"{len(lines)} trials: {parts}; {done:,} of {of:,} env steps ({done / of:.0%}){left}"
+    never = sum(line.of - line.steps for line in lines if line.standing in ("failed", "stopped early"))
+    left = f", about {_time((of - done - never) / rate)} left at {rate:,.0f} steps/s" if rate else ""
+    return f"{len(lines)} trials: {parts}; {done:,} of {of:,} env steps ({done / max(1, of):.0%}){left}"
 
 
 def _number(value: float | None) -> str:

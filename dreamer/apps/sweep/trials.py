@@ -37,22 +37,25 @@ class Trial(NamedTuple):
     config: Config
 
 
-def trials_of(sweep: Sweep, config: Config, trust: bool = False) -> list[Trial]:
+def trials_of(
+    sweep: Sweep, config: Config, trust: bool = False, settings: Sequence[Mapping[str, Any]] | None = None
+) -> list[Trial]:
     """Returns all trials, in the order of the axes, each with all seeds. config: the base config.
 
     trust: whether values may name code outside dreamer
+    settings: the combinations of values; None: those that the search makes, none for tpe
     Raises UserError if a value is wrong, or if a package for logging is missing, before anything starts.
     """
     axes = axes_of(sweep, config)
     seeds = seeds_of(sweep, config)
-    settings = combinations(sweep, axes)
+    settings = combinations(sweep, axes) if settings is None else settings
     if len(settings) * len(seeds) > MOST:
         raise UserError(f"the sweep has {len(settings) * len(seeds):,} trials; at most {MOST:,} are possible")
     short = short_names([one.key for one in axes])
     base = base_layers(sweep, trust)
     trials: list[Trial] = []
     for values in settings:
-        own = layer(values, origin="axes")
+        own = layer(dict(values), origin="axes")
         check_names([own], given={}, trust=trust)
         made = stack([*base, own], note=_refuse)
         values = {key: _exact(made, key, value) for key, value in values.items()}
@@ -79,28 +82,30 @@ def _exact(config: Config, key: str, value: Any) -> Any:
 
 def combinations(sweep: Sweep, axes: Sequence[Axis]) -> list[dict[str, Any]]:
     """Returns the combinations of values, {key: value} each. Raises UserError if the search does not fit the axes."""
-    bundles = _bundles(sweep, axes)
+    bundled = bundles(sweep, axes)
     if sweep.search == "grid":
         if sweep.samples:
             raise UserError("samples belongs to a random search: set search: random, or leave samples out")
         loose = [one.key for one in axes if one.values is None]
         if loose:
             raise UserError(f"axes.{loose[0]} is a distribution, which a grid cannot list; set search: random")
-        parts = [[dict(zip([a.key for a in own], row, strict=True)) for row in _rows(own)] for own in bundles]
+        parts = [[dict(zip([a.key for a in own], row, strict=True)) for row in rows_of(own)] for own in bundled]
         return [{k: v for part in chosen for k, v in part.items()} for chosen in itertools.product(*parts)]
     if not sweep.samples:
-        raise UserError("a random search needs samples, the number of combinations to draw")
+        raise UserError(f"search: {sweep.search} needs samples, the number of combinations to try")
+    if sweep.search == "tpe":
+        return []
     found: dict[str, dict[str, Any]] = {}
     for number in range(20 * sweep.samples):
         rng = np.random.default_rng((sweep.draw_seed, number))
-        drawn = {key: value for own in bundles for key, value in _drawn(own, rng).items()}
-        found.setdefault(json.dumps(drawn, sort_keys=True), drawn)
+        values = {key: value for own in bundled for key, value in drawn(own, rng).items()}
+        found.setdefault(json.dumps(values, sort_keys=True), values)
         if len(found) == sweep.samples:
             return [*found.values()]
     raise UserError(f"the axes have {len(found)} combinations, fewer than samples: {sweep.samples}; lower samples")
 
 
-def _bundles(sweep: Sweep, axes: Sequence[Axis]) -> list[list[Axis]]:
+def bundles(sweep: Sweep, axes: Sequence[Axis]) -> list[list[Axis]]:
     """Returns the axes in groups that advance together, in the order of the axes."""
     by_key = {one.key: one for one in axes}
     owner: dict[str, tuple[str, ...]] = {}
@@ -119,14 +124,16 @@ def _bundles(sweep: Sweep, axes: Sequence[Axis]) -> list[list[Axis]]:
     return [[by_key[key] for key in group] for group in groups]
 
 
-def _rows(own: Sequence[Axis]) -> list[tuple[Any, ...]]:
+def rows_of(own: Sequence[Axis]) -> list[tuple[Any, ...]]:
+    """Returns the values of axes that advance together, a tuple for each step."""
     return list(zip(*(one.values or () for one in own), strict=True))
 
 
-def _drawn(own: Sequence[Axis], rng: np.random.Generator) -> dict[str, Any]:
+def drawn(own: Sequence[Axis], rng: np.random.Generator) -> dict[str, Any]:
+    """Draws values of axes that advance together, {key: value}."""
     if len(own) == 1:
         return {own[0].key: own[0].draw(rng)}
-    rows = _rows(own)
+    rows = rows_of(own)
     return dict(zip([one.key for one in own], rows[int(rng.integers(len(rows)))], strict=True))
 
 

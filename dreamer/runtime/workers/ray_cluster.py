@@ -223,7 +223,7 @@ def _connect(ray: ModuleType, address: str) -> bool:
     """
     if ray.is_initialized():
         return False
-    _check_reachable(address)
+    check_reachable(address)
     try:
         ray.init(address=address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -231,20 +231,20 @@ def _connect(ray: ModuleType, address: str) -> bool:
     return True
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str, key: str = "workers.address") -> None:
     """Raises UserError if nothing listens at `address`, or at RAY_ADDRESS if `address` is "".
 
-    Without this check, Ray would retry for many minutes.
+    key: the setting that the error names. Without this check, Ray would retry for many minutes.
     """
     where, _, port = (address or os.environ.get("RAY_ADDRESS", "")).removeprefix("ray://").rpartition(":")
     if not where:
         return  # Ray responds at once to "", "auto" and "local"
     if not port.isdigit():
-        raise UserError(f"workers.address {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
+        raise UserError(f"{key} {address!r} is not 'auto', 'local', HOST:PORT or ray://HOST:PORT")
     try:
         socket.create_connection((where, int(port)), timeout=CONNECT).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"workers.address: no Ray cluster answers at {where}:{port}: {error}") from None
+        raise UserError(f"{key}: no Ray cluster answers at {where}:{port}: {error}") from None
 
 
 def _death(plan: WorkerPlan, home: ActorHome, error: Exception, ray: ModuleType) -> Incident:

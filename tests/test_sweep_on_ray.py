@@ -1,0 +1,128 @@
+"""Whole sweeps through Ray Tune, on a cluster of two nodes on this machine, with processes that train in no time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import sweep_child
+import yaml
+from ray.cluster_utils import Cluster
+
+from dreamer.apps import cli
+from dreamer.apps.report.sweep import read_sweep
+from dreamer.apps.sweep import local, planning, ray_inherit, state
+from dreamer.runtime.population.plan import Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of ray's own modules
+ROOT = Path(__file__).parent.parent
+GAIN, STEPS, EVERY = sweep_child.GAIN, 160, 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Cluster]:
+    """A cluster of two nodes, to which this process is connected."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # the workers have it
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Programs are those of `sweep_child`, and nothing is planned."""
+    monkeypatch.setattr(local, "CHILD", "sweep_child")
+    monkeypatch.setattr(
+        planning, "needs_of", lambda configs, note: planning.Needs(("quick",) * len(configs), Machine("cpu", 1, 0, 0))
+    )
+
+
+def swept(tmp_path: Path, axes: dict, *words: str, **top: Any) -> int:
+    """Runs a sweep on Ray, and returns its exit code."""
+    file = tmp_path / "sweep.yaml"
+    base = {"env_steps": STEPS, "eval.every": EVERY, "eval.episodes": 1}
+    file.write_text(yaml.safe_dump({"base": [base], "axes": axes, **top}))
+    root = str(tmp_path / "sweep")
+    return cli.main(["sweep", str(file), "--run-dir", root, "--on", "ray", "--compilation-cache", "off", *words])
+
+
+def starts(root: Path) -> dict[str, int]:
+    """Returns how often each trial has started."""
+    return {path.parent.name: len(path.read_text().split()) for path in root.rglob("starts")}
+
+
+def standings(root: Path) -> dict[str, str]:
+    known = state.read(root)
+    assert known
+    return {name: state.standing(root, known, name, STEPS) for name in known.trials}
+
+
+def evaluations(root: Path, name: str) -> list[float]:
+    return [json.loads(line)["eval/return"] for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_failed_trial_is_reported_and_the_others_go_on_and_nothing_is_run_twice(tmp_path, capsys):
+    root = tmp_path / "sweep"
+    assert swept(tmp_path, {GAIN: [9, 13, 17, 19]}) == 1
+    assert standings(root) == {"entropy=9": "done", "entropy=13": "failed", "entropy=17": "done", "entropy=19": "done"}
+    assert starts(root) == {"entropy=9": 1, "entropy=13": 1, "entropy=17": 2, "entropy=19": 2}
+    assert state.failure(root, "entropy=13") == state.Failure("it fails", 2)
+    assert "it fails" in capsys.readouterr().out
+    assert swept(tmp_path, {GAIN: [9, 13, 17, 19, 7]}) == 1
+    assert starts(root) == {"entropy=9": 1, "entropy=13": 1, "entropy=17": 2, "entropy=19": 2, "entropy=7": 1}
+    assert not (root / "ray" / "stop").exists()
+
+
+def test_asha_stops_what_is_behind_and_the_stopped_trial_stands_as_stopped_early(tmp_path, capsys):
+    root = tmp_path / "sweep"
+    words = ("--ray.scheduler", "asha", "--ray.grace-period", f"{EVERY}", "--ray.reduction-factor", "2", "--jobs", "1")
+    assert swept(tmp_path, {GAIN: [9, 8, 2, 1]}, *words) == 0
+    assert standings(root)["entropy=9"] == "done"
+    assert [standings(root)[f"entropy={gain}"] for gain in (2, 1)] == ["stopped early", "stopped early"]
+    assert state.early(root, "entropy=1") == state.Early("asha", EVERY, 1.0 * EVERY)
+    assert "stopped early" in capsys.readouterr().out
+    reported = {trial.name: (trial.status, trial.cause) for trial in read_sweep(root).trials}
+    assert reported["entropy=1"] == ("stopped early", "asha stopped it at 20 steps with 20")
+    before = starts(root)
+    assert swept(tmp_path, {GAIN: [9, 8, 2, 1]}, *words) == 0 and starts(root) == before
+
+
+def test_pbt_lets_the_worst_go_on_from_the_best_through_checkpoints(tmp_path):
+    root = tmp_path / "sweep"
+    words = ("--ray.scheduler", "pbt", "--ray.perturb-every", "60", "--ray.resample", "0")
+    assert swept(tmp_path, {GAIN: [9.0, 8.0, 7.0, 6.0]}, *words) == 0
+    assert set(standings(root).values()) == {"done"}
+    lineage = ray_inherit.lineage(root)
+    assert [one.env_steps for one in lineage] == [60, 120]
+    assert lineage[0].member == "entropy=6.0" and lineage[0].parent == "entropy=9.0"
+    learned = {f"entropy={gain:g}.0": 60.0 * gain for gain in (9, 8, 7, 6)}
+    values = {f"entropy={gain:g}.0": gain for gain in (9.0, 8.0, 7.0, 6.0)}
+    for one, steps in zip(lineage, (60, STEPS - 120), strict=True):
+        learned[one.member], values[one.member] = learned[one.parent], one.values[GAIN]
+        learned = {name: value + steps * values[name] for name, value in learned.items()}
+    assert {name: evaluations(root, name)[-1] for name in learned} == pytest.approx(learned)
+
+
+def test_tpe_suggests_values_that_are_recorded_and_nothing_is_run_twice(tmp_path):
+    root, axes = tmp_path / "sweep", {GAIN: {"loguniform": [5, 9]}}
+    assert swept(tmp_path, axes, search="tpe", samples=3) == 0
+    first = standings(root)
+    assert len(first) == 3 and set(first.values()) == {"done"}
+    assert all(5 <= trial.values[GAIN] <= 9 for trial in read_sweep(root).trials)
+    assert swept(tmp_path, axes, search="tpe", samples=5) == 0
+    assert [*standings(root)][:3] == [*first] and len(standings(root)) == 5
+    assert set(starts(root).values()) == {1}
+    with contextlib.suppress(FileNotFoundError):
+        assert not any((root / "failed").iterdir())
