@@ -12,7 +12,7 @@ import contextlib
 import queue
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from dreamer.runtime.files.run_dir import ROWS
 from dreamer.runtime.files.safe_files import check_inside
 from dreamer.runtime.files.sealed import Seal
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since
+from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since, taken
 
 LATENT_FILE_BYTES = 1 << 26
 _WAITING = 4  # maximum flushes that wait for the disk; beyond this, collecting waits too
@@ -161,6 +161,31 @@ class RowStore:
             spans = _spans(head, len(replay.counts), self._folder / seal.name)
             put_latents(replay, spans, columns)
         self._flushed = replay.counts.copy()
+
+    def load_streams(self, replay: Replay, files: manifest.Files, streams: Mapping[int, int]) -> None:
+        """Fills streams of a replay with rows and latents that another process has written to the folder.
+
+        files: those of that process, in a checkpoint. streams: {its number of a stream: the number in `replay`}.
+        Raises UserError as `load_rows` does.
+        """
+        for seal in files.rows:
+            head, columns = self._read(seal.name, seal)
+            found, columns = taken(_spans(head, len(files.oldest), self._folder / seal.name), columns, streams)
+            if found:
+                put_rows(replay, found, columns, fresh=False)
+        for seal in files.latents:
+            head, columns = self._read(seal.name, seal)
+            found, columns = taken(_spans(head, len(files.oldest), self._folder / seal.name), columns, streams)
+            if found:
+                put_latents(replay, found, columns)
+
+    def begin_anew(self) -> None:
+        """Makes the next `flush` write all rows of the replay, to a file that is newer than all in the folder.
+
+        Call it after `load_streams`, because the streams of the files there may have other numbers.
+        """
+        self._flushed = None
+        self._number = max(map(_number, self._names("rows")), default=-1) + 1
 
     def load_later(self, replay: Replay) -> int:
         """Loads the rows files that are newer than the loaded ones, and adds their rows to the replay.

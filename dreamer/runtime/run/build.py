@@ -8,6 +8,7 @@ import functools
 import os
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -15,25 +16,27 @@ from jax.sharding import Mesh
 from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
-from dreamer.runtime.devices import programs
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.memory import free_memory, share
 from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.lock import RunLock
-from dreamer.runtime.files.run_dir import ROWS
+from dreamer.runtime.files.run_dir import ROWS, folder_of
 from dreamer.runtime.log.episodes import EpisodeTracker
-from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.log.logger import Logger, Resumed
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay import capacity, columns, disk_tier, replay
-from dreamer.runtime.replay.capacity import Capacity
+from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, ratio, resume, schedule, start, updates, ways
+from dreamer.runtime.run import evaluation, header, hosts_files, ratio, resume, schedule, start, updates, ways
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.environments import Environments
+from dreamer.runtime.run.hosts import Alone, Host, Place
+from dreamer.runtime.run.hosts_parts import Collected, QuietDisplay, ShareOfReplay
 from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.learner import Learner, Pending
 from dreamer.runtime.run.limiter import Limiter
@@ -55,6 +58,7 @@ class Session(NamedTuple):
     stack: closes everything that was opened, in reverse order | display: prints to the terminal
     stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
     mesh: the devices that learn; None: those of the config. A population gives each member a device.
+    host: this process among those that train the run together
     """
 
     stack: contextlib.ExitStack
@@ -62,6 +66,7 @@ class Session(NamedTuple):
     stopping: Stopping
     sinks: Sequence[Sink]
     mesh: Mesh | None = None
+    host: Host | Alone = Alone()
 
 
 class Built(NamedTuple):
@@ -133,10 +138,20 @@ class Opened(NamedTuple):
     lines: tuple[str, ...]
 
 
-def open_session(config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Session:
-    """Opens the display of a run, and the handlers of its signals. stack: closes both."""
-    display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))
-    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
+def open_session(
+    config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = (), host: Host | Alone | None = None
+) -> Session:
+    """Opens the display of a run, and the handlers of its signals. stack: closes both.
+
+    host: this process, if several train the run together
+    """
+    host = host or Alone()
+    if host.place.first:
+        display = Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0)
+    else:
+        display = QuietDisplay(host.place, config.env_steps)
+    stack.enter_context(display)
+    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks, host=host)
 
 
 def open_run(decision: Decision, session: Session) -> Opened:
@@ -154,9 +169,16 @@ def build_run(decision: Decision, session: Session, shared: Shared | None = None
     shared: what the run shares with the other members of its population; None: it belongs to none
     Returns the arguments of `open_built`. Raises UserError if the run cannot start. The disk is then unchanged.
     """
+    host = session.host
     if decision.used:
         decision = _lock(decision, session)
-    return decision, _build(decision, session, shared)
+    if decision.found:
+        decision = decision._replace(found=hosts_files.own_part(decision.found, host.place))
+    built, sizes = host.together(
+        lambda: _build(decision, session, shared), lambda built: built.size.rows_per_stream
+    )  # fmt: skip
+    size = built.size if len(sizes) == 1 else dataclasses.replace(built.size, rows_per_stream=min(sizes))
+    return decision, built._replace(size=size)
 
 
 def open_built(decision: Decision, built: Built, session: Session, shared: Shared | None = None) -> Opened:
@@ -164,35 +186,60 @@ def open_built(decision: Decision, built: Built, session: Session, shared: Share
 
     shared: as in `build_run`. Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
-    config, display = decision.config, session.display
-    created = None if decision.used else _create(decision, session)
-    if created:
-        decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
+    config, display, host = decision.config, session.display, session.host
+    created = None
+    if not decision.used:
+        created, path = _create(decision, session)
+        decision = decision._replace(config=dataclasses.replace(config, run_dir=path))
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
     display.header([f"run: {decision.run_dir}", header.METRICS])
-    memory = _restore(decision, built, session, shared)
-    session.stopping.begun()
-    parts = _change(decision, built, memory, session, shared)
+    identity = decision.found.files.run if decision.found else host.from_first(uuid.uuid4().hex)
+    memory, _ = host.together(lambda: _restore(decision, built, session, shared, identity))
+    host.together(session.stopping.begun)
+    going_on = _change_files(decision, built, memory, session)
+    parts, _ = host.together(lambda: _change(decision, built, memory, session, shared, going_on))
     display.losses(built.agent.scales)
     display.phase("collecting")
-    return Opened(parts, created, decision.resumed_at, _eval_due(decision.config, memory.restored), memory.lines)
+    eval_due = host.from_first(_eval_due(decision.config, memory.restored))
+    return Opened(parts, created, decision.resumed_at, eval_due, memory.lines)
 
 
 def _lock(decision: Decision, session: Session) -> Decision:
     """Locks a directory that already contains the run, decides again what to do, and returns the new decision."""
-    session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
-    return start.decide(
-        decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
+    host = session.host
+    host.only_first(lambda: _take_lock(decision, session))
+    again, _ = host.together(
+        lambda: start.decide(
+            decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
+        )
     )
+    return again._replace(config=dataclasses.replace(decision.config, run_dir=again.config.run_dir))
 
 
-def _create(decision: Decision, session: Session) -> Created:
-    """Creates the directory of a new run, locks it, and checks again that it contains no run."""
-    own_name = not decision.given.run_dir
-    return session.stack.enter_context(
-        Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
-    )
+def _take_lock(decision: Decision, session: Session) -> None:
+    lock = session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
+    session.host.on_end(lock.close)
+
+
+def _create(decision: Decision, session: Session) -> tuple[Created | None, str]:
+    """Creates the directory of a new run, locks it, and checks again that it contains no run.
+
+    Only process 0 does so. Returns its path too.
+    """
+    host = session.host
+
+    def create() -> Created | None:
+        if not host.place.first:
+            return None
+        own_name = not decision.given.run_dir
+        created = Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
+        host.on_end(created.unlock)
+        return session.stack.enter_context(created)
+
+    created, paths = host.together(create, lambda made: str(made.path) if made else "")
+    host.together(lambda: start.check_seen(Path(paths[0])))
+    return created, paths[0]
 
 
 # Into memory ----------------------------------------------------------------------------------------------------------
@@ -200,10 +247,12 @@ def _create(decision: Decision, session: Session) -> Created:
 
 def _build(decision: Decision, session: Session, shared: Shared | None) -> Built:
     """Makes environments, agent and weights, and computes the size of the replay. Changes nothing on the disk."""
-    config, found = decision.config, decision.found
-    start.check_sinks(config)
+    config, found, place = decision.config, decision.found, session.host.place
+    own = place.config(config)
+    if place.first:
+        start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
-    environments = _make_environments(decision, session)
+    environments = _make_environments(decision, own, session)
     workers = environments.workers
     if found:
         resume.check_spec(found, workers.spec, str(decision.env))
@@ -213,7 +262,7 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     )  # fmt: skip
     agent = shared.agent if shared else None
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
-    size = _plan_replay(decision, environments, agent, shared)
+    size = _plan_replay(decision, own, environments, agent, shared.free if shared else _free(decision, place))
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
     needed = size.steps * columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
@@ -223,17 +272,22 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
         mesh=mesh, part=shared.part if shared else None,
     )  # fmt: skip
-    built = Built(environments, agent, learner, size, Limiter(rate, workers.streams), record, way)
+    limiter = Limiter(rate, workers.streams * place.count)
+    built = Built(environments, agent, learner, size, limiter, record, way)
     session.display.header([*_introduction(config, built), *filter(None, [line, why_not])])
     if not found and config.init_from:
-        taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
+        state = placement.local_copy(learner.state)
+        taken = begin_with(state, config.init_from, config.init_parts, config.init_missing)
         learner.load(taken.state, 0)
         session.display.header(taken.lines)
     return built
 
 
-def _make_environments(decision: Decision, session: Session) -> Environments:
-    environments = Environments(decision.config, decision.env, session.display.message)
+def _make_environments(decision: Decision, own: Config, session: Session) -> Environments:
+    envs, place = decision.config.workers.envs, session.host.place
+    environments = Environments(
+        own, decision.env, session.display.message, first=place.envs(envs).start, total=envs
+    )  # fmt: skip
     session.stack.callback(environments.close)
     # An environment in this process may have changed the current folder, where plug-ins are found.
     os.chdir(environments.workers.folder)
@@ -241,14 +295,23 @@ def _make_environments(decision: Decision, session: Session) -> Environments:
     return environments
 
 
-def _plan_replay(decision: Decision, environments: Environments, agent: Agent, shared: Shared | None) -> Capacity:
-    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings."""
-    config, workers = decision.config, environments.workers
+def _free(decision: Decision, place: Place) -> Free | None:
+    """Returns the free memory and disk for all processes on this machine; None: this is the only one."""
+    return replay.measure_free(decision.config.run_dir, place.neighbours) if place.neighbours > 1 else None
+
+
+def _plan_replay(
+    decision: Decision, config: Config, environments: Environments, agent: Agent, free: Free | None
+) -> Capacity:
+    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings.
+
+    config: that of the share of this process. free: what this replay and others share; None: all that is free.
+    """
+    workers = environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
         workers.spec, agent.storage, config.replay, streams=workers.streams,
-        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
-        free=shared.free if shared else None,
+        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir, free=free,
     )  # fmt: skip
     if not decision.found:
         return size
@@ -270,14 +333,18 @@ def _introduction(config: Config, built: Built) -> list[str]:
     return lines
 
 
-def _restore(decision: Decision, built: Built, session: Session, shared: Shared | None) -> Memory:
-    """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk."""
-    storage = _open_storage(decision, built, session)
-    loaded = _load_checkpoint(decision, decision.found, built, storage, shared) if decision.found else None
+def _restore(decision: Decision, built: Built, session: Session, shared: Shared | None, identity: str) -> Memory:
+    """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk.
+
+    identity: the random id of the run
+    """
+    place = session.host.place
+    storage = _open_storage(decision, built, session, identity)
+    loaded = _load_checkpoint(decision, decision.found, built, storage, shared, place) if decision.found else None
     workers = built.environments.workers  # loading may have replaced the workers
     collector = Collector(
         built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed,
-        policy=shared.first.collector.policy if shared and shared.first else None,
+        policy=shared.first.collector.policy if shared and shared.first else None, process=place.index,
     )  # fmt: skip
     tracker = EpisodeTracker(workers.streams)
     if not loaded:
@@ -287,34 +354,43 @@ def _restore(decision: Decision, built: Built, session: Session, shared: Shared 
     return Memory(storage, collector, tracker, loaded.restored, (*loaded.lines, *lines))
 
 
-def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
+def _open_storage(decision: Decision, built: Built, session: Session, identity: str) -> Storage:
     """Opens the files of the run for reading, and makes an empty replay."""
-    config, stack, workers = decision.config, session.stack, built.environments.workers
-    identity = decision.found.files.run if decision.found else uuid.uuid4().hex
+    place, stack, workers = session.host.place, session.stack, built.environments.workers
+    config, folder = place.config(decision.config), folder_of(decision.run_dir, place.index)
     checkpoints = stack.enter_context(
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
-    rings = Replay(
+    kind: Any = functools.partial(ShareOfReplay, place=place) if place.count > 1 else Replay
+    rings = kind(
         workers.spec, built.agent.storage, config.replay, streams=workers.streams, seed=config.seed,
-        env_steps=config.env_steps, size=built.size, run_dir=decision.run_dir,
+        env_steps=config.env_steps, size=built.size, run_dir=folder,
     )  # fmt: skip
     stack.callback(rings.close)
-    store = stack.enter_context(RowStore(decision.run_dir / ROWS, identity))
+    store = stack.enter_context(RowStore(folder / ROWS, identity))
     session.stopping.on_failure(store.stop)
     return Storage(identity, checkpoints, rings, store)
 
 
-def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage, shared: Shared | None) -> Loaded:
+def _load_checkpoint(
+    decision: Decision, found: Found, built: Built, storage: Storage, shared: Shared | None, place: Place
+) -> Loaded:  # fmt: skip
     """Restores rows, train state and environments from the checkpoint `found`. Only reads the disk."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
-        restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
-        lines = start.check_lines(found, restored, decision.run_dir)
-        state, _ = storage.checkpoints.restore(learner.state, found.step)
+        if moved := hosts_files.moves(found, place):
+            restored = hosts_files.load_moved(
+                found, decision.run_dir, place, storage.store, storage.replay, environments.workers.spec.agents,
+                decision.trust,
+            )  # fmt: skip
+        else:
+            restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
+        lines = start.check_lines(found, restored, decision.run_dir) if place.first else []
+        state, _ = storage.checkpoints.restore(placement.local_copy(learner.state), found.step)
         restored, _, lost = resume.restore_envs(
             restored, storage.store, storage.replay, environments.workers,
             decision.config.lockstep or built.way == "device",
-            environments.replace, drop_later=shared is not None,
+            environments.replace, drop_later=shared is not None or place.count > 1 or moved,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
     return Loaded(restored, lost, lines)
@@ -323,18 +399,43 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 # Change ---------------------------------------------------------------------------------------------------------------
 
 
-def _change(decision: Decision, built: Built, memory: Memory, session: Session, shared: Shared | None) -> Parts:
-    """Writes the first files of the run, makes the components that are still missing, and returns all components."""
+def _change_files(decision: Decision, built: Built, memory: Memory, session: Session) -> Resumed | None:
+    """Moves aside and writes the first files of the run. Returns where the log of a resumed run continues."""
+    host, report = session.host, session.display.message
+    identity, _, rings, store = memory.storage
+
+    def change() -> Resumed | None:
+        if not host.place.first:
+            return Resumed(memory.restored.head["logger"], rings.steps, later=False) if memory.restored else None
+        return start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
+
+    going_on, _ = host.together(change)
+    if not host.place.first:
+        do = functools.partial(hosts_files.change, decision.found, decision.run_dir, host.place, store)
+    host.together(do if not host.place.first else lambda: None)
+    return going_on
+
+
+def _change(
+    decision: Decision, built: Built, memory: Memory, session: Session, shared: Shared | None,
+    going_on: Resumed | None,
+) -> Parts:  # fmt: skip
+    """Makes the components that are still missing, which write files too, and returns all components.
+
+    going_on: where the log of a resumed run continues
+    """
     config, stack, report = decision.config, session.stack, session.display.message
+    place = session.host.place
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
-    going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
-    logger = stack.enter_context(
-        Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
-    )
+    if place.first:
+        logger = Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
+    else:
+        logger = Collected(going_on)
+    stack.enter_context(logger)
     # Closed before the replay. In turns nothing may depend on the timing of a thread.
     in_turns = built.way != "thread"
-    draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
+    draw = functools.partial(updates.draw, source, learner, config.replay.batch_size // place.count)
     batches = Prefetch(draw, depth=0 if in_turns else config.replay.prefetch)
     stack.callback(batches.close)
     write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
@@ -355,8 +456,9 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
         policy=shared.first.policy if shared and shared.first else programs.jit_act(built.agent),
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
-        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
-        way=built.way, device=device,
+        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report, place.index),
+        logger=logger,
+        way=built.way, device=device, process=place.index,
     )  # fmt: skip
 
 
