@@ -8,6 +8,7 @@ its network, the kernel of the others ends the connection after about SILENCE se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import secrets
@@ -61,15 +62,22 @@ class Link:
         self._closing, self._told = False, threading.Lock()
         self._sending = threading.Lock()
         self._peers: dict[int, socket.socket] = {}
+        self._threads: list[threading.Thread] = []
         self.names: list[str] = []
-        if isinstance(meeting, Server):
-            self._accept(meeting, name)
-        else:
-            self._join(meeting, name)
+        try:
+            if isinstance(meeting, Server):
+                self._accept(meeting, name)
+            else:
+                self._join(meeting, name)
+        except BaseException:
+            self.close()
+            raise
         for peer, connection in self._peers.items():
             connection.settimeout(None)
             _notice_silence(connection)
-            threading.Thread(target=self._read, args=(peer, connection), name=f"link {peer}", daemon=True).start()
+            thread = threading.Thread(target=self._read, args=(peer, connection), name=f"link {peer}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def exchange(self, value: Any) -> list[Any]:
         """Gives `value`, a JSON value, to all processes, and returns the values of all, in the order of processes.
@@ -96,10 +104,14 @@ class Link:
             self._send(peer, {"failed": f"{self.names[self.index]}: {line}"} if line else {"done": True})
 
     def close(self) -> None:
-        """Ends the connections. May be called again."""
+        """Ends the connections and the threads. May be called again."""
         self._closing = True
         for connection in self._peers.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+        for thread in self._threads:
+            thread.join()
 
     def _accept(self, server: Server, name: str) -> None:
         names = {0: name}
