@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import numpy as np
-import tiny
 import tiny_runs
 
 from dreamer import agent as agents
@@ -80,6 +79,8 @@ def renamed(batch, arrays: dict[str, np.ndarray]):
 
 def environment() -> dict[str, str]:
     """Returns the environment variables of a process: one CPU device, and XLA without optimizations."""
+    import tiny  # not in the processes of a run: it starts the XLA backend
+
     quick = [f"--{name}={str(value).lower()}" for name, value in tiny.QUICK.items()]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(quick), "PYTHONPATH": paths}
