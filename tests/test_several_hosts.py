@@ -13,11 +13,10 @@ from types import SimpleNamespace
 
 import hosts_run
 import jax
-import killed_run
 import numpy as np
 import pytest
 from test_resume import state_of
-from tiny_runs import lines, plain_agent, tiny
+from tiny_runs import lines, tiny
 
 import dreamer
 from dreamer.apps.verify import verify_run
@@ -198,7 +197,8 @@ def test_what_several_processes_cannot_do_is_refused(given, expected):
 
 
 def test_a_population_in_several_processes_is_refused():
-    config = load(overrides={"devices.coordinator": "a:1", "devices.processes": 2, "devices.process_id": 1, "population.seeds": 2})
+    devices = {"devices.coordinator": "a:1", "devices.processes": 2, "devices.process_id": 1}
+    config = load(overrides={**devices, "population.seeds": 2})
     with pytest.raises(UserError, match="a population trains in one process; leave out devices.coordinator"):
         dreamer.train(config)
 
@@ -347,7 +347,8 @@ def killed_and_resumed(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, s
         if codes == [0, 0]:
             break  # it had fewer events left
         assert codes[who] == -signal.SIGKILL and codes[1 - who] != 0, outputs
-        gone = re.findall(rf"dreamer: error: process {who} \(pid \d+ on .*\) is gone; this process ends too", outputs[1 - who])
+        line = rf"dreamer: error: process {who} \(pid \d+ on .*\) is gone; this process ends too"
+        gone = re.findall(line, outputs[1 - who])
         assert len(gone) == 1, outputs[1 - who]
         made.append((who, at))
     codes, outputs = kill(run_dir, 2, 0, 0)
@@ -372,7 +373,7 @@ def test_a_run_of_which_one_process_is_killed_ends_bit_identical(tmp_path, kills
 
 def test_a_signal_to_one_process_saves_the_run_and_stops_all(tmp_path):
     call = (
-        "import killed_run, os, signal; from dreamer.runtime.run.loop import Run; tend = Run.tend; turns = iter(range(999))\n"
+        "import os, signal; from dreamer.runtime.run.loop import Run; tend = Run.tend; turns = iter(range(999))\n"
         "def tending(run):\n"
         "    if DEVICES.get('devices.process_id') == 1 and next(turns) == 10: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    tend(run)\n"

@@ -82,6 +82,7 @@ def sweep(path: str, flags: SweepFlags) -> int:
     """
     if flags.status:
         return show_status(path, flags)
+    _check_nodes(flags)
     given = spec.read(path)
     trials = {trial.name: trial for trial in trials_of(given, spec.base_config(given, flags.trust), flags.trust)}
     root = Path(os.path.abspath(os.path.expanduser(flags.run_dir or str(Path("sweeps") / Path(path).stem))))
@@ -135,7 +136,8 @@ def plan(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) 
 
         first = 1 + max([-1, *(int(p.name.removeprefix("program")) for p in known.programs)] if known else [-1])
         packed = packing.pack(
-            fresh, needs._replace(machine=share), most_members, how=flags.pack, jobs=jobs, first=first
+            fresh, needs._replace(machine=share), most_members, how="off" if flags.slurm.nodes > 1 else flags.pack,
+            jobs=jobs, first=first,
         )
     before = known or Known({}, {}, ())
     every = {**before.trials, **state.entries(fresh, packed.programs)}
@@ -149,6 +151,14 @@ def _check_same(root: Path, known: Known, trials: dict[str, Trial]) -> None:
         entry = known.trials.get(name)
         if entry and (entry["seed"] != trial.seed or repr(entry["values"]) != repr(dict(trial.values))):
             raise UserError(f"{root} contains another sweep, whose trial {name} has other values; give a new --run-dir")
+
+
+def _check_nodes(flags: SweepFlags) -> None:
+    """Raises UserError if programs should run on several nodes, but not as jobs or as populations."""
+    if flags.slurm.nodes > 1 and flags.on != "slurm" and not flags.index:
+        raise UserError("slurm.nodes is for jobs: give --on slurm too")
+    if flags.slurm.nodes > 1 and flags.pack == "on":
+        raise UserError("a population trains in one process: leave out --pack on, or slurm.nodes")
 
 
 def default_jobs(there: Any) -> int:
@@ -210,7 +220,8 @@ def run_all(ready: Plan, path: str, flags: SweepFlags, stopping: Stopping) -> in
 
 def words_of(path: str, root: Path, flags: SweepFlags) -> list[str]:
     """Returns the words after `dreamer` that run one program, without its name."""
-    own = {"--compilation-cache": flags.compilation_cache}
+    nodes = str(flags.slurm.nodes) if flags.slurm.nodes > 1 else ""
+    own = {"--compilation-cache": flags.compilation_cache, "--slurm.nodes": nodes}
     more = [word for flag, value in own.items() if value for word in (flag, value)]
     file = path if path in shipped.sweeps() else os.path.abspath(path)
     return ["sweep", file, "--run-dir", str(root), *more, *(["--trust"] if flags.trust else []), "--index"]
@@ -273,7 +284,10 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
 
     share_compiled(root, flags.compilation_cache)
     try:
-        train(packing.config_of(program, trials, root), resume="auto", trust=flags.trust)
+        config = packing.config_of(program, trials, root)
+        if flags.slurm.nodes > 1:
+            config = dataclasses.replace(config, devices=dataclasses.replace(config.devices, coordinator="auto"))
+        train(config, resume="auto", trust=flags.trust)
     except UserError as error:
         if not local.held(root, known, program):
             for name in program.trials:

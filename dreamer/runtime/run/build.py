@@ -8,10 +8,7 @@ import functools
 import os
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from jax.sharding import Mesh
 
 from dreamer import agent as agents
 from dreamer.config import Config
@@ -20,7 +17,6 @@ from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.memory import free_memory, share
 from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
-from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.files.run_dir import ROWS, folder_of
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger, Resumed
@@ -31,9 +27,21 @@ from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import evaluation, header, hosts_files, ratio, resume, schedule, start, updates, ways
+from dreamer.runtime.run import (
+    directory,
+    evaluation,
+    header,
+    hosts_files,
+    ratio,
+    resume,
+    schedule,
+    start,
+    updates,
+    ways,
+)
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
+from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.hosts import Alone, Host, Place
 from dreamer.runtime.run.hosts_parts import Collected, QuietDisplay, ShareOfReplay
@@ -50,23 +58,6 @@ from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
 from dreamer.runtime.run.ways import Room, Way
 from dreamer.runtime.run.writeback import Writeback
-
-
-class Session(NamedTuple):
-    """The parts of a run that are made first.
-
-    stack: closes everything that was opened, in reverse order | display: prints to the terminal
-    stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
-    mesh: the devices that learn; None: those of the config. A population gives each member a device.
-    host: this process among those that train the run together
-    """
-
-    stack: contextlib.ExitStack
-    display: Display
-    stopping: Stopping
-    sinks: Sequence[Sink]
-    mesh: Mesh | None = None
-    host: Host | Alone = Alone()
 
 
 class Built(NamedTuple):
@@ -171,7 +162,7 @@ def build_run(decision: Decision, session: Session, shared: Shared | None = None
     """
     host = session.host
     if decision.used:
-        decision = _lock(decision, session)
+        decision = directory.lock(decision, session)
     if decision.found:
         decision = decision._replace(found=hosts_files.own_part(decision.found, host.place))
     built, sizes = host.together(
@@ -189,7 +180,7 @@ def open_built(decision: Decision, built: Built, session: Session, shared: Share
     config, display, host = decision.config, session.display, session.host
     created = None
     if not decision.used:
-        created, path = _create(decision, session)
+        created, path = directory.create(decision, session)
         decision = decision._replace(config=dataclasses.replace(config, run_dir=path))
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
@@ -197,49 +188,12 @@ def open_built(decision: Decision, built: Built, session: Session, shared: Share
     identity = decision.found.files.run if decision.found else host.from_first(uuid.uuid4().hex)
     memory, _ = host.together(lambda: _restore(decision, built, session, shared, identity))
     host.together(session.stopping.begun)
-    going_on = _change_files(decision, built, memory, session)
+    going_on = directory.change(decision, memory.restored, memory.storage.store, memory.storage.replay, session)
     parts, _ = host.together(lambda: _change(decision, built, memory, session, shared, going_on))
     display.losses(built.agent.scales)
     display.phase("collecting")
     eval_due = host.from_first(_eval_due(decision.config, memory.restored))
     return Opened(parts, created, decision.resumed_at, eval_due, memory.lines)
-
-
-def _lock(decision: Decision, session: Session) -> Decision:
-    """Locks a directory that already contains the run, decides again what to do, and returns the new decision."""
-    host = session.host
-    host.only_first(lambda: _take_lock(decision, session))
-    again, _ = host.together(
-        lambda: start.decide(
-            decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
-        )
-    )
-    return again._replace(config=dataclasses.replace(decision.config, run_dir=again.config.run_dir))
-
-
-def _take_lock(decision: Decision, session: Session) -> None:
-    lock = session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
-    session.host.on_end(lock.close)
-
-
-def _create(decision: Decision, session: Session) -> tuple[Created | None, str]:
-    """Creates the directory of a new run, locks it, and checks again that it contains no run.
-
-    Only process 0 does so. Returns its path too.
-    """
-    host = session.host
-
-    def create() -> Created | None:
-        if not host.place.first:
-            return None
-        own_name = not decision.given.run_dir
-        created = Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
-        host.on_end(created.unlock)
-        return session.stack.enter_context(created)
-
-    created, paths = host.together(create, lambda made: str(made.path) if made else "")
-    host.together(lambda: start.check_seen(Path(paths[0])))
-    return created, paths[0]
 
 
 # Into memory ----------------------------------------------------------------------------------------------------------
@@ -397,23 +351,6 @@ def _load_checkpoint(
 
 
 # Change ---------------------------------------------------------------------------------------------------------------
-
-
-def _change_files(decision: Decision, built: Built, memory: Memory, session: Session) -> Resumed | None:
-    """Moves aside and writes the first files of the run. Returns where the log of a resumed run continues."""
-    host, report = session.host, session.display.message
-    identity, _, rings, store = memory.storage
-
-    def change() -> Resumed | None:
-        if not host.place.first:
-            return Resumed(memory.restored.head["logger"], rings.steps, later=False) if memory.restored else None
-        return start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
-
-    going_on, _ = host.together(change)
-    if not host.place.first:
-        do = functools.partial(hosts_files.change, decision.found, decision.run_dir, host.place, store)
-    host.together(do if not host.place.first else lambda: None)
-    return going_on
 
 
 def _change(

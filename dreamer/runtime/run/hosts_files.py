@@ -21,6 +21,7 @@ from dreamer.runtime.files.run_dir import ASIDE, HOSTS, ROWS, folder_of
 from dreamer.runtime.log.sinks import Tail
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
+from dreamer.runtime.replay.spans import Span
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import resume, start
 from dreamer.runtime.run.hosts import Place
@@ -55,7 +56,7 @@ def load_moved(
     agents: per environment. trust: as in `resume.load_rows`. Only reads the disk.
     Raises UserError if a file is damaged or missing, or if the environments cannot be shared.
     """
-    streams, pieces, at = range(0), [], 0
+    pieces, at = [], 0
     total = sum(len(files.oldest) for files in found.manifest.hosts)
     streams = range(total * place.index // place.count, total * (place.index + 1) // place.count)
     for process, files in enumerate(found.manifest.hosts):
@@ -63,7 +64,7 @@ def load_moved(
         pieces.append(read_piece(theirs, files, trust))
         wanted = {stream - at: stream - streams.start for stream in streams if at <= stream < at + len(files.oldest)}
         if wanted:
-            theirs.load_streams(replay, files, wanted)
+            load_streams(theirs, replay, files, wanted)
         at += len(files.oldest)
     store.begin_anew()
     head, arrays = regroup(pieces, range(streams.start // agents, streams.stop // agents), agents)
@@ -73,6 +74,26 @@ def load_moved(
     head["replay"] = {**values, "queue": head["replay"]["queue"], "rng": rng, "rows_per_stream": 0}
     replay_state.load(replay, head["replay"], arrays)
     return Restored(head, arrays, where=store.path(found.files.state.name))
+
+
+def load_streams(store: RowStore, replay: Replay, files: Files, streams: Mapping[int, int]) -> None:
+    """Fills streams of a replay with rows and latents that another process has written.
+
+    store: for the folder of that process | files: those of that process, in a checkpoint
+    streams: {its number of a stream: the number in `replay`}
+    Raises UserError if a file is damaged, missing or of another run, or if the replay lacks rows of the latents.
+    """
+    for seals, put in ((files.rows, _put_rows), (files.latents, replay_state.put_latents)):
+        for seal in seals:
+            head, columns = store.read(seal.name, seal)
+            spans = manifest.spans(head.get("spans"), len(files.oldest), store.path(seal.name))
+            kept, columns = replay_state.taken([Span(*span) for span in spans], columns, streams)
+            if kept:
+                put(replay, kept, columns)
+
+
+def _put_rows(replay: Replay, spans: Sequence[Span], columns: replay_state.Columns) -> None:
+    replay_state.put_rows(replay, spans, columns, fresh=False)
 
 
 def read_piece(store: RowStore, files: Files, trust: bool) -> Piece:
