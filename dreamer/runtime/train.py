@@ -14,11 +14,11 @@ from dreamer.config import Config, expect_config
 from dreamer.errors import UserError
 from dreamer.interfaces import JaxEnv
 from dreamer.plugins import EnvName, maker
-from dreamer.runtime.devices.distributed import refuse_several
+from dreamer.runtime.devices import distributed
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.population import members
 from dreamer.runtime.population import train as population
-from dreamer.runtime.run import ending, start
+from dreamer.runtime.run import ending, hosts_train, start
 from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
@@ -47,9 +47,16 @@ def train(
     expect_config(config, "dreamer.train")
     if resume not in get_args(Resume):
         raise UserError(f"resume must be one of {', '.join(get_args(Resume))}, not {resume!r}")
-    refuse_several(config.devices)
+    distributed.check(config.devices)
     env: EnvName = config.env if make_env is None else maker(make_env)
     config = dataclasses.replace(config, env=str(env))
+    if config.devices.coordinator:
+        if members.count(config) > 1:
+            raise UserError(
+                "a population trains in one process; leave out devices.coordinator, or train its members as a sweep: "
+                "dreamer sweep"
+            )
+        return hosts_train.train(config, hosts_train.Request(env, resume, resume_from, trust, sinks, callbacks))
     if members.count(config) > 1:
         if resume_from is not None or sinks:
             what = "resume_from" if resume_from is not None else "sinks"

@@ -45,6 +45,7 @@ def sweep(path: str, flags: SweepFlags) -> int:
     """
     if flags.status:
         return show_status(path, flags)
+    _check_nodes(flags)
     given = spec.read(path)
     root = Path(os.path.abspath(os.path.expanduser(flags.run_dir or str(Path("sweeps") / Path(path).stem))))
     check_place(given, flags)
@@ -78,9 +79,18 @@ def sweep(path: str, flags: SweepFlags) -> int:
         return run_all(ready, path, flags, stopping)
 
 
+def _check_nodes(flags: SweepFlags) -> None:
+    """Raises UserError if programs should run on several nodes, but not as jobs or as populations."""
+    if flags.slurm.nodes > 1 and flags.on != "slurm" and not flags.index:
+        raise UserError("slurm.nodes is for jobs: give --on slurm too")
+    if flags.slurm.nodes > 1 and flags.pack == "on":
+        raise UserError("a population trains in one process: leave out --pack on, or slurm.nodes")
+
+
 def words_of(path: str, root: Path, flags: SweepFlags) -> list[str]:
     """Returns the words after `dreamer` that run one program, without its name."""
-    own = {"--compilation-cache": flags.compilation_cache}
+    nodes = str(flags.slurm.nodes) if flags.slurm.nodes > 1 else ""
+    own = {"--compilation-cache": flags.compilation_cache, "--slurm.nodes": nodes}
     more = [word for flag, value in own.items() if value for word in (flag, value)]
     file = path if path in shipped.sweeps() else os.path.abspath(path)
     return ["sweep", file, "--run-dir", str(root), *more, *(["--trust"] if flags.trust else []), "--index"]

@@ -86,6 +86,7 @@ def plan(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlags) 
         needs = planning.needs_of([trial.config for trial in packing.settings_of(fresh)], say)
         jobs = flags.jobs or default_jobs(needs.machine)
         alone = flags.pack == "auto" and (flags.ray.scheduler != "none" or given.search == "tpe")
+        alone |= flags.slurm.nodes > 1
         share = needs.machine._replace(host_free=needs.machine.host_free // jobs)
         if flags.device_gb:
             share = share._replace(platform="gpu", device_free=int(flags.device_gb * 1e9))

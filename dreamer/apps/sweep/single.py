@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
         if not local.held(root, known, program):
             apart.leave_out(root, program)
         config = apart.config_of(root, known, program, trials)
+        if flags.slurm.nodes > 1:
+            config = dataclasses.replace(config, devices=dataclasses.replace(config.devices, coordinator="auto"))
         train(config, resume="auto", trust=flags.trust, callbacks=callbacks)
     except UserError as error:
         if not local.held(root, known, program):

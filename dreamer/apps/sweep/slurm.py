@@ -43,11 +43,13 @@ class Config:
     hours: Annotated[float, at_least(0.05)] = 24.0
     """Time limit of a job; a job that reaches it goes on in a new one."""
     gpus: Annotated[int, at_least(0)] = 1
-    """GPUs of a job."""
+    """GPUs of a job, on each of its nodes."""
     cpus: Annotated[int, at_least(1)] = 8
     """CPU cores of a job."""
     memory_gb: Annotated[float, at_least(1)] = 32.0
     """Memory of a job."""
+    nodes: Annotated[int, at_least(1)] = 1
+    """Nodes of a job. With several, one process on each trains a share of the run, see `devices.coordinator`."""
     parallel: Annotated[int, at_least(1)] = 256
     """Jobs that run at the same time."""
     requeues: Annotated[int, at_least(0)] = 100
@@ -71,7 +73,8 @@ class Task:
         while code is None:
             time.sleep(POLL)
             code = ended(self._process.pid)
-        if code:
+        other = os.environ.get("SLURM_PROCID", "0") != "0"  # of a job on several nodes, whose first task requeues it
+        if code and not (other and code in SAVED):
             raise RuntimeError(f"dreamer {' '.join(self.words)} ended with exit code {code}")
         return code
 
@@ -142,6 +145,7 @@ def _executor(root: Path, config: Config) -> Any:
         **{name: value for name, value in named.items() if value}, time=max(1, round(60 * config.hours)),
         cpus_per_task=config.cpus, mem=f"{config.memory_gb:g}GB", array_parallelism=config.parallel, job_name=root.name,
         signal_delay_s=120, setup=list(config.setup), **({"gpus_per_node": config.gpus} if config.gpus else {}),
+        **({"nodes": config.nodes, "ntasks_per_node": 1} if config.nodes > 1 else {}),
     )  # fmt: skip
     return executor
 

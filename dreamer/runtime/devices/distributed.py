@@ -7,13 +7,23 @@ operation, so all processes must decide alike whether to make one. They exchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from dreamer.errors import UserError
+from dreamer.runtime.devices.link import Link, Meeting, Server
 from dreamer.runtime.devices.mesh import Config
+
+HEARTBEAT = 60  # seconds after which jax ends the processes if one of them no longer answers; `Link` is faster
+NO_CLUSTER = "coordinator_address should be defined"
 
 
 def start(config: Config) -> None:
@@ -24,15 +34,21 @@ def start(config: Config) -> None:
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
         return
+    given = (None, None, None)
+    if config.coordinator != "auto":
+        given = (config.coordinator, config.processes, config.process_id)
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        if config.coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process_id)
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `stopping`
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         who = f"process {config.process_id} of {config.processes}" if config.processes else "this process"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if config.coordinator == "auto" and reason.startswith(NO_CLUSTER):
+            raise UserError(
+                "devices.coordinator auto: jax finds no cluster of SLURM, MPI or TPUs here; give the host:port of "
+                "process 0, with devices.processes and devices.process_id"
+            ) from error
         raise UserError(f"devices.coordinator {config.coordinator}: {who} cannot reach the others: {reason}") from error
 
 
@@ -62,17 +78,6 @@ def count() -> int:
     return jax.process_count()
 
 
-def refuse_several(config: Config) -> None:
-    """Raises UserError if the config asks for several processes. Features that support only one process call this."""
-    check(config)
-    if config.coordinator:
-        raise UserError(
-            "devices.coordinator: dreamer train learns in one process, on all devices of its machine. The learner "
-            "supports several (dreamer.runtime.devices.distributed), but a run does not yet share its environments, "
-            "agree on when to save and stop, or restore the replays of other processes. Leave it empty"
-        )
-
-
 def share(name: str, whole: int) -> int:
     """Returns this process's share of `whole`, such as a batch size, which is divided evenly over the processes.
 
@@ -98,3 +103,43 @@ def gather(values: Sequence[int]) -> np.ndarray:
     halves = np.array(values, np.int64).view(np.int32)
     gathered = np.asarray(multihost_utils.process_allgather(halves))
     return np.ascontiguousarray(gathered.reshape(count(), -1), np.int32).view(np.int64)
+
+
+def link(name: str, lost: Callable[[str], None]) -> Link:
+    """Connects the processes that learn together for decisions on the host. A collective operation.
+
+    name, lost: as in `Link`. Raises UserError if not all processes connect.
+    """
+    index, server = jax.process_index(), None
+    if index == 0:
+        server = Server([host for host in (_coordinator_host(), socket.gethostname(), socket.getfqdn()) if host])
+    told: Any = _from_first(list(server.meeting) if server else None)
+    return Link(index, name, server or Meeting(tuple(told[0]), *told[1:]), count(), lost)
+
+
+def abandon(code: int) -> None:
+    """Makes this process end with the exit code `code`, without waiting for processes that have failed or are gone."""
+    atexit.register(_leave, code)  # runs before the handler of jax, which waits for the others
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _coordinator_host() -> str:
+    """Returns the host under which the others have reached process 0; "" if jax does not tell."""
+    from jax._src import distributed
+
+    address = getattr(distributed.global_state, "coordinator_address", None) or ""
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _from_first(value: Any) -> Any:
+    """Returns the JSON value of process 0 in all processes. A collective operation."""
+    data = json.dumps(value).encode()
+    size = int(gather([len(data)])[0, 0])
+    padded = (data + bytes(size))[: -(-size // 8) * 8].ljust(-(-size // 8) * 8, b"\0")
+    numbers = gather(np.frombuffer(padded, np.int64).tolist())[0]
+    return json.loads(numbers.tobytes()[:size])

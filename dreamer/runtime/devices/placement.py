@@ -82,10 +82,19 @@ def _joined(x: Array, place: NamedSharding) -> Array:
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """Places the batch of this process on its devices, as its part of the global batch. Any thread may call this."""
+    """Places the batch of this process on its devices, as its part of the global batch. Any thread may call this.
+
+    A batch that is placed already is returned as it is.
+    """
     if jax.process_count() == 1:
         return jax.device_put(batch, split(mesh))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
+    return jax.tree.map(lambda x: _part_of_batch(split(mesh), x), batch)
+
+
+def _part_of_batch(place: NamedSharding, x: Any) -> Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    return jax.make_array_from_process_local_data(place, x)
 
 
 def local_copy(tree: Any) -> Any:

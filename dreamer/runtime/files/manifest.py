@@ -60,6 +60,7 @@ class Manifest(NamedTuple):
     files: the files to resume from; None: the checkpoint can only be evaluated
     metrics: the size in bytes and the crc32 of metrics.jsonl at the time of the checkpoint; the crc32 may be None
     spec: the Spec of the environment, as JSON
+    others: the files of the other processes, if several have trained together; `files` are those of process 0
     """
 
     env_steps: int
@@ -68,6 +69,12 @@ class Manifest(NamedTuple):
     files: Files | None = None
     metrics: tuple[int, int | None] | None = None
     spec: dict[str, Any] | None = None
+    others: tuple[Files, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[Files, ...]:
+        """The files of every process that has trained, in their order; () if the checkpoint can only be evaluated."""
+        return (self.files, *self.others) if self.files else ()
 
     @property
     def run(self) -> str | None:
@@ -76,15 +83,12 @@ class Manifest(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON values that `from_json` reads."""
-        files = {} if self.files is None else {
-            "run": self.files.run, "rows": [list(seal) for seal in self.files.rows],
-            "latents": [list(seal) for seal in self.files.latents], "state": list(self.files.state),
-            "oldest": list(self.files.oldest), "rows_per_stream": self.files.rows_per_stream,
-        }  # fmt: skip
+        files = {} if self.files is None else _files_to_json(self.files)
+        others = [_files_to_json(one) for one in self.others] or None
         metrics = None if self.metrics is None else list(self.metrics)
         values = {
             "env_steps": self.env_steps, "updates": self.updates, "format": self.format, **files, "metrics": metrics,
-            "spec": self.spec,
+            "spec": self.spec, "others": others,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value is not None}
 
@@ -97,12 +101,19 @@ class Manifest(NamedTuple):
         if not isinstance(meta, dict):
             raise _odd(where, "it")
         _fields(meta, {"env_steps": _counts, "updates": _counts}, where)
-        known = {"format": _counts, "run": _identity, "metrics": _position, "spec": _spec}
+        known = {
+            "format": _counts, "run": _identity, "metrics": _position, "spec": _spec,
+            "others": _list_of(lambda value: isinstance(value, dict) and value.get("run") == meta.get("run")),
+        }  # fmt: skip
         _fields(meta, known, where, optional=True)
         metrics = tuple(meta["metrics"]) if "metrics" in meta else None
+        files = _files(meta, where)
+        others = tuple(filter(None, (_files({"format": FORMAT, **one}, where) for one in meta.get("others", ()))))
+        if len(others) < len(meta.get("others", ())) or (others and not files):
+            raise _odd(where, "'others'")
         return cls(
-            meta["env_steps"], meta["updates"], meta.get("format"), _files(meta, where), metrics, meta.get("spec")
-        )
+            meta["env_steps"], meta["updates"], meta.get("format"), files, metrics, meta.get("spec"), others
+        )  # fmt: skip
 
 
 def files_of(manifest: Manifest, what: str) -> Files:
@@ -126,6 +137,14 @@ def check_format(meta: Any, what: str) -> None:
             f"{what} was written by another version of dreamer, in format {written}; this one reads format {FORMAT}: "
             "use that version to resume or evaluate, or start a new run"
         )
+
+
+def _files_to_json(files: Files) -> dict[str, Any]:
+    return {
+        "run": files.run, "rows": [list(seal) for seal in files.rows],
+        "latents": [list(seal) for seal in files.latents], "state": list(files.state),
+        "oldest": list(files.oldest), "rows_per_stream": files.rows_per_stream,
+    }  # fmt: skip
 
 
 def _files(meta: Mapping[str, Any], where: Path) -> Files | None:

@@ -12,9 +12,15 @@ CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
 ROWS = "rows"
 LOCK = "lock"
+HOSTS = "hosts"  # the files of processes other than the first, if several train together
 ERROR = "error.txt"
 POPULATION = "population.json"
 ASIDE = "aside"  # files that a resume has moved aside; they stay until the next checkpoint
+
+
+def folder_of(run_dir: Path, process: int) -> Path:
+    """Returns the folder with the rows of a process: the run directory for process 0, hosts/<process> for another."""
+    return run_dir / HOSTS / str(process) if process else run_dir
 
 
 def refuse_used(path: str | Path) -> Path:

@@ -79,6 +79,13 @@ def put_latents(replay: Replay, spans: Sequence[Span], columns: Columns) -> None
         _put(replay, spans, values)
 
 
+def taken(spans: Sequence[Span], columns: Columns, streams: Mapping[int, int]) -> tuple[list[Span], Columns]:
+    """Returns the rows of some streams, under new numbers. streams: {number in `spans`: number in the result}."""
+    kept = np.repeat([span.stream in streams for span in spans], [span.stop - span.start for span in spans])
+    ours = [span._replace(stream=streams[span.stream]) for span in spans if span.stream in streams]
+    return ours, {name: values[kept] for name, values in columns.items()}
+
+
 def append(replay: Replay, columns: Columns) -> None:
     """Appends rows {name: [S, n, ..]} to all streams. The caller keeps the queue of new sequences, see `put_queue`.
 

@@ -47,7 +47,7 @@ class RowStore:
 
     def __init__(self, folder: Path, run: str):
         """run: the identity of the run, which is written into every file. Creates nothing on the disk; `open` does."""
-        self._folder, self._run = folder, run
+        self._folder, self.run = folder, run
         self._files: list[_Written] = []
         self._listing = threading.Lock()  # guards `_files`: the writing thread adds to it, `prune` removes
         self._number = 0
@@ -81,7 +81,7 @@ class RowStore:
             for span in spans:
                 self._flushed[span.stream] = span.stop
             path = self._folder / f"rows-{self._number:09d}.dreamer"
-            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            head = {"run": self.run, "spans": [list(span) for span in spans]}
             self._number += 1
             self._jobs.put(lambda: self._write(path, head, columns, spans))
 
@@ -109,7 +109,7 @@ class RowStore:
         """
         seals: list[Seal] = []
         for number, (spans, columns) in enumerate(held_latents(replay, LATENT_FILE_BYTES)):
-            head = {"run": self._run, "spans": [list(span) for span in spans]}
+            head = {"run": self.run, "spans": [list(span) for span in spans]}
             seals.append(sealed.write(self._folder / f"latents-{step:012d}-{number:04d}.dreamer", head, columns))
         return seals
 
@@ -118,7 +118,7 @@ class RowStore:
 
         head: JSON values | arrays {name: array of any shape}. Waits until the file is on the disk. Returns its seal.
         """
-        return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self._run, **head}, arrays)
+        return sealed.write(self._folder / f"state-{step:012d}.dreamer", {"run": self.run, **head}, arrays)
 
     def save_end(self, step: int, state: Sequence[Any], head: dict[str, Any]) -> None:
         """Writes a file which records that a run has ended at the checkpoint `step`. Waits until it is on the disk.
@@ -127,7 +127,7 @@ class RowStore:
         head: JSON values that replace those of the state file, because they changed in the last evaluation.
         """
         self._raise()
-        sealed.write(self._folder / end_name(step), {"run": self._run, "state": list(state), **head}, {})
+        sealed.write(self._folder / end_name(step), {"run": self.run, "state": list(state), **head}, {})
 
     def load_end(self, step: int, state: Sequence[Any]) -> dict[str, Any] | None:
         """Returns {"logger", "loop"} of the `head` given to `save_end`, or None if the run did not end there.
@@ -137,7 +137,7 @@ class RowStore:
         if not (self._folder / end_name(step)).exists():
             return None
         try:
-            head = self._read(end_name(step), None)[0]
+            head = self.read(end_name(step), None)[0]
         except UserError as error:
             raise UserError(f"{error}; move it away, and the run repeats its last evaluation") from error
         return {key: head[key] for key in ("logger", "loop")} if head.get("state") == list(state) else None
@@ -147,7 +147,7 @@ class RowStore:
 
         Raises UserError if the file is damaged, missing or belongs to another run.
         """
-        return self._read(seal.name, seal)
+        return self.read(seal.name, seal)
 
     def load_rows(self, replay: Replay, rows: Sequence[Seal], latents: Iterable[Seal]) -> None:
         """Fills an empty replay with the rows and the latents of a checkpoint. rows, latents: the seals of the files.
@@ -157,10 +157,15 @@ class RowStore:
         for seal in rows:
             self._load(replay, seal.name, seal, fresh=False)
         for seal in latents:
-            head, columns = self._read(seal.name, seal)
+            head, columns = self.read(seal.name, seal)
             spans = _spans(head, len(replay.counts), self._folder / seal.name)
             put_latents(replay, spans, columns)
         self._flushed = replay.counts.copy()
+
+    def begin_anew(self) -> None:
+        """Makes the next `flush` write all rows of the replay, to a file that is newer than all in the folder."""
+        self._flushed = None
+        self._number = max(map(_number, self._names("rows")), default=-1) + 1
 
     def load_later(self, replay: Replay) -> int:
         """Loads the rows files that are newer than the loaded ones, and adds their rows to the replay.
@@ -255,7 +260,7 @@ class RowStore:
             self._files.append(_Written(seal, spans))
 
     def _load(self, replay: Replay, name: str, seal: Seal | None, fresh: bool) -> None:
-        head, columns = self._read(name, seal)
+        head, columns = self.read(name, seal)
         spans = _spans(head, len(replay.counts), self._folder / name)
         for span in spans:
             held = int(replay.counts[span.stream])
@@ -271,10 +276,14 @@ class RowStore:
         self._files.append(_Written(seal or sealed.seal_of(path), spans))
         self._number = _number(name) + 1
 
-    def _read(self, name: str, seal: Seal | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def read(self, name: str, seal: Seal | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns the header and the arrays of a file. seal: the one that it must match; None: any.
+
+        Raises UserError if the file is damaged, missing or belongs to another run.
+        """
         path = self._folder / name
         head, arrays = sealed.read(path, seal)
-        if head.get("run") != self._run:
+        if head.get("run") != self.run:
             raise UserError(f"{path} belongs to another run")
         return head, arrays
 

@@ -10,30 +10,42 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
-
 from dreamer import agent as agents
 from dreamer.config import Config
 from dreamer.interfaces import Agent
-from dreamer.runtime.devices import programs
+from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.memory import free_memory, share
 from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
-from dreamer.runtime.files.lock import RunLock
-from dreamer.runtime.files.run_dir import ROWS
+from dreamer.runtime.files.run_dir import ROWS, folder_of
 from dreamer.runtime.log.episodes import EpisodeTracker
-from dreamer.runtime.log.logger import Logger
+from dreamer.runtime.log.logger import Logger, Resumed
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay import capacity, columns, disk_tier, replay
-from dreamer.runtime.replay.capacity import Capacity
+from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import calls, evaluation, header, ratio, resume, schedule, start, updates, ways
+from dreamer.runtime.run import (
+    calls,
+    directory,
+    evaluation,
+    header,
+    hosts_files,
+    ratio,
+    resume,
+    schedule,
+    start,
+    updates,
+    ways,
+)
 from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
+from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.environments import Environments
+from dreamer.runtime.run.hosts import Alone, Host, Place
+from dreamer.runtime.run.hosts_parts import Collected, QuietDisplay, ShareOfReplay
 from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.runtime.run.limiter import Limiter
@@ -47,21 +59,6 @@ from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
 from dreamer.runtime.run.ways import Room, Way
 from dreamer.runtime.run.writeback import Writeback
-
-
-class Session(NamedTuple):
-    """The parts of a run that are made first.
-
-    stack: closes everything that was opened, in reverse order | display: prints to the terminal
-    stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
-    mesh: the devices that learn; None: those of the config. A population gives each member a device.
-    """
-
-    stack: contextlib.ExitStack
-    display: Display
-    stopping: Stopping
-    sinks: Sequence[Sink]
-    mesh: Mesh | None = None
 
 
 class Built(NamedTuple):
@@ -133,10 +130,20 @@ class Opened(NamedTuple):
     lines: tuple[str, ...]
 
 
-def open_session(config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = ()) -> Session:
-    """Opens the display of a run, and the handlers of its signals. stack: closes both."""
-    display = stack.enter_context(Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0))
-    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks)
+def open_session(
+    config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = (), host: Host | Alone | None = None
+) -> Session:
+    """Opens the display of a run, and the handlers of its signals. stack: closes both.
+
+    host: this process, if several train the run together
+    """
+    host = host or Alone()
+    if host.place.first:
+        display = Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0)
+    else:
+        display = QuietDisplay(host.place, config.env_steps)
+    stack.enter_context(display)
+    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks, host=host)
 
 
 def open_run(decision: Decision, session: Session) -> Opened:
@@ -154,9 +161,16 @@ def build_run(decision: Decision, session: Session, shared: Shared | None = None
     shared: what the run shares with the other members of its population; None: it belongs to none
     Returns the arguments of `open_built`. Raises UserError if the run cannot start. The disk is then unchanged.
     """
+    host = session.host
     if decision.used:
-        decision = _lock(decision, session)
-    return decision, _build(decision, session, shared)
+        decision = directory.lock(decision, session)
+    if decision.found:
+        decision = decision._replace(found=hosts_files.own_part(decision.found, host.place))
+    built, sizes = host.together(
+        lambda: _build(decision, session, shared), lambda built: built.size.rows_per_stream
+    )  # fmt: skip
+    size = built.size if len(sizes) == 1 else dataclasses.replace(built.size, rows_per_stream=min(sizes))
+    return decision, built._replace(size=size)
 
 
 def open_built(decision: Decision, built: Built, session: Session, shared: Shared | None = None) -> Opened:
@@ -164,35 +178,23 @@ def open_built(decision: Decision, built: Built, session: Session, shared: Share
 
     shared: as in `build_run`. Raises UserError if the run cannot start or resume. The disk is then unchanged.
     """
-    config, display = decision.config, session.display
-    created = None if decision.used else _create(decision, session)
-    if created:
-        decision = decision._replace(config=dataclasses.replace(config, run_dir=str(created.path)))
+    config, display, host = decision.config, session.display, session.host
+    created = None
+    if not decision.used:
+        created, path = directory.create(decision, session)
+        decision = decision._replace(config=dataclasses.replace(config, run_dir=path))
     elif not decision.found:
         display.message("no checkpoint yet: the run starts from the beginning")
     display.header([f"run: {decision.run_dir}", header.METRICS])
-    memory = _restore(decision, built, session, shared)
-    session.stopping.begun()
-    parts = _change(decision, built, memory, session, shared)
+    identity = decision.found.files.run if decision.found else host.from_first(uuid.uuid4().hex)
+    memory, _ = host.together(lambda: _restore(decision, built, session, shared, identity))
+    host.together(session.stopping.begun)
+    going_on = directory.change(decision, memory.restored, memory.storage.store, memory.storage.replay, session)
+    parts, _ = host.together(lambda: _change(decision, built, memory, session, shared, going_on))
     display.losses(built.agent.scales)
     display.phase("collecting")
-    return Opened(parts, created, decision.resumed_at, _eval_due(decision.config, memory.restored), memory.lines)
-
-
-def _lock(decision: Decision, session: Session) -> Decision:
-    """Locks a directory that already contains the run, decides again what to do, and returns the new decision."""
-    session.stack.enter_context(RunLock(decision.run_dir, session.display.message, session.stopping.fail))
-    return start.decide(
-        decision.given, decision.env, decision.resume, decision.step, trust=decision.trust, own_lock=True
-    )
-
-
-def _create(decision: Decision, session: Session) -> Created:
-    """Creates the directory of a new run, locks it, and checks again that it contains no run."""
-    own_name = not decision.given.run_dir
-    return session.stack.enter_context(
-        Created(decision.run_dir, own_name, session.display.message, session.stopping.fail)
-    )
+    eval_due = host.from_first(_eval_due(decision.config, memory.restored))
+    return Opened(parts, created, decision.resumed_at, eval_due, memory.lines)
 
 
 # Into memory ----------------------------------------------------------------------------------------------------------
@@ -200,10 +202,12 @@ def _create(decision: Decision, session: Session) -> Created:
 
 def _build(decision: Decision, session: Session, shared: Shared | None) -> Built:
     """Makes environments, agent and weights, and computes the size of the replay. Changes nothing on the disk."""
-    config, found = decision.config, decision.found
-    start.check_sinks(config)
+    config, found, place = decision.config, decision.found, session.host.place
+    own = place.config(config)
+    if place.first:
+        start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
-    environments = _make_environments(decision, session)
+    environments = _make_environments(decision, own, session)
     workers = environments.workers
     if found:
         resume.check_spec(found, workers.spec, str(decision.env))
@@ -213,7 +217,7 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     )  # fmt: skip
     agent = shared.agent if shared else None
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
-    size = _plan_replay(decision, environments, agent, shared)
+    size = _plan_replay(decision, own, environments, agent, shared.free if shared else _free(decision, place))
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
     row_bytes = columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
@@ -226,21 +230,25 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     )  # fmt: skip
     batch_rows = config.replay.batch_size * (config.replay.context + config.replay.batch_length)
     several = calls.choose(
-        config, way, due=rate * workers.streams, population=shared is not None, free=free_memory(home(mesh)),
-        batch_bytes=share(mesh, batch_rows * row_bytes),
+        config, way, due=rate * workers.streams, population=shared is not None, processes=place.count,
+        free=free_memory(home(mesh)), batch_bytes=share(mesh, batch_rows * row_bytes),
     )  # fmt: skip
-    limiter = Limiter(rate, workers.streams, several.updates)
+    limiter = Limiter(rate, workers.streams * place.count, several.updates)
     built = Built(environments, agent, learner, size, limiter, record, way)
     session.display.header([*_introduction(config, built), *filter(None, [line, several.line, why_not])])
     if not found and config.init_from:
-        taken = begin_with(learner.state, config.init_from, config.init_parts, config.init_missing)
+        state = placement.local_copy(learner.state)
+        taken = begin_with(state, config.init_from, config.init_parts, config.init_missing)
         learner.load(taken.state, 0)
         session.display.header(taken.lines)
     return built
 
 
-def _make_environments(decision: Decision, session: Session) -> Environments:
-    environments = Environments(decision.config, decision.env, session.display.message)
+def _make_environments(decision: Decision, own: Config, session: Session) -> Environments:
+    envs, place = decision.config.workers.envs, session.host.place
+    environments = Environments(
+        own, decision.env, session.display.message, first=place.envs(envs).start, total=envs
+    )  # fmt: skip
     session.stack.callback(environments.close)
     # An environment in this process may have changed the current folder, where plug-ins are found.
     os.chdir(environments.workers.folder)
@@ -248,14 +256,23 @@ def _make_environments(decision: Decision, session: Session) -> Environments:
     return environments
 
 
-def _plan_replay(decision: Decision, environments: Environments, agent: Agent, shared: Shared | None) -> Capacity:
-    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings."""
-    config, workers = decision.config, environments.workers
+def _free(decision: Decision, place: Place) -> Free | None:
+    """Returns the free memory and disk for all processes on this machine; None: this is the only one."""
+    return replay.measure_free(decision.config.run_dir, place.neighbours) if place.neighbours > 1 else None
+
+
+def _plan_replay(
+    decision: Decision, config: Config, environments: Environments, agent: Agent, free: Free | None
+) -> Capacity:
+    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings.
+
+    config: that of the share of this process. free: what this replay and others share; None: all that is free.
+    """
+    workers = environments.workers
     # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
     size = replay.size_replay(
         workers.spec, agent.storage, config.replay, streams=workers.streams,
-        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir,
-        free=shared.free if shared else None,
+        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir, free=free,
     )  # fmt: skip
     if not decision.found:
         return size
@@ -277,14 +294,18 @@ def _introduction(config: Config, built: Built) -> list[str]:
     return lines
 
 
-def _restore(decision: Decision, built: Built, session: Session, shared: Shared | None) -> Memory:
-    """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk."""
-    storage = _open_storage(decision, built, session)
-    loaded = _load_checkpoint(decision, decision.found, built, storage, shared) if decision.found else None
+def _restore(decision: Decision, built: Built, session: Session, shared: Shared | None, identity: str) -> Memory:
+    """Makes an empty replay and loads the run's checkpoint into memory, if there is one. Only reads the disk.
+
+    identity: the random id of the run
+    """
+    place = session.host.place
+    storage = _open_storage(decision, built, session, identity)
+    loaded = _load_checkpoint(decision, decision.found, built, storage, shared, place) if decision.found else None
     workers = built.environments.workers  # loading may have replaced the workers
     collector = Collector(
         built.agent, built.learner.part, workers, storage.replay, seed=decision.config.seed,
-        policy=shared.first.collector.policy if shared and shared.first else None,
+        policy=shared.first.collector.policy if shared and shared.first else None, process=place.index,
     )  # fmt: skip
     tracker = EpisodeTracker(workers.streams)
     if not loaded:
@@ -294,34 +315,43 @@ def _restore(decision: Decision, built: Built, session: Session, shared: Shared 
     return Memory(storage, collector, tracker, loaded.restored, (*loaded.lines, *lines))
 
 
-def _open_storage(decision: Decision, built: Built, session: Session) -> Storage:
+def _open_storage(decision: Decision, built: Built, session: Session, identity: str) -> Storage:
     """Opens the files of the run for reading, and makes an empty replay."""
-    config, stack, workers = decision.config, session.stack, built.environments.workers
-    identity = decision.found.files.run if decision.found else uuid.uuid4().hex
+    place, stack, workers = session.host.place, session.stack, built.environments.workers
+    config, folder = place.config(decision.config), folder_of(decision.run_dir, place.index)
     checkpoints = stack.enter_context(
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
-    rings = Replay(
+    kind: Any = functools.partial(ShareOfReplay, place=place) if place.count > 1 else Replay
+    rings = kind(
         workers.spec, built.agent.storage, config.replay, streams=workers.streams, seed=config.seed,
-        env_steps=config.env_steps, size=built.size, run_dir=decision.run_dir,
+        env_steps=config.env_steps, size=built.size, run_dir=folder,
     )  # fmt: skip
     stack.callback(rings.close)
-    store = stack.enter_context(RowStore(decision.run_dir / ROWS, identity))
+    store = stack.enter_context(RowStore(folder / ROWS, identity))
     session.stopping.on_failure(store.stop)
     return Storage(identity, checkpoints, rings, store)
 
 
-def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: Storage, shared: Shared | None) -> Loaded:
+def _load_checkpoint(
+    decision: Decision, found: Found, built: Built, storage: Storage, shared: Shared | None, place: Place
+) -> Loaded:  # fmt: skip
     """Restores rows, train state and environments from the checkpoint `found`. Only reads the disk."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
-        restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
-        lines = start.check_lines(found, restored, decision.run_dir)
-        state, _ = storage.checkpoints.restore(learner.state, found.step)
+        if moved := hosts_files.moves(found, place):
+            restored = hosts_files.load_moved(
+                found, decision.run_dir, place, storage.store, storage.replay, environments.workers.spec.agents,
+                decision.trust,
+            )  # fmt: skip
+        else:
+            restored = resume.load_rows(found, storage.store, storage.replay, decision.trust)
+        lines = start.check_lines(found, restored, decision.run_dir) if place.first else []
+        state, _ = storage.checkpoints.restore(placement.local_copy(learner.state), found.step)
         restored, _, lost = resume.restore_envs(
             restored, storage.store, storage.replay, environments.workers,
             decision.config.lockstep or built.way == "device",
-            environments.replace, drop_later=shared is not None,
+            environments.replace, drop_later=shared is not None or place.count > 1 or moved,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
     return Loaded(restored, lost, lines)
@@ -330,21 +360,29 @@ def _load_checkpoint(decision: Decision, found: Found, built: Built, storage: St
 # Change ---------------------------------------------------------------------------------------------------------------
 
 
-def _change(decision: Decision, built: Built, memory: Memory, session: Session, shared: Shared | None) -> Parts:
-    """Writes the first files of the run, makes the components that are still missing, and returns all components."""
+def _change(
+    decision: Decision, built: Built, memory: Memory, session: Session, shared: Shared | None,
+    going_on: Resumed | None,
+) -> Parts:  # fmt: skip
+    """Makes the components that are still missing, which write files too, and returns all components.
+
+    going_on: where the log of a resumed run continues
+    """
     config, stack, report = decision.config, session.stack, session.display.message
+    place = session.host.place
     learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
-    going_on = start.change(decision, memory.restored, store, steps=rings.steps, run=identity, report=report)
     if going_on and not shared:  # a population resumes from a common checkpoint, which the user did not choose
         chosen = decision.step is not None and decision.found is not None and bool(decision.found.newer)
         going_on = going_on._replace(rewound=chosen)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
-    logger = stack.enter_context(
-        Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
-    )
+    if place.first:
+        logger = Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
+    else:
+        logger = Collected(going_on)
+    stack.enter_context(logger)
     # Closed before the replay. In turns nothing may depend on the timing of a thread.
     in_turns = built.way != "thread"
-    draw = functools.partial(updates.draw, source, learner, config.replay.batch_size)
+    draw = functools.partial(updates.draw, source, learner, config.replay.batch_size // place.count)
     ahead = calls.drawn_ahead(built.limiter.updates, config.replay.prefetch)
     batches = Prefetch(draw, depth=0 if in_turns else ahead)
     stack.callback(batches.close)
@@ -366,8 +404,9 @@ def _change(decision: Decision, built: Built, memory: Memory, session: Session, 
         policy=shared.first.policy if shared and shared.first else programs.jit_act(built.agent),
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
-        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report), logger=logger,
-        way=built.way, device=device,
+        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report, place.index),
+        logger=logger,
+        way=built.way, device=device, process=place.index,
     )  # fmt: skip
 
 

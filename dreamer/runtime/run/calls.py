@@ -23,12 +23,13 @@ class Calls(NamedTuple):
 
 
 def choose(
-    config: Config, way: Way, *, due: Fraction, batch_bytes: int, free: int, population: bool = False
-) -> Calls:
+    config: Config, way: Way, *, due: Fraction, batch_bytes: int, free: int, population: bool = False,
+    processes: int = 1,
+) -> Calls:  # fmt: skip
     """Chooses from the config and from the number of updates that are due after one turn of all environments.
 
     due: that number | batch_bytes: the bytes of one batch on a device | free: the bytes that are free there
-    population: whether the run is a member of one
+    population: whether the run is a member of one | processes: the number that train the run together
     With 0 in the config, a call makes the updates of a turn, or an equal part of them that is at most MOST. A turn that
     makes fewer than two due never uses, and so never compiles, the program for several.
     Raises UserError if the config asks for several updates in lockstep, or for more than the memory holds.
@@ -36,8 +37,9 @@ def choose(
     asked = config.updates_per_call
     if config.lockstep and asked > 1:
         raise UserError(f"lockstep makes one update at a time; leave out updates_per_call {asked}")
-    if way == "device" or population:
-        why = "a population makes its updates one at a time" if population else "the loop on the device contains them"
+    if way == "device" or population or processes > 1:
+        others = "a population makes its" if population else "several processes make their"
+        why = "the loop on the device contains them" if way == "device" else f"{others} updates one at a time"
         return Calls(1, f"updates: updates_per_call {asked} is not used, because {why}" if asked > 1 else "")
     if config.lockstep or not due:
         return Calls(1)

@@ -32,12 +32,17 @@ class Collector:
 
     def __init__(
         self, agent: Agent, part: PolicyPart, workers: Workers, replay: Replay, *, seed: int,
-        policy: Callable[..., Any] | None = None,
+        policy: Callable[..., Any] | None = None, process: int = 0,
     ):  # fmt: skip
-        """policy: that of another Collector with the same agent, which is then compiled once for both."""
+        """policy: that of another Collector with the same agent, which is then compiled once for both.
+
+        process: the number of this process, if several train together; each draws other random numbers
+        """
         self.policy: Callable[..., Any] = policy or programs.jit_act(agent, part.whole)
         self._workers, self._replay = workers, replay
         self._key = jax.random.fold_in(jax.random.key(seed), 1)
+        if process:
+            self._key = jax.random.fold_in(self._key, process)
         # On the device from the start, like the results of the policy, to compile it once instead of twice.
         self._carry = placement.first_copy(agent.initial_carry(workers.streams))
         self._count = 0

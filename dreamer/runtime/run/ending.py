@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from dreamer.errors import UserError, one_line
-from dreamer.runtime.files.run_dir import ERROR
+from dreamer.runtime.files.run_dir import ERROR, folder_of
 from dreamer.runtime.run import header
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
@@ -28,17 +28,20 @@ def failed(run: Run, error: BaseException, checkpoint: bool = True) -> BaseExcep
     if parts.stopping.failure:
         return parts.stopping.failure
     rescue(run, error, checkpoint)
-    path = write_error(parts.run_dir, error)
+    path = write_error(folder_of(parts.run_dir, parts.process), error)
     parts.display.end("failed", [])
     notes = "; ".join(_notes(error))
     saved = f"checkpoint {parts.checkpoints.latest()} and all rows are saved in {parts.run_dir}"
     return RunFailed(f"{error_line(error)}; {notes or saved}; continue with --resume; details: {path}")
 
 
-def interrupted(run: Run, stop: BaseException) -> None:
-    """Saves a run that a signal has stopped. Prints what could not be saved, if anything, and how to resume the run."""
+def interrupted(run: Run, stop: BaseException, checkpoint: bool = True) -> None:
+    """Saves a run that a signal has stopped. Prints what could not be saved, if anything, and how to resume the run.
+
+    checkpoint: as in `failed`
+    """
     parts = run.parts
-    rescue(run, stop)
+    rescue(run, stop, checkpoint)
     what = f"stopped at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
     parts.display.end("stopped", [*_notes(stop), what])
 

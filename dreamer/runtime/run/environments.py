@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def make_workers(
     config: WorkersConfig, env: EnvName, options: Mapping[str, Any] | None = None, *, action_repeat: int = 1,
-    seed: int = 0, render_mode: str | None = None, folder: str = "",
+    seed: int = 0, render_mode: str | None = None, folder: str = "", first: int = 0, total: int = 0,
 ) -> Workers:  # fmt: skip
     """Makes workers for an environment of gymnasium, or for one written in JAX. Arguments as in `workers.make_workers`.
 
@@ -32,11 +32,14 @@ def make_workers(
     programs = _programs(env, dict(options or {}), action_repeat) if config.backend in ("auto", "inline") else None
     if programs is None:
         return make_gymnasium_workers(
-            config, env, options, action_repeat=action_repeat, seed=seed, render_mode=render_mode, folder=folder
-        )
+            config, env, options, action_repeat=action_repeat, seed=seed, render_mode=render_mode, folder=folder,
+            first=first, total=total,
+        )  # fmt: skip
     from dreamer.runtime.fused.workers import JaxWorkers
 
-    plan = WorkerPlan(env, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd())
+    plan = WorkerPlan(
+        env, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder or os.getcwd(), first, total
+    )
     return JaxWorkers(programs, plan)
 
 
@@ -70,14 +73,17 @@ class Environments:
     workers: the training environments | incidents: the number of failures that `report_incidents` has reported
     """
 
-    def __init__(self, config: Config, env: EnvName, report: Callable[[str], None]):
+    def __init__(
+        self, config: Config, env: EnvName, report: Callable[[str], None], first: int = 0, total: int = 0
+    ):  # fmt: skip
         """env: the environment to use instead of config.env. report: called with a line of text for each incident.
 
-        Raises UserError if an environment cannot be made.
+        first, total: as in `WorkerPlan`. Raises UserError if an environment cannot be made.
         """
         self._make = functools.partial(
-            make_workers, config.workers, env, config.env_options, action_repeat=config.action_repeat, seed=config.seed
-        )
+            make_workers, config.workers, env, config.env_options, action_repeat=config.action_repeat,
+            seed=config.seed, first=first, total=total,
+        )  # fmt: skip
         self._report = report
         self._evaluating: Workers | None = None
         self.incidents = 0

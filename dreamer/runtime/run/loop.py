@@ -146,12 +146,12 @@ class Run:
 
         While turns are in flight, no evaluation is due, and whatever was requested since they began has to wait.
         """
-        parts, config = self.parts, self.parts.config
+        parts = self.parts
         in_flight = parts.device.in_flight if parts.device else 0
         steps, now = parts.replay.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
         self.evaluate_if_due()
-        if schedule.log_due(self._logged, now, every=config.log.every):
+        if self._log_due(now):
             self._ask(self.log())
         if self._evaluation_wanted and not in_flight:
             self._evaluation_wanted = False
@@ -159,7 +159,13 @@ class Run:
         parts.flushing.tend()
         if not self._saving and not in_flight and self.save_due():
             self.save()
-        parts.stopping.check()
+        self._check_stopping()
+
+    def _log_due(self, now: float) -> bool:
+        return schedule.log_due(self._logged, now, every=self.parts.config.log.every)
+
+    def _check_stopping(self) -> None:
+        self.parts.stopping.check()
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due, by time or by rows."""
@@ -215,8 +221,11 @@ class Run:
         self.save()  # so that an evaluation that fails loses no training
         parts.learner.sync()
         parts.display.phase("evaluating")
-        periodic_evaluation.evaluate(parts, env_steps)
+        self._play(env_steps)
         self._ask(self.log())
+
+    def _play(self, env_steps: int) -> None:
+        periodic_evaluation.evaluate(self.parts, env_steps)
 
     def log(self) -> Line:
         """Writes a line of metrics and returns it. Its rates (speed/, wait/) cover the time since the previous line."""

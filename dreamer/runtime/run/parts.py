@@ -42,6 +42,7 @@ class Parts:
     way: how the run goes | device: the fused loop, if it goes on the device
     record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
+    process: the number of this process, if several train the run together
     """
 
     config: Config
@@ -67,6 +68,7 @@ class Parts:
     logger: Logger
     way: Way = "thread"
     device: OnDevice | None = None
+    process: int = 0
 
     @property
     def run_dir(self) -> Path:

@@ -209,7 +209,7 @@ def load_rows(found: Found, store: RowStore, replay: Replay, trust: bool = False
     end = store.load_end(found.step, files.state) or {}
     head |= {name: end[name] for name in ("logger", "loop") if name in end}
     manifest.head(head, where)
-    head["envs"] = [head["envs"][i] or _untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
+    head["envs"] = [head["envs"][i] or untrusted(i, head, arrays, trust) for i in range(len(head["envs"]))]
     store.load_rows(replay, files.rows, files.latents)
     try:
         replay_state.load(replay, head["replay"], _under("sampler", arrays))
@@ -311,7 +311,7 @@ def _check_envs(restored: Restored, workers: Workers) -> None:
     manifest.alike(rows, fields | {f"obs/{key}": value for key, value in step.obs.items()}, where, "envs/row")
 
 
-def _untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
+def untrusted(env: int, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], trust: bool) -> str | None:
     """Returns the reason not to read an environment's state; None if reading runs no code or the user trusts it."""
     state = arrays.get(f"envs/state/{env:05d}", np.zeros(0, np.uint8)).tobytes()
     macs = head.get("macs", ())

@@ -3,58 +3,64 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dreamer.errors import UserError
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.manifest import Manifest, files_of
-from dreamer.runtime.files.run_dir import ASIDE, ROWS
+from dreamer.runtime.files.run_dir import ASIDE, ROWS, folder_of
 from dreamer.runtime.replay.store import RowStore, end_name
 
 
-def row_files(step: int, manifest: Manifest) -> set[str]:
+def row_files(step: int, manifest: Manifest, process: int = 0) -> set[str]:
     """Returns the names of the files that a checkpoint needs in the folder of rows: rows, latents, state and end.
 
-    Raises UserError if the manifest names no files.
+    process: the one whose folder it is, if several train together. Raises UserError if the manifest names no files.
     """
-    return {seal.name for seal in files_of(manifest, f"checkpoint {step}").seals} | {end_name(step)}
+    files_of(manifest, f"checkpoint {step}")
+    seals = manifest.hosts[process].seals if process < len(manifest.hosts) else ()
+    return {seal.name for seal in seals} | {end_name(step)}
 
 
 class Retention:
     """Removes the files of a run directory that no checkpoint needs."""
 
     def __init__(
-        self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None]
-    ):
+        self, run_dir: Path, checkpoints: Checkpoints, store: RowStore, resumed_at: int, report: Callable[[str], None],
+        process: int = 0,
+    ):  # fmt: skip
         """resumed_at: the step of the checkpoint that the run resumes from; negative: there is none.
 
         report: called with a line to print about each checkpoint that is too damaged to use.
+        process: the number of this process, if several train together; `store` is its own
         """
         self._run_dir, self._checkpoints, self._store, self._report = run_dir, checkpoints, store, report
+        self._process = process
         self._needed = {step: self._row_files_on_disk(step) for step in checkpoints.steps()}
         self._aside, self._resumed_at = resumed_at >= 0, resumed_at
 
-    def saved(self, step: int, manifest: Manifest) -> None:
+    def saved(self, step: int, manifest: Manifest, steps: Collection[int] | None = None) -> None:
         """Removes the files in the folder of rows that no checkpoint needs. Call it after each save.
 
         step, manifest: of the checkpoint just saved. Its train state may still be on the way to the disk.
+        steps: the numbers of the checkpoints on the disk; None: looks there
         """
-        self._needed[step] = row_files(step, manifest)
-        kept = {*self._checkpoints.steps(), step}
+        self._needed[step] = row_files(step, manifest, self._process)
+        kept = {*(self._checkpoints.steps() if steps is None else steps), step}
         self._needed = {one: names for one, names in self._needed.items() if one in kept}
         self._store.prune(set().union(*self._needed.values()))
 
     def remove_aside(self) -> None:
         """Removes the files that a resume moved aside, if a checkpoint newer than the resumed one is on the disk."""
         if self._aside and (self._checkpoints.latest() or 0) > self._resumed_at:
-            shutil.rmtree(self._run_dir / ASIDE, ignore_errors=True)
+            shutil.rmtree(folder_of(self._run_dir, self._process) / ASIDE, ignore_errors=True)
             self._aside = False
 
     def _row_files_on_disk(self, step: int) -> set[str]:
         """Returns `row_files` of the checkpoint `step`, or all files in the folder if that checkpoint is damaged."""
         try:
-            return row_files(step, self._checkpoints.manifest(step))
+            return row_files(step, self._checkpoints.manifest(step), self._process)
         except UserError as error:
             self._report(f"not used, and kept as it is: {error}")
-            return {path.name for path in (self._run_dir / ROWS).iterdir()}
+            return {path.name for path in (folder_of(self._run_dir, self._process) / ROWS).iterdir()}

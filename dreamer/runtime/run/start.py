@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,8 @@ from dreamer.runtime.files.run_dir import (
     CHECKPOINTS,
     CONFIG,
     ERROR,
+    HOSTS,
+    LOCK,
     METRICS,
     PICTURES,
     ROWS,
@@ -49,7 +52,7 @@ from dreamer.runtime.run.schedule import NEVER
 
 # The files and folders that a run creates in its directory.
 OF_A_RUN = (
-    CONFIG, f"{CONFIG}{UNFINISHED}", METRICS, CHECKPOINTS, ROWS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
+    CONFIG, f"{CONFIG}{UNFINISHED}", METRICS, CHECKPOINTS, ROWS, HOSTS, PICTURES, ASIDE, ERROR, f"{disk_tier.FOLDER}-*",
     "events.out.tfevents.*", "wandb",
 )  # fmt: skip
 
@@ -133,6 +136,15 @@ def check_sinks(config: Config) -> None:
         wandb_ready(config.log.wandb)
 
 
+def check_seen(run_dir: Path) -> None:
+    """Raises UserError if a process does not see the run directory that process 0 has created."""
+    if not (run_dir / LOCK).exists():
+        raise UserError(
+            f"run_dir {run_dir} of process 0 does not exist on {socket.gethostname()}: all processes need a folder on "
+            "a file system that they share"
+        )
+
+
 class Created:
     """Owns a new run directory and its lock, from its creation until the run ends. Use as a context manager.
 
@@ -170,6 +182,10 @@ class Created:
     def keep(self) -> None:
         """Keeps the new directory: the files of the run stay when the context ends."""
         self._kept = True
+
+    def unlock(self) -> None:
+        """Releases the lock, if it is still held; for a process that ends at once."""
+        self._lock.close()
 
     def __enter__(self) -> Created:
         return self

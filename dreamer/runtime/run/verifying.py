@@ -8,7 +8,7 @@ from typing import Any
 from dreamer.errors import UserError
 from dreamer.runtime.files import checkpoint_files, sealed
 from dreamer.runtime.files.manifest import Manifest
-from dreamer.runtime.files.run_dir import METRICS, ROWS
+from dreamer.runtime.files.run_dir import METRICS, ROWS, folder_of
 from dreamer.runtime.files.safe_files import check_inside
 from dreamer.runtime.files.sealed import Seal
 from dreamer.runtime.log.sinks import lines_damage
@@ -28,16 +28,18 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
         faults.append(str(error))
     if manifest.env_steps != step:
         faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {manifest.env_steps}")
-    seals = manifest.files.seals if manifest.files else ()
-    return faults + [fault for seal in seals if (fault := file_fault(run_dir, seal, manifest.run))]
+    seals = [(process, seal) for process, files in enumerate(manifest.hosts) for seal in files.seals]
+    found = (file_fault(run_dir, seal, manifest.run, process) for process, seal in seals)
+    return [*faults, *filter(None, found)]
 
 
-def file_fault(run_dir: Path, seal: Seal, run: Any) -> str:
+def file_fault(run_dir: Path, seal: Seal, run: Any, process: int = 0) -> str:
     """Returns what is wrong with a file in the folder of rows, as one line, or "" if nothing is wrong.
 
     seal: the file's name, size and checksum, which it must match. run: the id of the run, which it must contain.
+    process: the process that wrote it, if several train together
     """
-    path = run_dir / ROWS / seal.name
+    path = folder_of(run_dir, process) / ROWS / seal.name
     try:
         check_inside(path.parent, run_dir)
         head, _ = sealed.read(path, seal)

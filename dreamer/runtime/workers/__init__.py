@@ -40,17 +40,22 @@ def make_workers(
     seed: int = 0,
     render_mode: str | None = None,
     folder: str = "",
+    first: int = 0,
+    total: int = 0,
 ) -> Workers:
     """Makes `config.envs` copies of one environment; copy i has the seed `seed + i`. Raises UserError if this fails.
 
     env_name, options, render_mode: as in `plugins.make_env` | action_repeat: how often each action is repeated
     folder: the working directory in which the environments are made; "": the current one
+    first, total: as in `WorkerPlan`
     """
     check_bounds(config, "workers")
     if config.backend not in BACKENDS:
         raise UserError(f"workers.backend {config.backend!r} is unknown{nearest(config.backend, BACKENDS)}")
     folder = folder or os.getcwd()
-    plan = WorkerPlan(env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder)
+    plan = WorkerPlan(
+        env_name, dict(options or {}), action_repeat, seed, render_mode, config.envs, folder, first, total
+    )
     backend, why = auto.choose(plan, config.timeout) if config.backend == "auto" else (config.backend, "")
     if backend == "inline":
         return InlineWorkers(plan, config.restarts, why)

@@ -37,7 +37,7 @@ class Faults:
 
     def seed(self, number: int) -> int:
         """Returns the seed of the current copy of environment `number`. No two copies have the same seed."""
-        return self._plan.seed + self._plan.envs * int(self.resets[number]) + number
+        return self._plan.seed_of(number, int(self.resets[number]))
 
     def count(self, incident: Incident) -> None:
         """Records and counts an incident. Raises UserError if one of its environments must not be replaced.

@@ -176,6 +176,8 @@ class WorkerPlan(NamedTuple):
 
     folder: the working directory in which every environment is made, even if another environment has changed it;
     "": the working directory is not changed back
+    first, total: of a set that several processes share, the number of the first copy in this process, and the number of
+    all copies; total 0: all copies are in this process
     """
 
     env_name: EnvName
@@ -185,7 +187,13 @@ class WorkerPlan(NamedTuple):
     render_mode: str | None
     envs: int
     folder: str = ""
+    first: int = 0
+    total: int = 0
 
     def named(self, number: int) -> str:
         """Returns the name of environment `number` for messages."""
-        return f"{self.env_name} #{number}"
+        return f"{self.env_name} #{self.first + number}"
+
+    def seed_of(self, number: int, resets: int) -> int:
+        """Returns the seed of environment `number` after it was replaced `resets` times. No two have the same seed."""
+        return self.seed + (self.total or self.envs) * resets + self.first + number

@@ -1,0 +1,252 @@
+"""The processes that train one run together, each with its share of the environments and of the replay.
+
+Whatever a process decides by its clock, its signals or its errors, all must decide alike. They do so in
+`Host.exchange`, which is a collective operation: all processes call it, equally often. Process 0 owns the lock, the
+checkpoints, the metrics and the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import jax
+
+from dreamer.config import Config
+from dreamer.errors import UserError, one_line
+from dreamer.fields import get, keys
+from dreamer.plugins import EnvName
+from dreamer.runtime.devices import distributed
+from dreamer.runtime.devices.link import Link
+from dreamer.runtime.run.stopping import Stopped
+
+T = TypeVar("T")
+OWN = ("devices.coordinator", "devices.processes", "devices.process_id")  # may differ between the processes
+EXIT = 2  # the exit code of a process that ends because of another one, as of any UserError
+
+
+class Place(NamedTuple):
+    """The share of a process. index, count: of the processes | neighbours: how many of them are on its machine"""
+
+    index: int
+    count: int
+    neighbours: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0, which writes for all."""
+        return self.index == 0
+
+    def envs(self, envs: int) -> range:
+        """Returns the numbers of the environments of this process, of `envs` in all processes."""
+        each = envs // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+    def config(self, config: Config) -> Config:
+        """Returns the config of this process's share of the environments, of the replay and of each batch."""
+        workers, replay = config.workers, config.replay
+        return dataclasses.replace(
+            config, env_steps=-(-config.env_steps // self.count),
+            workers=dataclasses.replace(
+                workers, envs=workers.envs // self.count, processes=-(-workers.processes // self.count)
+            ),
+            replay=dataclasses.replace(
+                replay, batch_size=replay.batch_size // self.count,
+                capacity_steps=-(-replay.capacity_steps // self.count),
+                capacity_gb=replay.capacity_gb / self.count, disk_gb=replay.disk_gb / self.count,
+            ),
+        )  # fmt: skip
+
+
+class Alone:
+    """The only process of a run, with the methods of `Host` that `build` calls."""
+
+    place = Place(0, 1)
+
+    def from_first(self, value: Any) -> Any:
+        """Returns `value`."""
+        return value
+
+    def together(self, do: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
+        """Calls `do`. Returns its result and, in a list, what `tell` makes of it."""
+        result = do()
+        return result, [tell(result)]
+
+    def only_first(self, do: Callable[[], object]) -> None:
+        """Calls `do`."""
+        do()
+
+    def on_end(self, do: Callable[[], object]) -> None:
+        """Does nothing: there is no other process whose end could matter."""
+
+
+class Host:
+    """This process among those that train together, and its connections to them. Use as a context manager.
+
+    place: its share | agreed: the error that all processes have raised together; None: there is none
+    failed: whether this process has failed alone, so that the others end at once
+    """
+
+    def __init__(self, name: str = ""):
+        """Connects to the other processes. A collective operation. name: for messages; "": process and machine."""
+        self.agreed: BaseException | None = None
+        self.failed = False
+        self._ending: list[Callable[[], object]] = []
+        self._ends = threading.Lock()
+        index, machine = jax.process_index(), socket.gethostname()
+        name = name or f"process {index} (pid {os.getpid()} on {machine})"
+        self._link: Link = distributed.link(name, self._end)
+        machines = self.exchange(machine)
+        self.place = Place(index, self._link.count, machines.count(machine))
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Gives `value`, a JSON value, to all processes, and returns the values of all. A collective operation."""
+        return self._link.exchange(value)
+
+    def from_first(self, value: Any) -> Any:
+        """Returns the JSON value that process 0 gives. A collective operation."""
+        return self.exchange(value)[0]
+
+    def together(self, do: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
+        """Calls `do`, waits until all processes have done so, and returns its result and what all `tell` of theirs.
+
+        tell: returns a JSON value. A collective operation. If `do` raises an error or Stopped in one process, then all
+        raise: that process its own error, the others one that names the process.
+        """
+        result: Any = None
+        caught: BaseException | None = None
+        told: dict[str, Any] = {}
+        try:
+            result = do()
+            told = {"value": tell(result)}
+        except (Exception, Stopped) as error:
+            caught, told = error, outcome(error)
+        every = self.exchange(told)
+        self.check(every, caught)
+        return result, [one["value"] for one in every]
+
+    def only_first(self, do: Callable[[], object]) -> None:
+        """Calls `do` in process 0, and waits for its end in all processes. Raises as `together` does."""
+        self.together(do if self.place.first else lambda: None)
+
+    def check(self, every: list[Mapping[str, Any]], own: BaseException | None = None) -> None:
+        """Raises if one of the `outcome`s in `every` is an error. own: the error of this process; None: it has none."""
+        failed = [i for i, one in enumerate(every) if one.get("error")]
+        stopped = [one["signal"] for one in every if one.get("signal")]
+        if not failed and not stopped:
+            return
+        if own is None or (failed and isinstance(own, Stopped)):
+            first = failed[0] if failed else 0
+            line = f"{self._link.names[first]} failed: {every[first].get('error')}"
+            own = UserError(line) if failed else Stopped(stopped[0])
+        self.agreed = own
+        raise own
+
+    def on_end(self, do: Callable[[], object]) -> None:
+        """Registers `do`, which is called before this process ends because another one has failed or is gone."""
+        self._ending.append(do)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the other processes, unless all have raised an error together. Waits for nobody.
+
+        If another process is gone, which may be the reason for `error`, this call does not return.
+        """
+        if self.agreed or self.failed:
+            return
+        self.failed = True
+        threading.Event().wait(2.0)  # a lost connection ends this process here, with the name of the other one
+        with self._ends:
+            self._link.leave(outcome(error).get("error") or "was stopped before the run began")
+        distributed.abandon(EXIT)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not self.failed:
+            self.exchange("done")
+            self._link.leave()
+        self._link.close()
+
+    def _end(self, line: str) -> NoReturn:
+        """Ends this process at once, because another one is gone; a collective operation cannot be interrupted."""
+        with self._ends:
+            print(f"dreamer: error: {line}; this process ends too, go on with --resume", file=sys.stderr, flush=True)
+            for do in self._ending:
+                do()
+            os._exit(EXIT)
+
+
+def outcome(error: BaseException) -> dict[str, Any]:
+    """Returns what the other processes must know of an error or a signal, as JSON values."""
+    if isinstance(error, Stopped):
+        return {"signal": error.code - 128}
+    return {"error": " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)}
+
+
+def check(config: Config) -> None:
+    """Raises UserError naming a field that excludes several processes, or one that cannot be shared evenly."""
+    against = {
+        "loop device": (config.loop == "device", "leave it out, several processes train on the host"),
+        "collect thread": (config.collect == "thread", "leave it out, several processes collect in turns"),
+        "replay.on_device": (config.replay.on_device, "leave it out, each process sends its share of a batch"),
+    }
+    for name, (asked, advice) in against.items():
+        if asked:
+            raise UserError(f"{name} is not possible with devices.coordinator: {advice}")
+    for name in ("workers.envs", "replay.batch_size"):
+        distributed.share(name, get(config, name))
+
+
+def in_turns(config: Config) -> Config:
+    """Returns the config with which several processes train: on the host, in turns."""
+    return dataclasses.replace(config, loop="host", collect="turns")
+
+
+def compare(host: Host, config: Config, env: EnvName, request: Mapping[str, Any]) -> None:
+    """Raises UserError in all processes if they differ in their versions or their settings, naming what differs.
+
+    request: the other arguments of the run, JSON values. A collective operation.
+    """
+    mine = {
+        "the version of dreamer": metadata.version("dreamer-jax"), "the code of dreamer": _code(),
+        "the version of jax": jax.__version__,
+        "the version of Python": ".".join(platform.python_version_tuple()[:2]), "env": str(env), **request,
+        **{key: repr(get(config, key)) for key in keys(config) if key not in OWN and key != "env_options"},
+        "env_options": repr(sorted(config.env_options.items())),
+    }  # fmt: skip
+    every = host.exchange(mine)
+    differing = []
+    for name in dict.fromkeys(name for one in every for name in one):
+        values: dict[Any, list[int]] = {}
+        for process, one in enumerate(every):
+            values.setdefault(one.get(name), []).append(process)
+        if len(values) > 1:
+            differing.append(f"{name} is {', '.join(f'{value} in {_named(who)}' for value, who in values.items())}")
+    if differing:
+        host.agreed = UserError(f"the processes were not started alike: {'; '.join(differing)}")
+        raise host.agreed
+
+
+def _named(processes: list[int]) -> str:
+    """Returns the numbers of processes in words."""
+    if len(processes) > 8:
+        return f"{len(processes)} processes from {processes[0]} on"
+    return f"process {' and '.join(map(str, processes))}"
+
+
+def _code() -> str:
+    """Returns a digest of the source files of dreamer."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
