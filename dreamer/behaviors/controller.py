@@ -1,7 +1,8 @@
 """The controller of World Models (Ha and Schmidhuber 2018): a linear policy that evolves in dreams, without gradients.
 
 Until it starts to evolve, it acts at random, which collects the data for the world model. An update then is one
-generation of CMA-ES: a population is tried in dreams, and the search distribution moves to the best of them.
+generation of CMA-ES: a population is tried in dreams, and the search distribution moves to the best of them. Candidates
+can also be tried in an environment, where the world model only observes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dreamer import plugins
 from dreamer.dreaming import evolution, linear_policy
 from dreamer.errors import UserError
 from dreamer.fields import at_least, check_bounds
@@ -21,6 +23,7 @@ from dreamer.interfaces import (
     Behavior,
     Dream,
     Extra,
+    JaxEnv,
     Key,
     Losses,
     Metrics,
@@ -47,8 +50,12 @@ class Config:
     "P, candidates of a generation"
     rollouts: Annotated[int, at_least(1)] = 16
     "R, dreams in which each candidate is tried"
+    environment: str = ""
+    "try candidates in this environment, written in JAX, and not in dreams: the run's own env, such as jax_probes:pixel"
+    environment_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    "keyword arguments of that environment"
     dream_length: Annotated[int, at_least(1)] = 1000
-    "longest dream, in steps"
+    "longest dream, or episode of `environment`, in steps"
     dream_start: Literal["first", "any"] = "first"
     "replayed rows from which dreams start: first rows of episodes, or any"
     std: Annotated[float, at_least(0)] = 0.1
@@ -93,6 +100,7 @@ def make(
     )
     strategy = evolution.cma_es(policy.size, config.population, config.std)
     end = 0.5 * (1 - 1 / horizon if contdisc else 1.0)
+    env = the_environment(config, spec) if config.environment else None
 
     def init(key: Key) -> Variables:
         extra = {"updates": jnp.int32(0), "search": strategy.init(key)}
@@ -122,9 +130,11 @@ def make(
                 keys["starts"], start, is_first, config.rollouts, config.dream_start == "first"
             )
             candidates, search = strategy.ask(keys["ask"], search)
-            tried = evolution.in_dreams(
-                dream, policy.act, candidates, begin, keys["dreams"], horizon=config.dream_length, end=end
-            )
+            given = (dream, policy.act, candidates, begin, keys["dreams"])
+            if env:
+                tried = evolution.in_environments(env, *given, horizon=config.dream_length)
+            else:
+                tried = evolution.in_dreams(*given, horizon=config.dream_length, end=end)
             cost = evolution.cost_of(tried.fitness.mean(1), candidates, v.hyper["decay"])
             return strategy.tell(keys["tell"], candidates, cost, search), measured(tried)
 
@@ -140,6 +150,20 @@ def make(
 
     needs = frozenset({"reward", "cont"})
     return Behavior(init, initial, act, loss, lambda v: v.extra, {}, needs)
+
+
+def the_environment(config: Config, spec: Spec) -> JaxEnv:
+    """Makes the environment in which candidates are tried.
+
+    Raises UserError unless it is written in JAX, and shows and takes what the environment of the run does.
+    """
+    made = plugins.make_jax_env(config.environment, config.environment_options)
+    if made is None:
+        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not written in JAX")
+    if made.spec != spec:
+        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not that of the run: it shows "
+                        f"or takes something else")  # fmt: skip
+    return made
 
 
 def measured(tried: evolution.Tried) -> Metrics:

@@ -1,4 +1,4 @@
-"""CMA-ES over the parameters of a policy, whose candidates are tried in dreams, all of them in one program.
+"""CMA-ES over the parameters of a policy, whose candidates are tried all together, in dreams or in environments.
 
 The strategy is that of the library evosax (Apache-2.0), which is written in JAX: its state is a tree of arrays that is
 saved with the run, and many searches can run side by side under `vmap`.
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer.errors import UserError
-from dreamer.interfaces import Array, Dream, Key, State
+from dreamer.interfaces import Array, Dream, JaxEnv, Key, State
 
 Search = dict[str, Array]  # the state of a strategy; its "mean" [n] and "std" [] describe the search distribution
 
@@ -71,7 +71,7 @@ def cost_of(fitness: Array, candidates: Array, decay: Array | float) -> Array:
 
 
 class Tried(NamedTuple):
-    """What candidates reached in each of their dreams: the sum of rewards, and the steps until the end, [P, R]."""
+    """What candidates reached in each of their trials: the sum of rewards, and the steps until the end, [P, R]."""
 
     fitness: Array
     length: Array
@@ -108,6 +108,44 @@ def in_dreams(
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (lead[0], *x.shape)), start)
     begin = (jnp.int32(0), states, jnp.ones(lead, bool), Tried(jnp.zeros(lead), jnp.zeros(lead)))
     return jax.lax.while_loop(lives, step, begin)[-1]
+
+
+def in_environments(
+    env: JaxEnv, dream: Dream, act: Callable[[Array, Array], Array], candidates: Array, start: State, key: Key, *,
+    horizon: int,
+) -> Tried:  # fmt: skip
+    """Tries candidates theta [P, n] in R episodes of an environment each, all with the same random numbers.
+
+    act, horizon: as in `in_dreams` | start [R, ..]: any states of the world model; episodes begin without a past
+    """
+    chex.assert_rank(candidates, 2)
+    count = len(jax.tree.leaves(start)[0])
+    lead = (len(candidates), count)
+
+    def step(loop: tuple[Any, ...]) -> tuple[Any, ...]:
+        time, now, alive, tried = loop
+        observe_key, env_key = jax.random.split(jax.random.fold_in(key, time))
+
+        def move(theta: Array, now: tuple[Any, ...]) -> tuple[Any, ...]:
+            state, prev_action, inside, row = now
+            state = dream.observe(observe_key, state, row.obs, prev_action, row.is_first)
+            action = act(theta, dream.feat(state))
+            inside, row = jax.vmap(env.step)(jax.random.split(env_key, count), inside, action)
+            return state, action, inside, row
+
+        now = jax.vmap(move)(candidates, now)
+        row = now[-1]
+        tried = Tried(tried.fitness + alive * row.reward, tried.length + alive)
+        return time + 1, now, alive & ~row.is_last, tried
+
+    def lives(loop: tuple[Any, ...]) -> Array:
+        return (loop[0] < horizon) & loop[2].any()
+
+    inside, row = jax.vmap(env.reset)(jax.random.split(key, count))
+    begin = (start, jnp.zeros((count, env.spec.action_width)), inside, row)
+    now = jax.tree.map(lambda x: jnp.broadcast_to(x, (lead[0], *x.shape)), begin)
+    empty = Tried(jnp.zeros(lead), jnp.zeros(lead))
+    return jax.lax.while_loop(lives, step, (jnp.int32(0), now, jnp.ones(lead, bool), empty))[-1]
 
 
 def choose_starts(key: Key, start: State, is_first: Array, count: int, first: bool) -> State:
