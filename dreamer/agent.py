@@ -103,12 +103,15 @@ def compute_dtype(name: str) -> Any:
 def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     """Makes the agent for an environment from the parts that the config names. priorities: see `assemble`.
 
+    A world model's module may have a function complete(config) -> config, which adds the settings of other parts that
+    follow from its own, such as the updates in which an optimizer is active.
     Raises UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
     contract (dreamer/contracts.py). The functions of the Agent also raise UserError, while jax traces them.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name
     module = plugins.load(name, "dreamer.world_models")
+    config = getattr(module, "complete", lambda given: given)(config)
     world_model, width = contracts.make_world_model(module, name, config.world_model, spec, **shared)
     name = config.behavior.name
     module = plugins.load(name, "dreamer.behaviors")

@@ -119,12 +119,15 @@ class Dream(NamedTuple):
 
     imagine(key, state [N, ..], action [N, A]) -> state | feat(state) -> [N, F]
     predict(feat [.., F]) -> {"reward", ..}, see `WorldModel.predict` | decode(state) -> {k: [N, ..]}
+    observe(key, state [N, ..], obs {k: [N, ..]}, prev_action [N, A], is_first [N]) -> state after one more row each,
+        for a behavior that tries itself in environments of its own
     """
 
     imagine: Callable[[Key, State, Array], State]
     feat: Callable[[State], Array]
     predict: Callable[[Array], Mapping[str, Array]]
     decode: Callable[[State], Mapping[str, Array]]
+    observe: Callable[..., State] | None = None
 
 
 class Replayed(NamedTuple):

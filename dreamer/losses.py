@@ -163,9 +163,15 @@ def check_rows(spec: Spec, obs: Obs, action: Array, is_first: Array, lead: tuple
 
 def make_dream(world_model: WorldModel, v: Variables) -> Dream:
     """Returns the functions of a world model as a Dream, with the variables `v` filled in."""
+
+    def observe(key: Key, state: State, obs: Obs, prev_action: Array, is_first: Array) -> State:
+        rows = jax.tree.map(lambda x: x[:, None], (dict(obs), prev_action, is_first))
+        return world_model.observe(v, key, state, *rows)[0]
+
     return Dream(
         imagine=functools.partial(world_model.imagine, v),
         feat=lambda state: world_model.feat(world_model.latent(state)),
         predict=functools.partial(world_model.predict, v),
         decode=lambda state: world_model.decode(v, world_model.latent(state)),
+        observe=observe,
     )

@@ -11,27 +11,33 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
+from dreamer.behaviors import controller
 from dreamer.errors import UserError
 from dreamer.ops import action_dist
 from dreamer.runtime.log.glossary import METRICS, entry_of, explain
 from dreamer.spaces import MASK, Action, Space, Spec
+from dreamer.world_models import vae_mdn_rnn
 
 MASKED = Spec({"vector": Space((3,), "float32"), MASK: Space((4,), "int8", classes=2)}, Action((4,)))
 SPECS = {**tiny.SPECS, "masked": MASKED}
 CATCH_ALL = "loss/*"  # of models outside dreamer
 
 
-def names_of_an_update(spec: Spec, **options) -> set[str]:
-    """The metrics of one update of dreamer's own agent; traced, not compiled."""
+def names_of_an_update(spec: Spec, context: int = 1, **options) -> set[str]:
+    """The metrics of one update of an agent of dreamer's own parts; traced, not compiled."""
     agent = agents.make(dataclasses.replace(tiny.CONFIG, **options), spec)
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    _, out = jax.eval_shape(agent.update, state, tiny.make_batch(spec))
+    _, out = jax.eval_shape(agent.update, state, tiny.make_batch(spec, context=context))
     return set(out.metrics)
 
 
 @pytest.fixture(scope="module")
 def names_of_updates() -> set[str]:
     found = set().union(*map(names_of_an_update, SPECS.values()))
+    found |= names_of_an_update(
+        Spec({"image": Space((64, 64, 3), "uint8")}, Action((4,))), world_model=vae_mdn_rnn.Config(),
+        behavior=controller.Config(population=4, rollouts=1), context=0,
+    )  # fmt: skip
     return found | names_of_an_update(tiny.SPECS["vector"], optimizers={"behavior": {"learning_rate": 1e-4}})
 
 

@@ -38,6 +38,7 @@ class Suite(NamedTuple):
 
 SUITES = [
     Suite("LunarLander-v3", "Box2D", has_state=False),
+    Suite("car_racing:v3", "Box2D", has_state=False, wrong=("v2", "did you mean 'v3'")),
     Suite("dmc:cheetah-run", "dm_control", {"image": True}),
     Suite("dmc:finger-turn_hard", "dm_control", wrong=("walker-wlk", "did you mean 'walker-walk'")),
     Suite("atari:pong", "ale_py", wrong=("breakut", "did you mean 'breakout'")),
@@ -81,7 +82,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
 STEPS = 30
-PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d"}  # others have the name of the suite
+# Others have the name of the suite.
+PRESET_OF = {"dmc": "dmc_proprio", "LunarLander-v3": "box2d", "car_racing": "world_models_2018"}
 PRESETS = pathlib.Path(__file__).parent.parent / "experiments"
 
 

@@ -35,6 +35,7 @@ SUITES = {
     "atari": Suite("ale_py", "atari:breakout"),
     "brax": Suite("brax", "brax:ant", "jaxenvs"),
     "bsuite": Suite("bsuite", "bsuite:catch/0"),
+    "car_racing": Suite("Box2D", "car_racing:v3", "box2d"),
     "craftax": Suite("craftax", "craftax:Classic-Symbolic", "jaxenvs"),
     "crafter": Suite("crafter", "crafter:reward"),
     "dmc": Suite("dm_control", "dmc:walker-walk"),

@@ -147,6 +147,27 @@ LOSSES = (
         "Losses",
     ),
     Metric(
+        "loss/kl",
+        "KL loss of the autoencoder of vae_mdn_rnn in nats: KL divergence from the code of an image to a standard "
+        "normal, at least kl_tolerance times the width of the code.",
+        "At its floor at first, then above it, as the codes begin to differ. 0 in other phases than the first.",
+        "Losses",
+    ),
+    Metric(
+        "loss/mdn",
+        "Loss of the mixture density of vae_mdn_rnn in nats: negative log-likelihood of the next code, averaged over "
+        "its numbers.",
+        "Begins near 1.4, the entropy of a standard normal, and falls; it may become negative. 0 in other phases than "
+        "the second.",
+        "Losses",
+    ),
+    Metric(
+        "loss/done",
+        "Loss of the done logit of vae_mdn_rnn in nats: binary cross-entropy, 10 times as heavy where an episode ends.",
+        "Falls as far as the end of an episode can be foreseen. 0 in other phases than the second.",
+        "Losses",
+    ),
+    Metric(
         "loss/*",
         "A loss of a world model or behavior of your own: its mean over the batch, before its scale.",
         "Defined by the model. It should fall or level off, and never be nan.",
@@ -285,7 +306,48 @@ DREAMS = (
         "Dreams of the actor and critic",
     ),
 )
+EVOLUTION = (
+    Metric(
+        "evolution/generation",
+        "Generations of CMA-ES so far, of the behavior controller. Each is one update.",
+        "0 while the world model learns, then it grows with the updates.",
+        "Evolution",
+    ),
+    Metric(
+        "evolution/fitness",
+        "Mean fitness of the population: the sum of rewards in a dream, averaged over the dreams of each candidate.",
+        "Rises. It is that of the dream: compare it with episode/return or eval/return, which are those of the "
+        "environment. If it is far above them, the controller exploits the dream, and a higher temperature helps.",
+        "Evolution",
+    ),
+    Metric("evolution/fitness_best", "Fitness of the best candidate.", "Rises.", "Evolution"),
+    Metric("evolution/fitness_worst", "Fitness of the worst candidate.", "Rises, less steadily.", "Evolution"),
+    Metric(
+        "evolution/fitness_std",
+        "Standard deviation of the fitness over the population.",
+        "Above 0: a population without differences cannot be selected from.",
+        "Evolution",
+    ),
+    Metric(
+        "evolution/length",
+        "Steps of a dream until its end, averaged over the population; dream_length at most.",
+        "Depends on the task: it grows where the agent must survive.",
+        "Evolution",
+    ),
+    Metric(
+        "evolution/std",
+        "Step size of CMA-ES, which scales the deviations of the population.",
+        "Begins at the setting std and falls slowly; it may rise while the mean moves in one direction.",
+        "Evolution",
+    ),
+)
 OPTIMIZER = (
+    Metric(
+        "train/phase",
+        "What learns, in a run of vae_mdn_rnn: 1 the autoencoder, 2 the recurrent network, 3 the behavior.",
+        "Rises from 1 to 3. A line that covers two phases shows a number between them.",
+        "Optimizer",
+    ),
     Metric(
         "train/loss",
         "The sum of all losses times their scales: what an update minimises.",
@@ -402,7 +464,7 @@ SPEED = (
     ),
 )
 SHORT = {"env_steps/s": "speed/env_steps_per_s", "updates/s": "speed/updates_per_s"}  # as the terminal shows them
-METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS, *OPTIMIZER, *SPEED)
+METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS, *EVOLUTION, *OPTIMIZER, *SPEED)
 
 
 def entry_of(name: str) -> Metric | None:

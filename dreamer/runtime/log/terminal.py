@@ -236,7 +236,9 @@ def _column(title: str, fields: Mapping[str, str]):
 
 def _results(metrics: Mapping[str, float]) -> dict[str, str]:
     names = {"return": "episode/return", "length": "episode/length", "eval": "eval/return", "dream": "dream/return"}
-    return {short: _number(metrics.get(name)) for short, name in names.items()}
+    phases = {"phase": "train/phase", "generation": "evolution/generation", "fitness": "evolution/fitness"}
+    own = {short: _number(metrics[name]) for short, name in phases.items() if name in metrics}
+    return {short: _number(metrics.get(name)) for short, name in names.items()} | own
 
 
 def _losses(state: State) -> dict[str, str]:

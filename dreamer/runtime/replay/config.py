@@ -26,6 +26,8 @@ class Config:
     """Trained rows per sequence."""
     context: Annotated[int, between(0, 1)] = 1
     """Rows before the trained ones: 1 starts sequences from a stored latent, 0 from the initial latent."""
+    prefill: Annotated[int, at_least(0)] = 0
+    """Rows to collect before the first update, all environments together; 0 = as many as one batch needs."""
     online: bool = True
     """Train on each freshly collected sequence once, before drawing others."""
     uniform: Annotated[float, between(0, 1), SHARE] = 1.0

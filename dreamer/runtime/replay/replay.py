@@ -130,7 +130,8 @@ class Replay:
     def ready(self, batch_size: int) -> bool:
         """Whether training may start: there are enough items (possible sequence starts), or the rings are full.
 
-        Enough means at least batch_size * batch_length, the number of rows that one batch trains on.
+        Enough means at least batch_size * batch_length, the number of rows that one batch trains on, and at least the
+        items of `prefill` rows.
         """
         return len(self) >= self.wanted(batch_size)
 
@@ -268,7 +269,8 @@ class Replay:
     def wanted(self, batch_size: int) -> int:
         """Returns the number of items at which training starts, see `ready`."""
         most = len(self.counts) * (self.size.rows_per_stream - self.sequence + 1)
-        return min(batch_size * self.config.batch_length, most)
+        prefill = self.config.prefill - len(self.counts) * (self.sequence - 1)  # rows to items
+        return min(max(batch_size * self.config.batch_length, prefill), most)
 
     def _items(self) -> Items:
         return existing(self.counts, self.size.rows_per_stream, self.sequence)

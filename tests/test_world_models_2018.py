@@ -1,0 +1,419 @@
+"""World Models (2018): the phases of its agent, its dreams, its controller, and a run with all phases.
+
+The numbers of its networks are in test_golden_world_models_2018.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tiny_runs
+
+import dreamer
+from dreamer import agent as agents
+from dreamer.behaviors import controller
+from dreamer.dreaming import evolution, linear_policy
+from dreamer.errors import UserError
+from dreamer.interfaces import Dream
+from dreamer.ops import optimizers
+from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.run.listening import Line
+from dreamer.spaces import MASK, Action, Space, Spec
+from dreamer.world_models import vae_mdn_rnn
+
+SPEC = Spec({"image": Space((64, 64, 1), "uint8")}, Action((2,), 1))
+MODEL = vae_mdn_rnn.Config(
+    vae_updates=2, rnn_updates=2, size=3, channels=(1, 2, 2, 2), hidden=4, components=2, bins=5
+)
+MIND = controller.Config(population=4, rollouts=2, dream_length=3)
+CONFIG = agents.Config("float32", 333.0, True, MODEL, MIND, optimizers.Config(learning_rate=1e-3, warmup=0))
+KEY = jax.random.key(0)
+PHASES = 6  # updates: two of each phase
+TRACES: list[str] = []
+
+
+def make_batch(seed: int = 0):
+    made = tiny.make_batch(SPEC, batch_size=4, length=5, seed=seed)
+    rng = np.random.default_rng(seed)
+    latent = {name: rng.normal(size=(4, 1, n)).astype(np.float32) for name, n in (("z", 3), ("hidden", 4), ("cell", 4))}
+    return made._replace(latent=latent)
+
+
+@functools.cache
+def agent(dtype: str = "float32"):
+    return agents.make(dataclasses.replace(CONFIG, compute_dtype=dtype), SPEC)
+
+
+@functools.cache
+def update():
+    def counted(state, batch):
+        TRACES.append("update")
+        return agent().update(state, batch)
+
+    return tiny.jit(counted)
+
+
+@functools.cache
+def learned():
+    """Returns the states before and after each of the updates, and the metrics of each."""
+    states, metrics = [tiny.jit(agent().init)(KEY)], []
+    for number in range(PHASES):
+        after, out = update()(states[-1], make_batch(number))
+        states.append(after)
+        metrics.append({name: float(value) for name, value in out.metrics.items()})
+    return states, metrics
+
+
+def bits(tree) -> list[bytes]:
+    return [tiny_runs.bits(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+# --- phases -----------------------------------------------------------------------------------------
+
+
+def test_v_then_m_then_c_learn_and_the_others_rest():
+    states, metrics = learned()
+    found = []
+    for before, after in zip(states, states[1:], strict=False):
+        parts = {**before.params["world_model"], "search": before.extra["behavior"]["search"]}
+        now = {**after.params["world_model"], "search": after.extra["behavior"]["search"]}
+        found.append([name for name in parts if bits(parts[name]) != bits(now[name])])
+    assert found == [["vae"], ["vae"], ["rnn"], ["rnn"], ["search"], ["search"]]
+    assert [line["train/phase"] for line in metrics] == [1, 1, 2, 2, 3, 3]
+    assert [line["evolution/generation"] for line in metrics] == [0, 0, 0, 0, 1, 2]
+
+
+def test_each_phase_shows_its_own_losses():
+    shown = [{name for name, value in line.items() if name.startswith("loss/") and value} for line in learned()[1]]
+    assert shown[0] == shown[1] == {"loss/rec/image", "loss/kl"}
+    assert shown[2] == shown[3] == {"loss/mdn", "loss/done", "loss/rew"}
+    assert shown[4] == shown[5] == set()
+
+
+def test_all_phases_share_one_program():
+    learned()
+    assert len(TRACES) == 1
+
+
+def test_an_update_gives_the_same_bits_again_and_leaves_its_inputs_alone():
+    states, _ = learned()
+    for number in (1, 3, 5):
+        before = bits(states[number])
+        again, _ = update()(states[number], make_batch(number))
+        assert bits(again) == bits(states[number + 1]) and bits(states[number]) == before
+
+
+def test_the_windows_of_the_optimizers_follow_from_the_updates_of_the_model():
+    done = vae_mdn_rnn.complete(dataclasses.replace(CONFIG, optimizers={"world_model/rnn": {"learning_rate": 0.1}}))
+    assert done.optimizers == {
+        "world_model/vae": {"stop": 2}, "world_model/rnn": {"learning_rate": 0.1, "start": 2, "stop": 4}
+    }
+    assert done.behavior.start == 4
+
+
+def test_a_behavior_may_start_at_an_update_of_its_own():
+    own = dataclasses.replace(CONFIG, behavior=dataclasses.replace(MIND, start=9))
+    assert vae_mdn_rnn.complete(own).behavior.start == 9
+
+
+def test_a_window_given_by_hand_is_refused():
+    config = dataclasses.replace(CONFIG, optimizers={"world_model/vae": {"stop": 5}})
+    with pytest.raises(UserError, match="world_model/vae.stop follows from world_model.vae_updates and rnn_updates"):
+        agents.make(config, SPEC)
+
+
+# --- contracts --------------------------------------------------------------------------------------
+
+
+def test_bfloat16_keeps_the_form_of_the_state():
+    small = agent("bfloat16")
+    state = jax.eval_shape(small.init, KEY)
+    after, out = jax.eval_shape(small.update, state, make_batch())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in out.metrics.values()} == {jnp.dtype("float32")}
+
+
+def test_updates_scanned_and_vmapped_over_seeds_are_those_of_each():
+    batches = jax.tree.map(lambda *xs: np.stack(xs), *(make_batch(number) for number in range(PHASES)))
+    states = jax.vmap(agent().init)(jax.random.split(KEY, 2))
+    both, _ = tiny.jit(lambda states: jax.vmap(lambda s: jax.lax.scan(agent().update, s, batches))(states))(states)
+    for seed in range(2):
+        state = jax.tree.map(lambda x, seed=seed: x[seed], states)
+        for number in range(PHASES):
+            state, _ = update()(state, make_batch(number))
+        ours, theirs = (jax.tree.leaves(x.params) for x in (both, state))
+        for together, alone in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(together[seed], alone, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            both.extra["behavior"]["search"]["mean"][seed], state.extra["behavior"]["search"]["mean"], atol=1e-3
+        )
+
+
+DEVICES = """
+import pickle, sys
+import jax, numpy as np
+import test_world_models_2018 as ours
+from dreamer.runtime.devices import mesh as meshes
+from dreamer.runtime.run.learner import Learner
+
+found = []
+for count in (1, 4):
+    config = meshes.Config(count=count)
+    learner = Learner(ours.agent(), ours.SPEC, seed=0, batch_size=4, lockstep=True, config=config)
+    learner.compile(ours.make_batch())
+    for number in range(ours.PHASES):
+        learner.step(learner.place(ours.make_batch(number)), None)
+    learner.sync()
+    search = learner.state.extra["behavior"]["search"]
+    found.append(jax.tree.map(np.asarray, (learner.state.params, search["mean"], search["std"])))
+sys.stdout.buffer.write(pickle.dumps(found))
+"""
+
+
+def test_four_devices_learn_what_one_learns():
+    folder = pathlib.Path(__file__).parent
+    flags = {"xla_force_host_platform_device_count": 4, **tiny.QUICK}
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)]),
+        "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items()),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, cwd=folder.parent, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    one, four = map(jax.tree.leaves, pickle.loads(done.stdout))
+    for ours, theirs in zip(one, four, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def test_acting_row_by_row_sees_the_memories_of_training():
+    world, state = agent().world_model, learned()[0][-1]
+    v, batch = agents.variables(state)["world_model"], make_batch()
+    z = jax.random.normal(KEY, (4, 6, 3))
+    nets = vae_mdn_rnn.make_nets(MODEL, SPEC.obs["image"], jnp.float32)
+    prev = np.concatenate([np.zeros_like(batch.action[:, :1]), batch.action[:, :-1]], 1)
+    whole = vae_mdn_rnn.remember(nets, v.params, world.initial(4), z, prev, batch.is_first)
+    latent = world.initial(4)
+    for t in range(6):
+        row = slice(t, t + 1)
+        rows = vae_mdn_rnn.remember(nets, v.params, latent, z[:, row], prev[:, row], batch.is_first[:, row])
+        latent = jax.tree.map(lambda x: x[:, 0], rows)
+        np.testing.assert_allclose(latent.memory.hidden, whole.memory.hidden[:, t], atol=1e-6)
+    assert batch.is_first[:, 1:].any() and not np.any(whole.memory.hidden[batch.is_first])
+
+
+def test_stored_latents_come_back():
+    world = agent().world_model
+    latent = world.unpack(jax.tree.map(lambda x: x[:, 0], make_batch().latent))
+    again = world.unpack(world.pack(latent))
+    assert bits(again) == bits(latent)
+
+
+def test_report_shows_reconstructions_and_a_dream():
+    report = jax.jit(agent().report)(learned()[0][-1], make_batch())
+    assert report["dream/image"].shape == (4, 5, 64, 64, 1) and report["dream/image"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        {"image": Space((32, 32, 3), "uint8")},
+        {"vector": Space((3,), "float32")},
+        {"image": Space((64, 64, 3), "uint8"), "vector": Space((3,), "float32")},
+    ],
+    ids=["small", "no image", "more"],
+)
+def test_only_one_image_of_64_pixels_can_be_seen(obs):
+    with pytest.raises(UserError, match="'vae_mdn_rnn' sees one image of 64 x 64 pixels, not "):
+        vae_mdn_rnn.make(MODEL, Spec(obs, Action((2,))))
+
+
+def test_the_reward_of_survival_is_one_and_needs_no_head():
+    world = vae_mdn_rnn.make(dataclasses.replace(MODEL, reward="alive", cell=True), SPEC)
+    v = world.init(KEY)
+    feat = world.feat(world.initial(2))
+    assert feat.shape == (2, 3 + 4 + 4) and "rew" not in v.params["rnn"] and "rew" not in world.scales
+    np.testing.assert_array_equal(world.predict(v, feat)["reward"], 1)
+
+
+def test_temperature_spreads_dreams():
+    world = agent().world_model
+    v = agents.variables(learned()[0][-1])["world_model"]
+    start, action = world.initial(500), jnp.zeros((500, SPEC.action_width))
+
+    def spread(temperature):
+        return float(world.imagine(v._replace(hyper={"temperature": temperature}), KEY, start, action).z.std())
+
+    assert spread(0.01) < spread(1.0) < spread(4.0)
+
+
+# --- dreams of a population -------------------------------------------------------------------------
+
+
+def countdown() -> Dream:
+    """A dream that ends when its number, from which each step takes 1, reaches 0. Its reward is the action."""
+    return Dream(
+        imagine=lambda key, state, action: {"left": state["left"] - 1, "paid": action[:, 0]},
+        feat=lambda state: jnp.stack([state["left"], state["paid"]], -1),
+        predict=lambda feat: {"reward": feat[..., 1], "cont": jnp.where(feat[..., 0] > 0, 0.99, 0.1)},
+        decode=lambda state: {},
+    )
+
+
+def test_a_dream_counts_until_its_end_and_no_longer_than_allowed():
+    start = {"left": jnp.float32([1, 3, 100]), "paid": jnp.zeros(3)}
+    tried = evolution.in_dreams(
+        countdown(), lambda theta, feat: jnp.full((3, 1), theta[0]), jnp.float32([[2.0], [-1.0]]), start, KEY, horizon=5
+    )
+    np.testing.assert_array_equal(tried.length, [[1, 3, 5]] * 2)
+    np.testing.assert_array_equal(tried.fitness, [[2, 6, 10], [-1, -3, -5]])
+
+
+def test_candidates_that_are_alike_reach_the_same():
+    state = learned()[0][-1]
+    v = agents.variables(state)["world_model"]
+    dream = agents.make_dream(agent().world_model, v)
+    policy = linear_policy.make(7, SPEC.action)
+    alike = jnp.broadcast_to(jnp.linspace(-1, 1, policy.size), (2, policy.size))
+    tried = evolution.in_dreams(dream, policy.act, alike, agent().world_model.initial(3), KEY, horizon=4)
+    np.testing.assert_allclose(tried.fitness[0], tried.fitness[1], atol=1e-6)
+
+
+def test_dreams_start_in_first_rows_if_there_are_any():
+    start, first = {"x": jnp.arange(6)}, jnp.array([0, 1, 0, 0, 1, 0], bool)
+    drawn = evolution.choose_starts(KEY, start, first, 50, first=True)["x"]
+    assert set(map(int, drawn)) == {1, 4}
+    for is_first, wanted in ((first, False), (jnp.zeros(6, bool), True)):
+        drawn = evolution.choose_starts(KEY, start, is_first, 200, first=wanted)["x"]
+        assert set(map(int, drawn)) == set(range(6))
+
+
+def test_the_strategy_finds_a_minimum_and_starts_with_its_deviation():
+    strategy = evolution.cma_es(3, 16, 0.1)
+    search = strategy.init(KEY)
+    assert float(search["std"]) == pytest.approx(0.1) and not np.any(search["mean"])
+
+    def generation(search, key):
+        candidates, search = strategy.ask(key, search)
+        return strategy.tell(key, candidates, jnp.square(candidates - 1).sum(-1), search), candidates
+
+    search, candidates = jax.lax.scan(generation, search, jax.random.split(KEY, 80))
+    assert 0.02 < float(candidates[0].std()) < 0.3
+    np.testing.assert_allclose(search["mean"], 1, atol=1e-2)
+
+
+def test_without_evosax_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evosax.algorithms", None)
+    with pytest.raises(UserError, match=r'needs the package evosax; pip install "dreamer-jax\[evolution\]"'):
+        evolution.cma_es(3, 4, 0.1)
+
+
+# --- the controller ---------------------------------------------------------------------------------
+
+
+def test_the_controller_acts_at_random_until_it_has_evolved():
+    act = tiny.jit(agent().act, static_argnames="mode")
+    states, _ = learned()
+    obs = {"image": np.zeros((50, 64, 64, 1), np.uint8)}
+    carry, first = agent().initial_carry(50), np.ones(50, bool)
+    early, late = (agents.variables(states[number]) for number in (2, -1))
+    _, collected = act(early, KEY, carry, obs, first, mode="collect")
+    assert len(np.unique(collected[:, 2])) == 50 and set(np.asarray(collected[:, 0])) == {0.0, 1.0}
+    _, evaluated = act(early, KEY, carry, obs, first, mode="sample")
+    np.testing.assert_array_equal(evaluated, np.tile(np.float32([1, 0, 0]), (50, 1)))
+    for mode in ("sample", "mode"):  # z is drawn, so the key matters; the controller itself is deterministic
+        np.testing.assert_array_equal(
+            act(late, KEY, carry, obs, first, mode="collect")[1], act(late, KEY, carry, obs, first, mode=mode)[1]
+        )
+
+
+def test_a_random_action_is_held_for_some_steps_but_not_across_episodes():
+    action, held = Action(continuous=1), controller.Held(jnp.zeros((300, 1)), jnp.zeros(300, jnp.int32))
+    rows = []
+    for step in range(7):
+        first = jnp.full(300, step == 5)
+        held = controller.hold(jax.random.fold_in(KEY, step), held, first, action, 3)
+        rows.append(np.asarray(held.action[:, 0]))
+    same = np.stack([a == b for a, b in zip(rows, rows[1:], strict=False)])
+    assert not same[4].any()  # step 5 begins an episode
+    assert 0.5 < same[0].mean() < 0.8  # held for 1, 2 or 3 steps: the second step repeats the first in 2 of 3
+    assert not (same[0] & same[1] & same[2]).any()
+
+
+def test_action_masks_are_refused():
+    spec = Spec({"image": Space((64, 64, 1), "uint8"), MASK: Space((2,), "int8", classes=2)}, Action((2,)))
+    with pytest.raises(UserError, match="'controller' cannot use action masks"):
+        controller.make(MIND, spec, feat_width=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "action", "message"),
+    [
+        ({"discrete": "threshold"}, Action((2,)), "discrete threshold chooses one of 3, .* not one of 2"),
+        ({"one_sided": (3,)}, Action(continuous=3), "one_sided 3: the action has 3 numbers, counted from 0"),
+    ],
+)
+def test_settings_that_do_not_suit_the_action_are_refused(settings, action, message):
+    with pytest.raises(UserError, match=message):
+        linear_policy.make(4, action, **settings)
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+PIXELS = Spec({"image": Space((64, 64, 3), "uint8")}, Action((2,)))
+RUN = {
+    "env": "probes:pixel", "env_steps": 104, "replay_ratio": 4, "lockstep": True, "workers.backend": "inline",
+    "workers.envs": 2, "replay.batch_size": 2, "replay.batch_length": 8, "replay.prefill": 64, "log.every": 0,
+    "eval.every": 0, "eval.episodes": 1, "eval.video": "off", "agent.compute_dtype": "float32",
+    "agent.world_model.name": "vae_mdn_rnn", "agent.behavior.name": "controller",
+    **{f"agent.world_model.{name}": value for name, value in dataclasses.asdict(MODEL).items() if name != "name"},
+    **{f"agent.behavior.{name}": value for name, value in dataclasses.asdict(MIND).items() if name != "name"},
+}  # fmt: skip
+
+
+def run(folder: pathlib.Path, stop_at: int | None = None, resume: str = "no") -> list[dict]:
+    def stop(line: Line):
+        return "stop" if stop_at is not None and line.updates >= stop_at else None
+
+    dreamer.train(dreamer.load_config(overrides={**RUN, "run_dir": str(folder)}), callbacks=[stop], resume=resume)
+    return tiny_runs.lines(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wm2018") / "whole"
+    return folder, run(folder)
+
+
+def test_one_command_makes_all_phases_after_the_random_data(whole):
+    folder, lines = whole
+    phases = [line["train/phase"] for line in lines if "train/phase" in line]
+    assert {1, 2, 3} <= set(phases) and phases == sorted(phases)
+    assert max(line["env_steps"] for line in lines if line["updates"] == 0) >= 62
+    assert lines[-1]["evolution/generation"] == lines[-1]["updates"] - 4 >= 3
+    assert list((folder / "pictures").glob("openloop_*.mp4"))
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5], ids=["in V", "in M", "in C"])
+def test_a_run_goes_on_in_its_phase_to_the_same_bits(whole, tmp_path, stop_at):
+    run(tmp_path / "run", stop_at=stop_at)
+    run(tmp_path / "run", resume="yes")
+    form = jax.eval_shape(agents.make(dreamer.load_config(overrides=RUN).agent, PIXELS).init, KEY)
+    assert saved(tmp_path / "run", form) == saved(whole[0], form)
+
+
+def saved(folder: pathlib.Path, form) -> dict[str, bytes]:
+    with Checkpoints(folder) as checkpoints:
+        state, _ = checkpoints.restore(form)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): tiny_runs.bits(leaf) for path, leaf in leaves}
