@@ -183,10 +183,10 @@ def make(
         return losses, Learned(latent, extra, {}, surprise)
 
     def pictures(v: Variables, obs: Obs) -> Mapping[str, Array]:
-        """Draws the feature maps of all objects side by side, [.., h, K w, 1] from 0 to 255."""
-        _, maps, _ = encode(nets, v.params, v.extra["running"], to_unit(space, obs[image]), train=False)
-        row = jnp.moveaxis(maps, -3, -2)
-        return {"objects": 255 * row.reshape(*row.shape[:-2], -1)[..., None]}
+        """Draws each image with the feature maps of its objects beside it, [.., H, (K + 1) W, 1 or 3]."""
+        images = to_unit(space, obs[image])
+        _, maps, _ = encode(nets, v.params, v.extra["running"], images, train=False)
+        return {"objects": 255 * side_by_side(images, maps)}
 
     return WorldModel(
         init, initial, observe, starts, imagine, lambda state: state, feat, lambda v, feat: {}, loss,
@@ -203,6 +203,18 @@ def feat(latent: Latent) -> Array:
 def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) -> Latent:
     """`WorldModel.starts`: the objects of all rows, [B * T, K, D]."""
     return Latent(latent.objects.reshape(-1, *latent.objects.shape[2:]))
+
+
+def side_by_side(images: Array, maps: Array) -> Array:
+    """Joins images [.., H, W, C] and maps [.., K, h, w], enlarged to the images' size: [.., H, (K + 1) W, 1 or 3].
+
+    If the images have other than one or three channels, only the last one is shown.
+    """
+    *lead, height, width, channels = images.shape
+    count = 3 if channels == 3 else 1
+    large = jax.image.resize(maps, (*maps.shape[:-2], height, width), "nearest")
+    row = jnp.moveaxis(large, -3, -2).reshape(*lead, height, -1, 1)
+    return jnp.concatenate([images[..., -count:], jnp.broadcast_to(row, (*row.shape[:-1], count))], -2)
 
 
 def transition_weights(is_first: Array) -> Array:

@@ -125,6 +125,19 @@ LOSSES = (
         "Losses",
     ),
     Metric(
+        "loss/positive",
+        "Energy between the predicted and the true next state of the objects. Only with the contrastive world model.",
+        "Falls towards 0, but not faster than loss/negative: if all states collapse into one, loss/negative rises to 1.",
+        "Losses",
+    ),
+    Metric(
+        "loss/negative",
+        "How far states of other transitions of the batch lie within the hinge, as an energy. Only with the contrastive "
+        "world model.",
+        "Falls from about 1 (agent.world_model.hinge) towards a small rest: some other states are equal to the own.",
+        "Losses",
+    ),
+    Metric(
         "loss/policy",
         "Actor loss: minus the log-probability of the dreamed actions times their advantage, minus the weighted "
         "entropy of the policy.",
