@@ -1,4 +1,4 @@
-"""Five objects on a grid that are moved one at a time: `make("shapes")` or `make("cubes")`. Needs only numpy and Pillow.
+"""Five objects on a grid, moved one at a time: `make("shapes")` or `make("cubes")`. Needs only numpy and Pillow.
 
 The worlds of Kipf, van der Pol, Welling 2020 (C-SWM), written anew. There is no reward: they are for learning a model
 of the world, and for reaching a picture of a goal.
@@ -70,7 +70,7 @@ class Blocks(gymnasium.Env):
 
 
 def placed(number: Callable[[], int]) -> np.ndarray:
-    """Places the objects in turn: draws a row and a column by `number()`, 0 to 4, until the cell is free. int64 [5, 2]"""
+    """Places the objects in turn: draws row and column by `number()`, 0 to 4, until the cell is free. int64 [5, 2]."""
     cells: list[tuple[int, int]] = []
     while len(cells) < OBJECTS:
         cell = int(number()), int(number())
@@ -94,7 +94,7 @@ def moved(position: np.ndarray, action: int) -> np.ndarray:
 
 
 def shape_masks() -> np.ndarray:
-    """Returns the pixels of a cell that each object covers, bool [5, 10, 10]: disc, triangle, square, disc, triangle."""
+    """Returns the pixels of a cell that an object covers, bool [5, 10, 10]: disc, triangle, square, disc, triangle."""
     i, j = np.mgrid[:CELL, :CELL]
     disc = (i - 5) ** 2 + (j - 5) ** 2 < 25
     triangle = (10 - i <= 2 * j) & (2 * j < 10 + i)
@@ -126,7 +126,7 @@ FLOOR, EDGE = (128, 128, 128), 2
 
 
 def project(points: np.ndarray) -> np.ndarray:
-    """Projects points [.., 3] of the grid, 0 to 5, to pixels (x, y) of the crop, in perspective. The third axis is up."""
+    """Projects points [.., 3] of the grid, 0 to 5, to pixels [.., 2] of the crop, (x, y). The third axis is up."""
     eye = DISTANCE * np.array(
         [np.cos(ELEVATION) * np.cos(AZIMUTH), np.cos(ELEVATION) * np.sin(AZIMUTH), np.sin(ELEVATION)]
     )

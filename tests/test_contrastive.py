@@ -23,7 +23,6 @@ from dreamer.nets.objects import (
     ObjectMLP,
     Transition,
     action_of_objects,
-    initial_running,
     map_shape,
     pairs,
 )
@@ -164,7 +163,8 @@ def test_the_loss_of_the_source(file):
         apart = contrastive.energy(out.objects - out.objects[inputs["perm"]], hyper["sigma"])
         return {
             "loss": positive + negative, "aux_pos": positive, "aux_neg": negative, "aux_energy_pos": out.positive,
-            "aux_energy_neg": apart, "aux_state": out.objects, "aux_next_state": out.next_objects, "aux_after": statistics(out.running),
+            "aux_energy_neg": apart, "aux_state": out.objects, "aux_next_state": out.next_objects,
+            "aux_after": statistics(out.running),
         }  # fmt: skip
 
     check(f"contrastive_loss_{file}", forward)
@@ -213,8 +213,8 @@ def small(**changes) -> contrastive.Config:
 
 
 def make_agent(dtype: str = "float32", behavior=None, **changes):
-    config = agents.Config(dtype, world_model=small(**changes), behavior=behavior or random.Config(), optimizer=OPTIMIZER)
-    return agents.make(config, SPEC)
+    world_model, behavior = small(**changes), behavior or random.Config()
+    return agents.make(agents.Config(dtype, world_model=world_model, behavior=behavior, optimizer=OPTIMIZER), SPEC)
 
 
 @functools.cache

@@ -28,6 +28,7 @@ STEPS = (1, 5, 10)
 CHUNK = 100  # episodes in a batch; an incomplete last batch is dropped, as in the source
 HITS = (1, 5, 10)
 SEED = 2_000_003  # keeps the seeds apart from those of training and of evaluations
+TRIES = 10  # times as many episodes are played, if most are too short
 NUMBERS = 2**24  # differences that are held at once
 
 
@@ -67,7 +68,7 @@ def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, s
             raise UserError(f"env {config.env!r} has several agents, which a ranking does not support")
         rows = EnvRows(made, name=config.env, seed=SEED + seed, action_repeat=config.action_repeat)
         spec, step, kept = rows.spec, empty_step(rows.spec, 1), []
-        for tried in range(10 * episodes + 1):
+        for _ in range(TRIES * episodes + 1):
             if len(kept) == episodes:
                 break
             seen: list[Any] = []
@@ -82,7 +83,8 @@ def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, s
                 rows.end({})
         else:
             raise UserError(
-                f"only {len(kept)} of {tried} episodes of env {config.env!r} have {steps} steps under random actions"
+                f"only {len(kept)} of {TRIES * episodes} episodes of env {config.env!r} have {steps} steps under random "
+                "actions"
             )
     obs = {key: np.stack([[row[0][key] for row in seen] for seen in kept]) for key in spec.obs}
     return Episodes(for_device(spec.obs, obs), np.stack([[row[1] for row in seen[:-1]] for seen in kept]))

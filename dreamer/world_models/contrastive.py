@@ -173,7 +173,8 @@ def make(
         images = to_unit(space, batch.obs[image])
         now, after = (x.reshape(count, *space.shape) for x in (images[:, :-1], images[:, 1:]))
         action = action_of_objects(prev_action[:, 1:].reshape(count, -1), config.objects, config.action)
-        out = transition_energies(nets, v, now, action, after, shuffle(named_keys(key, "negatives")["negatives"], count))
+        order = shuffle(named_keys(key, "negatives")["negatives"], count)
+        out = transition_energies(nets, v, now, action, after, order)
         weight = transition_weights(batch.is_first)
         losses = {name: getattr(out, name).reshape(lead) * weight for name in ("positive", "negative")}
         objects, last = (x.reshape(*lead, *x.shape[1:]) for x in (out.objects, out.next_objects))
@@ -231,7 +232,8 @@ def image_of(spec: Spec, config: Config) -> str:
     keys = [key for key, space in spec.obs.items() if not (spec.masked and key == MASK)]
     if len(keys) != 1 or not spec.obs[keys[0]].image:
         raise UserError(
-            f"world model 'contrastive' sees one image and nothing else; the environment shows {', '.join(sorted(keys))}"
+            "world model 'contrastive' sees one image and nothing else; the environment shows "
+            f"{', '.join(sorted(keys))}"
         )
     height, width, _ = spec.obs[keys[0]].shape
     if min(map_shape(config.extractor, height, width)) < 1:

@@ -84,7 +84,8 @@ def jit_act(
     count: the number of the call; it is folded into the key, so that each call draws other random numbers.
     streams: for each row, the index of its stream (an environment, or one agent of it), or E for a row that only pads;
     None: there is one row for each stream, in order. Streams without a row keep their carry.
-    command: the task of the behavior, see `Ask`; None: none | whole: converts the argument `variables` to the agent's variables, see `PolicyPart`.
+    command: the task of the behavior, see `Ask`; None: none
+    whole: a function that converts the argument `variables` to the agent's variables, see `PolicyPart`.
     """
 
     def act(

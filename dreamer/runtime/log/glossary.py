@@ -127,14 +127,14 @@ LOSSES = (
     Metric(
         "loss/positive",
         "Energy between the predicted and the true next state of the objects. Only with the contrastive world model.",
-        "Falls towards 0, but not faster than loss/negative: if all states collapse into one, loss/negative rises to 1.",
+        "Falls towards 0. If loss/negative stays near 1 meanwhile, all states are the same and nothing is learned.",
         "Losses",
     ),
     Metric(
         "loss/negative",
-        "How far states of other transitions of the batch lie within the hinge, as an energy. Only with the contrastive "
-        "world model.",
-        "Falls from about 1 (agent.world_model.hinge) towards a small rest: some other states are equal to the own.",
+        "How far the states of other transitions of the batch lie within the hinge, as an energy. Only with the "
+        "contrastive world model.",
+        "Falls from about 1 (agent.world_model.hinge) to a small rest: some of the others are the same state.",
         "Losses",
     ),
     Metric(
