@@ -83,8 +83,8 @@ def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, s
                 rows.end({})
         else:
             raise UserError(
-                f"only {len(kept)} of {TRIES * episodes} episodes of env {config.env!r} have {steps} steps under random "
-                "actions"
+                f"only {len(kept)} of {TRIES * episodes} episodes of env {config.env!r} have {steps} steps under "
+                "random actions"
             )
     obs = {key: np.stack([[row[0][key] for row in seen] for seen in kept]) for key in spec.obs}
     return Episodes(for_device(spec.obs, obs), np.stack([[row[1] for row in seen[:-1]] for seen in kept]))
