@@ -11,10 +11,12 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
+from dreamer.behaviors import random
 from dreamer.errors import UserError
 from dreamer.ops import action_dist
 from dreamer.runtime.log.glossary import METRICS, entry_of, explain
 from dreamer.spaces import MASK, Action, Space, Spec
+from dreamer.world_models import contrastive
 
 MASKED = Spec({"vector": Space((3,), "float32"), MASK: Space((4,), "int8", classes=2)}, Action((4,)))
 SPECS = {**tiny.SPECS, "masked": MASKED}
@@ -32,6 +34,8 @@ def names_of_an_update(spec: Spec, **options) -> set[str]:
 @pytest.fixture(scope="module")
 def names_of_updates() -> set[str]:
     found = set().union(*map(names_of_an_update, SPECS.values()))
+    objects = dict(world_model=contrastive.Config(objects=4, hidden=16), behavior=random.Config())
+    found |= names_of_an_update(tiny.SPECS["image"], **objects)
     return found | names_of_an_update(tiny.SPECS["vector"], optimizers={"behavior": {"learning_rate": 1e-4}})
 
 
