@@ -299,7 +299,7 @@ def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch
     """Returns true and dreamed observations of the first B <= 6 sequences: {"truth/k", "dream/k": [B, T, ..]}.
 
     k is the name of an observation that the model decodes. The model observes the first half of the T rows, and dreams
-    the second half with the true actions.
+    the second half with the true actions. Adds {"seen/name": [B, T, h, w, 1 or 3]}, the `pictures` of the model.
     """
     state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "report_observe", "report_imagine")
@@ -317,4 +317,5 @@ def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch
     _, dreamed = jax.lax.scan(step, state, (jax.random.split(keys["report_imagine"], len(future)), future))
     latents = jax.tree.map(lambda a, b: jnp.concatenate([a, b.swapaxes(0, 1)], 1), observed, dreamed)
     decoded = world_model.decode(v, latents)
-    return {f"dream/{k}": x for k, x in decoded.items()} | {f"truth/{k}": rows.obs[k] for k in decoded}
+    seen_as = {f"seen/{name}": x for name, x in world_model.pictures(v, rows.obs).items()}
+    return {f"dream/{k}": x for k, x in decoded.items()} | {f"truth/{k}": rows.obs[k] for k in decoded} | seen_as

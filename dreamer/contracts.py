@@ -53,6 +53,7 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
         "loss": lambda out, v, key, state, prev_action, batch: _is_model_loss(out, model.scales, batch, v.extra),
         "pack": lambda out, latent: _is_packed(out, model.storage),
         "decode": lambda out, v, latent: _is_decoded(out, spec),
+        "pictures": _are_pictures,
     }
     model = _guarded(plugin, model, checks)
     shape = jax.eval_shape(lambda: model.feat(model.latent(model.initial(1)))).shape
@@ -234,6 +235,13 @@ def _is_packed(out: Any, storage: Mapping) -> None:
 def _is_decoded(out: Any, spec: Spec) -> None:
     if unknown := sorted(set(out) - set(spec.obs)):
         raise Fault(f"{unknown[0]!r}, which is no observation; there are {sorted(spec.obs)}")
+
+
+def _are_pictures(out: Any, v: Any, obs: Any) -> None:
+    lead = next(iter(obs.values())).shape[:2]
+    for name, picture in out.items():
+        if picture.ndim != 5 or picture.shape[:2] != lead or picture.shape[-1] not in (1, 3):
+            raise Fault(f"{name!r} of shape {_shape(picture)}, not [{lead[0]}, {lead[1]}, h, w, 1 or 3]")
 
 
 def _is_act(out: Any, carry: Any, ask: Ask, spec: Spec) -> None:

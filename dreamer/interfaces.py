@@ -96,6 +96,8 @@ class WorldModel(NamedTuple):
     unpack({name: array [B, ..]}) -> state [B, ..]
     storage: {name: Space}, one for each array of `pack`
     scales: {loss name: weight of the loss in the total}
+    pictures(v, obs {k: [B, T, ..]}) -> {name: [B, T, h, w, 1 or 3]} from 0 to 255: how the model sees observations,
+        for reports; {} by default
     """
 
     init: Callable[[Key], Variables]
@@ -112,6 +114,7 @@ class WorldModel(NamedTuple):
     unpack: Callable[[Mapping[str, Array]], State]
     storage: Mapping[str, Space]
     scales: Mapping[str, float]
+    pictures: Callable[[Variables, Obs], Mapping[str, Array]] = lambda v, obs: {}
 
 
 class Dream(NamedTuple):
@@ -225,7 +228,8 @@ class Agent(NamedTuple):
     initial_carry(envs) -> Carry
     update(state, batch) -> state, Update
     act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
-    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; half of the T rows are observed, the rest is dreamed
+    report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; half of the T rows are observed, the rest is dreamed;
+        and {"seen/name": [B, T, h, w, 1 or 3]}, the `pictures` of the world model
     encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations that have no past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
     storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}

@@ -40,6 +40,7 @@ DOERS = {  # what a command does once its words are understood
     "dreamer.runtime.train.train": None,
     "dreamer.apps.sweep.command.sweep": 0,
     "dreamer.apps.evaluate.evaluate_run": None,
+    "dreamer.apps.evaluate.rank_run": None,
     "dreamer.apps.report.command.report_runs": None,
     "dreamer.apps.verify.verify_run": 0,
     "dreamer.apps.check.command.check_env": 0,

@@ -11,12 +11,12 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
-from dreamer.behaviors import controller
+from dreamer.behaviors import controller, random
 from dreamer.errors import UserError
 from dreamer.ops import action_dist
 from dreamer.runtime.log.glossary import METRICS, entry_of, explain
 from dreamer.spaces import MASK, Action, Space, Spec
-from dreamer.world_models import vae_mdn_rnn
+from dreamer.world_models import contrastive, vae_mdn_rnn
 
 MASKED = Spec({"vector": Space((3,), "float32"), MASK: Space((4,), "int8", classes=2)}, Action((4,)))
 SPECS = {**tiny.SPECS, "masked": MASKED}
@@ -38,6 +38,8 @@ def names_of_updates() -> set[str]:
         Spec({"image": Space((64, 64, 3), "uint8")}, Action((4,))), world_model=vae_mdn_rnn.Config(),
         behavior=controller.Config(population=4, rollouts=1), context=0,
     )  # fmt: skip
+    objects = dict(world_model=contrastive.Config(objects=4, hidden=16), behavior=random.Config())
+    found |= names_of_an_update(tiny.SPECS["image"], **objects)
     return found | names_of_an_update(tiny.SPECS["vector"], optimizers={"behavior": {"learning_rate": 1e-4}})
 
 

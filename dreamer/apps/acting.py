@@ -151,7 +151,7 @@ class LoadedAgent:
         self.action_space, self.observation_space = env.action_space, env.observation_space
         self._agent, self._variables, self._mode = trained.agent, trained.variables, mode
         self._adapter = known or adapt(env, trained.config.env)
-        self._policy = programs.jit_act(trained.agent)
+        self._policy, self._encode = programs.jit_act(trained.agent), jax.jit(trained.agent.encode)
         self._key, self._make_env = jax.random.key(seed), make_env
         self.world_model = LoadedWorldModel(trained.agent, trained.variables, self._adapter.spec)
 
@@ -180,20 +180,30 @@ class LoadedAgent:
         whole = jax.tree.map(lambda *rows: np.stack(rows, 1), *seen)
         return Batch(**whole._asdict(), latent={})
 
+    def encode(self, obs: Any, info: Any = None) -> np.ndarray:
+        """Returns the features [E, F] of observations that have no past, such as goals; E is 1 for one observation.
+
+        obs, info, errors: as in `act`
+        """
+        batch, _ = self.rows(obs, info)
+        return np.asarray(self._encode(self._variables, self._key, batch))
+
     def act(
-        self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None
-    ) -> tuple[Any, State]:
+        self, obs: Any, state: State | None = None, is_first: Any = None, info: Any = None,
+        command: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, State]:  # fmt: skip
         """Chooses an action for one observation, or actions for a batch, whose arrays have a leading axis E.
 
         obs: as returned by the environment. state: the state from the previous call; None: an episode begins.
         is_first [E] bool: the environments of a batch in which a new episode begins; in the others, it continues.
         info: as returned by the environment; needed only if it holds the action mask. For a batch, pass a list of
         infos, or one dict of arrays [E, ..] as returned by gymnasium's vector environments.
+        command {name: [E, ..]}: the task of a behavior that takes one, such as {"goal": agent.encode(obs)} of `reach`.
         Returns the action for `env.step` (for a batch, the actions of a vector environment) and the next state.
         Raises UserError when the observation does not fit the environment's space.
         """
         batch, single = self.rows(obs, info)
-        actions, after = self.choose(batch, state, is_first)
+        actions, after = self.choose(batch, state, is_first, command)
         if single:
             return actions[0], after
         out: Any = create_empty_array(self.action_space, len(actions))
@@ -210,8 +220,9 @@ class LoadedAgent:
         return batch, single
 
     def choose(
-        self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None
-    ) -> tuple[list[Any], State]:
+        self, batch: dict[str, np.ndarray], state: State | None, is_first: Any = None,
+        command: Mapping[str, Any] | None = None,
+    ) -> tuple[list[Any], State]:  # fmt: skip
         """Chooses an action for `env.step` for each row of a batch from `rows`. Also returns the next state.
 
         Raises UserError when `state` or `is_first` does not fit the batch.
@@ -224,7 +235,9 @@ class LoadedAgent:
         first = np.full(envs, fresh) if is_first is None else np.asarray(is_first, bool).reshape(-1) | fresh
         if first.shape != (envs,):
             raise UserError(f"act: is_first has {len(first)} flags for {envs} observations")
-        carry, action, _ = self._policy(self._variables, self._key, state.calls, state.carry, batch, first, self._mode)
+        carry, action, _ = self._policy(
+            self._variables, self._key, state.calls, state.carry, batch, first, self._mode, command=command
+        )
         return [self._adapter.actions.to_env(one) for one in np.asarray(action)], State(carry, state.calls + 1)
 
     def _masked(self, masks: gymnasium.Space, info: Any, single: bool, envs: int) -> np.ndarray:

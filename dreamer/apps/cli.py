@@ -97,6 +97,8 @@ class EvalFlags:
     """Number of episodes in the video, at most 16."""
     json: str | None = None
     """File for every episode and the summary, such as scores.json."""
+    ranking: Annotated[int, at_least(0)] = 0
+    """Rank the predictions of the world model in this many episodes of random actions, such as 1000, and play none."""
     mode: Literal["sample", "mode"] | None = None
     """Sample actions or take the most likely one; None: as in the run's own config."""
     seed: int = 0
@@ -311,8 +313,14 @@ def eval_command(args: list[str]) -> int:
         raise UserError("dreamer eval needs the directory of a run: dreamer eval runs/NAME --episodes 20")
     if len(runs) > 1:
         raise UserError(f"dreamer eval takes one run directory, not {len(runs)}: stray argument {runs[1]!r}")
-    from dreamer.apps.evaluate import evaluate_run
+    from dreamer.apps.evaluate import evaluate_run, rank_run
 
+    if options.ranking:
+        rank_run(
+            runs[0], episodes=options.ranking, json_file=options.json, seed=options.seed,
+            env_options=options.env_options, trust=options.trust,
+        )  # fmt: skip
+        return 0
     evaluate_run(
         runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
         json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,

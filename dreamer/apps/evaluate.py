@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamer import plugins
+from dreamer.apps import ranking
 from dreamer.apps.acting import MakeEnv, Trained, env_of, restore
 from dreamer.apps.statistics import Summary, summary
 from dreamer.coerce import show
@@ -77,9 +78,34 @@ def evaluate_run(
     if json_file:
         head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
         head |= {"env_steps": trained.env_steps, "mode": mode, "seed": seed}
-        text = json.dumps({**head, **_as_json(result, of_returns)}, indent=1, allow_nan=False) + "\n"
-        write_whole(Path(json_file).expanduser(), lambda half: half.write_text(text))
+        _write_json(json_file, {**head, **_as_json(result, of_returns)})
         print(f"episodes and summary: {json_file}")
+
+
+def rank_run(
+    run: str, *, episodes: int, json_file: str | None, seed: int, env_options: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> None:  # fmt: skip
+    """Runs `dreamer eval --ranking`: prints Hits@k and MRR of the world model, and writes them to `json_file`.
+
+    episodes, seed, errors: as in `ranking.rank`; the other arguments are those of `evaluate_run`
+    """
+    if json_file:
+        _check_writable(Path(json_file).expanduser())
+    trained = restore(run, env_options=env_options, trust=trust)
+    found = ranking.rank(trained, trained.config.env, episodes, seed=seed)
+    for line in ranking.lines(found, episodes):
+        print(line)
+    if json_file:
+        head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
+        head |= {"env_steps": trained.env_steps, "seed": seed, "episodes": ranking.used(episodes), "ranking": found}
+        _write_json(json_file, head)
+        print(f"ranking: {json_file}")
+
+
+def _write_json(file: str, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    write_whole(Path(file).expanduser(), lambda half: half.write_text(text))
 
 
 def _play(

@@ -33,6 +33,7 @@ class Suite(NamedTuple):
 
 SUITES = {
     "atari": Suite("ale_py", "atari:breakout"),
+    "blocks": Suite("", "blocks:shapes"),
     "brax": Suite("brax", "brax:ant", "jaxenvs"),
     "bsuite": Suite("bsuite", "bsuite:catch/0"),
     "car_racing": Suite("Box2D", "car_racing:v3", "box2d"),

@@ -130,6 +130,21 @@ def make(
     return hybrid_actions(onehots, numbers, sum(classes)) if continuous else onehots
 
 
+def uniform(
+    key: Array, lead: tuple[int, ...], classes: Sequence[int], continuous: int, allowed: Array | None = None
+) -> Array:
+    """Draws actions [*lead, A]: one-hots of equally likely classes, and numbers between -1 and 1.
+
+    classes, continuous: as in `make` | allowed [*lead, n] bool: which entries of the one-hots may be chosen
+    """
+    keys = jax.random.split(key)
+    numbers = jax.random.uniform(keys[0], (*lead, continuous), minval=-1.0, maxval=1.0)
+    if not classes:
+        return numbers
+    equal = {"logits": jnp.zeros((*lead, sum(classes)))}
+    return jnp.concatenate([discrete_actions(classes).sample(keys[1], equal, allowed), numbers], -1)
+
+
 def widest(outs: Outs) -> dict[str, Array]:
     """Returns outputs for the distribution with the largest entropy: equal logits and the largest deviations."""
     return {name: jnp.full_like(x, jnp.inf if name == "stddev" else 0.0) for name, x in outs.items()}

@@ -19,6 +19,7 @@ NEWEST = (
     ("episode_*.mp4", "episode of the agent"),
     ("openloop_*.mp4", "truth, dream and their difference"),
     ("openloop_*.png", "truth, dream and their difference"),
+    ("seen_*.png", "observations as the world model sees them"),
 )
 
 

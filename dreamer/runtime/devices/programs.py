@@ -125,22 +125,25 @@ def jit_report(agent: Agent) -> Callable[..., Any]:
 def jit_act(
     agent: Agent, whole: Callable[[Any], Mapping[str, Variables]] = lambda variables: variables
 ) -> Callable[..., tuple[Carry, Array, Any]]:
-    """Compiles a function (variables, key, count, carry, obs, is_first, mode, streams=None) -> carry, action, latent.
+    """Compiles a function (variables, key, count, carry, obs, is_first, mode, streams=None, command=None) -> carry,
+    action, latent.
 
     The compiled function acts on the first device of this process. obs {k: [R, ..]}, is_first [R], streams [R], carry
     [E, ..], action [R, A], packed latent {name: [R, ..]}.
     count: the number of the call; it is folded into the key, so that each call draws other random numbers.
     streams: for each row, the index of its stream (an environment, or one agent of it), or E for a row that only pads;
     None: there is one row for each stream, in order. Streams without a row keep their carry.
+    command: the task of the behavior, see `Ask`; None: none
     whole: a function that converts the argument `variables` to the agent's variables, see `PolicyPart`.
     """
 
     def act(
         variables: Any, key: Key, count: int, carry: Carry, obs: Obs, is_first: Array, mode: Mode,
-        streams: Array | None = None,
+        streams: Array | None = None, command: Mapping[str, Array] | None = None,
     ) -> tuple[Carry, Array, Any]:  # fmt: skip
+        more = {} if command is None else {"command": command}
         own = carry if streams is None else jax.tree.map(lambda x: x.at[streams].get(mode="clip"), carry)
-        own, action = agent.act(whole(variables), jax.random.fold_in(key, count), own, obs, is_first, mode)
+        own, action = agent.act(whole(variables), jax.random.fold_in(key, count), own, obs, is_first, mode, **more)
         latent = agent.pack(own.state)
         if streams is not None:
             own = jax.tree.map(lambda whole, one: whole.at[streams].set(one, mode="drop"), carry, own)

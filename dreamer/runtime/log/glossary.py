@@ -125,6 +125,19 @@ LOSSES = (
         "Losses",
     ),
     Metric(
+        "loss/positive",
+        "Energy between the predicted and the true next state of the objects. Only with the contrastive world model.",
+        "Falls towards 0. If loss/negative stays near 1 meanwhile, all states are the same and nothing is learned.",
+        "Losses",
+    ),
+    Metric(
+        "loss/negative",
+        "How far the states of other transitions of the batch lie within the hinge, as an energy. Only with the "
+        "contrastive world model.",
+        "Falls from about 1 (agent.world_model.hinge) to a small rest: some of the others are the same state.",
+        "Losses",
+    ),
+    Metric(
         "loss/policy",
         "Actor loss: minus the log-probability of the dreamed actions times their advantage, minus the weighted "
         "entropy of the policy.",

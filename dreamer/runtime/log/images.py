@@ -144,10 +144,14 @@ def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Converts the images of a report {"truth/k", "dream/k": [B, T, ..]} with `to_bytes`; keeps all other arrays.
 
-    spaces: the Space of each observation key k.
+    spaces: the Space of each observation key k. {"seen/name"}, the pictures of the model, are in bytes already.
     """
-    of = {name: spaces[name.partition("/")[2]] for name in report}
-    return {name: to_bytes(of[name], value) if of[name].image else value for name, value in report.items()}
+
+    def one(name: str, value: np.ndarray) -> np.ndarray:
+        kind, _, key = name.partition("/")
+        return to_bytes(spaces[key], value) if kind != "seen" and spaces[key].image else value
+
+    return {name: one(name, value) for name, value in report.items()}
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:

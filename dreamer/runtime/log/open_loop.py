@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.files.run_dir import PICTURES
-from dreamer.runtime.log.images import as_bytes, read_png, rgb, write_video
+from dreamer.runtime.log.images import as_bytes, encode_png, read_png, rgb, write_video
 
 OBSERVED = (40, 170, 80)  # border color of a frame that the model observed
 
@@ -23,6 +24,8 @@ VIDEO_ROWS = 4  # sequences shown in an open-loop video
 PLOT_PANELS = 12  # dimensions shown in an open-loop plot
 
 REPORT_FPS = 10
+
+SEEN_HEIGHT = 100  # least pixels of a row of a model's own picture
 
 
 class Show(Protocol):
@@ -44,6 +47,7 @@ def write_report(
     `Agent.report`. Images have values from 0 to 255. The world model has observed the first half of the T steps.
     The video openloop_<env_steps>.mp4 stacks all image keys, those with arrays [B, T, H, W, C]. The plot
     openloop_<env_steps>.png shows all other keys. `show` also receives them, as "openloop/video" and "openloop/plot".
+    {"seen/name": [B, T, h, w, 1 or 3]}, the model's own pictures, become seen_name_<env_steps>.png and "seen/name".
     Raises UserError if a file cannot be written.
     """
     folder = Path(run_dir) / PICTURES
@@ -63,7 +67,24 @@ def write_report(
         paths.append(open_loop_plot(folder / f"openloop_{env_steps:09d}.png", true_lines, dream_lines, observed))
         if show:
             show.image(env_steps, "openloop/plot", read_png(paths[-1]))
+    for name in (name for name in sorted(report) if name.startswith("seen/")):
+        picture, file = seen_picture(report[name]), f"seen_{name.partition('/')[2]}_{env_steps:09d}.png"
+        paths.append(write_whole(folder / file, functools.partial(_write_png, encode_png(picture))))
+        if show:
+            show.image(env_steps, name, picture)
     return paths
+
+
+def _write_png(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def seen_picture(seen: np.ndarray) -> np.ndarray:
+    """Stacks the last row of each sequence [B, T, h, w, 1 or 3] vertically, enlarged: uint8 [H, W, 3]."""
+    last = rgb(as_bytes(np.asarray(seen)[:, -1]))
+    times = max(1, -(-SEEN_HEIGHT // last.shape[1]))
+    framed = np.pad(last.repeat(times, 1).repeat(times, 2), ((0, 0), (0, 4), (0, 0), (0, 0)))
+    return framed.reshape(-1, *framed.shape[2:])
 
 
 def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""Plans to reach a goal: searches for the actions after which the dreamed features are nearest to those of the goal.
+
+The goal is the command "goal" [E, F], features as from `Agent.encode`. Without a goal, actions are random, so that the
+same behavior collects the experience for its world model. Learns nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dreamer.fields import at_least, check_bounds
+from dreamer.interfaces import Array, Ask, Behavior, Dream, Key, Mode, Replayed, State, Variables
+from dreamer.ops.action_dist import uniform
+from dreamer.spaces import Spec
+
+GOAL = "goal"  # the command
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the search, a beam search: in each step it keeps the states that are nearest to the goal."""
+
+    name: str = "reach"
+    "module in dreamer.behaviors, or a dotted module of your own"
+    length: Annotated[int, at_least(1)] = 4
+    "dreamed steps"
+    beam: Annotated[int, at_least(1)] = 16
+    "states that are kept after each step"
+    tries: Annotated[int, at_least(1)] = 32
+    "random actions tried from each state; if an action is one of a few classes, all of them are tried instead"
+    classes: Annotated[int, at_least(0)] = 64
+    "most classes for which all are tried"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def make(
+    config: Config, spec: Spec, *, feat_width: int, dtype: Any = jnp.float32, horizon: float = 333.0,
+    contdisc: bool = True,
+) -> Behavior:  # fmt: skip
+    """Makes the planner. It takes the first action of the sequence that comes nearest to the goal, the shortest such.
+
+    Action masks are respected in the first step, which is the only one whose mask is known.
+    """
+    kinds = spec.action
+    whole = len(kinds.classes) == 1 and not kinds.continuous and kinds.onehots <= config.classes
+
+    def tried(key: Key, count: int, allowed: Array | None) -> Array:
+        """Returns the actions to try from each of `count` states, [count, M, A]."""
+        if whole:
+            return jnp.broadcast_to(jnp.eye(kinds.onehots), (count, kinds.onehots, kinds.onehots))
+        some = None if allowed is None else jnp.repeat(allowed[:, None], config.tries, 1)
+        return uniform(key, (count, config.tries), kinds.classes, kinds.continuous, some)
+
+    def expand(key: Key, dream: Dream, states: State, goal: Array, allowed: Array | None) -> tuple[Any, ...]:
+        """Dreams one step from states [E * W, ..]. Returns actions [E, W * M, A], states [E * W * M, ..] and distances.
+
+        The distances [E, W * M] to the goals [E, F] are infinite for actions that are not allowed.
+        """
+        try_key, imagine_key = jax.random.split(key)
+        count, envs = len(jax.tree.leaves(states)[0]), len(goal)
+        actions = tried(try_key, count, allowed)
+        each = actions.shape[1]
+        states = jax.tree.map(lambda x: jnp.repeat(x, each, 0), states)
+        states = dream.imagine(imagine_key, states, actions.reshape(count * each, -1))
+        feat = dream.feat(states).astype(jnp.float32).reshape(envs, -1, goal.shape[-1])
+        distance = jnp.square(feat - goal[:, None]).sum(-1)
+        if whole and allowed is not None:
+            distance = jnp.where(allowed | ~allowed.any(-1, keepdims=True), distance, jnp.inf)
+        return actions.reshape(envs, distance.shape[1], -1), states, distance
+
+    def plan(key: Key, dream: Dream, state: State, goal: Array, allowed: Array | None) -> Array:
+        chex.assert_shape(goal, (None, feat_width))
+        keys = jax.random.split(key, config.length)
+        first, states, distance = expand(keys[0], dream, state, goal, allowed)
+        kept, keep = best(distance, min(config.beam, distance.shape[1]))
+        states, first = select(states, kept), jnp.take_along_axis(first, kept[..., None], 1)
+
+        def step(before: Any, key: Key) -> tuple[Any, None]:
+            states, first, least, action = before
+            _, states, distance = expand(key, dream, states, goal, None)
+            kept, keep = best(distance, first.shape[1])
+            each = distance.shape[1] // first.shape[1]  # M
+            first = jnp.take_along_axis(first, kept[..., None] // each, 1)
+            nearer = keep[:, 0] < least
+            action = jnp.where(nearer[:, None], first[:, 0], action)
+            return (select(states, kept), first, jnp.minimum(least, keep[:, 0]), action), None
+
+        (_, _, _, action), _ = jax.lax.scan(step, (states, first, keep[:, 0], first[:, 0]), keys[1:])
+        return action
+
+    def act(
+        v: Variables, key: Key, dream: Dream, state: State, carry: tuple, ask: Ask, mode: Mode
+    ) -> tuple[Array, tuple]:
+        if GOAL in ask.command:
+            return plan(key, dream, state, ask.command[GOAL].astype(jnp.float32), ask.allowed), carry
+        return uniform(key, ask.is_first.shape, kinds.classes, kinds.continuous, ask.allowed), carry
+
+    def loss(v: Variables, key: Key, dream: Dream, start: State, replayed: Replayed) -> Any:
+        return {}, (v.extra, {})
+
+    return Behavior(
+        init=lambda key: Variables({}, {}, {}), initial=lambda envs: (), act=act, loss=loss, refresh=lambda v: v.extra,
+        scales={}, needs=frozenset(),
+    )  # fmt: skip
+
+
+def best(distance: Array, count: int) -> tuple[Array, Array]:
+    """Returns the indices and the values of the `count` smallest distances [E, n], in rising order, each [E, count]."""
+    found, index = jax.lax.top_k(-distance, count)
+    return index, -found
+
+
+def select(states: State, index: Array) -> State:
+    """Selects states [E * n, ..] by their index [E, W] within each environment -> [E * W, ..]."""
+    envs, count = index.shape
+
+    def one(x: Array) -> Array:
+        rows = x.reshape(envs, -1, *x.shape[1:])
+        taken = jnp.take_along_axis(rows, index.reshape(envs, count, *(1,) * (rows.ndim - 2)), 1)
+        return taken.reshape(envs * count, *x.shape[1:])
+
+    return jax.tree.map(one, states)
