@@ -180,7 +180,7 @@ def _scan(plan: _Plan) -> Iterator[Found]:
     left = [plan.numbers] if plan.storage.FORMAT == "hdf5" else [[number] for number in plan.numbers]
     while left:
         numbers = left.pop(0)
-        records = iter(())
+        records: Iterator[Any] = iter(())
         for place, number in enumerate(numbers):
             try:
                 records = records if place else iter(plan.storage.get_episodes(numbers))

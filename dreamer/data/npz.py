@@ -107,7 +107,7 @@ def open_npz(path: Path, reading: Reading) -> Data:
 
 def write_npz(folder: Path, spec: Spec, episodes: Iterable[Episode]) -> int:
     """Writes episodes, also those without a beginning or an end, into an existing folder. Returns their number."""
-    for key in ("action", "discount", "file"):
+    for key in ("action", "discount", "file", "allow_pickle"):
         if key in spec.obs:
             raise UserError(f"an npz file cannot hold an observation with the key {key!r}; rename it")
     written = 0
@@ -117,7 +117,7 @@ def write_npz(folder: Path, spec: Spec, episodes: Iterable[Episode]) -> int:
             "is_first": episode.is_first, "is_last": episode.is_last, "is_terminal": episode.is_terminal,
         }  # fmt: skip
         path = folder / f"episode-{number:09d}-{episode.rows}.npz"
-        np.savez_compressed(path, **columns)
+        np.savez_compressed(path, **columns)  # type: ignore[arg-type]  # allow_pickle is the only other name
         written += 1
     (folder / SPEC).write_text(to_json(spec) + "\n")
     return written
@@ -276,8 +276,9 @@ def _found(plan: _Plan, piece: dict[str, np.ndarray], name: str) -> Found:
     action = np.zeros((rows, vectors.array.shape[1]), np.float32)
     action[: len(stored)] = vectors.array
     obs = {key: piece[key] for key in plan.keys[:-2]}
-    flags = [piece[key] for key in FLAGS]
-    found = checked(plan.readers, Recorded(name, obs, action, piece["reward"], *flags, vectors.faults))
+    first, last, terminal = (piece[key] for key in FLAGS)
+    recorded = Recorded(name, obs, action, piece["reward"], first, last, terminal, vectors.faults)
+    found = checked(plan.readers, recorded)
     return found._replace(notes=found.notes + notes)
 
 
