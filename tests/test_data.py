@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import pathlib
 import shutil
+import subprocess
 import sys
 import warnings
+import weakref
 
 import gymnasium
 import h5py
@@ -19,16 +23,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamer.apps import cli
-from dreamer.data import describing, npz
+from dreamer.data import describing, forms, npz
 from dreamer.data.converting import convert
 from dreamer.data.episodes import Data, Episode, Found, Reading
-from dreamer.data.opening import open_data
+from dreamer.data.matching import check_spec
+from dreamer.data.opening import AS_IS, open_data
 from dreamer.data.pieces import Pieces
 from dreamer.data.vectors import to_vectors
 from dreamer.errors import UserError
 from dreamer.runtime.env.actions import action_reader
 from dreamer.runtime.env.rows import EnvRows
-from dreamer.runtime.files import sealed
+from dreamer.runtime.files import checkpoint_files, sealed
+from dreamer.runtime.files.manifest import FORMAT, Files, Manifest
+from dreamer.runtime.files.sealed import Seal
 from dreamer.spaces import Action, Space, Spec
 
 KINDS = {
@@ -46,6 +53,7 @@ KINDS = {
     ),
     "masked": (Spec({"action_mask": Space((4,), "int8", 2), "x": Space((1,), "float32")}, Action((4,))), "a mask"),
 }  # fmt: skip
+ROOT = pathlib.Path(__file__).parents[1]
 TARGETS = ("minari:made/copy-v0", "npz:copy", "hdf5:copy.hdf5")
 
 
@@ -100,7 +108,7 @@ def same(one: Episode, other: Episode, atol: float = 0.0) -> None:
         assert left.dtype == right.dtype
 
 
-def faults(path, reading: Reading = Reading()) -> list[str]:
+def faults(path, reading: Reading = AS_IS) -> list[str]:
     """Everything that is wrong with a dataset, as lines; what cannot be opened is one line."""
     try:
         return [str(fault) for fault in describing.describe(open_data(path, reading)).faults]
@@ -266,7 +274,8 @@ MINARI_FAULTS = {
                       "episode 1, observation 'vector': is |S1 [3] in each row, its space is float32 [3]"),
     "a wrong shape": (lambda f: swapped(f["episode_1"], "observations", np.zeros((2, 4), np.float32)),
                       "episode 1, observation 'vector': is float32 [4] in each row, its space is float32 [3]"),
-    "an action outside": (lambda f: f["episode_0/actions"].__setitem__((1, 0), 1.5), "episode 0, row 1, action: is [ 1.5"),
+    "an action outside": (lambda f: f["episode_0/actions"].__setitem__((1, 0), 1.5),
+                          "episode 0, row 1, action: is [ 1.5"),
     "fewer actions": (lambda f: f["episode_0/actions"].resize(2, 0),
                       "episode 0, action: has 2 entries, there are 3 steps"),
     "no true last observation": (lambda f: f["episode_2/observations"].resize(5, 0),
@@ -385,7 +394,8 @@ D4RL_FAULTS = {
     "no rows": ({key: np.zeros((0, 2)) if "obs" in key else np.zeros(0)
                  for key in ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")},
                 "it has no rows"),
-    "a nan": ({"observations": np.full((7, 2), np.nan, np.float32), "next_observations": None}, "observation 'vector': at [0] is nan"),
+    "a nan": ({"observations": np.full((7, 2), np.nan, np.float32), "next_observations": None},
+              "observation 'vector': at [0] is nan"),
     "an action out of range": ({"actions": np.full((7, 1), 2.0)}, "episode 0, row 0, action: is [2.]"),
     "texts": ({"observations": np.full((7, 2), b"a"), "next_observations": None}, "is |S1, not numbers"),
     "a strange flag": ({"terminals": np.arange(7)}, "terminals is int64 with values other than 0 and 1"),
@@ -500,9 +510,11 @@ NPZ_FAULTS = {
     "a class that is none": (lambda a: a.update(action=np.full((4, 2), 0.5, np.float64) * np.nan), "no action of"),
     "a missing flag": (lambda a: a.pop("is_last"), "has no array 'is_last'"),
     "nothing about true ends": (lambda a: a.pop("is_terminal"), "has neither is_terminal nor discount"),
-    "a terminal row in the middle": (lambda a: a["is_terminal"].__setitem__(1, True), "row 1, is_terminal: is terminal"),
+    "a terminal row in the middle": (lambda a: a["is_terminal"].__setitem__(1, True),
+                                     "row 1, is_terminal: is terminal"),
     "a nan": (lambda a: a["vector"].__setitem__((2, 1), np.nan), "row 2, observation 'vector': at [1] is nan"),
-    "a complex reward": (lambda a: a.update(reward=a["reward"] * 1j), "reward: is complex64 [4], it must be one number"),
+    "a complex reward": (lambda a: a.update(reward=a["reward"] * 1j),
+                         "reward: is complex64 [4], it must be one number"),
 }  # fmt: skip
 
 
@@ -518,8 +530,9 @@ def test_a_fault_in_npz_is_named_with_its_file(what, folder):
 
 def test_a_truncated_file_a_foreign_one_and_a_missing_episode_are_named(folder):
     convert(held(KINDS["vector"][0], made(KINDS["vector"][0], (3, 3, 3))), "npz:copy")
-    for number, change in ((0, lambda file: file.write_bytes(file.read_bytes()[:-40])), (1, lambda file: file.unlink())):
-        change(folder / "copy" / f"episode-{number:09d}-4.npz")
+    file = folder / "copy" / "episode-000000000-4.npz"
+    file.write_bytes(file.read_bytes()[:-40])
+    (folder / "copy" / "episode-000000001-4.npz").unlink()
     (folder / "copy" / "foreign.npz").write_text("hello")
     found = faults("copy")
     assert "copy: 1 of 3 episodes are missing: 1" in found
@@ -561,24 +574,149 @@ def test_a_run_directory_is_read_and_exported_to_minari(run):
         same(one, other)
 
 
-def test_damaged_and_missing_rows_of_a_run_are_named(run, folder):
-    shutil.copytree(run, folder / "run")
-    rows = sorted((folder / "run" / "rows").glob("rows-*"))
-    _, columns = sealed.read(rows[0])
-    damaged = bytearray(rows[0].read_bytes())
-    damaged[-1] ^= 1
-    rows[0].write_bytes(damaged)
-    assert any("damaged" in line and rows[0].name in line for line in faults(folder / "run"))
-    head, columns = sealed.read_head(sorted((run / "rows").glob("rows-*"))[0]), columns
-    sealed.write(rows[0].with_name("rows-000000090.dreamer"), {**head, "spans": [[0, 500, 500 + len(columns["reward"])]]},
-                 columns)  # fmt: skip
-    assert any("begins at row 500 of stream 0" in line or "row 500" in line for line in faults(folder / "run"))
-    shutil.rmtree(folder / "run" / "rows")
-    assert "has no rows on the disk" in faults(folder / "run")[0]
+def write_rows(run_dir, number: int, parts: list[tuple[int, int, Episode, slice]]) -> Seal:
+    """Writes a file of rows as a run does. parts: (stream, number of its first row, episode, which rows of it)."""
+    spans, blocks = [], []
+    for stream, start, episode, kept in parts:
+        columns = {f"obs/{key}": array[kept] for key, array in episode.obs.items()}
+        columns |= {key: array[kept] for key, array in zip(Episode._fields[2:], episode[2:], strict=True)}
+        columns["latent/stoch"] = np.zeros((len(columns["reward"]), 2), np.uint8)
+        blocks.append(columns)
+        spans.append([stream, start, start + len(columns["reward"])])
+    joined = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    return sealed.write(run_dir / "rows" / f"rows-{number:09d}.dreamer", {"run": "a" * 32, "spans": spans}, joined)
+
+
+@pytest.fixture
+def written(folder):
+    """A run directory whose two streams go over the borders of three files, and what it holds."""
+    spec = KINDS["many"][0]
+    one, two, three = made(spec)
+    run_dir = folder / "written"
+    (run_dir / "rows").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("env: my_lab.envs:make\n")
+    seals = (
+        write_rows(run_dir, 0, [(0, 0, one, slice(0, 2)), (1, 0, three, slice(0, 3))]),
+        write_rows(run_dir, 1, [(0, 2, one, slice(2, 4)), (1, 3, three, slice(3, 5))]),
+        write_rows(run_dir, 2, [(0, 4, two, slice(0, 1)), (1, 5, three, slice(5, 6))]),
+    )
+    files = Files("a" * 32, seals, (), Seal("state-1.dreamer", 1, 1), (0, 0), 100)
+    meta = Manifest(12, 1, FORMAT, files, (0, 0), json.loads(forms.to_json(spec))).to_json()
+    (run_dir / "checkpoints" / "12" / "meta").mkdir(parents=True)
+    content = json.dumps(checkpoint_files.seal({"meta": meta, "leaf_crc32": {}}))
+    (run_dir / "checkpoints" / "12" / "meta" / "metadata").write_text(content)
+    return run_dir, spec, (one, three, two)
+
+
+def test_the_streams_of_a_run_are_joined_over_its_files(written):
+    run_dir, spec, episodes = written
+    data = open_data(run_dir)
+    one, three, part = data.read()
+    assert data.spec == spec and data.rows == 11 and not data.faults
+    same(one, episodes[0])
+    same(three, episodes[1])
+    assert part.rows == 1 and not part.whole and part.name == "rows 4 to 4 of stream 0"
+    np.testing.assert_array_equal(part.action, episodes[2].action[:1])
+
+
+def test_without_a_checkpoint_the_spaces_of_a_run_are_inferred_and_said(written, folder):
+    run_dir, spec, _ = written
+    shutil.rmtree(run_dir / "checkpoints")
+    data = open_data(run_dir)
+    assert "no checkpoint describes the spaces" in data.notes
+    assert data.spec.action_width == spec.action_width and set(data.spec.obs) == set(spec.obs)
+
+
+def flipped(path):
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+
+
+RUN_FAULTS = {
+    "a flipped bit": (lambda rows: flipped(rows / "rows-000000001.dreamer"), "is damaged: its checksum differs"),
+    "a missing file": (lambda rows: (rows / "rows-000000001.dreamer").unlink(),
+                       "rows-000000002.dreamer: begins at row 4 of stream 0, but row 2 should come next"),
+    "a truncated file": (lambda rows: (rows / "rows-000000002.dreamer").write_bytes(
+        (rows / "rows-000000002.dreamer").read_bytes()[:-5]), "is cut short or too long"),
+    "a file of another run": (lambda rows: sealed.write(
+        rows / "rows-000000003.dreamer", {"run": "b" * 32, "spans": [[0, 5, 6]]}, {}), "belongs to another run"),
+    "a foreign file": (lambda rows: (rows / "rows-000000003.dreamer").write_text("hello"),
+                       "is not a file of this program"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", RUN_FAULTS)
+def test_a_fault_in_the_rows_of_a_run_is_named(written, what):
+    change, text = RUN_FAULTS[what]
+    change(written[0] / "rows")
+    found = faults(written[0])
+    assert any(text in line for line in found), found
+
+
+def test_a_run_without_rows_is_refused(written):
+    shutil.rmtree(written[0] / "rows")
+    assert "has no rows on the disk" in faults(written[0])[0]
 
 
 # --- conversion and command -------------------------------------------------------------------------
 
+
+def test_spaces_that_differ_are_named_key_by_key():
+    spec = KINDS["many"][0]
+    data = held(spec, made(spec))
+    check_spec(data, spec, "the run")
+    obs = {**spec.obs, "arm/grip": Space((), "int64", 4), "new": Space((1,), "float32")}
+    with pytest.raises(UserError) as caught:
+        check_spec(data, Spec({key: obs[key] for key in obs if key != "depth"}, Action((2,))), "env 'mine'")
+    assert str(caught.value) == (
+        "made does not fit env 'mine': observation 'arm/grip' is int64 [], 3 classes, there int64 [], 4 classes; "
+        "observation 'depth' is float32 [6, 6, 1], from 0 to 1, there missing; observation 'new' is missing, there "
+        "float32 [1]; the action is one of 2, one of 3, 1 number, there one of 2"
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_conversion_holds_one_episode_at_a_time(target):
+    spec = KINDS["vector"][0]
+    alive = []
+
+    def scan():
+        for seed in range(8):
+            gc.collect()
+            assert sum(ref() is not None for ref in alive) <= 1
+            (episode,) = made(spec, (4,), seed, (True,))
+            alive.append(weakref.ref(episode.reward))
+            yield Found(episode)
+            del episode
+
+    convert(held(spec, [])._replace(scan=scan), target)
+    assert len(alive) == 8
+
+
+KILLED = """
+import os, signal
+import test_data as t
+spec = t.KINDS["vector"][0]
+one, *_ = t.made(spec)
+
+def scan():
+    yield t.Found(one)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+t.convert(t.held(spec, [])._replace(scan=scan), {target!r})
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_killed_conversion_leaves_no_file_that_looks_whole(target, folder):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    run = subprocess.run([sys.executable, "-c", KILLED.format(target=target)], env={**os.environ, "PYTHONPATH": paths})
+    assert run.returncode == -9
+    assert not minari.list_local_datasets() and not (folder / "copy").exists() and not (folder / "copy.hdf5").exists()
+    spec = KINDS["vector"][0]
+    convert(held(spec, made(spec)), target)  # what is left is in nobody's way
+    assert not [path for path in folder.rglob("*.unfinished")]
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_conversion_that_fails_leaves_nothing_and_nothing_is_overwritten(target, folder):
