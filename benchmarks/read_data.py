@@ -86,7 +86,7 @@ def line(kind: str, form: str, rows: float, nbytes: float, opened: str, disk: st
 
 
 def episode(spec: Spec, seed: int) -> Episode:
-    """Returns an episode of LENGTH random rows; images have areas of one color, so that they compress like real ones."""
+    """Returns an episode of LENGTH random rows; images have areas of one color, so that they can be compressed."""
     rng = np.random.default_rng(seed)
     obs = {}
     for key, space in spec.obs.items():
