@@ -26,6 +26,7 @@ from dreamer.apps import cli
 from dreamer.data import describing, forms, npz
 from dreamer.data.converting import convert
 from dreamer.data.episodes import Data, Episode, Found, Reading
+from dreamer.data.filling import fill
 from dreamer.data.matching import check_spec
 from dreamer.data.opening import AS_IS, open_data
 from dreamer.data.pieces import Pieces
@@ -36,6 +37,8 @@ from dreamer.runtime.env.rows import EnvRows
 from dreamer.runtime.files import checkpoint_files, sealed
 from dreamer.runtime.files.manifest import FORMAT, Files, Manifest
 from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.replay.config import Config
+from dreamer.runtime.replay.replay import Replay
 from dreamer.spaces import Action, Space, Spec
 
 KINDS = {
@@ -657,6 +660,40 @@ def test_a_fault_in_the_rows_of_a_run_is_named(written, what):
 def test_a_run_without_rows_is_refused(written):
     shutil.rmtree(written[0] / "rows")
     assert "has no rows on the disk" in faults(written[0])[0]
+
+
+# --- replay -----------------------------------------------------------------------------------------
+
+
+def replay_for(spec: Spec, streams: int = 2, rows: int = 12) -> Replay:
+    config = Config(capacity_steps=streams * rows, batch_size=2, batch_length=3)
+    return Replay(spec, {"stoch": Space((2,), "uint8")}, config, streams=streams, seed=0, env_steps=streams * rows)
+
+
+def test_a_replay_holds_the_rows_of_a_dataset_with_the_initial_latent():
+    spec = KINDS["many"][0]
+    one, two, three = made(spec)
+    part = Episode("part", {key: x[1:] for key, x in three.obs.items()}, *(x[1:] for x in three[2:]))
+    replay, latent = replay_for(spec), {"stoch": np.array([3, 4], np.uint8)}
+    assert fill(replay, held(spec, [one, two, part]), latent) == one.rows + two.rows + part.rows
+    assert replay.counts.tolist() == [4, 7]
+    for stream, rows in ((0, [one]), (1, [two, part])):
+        for key in spec.obs:
+            expected = np.concatenate([episode.obs[key] for episode in rows])
+            np.testing.assert_array_equal(replay.columns[f"obs/{key}"][stream, : len(expected)], expected)
+    assert replay.columns["is_first"][1, :7].tolist() == [True, False, True, False, False, False, False]
+    assert (replay.columns["latent/stoch"][1, :7] == [3, 4]).all()
+    batch, rows = replay.sample(2)
+    assert batch.action.shape == (2, 4, spec.action_width) and len(replay) > 0
+
+
+def test_rows_that_do_not_fit_into_a_replay_are_refused():
+    spec, latent = KINDS["vector"][0], {"stoch": np.zeros(2, np.uint8)}
+    with pytest.raises(UserError, match="episode 2 has 6 rows, and 0 are free; raise replay.capacity_steps"):
+        fill(replay_for(spec, 1, 6), held(spec, made(spec)), latent)
+    other = KINDS["image"][0]
+    with pytest.raises(UserError, match="unknown column 'obs/vector'; did you mean|column 'obs/image' is missing"):
+        fill(replay_for(other), held(spec, made(spec)), latent)
 
 
 # --- conversion and command -------------------------------------------------------------------------
