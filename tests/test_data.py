@@ -239,6 +239,15 @@ def test_a_dataset_of_minaris_collector_has_the_rows_of_our_own_environment(env_
         env.close()
 
 
+def test_a_dataset_that_minari_stores_as_arrow_is_read():
+    pytest.importorskip("pyarrow")
+    actions = collected("CartPole-v1", "made/arrow-v0", data_format="arrow")
+    data = open_data("minari:made/arrow-v0")
+    assert [episode.rows - 1 for episode in data.read()] == [len(taken) for taken in actions]
+    for taken, episode in zip(actions, data.read(), strict=True):
+        assert episode.action[:-1].argmax(1).tolist() == taken
+
+
 def test_minari_reads_what_we_wrote():
     spec = KINDS["many"][0]
     episodes = made(spec)

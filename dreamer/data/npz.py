@@ -37,7 +37,7 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 OTHER = {"action", "reward", *FLAGS, "discount", "reset", "stepid", "consec", "logprob"}
 OTHER_PREFIXES = ("log/", "log_", "dyn/", "enc/", "dec/")
 _UNREADABLE = (
-    OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error
+    OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
 
 
