@@ -19,7 +19,7 @@ from gymnasium import spaces
 
 from dreamer.data.checks import Recorded, checked, readers_of
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
-from dreamer.data.extra import extra
+from dreamer.data.extra import extra, reason
 from dreamer.data.forms import form_of, from_json, to_json
 from dreamer.data.inferring import infer_actions, infer_observations
 from dreamer.data.pieces import MOST_BYTES
@@ -118,7 +118,7 @@ def _opened(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        why = f"it is cut short, damaged or another format ({' '.join(str(error).split())[:160]})"
+        why = f"it is cut short, damaged or another format ({reason(error)})"
         raise UserError(f"{path} cannot be read as HDF5: {why}") from None
 
 
@@ -250,7 +250,7 @@ def _scan(path: Path, plan: _Plan) -> Iterator[Found]:
             try:
                 recorded = _recorded(file, layout, plan, cut, name)
             except (OSError, RuntimeError) as error:
-                yield Found(None, (Fault(name, f"cannot be read: {' '.join(str(error).split())[:160]}"),))
+                yield Found(None, (Fault(name, f"cannot be read: {reason(error)}"),))
                 continue
             yield checked(plan.readers, recorded)
 

@@ -17,11 +17,11 @@ import numpy as np
 from dreamer.data.checks import Recorded, checked, length_faults
 from dreamer.data.d4rl import refuse_unwritable
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
-from dreamer.data.extra import extra
+from dreamer.data.extra import extra, reason
 from dreamer.data.forms import Form, form_of, gym_action, gym_spaces, nested
 from dreamer.data.npz import missing_numbers
 from dreamer.data.vectors import to_vectors
-from dreamer.errors import UserError, nearest, one_line
+from dreamer.errors import UserError, nearest
 from dreamer.runtime.files.safe_files import read_text
 from dreamer.spaces import Spec
 
@@ -157,7 +157,7 @@ def _storage(folder: Path, metadata: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise UserError(f"{folder} is stored as {metadata['data_format']}: that needs {error.name or error}") from error
     except Exception as error:  # of deserialization: a foreign or damaged description of a space
-        raise UserError(f"{folder / METADATA} cannot be understood by Minari: {one_line(error)}") from None
+        raise UserError(f"{folder / METADATA} cannot be understood by Minari: {reason(error)}") from None
 
 
 def _numbers(folder: Path, data_format: str) -> list[int]:
@@ -171,8 +171,8 @@ def _numbers(folder: Path, data_format: str) -> list[int]:
         with h5py.File(path, "r") as file:
             return sorted(int(match[1]) for name in file if (match := _EPISODE.fullmatch(name)))
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} cannot be read: it is cut short, damaged or another format ({reason})") from None
+        why = f"it is cut short, damaged or another format ({reason(error)})"
+        raise UserError(f"{path} cannot be read: {why}") from None
 
 
 def _scan(plan: _Plan) -> Iterator[Found]:
@@ -186,7 +186,7 @@ def _scan(plan: _Plan) -> Iterator[Found]:
                 records = records if place else iter(plan.storage.get_episodes(numbers))
                 record = next(records)
             except (*_UNREADABLE, StopIteration) as error:
-                what = f"cannot be read, it is damaged or incomplete: {one_line(error)}"
+                what = f"cannot be read, it is damaged or incomplete: {reason(error)}"
                 yield Found(None, (Fault(f"episode {number}", what),))
                 left[:0] = [numbers[place + 1 :]] if numbers[place + 1 :] else []
                 break

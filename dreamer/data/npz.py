@@ -23,6 +23,7 @@ import numpy as np
 
 from dreamer.data.checks import Recorded, checked, length_faults, readers_of
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
+from dreamer.data.extra import reason
 from dreamer.data.forms import form_of, from_json, to_json
 from dreamer.data.inferring import Actions, infer_actions, infer_observations
 from dreamer.data.pieces import Pieces
@@ -331,5 +332,4 @@ def _columns(arrays: Mapping[str, np.ndarray], keys: Iterable[str]) -> dict[str,
 def _unreadable(path: Path, error: BaseException) -> Fault:
     if isinstance(error, ValueError) and "pickle" in str(error).lower():
         return Fault(path.name, "holds pickled objects, which are never loaded; store plain arrays")
-    text = " ".join(str(error).split())[:120] or type(error).__name__
-    return Fault(path.name, text if isinstance(error, UserError) else f"is cut short or damaged: {text}")
+    return Fault(path.name, str(error) if isinstance(error, UserError) else f"is cut short or damaged: {reason(error)}")
