@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.data.checks import Recorded, checked, length_faults
-from dreamer.data.d4rl import refuse_unwritable
+from dreamer.data.d4rl import DAMAGED, opened_hdf5, refuse_unwritable
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
 from dreamer.data.extra import extra, reason
 from dreamer.data.forms import Form, form_of, gym_action, gym_spaces, nested
@@ -31,7 +31,7 @@ MAIN = "main_data.hdf5"
 _LARGEST_METADATA = 1 << 26  # bytes: spaces of images list a bound for each pixel
 _EPISODE = re.compile(r"episode_(\d{1,9})")
 _FOLDER = re.compile(r"\d{1,9}")
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, IndexError, RuntimeError, AttributeError)
+_UNREADABLE = (*DAMAGED, AssertionError, IndexError)
 
 
 class _Plan(NamedTuple):
@@ -164,15 +164,8 @@ def _numbers(folder: Path, data_format: str) -> list[int]:
     """Returns the numbers of the episodes that are there, in order."""
     if data_format != "hdf5":
         return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
-    with extra():
-        import h5py
-    path = folder / MAIN
-    try:
-        with h5py.File(path, "r") as file:
-            return sorted(int(match[1]) for name in file if (match := _EPISODE.fullmatch(name)))
-    except OSError as error:
-        why = f"it is cut short, damaged or another format ({reason(error)})"
-        raise UserError(f"{path} cannot be read: {why}") from None
+    with opened_hdf5(folder / MAIN) as file:
+        return sorted(int(match[1]) for name in file if (match := _EPISODE.fullmatch(name)))
 
 
 def _scan(plan: _Plan) -> Iterator[Found]:

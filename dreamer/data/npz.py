@@ -38,7 +38,8 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 OTHER = {"action", "reward", *FLAGS, "discount", "reset", "stepid", "consec", "logprob"}
 OTHER_PREFIXES = ("log/", "log_", "dyn/", "enc/", "dec/")
 _UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error
+    OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 
