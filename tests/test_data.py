@@ -437,7 +437,20 @@ def test_a_link_out_of_an_hdf5_file_is_refused():
     d4rl("b.hdf5", rewards=None)
     with h5py.File("b.hdf5", "a") as file:
         file["rewards"] = h5py.ExternalLink("a.hdf5", "rewards")
-    assert "rewards is a link to another place" in faults("b.hdf5")[0]
+    assert "b.hdf5: /rewards is a link to another place" in faults("b.hdf5")[0]
+    pathlib.Path("secret").write_bytes(bytes(7 * 4))
+    with h5py.File("b.hdf5", "a") as file:
+        del file["rewards"]
+        file.create_dataset("rewards", (7,), np.float32, external=[("secret", 0, h5py.h5f.UNLIMITED)])
+    assert "b.hdf5: /rewards is a link to another place" in faults("b.hdf5")[0]
+
+
+def test_a_link_out_of_a_dataset_of_minari_is_refused(mine):
+    d4rl("a.hdf5")
+    with h5py.File(mine / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+        file["episode_1/rewards"] = h5py.ExternalLink("a.hdf5", "rewards")
+    assert "/episode_1/rewards is a link to another place" in faults("minari:mine-v0")[0]
 
 
 def test_kinds_of_actions_are_inferred_said_and_overruled():

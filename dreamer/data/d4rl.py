@@ -128,6 +128,18 @@ def opened_hdf5(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as HDF5: {why}") from error
 
 
+def check_link(group: Any, name: str, path: Path) -> None:
+    """Raises UserError if the item `name` of an HDF5 group, or one below it, is kept in another place or file."""
+    import h5py
+
+    item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+    if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+        place = f"{group.name.rstrip('/')}/{name}"
+        raise UserError(f"{path}: {place} is a link to another place; copy the data into the file")
+    for inner in item if isinstance(item, h5py.Group) else ():
+        check_link(item, inner, path)
+
+
 def _layout(file: Any, path: Path) -> _Layout:
     import h5py
 
@@ -139,8 +151,7 @@ def _layout(file: Any, path: Path) -> _Layout:
         raise UserError(f"{path} is not in D4RL's layout: it has no array {missing[0]!r}; it holds {held}")
     names = [name for name in ("observations", "next_observations", "timeouts", *NEEDED) if name in file]
     for name in names:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise UserError(f"{path}: {name} is a link to another place; copy the data into the file")
+        check_link(file, name, path)
     obs, then = _keyed(file["observations"], path), {}
     if "next_observations" in file:
         then = _keyed(file["next_observations"], path)

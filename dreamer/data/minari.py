@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.data.checks import Recorded, checked, length_faults
-from dreamer.data.d4rl import DAMAGED, opened_hdf5, refuse_unwritable
+from dreamer.data.d4rl import DAMAGED, check_link, opened_hdf5, refuse_unwritable
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
 from dreamer.data.extra import extra, reason
 from dreamer.data.forms import Form, form_of, gym_action, gym_spaces, nested
@@ -165,7 +165,10 @@ def _numbers(folder: Path, data_format: str) -> list[int]:
     if data_format != "hdf5":
         return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
     with opened_hdf5(folder / MAIN) as file:
-        return sorted(int(match[1]) for name in file if (match := _EPISODE.fullmatch(name)))
+        names = [name for name in file if _EPISODE.fullmatch(name)]
+        for name in names:
+            check_link(file, name, folder / MAIN)
+        return sorted(int(name.rpartition("_")[2]) for name in names)
 
 
 def _scan(plan: _Plan) -> Iterator[Found]:
