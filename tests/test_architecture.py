@@ -53,7 +53,8 @@ TABLE: dict[str, set[str]] = {
     "losses": {"ops", "interfaces"} | NOUNS,
     "agent": {"ops", "losses", "interfaces", "contracts", "coerce"} | NOUNS,
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
-    "data": {"runtime/env", "runtime/files"} | NOUNS,  # datasets are read and checked like environments, without jax
+    # Datasets are checked like environments, and read like the rows of runs, without jax; they fill a replay.
+    "data": {"runtime/env", "runtime/files", "runtime/replay"} | NOUNS,
     "runtime": {"runtime/devices", "runtime/log", "runtime/population", "runtime/run", "interfaces", "config"} | NOUNS,
     "runtime/files": NOUNS,
     "runtime/env": {"runtime/files"} | NOUNS,

@@ -44,6 +44,7 @@ DOERS = {  # what a command does once its words are understood
     "dreamer.apps.report.command.report_runs": None,
     "dreamer.apps.verify.verify_run": 0,
     "dreamer.apps.check.command.check_env": 0,
+    "dreamer.apps.data.describe_data": 0,
 }
 MAZE = '''
 import gymnasium

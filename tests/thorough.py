@@ -63,6 +63,7 @@ TESTS = {
     "test_glossary:test_every_metric_of_an_update_of_dreamers_own_agent_has_an_entry_of_its_own",
     "test_glossary:test_every_metric_of_a_run_has_an_entry",
     "test_glossary:test_no_entry_is_dead",
+    "test_data:test_a_run_directory_is_read_and_exported_to_minari",
     "test_check_self_resets:test_an_environment_that_resets_itself_inside_step_is_found",
 }
 

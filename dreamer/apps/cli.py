@@ -1,4 +1,4 @@
-"""The commands of `dreamer`: `train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, and lists.
+"""The commands of `dreamer`: `train [PRESET ...]`, `eval RUN`, `check ENV`, `report RUN`, `verify RUN`, `data PATH` ..
 
 The flag of a setting is its key with hyphens, such as --run-dir. Its value follows the rules of presets
 (dreamer/config.py), so types, ranges and errors are defined only once. tyro makes the help from the same dataclasses.
@@ -146,8 +146,8 @@ class ReportFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code. argv: the words after the program's name; None: sys.argv[1:].
 
-    0: done | 1: `check` or `verify` found a fault, or stdout is a closed pipe | 2: a UserError, printed on stderr
-    130: interrupted | 143, 138: interrupted by SIGTERM, SIGUSR1
+    0: done | 1: `check`, `verify` or `data` found a fault, or stdout is a closed pipe
+    2: a UserError, printed on stderr | 130: interrupted | 143, 138: interrupted by SIGTERM, SIGUSR1
     """
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))

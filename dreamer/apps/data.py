@@ -94,14 +94,14 @@ def draw(found: Description, path: Path) -> None:
         raise UserError(f"flag --picture: {path} must end in .png, .svg or .pdf")
     framed = found.frames is not None
     figure = Figure(figsize=(8, 5.4 if framed else 3), layout="constrained")
-    upper, lower = figure.subfigures(2, 1) if framed else (figure, None)
-    panels: Sequence[Any] = upper.subplots(1, 2)
+    halves: Any = figure.subfigures(2, 1) if framed else [figure, None]
+    panels: Sequence[Any] = halves[0].subplots(1, 2)
     for axes, numbers, name in zip(panels, (found.scores, found.lengths), ("return", "steps"), strict=True):
         axes.hist(numbers, bins=min(40, max(1, len(numbers))))
         axes.set_xlabel(f"{name} of an episode")
         axes.set_ylabel("episodes")
-    if lower is not None and found.frames is not None:
-        axes = lower.subplots(1, 1)
+    if found.frames is not None:
+        axes = halves[1].subplots(1, 1)
         axes.imshow(_tiled(found.frames))
         axes.set_axis_off()
     picture = io.BytesIO()

@@ -10,6 +10,7 @@ A file that this program wrote describes its spaces in the attribute "dreamer". 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from gymnasium import spaces
 
 from dreamer.data.checks import Recorded, checked, readers_of
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
-from dreamer.data.extra import extra
+from dreamer.data.extra import extra, reason
 from dreamer.data.forms import form_of, from_json, to_json
 from dreamer.data.inferring import infer_actions, infer_observations
 from dreamer.data.pieces import MOST_BYTES
@@ -31,6 +32,8 @@ from dreamer.spaces import Spec
 ATTRIBUTE = "dreamer"
 NEEDED = ("actions", "rewards", "terminals")
 BLOCK = 1 << 16  # rows that are read at once to look at actions and flags
+# What h5py raises where a file is damaged depends on the place.
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 CHUNK = 1 << 18  # bytes of a chunk in the files that are written
 
 
@@ -63,7 +66,7 @@ class _Plan(NamedTuple):
 
 def open_hdf5(path: Path, reading: Reading) -> Data:
     """Opens a file in D4RL's layout. Raises UserError if it is not one, or if its arrays have different lengths."""
-    with _opened(path) as file:
+    with opened_hdf5(path) as file:
         layout = _layout(file, path)
         spec, notes, plan = _understood(file, layout, path, reading)
         faults = []
@@ -112,20 +115,35 @@ def write_hdf5(path: Path, spec: Spec, episodes: Iterable[Episode]) -> int:
     return written
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def opened_hdf5(path: Path) -> Iterator[Any]:
+    """A context manager with an HDF5 file, opened for reading. Raises UserError if it is damaged or another format."""
     with extra():
         import h5py
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        why = f"it is cut short, damaged or another format ({' '.join(str(error).split())[:160]})"
-        raise UserError(f"{path} cannot be read as HDF5: {why}") from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except DAMAGED as error:
+        why = f"it is cut short, damaged or another format ({reason(error)})"
+        raise UserError(f"{path} cannot be read as HDF5: {why}") from error
+
+
+def check_link(group: Any, name: str, path: Path) -> None:
+    """Raises UserError if the item `name` of an HDF5 group, or one below it, is kept in another place or file."""
+    import h5py
+
+    item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+    if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+        place = f"{group.name.rstrip('/')}/{name}"
+        raise UserError(f"{path}: {place} is a link to another place; copy the data into the file")
+    for inner in item if isinstance(item, h5py.Group) else ():
+        check_link(item, inner, path)
 
 
 def _layout(file: Any, path: Path) -> _Layout:
     import h5py
 
-    if any(name.startswith("episode_") for name in file):
+    if any(str(name).startswith("episode_") for name in file):
         raise UserError(f"{path} is the data of a Minari dataset; name its folder: {path.parent}")
     missing = [name for name in ("observations", *NEEDED) if name not in file]
     if missing:
@@ -133,8 +151,7 @@ def _layout(file: Any, path: Path) -> _Layout:
         raise UserError(f"{path} is not in D4RL's layout: it has no array {missing[0]!r}; it holds {held}")
     names = [name for name in ("observations", "next_observations", "timeouts", *NEEDED) if name in file]
     for name in names:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise UserError(f"{path}: {name} is a link to another place; copy the data into the file")
+        check_link(file, name, path)
     obs, then = _keyed(file["observations"], path), {}
     if "next_observations" in file:
         then = _keyed(file["next_observations"], path)
@@ -241,7 +258,7 @@ def _unmarked(layout: _Layout, last: np.ndarray, path: Path) -> list[Fault]:
 
 
 def _scan(path: Path, plan: _Plan) -> Iterator[Found]:
-    with _opened(path) as file:
+    with opened_hdf5(path) as file:
         layout = _layout(file, path)
         number = 0
         for cut in plan.cuts:
@@ -249,8 +266,8 @@ def _scan(path: Path, plan: _Plan) -> Iterator[Found]:
             number += cut.last
             try:
                 recorded = _recorded(file, layout, plan, cut, name)
-            except (OSError, RuntimeError) as error:
-                yield Found(None, (Fault(name, f"cannot be read: {' '.join(str(error).split())[:160]}"),))
+            except DAMAGED as error:
+                yield Found(None, (Fault(name, f"cannot be read: {reason(error)}"),))
                 continue
             yield checked(plan.readers, recorded)
 

@@ -20,7 +20,8 @@ BEYOND = 1 + 1e-4  # a number of an action above this is more than the agent can
 class Description(NamedTuple):
     """What is in a dataset.
 
-    episodes: those with a beginning and an end | pieces: the others | rows: of both | terminal: episodes with a true end
+    episodes: those with a beginning and an end | pieces: the others | rows: of both
+    terminal: the number of episodes with a true end
     scores [episodes], lengths [episodes]: the return and the steps of each whole episode
     choices: for each one-hot of the action, how often each class was chosen | numbers: for each number of the action,
     its least, mean and largest value, and the share of values beyond [-1, 1] | missing: observations that are -inf
@@ -52,7 +53,7 @@ class Description(NamedTuple):
 
 
 def describe(data: Data, frames: int = 0) -> Description:
-    """Reads all of a dataset, one episode at a time. frames: how many images to keep, spread over the first episodes."""
+    """Reads all of a dataset, one episode at a time. frames: how many images to keep, one from each first episode."""
     tally = _Tally(data, frames)
     for found in data.scan():
         tally.fault(found.faults)

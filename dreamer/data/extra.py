@@ -1,4 +1,4 @@
-"""Names the extra that a missing package belongs to. Imports no jax."""
+"""What goes wrong in other packages, in one line: `extra` for a missing one, `reason` for their errors. No jax."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def extra() -> Iterator[None]:
         raise UserError(
             f'datasets in HDF5 and Minari need {package}, which is not installed: pip install "dreamer-jax[data]"'
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Returns an error of another package in a few words: its type and the beginning of its message."""
+    text = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -113,7 +113,7 @@ def nested(spec: Spec, columns: dict[str, np.ndarray]) -> Any:
 
 def gym_action(action: Action, vectors: np.ndarray) -> Any:
     """Converts vectors [N, A] to actions of the action space of `gym_spaces`."""
-    ends = np.cumsum(action.classes, dtype=int)[:-1] if action.classes else []
+    ends = np.cumsum(action.classes, dtype=int)[:-1]
     parts = np.split(vectors[:, : action.onehots], ends, 1) if action.classes else []
     chosen = [part.argmax(1) for part in parts]
     numbers = vectors[:, action.onehots :]

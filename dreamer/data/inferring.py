@@ -46,8 +46,7 @@ def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> 
         if form != (block.dtype.kind, block.shape[1:]):
             raise UserError(f"{path}: action has rows {list(form[1])}, and later rows {list(block.shape[1:])}")
         if block.size:
-            finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block
-            low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
             onehot = onehot and block.ndim == 2 and block.shape[1] > 1 and bool(_onehots(block).all())
             count += len(block)
     if form is None or not count:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.data.checks import Recorded, checked, length_faults
-from dreamer.data.d4rl import refuse_unwritable
+from dreamer.data.d4rl import DAMAGED, check_link, opened_hdf5, refuse_unwritable
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
-from dreamer.data.extra import extra
+from dreamer.data.extra import extra, reason
 from dreamer.data.forms import Form, form_of, gym_action, gym_spaces, nested
 from dreamer.data.npz import missing_numbers
 from dreamer.data.vectors import to_vectors
-from dreamer.errors import UserError, nearest, one_line
+from dreamer.errors import UserError, nearest
 from dreamer.runtime.files.safe_files import read_text
 from dreamer.spaces import Spec
 
@@ -31,7 +31,7 @@ MAIN = "main_data.hdf5"
 _LARGEST_METADATA = 1 << 26  # bytes: spaces of images list a bound for each pixel
 _EPISODE = re.compile(r"episode_(\d{1,9})")
 _FOLDER = re.compile(r"\d{1,9}")
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AssertionError, IndexError, RuntimeError, AttributeError)
+_UNREADABLE = (*DAMAGED, AssertionError, IndexError)
 
 
 class _Plan(NamedTuple):
@@ -157,22 +157,18 @@ def _storage(folder: Path, metadata: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise UserError(f"{folder} is stored as {metadata['data_format']}: that needs {error.name or error}") from error
     except Exception as error:  # of deserialization: a foreign or damaged description of a space
-        raise UserError(f"{folder / METADATA} cannot be understood by Minari: {one_line(error)}") from None
+        raise UserError(f"{folder / METADATA} cannot be understood by Minari: {reason(error)}") from None
 
 
 def _numbers(folder: Path, data_format: str) -> list[int]:
     """Returns the numbers of the episodes that are there, in order."""
     if data_format != "hdf5":
         return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
-    with extra():
-        import h5py
-    path = folder / MAIN
-    try:
-        with h5py.File(path, "r") as file:
-            return sorted(int(match[1]) for name in file if (match := _EPISODE.fullmatch(name)))
-    except OSError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} cannot be read: it is cut short, damaged or another format ({reason})") from None
+    with opened_hdf5(folder / MAIN) as file:
+        names = [name for name in file if _EPISODE.fullmatch(name)]
+        for name in names:
+            check_link(file, name, folder / MAIN)
+        return sorted(int(name.rpartition("_")[2]) for name in names)
 
 
 def _scan(plan: _Plan) -> Iterator[Found]:
@@ -180,13 +176,13 @@ def _scan(plan: _Plan) -> Iterator[Found]:
     left = [plan.numbers] if plan.storage.FORMAT == "hdf5" else [[number] for number in plan.numbers]
     while left:
         numbers = left.pop(0)
-        records = iter(())
+        records: Iterator[Any] = iter(())
         for place, number in enumerate(numbers):
             try:
                 records = records if place else iter(plan.storage.get_episodes(numbers))
                 record = next(records)
             except (*_UNREADABLE, StopIteration) as error:
-                what = f"cannot be read, it is damaged or incomplete: {one_line(error)}"
+                what = f"cannot be read, it is damaged or incomplete: {reason(error)}"
                 yield Found(None, (Fault(f"episode {number}", what),))
                 left[:0] = [numbers[place + 1 :]] if numbers[place + 1 :] else []
                 break

@@ -23,6 +23,7 @@ import numpy as np
 
 from dreamer.data.checks import Recorded, checked, length_faults, readers_of
 from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
+from dreamer.data.extra import reason
 from dreamer.data.forms import form_of, from_json, to_json
 from dreamer.data.inferring import Actions, infer_actions, infer_observations
 from dreamer.data.pieces import Pieces
@@ -37,7 +38,8 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 OTHER = {"action", "reward", *FLAGS, "discount", "reset", "stepid", "consec", "logprob"}
 OTHER_PREFIXES = ("log/", "log_", "dyn/", "enc/", "dec/")
 _UNREADABLE = (
-    OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error
+    OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def open_npz(path: Path, reading: Reading) -> Data:
 
 def write_npz(folder: Path, spec: Spec, episodes: Iterable[Episode]) -> int:
     """Writes episodes, also those without a beginning or an end, into an existing folder. Returns their number."""
-    for key in ("action", "discount", "file"):
+    for key in ("action", "discount", "file", "allow_pickle"):
         if key in spec.obs:
             raise UserError(f"an npz file cannot hold an observation with the key {key!r}; rename it")
     written = 0
@@ -117,7 +119,7 @@ def write_npz(folder: Path, spec: Spec, episodes: Iterable[Episode]) -> int:
             "is_first": episode.is_first, "is_last": episode.is_last, "is_terminal": episode.is_terminal,
         }  # fmt: skip
         path = folder / f"episode-{number:09d}-{episode.rows}.npz"
-        np.savez_compressed(path, **columns)
+        np.savez_compressed(path, **columns)  # type: ignore[arg-type]  # allow_pickle is the only other name
         written += 1
     (folder / SPEC).write_text(to_json(spec) + "\n")
     return written
@@ -276,8 +278,9 @@ def _found(plan: _Plan, piece: dict[str, np.ndarray], name: str) -> Found:
     action = np.zeros((rows, vectors.array.shape[1]), np.float32)
     action[: len(stored)] = vectors.array
     obs = {key: piece[key] for key in plan.keys[:-2]}
-    flags = [piece[key] for key in FLAGS]
-    found = checked(plan.readers, Recorded(name, obs, action, piece["reward"], *flags, vectors.faults))
+    first, last, terminal = (piece[key] for key in FLAGS)
+    recorded = Recorded(name, obs, action, piece["reward"], first, last, terminal, vectors.faults)
+    found = checked(plan.readers, recorded)
     return found._replace(notes=found.notes + notes)
 
 
@@ -330,5 +333,4 @@ def _columns(arrays: Mapping[str, np.ndarray], keys: Iterable[str]) -> dict[str,
 def _unreadable(path: Path, error: BaseException) -> Fault:
     if isinstance(error, ValueError) and "pickle" in str(error).lower():
         return Fault(path.name, "holds pickled objects, which are never loaded; store plain arrays")
-    text = " ".join(str(error).split())[:120] or type(error).__name__
-    return Fault(path.name, text if isinstance(error, UserError) else f"is cut short or damaged: {text}")
+    return Fault(path.name, str(error) if isinstance(error, UserError) else f"is cut short or damaged: {reason(error)}")

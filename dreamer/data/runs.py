@@ -160,8 +160,9 @@ class _Streams:
         if not faults:
             action[:chosen] = piece["action"][:chosen]
         obs = {key: piece[f"obs/{key}"] for key in spec.obs if f"obs/{key}" in piece}
-        flags = [piece[key] for key in FLAGS]
-        return checked(self._plan.readers, Recorded(name, obs, action, piece["reward"], *flags, faults))
+        first, last, terminal = (piece[key] for key in FLAGS)
+        recorded = Recorded(name, obs, action, piece["reward"], first, last, terminal, faults)
+        return checked(self._plan.readers, recorded)
 
 
 def _scan(plan: _Plan) -> Iterator[Found]:

@@ -100,7 +100,8 @@ def _array(leaf: spaces.Space, value: Any, count: int) -> tuple[str | None, np.n
     if value is None:
         return "is missing, although the action space has it", np.zeros(0)
     array = np.asarray(value)
-    kinds = "iub" if isinstance(leaf, spaces.MultiBinary) else "fiu" if leaf.dtype.kind == "f" else "iu"
+    number = np.dtype(leaf.dtype).kind == "f"
+    kinds = "iub" if isinstance(leaf, spaces.MultiBinary) else "fiu" if number else "iu"
     if array.dtype.kind not in kinds or array.shape[1:] != leaf.shape:
         form = f"{leaf.dtype} [N{''.join(f', {n}' for n in leaf.shape or ())}]"
         return f"is {array.dtype} {list(array.shape)}, its space is {form}", array
