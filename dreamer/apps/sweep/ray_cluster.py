@@ -83,7 +83,8 @@ def _connection(ray: ModuleType, name: str, **arguments: Any) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:  # Ray has no class of its own for all of them
         why = " ".join(str(error).split())
-        what = "Ray does not start on this machine" if name == "local" else f"--ray.address {name}: no Ray cluster answers"
+        there = f"--ray.address {name}: no Ray cluster answers"
+        what = "Ray does not start on this machine" if name == "local" else there
         raise UserError(f"{what}: {why}") from error
     finally:
         for number, handler in handlers.items():  # Ray sets one of its own for SIGTERM
