@@ -22,11 +22,13 @@ from dreamer.apps.sweep.child import tied
 from dreamer.apps.sweep.state import Known
 from dreamer.runtime.files import checkpoint_files, sealed
 from dreamer.runtime.files.lock import RunLock
-from dreamer.runtime.files.manifest import Files, Manifest
+from dreamer.runtime.files.manifest import FORMAT, Files, Manifest
+from dreamer.runtime.files.run_dir import ROWS
 from dreamer.runtime.files.sealed import Seal
 from dreamer.runtime.replay.store import end_name
 
 GAIN = "agent.behavior.entropy"
+RUN = "0" * 32  # the identity of every run
 STATE = Seal("state-000000000000.dreamer", 1, 0)
 
 
@@ -35,13 +37,13 @@ def save(run_dir: Path, steps: int, learned: float, length: int) -> None:
     folder = run_dir / "checkpoints" / f"{steps}"
     (folder / "meta").mkdir(parents=True, exist_ok=True)
     (folder / "learned").write_text(repr(learned))
-    manifest = Manifest(steps, 0, files=Files("run", (), (), STATE, (0,), 1))
+    manifest = Manifest(steps, 0, FORMAT, Files(RUN, (), (), STATE, (0,), 1))
     content = {"meta": json.loads(json.dumps(manifest.to_json())), "leaf_crc32": {}}
     (folder / "meta" / "metadata").write_text(json.dumps(checkpoint_files.seal(content)))
     if steps >= length:
-        (run_dir / "rows").mkdir(exist_ok=True)
-        head = {"run": "run", "state": list(STATE), "logger": {"bytes": 0, "crc": 0}}
-        sealed.write(run_dir / "rows" / end_name(steps), head, {})
+        (run_dir / ROWS).mkdir(exist_ok=True)
+        head = {"run": RUN, "state": list(STATE), "logger": {"bytes": 0, "crc": 0}}
+        sealed.write(run_dir / ROWS / end_name(steps), head, {})
 
 
 def inherited(root: Path, known: Known, trial: str, run_dir: Path) -> None:

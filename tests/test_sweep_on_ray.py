@@ -5,11 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import quick_sweep
 import ray
 import sweep_child
 import yaml
@@ -18,7 +25,6 @@ from ray.cluster_utils import Cluster
 from dreamer.apps import cli
 from dreamer.apps.report.sweep import read_sweep
 from dreamer.apps.sweep import local, planning, ray_inherit, state
-from dreamer.runtime.population.plan import Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of ray's own modules
 ROOT = Path(__file__).parent.parent
@@ -44,18 +50,21 @@ def cluster() -> Iterator[Cluster]:
 def quick(monkeypatch) -> None:
     """Programs are those of `sweep_child`, and nothing is planned."""
     monkeypatch.setattr(local, "CHILD", "sweep_child")
-    monkeypatch.setattr(
-        planning, "needs_of", lambda configs, note: planning.Needs(("quick",) * len(configs), Machine("cpu", 1, 0, 0))
-    )
+    monkeypatch.setattr(planning, "needs_of", quick_sweep.needs_of)
 
 
-def swept(tmp_path: Path, axes: dict, *words: str, **top: Any) -> int:
-    """Runs a sweep on Ray, and returns its exit code."""
+def command(tmp_path: Path, axes: dict, *words: str, **top: Any) -> list[str]:
+    """Writes the file of a sweep, and returns the words that run it on Ray."""
     file = tmp_path / "sweep.yaml"
     base = {"env_steps": STEPS, "eval.every": EVERY, "eval.episodes": 1}
     file.write_text(yaml.safe_dump({"base": [base], "axes": axes, **top}))
     root = str(tmp_path / "sweep")
-    return cli.main(["sweep", str(file), "--run-dir", root, "--on", "ray", "--compilation-cache", "off", *words])
+    return ["sweep", str(file), "--run-dir", root, "--on", "ray", "--compilation-cache", "off", *words]
+
+
+def swept(tmp_path: Path, axes: dict, *words: str, **top: Any) -> int:
+    """Runs a sweep on Ray, and returns its exit code."""
+    return cli.main(command(tmp_path, axes, *words, **top))
 
 
 def starts(root: Path) -> dict[str, int]:
@@ -106,9 +115,9 @@ def test_pbt_lets_the_worst_go_on_from_the_best_through_checkpoints(tmp_path):
     assert set(standings(root).values()) == {"done"}
     lineage = ray_inherit.lineage(root)
     assert [one.env_steps for one in lineage] == [60, 120]
-    assert lineage[0].member == "entropy=6.0" and lineage[0].parent == "entropy=9.0"
-    learned = {f"entropy={gain:g}.0": 60.0 * gain for gain in (9, 8, 7, 6)}
-    values = {f"entropy={gain:g}.0": gain for gain in (9.0, 8.0, 7.0, 6.0)}
+    assert lineage[0].member == "entropy=6" and lineage[0].parent == "entropy=9"
+    learned = {f"entropy={gain:g}": 60.0 * gain for gain in (9, 8, 7, 6)}
+    values = {f"entropy={gain:g}": gain for gain in (9.0, 8.0, 7.0, 6.0)}
     for one, steps in zip(lineage, (60, STEPS - 120), strict=True):
         learned[one.member], values[one.member] = learned[one.parent], one.values[GAIN]
         learned = {name: value + steps * values[name] for name, value in learned.items()}
@@ -126,3 +135,58 @@ def test_tpe_suggests_values_that_are_recorded_and_nothing_is_run_twice(tmp_path
     assert set(starts(root).values()) == {1}
     with contextlib.suppress(FileNotFoundError):
         assert not any((root / "failed").iterdir())
+
+
+# ---- a cluster of its own
+
+
+@contextlib.contextmanager
+def launched(tmp_path: Path, axes: dict) -> Iterator[subprocess.Popen]:
+    """Starts a sweep in a process and a cluster of its own."""
+    words = [sys.executable, str(ROOT / "tests" / "quick_sweep.py"), *command(tmp_path, axes, "--jobs", "2")]
+    folder = tmp_path / "t"
+    folder.mkdir(exist_ok=True)
+    own = {**os.environ, "TMPDIR": str(folder)}
+    own.pop("RAY_ADDRESS", None)
+    with open(tmp_path / "log", "a") as log, subprocess.Popen(words, env=own, stdout=log, stderr=log) as process:
+        yield process
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None = None, within: float = 600.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.1)
+
+
+def processes_of(*texts: str) -> list[str]:
+    """Returns the command lines that name one of the texts."""
+    found = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+    return [line for line in found if any(text in line for text in texts)]
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_goes_on_and_a_stopped_one_leaves_nothing_behind():
+    memory = shared_memory()
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as short:  # sockets have short paths
+        tmp_path = Path(short)
+        root, axes = tmp_path / "sweep", {GAIN: [9, 2]}
+        with launched(tmp_path, axes) as process:
+            wait_for(lambda: set(starts(root)) == {"entropy=9", "entropy=2"}, process)
+            process.kill()
+        wait_for(lambda: not processes_of(short))
+        assert list((tmp_path / "t").glob("dreamer-ray-*"))
+        with launched(tmp_path, axes) as process:
+            wait_for(lambda: starts(root)["entropy=2"] == 2, process)
+            process.send_signal(signal.SIGTERM)
+            process.wait(600)
+        assert process.returncode == 143, (tmp_path / "log").read_text()
+        assert standings(root)["entropy=2"] == "stopped"
+        assert starts(root)["entropy=9"] <= 2  # it may have been killed before its end
+        wait_for(lambda: not processes_of(short))
+        assert not list((tmp_path / "t").glob("dreamer-ray-*")) and not (root / "ray" / "session.json").exists()
+        assert shared_memory() <= memory

@@ -455,7 +455,7 @@ def test_a_trial_takes_over_what_its_parent_has_learned_and_keeps_its_own_keys_a
     known, configs, own = descended(tmp_path, monkeypatch)
     run_dir = known.run_dir(tmp_path, own)
     line = ray_inherit.catch_up(tmp_path, known, own, configs[own])
-    assert line == f"at 20 steps, {own} continues from entropy=2.0: {{'{GAIN}': 9.0}}"
+    assert line == f"at 20 steps, {own} continues from entropy=2: {{'{GAIN}': 9.0}}"
     assert leaves_of(run_dir, 20) == INHERITED
     assert not [path for path in run_dir.iterdir() if path.name != "checkpoints"]
 
@@ -485,7 +485,7 @@ def test_an_inheritance_that_was_killed_in_the_middle_is_made_whole(tmp_path, mo
             ray_inherit.catch_up(tmp_path, known, own, configs[own])
     ray_inherit.catch_up(tmp_path, known, own, configs[own])
     assert leaves_of(run_dir, 20) == INHERITED
-    assert [path.name for path in (tmp_path / "ray/parents/20").iterdir()] == ["entropy=2.0"]
+    assert [path.name for path in (tmp_path / "ray/parents/20").iterdir()] == ["entropy=2"]
 
 
 def test_the_spaces_of_a_run_are_read_from_its_checkpoint():

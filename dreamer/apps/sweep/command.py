@@ -124,7 +124,8 @@ def run_on_ray(ready: Plan, given: Sweep, path: str, flags: SweepFlags, stopping
         known = experiment.known
         return [line for line in table.lines_of(root, known, experiment.lengths) if line.trial not in known.gone]
 
-    if request.todo or given.search == "tpe":
+    settings = {repr(trial.values) for trial in ready.trials.values()}
+    if request.todo or (given.search == "tpe" and len(settings) < given.samples):
         with ray_cluster.connected(root, flags.ray, flags.jobs) as ray:
             experiment.run(ray, stopping.check, progress(lines))
     return show_end(root, lines())

@@ -143,6 +143,8 @@ def config_of(program: Program, trials: Mapping[str, Trial], root: Path, run_dir
 
 def described(programs: Sequence[Program]) -> str:
     """Returns the packing in words, such as "48 trials: 3 programs of 16"."""
+    if not programs:
+        return "no trials yet"
     sizes: dict[int, int] = {}
     for program in programs:
         if program.trials:

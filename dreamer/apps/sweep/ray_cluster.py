@@ -81,9 +81,11 @@ def _connection(ray: ModuleType, name: str, **arguments: Any) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray has no class of its own for all of them
         why = " ".join(str(error).split())
-        raise UserError(f"--ray.address {name!r}: no Ray cluster answers there: {why}") from error
+        there = f"--ray.address {name}: no Ray cluster answers"
+        what = "Ray does not start on this machine" if name == "local" else there
+        raise UserError(f"{what}: {why}") from error
     finally:
         for number, handler in handlers.items():  # Ray sets one of its own for SIGTERM
             with contextlib.suppress(ValueError):  # not in the main thread

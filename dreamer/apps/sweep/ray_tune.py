@@ -26,6 +26,7 @@ from dreamer.config import Config as RunConfig
 from dreamer.errors import UserError, one_line
 
 FOLDER, TUNE = "ray", "tune"
+TELL = 5.0  # seconds between two looks at which programs have ended
 MOST_LOSSES = 10  # times that a program may lose its worker or its machine
 PASSED_ON = ("JAX_", "XLA_", "MUJOCO_", "PYTHONPATH", "PYOPENGL_", "GLIBC_TUNABLES")  # variables, by their beginning
 
@@ -60,6 +61,8 @@ class Experiment:
         self._request, self._report = request, report
         self.known = request.known
         self.lengths = {name: self._length(name) for name in request.known.trials}
+        self._untold = {program.name: program for program in request.todo}
+        self._told_at = time.monotonic()
         self._stop = request.root / STOP
         self._stopper: Any = None
         self._results: Any = None
@@ -78,14 +81,34 @@ class Experiment:
             while thread.is_alive():
                 check()
                 tick()
+                self._tell()
                 thread.join(local.POLL)
         finally:
             if thread.is_alive():
                 self._end(thread)
             self._stop.unlink(missing_ok=True)
         self._record_errors()
+        self._tell(every=0.0)
         if self._error:
             raise UserError(f"Ray Tune has failed: {one_line(self._error)}") from self._error
+
+    def _tell(self, every: float = TELL) -> None:
+        """Reports the programs that have ended, at most every `every` seconds."""
+        if time.monotonic() - self._told_at < every:
+            return
+        self._told_at = time.monotonic()
+        for program in [*self._untold.values()]:
+            stands = {name: self._standing(name) for name in program.trials}
+            if not all(one in state.SETTLED for one in stands.values()):
+                continue
+            del self._untold[program.name]
+            why = next((why for name in stands if (why := state.failure(self._request.root, name))), None)
+            failed = f"{program.name} failed, the others go on: {why.cause}" if why else ""
+            early = f"{program.name} was stopped early" if "stopped early" in stands.values() else ""
+            self._report(failed or early or f"{program.name} is done")
+
+    def _standing(self, trial: str) -> state.Standing:
+        return state.standing(self._request.root, self.known, trial, self.lengths[trial])
 
     def _end(self, thread: threading.Thread) -> None:
         """Makes all programs save and end, then Tune."""
@@ -205,9 +228,11 @@ class Experiment:
         return ray_schedule.Asha(request.root, config, request.given.mode, longest, history)
 
     def _publish(self, known: Known) -> None:
+        new = known.programs[len(self.known.programs) :]
         self.known = known
         for name in known.trials:
             self.lengths.setdefault(name, self._length(name))
+        self._untold.update({program.name: program for program in new})
 
     def _length(self, trial: str) -> int:
         own = self.known.trials[trial]["values"].get("env_steps")
@@ -223,9 +248,8 @@ class Experiment:
             lines = str(result.error).strip().splitlines()
             cause = f"its worker on Ray has failed: {lines[-1] if lines else type(result.error).__name__}"
             for name in given["trials"]:
-                if state.standing(self._request.root, self.known, name, self.lengths[name]) not in state.SETTLED:
+                if self._standing(name) not in state.SETTLED:
                     state.set_failed(self._request.root, name, state.Failure(cause, 1))
-            self._report(f"{given['name']} failed, the others go on: {cause}")
 
 
 def _any(dimension: Any) -> Any:

@@ -54,7 +54,8 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
     share_compiled(root, flags.compilation_cache)
     if (root / exploit.FILE).exists() and len(program.trials) == 1:
         [name] = program.trials
-        say(ray_inherit.catch_up(root, known, name, trials[name].config) or "continues from its own checkpoint")
+        if line := ray_inherit.catch_up(root, known, name, trials[name].config):
+            say(line)
     callbacks = [stop_at(flags.until)] if flags.until else []
     try:
         if not local.held(root, known, program):
