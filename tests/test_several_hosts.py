@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import threading
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from test_resume import state_of
 from tiny_runs import lines, tiny
 
 import dreamer
+from dreamer.apps.sweep import command, slurm
 from dreamer.apps.verify import verify_run
 from dreamer.config import load
 from dreamer.errors import UserError
@@ -283,6 +285,25 @@ def test_the_metrics_of_all_processes_are_averaged(tmp_path):
     first.close()
 
 
+def test_a_sweep_starts_one_process_on_each_node_of_a_job(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    several, one = (slurm._executor(tmp_path, slurm.Config(nodes=nodes)).parameters for nodes in (4, 1))
+    assert (several["nodes"], several["ntasks_per_node"]) == (4, 1)
+    assert not {"nodes", "ntasks_per_node"} & one.keys()
+    flags = command.SweepFlags(on="slurm", slurm=slurm.Config(nodes=4))
+    assert "--slurm.nodes 4 --index" in " ".join(command.words_of("mine.yaml", tmp_path, flags))
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [({}, "slurm.nodes is for jobs"), ({"on": "slurm", "pack": "on"}, "a population trains in one process")],
+)
+def test_several_nodes_without_a_job_are_refused(flags, expected):
+    with pytest.raises(UserError, match=expected):
+        command.sweep("mine.yaml", command.SweepFlags(**flags, slurm=slurm.Config(nodes=2)))
+
+
 # --- whole runs -------------------------------------------------------------------------------------
 
 FAST = {"checkpoint.every": 0.2, "replay.flush": 0.02}
@@ -362,7 +383,7 @@ def killed_and_resumed(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, s
     return made
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_of_which_one_process_is_killed_ends_bit_identical(tmp_path, kills):
     whole = tmp_path / "whole"
     codes, outputs = kill(whole, 2, 0, 0)

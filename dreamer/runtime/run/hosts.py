@@ -14,6 +14,7 @@ import platform
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -158,12 +159,13 @@ class Host:
     def fail(self, error: BaseException) -> None:
         """Ends the other processes, unless all have raised an error together. Waits for nobody.
 
+        This process then ends without a farewell of jax, which would wait for the others, and with exit code 2.
         If another process is gone, which may be the reason for `error`, this call does not return.
         """
         if self.agreed or self.failed:
             return
         self.failed = True
-        threading.Event().wait(2.0)  # a lost connection ends this process here, with the name of the other one
+        time.sleep(2.0)  # a lost connection ends this process here, with the name of the other one
         with self._ends:
             self._link.leave(outcome(error).get("error") or "was stopped before the run began")
         distributed.abandon(EXIT)
