@@ -313,7 +313,7 @@ FAST = {"checkpoint.every": 0.2, "replay.flush": 0.02}
 def test_several_processes_learn_the_parameters_of_one_with_the_same_batches(tmp_path, count):
     batches = tmp_path / "batches"
     batches.mkdir()
-    settings = {"env_steps": 80}
+    settings = {"env_steps": 88, "replay_ratio": 8}
     hosts_run.trained(count, tmp_path / "several", settings, agent="real", record=str(batches))
     hosts_run.trained(1, tmp_path / "one", settings, agent="real", given=str(batches))
     several, one = (leaves(tmp_path / name) for name in ("several", "one"))
