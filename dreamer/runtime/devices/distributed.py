@@ -34,7 +34,7 @@ def start(config: Config) -> None:
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
         return
-    given = (None, None, None)
+    given: Any = (None, None, None)
     if config.coordinator != "auto":
         given = (config.coordinator, config.processes, config.process_id)
     try:
