@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import tiny
 
-import dreamer
-from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.interfaces import Update
 from dreamer.runtime.devices import distributed, placement, programs
@@ -349,12 +347,6 @@ def test_one_process_connects_to_no_others():
     assert not jax.distributed.is_initialized()
     assert (distributed.count(), distributed.share("x", 7)) == (1, 7)
     assert distributed.gather([3, 4]).tolist() == [[3, 4]]
-
-
-def test_a_run_in_several_processes_is_refused():
-    config = load(overrides={"devices.coordinator": "localhost:1", "devices.processes": 2, "devices.process_id": 0})
-    with pytest.raises(UserError, match="devices.coordinator: dreamer train learns in one process"):
-        dreamer.train(config)
 
 
 def test_the_config_touches_no_device():

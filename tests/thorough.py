@@ -65,6 +65,11 @@ TESTS = {
     "test_glossary:test_every_metric_of_a_run_has_an_entry",
     "test_glossary:test_no_entry_is_dead",
     "test_data:test_a_run_directory_is_read_and_exported_to_minari",
+    "test_several_hosts:test_several_processes_learn_the_parameters_of_one_with_the_same_batches",
+    "test_several_hosts:test_a_run_goes_on_with_another_number_of_processes",
+    "test_several_hosts:test_a_run_of_which_one_process_is_killed_ends_bit_identical",
+    "test_several_hosts:test_a_signal_to_one_process_saves_the_run_and_stops_all",
+    "test_several_hosts:test_processes_with_different_settings_are_refused_before_anything_is_written",
     "test_check_self_resets:test_an_environment_that_resets_itself_inside_step_is_found",
 }
 

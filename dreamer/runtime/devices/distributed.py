@@ -34,13 +34,13 @@ def start(config: Config) -> None:
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
         return
-    given = (None, None, None)
+    address, processes, process_id = None, None, None
     if config.coordinator != "auto":
-        given = (config.coordinator, config.processes, config.process_id)
+        address, processes, process_id = config.coordinator, config.processes, config.process_id
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `stopping`
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(address, processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         who = f"process {config.process_id} of {config.processes}" if config.processes else "this process"
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -57,7 +57,7 @@ class Link:
         """
         self.index, self.count, self._lost = index, count, lost
         self._round = 0
-        self._inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[int, Any]] = queue.Queue()  # (process, message); None: it sends no more
         self._early: dict[int, dict[int, Any]] = {}  # values of later rounds: {round: {process: value}}
         self._closing, self._told = False, threading.Lock()
         self._sending = threading.Lock()
@@ -83,6 +83,7 @@ class Link:
         """Gives `value`, a JSON value, to all processes, and returns the values of all, in the order of processes.
 
         All processes must call it equally often, and by one thread. It waits for the slowest of them.
+        Raises UserError if another process has ended.
         """
         self._round += 1
         if self.index:
@@ -156,6 +157,9 @@ class Link:
         found = self._early.pop(self._round, {})
         while found.keys() < senders:
             sender, message = self._inbox.get()
+            if message is None:
+                self._inbox.put((sender, None))
+                raise UserError(f"{self.names[sender]} has ended, while this process waits for it")
             there = found if message["round"] == self._round else self._early.setdefault(message["round"], {})
             there[sender] = message["value"]
         return found
@@ -185,6 +189,7 @@ class Link:
             pass
         if not done:
             self._alarm(f"{self.names[peer]} is gone")
+        self._inbox.put((peer, None))
 
     def _alarm(self, line: str) -> None:
         """Reports the first loss to the other processes and to `lost`. Later losses follow from it."""

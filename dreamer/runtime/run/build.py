@@ -404,7 +404,9 @@ def _change(
         policy=shared.first.policy if shared and shared.first else programs.jit_act(built.agent),
         learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
-        retention=Retention(decision.run_dir, checkpoints, store, decision.resumed_at, report, place.index),
+        retention=Retention(
+            decision.run_dir, checkpoints, store, decision.resumed_at, report, place.index, place.count
+        ),
         logger=logger,
         way=built.way, device=device, process=place.index,
     )  # fmt: skip

@@ -14,10 +14,11 @@ import platform
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 
@@ -34,7 +35,8 @@ OWN = ("devices.coordinator", "devices.processes", "devices.process_id")  # may 
 EXIT = 2  # the exit code of a process that ends because of another one, as of any UserError
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """The share of a process. index, count: of the processes | neighbours: how many of them are on its machine"""
 
     index: int
@@ -138,7 +140,7 @@ class Host:
         """Calls `do` in process 0, and waits for its end in all processes. Raises as `together` does."""
         self.together(do if self.place.first else lambda: None)
 
-    def check(self, every: list[Mapping[str, Any]], own: BaseException | None = None) -> None:
+    def check(self, every: Sequence[Mapping[str, Any]], own: BaseException | None = None) -> None:
         """Raises if one of the `outcome`s in `every` is an error. own: the error of this process; None: it has none."""
         failed = [i for i, one in enumerate(every) if one.get("error")]
         stopped = [one["signal"] for one in every if one.get("signal")]
@@ -158,12 +160,13 @@ class Host:
     def fail(self, error: BaseException) -> None:
         """Ends the other processes, unless all have raised an error together. Waits for nobody.
 
+        This process then ends without a farewell of jax, which would wait for the others, and with exit code 2.
         If another process is gone, which may be the reason for `error`, this call does not return.
         """
         if self.agreed or self.failed:
             return
         self.failed = True
-        threading.Event().wait(2.0)  # a lost connection ends this process here, with the name of the other one
+        time.sleep(2.0)  # a lost connection ends this process here, with the name of the other one
         with self._ends:
             self._link.leave(outcome(error).get("error") or "was stopped before the run began")
         distributed.abandon(EXIT)

@@ -17,7 +17,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.files import manifest
 from dreamer.runtime.files.atomic import disk_error
 from dreamer.runtime.files.manifest import Files, Manifest
-from dreamer.runtime.files.run_dir import ASIDE, HOSTS, ROWS, folder_of
+from dreamer.runtime.files.run_dir import ROWS, folder_of
 from dreamer.runtime.log.sinks import Tail
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
@@ -167,21 +167,3 @@ def change(found: Found | None, run_dir: Path, place: Place, store: RowStore) ->
         raise disk_error(error, folder) from error
     store.open()
     store.remove_unfinished()
-
-
-def prune_left(run_dir: Path, processes: int, needed: Mapping[int, Manifest]) -> None:
-    """Removes the files of processes that a run had before, and that no checkpoint needs any more.
-
-    processes: the number of processes now | needed: the manifests of the checkpoints that are kept, by step
-    """
-    for folder in sorted((run_dir / HOSTS).glob("*")):
-        if not folder.name.isdecimal() or int(folder.name) < processes:
-            continue
-        names = {
-            seal.name
-            for one in needed.values() if int(folder.name) < len(one.hosts)
-            for seal in one.hosts[int(folder.name)].seals
-        }  # fmt: skip
-        for path in [*(folder / ROWS).glob("*.dreamer"), *(folder / ASIDE).glob("*/*/*.dreamer")]:
-            if path.name not in names:
-                path.unlink(missing_ok=True)

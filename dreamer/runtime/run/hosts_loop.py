@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from dreamer.runtime.devices import placement
-from dreamer.runtime.files.manifest import Manifest
 from dreamer.runtime.files.run_dir import CHECKPOINTS
 from dreamer.runtime.replay import capacity
 from dreamer.runtime.run import hosts_files, resume, schedule
@@ -23,6 +22,7 @@ from dreamer.runtime.run.listening import Callback, Line, ask
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.schedule import Saved
 from dreamer.runtime.run.stopping import Stopped
+from dreamer.steps import Batch
 
 
 class SharedRun(Run):
@@ -36,7 +36,6 @@ class SharedRun(Run):
         self._asked: set[str] = set()  # what callbacks have requested since the last exchange
         self._due = {"log": False, "save": False}
         self._fault: Exception | None = None
-        self._manifests: dict[int, Manifest] = {}
 
     def start(self) -> None:
         """Prints what was restored, or saves a new run before its first row."""
@@ -92,24 +91,15 @@ class SharedRun(Run):
         state = placement.local_copy(parts.learner.state)
         host.only_first(lambda: parts.checkpoints.save(step, state, manifest.to_json()))
         self.saved = Saved(time.monotonic(), step)
-        self._forget(step, manifest)
-
-    def _forget(self, step: int, manifest: Manifest) -> None:
-        """Removes the files that no checkpoint needs. step, manifest: of the checkpoint just saved."""
-        parts, host = self.parts, self._host
-        steps = host.from_first(parts.checkpoints.steps())
-        parts.retention.saved(step, manifest, steps)
-        if host.place.first:
-            known = {one: self._manifest(one) for one in steps}
-            self._manifests = {**known, step: manifest}
-            hosts_files.prune_left(parts.run_dir, host.place.count, self._manifests)
-
-    def _manifest(self, step: int) -> Manifest:
-        return self._manifests[step] if step in self._manifests else self.parts.checkpoints.manifest(step)
+        parts.retention.saved(step, manifest, host.from_first(parts.checkpoints.steps()))
 
     def _play(self, env_steps: int) -> None:
         play = super()._play
         self._host.only_first(lambda: play(env_steps))  # the others wait
+
+    def _compile(self, batch: Batch) -> None:
+        super()._compile(batch)
+        self._host.exchange("compiled")  # or the first update of the fastest process may wait for too long
 
     def _log_due(self, now: float) -> bool:
         return self._due["log"]
