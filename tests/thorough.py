@@ -15,7 +15,7 @@ FILES = {
     "test_report_page",
     "test_notebook",
     "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
-    "test_jax_suites", "test_sweep_runs",
+    "test_jax_suites", "test_sweep_runs", "test_world_models_2018",
 }  # fmt: skip
 TESTS = {
     "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",
