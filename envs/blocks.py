@@ -18,7 +18,7 @@ SIDE, OBJECTS, CELL = 5, 5, 10  # cells of the grid; objects; pixels of a cell
 PIXELS = SIDE * CELL
 STEPS = 100
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # up, right, down, left, as (row, column)
-SHAPE_COLORS = np.uint8([[228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 127, 0]])
+SHAPE_COLORS = np.array([[228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 127, 0]], np.uint8)
 CUBE_COLORS = [(128, 0, 128), (0, 128, 0), (255, 165, 0), (0, 0, 255), (165, 42, 42)]
 Draw = Callable[[np.ndarray], np.ndarray]
 
@@ -43,7 +43,7 @@ class Blocks(gymnasium.Env):
         super().reset(seed=seed)
         given = (options or {}).get("position")
         if given is None:
-            self.position = placed(lambda: self.np_random.integers(SIDE))
+            self.position = placed(lambda: int(self.np_random.integers(SIDE)))
         else:
             self.position = np.array(given, np.int64)
         self.time = 0

@@ -365,48 +365,53 @@ def walk(key, state, action):
 WALKS = Dream(walk, lambda state: state, lambda feat: {}, lambda state: {})
 
 
-def steps_to(goal, config, spec=LINE, allowed=None, most=12):
+def steps_to(goal, allowed=None, most=12, dream=WALKS, **settings):
     """Returns after how many steps the behavior is at the goal, from places 0 and (0, 1)."""
-    behavior = reach.make(config, spec, feat_width=2)
-    act = jax.jit(
-        lambda key, state: behavior.act(
-            Variables({}), key, WALKS, state, (), Ask(jnp.zeros(2, bool), allowed, {"goal": goal}), "mode"
-        )[0]
-    )
-    state, arrived = jnp.float32([[0, 0], [0, 1]]), np.full(2, most)
+    behavior = reach.make(reach.Config(noise=0.0, **settings), LINE, feat_width=2)
+    ask = Ask(jnp.zeros(2, bool), allowed, {"goal": goal})
+    act = jax.jit(lambda key, state, carry: behavior.act(Variables({}), key, dream, state, carry, ask, "mode"))
+    state, arrived, carry = jnp.float32([[0, 0], [0, 1]]), np.full(2, most), behavior.initial(2)
     for step in range(1, most):
-        state = walk(KEY, state, act(jax.random.key(step), state))
+        action, carry = act(jax.random.key(step), state, carry)
+        state = walk(KEY, state, action)
         there = np.asarray((state == goal).all(-1))
         arrived = np.where(there & (arrived == most), step, arrived)
     return arrived.tolist()
 
 
 def test_a_goal_is_reached_by_the_shortest_way():
-    assert steps_to(jnp.float32([[-2, 1], [0, 3]]), reach.Config(length=3)) == [3, 2]
+    assert steps_to(jnp.float32([[-2, 1], [0, 3]]), length=3) == [3, 2]
 
 
 def test_a_longer_search_goes_around_a_wall():
     goal = jnp.float32([[2, 0], [2, 2]])
-    assert steps_to(goal, reach.Config(length=4, beam=64)) == [4, 3]
-    assert steps_to(goal, reach.Config(length=1))[0] == 12
+    assert steps_to(goal, length=4, beam=64) == [4, 3]
+
+
+def test_an_action_without_effect_is_not_repeated():
+    """A model that knows no wall: east does nothing, so north is next, and then there is no wall."""
+    free = WALKS._replace(imagine=lambda key, state, action: state + action @ WAYS)
+    assert steps_to(jnp.float32([[2, 0], [2, 2]]), dream=free, length=3) == [5, 3]
 
 
 def test_a_search_takes_only_actions_that_are_allowed():
     west = jnp.array([[False, True, False, False]] * 2)
-    assert steps_to(jnp.float32([[-2, 0], [0, 3]]), reach.Config(length=3), allowed=west) == [2, 12]
+    assert steps_to(jnp.float32([[-2, 0], [0, 3]]), allowed=west, length=3) == [2, 12]
 
 
 def test_numbers_are_searched_at_random():
-    behavior = reach.make(reach.Config(length=1, tries=256), Spec(LINE.obs, Action(continuous=2)), feat_width=2)
+    spec = Spec(LINE.obs, Action(continuous=2))
+    behavior = reach.make(reach.Config(length=1, tries=256, noise=0.0), spec, feat_width=2)
     dream = WALKS._replace(imagine=lambda key, state, action: state + action)
     goal = jnp.float32([[0.5, -0.5], [2, 0]])
     ask = Ask(jnp.zeros(2, bool), None, {"goal": goal})
-    action, _ = behavior.act(Variables({}), KEY, dream, jnp.zeros((2, 2)), (), ask, "mode")
+    start = jnp.zeros((2, 2))
+    action, _ = behavior.act(Variables({}), KEY, dream, start, behavior.initial(2), ask, "mode")
     np.testing.assert_allclose(action, [[0.5, -0.5], [1, 0]], atol=0.2)
 
 
 def test_without_a_goal_the_planner_acts_at_random():
     behavior = reach.make(reach.Config(), LINE, feat_width=2)
     ask = Ask(jnp.zeros(400, bool))
-    action, _ = behavior.act(Variables({}), KEY, WALKS, jnp.zeros((400, 2)), (), ask, "collect")
+    action, _ = behavior.act(Variables({}), KEY, WALKS, jnp.zeros((400, 2)), behavior.initial(400), ask, "collect")
     np.testing.assert_allclose(action.mean(0), 0.25, atol=0.1)

@@ -75,15 +75,11 @@ def test_too_few_or_too_short_episodes_are_refused(run):
 def test_any_world_model_can_be_ranked(tmp_path_factory):
     """By the features of its posterior and of its dreams; here an RSSM."""
     trained = restore(tiny_runs.trained(tmp_path_factory))
-    made = ranking.Episodes({"vector": np.random.default_rng(0).normal(size=(100, 6, 2)).astype(np.float32)}, None)
-    width = trained.agent.initial_carry(1).prev_action.shape[1]
-    obs = jax.tree.map(lambda x: x, made.obs)
-    episodes = ranking.Episodes(obs, np.eye(width, dtype=np.float32)[np.zeros((100, 5), int)])
-    true, predicted = ranking.features(
-        trained.agent, trained.variables["world_model"], episodes, jax.random.key(0), steps=(1, 5)
-    )
-    assert true[1].shape == predicted[5].shape and len(true[5]) == 100
-    assert not np.array_equal(predicted[1], predicted[5])
+    episodes = ranking.collect(trained, trained.config.env, 100, 3, seed=0)
+    v = trained.variables["world_model"]
+    true, predicted = ranking.features(trained.agent, v, episodes, jax.random.key(0), steps=(1, 3))
+    assert true[1].shape == predicted[3].shape and len(true[3]) == 100
+    assert not np.array_equal(predicted[1], predicted[3])
 
 
 def test_a_planner_takes_a_goal_from_python(run, tmp_path):

@@ -67,7 +67,8 @@ def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, s
         if is_parallel(made):
             raise UserError(f"env {config.env!r} has several agents, which a ranking does not support")
         rows = EnvRows(made, name=config.env, seed=SEED + seed, action_repeat=config.action_repeat)
-        spec, step, kept = rows.spec, empty_step(rows.spec, 1), []
+        spec, step = rows.spec, empty_step(rows.spec, 1)
+        kept: list[Any] = []
         for _ in range(TRIES * episodes + 1):
             if len(kept) == episodes:
                 break

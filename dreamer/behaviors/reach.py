@@ -7,13 +7,13 @@ same behavior collects the experience for its world model. Learns nothing.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dreamer.fields import at_least, check_bounds
+from dreamer.fields import at_least, between, check_bounds
 from dreamer.interfaces import Array, Ask, Behavior, Dream, Key, Mode, Replayed, State, Variables
 from dreamer.ops.action_dist import uniform
 from dreamer.spaces import Spec
@@ -35,9 +35,18 @@ class Config:
     "random actions tried from each state; if an action is one of a few classes, all of them are tried instead"
     classes: Annotated[int, at_least(0)] = 64
     "most classes for which all are tried"
+    noise: Annotated[float, between(0, 1)] = 0.05
+    "share of random actions on the way to a goal, which lead out of places where the model is wrong"
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+class Carry(NamedTuple):
+    """What the planner remembers: the features [E, F] of the row before, and the actions tried there, [E, M] bool."""
+
+    feat: Array
+    tried: Array
 
 
 def make(
@@ -46,7 +55,9 @@ def make(
 ) -> Behavior:  # fmt: skip
     """Makes the planner. It takes the first action of the sequence that comes nearest to the goal, the shortest such.
 
-    Action masks are respected in the first step, which is the only one whose mask is known.
+    An action after which the features have stayed the same is not taken again until they change, whatever the model
+    expects of it; this holds for actions that are one of a few classes. Action masks are respected in the first step,
+    which is the only one whose mask is known.
     """
     kinds = spec.action
     whole = len(kinds.classes) == 1 and not kinds.continuous and kinds.onehots <= config.classes
@@ -83,30 +94,48 @@ def make(
         states, first = select(states, kept), jnp.take_along_axis(first, kept[..., None], 1)
 
         def step(before: Any, key: Key) -> tuple[Any, None]:
-            states, first, least, action = before
+            states, first, far, least, action = before
             _, states, distance = expand(key, dream, states, goal, None)
-            kept, keep = best(distance, first.shape[1])
             each = distance.shape[1] // first.shape[1]  # M
+            # What begins with an action that is not allowed stays out.
+            distance = jnp.where(jnp.repeat(jnp.isinf(far), each, 1), jnp.inf, distance)
+            kept, keep = best(distance, first.shape[1])
             first = jnp.take_along_axis(first, kept[..., None] // each, 1)
             nearer = keep[:, 0] < least
             action = jnp.where(nearer[:, None], first[:, 0], action)
-            return (select(states, kept), first, jnp.minimum(least, keep[:, 0]), action), None
+            return (select(states, kept), first, keep, jnp.minimum(least, keep[:, 0]), action), None
 
-        (_, _, _, action), _ = jax.lax.scan(step, (states, first, keep[:, 0], first[:, 0]), keys[1:])
+        begin = states, first, keep, keep[:, 0], first[:, 0]
+        (*_, action), _ = jax.lax.scan(step, begin, keys[1:])
         return action
 
     def act(
-        v: Variables, key: Key, dream: Dream, state: State, carry: tuple, ask: Ask, mode: Mode
-    ) -> tuple[Array, tuple]:
-        if GOAL in ask.command:
-            return plan(key, dream, state, ask.command[GOAL].astype(jnp.float32), ask.allowed), carry
-        return uniform(key, ask.is_first.shape, kinds.classes, kinds.continuous, ask.allowed), carry
+        v: Variables, key: Key, dream: Dream, state: State, carry: Carry, ask: Ask, mode: Mode
+    ) -> tuple[Array, Carry]:
+        keys = jax.random.split(key, 3)
+        anything = uniform(keys[0], ask.is_first.shape, kinds.classes, kinds.continuous, ask.allowed)
+        if GOAL not in ask.command:
+            return anything, carry
+        feat = dream.feat(state).astype(jnp.float32)
+        same = (feat == carry.feat).all(-1) & ~ask.is_first
+        tried, allowed = carry.tried & same[:, None], ask.allowed
+        if whole:
+            usual = jnp.ones_like(tried) if allowed is None else allowed
+            new = usual & ~tried
+            allowed = jnp.where(new.any(-1, keepdims=True), new, usual)
+        planned = plan(keys[1], dream, state, ask.command[GOAL].astype(jnp.float32), allowed)
+        at_random = jax.random.bernoulli(keys[2], config.noise, ask.is_first.shape)
+        action = jnp.where(at_random[:, None], anything, planned)
+        return action, Carry(feat, tried | (action[:, : tried.shape[1]] > 0))
+
+    def initial(envs: int) -> Carry:
+        return Carry(jnp.zeros((envs, feat_width)), jnp.zeros((envs, kinds.onehots if whole else 0), bool))
 
     def loss(v: Variables, key: Key, dream: Dream, start: State, replayed: Replayed) -> Any:
         return {}, (v.extra, {})
 
     return Behavior(
-        init=lambda key: Variables({}, {}, {}), initial=lambda envs: (), act=act, loss=loss, refresh=lambda v: v.extra,
+        init=lambda key: Variables({}, {}, {}), initial=initial, act=act, loss=loss, refresh=lambda v: v.extra,
         scales={}, needs=frozenset(),
     )  # fmt: skip
 
