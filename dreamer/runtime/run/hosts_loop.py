@@ -97,8 +97,8 @@ class SharedRun(Run):
         play = super()._play
         self._host.only_first(lambda: play(env_steps))  # the others wait
 
-    def _compile(self, batch: Batch) -> None:
-        super()._compile(batch)
+    def _compile(self, batches: Sequence[Batch]) -> None:
+        super()._compile(batches)
         self._host.exchange("compiled")  # or the first update of the fastest process may wait for too long
 
     def _log_due(self, now: float) -> bool:
