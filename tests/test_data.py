@@ -521,7 +521,7 @@ def test_episodes_of_dreamerv2_have_the_action_before_their_row(folder):
 
 def test_an_unclear_row_of_actions_is_refused_and_can_be_said(folder):
     chunk("20260101T000000-a-3", [1, 1, 1], [1, 0, 0], [0, 0, 1])
-    with pytest.raises(UserError, match="neither first nor last rows have only zeros; say so with action_row"):
+    with pytest.raises(UserError, match="neither first nor last rows have only zeros; say so with --action-row"):
         open_data(folder)
     (one,) = open_data(folder, Reading(action_row="after")).read()
     assert one.action.argmax(1)[:2].tolist() == [1, 1]

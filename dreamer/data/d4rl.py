@@ -84,7 +84,7 @@ def open_hdf5(path: Path, reading: Reading) -> Data:
             what = f"{ends} episode{'s have' if ends > 1 else ' has'} no true last observation: there is no array"
             if reading.missing_last == "refuse":
                 faults.append(
-                    Fault(path.name, f"{what}; missing_last drop leaves out the last transition of each", None,
+                    Fault(path.name, f"{what}; --missing-last drop leaves out the last transition of each", None,
                           "next_observations")
                 )  # fmt: skip
             else:

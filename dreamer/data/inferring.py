@@ -57,7 +57,7 @@ def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> 
         return Actions(spaces.Discrete(width), True, f"actions are one-hots of {width}, inferred: each row is one")
     if reading.actions != "numbers" and kind in "iu" and width == 1:
         if low < 0:
-            raise UserError(f"{path}: an action is {low:.0f}; discrete actions are counted from 0 (actions numbers?)")
+            raise UserError(f"{path}: an action is {low:.0f}; discrete actions are counted from 0; --actions numbers?")
         classes = int(high) + 1
         return Actions(
             spaces.Discrete(classes), False, f"actions are one of {classes}, inferred: the largest is {classes - 1}"

@@ -228,7 +228,7 @@ def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]
     raise UserError(
         f"{path}: it is unclear whether an action led to the observation of its row or was chosen after it: "
         f"{'both first and last rows have' if zeros['first'] else 'neither first nor last rows have only'} zeros; "
-        "say so with action_row before or after"
+        "say so with --action-row before or after"
     )
 
 
