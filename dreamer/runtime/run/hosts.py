@@ -184,6 +184,7 @@ class Host:
         """Ends this process at once, because another one is gone; a collective operation cannot be interrupted."""
         with self._ends:
             print(f"dreamer: error: {line}; this process ends too, go on with --resume", file=sys.stderr, flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # jax would tell the same in many lines
             for do in self._ending:
                 do()
             os._exit(EXIT)
