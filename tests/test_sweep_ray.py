@@ -492,3 +492,23 @@ def test_the_spaces_of_a_run_are_read_from_its_checkpoint():
     from dreamer.runtime.run.resume import as_json
 
     assert as_json(ray_inherit.spec_of(SPEC)) == SPEC
+
+
+def test_the_numbers_of_a_descent_are_the_leaves_of_a_train_state_with_these_values(tmp_path, monkeypatch):
+    import jax
+    import tiny_runs
+
+    from dreamer import agent as agents
+    from dreamer import plugins
+    from dreamer.runtime.env.adapter import spec_of
+    from dreamer.runtime.files import checkpoint_files
+    from dreamer.runtime.files.leaves import named_leaves
+    from dreamer.runtime.run.resume import as_json
+
+    config = tiny_runs.tiny(tmp_path)
+    spec = spec_of(plugins.make_env(config.env))
+    monkeypatch.setattr(checkpoint_files, "read_manifest", lambda *arguments: SimpleNamespace(spec=as_json(spec)))
+    made = ray_inherit.hyper_leaves(config, {GAIN: 0.5}, tmp_path, 20)
+    forms = named_leaves(jax.eval_shape(agents.make(config.agent, spec).init, jax.random.key(0)))
+    assert made.keys() == {name for name in forms if name.startswith("hyper/")}
+    assert [float(leaf) for name, leaf in made.items() if name.endswith("entropy")] == [0.5]
