@@ -119,6 +119,8 @@ def in_environments(
     act, horizon: as in `in_dreams` | start [R, ..]: any states of the world model; episodes begin without a past
     """
     chex.assert_rank(candidates, 2)
+    assert dream.observe is not None  # as in every Dream of `losses.make_dream`
+    observe = dream.observe
     count = len(jax.tree.leaves(start)[0])
     lead = (len(candidates), count)
 
@@ -128,7 +130,7 @@ def in_environments(
 
         def move(theta: Array, now: tuple[Any, ...]) -> tuple[Any, ...]:
             state, prev_action, inside, row = now
-            state = dream.observe(observe_key, state, row.obs, prev_action, row.is_first)
+            state = observe(observe_key, state, row.obs, prev_action, row.is_first)
             action = act(theta, dream.feat(state))
             inside, row = jax.vmap(env.step)(jax.random.split(env_key, count), inside, action)
             return state, action, inside, row

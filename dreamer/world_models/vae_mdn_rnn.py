@@ -215,7 +215,8 @@ def make(
 
 def phase_of(phases: tuple[int, int], updates: Array) -> Array:
     """Returns the phase [] int32 after `updates` [] updates: V, M or C. phases: the updates at which M and C begin."""
-    return sum((updates >= start).astype(jnp.int32) for start in phases)
+    m_begins, c_begins = ((updates >= start).astype(jnp.int32) for start in phases)
+    return m_begins + c_begins
 
 
 def init_params(nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Any) -> Params:
