@@ -215,7 +215,7 @@ def make(
 
 def phase_of(phases: tuple[int, int], updates: Array) -> Array:
     """Returns the phase [] int32 after `updates` [] updates: V, M or C. phases: the updates at which M and C begin."""
-    return sum((updates >= start).astype(jnp.int32) for start in phases)
+    return jnp.sum(updates >= jnp.int32(phases)).astype(jnp.int32)
 
 
 def init_params(nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Any) -> Params:
@@ -229,8 +229,8 @@ def init_params(nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Any) -> 
     }
     if nets.reward:
         rnn["rew"] = nets.reward.init(keys["rew"], feat(latent))
-    vae = {"enc": nets.enc.init(keys["enc"], jnp.zeros((1, *image.shape))), "dec": nets.dec.init(keys["dec"], latent.z)}
-    return {"vae": vae, "rnn": rnn}
+    enc = nets.enc.init(keys["enc"], jnp.zeros((1, *image.shape)))
+    return {"vae": {"enc": enc, "dec": nets.dec.init(keys["dec"], latent.z)}, "rnn": rnn}
 
 
 def remember(
