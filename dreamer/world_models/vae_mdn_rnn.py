@@ -230,8 +230,8 @@ def init_params(nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Any) -> 
     }
     if nets.reward:
         rnn["rew"] = nets.reward.init(keys["rew"], feat(latent))
-    vae = {"enc": nets.enc.init(keys["enc"], jnp.zeros((1, *image.shape))), "dec": nets.dec.init(keys["dec"], latent.z)}
-    return {"vae": vae, "rnn": rnn}
+    enc = nets.enc.init(keys["enc"], jnp.zeros((1, *image.shape)))
+    return {"vae": {"enc": enc, "dec": nets.dec.init(keys["dec"], latent.z)}, "rnn": rnn}
 
 
 def remember(
