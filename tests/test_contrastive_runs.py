@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -15,10 +16,13 @@ import pytest
 import tiny_runs
 
 import dreamer
+from dreamer import agent as agents
+from dreamer import plugins
 from dreamer.apps import cli, ranking
-from dreamer.apps.acting import restore
+from dreamer.apps.acting import Trained, restore
 from dreamer.config import Config, load
 from dreamer.errors import UserError
+from dreamer.runtime.env.adapter import spec_of
 from envs import blocks
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,12 +76,15 @@ def test_too_few_or_too_short_episodes_are_refused(run):
         ranking.rank(short, "blocks:shapes", 100)
 
 
-def test_any_world_model_can_be_ranked(tmp_path_factory):
+def test_any_world_model_can_be_ranked():
     """By the features of its posterior and of its dreams; here an RSSM."""
-    trained = restore(tiny_runs.trained(tmp_path_factory))
-    episodes = ranking.collect(trained, trained.config.env, 100, 3, seed=0)
+    whole = tiny_runs.tiny(pathlib.Path())
+    with contextlib.closing(plugins.make_env(whole.env)) as env:
+        agent = agents.make(whole.agent, spec_of(env))
+    trained = Trained(whole, agent, agent.variables(agent.init(jax.random.key(0))), 0)
+    episodes = ranking.collect(trained, whole.env, 100, 3, seed=0)
     v = trained.variables["world_model"]
-    true, predicted = ranking.features(trained.agent, v, episodes, jax.random.key(0), steps=(1, 3))
+    true, predicted = ranking.features(agent, v, episodes, jax.random.key(0), steps=(1, 3))
     assert true[1].shape == predicted[3].shape and len(true[3]) == 100
     assert not np.array_equal(predicted[1], predicted[3])
 
