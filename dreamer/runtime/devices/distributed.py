@@ -34,13 +34,14 @@ def start(config: Config) -> None:
     check(config)
     if not config.coordinator or jax.distributed.is_initialized():
         return
-    address, processes, process_id = None, None, None
-    if config.coordinator != "auto":
-        address, processes, process_id = config.coordinator, config.processes, config.process_id
+    found = config.coordinator == "auto"  # by jax
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `stopping`
-        jax.distributed.initialize(address, processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            None if found else config.coordinator, None if found else config.processes,
+            None if found else config.process_id, heartbeat_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         who = f"process {config.process_id} of {config.processes}" if config.processes else "this process"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
