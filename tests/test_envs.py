@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "envs").glob("*.py"))
 # The package that a file wraps, if its name differs from the file.
 OWN = {
     "dmc": {"dm_control", "mujoco"}, "_mujoco": {"mujoco"}, "atari": {"ale_py"}, "nethack": {"nle"}, "_nle": {"nle"},
-    "playground": {"mujoco_playground"},
+    "playground": {"mujoco_playground"}, "car_racing": {"Box2D"},
 }  # fmt: skip
 JAX = {
     "_jax_suite", "jax_probes", "gymnax", "navix", "craftax", "brax", "playground", "jumanji", "pgx", "jaxmarl",

@@ -139,8 +139,8 @@ def recording_agent(spec: Spec) -> Agent:
 
     spaces = {name: Space(shape, "float32") for name, shape in storage.items()}
     return Agent(
-        init, variables, initial_carry, update, act, report, encode=None, pack=lambda state: state, storage=spaces,
-        scales={"reward": 1.0}, world_model=None, behavior=None,
+        init, variables, initial_carry, update, act, report, encode=lambda variables, key, obs: obs["vector"],
+        pack=lambda state: state, storage=spaces, scales={"reward": 1.0}, world_model=None, behavior=None,
     )  # fmt: skip
 
 

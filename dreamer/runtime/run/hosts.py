@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
 
+from dreamer import __version__
 from dreamer.config import Config
 from dreamer.errors import UserError, one_line
 from dreamer.fields import get, keys
@@ -222,7 +222,7 @@ def compare(host: Host, config: Config, env: EnvName, request: Mapping[str, Any]
     request: the other arguments of the run, JSON values. A collective operation.
     """
     mine = {
-        "the version of dreamer": metadata.version("dreamer-jax"), "the code of dreamer": _code(),
+        "the version of dreamer": __version__, "the code of dreamer": _code(),
         "the version of jax": jax.__version__,
         "the version of Python": ".".join(platform.python_version_tuple()[:2]), "env": str(env), **request,
         **{key: repr(get(config, key)) for key in keys(config) if key not in OWN and key != "env_options"},
