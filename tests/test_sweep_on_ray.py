@@ -108,7 +108,8 @@ def test_asha_stops_what_is_behind_and_the_stopped_trial_stands_as_stopped_early
     assert swept(tmp_path, {GAIN: [9, 8, 2, 1]}, *words) == 0 and starts(root) == before
 
 
-def test_pbt_lets_the_worst_go_on_from_the_best_through_checkpoints(tmp_path):
+def test_pbt_lets_the_worst_go_on_from_the_best_through_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "needs_of", quick_sweep.one_program)
     root = tmp_path / "sweep"
     words = ("--ray.scheduler", "pbt", "--ray.perturb-every", "60", "--ray.resample", "0")
     assert swept(tmp_path, {GAIN: [9.0, 8.0, 7.0, 6.0]}, *words) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
 import signal
 import subprocess
@@ -92,9 +93,8 @@ class Launcher:
         """Starts programs that wait, as there is room, and handles those that have ended. Does not wait for any."""
         for _ in range(len(waiting)):
             program = waiting.popleft()
-            if self._free and not held(self._root, self._known, program):
-                self._start(program)
-            else:
+            free = self._free and not held(self._root, self._known, program)
+            if not (free and self._start(program)):
                 waiting.append(program)
         for one in [*self._running]:
             if one.process.poll() is not None and self._ended(one):
@@ -120,19 +120,25 @@ class Launcher:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _start(self, program: Program) -> None:
-        place = self._free.pop(0)
-        environment = dict(self._environment)
-        if place.device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(place.device)
-        words = [str(os.getpid()), ",".join(map(str, place.cores)), *self._command, program.name]
+    def _start(self, program: Program) -> bool:
+        """Starts the process of a program, unless that of an earlier launcher has not ended yet. Returns whether."""
         with open(log_of(self._root, program), "ab") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process inherits it, and holds it until its end
+            except BlockingIOError:
+                return False
+            place = self._free.pop(0)
+            environment = dict(self._environment)
+            if place.device is not None:
+                environment["CUDA_VISIBLE_DEVICES"] = str(place.device)
+            words = [str(os.getpid()), ",".join(map(str, place.cores)), *self._command, program.name]
             process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *words], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True,
             )  # fmt: skip
         self._running.append(Launched(program, process, place, self._saved(program)))
         self._report(f"{program.name} started ({len(program.trials)} trials): {', '.join(_few(program.trials))}")
+        return True
 
     def _ended(self, one: Launched) -> bool:
         """Handles the end of a process. Returns whether its program must start again."""

@@ -113,8 +113,8 @@ def decide(
         if step is not None:
             raise UserError(f"resume_from {step}: there is no run at {run_dir}")
         if given.run_dir:
+            _refuse_held(run_dir, own_lock)  # first: one that ends at once removes its files one after the other
             refuse_used(run_dir)
-            _refuse_held(run_dir, own_lock)
         _check_place(run_dir)
         return decision
     existing_run_dir(run_dir)
