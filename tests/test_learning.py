@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +19,20 @@ from dreamer.runtime.env.adapter import spec_of
 from dreamer.world_models import rssm
 from envs.probes import PROBES, make
 
+GATE = {"both", "counter", "delayed"}  # the gate trains on those that need most parts of an agent to work
 
-@pytest.mark.parametrize("name", sorted(set(PROBES) - {"pixel"}))
+
+def slow_ones(names: Iterable[str], quick: Collection[str]) -> list[Any]:
+    """Returns parameters of a test, marked slow except for those in `quick`."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("name", slow_ones(set(PROBES) - {"pixel"}, GATE))
 def test_probe_is_solved(name: str):
     check_solved(name)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("both", "action_continuous")]
-
-
-@pytest.mark.parametrize("name", ["delayed", *SLOW])
+@pytest.mark.parametrize("name", slow_ones({"delayed", "both", "action_continuous"}, {"delayed"}))
 def test_probe_in_jax_is_solved_by_the_fused_loop(name: str):
     check_solved(name, ("env", f"jax_probes:{name}"))
 
@@ -52,6 +59,7 @@ def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tu
     return float(jnp.median(value)), float(jnp.median(reward[:, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cue", "reward"), [("constant", 0, 1), ("observation", -1, -1), ("observation", 1, 1)]
 )

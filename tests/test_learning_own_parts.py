@@ -11,7 +11,7 @@ from probe_runs import check_solved
     [
         ("agent.world_model.name", "docs.own_world_model", "both"),
         ("agent.behavior.name", "docs.own_behavior", "action"),
-        ("agent.world_model.encoder", "docs.own_network:make", "both"),
+        pytest.param("agent.world_model.encoder", "docs.own_network:make", "both", marks=pytest.mark.slow),
     ],
 )
 def test_a_part_of_the_documentation_solves_a_probe(key: str, name: str, probe: str):

@@ -188,6 +188,7 @@ def test_no_row_is_lost_repeated_or_mixed_under_failures_and_a_killed_machine(cl
     audit.check(folder, lost_with_others=died)
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_a_machine_is_killed(cluster, another, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
     options = {"workers__backend": "ray", "workers__envs": 4, "lockstep": False, "env_steps": 1500}
