@@ -1,4 +1,4 @@
-"""The nouns of datasets: `Data`, its `Episode`s and their `Fault`s. Imports no jax.
+"""The nouns of datasets: `Data`, `Episode` and `Fault`. Imports no jax.
 
 An episode has the rows of `dreamer/steps.py`: the reward and the flags arrived with the observation of their row, the
 action was chosen after it, and the last row has the true last observation and an action of zeros.
