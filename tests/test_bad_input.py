@@ -171,8 +171,9 @@ def test_a_nan_in_the_middle_of_training_loses_nothing(capsys, preset, run):
 def test_a_save_after_the_collecting_thread_has_failed_names_what_it_failed_of(run):
     def on_line(line):
         """Lets the thread collect until it fails, and then asks for an evaluation, which saves first."""
-        [thread] = [one for one in threading.enumerate() if one.name == "collector"]
-        thread.join()
+        for thread in threading.enumerate():  # it may have ended already
+            if thread.name == "collector":
+                thread.join()
         return "evaluate"
 
     config = tiny(run, lockstep=False, env="broken_envs:fails", env_options={"how": "raise", "after": 3},
