@@ -30,7 +30,7 @@ WAYS = {
     "side by side": ["--pack", "off"],
     "one after the other": ["--pack", "off", "--jobs", "1"],
 }
-QUIET = {"eval.every": 0, "eval.episodes": 0, "eval.video": "off", "log.tensorboard": False, "log.images": False}
+QUIET = {"eval.every": 0, "eval.episodes": 0, "eval.video": "off", "log.tensorboard": False}
 
 
 class Took(NamedTuple):
@@ -52,6 +52,13 @@ def timed(words: Sequence[str], cache: Path) -> Took:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Took(time.monotonic() - began, processor)
+
+
+def flags(**own: object) -> list[str]:
+    """Returns the settings of a quiet run as flags. own: more settings by key"""
+    settings = {**QUIET, **own}
+    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() for word in (f"--{key.replace('_', '-')}", text)]
 
 
 def write_sweep(folder: Path, preset: str, seeds: int, **own: object) -> Path:
@@ -85,22 +92,18 @@ def starts(args: argparse.Namespace) -> None:
     seen: dict[str, list[Took]] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        one = write_sweep(folder, args.preset, 1, env=args.env, env_steps=64, replay_ratio=0)
-        alone = folder / "alone.yaml"
-        alone.write_text(yaml.safe_dump({**QUIET, "env": args.env, "env_steps": 64, "replay_ratio": 0}))
-        learns = folder / "learns.yaml"
-        learns.write_text(yaml.safe_dump({**QUIET, "env": args.env, "env_steps": 600}))
-        timed(["train", args.preset, str(alone), "--run-dir", str(folder / "first")], folder / "cache")
+        one = write_sweep(folder, args.preset, 1, env=args.env, env_steps=160, replay_ratio=0)
+        alone = ["train", args.preset, *flags(env=args.env, env_steps=160, replay_ratio=0), "--run-dir"]
+        learns = ["train", args.preset, *flags(env=args.env, env_steps=600), "--run-dir"]
+        timed([*alone, str(folder / "first")], folder / "cache")
         for number in range(args.rounds):
             into = folder / str(number)
             commands = {
-                "dreamer train": (["train", args.preset, str(alone), "--run-dir", f"{into}a"], folder / "cache"),
+                "dreamer train": ([*alone, f"{into}a"], folder / "cache"),
                 "dreamer sweep of one": (["sweep", str(one), "--run-dir", f"{into}b"], folder / "cache"),
-                "600 steps, empty cache": (
-                    ["train", args.preset, str(learns), "--run-dir", f"{into}c"], folder / f"cache{number}"),
-                "600 steps, full cache": (
-                    ["train", args.preset, str(learns), "--run-dir", f"{into}d"], folder / f"cache{number}"),
-            }  # fmt: skip
+                "600 steps, empty cache": ([*learns, f"{into}c"], folder / f"cache{number}"),
+                "600 steps, full cache": ([*learns, f"{into}d"], folder / f"cache{number}"),
+            }
             for name, (words, cache) in commands.items():
                 seen.setdefault(name, []).append(timed(words, cache))
     for name, all_of in seen.items():
