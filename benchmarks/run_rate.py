@@ -117,7 +117,7 @@ def trained(checkout: Path, words: list[str]) -> Rate:
 
 
 def processor_seconds(pid: int) -> float:
-    """The processor time of a process and of those that it has started and that still run."""
+    """The processor time of a process and of its running children."""
     process = psutil.Process(pid)
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 

@@ -331,6 +331,8 @@ def _plugin(path: str, name: Any, where: str) -> Any:
 
 def _nearest_key(config: Any, key: str, name: str) -> str:
     near = similar_key(config, name)
+    if near == name:  # a key with dots inside a preset
+        return f"; nest it: {': {'.join(name.split('.'))}: ..{'}' * name.count('.')}"
     return f"; did you mean {key.removesuffix(name) + near!r}?" if near else f"; choices: {', '.join(declared(config))}"
 
 

@@ -151,6 +151,7 @@ def test_an_unknown_plug_in_names_key_origin_and_nearest(preset):
     "text, parts",
     [
         ("sed: 3", ["unknown key 'sed'", "mine.yaml:1", "'seed'"]),
+        ("eval.episodes: 3", ["unknown key 'eval.episodes'", "mine.yaml:1", "nest it: eval: {episodes: ..}"]),
         ("seed: 1\nagent:\n  world_model:\n    free_nat: 3", ["'agent.world_model.free_nat'", "mine.yaml:4", "nats"]),
         ("free_nats: 3", ["'free_nats'", "'agent.world_model.free_nats'"]),
         ("seed: 1.5", ["seed", "whole number (int)", "1.5", "mine.yaml:1"]),

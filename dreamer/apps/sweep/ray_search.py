@@ -26,7 +26,7 @@ MOST_ATTEMPTS = 50  # suggestions in a row that were tried before
 
 
 class Setting(NamedTuple):
-    """The programs of one combination of values, and the scores of those that have ended; None: it has failed."""
+    """The programs of one combination of values, with the final score of each that has ended; None: it failed."""
 
     values: Mapping[str, Any]
     programs: tuple[Program, ...]

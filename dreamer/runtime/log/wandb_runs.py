@@ -27,7 +27,7 @@ FLUSH = 1.0  # seconds after which a killed run loses nothing that it has sent; 
 class Sent:
     """Owns the file that says what a run has sent to Weights & Biases: {"id", "step", "env_steps": {name: number}}.
 
-    id: that of the run there; None: there is no such file | step: the number of calls that sent something
+    id: of the run in Weights & Biases; None: there is no such file | step: the number of calls that sent something
     """
 
     def __init__(self, run_dir: Path):
