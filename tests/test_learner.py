@@ -167,6 +167,14 @@ def test_a_first_copy_shares_no_memory():
     assert np.array_equal(copy["a"], tree["a"]) and copy["b"] == tree["b"]
 
 
+def test_a_first_copy_has_the_same_type_whether_a_program_or_a_checkpoint_made_the_state():
+    place = placement.replicated(meshes.make_mesh(jax.devices()[:1], 1))
+    computed = jax.jit(lambda: jnp.arange(4.0), out_shardings=place)()
+    restored = jax.device_put(np.arange(4.0, dtype=np.float32), place)
+    types_of_copies = [jax.typeof(placement.first_copy(x)) for x in (computed, restored)]
+    assert types_of_copies[0] == types_of_copies[1] and types_of_copies[0].sharding.mesh.empty
+
+
 def test_a_state_is_lost_when_its_values_cannot_be_read():
     ours = learner(lockstep=True)
     assert not ours.lost()

@@ -138,6 +138,8 @@ def first_copy(tree: Any, device: jax.Device | None = None) -> Any:
     device = device or jax.local_devices()[0]
     leaves, form = jax.tree.flatten(whole(tree))
     there = {i: part for i, x in enumerate(leaves) if (part := _part_on(device, x)) is not None}
+    # The part of an array of a mesh has a type that names the mesh, for which programs would be compiled again.
+    there = jax.device_put(there, SingleDeviceSharding(device))
     there = _copies(device)(there)  # one call instead of one per leaf
     # `device_put` would not copy an array of several devices to one of these, whatever `may_alias` is.
     copies = [there[i] if i in there else jax.device_put(x, device, may_alias=False) for i, x in enumerate(leaves)]
