@@ -35,7 +35,7 @@ class Nets(NamedTuple):
 
     manager(feat [.., F]) -> logits [.., S, C] | worker([feat, goal] [.., F + G]) -> outputs that `ActionDist` reads
     critics {name: Predictor}: "worker" of [feat, goal], the others of feat
-    steps: K | classes: C | unimix: the share of the uniform distribution mixed into codes
+    steps: K | classes: C | unimix: the share of the uniform distribution mixed into the manager
     """
 
     enc: Network
@@ -92,7 +92,7 @@ def dream_of(
 
 def code_of(nets: Nets, params: Params, key: Key, state: Array) -> tuple[Array, Array]:
     """Draws the code [.., S, C] of state [.., G], with straight-through gradients. Returns it and its logits."""
-    logits = dist.mix_uniform(nets.enc.apply(params, state), nets.unimix)
+    logits = dist.mix_uniform(nets.enc.apply(params, state), 0.0)
     return dist.straight_through(dist.sample_onehot(key, sg(logits)), logits), logits
 
 
