@@ -329,7 +329,7 @@ def in_mind(
 ) -> dict[str, Array]:
     """Returns the `pictures` of the behavior at the rows of the first B <= 6 sequences, all of which are observed.
 
-    own: the Variables of both parts. The result is {"seen/name": [B, T, h, w, 1 or 3]}.
+    own: the Variables of both parts. The result is {"mind/name": [B, T, h, w, 1 or 3]}.
     """
     state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
     keys = named_keys(key, "mind_observe", "mind")
@@ -337,4 +337,4 @@ def in_mind(
     _, latents = world_model.observe(v, keys["mind_observe"], state, rows.obs, prev_action, rows.is_first)
     dream, feat = make_dream(world_model, v), world_model.feat(latents)
     seen = behavior.pictures(own["behavior"], keys["mind"], dream, feat, rows.obs)
-    return {f"seen/{name}": picture for name, picture in seen.items()}
+    return {f"mind/{name}": picture for name, picture in seen.items()}

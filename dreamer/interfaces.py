@@ -238,7 +238,7 @@ class Agent(NamedTuple):
     update(state, batch) -> state, Update
     act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; half of the T rows are observed, the rest is dreamed;
-        and {"seen/name": [B, T, h, w, 1 or 3]}, the `pictures` of the world model and the behavior
+        and {"seen/name", "mind/name": [B, T, h, w, 1 or 3]}, the `pictures` of world model and behavior
     encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations that have no past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
     storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}
