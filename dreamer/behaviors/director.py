@@ -75,7 +75,7 @@ class Config:
     "classes of each of these one-hots"
     unimix: Annotated[float, between(0, 1)] = 0.01
     "share of the uniform distribution mixed into the manager and a discrete worker"
-    minstd: Annotated[float, at_least(1e-4)] = 0.1
+    minstd: Annotated[float, at_least(1e-4)] = 0.03
     "smallest standard deviation of a continuous worker"
     maxstd: float = 1.0
     "largest standard deviation of a continuous worker"
