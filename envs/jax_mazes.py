@@ -98,7 +98,7 @@ def make(task: str, steps: int = 100, tile: int = 2) -> JaxEnv:
 def picture(maze: Maze, tile: int, state: State) -> Array:
     """Returns the image uint8 [H * tile, W * tile, 3] of a state."""
     row, column = (jnp.arange(size) for size in maze.walls.shape)
-    base = np.where(maze.walls[..., None], np.uint8(WALL), np.uint8(0))
+    base = np.where(maze.walls[..., None], np.array(WALL, np.uint8), np.uint8(0))
     base[tuple(maze.goal)] = GOAL
     here = (row[:, None] == state.cell[0]) & (column[None] == state.cell[1])
     cells = jnp.where(here[..., None], jnp.asarray(AGENT, jnp.uint8).reshape(1, 1, 3), jnp.asarray(base))

@@ -82,7 +82,7 @@ def test_no_metric_has_two_entries_and_none_is_without_words():
         ("loss/of/mine", ["loss/*"]),
         ("episode/is_success", ["episode/*"]),
         ("dyn", ["loss/dyn"]),
-        ("return", ["episode/return", "eval/return", "dream/return"]),
+        ("return", ["episode/return", "eval/return", "dream/return", "worker/return"]),
         ("train/learning_rate*", ["train/learning_rate", "train/learning_rate/*"]),
         ("eval", ["eval/return", "eval/return_std", "eval/length", "eval/*"]),
     ],
