@@ -115,7 +115,8 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     world_model, width = contracts.make_world_model(module, name, config.world_model, spec, **shared)
     name = config.behavior.name
     module = plugins.load(name, "dreamer.behaviors")
-    behavior = contracts.make_behavior(module, name, config.behavior, spec, feat_width=width, **shared)
+    widths = dict(feat_width=width, deter_width=world_model.deter_width)
+    behavior = contracts.make_behavior(module, name, config.behavior, spec, **widths, **shared)
     return assemble(world_model, behavior, optimizer_configs(config), spec, priorities=priorities)
 
 
@@ -153,7 +154,9 @@ def assemble(
         return Carry(world_model.initial(envs), prev_action, behavior.initial(envs))
 
     def report(state: TrainState, batch: Batch) -> dict[str, Array]:
-        return open_loop(world_model, spec, variables(state)["world_model"], state.key, batch)
+        own = variables(state)
+        shown = in_mind(world_model, behavior, spec, own, state.key, batch)
+        return joined(open_loop(world_model, spec, own["world_model"], state.key, batch), shown)
 
     def pack(state: State) -> Mapping[str, Array]:
         return world_model.pack(world_model.latent(state))
@@ -319,3 +322,19 @@ def open_loop(world_model: WorldModel, spec: Spec, v: Variables, key: Key, batch
     decoded = world_model.decode(v, latents)
     seen_as = {f"seen/{name}": x for name, x in world_model.pictures(v, rows.obs).items()}
     return {f"dream/{k}": x for k, x in decoded.items()} | {f"truth/{k}": rows.obs[k] for k in decoded} | seen_as
+
+
+def in_mind(
+    world_model: WorldModel, behavior: Behavior, spec: Spec, own: Mapping[str, Variables], key: Key, batch: Batch
+) -> dict[str, Array]:
+    """Returns the `pictures` of the behavior at the rows of the first B <= 6 sequences, all of which are observed.
+
+    own: the Variables of both parts. The result is {"mind/name": [B, T, h, w, 1 or 3]}.
+    """
+    state, prev_action, rows = align(world_model, spec, jax.tree.map(lambda x: x[:6], batch))
+    keys = named_keys(key, "mind_observe", "mind")
+    v = own["world_model"]
+    _, latents = world_model.observe(v, keys["mind_observe"], state, rows.obs, prev_action, rows.is_first)
+    dream, feat = make_dream(world_model, v), world_model.feat(latents)
+    seen = behavior.pictures(own["behavior"], keys["mind"], dream, feat, rows.obs)
+    return {f"mind/{name}": picture for name, picture in seen.items()}

@@ -6,6 +6,7 @@ that a compiled step has no overhead.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from dreamer.interfaces import Ask, Batch, Behavior, Learned, Losses, State, Var
 from dreamer.spaces import Spec
 
 LONGEST = 400  # characters that are kept of another library's message
-NOT_FUNCTIONS = ("scales", "storage", "needs")
+NOT_FUNCTIONS = ("scales", "storage", "needs", "deter_width")
 PREDICTIONS = ("reward", "cont")  # predictions of one number per row
 SIGNATURES = {
     WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
@@ -53,27 +54,33 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
         "loss": lambda out, v, key, state, prev_action, batch: _is_model_loss(out, model.scales, batch, v.extra),
         "pack": lambda out, latent: _is_packed(out, model.storage),
         "decode": lambda out, v, latent: _is_decoded(out, spec),
-        "pictures": _are_pictures,
+        "pictures": lambda out, v, obs: _are_pictures(out, obs),
+        "from_deter": lambda out, v, deter: _is_latent(out, model, deter),
     }
     model = _guarded(plugin, model, checks)
     shape = jax.eval_shape(lambda: model.feat(model.latent(model.initial(1)))).shape
     if len(shape) != 2 or shape[0] != 1:
         raise UserError(f"{plugin.label}: feat(latent(initial(1))) has shape {list(shape)}, not [1, F]")
+    if not isinstance(model.deter_width, int) or not 0 <= model.deter_width <= shape[-1]:
+        raise UserError(f"{plugin.label}: deter_width is {model.deter_width!r}, not from 0 to F, {shape[-1]}")
     return model, shape[-1]
 
 
 def make_behavior(module: Any, name: str, config: Any, spec: Spec, **shared: Any) -> Behavior:
     """Makes and checks the behavior of a plug-in's module. name, errors: as in `make_world_model`.
 
-    shared: the keyword arguments feat_width, dtype, horizon and contdisc of `make`
+    shared: the keyword arguments feat_width, dtype, horizon and contdisc of `make`; deter_width, if it takes it
     """
     plugin = Plugin(f"behavior {name!r}", spec)
+    if "deter_width" in shared and not _takes(getattr(module, "make", None), "deter_width"):
+        shared.pop("deter_width")
     behavior: Behavior = _made(plugin, module, Behavior, (config, spec), shared)
     checks: dict[str, Callable] = {
         "init": _is_variables,
         "act": lambda out, v, key, dream, state, carry, ask, mode: _is_act(out, carry, ask, spec),
         "loss": lambda out, v, *rest: _is_behavior_loss(out, behavior.scales, v.extra),
         "refresh": lambda out, v: _same(out, v.extra, "extra"),
+        "pictures": lambda out, v, key, dream, feat, obs: _are_pictures(out, obs),
     }
     return _guarded(plugin, behavior, checks)
 
@@ -106,6 +113,11 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise UserError(f"{plugin.label}: the scale of loss {loss!r} is a {type(scale).__name__}, not a number")
     return made
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Returns whether `function` has a parameter called `name`, by which it asks for an argument that few need."""
+    return callable(function) and name in inspect.signature(function).parameters
 
 
 def _guarded(plugin: Plugin, record: Any, checks: Mapping[str, Callable]) -> Any:
@@ -237,7 +249,13 @@ def _is_decoded(out: Any, spec: Spec) -> None:
         raise Fault(f"{unknown[0]!r}, which is no observation; there are {sorted(spec.obs)}")
 
 
-def _are_pictures(out: Any, v: Any, obs: Any) -> None:
+def _is_latent(out: Any, model: WorldModel, deter: Any) -> None:
+    one = jax.eval_shape(lambda: model.latent(model.initial(1)))
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*deter.shape[:-1], *x.shape[1:]), x.dtype), one)
+    _same(out, wanted, "latent")
+
+
+def _are_pictures(out: Any, obs: Any) -> None:
     lead = next(iter(obs.values())).shape[:2]
     for name, picture in out.items():
         if picture.ndim != 5 or picture.shape[:2] != lead or picture.shape[-1] not in (1, 3):

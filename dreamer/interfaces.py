@@ -98,6 +98,8 @@ class WorldModel(NamedTuple):
     scales: {loss name: weight of the loss in the total}
     pictures(v, obs {k: [B, T, ..]}) -> {name: [B, T, h, w, 1 or 3]} from 0 to 255: how the model sees observations,
         for reports; {} by default
+    deter_width: D, the width of the deterministic part of features, their first entries; 0: there is no such part
+    from_deter(v, deter [.., D]) -> latent [..]: the most likely latent with this deterministic part; only if D > 0
     """
 
     init: Callable[[Key], Variables]
@@ -115,6 +117,8 @@ class WorldModel(NamedTuple):
     storage: Mapping[str, Space]
     scales: Mapping[str, float]
     pictures: Callable[[Variables, Obs], Mapping[str, Array]] = lambda v, obs: {}
+    deter_width: int = 0
+    from_deter: Callable[[Variables, Array], Latent] = lambda v, deter: ()
 
 
 class Dream(NamedTuple):
@@ -124,6 +128,7 @@ class Dream(NamedTuple):
     predict(feat [.., F]) -> {"reward", ..}, see `WorldModel.predict` | decode(state) -> {k: [N, ..]}
     observe(key, state [N, ..], obs {k: [N, ..]}, prev_action [N, A], is_first [N]) -> state after one more row each,
         for a behavior that tries itself in environments of its own
+    draw(deter [.., D]) -> {k: [.., ..]}: the observations of `WorldModel.from_deter`; {} if the model has no such part
     """
 
     imagine: Callable[[Key, State, Array], State]
@@ -131,6 +136,7 @@ class Dream(NamedTuple):
     predict: Callable[[Array], Mapping[str, Array]]
     decode: Callable[[State], Mapping[str, Array]]
     observe: Callable[..., State] | None = None
+    draw: Callable[[Array], Mapping[str, Array]] = lambda deter: {}
 
 
 class Replayed(NamedTuple):
@@ -169,6 +175,8 @@ class Behavior(NamedTuple):
     refresh(v) -> extra: the next value of v.extra after an optimizer step, for example with a newer slow critic
     scales: {loss name: weight of the loss in the total}
     needs: names of the world-model predictions that this behavior uses
+    pictures(v, key, dream, feat [B, T, F], obs {k: [B, T, ..]}) -> {name: [B, T, h, w, 1 or 3]} from 0 to 255: what the
+        behavior has in mind at these rows, for reports; {} by default
     """
 
     init: Callable[[Key], Variables]
@@ -178,6 +186,7 @@ class Behavior(NamedTuple):
     refresh: Callable[[Variables], Extra]
     scales: Mapping[str, float]
     needs: frozenset[str] = frozenset({"reward", "cont"})
+    pictures: Callable[..., Mapping[str, Array]] = lambda v, key, dream, feat, obs: {}
 
 
 class TrainState(NamedTuple):
@@ -229,7 +238,7 @@ class Agent(NamedTuple):
     update(state, batch) -> state, Update
     act(variables, key, carry, obs {k: [E, ..]}, is_first [E], mode="sample", command={}) -> carry, action [E, A]
     report(state, batch) -> {"truth/k", "dream/k": [B, T, ..]}; half of the T rows are observed, the rest is dreamed;
-        and {"seen/name": [B, T, h, w, 1 or 3]}, the `pictures` of the world model
+        and {"seen/name", "mind/name": [B, T, h, w, 1 or 3]}, the `pictures` of world model and behavior
     encode(variables, key, obs {k: [E, ..]}) -> feat [E, F] of observations that have no past, such as goals
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
     storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}

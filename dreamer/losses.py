@@ -174,4 +174,5 @@ def make_dream(world_model: WorldModel, v: Variables) -> Dream:
         predict=functools.partial(world_model.predict, v),
         decode=lambda state: world_model.decode(v, world_model.latent(state)),
         observe=observe,
+        draw=lambda deter: world_model.decode(v, world_model.from_deter(v, deter)) if world_model.deter_width else {},
     )

@@ -77,7 +77,8 @@ OPS_LIBRARIES = {"jax", "optax", "chex", "numpy"}
 JAX_SUITES = tuple(
     f"envs.{name}"
     for name in (
-        "_jax_suite", "brax", "craftax", "gymnax", "jax_probes", "jaxmarl", "jumanji", "navix", "pgx", "playground",
+        "_jax_suite", "brax", "craftax", "gymnax", "jax_mazes", "jax_probes", "jaxmarl", "jumanji", "navix", "pgx",
+        "playground",
     )
 )  # fmt: skip
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "chex", "haiku", "orbax"}

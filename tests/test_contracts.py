@@ -141,6 +141,12 @@ def test_the_contracts_hold_for_a_sound_pair():
         ({"imagine": None}, None, ["imagine is a NoneType, not a function"]),
         ({"scales": {"echo": "1"}}, None, ["the scale of loss 'echo' is a str"]),
         ({"storage": 3}, None, ["storage is a int, not a mapping"]),
+        ({"deter_width": 3}, None, ["deter_width is 3, not from 0 to F, 2"]),
+        (
+            {"deter_width": 1, "from_deter": lambda v, deter: {"prev": deter}},
+            lambda world: world.from_deter(V, jnp.zeros((4, 1))),
+            ["from_deter returns latent['prev'] of shape [4, 1], not [4, 2]"],
+        ),
     ],
 )  # fmt: skip
 def test_a_world_model_that_breaks_its_contract_is_named(fields, call, parts):
@@ -167,12 +173,33 @@ def test_a_world_model_that_breaks_its_contract_is_named(fields, call, parts):
             lambda mind: mind.refresh(V._replace(extra={"slow": jnp.zeros(3)})), "extra['slow'] of shape [1], not [3]",
         ),
         ({"loss": lambda *rest: jnp.zeros(2) @ jnp.zeros(3)}, mind_loss, "loss failed: TypeError: dot_general"),
+        (
+            {"pictures": lambda *rest: {"goal": jnp.zeros((2, 4, 8, 8))}},
+            lambda mind: mind.pictures(V, KEY, None, jnp.zeros((2, 4, 2)), batch().obs),
+            "pictures returns 'goal' of shape [2, 4, 8, 8], not [2, 4, h, w, 1 or 3]",
+        ),
     ],
 )  # fmt: skip
 def test_a_behavior_that_breaks_its_contract_is_named(fields, call, part):
     with pytest.raises(UserError) as caught:
         call(behavior(**fields))
     assert str(caught.value).startswith("behavior 'lab.mind': ") and part in str(caught.value)
+
+
+def test_a_behavior_learns_the_width_of_the_deterministic_part_if_it_asks():
+    given = {}
+
+    def asking(config, spec, *, feat_width, deter_width):
+        given["asking"] = (feat_width, deter_width)
+        return random_behavior(spec)
+
+    def plain(config, spec, *, feat_width):
+        given["plain"] = feat_width
+        return random_behavior(spec)
+
+    for make in (asking, plain):
+        contracts.make_behavior(types.SimpleNamespace(make=make), "lab.mind", None, SPEC, feat_width=5, deter_width=3)
+    assert given == {"asking": (5, 3), "plain": 5}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ OWN = {
     "playground": {"mujoco_playground"}, "car_racing": {"Box2D"},
 }  # fmt: skip
 JAX = {
-    "_jax_suite", "jax_probes", "gymnax", "navix", "craftax", "brax", "playground", "jumanji", "pgx", "jaxmarl",
+    "_jax_suite", "jax_mazes", "jax_probes", "gymnax", "navix", "craftax", "brax", "playground", "jumanji", "pgx",
+    "jaxmarl",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
-from dreamer.behaviors import controller, random
+from dreamer.behaviors import controller, director, random
 from dreamer.errors import UserError
 from dreamer.ops import action_dist
 from dreamer.runtime.log.glossary import METRICS, entry_of, explain
@@ -40,6 +40,7 @@ def names_of_updates() -> set[str]:
     )  # fmt: skip
     objects = dict(world_model=contrastive.Config(objects=4, hidden=16), behavior=random.Config())
     found |= names_of_an_update(tiny.SPECS["image"], **objects)
+    found |= names_of_an_update(tiny.SPECS["image"], behavior=director.Config())
     return found | names_of_an_update(tiny.SPECS["vector"], optimizers={"behavior": {"learning_rate": 1e-4}})
 
 
@@ -81,7 +82,7 @@ def test_no_metric_has_two_entries_and_none_is_without_words():
         ("loss/of/mine", ["loss/*"]),
         ("episode/is_success", ["episode/*"]),
         ("dyn", ["loss/dyn"]),
-        ("return", ["episode/return", "eval/return", "dream/return"]),
+        ("return", ["episode/return", "eval/return", "dream/return", "worker/return"]),
         ("train/learning_rate*", ["train/learning_rate", "train/learning_rate/*"]),
         ("eval", ["eval/return", "eval/return_std", "eval/length", "eval/*"]),
     ],

@@ -16,8 +16,15 @@ FILES = {
     "test_notebook",
     "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
     "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_world_models_2018",
+    "test_director_runs",
 }  # fmt: skip
 TESTS = {
+    "test_director:test_an_update_is_a_pure_function_that_keeps_the_form_of_its_state_and_is_traced_once",
+    "test_director:test_a_gradient_reaches_every_parameter",
+    "test_director:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
+    "test_director:test_bfloat16_keeps_parameters_and_goals_in_float32",
+    "test_director:test_eight_devices_make_the_update_of_one",
+    "test_director:test_each_loss_reaches_one_network",
     "test_contrastive:test_the_loss_of_the_source",
     "test_contrastive:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
     "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",

@@ -41,6 +41,7 @@ SUITES = {
     "crafter": Suite("crafter", "crafter:reward"),
     "dmc": Suite("dm_control", "dmc:walker-walk"),
     "gymnax": Suite("gymnax", "gymnax:CartPole-v1", "jaxenvs"),
+    "jax_mazes": Suite("", "jax_mazes:rooms"),
     "jax_probes": Suite("", "jax_probes:both"),
     "jaxmarl": Suite("jaxmarl", "jaxmarl:MPE_simple_spread", "jaxenvs"),
     "jumanji": Suite("jumanji", "jumanji:Snake", "jaxenvs"),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dreamer.interfaces import Array, Key, Params
+from dreamer.interfaces import Array, Key, Network, Params
 from dreamer.nets.adapters import from_flax
 from dreamer.nets.heads import BinaryHead, BitsHead, ScalarHead
 from dreamer.ops import distributions as dist
@@ -33,6 +33,27 @@ def scalar(layers: int, units: int, bins: int = 255, dtype: Any = jnp.float32) -
         init=head.init,
         predict=lambda params, feat: dist.twohot_mean(head.apply(params, feat), values),
         loss=lambda params, feat, target: dist.twohot_loss(head.apply(params, feat), target, values),
+    )
+
+
+def symlog_scalar(layers: int, units: int, dtype: Any = jnp.float32) -> Predictor:
+    """Predicts a number [..] float32 by `symlog_of` an MLP, whose initial prediction is exactly 0."""
+    return symlog_of(from_flax(ScalarHead(layers, units, 1, dtype=dtype)))
+
+
+def symlog_of(head: Network) -> Predictor:
+    """Predicts a number [..] float32 as symexp of the one output [.., 1] of `head`.
+
+    The loss is the squared difference of the output and symlog(target). Source: Director (Hafner et al. 2022).
+    """
+
+    def output(params: Params, feat: Array) -> Array:
+        return head.apply(params, feat)[..., 0].astype(jnp.float32)
+
+    return Predictor(
+        init=head.init,
+        predict=lambda params, feat: dist.symexp(output(params, feat)),
+        loss=lambda params, feat, target: jnp.square(output(params, feat) - dist.symlog(target)),
     )
 
 

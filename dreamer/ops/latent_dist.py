@@ -23,6 +23,7 @@ class LatentDist(NamedTuple):
 
     shape: (S, C), the shape of a state | outputs: (S, n), the shape of a network's outputs for a state
     stats(outs [.., S, n]) -> stats, float32 | sample(key, stats) -> [.., S, C] float32, with gradients to stats
+    mode(stats) -> the most likely [.., S, C]
     kl(q, p) -> KL(q || p) [..] in nats | entropy(stats) -> [..] in nats; both are summed over the groups
     pack(stoch) -> array for the replay | unpack(array) -> the same stoch, bit for bit
     packed: the shape, without leading axes, and the dtype of a packed array
@@ -32,6 +33,7 @@ class LatentDist(NamedTuple):
     outputs: tuple[int, ...]
     stats: Callable[[Array], Stats]
     sample: Callable[[Array, Stats], Array]
+    mode: Callable[[Stats], Array]
     kl: Callable[[Stats, Stats], Array]
     entropy: Callable[[Stats], Array]
     pack: Callable[[Array], Array]
@@ -68,6 +70,7 @@ def categorical(
         outputs=(groups, classes),
         stats=functools.partial(dist.mix_uniform, unimix=unimix),
         sample=sample,
+        mode=lambda logits: jax.nn.one_hot(jnp.argmax(logits, -1), classes),
         kl=summed_kl,
         entropy=lambda logits: dist.categorical_entropy(logits).sum(-1),
         pack=pack,
@@ -94,6 +97,7 @@ def gaussian(groups: int, minstd: float = 0.1) -> LatentDist:
         outputs=(groups, 2),
         stats=stats,
         sample=sample,
+        mode=lambda normal: normal.mean[..., None],
         kl=normal_kl,
         entropy=lambda normal: dist.normal_entropy(normal.std),
         pack=lambda stoch: stoch[..., 0],

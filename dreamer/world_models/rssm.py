@@ -276,10 +276,14 @@ def make(
         outs = nets.dec.apply(v.params["dec"], *latent)
         return {name: to_observation(space, outs[name]) for name, space in decoded.items()}
 
+    def from_deter(v: Variables, deter: Array) -> Latent:
+        prior = nets.dist.stats(nets.prior.apply(v.params["dyn"], deter.astype(dtype)))
+        return Latent(deter.astype(dtype), nets.dist.mode(prior))
+
     pack, unpack, storage = _packing(nets.dist, config.deter, dtype)
     return WorldModel(
         init, initial, observe, starts, imagine, lambda state: state, feat, predict, loss, decode, pack, unpack,
-        storage, _scales(config, spec, decoded),
+        storage, _scales(config, spec, decoded), deter_width=config.deter, from_deter=from_deter,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ NEWEST = (
     ("openloop_*.mp4", "truth, dream and their difference"),
     ("openloop_*.png", "truth, dream and their difference"),
     ("seen_*.png", "observations as the world model sees them"),
+    ("mind_*.png", "what the behavior has in mind at observations"),
 )
 
 

@@ -181,6 +181,33 @@ LOSSES = (
         "Losses",
     ),
     Metric(
+        "loss/goal",
+        "Loss of Director's goal autoencoder on replayed states: goal/rec plus goal/kl_weight times goal/kl.",
+        "Falls, and rises again where the agent finds new states.",
+        "Losses",
+    ),
+    Metric(
+        "loss/manager",
+        "Loss of Director's manager: minus the log-probability of the chosen codes times their normalised advantage, "
+        "minus the weighted entropy.",
+        "Large and negative until manager/entropy_weight has fallen, then around 0 and without a trend.",
+        "Losses",
+    ),
+    Metric(
+        "loss/worker",
+        "Loss of Director's worker: minus the log-probability of the dreamed actions times their normalised advantage, "
+        "minus the weighted entropy.",
+        "As loss/manager.",
+        "Losses",
+    ),
+    Metric(
+        "loss/value/*",
+        "Loss of one of Director's critics, on dreams: extrinsic and exploration of the manager, and worker. Squared "
+        "error of the symlog of the returns, or nats with critic: twohot.",
+        "Falls while the slow critic stays, and jumps when it moves.",
+        "Losses",
+    ),
+    Metric(
         "loss/*",
         "A loss of a world model or behavior of your own: its mean over the batch, before its scale.",
         "Defined by the model. It should fall or level off, and never be nan.",
@@ -317,6 +344,86 @@ DREAMS = (
         "Mean magnitude of the advantages.",
         "As dream/adv_std. Near 0, the actor receives no signal: no action is better than another in dreams.",
         "Dreams of the actor and critic",
+    ),
+)
+DIRECTOR = (
+    Metric(
+        "goal/rec",
+        "Squared error of the goal autoencoder, summed over the numbers of a state.",
+        "Falls far below its first values; high errors mark states that are new.",
+        "Director",
+    ),
+    Metric(
+        "goal/kl",
+        "Information in nats that the code of a state carries: its KL divergence to equally likely classes.",
+        "Settles near kl_target. Far below it, all states have the same code.",
+        "Director",
+    ),
+    Metric(
+        "goal/kl_weight",
+        "Weight of goal/kl in loss/goal, which adapts to kl_target.",
+        "Begins at 1 and falls by a tenth per update while goal/kl is too small, to 1e-5 at least.",
+        "Director",
+    ),
+    Metric(
+        "manager/reward_extrinsic",
+        "Reward of the environment for the manager: its mean over a block of dreamed steps.",
+        "0 until the agent has found a reward, then it rises.",
+        "Director",
+    ),
+    Metric(
+        "manager/reward_exploration",
+        "Reward for new states: the mean squared error of the goal autoencoder in dreamed states.",
+        "Falls as states become known, and rises where the agent finds others.",
+        "Director",
+    ),
+    Metric(
+        "manager/return_*",
+        "Lambda-return of the manager for one of its rewards; its discount is one per block.",
+        "Follows its reward.",
+        "Director",
+    ),
+    Metric(
+        "manager/entropy",
+        "Entropy of the manager's codes, relative to the largest.",
+        "Begins near 1 and settles near the setting manager_entropy.",
+        "Director",
+    ),
+    Metric(
+        "manager/entropy_weight",
+        "Weight of the manager's entropy, averaged over the one-hots of a code; each adapts on its own.",
+        "Begins at 1, falls by a tenth per update while the entropy is too large, and rises again later.",
+        "Director",
+    ),
+    Metric(
+        "worker/reward",
+        "Max-cosine similarity of dreamed states and the worker's goal, from -1 to 1.",
+        "Near 1 before the model tells states apart; it then falls, and rises as the worker learns.",
+        "Director",
+    ),
+    Metric(
+        "worker/return",
+        "Lambda-return of the worker for the goal at hand.",
+        "Follows worker/reward.",
+        "Director",
+    ),
+    Metric(
+        "worker/reached",
+        "Share of dreamed blocks that end with a worker/reward above 0.7.",
+        "Rises as the worker learns to reach goals.",
+        "Director",
+    ),
+    Metric(
+        "worker/entropy",
+        "Entropy of the worker, from 0 for the smallest that it can have to 1 for the largest.",
+        "Begins near 1 and settles near the setting worker_entropy.",
+        "Director",
+    ),
+    Metric(
+        "worker/entropy_weight",
+        "Weight of the worker's entropy, which adapts to worker_entropy.",
+        "As manager/entropy_weight.",
+        "Director",
     ),
 )
 EVOLUTION = (
@@ -477,7 +584,9 @@ SPEED = (
     ),
 )
 SHORT = {"env_steps/s": "speed/env_steps_per_s", "updates/s": "speed/updates_per_s"}  # as the terminal shows them
-METRICS: tuple[Metric, ...] = (*PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS, *EVOLUTION, *OPTIMIZER, *SPEED)
+METRICS: tuple[Metric, ...] = (
+    *PROGRESS, *EPISODES, *LOSSES, *LATENTS, *DREAMS, *DIRECTOR, *EVOLUTION, *OPTIMIZER, *SPEED
+)  # fmt: skip
 
 
 def entry_of(name: str) -> Metric | None:

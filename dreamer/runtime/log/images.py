@@ -22,6 +22,7 @@ from dreamer.spaces import Space
 LARGEST_GIF = (200, 240)  # frames, and pixels of the longer side, of a video for TensorBoard and Weights & Biases
 SMALLEST_SIDE = 384  # pixels; smaller videos are enlarged to this size
 TILE_GAP = 4  # pixels between videos shown side by side
+DRAWN = ("seen", "mind")  # the parts of a report that a world model and a behavior have drawn
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
@@ -144,12 +145,13 @@ def to_bytes(space: Space, image: np.ndarray) -> np.ndarray:
 def in_bytes(spaces: Mapping[str, Space], report: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Converts the images of a report {"truth/k", "dream/k": [B, T, ..]} with `to_bytes`; keeps all other arrays.
 
-    spaces: the Space of each observation key k. {"seen/name"}, the pictures of the model, are in bytes already.
+    spaces: the Space of each observation key k. {"seen/name", "mind/name"}, the pictures of model and behavior, are in
+    bytes already.
     """
 
     def one(name: str, value: np.ndarray) -> np.ndarray:
         kind, _, key = name.partition("/")
-        return to_bytes(spaces[key], value) if kind != "seen" and spaces[key].image else value
+        return to_bytes(spaces[key], value) if kind not in DRAWN and spaces[key].image else value
 
     return {name: one(name, value) for name, value in report.items()}
 

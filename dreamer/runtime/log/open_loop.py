@@ -11,7 +11,7 @@ import numpy as np
 
 from dreamer.runtime.files.atomic import write_whole
 from dreamer.runtime.files.run_dir import PICTURES
-from dreamer.runtime.log.images import as_bytes, encode_png, read_png, rgb, write_video
+from dreamer.runtime.log.images import DRAWN, as_bytes, encode_png, read_png, rgb, write_video
 
 OBSERVED = (40, 170, 80)  # border color of a frame that the model observed
 
@@ -47,7 +47,8 @@ def write_report(
     `Agent.report`. Images have values from 0 to 255. The world model has observed the first half of the T steps.
     The video openloop_<env_steps>.mp4 stacks all image keys, those with arrays [B, T, H, W, C]. The plot
     openloop_<env_steps>.png shows all other keys. `show` also receives them, as "openloop/video" and "openloop/plot".
-    {"seen/name": [B, T, h, w, 1 or 3]}, the model's own pictures, become seen_name_<env_steps>.png and "seen/name".
+    {"seen/name", "mind/name": [B, T, h, w, 1 or 3]}, the pictures of the model and of the behavior, become
+    seen_name_<env_steps>.png and "seen/name", and likewise for "mind".
     Raises UserError if a file cannot be written.
     """
     folder = Path(run_dir) / PICTURES
@@ -67,8 +68,8 @@ def write_report(
         paths.append(open_loop_plot(folder / f"openloop_{env_steps:09d}.png", true_lines, dream_lines, observed))
         if show:
             show.image(env_steps, "openloop/plot", read_png(paths[-1]))
-    for name in (name for name in sorted(report) if name.startswith("seen/")):
-        picture, file = seen_picture(report[name]), f"seen_{name.partition('/')[2]}_{env_steps:09d}.png"
+    for name in (name for name in sorted(report) if name.partition("/")[0] in DRAWN):
+        picture, file = seen_picture(report[name]), f"{name.replace('/', '_')}_{env_steps:09d}.png"
         paths.append(write_whole(folder / file, functools.partial(_write_png, encode_png(picture))))
         if show:
             show.image(env_steps, name, picture)
