@@ -46,7 +46,7 @@ def third_party(folder: str) -> set[str]:
 
 def test_every_library_that_is_imported_is_a_dependency():
     optional = names(EXTRAS["distributed"]) | names(EXTRAS["report"]) | names(EXTRAS["slurm"])
-    optional |= names(EXTRAS["data"]) | names(EXTRAS["evolution"])
+    optional |= names(EXTRAS["data"]) | names(EXTRAS["video"]) | names(EXTRAS["evolution"])
     assert third_party("dreamer") <= names(PROJECT["dependencies"]) | optional
 
 

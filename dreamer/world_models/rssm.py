@@ -234,7 +234,8 @@ def make(
     """Makes the world model for an environment. sample: as in `make_dist`, for posterior and prior.
 
     With contdisc, the target of the continue head, and thus the cont of `predict`, contains the discount
-    1 - 1 / horizon. A model that is not `rewarded` reads neither rewards nor ends, and predicts neither. Raises UserError when an observation does not suit the encoder.
+    1 - 1 / horizon. A model that is not `rewarded` reads neither rewards nor true ends, and predicts neither. Raises
+    UserError when an observation does not suit the encoder.
     """
     decoded = to_reconstruct(spec)
     nets = make_nets(config, spec, dtype, sample)
@@ -339,7 +340,7 @@ def _dynamics_losses(
 
 
 def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[str, Array]:
-    targets = {}
+    targets: dict[str, Array] = {}
     if "rew" in nets.heads:
         live = 1.0 - batch.is_terminal.astype(jnp.float32)
         targets |= {"rew": batch.reward, "con": live * v.hyper["live_label"]}
