@@ -84,8 +84,8 @@ def check_ssim(size: tuple[int, ...]) -> None:
         import skimage.metrics  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'SSIM needs {error.name or "scikit-image"}, which is not installed: pip install "dreamer-jax[video]", or '
-            "leave it out with --ssim false"
+            'SSIM needs scikit-image, which is not installed: pip install "dreamer-jax[video]", or leave it out with '
+            "--ssim false"
         ) from error
     if min(size) < WINDOW:
         raise UserError(
