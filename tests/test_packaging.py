@@ -21,6 +21,7 @@ PACKAGES = {
     "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
     "ale_py": "ale-py", "imageio_ffmpeg": "imageio", "memory_maze": "memory-maze",
     "mujoco_playground": "playground",
+    "skimage": "scikit-image",
     "Box2D": "gymnasium",  # its extra box2d
 }  # fmt: skip
 # Their declared requirements conflict with ours, but they work; envs/minihack.py has the command to install them.
