@@ -333,6 +333,7 @@ def test_a_start_of_a_wrong_form_is_named(arrays, message, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"video": "film.json"}, "--video 'film.json' must end in .mp4"),
         ({"start": "rest"}, "--start 'rest' must be reset, rows, row:N or a file in .*; did you mean 'reset'?"),
         ({"start": "row:-1"}, "--start row:-1: a row is a number from 0 on, such as row:120"),
         ({"actions": "recorded"}, "--actions recorded needs recorded rows, --start rows or row:N, not reset"),

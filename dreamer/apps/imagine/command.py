@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from dreamer.apps.acting import Trained, restore
+from dreamer.apps.evaluate import check_writable
 from dreamer.apps.imagine import files, generating, pictures, starts
 from dreamer.apps.imagine.flags import ImagineFlags
 from dreamer.apps.imagine.scores import Score, by_horizon, check_ssim
@@ -39,6 +40,7 @@ def imagine_run(run: str, flags: ImagineFlags) -> None:
     Raises UserError, for example if the start does not exist, or if the run has no images.
     """
     start, actions = _chosen(flags)
+    check_writable(Path(flags.video).expanduser())
     trained = restore(run, env_options=flags.env_options, trust=flags.trust)
     spec = trained.spec
     if spec.agents > 1:
@@ -55,6 +57,8 @@ def imagine_run(run: str, flags: ImagineFlags) -> None:
 
 def _chosen(flags: ImagineFlags) -> tuple[str, str]:
     """Returns what --start and --actions mean. Raises UserError if they mean nothing, or do not fit together."""
+    if not flags.video.endswith(".mp4"):
+        raise UserError(f"--video {flags.video!r} must end in .mp4")
     start = flags.start or ("rows" if flags.data else "reset")
     number = start.removeprefix(ROW)
     if start.startswith(ROW) and not number.isdecimal():
