@@ -105,8 +105,9 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
 
     A world model's module may have a function complete(config) -> config, which adds the settings of other parts that
     follow from its own, such as the updates in which an optimizer is active.
-    Raises UserError when a name is unknown, an observation does not suit the world model, or a part breaks its
-    contract (dreamer/contracts.py). The functions of the Agent also raise UserError, while jax traces them.
+    Raises UserError when a name is unknown, an observation does not suit the world model, the behavior needs rewards
+    that the world model is told not to learn, or a part breaks its contract (dreamer/contracts.py). The functions of
+    the Agent also raise UserError, while jax traces them.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name
@@ -117,6 +118,12 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     module = plugins.load(name, "dreamer.behaviors")
     widths = dict(feat_width=width, deter_width=world_model.deter_width)
     behavior = contracts.make_behavior(module, name, config.behavior, spec, **widths, **shared)
+    unmet = sorted(behavior.needs & {"reward", "cont"})
+    if unmet and getattr(config.world_model, "rewarded", True) is False:
+        raise UserError(
+            f"the behavior {name!r} needs {', '.join(unmet)}, which no world model predicts with "
+            "agent.world_model.rewarded: false; set it to true, or agent.behavior.name to random"
+        )
     return assemble(world_model, behavior, optimizer_configs(config), spec, priorities=priorities)
 
 

@@ -104,7 +104,7 @@ NO_JAX = (
         )
     ),
     *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),
-    "dreamer.apps.data",
+    "dreamer.apps.data", "dreamer.apps.imagine.flags", "dreamer.apps.imagine.files", "dreamer.apps.imagine.scores",
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
 

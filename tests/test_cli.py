@@ -528,6 +528,7 @@ def test_usage_and_help_of_eval_load_no_jax():
 
 
 def test_every_command_has_a_help(capsys):
-    for name in ("train", "eval", "check", "report", "verify", "data", "presets", "envs", "metrics", "completion"):
+    names = ("train", "eval", "imagine", "check", "report", "verify", "data", "presets", "envs", "metrics")
+    for name in (*names, "completion"):
         assert cli.main([name, "--help"]) == 0, name
         assert capsys.readouterr().out.strip(), name

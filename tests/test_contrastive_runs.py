@@ -80,8 +80,9 @@ def test_any_world_model_can_be_ranked():
     """By the features of its posterior and of its dreams; here an RSSM."""
     whole = tiny_runs.tiny(pathlib.Path())
     with contextlib.closing(plugins.make_env(whole.env)) as env:
-        agent = agents.make(whole.agent, spec_of(env))
-    trained = Trained(whole, agent, agent.variables(agent.init(jax.random.key(0))), 0)
+        spec = spec_of(env)
+    agent = agents.make(whole.agent, spec)
+    trained = Trained(whole, agent, agent.variables(agent.init(jax.random.key(0))), 0, spec)
     episodes = ranking.collect(trained, whole.env, 100, 3, seed=0)
     v = trained.variables["world_model"]
     true, predicted = ranking.features(agent, v, episodes, jax.random.key(0), steps=(1, 3))

@@ -35,6 +35,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
     "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
     "dreamer/data/npz.py": {"np.load": "of a zip file, with allow_pickle False"},
+    "dreamer/apps/imagine/files.py": {"np.load": "of a zip file, with allow_pickle False"},
     "dreamer/apps/start.py": {"os.execve": "the same command again, with other environment variables"},
     "dreamer/apps/lists.py": {"importlib": "whether a suite of this package is installed, without importing it"},
     "dreamer/apps/report/page.py": {"importlib": "the files of the page, which come with this package"},

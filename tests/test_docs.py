@@ -45,6 +45,7 @@ DOERS = {  # what a command does once its words are understood
     "dreamer.apps.verify.verify_run": 0,
     "dreamer.apps.check.command.check_env": 0,
     "dreamer.apps.data.describe_data": 0,
+    "dreamer.apps.imagine.command.imagine_run": None,
 }
 MAZE = '''
 import gymnasium

@@ -21,6 +21,7 @@ PACKAGES = {
     "yaml": "pyyaml", "PIL": "pillow", "haiku": "dm-haiku", "orbax": "orbax-checkpoint", "dm_control": "dm-control",
     "ale_py": "ale-py", "imageio_ffmpeg": "imageio", "memory_maze": "memory-maze",
     "mujoco_playground": "playground",
+    "skimage": "scikit-image",
     "Box2D": "gymnasium",  # its extra box2d
 }  # fmt: skip
 # Their declared requirements conflict with ours, but they work; envs/minihack.py has the command to install them.
@@ -46,7 +47,7 @@ def third_party(folder: str) -> set[str]:
 
 def test_every_library_that_is_imported_is_a_dependency():
     optional = names(EXTRAS["distributed"]) | names(EXTRAS["report"]) | names(EXTRAS["slurm"])
-    optional |= names(EXTRAS["data"]) | names(EXTRAS["evolution"])
+    optional |= names(EXTRAS["data"]) | names(EXTRAS["video"]) | names(EXTRAS["evolution"])
     assert third_party("dreamer") <= names(PROJECT["dependencies"]) | optional
 
 

@@ -99,8 +99,9 @@ def test_the_defaults_are_size_1m():
 @pytest.mark.parametrize("small", ["size1m", "size12m"])
 @every_preset
 def test_a_size_laid_over_a_preset_wins(path, small):
-    if load(path).agent.world_model.name != "rssm":
-        pytest.skip("the sizes are those of the RSSM")
+    agent = load(path).agent
+    if (agent.world_model.name, agent.behavior.name) != ("rssm", "actor_critic"):
+        pytest.skip("the sizes are those of the RSSM and the actor-critic")
     size = FOLDER / f"{small}.yaml"
     assert load(path, size).agent.world_model.deter == load(size).agent.world_model.deter
 

@@ -15,8 +15,8 @@ FILES = {
     "test_report_page",
     "test_notebook",
     "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
-    "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_world_models_2018",
-    "test_director_runs",
+    "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_imagine_runs",
+    "test_world_models_2018", "test_director_runs",
 }  # fmt: skip
 TESTS = {
     "test_director:test_an_update_is_a_pure_function_that_keeps_the_form_of_its_state_and_is_traced_once",
@@ -27,6 +27,9 @@ TESTS = {
     "test_director:test_each_loss_reaches_one_network",
     "test_contrastive:test_the_loss_of_the_source",
     "test_contrastive:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
+    "test_imagine:test_frames_are_those_of_the_agents_own_open_loop_report",
+    "test_imagine:test_chunks_make_no_difference_and_a_longer_dream_begins_as_a_shorter_one",
+    "test_rewardless:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each_and_traced_once",
     "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",
     "test_fused:test_a_resumed_run_is_the_same_to_the_last_bit",
     "test_fused:test_the_host_resumes_a_run_of_the_device",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from dreamer.interfaces import Agent, Batch, Carry, JaxEnv, Variables
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.env.adapter import EnvAdapter, adapt, mask_in
 from dreamer.runtime.env.observations import agent_obs
-from dreamer.runtime.env.parallel import any_spec
+from dreamer.runtime.env.parallel import any_spec, is_parallel
 from dreamer.runtime.env.rows import EnvRows, empty_step
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import existing_run_dir
@@ -33,12 +33,16 @@ from dreamer.steps import Step
 
 
 class Trained(NamedTuple):
-    """A checkpoint of a run: config, agent, the variables of the agent's parts, and env_steps when it was saved."""
+    """A checkpoint of a run: config, agent, the variables of the agent's parts, and env_steps when it was saved.
+
+    spec: the observations and actions of its environment
+    """
 
     config: Config
     agent: Agent
     variables: dict[str, Variables]
     env_steps: int
+    spec: Spec
 
 
 MakeEnv = Callable[..., gymnasium.Env | JaxEnv] | None
@@ -125,7 +129,19 @@ def restore(
         state, _ = checkpoints.restore(like, step)
         manifest = checkpoints.manifest(step)
     run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.env_steps)
-    return Trained(config, agent, agent.variables(state), manifest.env_steps)
+    return Trained(config, agent, agent.variables(state), manifest.env_steps, spec)
+
+
+@contextlib.contextmanager
+def opened(config: Config, env: plugins.EnvName, seed: int) -> Iterator[EnvRows]:
+    """Makes the environment of a run, whose first reset has this seed, and closes it at the end.
+
+    Raises UserError if the environment has several agents.
+    """
+    with contextlib.closing(plugins.make_env(env, config.env_options)) as made:
+        if is_parallel(made):
+            raise UserError(f"env {config.env!r} has several agents, which this command does not support")
+        yield EnvRows(made, name=config.env, seed=seed, action_repeat=config.action_repeat)
 
 
 class LoadedAgent:

@@ -36,6 +36,7 @@ from dreamer.runtime.log.glossary import METRICS
 USAGE = """usage: dreamer train [PRESET ...] [--flags]        train an agent
        dreamer sweep SWEEP [--flags]               train many agents that differ in settings and seeds
        dreamer eval RUN [--flags]                  play episodes with a trained one
+       dreamer imagine RUN [--flags]               dream a film and compare it with the true future
        dreamer check ENV [--flags]                 look for what is wrong with an environment
        dreamer report RUN... [--flags]             draw and tabulate what runs have reached
        dreamer verify RUN [--flags]                read a run directory whole and say what is damaged
@@ -168,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: list[str]) -> int:
     commands = {
-        "train": train_command, "sweep": sweep_command, "eval": eval_command, "check": check_command,
+        "train": train_command, "sweep": sweep_command, "eval": eval_command,
+        "imagine": imagine_command, "check": check_command,
         "report": report_command, "verify": verify_command, "data": data_command, "presets": lists.presets_command,
         "envs": lists.envs_command, "metrics": lists.metrics_command, "completion": completion_command,
     }  # fmt: skip
@@ -263,6 +265,7 @@ def completion_command(args: list[str]) -> int:
     def script(words: list[str]) -> list[str]:
         from dreamer.apps.check.verdicts import Settings
         from dreamer.apps.data import DataFlags
+        from dreamer.apps.imagine.flags import ImagineFlags
         from dreamer.apps.sweep.options import SweepFlags
 
         if not words:
@@ -271,6 +274,7 @@ def completion_command(args: list[str]) -> int:
             "train": (TrainFlags(), [*shipped.presets(), "--help-all"]), "eval": (EvalFlags(), []),
             "sweep": (SweepFlags(), [*shipped.sweeps()]), "check": (Settings(), []),
             "report": (ReportFlags(), []), "verify": (VerifyFlags(), []), "data": (DataFlags(), []),
+            "imagine": (ImagineFlags(), []),
         }  # fmt: skip
         commands: dict[str, list[str]] = {
             name: [*more, "--help", *(f"--{key.replace('_', '-')}" for key in keys(config))]
@@ -328,6 +332,23 @@ def eval_command(args: list[str]) -> int:
         json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
         trust=options.trust,
     )  # fmt: skip
+    return 0
+
+
+def imagine_command(args: list[str]) -> int:
+    """Runs `dreamer imagine`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
+    from dreamer.apps.imagine.flags import HELP, ImagineFlags
+
+    words, flags = scan(args)
+    if any(flag.key == "help" for flag in flags):
+        return show_help(ImagineFlags(), "dreamer imagine RUN", HELP)
+    options, strays = apply(ImagineFlags(), flags)
+    runs = words + strays
+    if len(runs) != 1:
+        raise UserError(f"dreamer imagine takes one run directory, not {len(runs)}: dreamer imagine runs/NAME")
+    from dreamer.apps.imagine.command import imagine_run
+
+    imagine_run(runs[0], options)
     return 0
 
 

@@ -119,29 +119,54 @@ def dream_from(
 
     actions [N, steps, A]: the actions to take; None: the policy chooses actions in `mode`.
     """
-    model, behavior = agent.world_model, agent.behavior
-    dream = make_dream(model, variables["world_model"])
-    count = jax.tree.leaves(start)[0].shape[0]
+    model = agent.world_model
+    keys = jax.random.split(key, steps + 1)
+    carry = start, agent.behavior.initial(jax.tree.leaves(start)[0].shape[0])
+    carry, latents, taken = dream_rows(agent, variables, keys[:-1], carry, actions, mode)
+    last, _ = choose(agent, variables, keys[-1], carry, mode)
+    latents = jax.tree.map(lambda first, x: jnp.concatenate([first[:, None], x], 1), model.latent(start), latents)
+    taken = jnp.concatenate([taken, last[:, None]], 1)
+    feat = model.feat(latents)
+    predicted = dict(model.predict(variables["world_model"], feat))
+    return dict(model.decode(variables["world_model"], latents)), taken, predicted, feat
 
-    def choose(key: Key, state: State, own: Any) -> tuple[Array, Any]:
-        allowed = dream.predict(dream.feat(state)).get("allowed")
-        ask = Ask(jnp.zeros(count, bool), allowed)
-        return behavior.act(variables["behavior"], key, dream, state, own, ask, mode)
+
+def dream_rows(
+    agent: Agent, variables: Mapping[str, Variables], keys: Array, carry: tuple[State, Any], actions: Array | None,
+    mode: Mode,
+) -> tuple[tuple[State, Any], Latent, Array]:  # fmt: skip
+    """Dreams T steps from a carry: the state [N, ..] of the world model, and the behavior's own carry.
+
+    keys [T]: one for each step | actions [N, T, A]: the actions to take; None: the policy chooses actions in `mode`.
+    Returns the next carry, the latents [N, T, ..] of the rows after the steps, and the actions taken [N, T, A].
+    """
+    model = agent.world_model
+    dream = make_dream(model, variables["world_model"])
 
     def step(before: tuple[State, Any], inputs: tuple[Key, Array | None]) -> tuple[tuple[State, Any], Any]:
         (state, own), (key, given) = before, inputs
         act_key, imagine_key = jax.random.split(key)
-        action, own = choose(act_key, state, own) if given is None else (given, own)
-        return (dream.imagine(imagine_key, state, action), own), (model.latent(state), action)
+        action, own = choose(agent, variables, act_key, before, mode) if given is None else (given, own)
+        state = dream.imagine(imagine_key, state, action)
+        return (state, own), (model.latent(state), action)
 
-    keys = jax.random.split(key, steps + 1)
     given = None if actions is None else actions.swapaxes(0, 1)
-    (state, own), (latents, taken) = jax.lax.scan(step, (start, behavior.initial(count)), (keys[:-1], given))
-    last, _ = choose(keys[-1], state, own)
-    latents = jax.tree.map(lambda x, end: jnp.concatenate([x, end[None]]).swapaxes(0, 1), latents, model.latent(state))
-    taken = jnp.concatenate([taken, last[None]]).swapaxes(0, 1)
-    feat = model.feat(latents)
-    return dict(model.decode(variables["world_model"], latents)), taken, dict(dream.predict(feat)), feat
+    carry, rows = jax.lax.scan(step, carry, (keys, given))
+    return carry, *jax.tree.map(lambda x: x.swapaxes(0, 1), rows)
+
+
+def choose(
+    agent: Agent, variables: Mapping[str, Variables], key: Key, carry: tuple[State, Any], mode: Mode
+) -> tuple[Array, Any]:
+    """Lets the behavior choose actions [N, A] in dreamed states. carry: as in `dream_rows`. Returns its next carry.
+
+    The action masks are those that the world model predicts, if it has learned them.
+    """
+    state, own = carry
+    dream = make_dream(agent.world_model, variables["world_model"])
+    allowed = dream.predict(dream.feat(state)).get("allowed")
+    ask = Ask(jnp.zeros(jax.tree.leaves(state)[0].shape[0], bool), allowed)
+    return agent.behavior.act(variables["behavior"], key, dream, state, own, ask, mode)
 
 
 def _to_numpy(tree: Any) -> Any:

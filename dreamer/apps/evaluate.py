@@ -51,7 +51,7 @@ def evaluate_run(
     json_file: None: no file is written. The other arguments are those of `evaluate`.
     """
     if json_file:
-        _check_writable(Path(json_file).expanduser())
+        check_writable(Path(json_file).expanduser())
     trained = restore(run, env_options=env_options, trust=trust)
     if env_options:
         print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
@@ -91,7 +91,7 @@ def rank_run(
     episodes, seed, errors: as in `ranking.rank`; the other arguments are those of `evaluate_run`
     """
     if json_file:
-        _check_writable(Path(json_file).expanduser())
+        check_writable(Path(json_file).expanduser())
     trained = restore(run, env_options=env_options, trust=trust)
     found = ranking.rank(trained, trained.config.env, episodes, seed=seed)
     for line in ranking.lines(found, episodes):
@@ -177,7 +177,7 @@ def _as_json(result: evaluation.Result, of_returns: Summary) -> dict[str, Any]:
     return {"episodes": episodes, "incidents": [one.text for one in result.incidents], "summary": numbers}
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raises UserError if the file cannot be written. Makes its folder if necessary."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ first row under the true actions.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer import plugins
-from dreamer.apps.acting import Trained
+from dreamer.apps.acting import Trained, opened
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Array, Key, Variables
 from dreamer.runtime.env.actions import random_actions
-from dreamer.runtime.env.parallel import is_parallel
-from dreamer.runtime.env.rows import EnvRows, empty_step
+from dreamer.runtime.env.rows import empty_step
 from dreamer.spaces import MASK, for_device
 
 STEPS = (1, 5, 10)
@@ -63,10 +61,7 @@ def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, s
     Raises UserError if the environment has several agents, or if too many episodes are shorter.
     """
     config, rng = trained.config, np.random.default_rng(SEED + seed)
-    with contextlib.closing(plugins.make_env(env, config.env_options)) as made:
-        if is_parallel(made):
-            raise UserError(f"env {config.env!r} has several agents, which a ranking does not support")
-        rows = EnvRows(made, name=config.env, seed=SEED + seed, action_repeat=config.action_repeat)
+    with opened(config, env, SEED + seed) as rows:
         spec, step = rows.spec, empty_step(rows.spec, 1)
         kept: list[Any] = []
         for _ in range(TRIES * episodes + 1):

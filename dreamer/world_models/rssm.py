@@ -77,6 +77,8 @@ class Config:
     "hidden layers of the continue head, and of the head for action masks"
     bins: Annotated[int, at_least(3)] = 255
     "K, two-hot bins of the reward head"
+    rewarded: bool = True
+    "predict rewards and true ends; false: learn from observations and actions alone"
     symlog: bool = True
     "squash vector observations with symlog before the encoder"
     unimix: Annotated[float, between(0, 1)] = 0.01
@@ -114,7 +116,9 @@ class Latent(NamedTuple):
 
 
 class Nets(NamedTuple):
-    """The networks | dist: the latent's distribution | heads: "rew", "con", and "mask" if there are action masks."""
+    """The networks | dist: the latent's distribution | heads: "rew" and "con" unless the model is made
+    without rewards, and "mask" if there are action masks.
+    """
 
     enc: Network
     dec: Network
@@ -141,10 +145,10 @@ def make_nets(config: Config, spec: Spec, dtype: Any, sample: Callable[[Key, Arr
     )  # fmt: skip
     drawn = make_dist(config, sample)
     outputs = dict(hidden=config.hidden, stoch=drawn.outputs[0], classes=drawn.outputs[1], dtype=dtype)
-    heads = {
-        "rew": predictors.scalar(config.reward_layers, config.units, config.bins, dtype),
-        "con": predictors.chance(config.cont_layers, config.units, dtype),
-    }
+    heads = {}
+    if config.rewarded:
+        heads["rew"] = predictors.scalar(config.reward_layers, config.units, config.bins, dtype)
+        heads["con"] = predictors.chance(config.cont_layers, config.units, dtype)
     if spec.masked:
         heads["mask"] = predictors.bits(config.cont_layers, config.units, spec.action.onehots, dtype)
     return Nets(
@@ -230,7 +234,8 @@ def make(
     """Makes the world model for an environment. sample: as in `make_dist`, for posterior and prior.
 
     With contdisc, the target of the continue head, and thus the cont of `predict`, contains the discount
-    1 - 1 / horizon. Raises UserError when an observation does not suit the encoder.
+    1 - 1 / horizon. A model that is not `rewarded` reads neither rewards nor true ends, and predicts neither. Raises
+    UserError when an observation does not suit the encoder.
     """
     decoded = to_reconstruct(spec)
     nets = make_nets(config, spec, dtype, sample)
@@ -244,8 +249,9 @@ def make(
         return jnp.concatenate([latent.deter.astype(dtype), stoch.astype(dtype)], -1)
 
     def init(key: Key) -> Variables:
-        label = 1 - 1 / horizon if contdisc else 1.0
-        hyper = {"free_nats": jnp.float32(config.free_nats), "live_label": jnp.float32(label)}
+        hyper = {"free_nats": jnp.float32(config.free_nats)}
+        if config.rewarded:
+            hyper["live_label"] = jnp.float32(1 - 1 / horizon if contdisc else 1.0)
         return Variables(_init_params(nets, spec, key, initial(1), feat), (), hyper)
 
     def observe(
@@ -293,7 +299,9 @@ def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) ->
 
 
 def _scales(config: Config, spec: Spec, decoded: Mapping[str, Space]) -> dict[str, float]:
-    scales = dict(rew=config.reward_scale, con=config.cont_scale, dyn=config.dyn_scale, rep=config.rep_scale)
+    scales = dict(dyn=config.dyn_scale, rep=config.rep_scale)
+    if config.rewarded:
+        scales = dict(rew=config.reward_scale, con=config.cont_scale) | scales
     masks = {"mask": config.mask_scale} if spec.masked else {}
     return scales | {f"rec/{name}": config.rec_scale for name in decoded} | masks
 
@@ -336,10 +344,10 @@ def _dynamics_losses(
 
 
 def _head_losses(nets: Nets, v: Variables, feats: Array, batch: Batch) -> dict[str, Array]:
-    targets = {
-        "rew": batch.reward,
-        "con": (1.0 - batch.is_terminal.astype(jnp.float32)) * v.hyper["live_label"],
-    }
+    targets: dict[str, Array] = {}
+    if "rew" in nets.heads:
+        live = 1.0 - batch.is_terminal.astype(jnp.float32)
+        targets |= {"rew": batch.reward, "con": live * v.hyper["live_label"]}
     if "mask" in nets.heads:
         targets["mask"] = batch.obs[MASK].astype(jnp.float32)
     return {name: nets.heads[name].loss(v.params[name], feats, target) for name, target in targets.items()}

@@ -97,16 +97,27 @@ def open_loop_video(truth: np.ndarray, dream: np.ndarray, observed: int) -> np.n
     truth, dream = (rgb(as_bytes(side[:VIDEO_ROWS])) for side in (truth, dream))
     if truth.shape != dream.shape:
         raise ValueError(f"truth {truth.shape} and dream {dream.shape} differ in shape")
-    error = np.abs(truth.astype(np.int16) - dream.astype(np.int16)).astype(np.uint8)
-    _, steps, height, width, _ = truth.shape
+    return film({"true": truth, "model": dream, "error": difference(truth, dream)}, observed)
+
+
+def difference(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
+    """Returns the absolute differences of two arrays of uint8."""
+    return np.abs(truth.astype(np.int16) - dream.astype(np.int16)).astype(np.uint8)
+
+
+def film(parts: Mapping[str, np.ndarray], observed: int) -> np.ndarray:
+    """Returns video frames [T, H', W', 3] uint8: a column for each sequence, in it the parts from top to bottom.
+
+    parts: {label: [B, T, H, W, 3] uint8}, all of one shape | observed: as in `open_loop_video`
+    """
+    _, steps, height, width, _ = next(iter(parts.values())).shape
     border = max(2, min(height, width) // 24)
     color = np.where(np.arange(steps)[:, None] < observed, OBSERVED, DREAMED).astype(np.uint8)
-    columns = [_labels(steps, ("true", "model", "error"), height, border)]
-    for parts in zip(truth, dream, error, strict=True):
-        tall = np.broadcast_to(
-            color[:, None, None], (steps, 3 * height + 4 * border, width + 2 * border, 3)
-        ).copy()
-        for i, part in enumerate(parts):
+    columns = [_labels(steps, tuple(parts), height, border)]
+    for column in zip(*parts.values(), strict=True):
+        shape = (steps, len(parts) * height + (len(parts) + 1) * border, width + 2 * border, 3)
+        tall = np.broadcast_to(color[:, None, None], shape).copy()
+        for i, part in enumerate(column):
             top = border + i * (height + border)
             tall[:, top : top + height, border : border + width] = part
         columns.append(tall)
