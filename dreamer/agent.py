@@ -121,7 +121,7 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     unmet = sorted(behavior.needs & {"reward", "cont"})
     if unmet and getattr(config.world_model, "rewarded", True) is False:
         raise UserError(
-            f"the behavior {name!r} needs {', '.join(unmet)}, which no world model predicts with "
+            f"the behavior {name!r} needs {', '.join(unmet)}, which the world model does not predict with "
             "agent.world_model.rewarded: false; set it to true, or agent.behavior.name to random"
         )
     return assemble(world_model, behavior, optimizer_configs(config), spec, priorities=priorities)

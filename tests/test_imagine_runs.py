@@ -130,4 +130,4 @@ def test_what_cannot_be_imagined_is_named_in_a_line(imagine, run, tmp_path, tmp_
 def test_behaviors_that_need_rewards_are_refused_before_a_run_begins(capsys):
     words = ["--agent.behavior.name", "actor_critic", "--agent.world-model.rewarded", "false", "--run-dir", "x"]
     assert cli.main(["train", "--env", "blocks:shapes", *words]) == 2
-    assert "needs cont, reward, which no world model predicts with agent.world_model.r" in capsys.readouterr().err
+    assert "needs cont, reward, which the world model does not predict with" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_behaviors_that_need_rewards_are_refused(behavior):
     with pytest.raises(UserError) as caught:
         agents.make(dataclasses.replace(CONFIG, behavior=behavior), SPEC)
     assert str(caught.value) == (
-        f"the behavior {behavior.name!r} needs cont, reward, which no world model predicts with "
+        f"the behavior {behavior.name!r} needs cont, reward, which the world model does not predict with "
         "agent.world_model.rewarded: false; set it to true, or agent.behavior.name to random"
     )
 
