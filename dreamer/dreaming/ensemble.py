@@ -109,7 +109,8 @@ def disagreement(predicted: Array, measure: str = "std", *, unbiased: bool = Fal
     The gradient is 0, and finite, where members agree exactly.
     """
     predicted = predicted.astype(jnp.float32)
-    away = predicted - predicted.mean(0, keepdims=True)  # a difference first: E[x^2] - E[x]^2 loses all digits of large features
+    # A difference first: E[x^2] - E[x]^2 loses all digits of large features.
+    away = predicted - predicted.mean(0, keepdims=True)
     if measure == "distance":
         return _root(jnp.square(away).sum(-1)).mean(0)
     variance = jnp.square(away).sum(0) / (len(predicted) - unbiased)

@@ -51,6 +51,8 @@ def plan(
         return Rings(size, len(found.files.oldest) - streams if config.data else 0)
     if config.updates and size.rows_per_stream < steps:
         raise UserError(f"data: the datasets have {steps:,} rows, but {size.bound} leaves room for {size.steps:,}")
+    if config.updates:
+        size = dataclasses.replace(size, bound="data")
     return Rings(size, rings_for(datasets.lengths, size) if datasets and not config.updates else 0)
 
 
