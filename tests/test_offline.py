@@ -274,6 +274,12 @@ def test_settings_that_contradict_each_other_are_named(tmp_path, run, changes, w
     refused(offline(tmp_path / "run", run, **changes), *words)
 
 
+def test_a_run_that_collects_does_not_become_one_that_does_not(tmp_path, run):
+    part = dreamer.train(offline(tmp_path / "run", run, updates=2))
+    with pytest.raises(UserError, match=r"with updates 0: the run learns from data only"):
+        dreamer.train(offline(part, run, updates=0, env=ENV), resume="yes")
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_outside_of_0_to_1_is_named(tmp_path, share):
     with pytest.raises(UserError, match=r"replay.data_share must be from 0 to 1, not"):

@@ -66,6 +66,9 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
         config.agent.behavior
     ):
         raise UserError(f"{run_dir} was trained with another world model or behavior; resume it with the same ones")
+    if bool(saved.updates) != bool(config.updates):
+        what = "collects" if config.updates else "learns from data only"
+        raise UserError(f"cannot resume {run_dir} with updates {config.updates}: the run {what}")
     changed = [
         key for key in keys(config) if get(config, key) != get(saved, key) and not has_mark(config, key, MAY_CHANGE)
     ]
