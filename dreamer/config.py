@@ -35,6 +35,7 @@ from dreamer.runtime.log.logger import Config as LogConfig
 from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.workers import Config as WorkersConfig
 
+NO_ENV = "none"  # the environment of a run that only learns from data and is not evaluated
 PLUGINS = {"agent.world_model": "dreamer.world_models", "agent.behavior": "dreamer.behaviors"}
 
 
@@ -50,13 +51,19 @@ class Config:
     seed: Annotated[int, between(0, 2**31 - 1), SAME_GROUP] = 0
     """Seed of networks, replay and environments."""
     env: str = "CartPole-v1"
-    """Environment: a gymnasium id, suite:task (envs/suite.py) or package.module:factory."""
+    """Environment: a gymnasium id, suite:task (envs/suite.py) or package.module:factory. A run with `updates`
+    uses it to evaluate only; none: not even that, and the data tell the spaces."""
     env_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment; --env-options.KEY VALUE sets one."""
     action_repeat: Annotated[int, at_least(1)] = 1
     """Environment frames for which each action is held."""
     env_steps: Annotated[int, at_least(1), MAY_CHANGE] = 1_000_000
     """Length of the run in agent steps (rows stored, reset rows included), all environments together."""
+    data: tuple[str, ...] = ()
+    """Datasets to learn from, as in `dreamer data PATH`: with `updates` from nothing else, otherwise in a share of each
+    batch, `replay.data_share`."""
+    updates: Annotated[int, at_least(0), MAY_CHANGE] = 0
+    """Length of a run that learns from `data` only, in updates, without environment steps; 0 = the run collects."""
     replay_ratio: Annotated[float, at_least(0)] = 32
     """Trained time steps per collected agent step; updates = env_steps * replay_ratio / (batch_size * batch_length)."""
     run_dir: Annotated[str, MAY_CHANGE, SAME_GROUP] = ""
@@ -104,6 +111,16 @@ class Config:
         if not self.env:
             raise UserError("env must name an environment, not be empty")
 
+    @property
+    def length(self) -> int:
+        """Returns the length of the run: `updates` if it learns from data only, else `env_steps`."""
+        return self.updates or self.env_steps
+
+    @property
+    def counted(self) -> str:
+        """Returns the name of these steps: updates or env_steps."""
+        return "updates" if self.updates else "env_steps"
+
 
 Note = Callable[[str], object]  # receives each remark on a config that is worth reading but is no error
 
@@ -144,7 +161,12 @@ def stack(layers: Sequence[Layer], *, note: Note = tell) -> Config:
     config = Config()
     for number, one in enumerate(layers):
         config = overlay(config, one, before=layers[:number], note=note)
-    return config
+    return without_env(config, any("env" in one.values for one in layers))
+
+
+def without_env(config: Config, named: bool) -> Config:
+    """Returns a config with env NO_ENV if it is to learn from data only and the user has not `named` an environment."""
+    return config if named or not config.updates else dataclasses.replace(config, env=NO_ENV)
 
 
 def overlay(

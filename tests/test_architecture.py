@@ -63,7 +63,7 @@ TABLE: dict[str, set[str]] = {
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
     "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces", "jax_leaves"} | NOUNS,
-    "runtime/run": RUNTIME | {"agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
+    "runtime/run": RUNTIME | {"data", "agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME
     | {"data", "runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"}
@@ -99,8 +99,8 @@ NO_JAX = (
     *(
         f"dreamer.runtime.run.{name}"
         for name in (
-            "environments", "limiter", "listening", "prefetch", "ratio", "run_config", "schedule", "stopping",
-            "verifying", "writeback",
+            "datasets", "environments", "limiter", "listening", "prefetch", "ratio", "run_config", "schedule",
+            "stopping", "verifying", "writeback",
         )
     ),
     *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),

@@ -634,7 +634,7 @@ def test_an_own_key_beside_the_name_is_not_forgiven(preset, lab):
 def test_nothing_that_an_agent_learns_from_may_change_at_a_resume():
     free = {key.partition(".")[0] for key in keys(Config()) if has_mark(Config(), key, MAY_CHANGE)}
     places = {"run_dir", "loop", "collect", "workers", "replay", "log", "eval", "checkpoint", "devices", "population"}
-    assert free == places | {"env_steps", "updates_per_call"}
+    assert free == places | {"env_steps", "updates", "updates_per_call"}
     held = ["workers.envs", "replay.capacity_steps", "replay.batch_size", "replay.batch_length", "replay.priority"]
     assert not any(has_mark(Config(), key, MAY_CHANGE) for key in held)
 

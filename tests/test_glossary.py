@@ -11,7 +11,7 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
-from dreamer.behaviors import controller, director, random
+from dreamer.behaviors import cloning, controller, director, random
 from dreamer.errors import UserError
 from dreamer.ops import action_dist
 from dreamer.runtime.log.glossary import METRICS, entry_of, explain
@@ -41,17 +41,22 @@ def names_of_updates() -> set[str]:
     objects = dict(world_model=contrastive.Config(objects=4, hidden=16), behavior=random.Config())
     found |= names_of_an_update(tiny.SPECS["image"], **objects)
     found |= names_of_an_update(tiny.SPECS["image"], behavior=director.Config())
+    for behavior in (cloning.Config(units=8), dataclasses.replace(tiny.BEHAVIOR, penalty=1.0)):
+        both = Spec({"vector": Space((3,), "float32")}, Action((4,), 1))
+        found |= names_of_an_update(both, behavior=behavior)
     return found | names_of_an_update(tiny.SPECS["vector"], optimizers={"behavior": {"learning_rate": 1e-4}})
 
 
 @pytest.fixture(scope="module")
 def names_of_a_run(tmp_path_factory) -> set[str]:
-    """The metrics of the loop, of two threads, an evaluation and an environment with numbers of its own."""
+    """The metrics of the loop, of two threads, an evaluation and an environment with numbers of its own, and of data."""
     patch, run = pytest.MonkeyPatch(), tmp_path_factory.mktemp("glossary") / "run"
     with patch.context() as patched:
         patched.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))
         dreamer.train(tiny_runs.tiny(run, env="reporting_envs:Logged", env_steps=48, lockstep=False))
-    return {name for line in tiny_runs.lines(run) for name in line} - {"nonfinite"}
+        dreamer.train(tiny_runs.tiny(run.with_name("data"), env="none", data=[str(run)], updates=2))
+    lines = tiny_runs.lines(run) + tiny_runs.lines(run.with_name("data"))
+    return {name for line in lines for name in line} - {"nonfinite"}
 
 
 def test_every_metric_of_an_update_of_dreamers_own_agent_has_an_entry_of_its_own(names_of_updates):

@@ -16,7 +16,7 @@ FILES = {
     "test_notebook",
     "test_docs", "test_learning_own_parts", "test_population", "test_population_devices", "test_fused_devices",
     "test_jax_suites", "test_sweep_runs", "test_sweep_on_ray", "test_contrastive_runs", "test_imagine_runs",
-    "test_world_models_2018", "test_director_runs",
+    "test_world_models_2018", "test_director_runs", "test_offline_behaviors",
 }  # fmt: skip
 TESTS = {
     "test_director:test_an_update_is_a_pure_function_that_keeps_the_form_of_its_state_and_is_traced_once",
@@ -74,6 +74,7 @@ TESTS = {
     "test_glossary:test_every_metric_of_a_run_has_an_entry",
     "test_glossary:test_no_entry_is_dead",
     "test_data:test_a_run_directory_is_read_and_exported_to_minari",
+    "test_offline:test_killed_a_few_times_it_ends_bit_identical",
     "test_several_hosts:test_several_processes_learn_the_parameters_of_one_with_the_same_batches",
     "test_several_hosts:test_a_run_goes_on_with_another_number_of_processes",
     "test_several_hosts:test_a_run_of_which_one_process_is_killed_ends_bit_identical",

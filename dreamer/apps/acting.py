@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.apps.dreams import LoadedWorldModel
 from dreamer.coerce import show
-from dreamer.config import Config, layer, overlay
+from dreamer.config import NO_ENV, Config, layer, overlay
+from dreamer.data.forms import from_json
 from dreamer.errors import UserError
 from dreamer.interfaces import Agent, Batch, Carry, JaxEnv, Variables
 from dreamer.runtime.devices import placement, programs
@@ -49,7 +51,15 @@ MakeEnv = Callable[..., gymnasium.Env | JaxEnv] | None
 
 
 def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
-    """Returns what makes the environment of a run: `make_env` if it is given, else the name in the run's config."""
+    """Returns what makes the environment of a run: `make_env` if it is given, else the name in the run's config.
+
+    Raises UserError if the run has learned from data only, and there is no environment.
+    """
+    if not make_env and config.env == NO_ENV:
+        raise UserError(
+            f"the run has learned from data only, and its env is {NO_ENV}; name the environment to play in: "
+            "dreamer eval RUN --env ENV, or make_env in Python"
+        )
     return plugins.maker(make_env) if make_env else config.env
 
 
@@ -61,9 +71,12 @@ class State(NamedTuple):
 
 
 def run_config(
-    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False
-) -> Config:
+    run: str | os.PathLike, env_options: Mapping[str, Any] | None = None, make_env: MakeEnv = None, trust: bool = False,
+    env: str = "",
+) -> Config:  # fmt: skip
     """Returns the config of a run, changed by `env_options`.
+
+    env: the environment of a run that has none; "": there is no other than the run's
 
     make_env: makes the environment; None: the environment that the config names.
     trust: whether a run that was made by another user or on another machine may name code outside dreamer.
@@ -76,13 +89,16 @@ def run_config(
     if make_env:
         given["env"] = make_env
     config = run_configs.load(Path(run).expanduser(), trusted=trust, given=given)
+    if env and config.env not in (NO_ENV, env):
+        raise UserError(f"env {env!r} is not the one of {run}, {config.env!r}; only a run without one takes another")
+    config = dataclasses.replace(config, env=env or config.env)
     if not env_options:
         return config
     changed = overlay(config, layer({"env_options": env_options}, "env_options"))
     specs = []
     for one in (config, changed):
-        with contextlib.closing(plugins.make_env(env_of(config, make_env), one.env_options)) as env:
-            specs.append(any_spec(env, config.env))
+        with contextlib.closing(plugins.make_env(env_of(config, make_env), one.env_options)) as made:
+            specs.append(any_spec(made, config.env))
     _check_spaces(specs[0], specs[1], f"env {config.env!r} with {show(env_options)}")
     return changed
 
@@ -106,16 +122,16 @@ def _space(space: Space | None) -> str:
 
 def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
-    env_options: Mapping[str, Any] | None = None, trust: bool = False,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False, env_name: str = "",
 ) -> Trained:  # fmt: skip
     """Loads the checkpoint of `run` at `step`; None: the newest.
 
     Raises UserError if there is no such checkpoint, or if it does not fit the config of the run.
     env: an environment of the run, from which the spaces are read; `env_options` is then ignored.
     None: an environment is made, and closed again.
-    make_env, env_options, trust: as in `load`.
+    make_env, env_options, trust: as in `load`. env_name: the environment of a run that has none
     """
-    config = run_config(run, None if env else env_options, make_env, trust)
+    config = run_config(run, None if env else env_options, make_env, trust, env_name)
     run_dir = existing_run_dir(Path(run))
     if env is None:
         with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as made:
@@ -126,6 +142,9 @@ def restore(
     like = jax.eval_shape(agent.init, jax.random.key(0))
     with Checkpoints(run_dir) as checkpoints:
         step = checkpoints.latest() if step is None else step
+        manifest = checkpoints.manifest(step) if config.updates else None
+        if manifest and manifest.spec:  # the environment was perhaps named only now
+            _check_spaces(from_json(manifest.spec, f"checkpoint {step} of {run_dir}"), spec, f"env {config.env!r}")
         state, _ = checkpoints.restore(like, step)
         manifest = checkpoints.manifest(step)
     run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.env_steps)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from dreamer import shipped
 from dreamer.apps import lists
-from dreamer.apps.flags import Flag, apply, is_preset, own_words, scan, show_help
+from dreamer.apps.flags import Flag, apply, is_preset, joined, own_words, scan, show_help
 from dreamer.config import (
     PLUGINS,
     Config,
@@ -28,6 +28,7 @@ from dreamer.config import (
     stack,
     tell,
     to_yaml,
+    without_env,
 )
 from dreamer.errors import UserError, nearest
 from dreamer.fields import MAY_CHANGE, at_least, between, keys, marked
@@ -104,6 +105,8 @@ class EvalFlags:
     """Sample actions or take the most likely one; None: as in the run's own config."""
     seed: int = 0
     """Seed of environments and actions."""
+    env: str = ""
+    """Environment to play in, for a run that has none; empty: the run's own."""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
     trust: bool = False
@@ -198,6 +201,7 @@ def train_command(args: list[str]) -> int:
     layers = [*_own_config(flags, given, trusted), *_files(words, given, trusted)]
     # The types of flags, and so the words that belong to them, depend on the named plug-ins.
     flags, free = own_words(_with_plugins(layers, flags, note=lambda text: None), flags)
+    flags = joined(flags, "data")
     layers += _files(free, given, trusted)
     config = _with_plugins(layers, flags, note=tell)
     if any(flag.key == "help_all" for flag in flags):
@@ -213,6 +217,7 @@ def train_command(args: list[str]) -> int:
             raise UserError(f"stray argument {word!r}: presets end in .yaml, or are names that dreamer presets lists; "
                             f"flags start with --{_nearest_preset(word)}")  # fmt: skip
     resolved = Config(**{item.name: getattr(config, item.name) for item in dataclasses.fields(Config)})
+    resolved = without_env(resolved, "env" in given or any("env" in one.values for one in layers))
     if config.print_config:
         print(to_yaml(resolved), end="")
         return 0
@@ -322,7 +327,7 @@ def eval_command(args: list[str]) -> int:
 
         rank_run(
             runs[0], episodes=options.ranking, json_file=options.json, seed=options.seed,
-            env_options=options.env_options, trust=options.trust,
+            env_options=options.env_options, trust=options.trust, env=options.env,
         )  # fmt: skip
         return 0
     from dreamer.apps.evaluate import evaluate_run
@@ -330,7 +335,7 @@ def eval_command(args: list[str]) -> int:
     evaluate_run(
         runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
         json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
-        trust=options.trust,
+        trust=options.trust, env=options.env,
     )  # fmt: skip
     return 0
 

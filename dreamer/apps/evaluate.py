@@ -44,15 +44,16 @@ def evaluate(
 
 def evaluate_run(
     run: str, *, episodes: int, video: str | None, video_episodes: int, json_file: str | None, mode: Any, seed: int,
-    env_options: Mapping[str, Any] | None = None, trust: bool = False,
+    env_options: Mapping[str, Any] | None = None, trust: bool = False, env: str = "",
 ) -> None:  # fmt: skip
     """Runs `dreamer eval`: plays episodes, prints one line for each and a summary, and writes both to `json_file`.
 
-    json_file: None: no file is written. The other arguments are those of `evaluate`.
+    json_file: None: no file is written. env: the environment of a run that has none.
+    The other arguments are those of `evaluate`.
     """
     if json_file:
         check_writable(Path(json_file).expanduser())
-    trained = restore(run, env_options=env_options, trust=trust)
+    trained = restore(run, env_options=env_options, trust=trust, env_name=env)
     if env_options:
         print(f"env options: {show(trained.config.env_options)}, changed from the run: {show(env_options)}")
     mode = mode or trained.config.eval.mode
@@ -84,7 +85,7 @@ def evaluate_run(
 
 def rank_run(
     run: str, *, episodes: int, json_file: str | None, seed: int, env_options: Mapping[str, Any] | None = None,
-    trust: bool = False,
+    trust: bool = False, env: str = "",
 ) -> None:  # fmt: skip
     """Runs `dreamer eval --ranking`: prints Hits@k and MRR of the world model, and writes them to `json_file`.
 
@@ -92,7 +93,7 @@ def rank_run(
     """
     if json_file:
         check_writable(Path(json_file).expanduser())
-    trained = restore(run, env_options=env_options, trust=trust)
+    trained = restore(run, env_options=env_options, trust=trust, env_name=env)
     found = ranking.rank(trained, trained.config.env, episodes, seed=seed)
     for line in ranking.lines(found, episodes):
         print(line)

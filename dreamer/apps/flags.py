@@ -60,6 +60,15 @@ def _count_own(kind: Any, flag: Flag) -> int:
     return 1
 
 
+def joined(flags: Sequence[Flag], key: str) -> list[Flag]:
+    """Returns the flags with all that set the list `key` made one, with the words of all of them in order."""
+    own = [flag for flag in flags if flag.key == key and flag.words]
+    if len(own) < 2:
+        return [*flags]
+    one = own[0]._replace(words=[word for flag in own for word in flag.words], inline=False)
+    return [*(flag for flag in flags if flag not in own), one]
+
+
 def is_preset(word: str) -> bool:
     """Whether a word names a preset: a .yaml file, or a preset that comes with dreamer."""
     return word.endswith((".yaml", ".yml")) or word in shipped.presets()

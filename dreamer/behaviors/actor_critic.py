@@ -1,4 +1,8 @@
-"""An actor and a critic that learn from dreams. They use a `Dream`, and do not depend on the kind of world model."""
+"""An actor and a critic that learn from dreams. They use a `Dream`, and do not depend on the kind of world model.
+
+With a `penalty`, an ensemble of one-step predictors learns from the replayed rows. Dreamed rewards are lowered where
+its members disagree, so that the actor keeps to what the data have shown. Source: offline DreamerV2, Lu et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dreamer.dreaming import ensemble
 from dreamer.dreaming.actor_critic import Imagined, Norms, Settings, imagined_losses, replayed_loss
 from dreamer.dreaming.rollout import rollout
 from dreamer.errors import UserError
@@ -38,6 +43,7 @@ from dreamer.ops.keys import named_keys
 from dreamer.spaces import Spec
 
 sg = jax.lax.stop_gradient
+USUAL = normalize.stream()  # the usual size of the disagreement in dreams
 TRACED = ("entropy", "lam", "slow_rate", "slow_scale", "minstd", "maxstd")  # fields of Config that are in hyper
 
 
@@ -85,6 +91,12 @@ class Config:
     "weight of the critic's loss in dreams"
     repval_scale: Annotated[float, at_least(0)] = 0.3
     "weight of the critic's loss on replayed sequences, which also trains the world model"
+    penalty: Annotated[float, at_least(0)] = 0.0
+    "weight of the ensemble's disagreement, by which dreamed rewards are lowered; 0 = there is no ensemble"
+    penalty_norm: Literal["none", "stream"] = "none"
+    "measure disagreement in its usual size: a moving average of its mean in dreams"
+    ensemble: ensemble.Config = ensemble.Config()
+    "the ensemble"
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -98,6 +110,7 @@ class Nets(NamedTuple):
 
     actor(feat) -> outputs that `ActionDist` reads | critic(feat) -> logits [.., K] of the two-hot `bins` [K]
     norms: the normalisers | masked: whether the environment has action masks
+    ensemble(feat, action) -> predictions [M, .., F] of the next features; None: there is no penalty
     """
 
     actor: Network
@@ -105,6 +118,7 @@ class Nets(NamedTuple):
     bins: Any
     norms: Norms
     masked: bool
+    ensemble: Network | None = None
 
 
 def make(
@@ -116,15 +130,18 @@ def make(
     contdisc: whether the world model's `cont` already contains the discount 1 - 1 / horizon
     sample(key, actor outputs, allowed) -> action: draws the actions; None: the `sample` of the `ActionDist`
     """
-    nets, actions_of = make_nets(config, spec, dtype), functools.partial(_actions, config, spec, sample)
+    nets, actions_of = make_nets(config, spec, dtype, feat_width), functools.partial(_actions, config, spec, sample)
 
     def init(key: Key) -> Variables:
-        keys, feat = named_keys(key, "pol", "val"), jnp.zeros((1, feat_width))
+        keys, feat = named_keys(key, "pol", "val", "ens"), jnp.zeros((1, feat_width))
         params = {"pol": nets.actor.init(keys["pol"], feat), "val": nets.critic.init(keys["val"], feat)}
         # A copy, so that the two never share a buffer that may be donated.
         slow = jax.tree.map(jnp.copy, params["val"])
         extra = {"slow": slow, "norms": Norms(*(norm.init() for norm in nets.norms))}
         numbers = {name: getattr(config, name) for name in TRACED} | {"discount": 1 - 1 / horizon}
+        if nets.ensemble:
+            params["ens"] = nets.ensemble.init(keys["ens"], feat, jnp.zeros((1, spec.action_width)))
+            extra["penalty"], numbers["penalty"] = USUAL.init(), config.penalty
         return Variables(params, extra, {name: jnp.float32(value) for name, value in numbers.items()})
 
     def act(
@@ -147,13 +164,22 @@ def make(
 
         feat, action, _ = sg(rollout(dream, policy, (), key, sg(start), config.imagine_length))
         dreamed, max_entropy = _evaluate(nets, actions, v, dream, feat, action)
+        extra, more = v.extra, dict[str, Array]()
+        if nets.ensemble:
+            dreamed, extra, more = penalised(config, nets.ensemble, v, dreamed, feat, action)
         losses, returns, states, metrics = imagined_losses(settings, nets.norms, v.extra["norms"], dreamed)
         metrics["dream/action_entropy_max"] = max_entropy
         boot = returns[:, 0].reshape(replayed.rows.reward.shape)
         logits = nets.critic.apply(v.params["val"], replayed.feat)
         slow_value = dist.twohot_mean(nets.critic.apply(v.extra["slow"], sg(replayed.feat)), nets.bins)
         losses["repval"], _ = replayed_loss(settings, hyper["discount"], replayed.rows, boot, logits, slow_value)
-        return losses, ({**v.extra, "norms": states}, metrics)
+        if nets.ensemble:
+            predicted = nets.ensemble.apply(v.params["ens"], sg(replayed.feat), replayed.rows.action)
+            losses["ens"] = ensemble.replayed_loss(predicted, replayed.feat, replayed.rows.is_first)
+            known = sg(ensemble.disagreement(predicted[:, :, :-1], config.ensemble.measure))
+            within = ~replayed.rows.is_first[:, 1:]
+            more["ensemble/disagreement"] = jnp.sum(known * within) / jnp.maximum(within.sum(), 1)
+        return losses, ({**extra, "norms": states}, {**metrics, **more})
 
     def refresh(v: Variables) -> Extra:
         rate = v.hyper["slow_rate"]
@@ -161,6 +187,7 @@ def make(
         return {**v.extra, "slow": slow}
 
     scales = {"policy": config.policy_scale, "value": config.value_scale, "repval": config.repval_scale}
+    scales |= {"ens": config.ensemble.scale} if nets.ensemble else {}
     needs = frozenset({"reward", "cont"} | ({"allowed"} if spec.masked else set()))
     return Behavior(init, lambda envs: (), act, loss, refresh, scales, needs)
 
@@ -174,8 +201,8 @@ def _actions(config: Config, spec: Spec, sample: Callable[..., Array] | None, hy
     return actions._replace(sample=sample) if sample else actions
 
 
-def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
-    """Makes the networks of actor and critic, the critic's bins, and the normalisers."""
+def make_nets(config: Config, spec: Spec, dtype: Any, feat_width: int) -> Nets:
+    """Makes the networks of actor and critic, the critic's bins, the normalisers, and the ensemble of a penalty."""
     action = spec.action
     return Nets(
         actor=from_flax(ActorHead(config.actor_layers, config.units, action.onehots, action.continuous, dtype=dtype)),
@@ -183,6 +210,7 @@ def make_nets(config: Config, spec: Spec, dtype: Any) -> Nets:
         bins=dist.twohot_bins(config.bins),
         norms=Norms(*map(normalize.make, (config.return_norm, config.value_norm, config.advantage_norm))),
         masked=spec.masked,
+        ensemble=ensemble.make(config.ensemble, feat_width, dtype) if config.penalty else None,
     )
 
 
@@ -209,3 +237,20 @@ def _evaluate(
     widest = action_dist.widest(outs if nets.masked else jax.tree.map(lambda x: x[:2, :1], outs))
     max_entropy = actions.entropy(widest, allowed)[:-1].mean()
     return jax.tree.map(lambda x: x.swapaxes(0, 1), rows), max_entropy
+
+
+def penalised(
+    config: Config, net: Network, v: Variables, dreamed: Imagined, feat: Array, action: Array
+) -> tuple[Imagined, Extra, Metrics]:
+    """Lowers the rewards of dreams by the disagreement about the steps that lead to them, times the penalty.
+
+    net: the ensemble | feat [N, H+1, F], action [N, H+1, A]: the dreams | dreamed: its reward [N, H+1]
+    Returns the dreams with new rewards, the next extra, and metrics. r_t+1 - penalty * disagreement(feat_t, action_t).
+    """
+    found = ensemble.of_steps(config.ensemble, net, v.params["ens"], feat[:, :-1], action[:, :-1])
+    usual = USUAL.update(v.extra["penalty"], found)
+    scale = USUAL.stats(usual)[1] if config.penalty_norm == "stream" else 1.0
+    penalty = v.hyper["penalty"] * found / scale
+    reward = dreamed.reward.at[:, 1:].add(-penalty)
+    metrics = {"dream/disagreement": found.mean(), "dream/penalty": penalty.mean()}
+    return dreamed._replace(reward=reward), {**v.extra, "penalty": usual}, metrics

@@ -12,8 +12,10 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.spans import Span, put_rows
 
 
-def fill(replay: Replay, data: Data, latent: Mapping[str, np.ndarray]) -> int:
+def fill(replay: Replay, data: Data, latent: Mapping[str, np.ndarray], *, first: int = 0) -> int:
     """Adds all rows of a dataset to a replay, an episode at a time to its shortest stream. Returns their number.
+
+    first: the first stream that gets rows. In the replay's old rings, new sequences are not queued for training.
 
     latent {name: [..]}: the packed latent of an initial state, which every row gets until training has replaced it; {}
     if the replay stores none. A piece without a beginning gets is_first in its first row, because the row before it in
@@ -23,16 +25,16 @@ def fill(replay: Replay, data: Data, latent: Mapping[str, np.ndarray]) -> int:
     """
     added = 0
     for episode in data.read():
-        stream = int(replay.counts.argmin())
+        stream = first + int(replay.counts[first:].argmin())
         held, most = int(replay.counts[stream]), replay.size.rows_per_stream
         if held + episode.rows > most:
-            streams = len(replay.counts)
+            streams = len(replay.counts) - first
             raise UserError(
                 f"{data.path} does not fit into the replay, which holds {most:,} rows in each of {streams} streams: "
                 f"{episode.name} has {episode.rows:,} rows, and {most - held:,} are free; raise replay.capacity_steps"
             )
         span = Span(stream, held, held + episode.rows)
-        put_rows(replay, [span], _columns(episode, latent), fresh=True)
+        put_rows(replay, [span], _columns(episode, latent), fresh=stream < replay.streams)
         added += episode.rows
     return added
 

@@ -78,6 +78,18 @@ def moments(rate: float = 0.01, limit: float = 1e-8) -> Normalizer:
     return Normalizer(init, update, stats)
 
 
+def stream(rate: float = 0.01, eps: float = 1e-8) -> Normalizer:
+    """Returns a Normalizer with offset 0 and scale = mag + eps, where mag is a moving average of the mean of |x|.
+
+    mag starts at 1, and a new value has the weight `rate` in it. Source: DreamerV2, its normaliser of rewards.
+    """
+
+    def update(state: Array, x: Array) -> Array:
+        return (1 - rate) * state + rate * jnp.abs(sg(x.astype(jnp.float32))).mean()
+
+    return Normalizer(lambda: jnp.ones(()), update, lambda state: (jnp.zeros(()), state + eps))
+
+
 def identity() -> Normalizer:
     """Returns a Normalizer that changes nothing: offset 0, scale 1."""
     return Normalizer(lambda: (), lambda state, x: state, lambda state: (jnp.zeros(()), jnp.ones(())))

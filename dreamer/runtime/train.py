@@ -18,10 +18,11 @@ from dreamer.runtime.devices import distributed
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.population import members
 from dreamer.runtime.population import train as population
-from dreamer.runtime.run import ending, hosts_train, start
+from dreamer.runtime.run import datasets, ending, hosts_train, start
 from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.offline import OfflineRun
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -50,6 +51,7 @@ def train(
     distributed.check(config.devices)
     env: EnvName = config.env if make_env is None else maker(make_env)
     config = dataclasses.replace(config, env=str(env))
+    datasets.check(config, population=members.count(config) > 1)
     if config.devices.coordinator:
         if members.count(config) > 1:
             raise UserError(
@@ -66,13 +68,14 @@ def train(
         resume = "yes"
     decision = start.decide(config, env, resume, resume_from, trust=trust)
     if decision.done and decision.found:
-        print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to continue")
+        print(f"{decision.given.run_dir} has made its {decision.found.step:,} {config.counted}; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
-        run = Run(open_run(decision, open_session(decision.config, stack, sinks)), callbacks)
+        kind = OfflineRun if decision.config.updates else Run
+        run = kind(open_run(decision, open_session(decision.config, stack, sinks)), callbacks)
         run.start()
         try:
-            {"device": run.on_device, "turns": run.take_turns, "thread": run.side_by_side}[run.parts.way]()
+            run.go()
             if run.stopped:
                 run.leave()
             else:

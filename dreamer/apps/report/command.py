@@ -102,8 +102,8 @@ def make(
     panels: list[Panel] = []
     found = []
     for task in of_tasks:
-        behind = references.of_task(published, task)
-        levels = references.levels(ends, behind, task)
+        behind = [] if task.offline else references.of_task(published, task)
+        levels = references.levels(ends, behind, task) + references.data_levels(task)
         for metric in wanted:
             drawn = panel(task, metric, behind, bin_width, levels=levels, frames=frames)
             if drawn is None:
@@ -166,18 +166,21 @@ def _remarks(task: Task) -> list[str]:
             each = ", ".join(dict.fromkeys(map(show, values)))
             notes.append(f"{task.name}: group {group.name!r} mixes runs of different {key}: {each}")
         for run in group.runs:
-            if run.env_steps < run.config.env_steps:
-                notes.append(f"{run.path} stands at {run.env_steps:,} of {run.config.env_steps:,} env_steps")
+            if run.env_steps < run.config.length:
+                counted = f"{run.config.length:,} {run.config.counted}"
+                notes.append(f"{run.path} stands at {run.env_steps:,} of {counted}")
+    if not task.offline and any(run.config.updates for run in task.runs):
+        notes.append(f"{task.name}: the x axis counts updates for runs that learn from data only, env steps for others")
     runs = [run for run in task.runs if run.metrics]
     shortest = min(runs, key=_frames, default=None)
     if shortest and _frames(shortest) < 0.9 * max(map(_frames, runs)):
         notes.append(
-            f"{task.name}: all scores are those up to {shortest.env_steps:,} env_steps, where {shortest.path} stands; "
-            "without this run they would be later ones"
+            f"{task.name}: all scores are those up to {shortest.env_steps:,} {shortest.config.counted}, where "
+            f"{shortest.path} stands; without this run they would be later ones"
         )
     return notes
 
 
 def _frames(run: Run) -> int:
     """Returns the number of environment frames that a run has seen, at most the number in its config."""
-    return min(run.env_steps, run.config.env_steps) * run.config.action_repeat
+    return min(run.env_steps, run.config.length) * (1 if run.config.updates else run.config.action_repeat)

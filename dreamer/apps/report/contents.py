@@ -161,13 +161,17 @@ def _run_table(tasks: Sequence[Task]) -> Table:
     header = ("run", "task", "group", "seed", "env steps", "of", "updates", "wall-clock", "evaluations")
     rows = [
         (
-            str(run.path), task.name, group.name, str(run.config.seed), f"{run.env_steps:,}",
-            f"{run.config.env_steps:,}", f"{run.updates:,}", scores.duration(run.seconds),
+            str(run.path), task.name, group.name, str(run.config.seed), _taken(run, run.env_steps),
+            _taken(run, run.config.env_steps), f"{run.updates:,}", scores.duration(run.seconds),
             str(len(run.metrics[EVALUATION].x)) if EVALUATION in run.metrics else "0",
         )
         for task in tasks for group in task.groups for run in group.runs
     ]  # fmt: skip
     return Table(header, rows)
+
+
+def _taken(run: Run, env_steps: int) -> str:
+    return scores.NONE if run.config.updates else f"{env_steps:,}"
 
 
 def capital(text: str) -> str:

@@ -60,6 +60,7 @@ class Panel(NamedTuple):
     bounds, y_bounds: the bounds of the two axes | missing: a note for each run or curve that is not shown
     end: the largest x that every run with this metric has reached; up to it, all runs can be compared
     levels: scores, shown as horizontal lines | member: what each thin line of a curve is, "seed" or "trial"
+    updates: whether x counts updates, since all runs have learned from data only
     """
 
     task: str
@@ -73,6 +74,12 @@ class Panel(NamedTuple):
     end: float
     levels: list[Level]
     member: str = "seed"
+    updates: bool = False
+
+    @property
+    def counted(self) -> str:
+        """The unit of the x axis."""
+        return "updates" if self.updates else unit(self.frames)
 
 
 # Bins -----------------------------------------------------------------------------------------------------------------
@@ -99,7 +106,7 @@ def due(run: Run, points: Points) -> Points:
     """
     every = run.config.eval.every
     asked = points.x - points.x % every if every else points.x
-    end = run.config.env_steps
+    end = run.config.length
     x = np.where(points.x >= end, np.maximum(end, asked), np.where(asked > 0, asked, points.x))
     return averaged(Points(x, points.y))
 
@@ -178,7 +185,7 @@ def panel(
     shown = [*levels, *_ahead(behind, end, frames)] if returns else []
     return Panel(
         task.name, metric, lines, frames, width, x_bounds(end), y_bounds(_values(lines), shown, returns),
-        missing + unplaced, min(end for own in ends.values() for end in own), shown,
+        missing + unplaced, min(end for own in ends.values() for end in own), shown, updates=task.offline,
     )  # fmt: skip
 
 
@@ -191,8 +198,8 @@ def _points(run: Run, metric: str, frames: bool) -> Points:
     if metric.startswith("eval/"):
         points = due(run, points)
     else:
-        points = averaged(Points(np.minimum(points.x, run.config.env_steps), points.y))
-    return Points(points.x * run.config.action_repeat, points.y) if frames else points
+        points = averaged(Points(np.minimum(points.x, run.config.length), points.y))
+    return Points(points.x * run.config.action_repeat, points.y) if frames and not run.config.updates else points
 
 
 def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray) -> np.ndarray | None:
@@ -213,7 +220,8 @@ def _episode_std(runs: Sequence[Run], metric: str, frames: bool, at: np.ndarray)
 
 def _end(run: Run, frames: bool) -> float:
     """Returns the x that a run has reached, at most the configured end of the run."""
-    return float(min(run.env_steps, run.config.env_steps) * (run.config.action_repeat if frames else 1))
+    repeat = run.config.action_repeat if frames and not run.config.updates else 1
+    return float(min(run.env_steps, run.config.length) * repeat)
 
 
 def _passed(points: Points, width: float, reached: float | None = None) -> Points:

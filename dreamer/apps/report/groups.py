@@ -40,6 +40,11 @@ class Task(NamedTuple):
         """The runs of all groups. A run that is in two groups is listed twice."""
         return [run for group in self.groups for run in group.runs]
 
+    @property
+    def offline(self) -> bool:
+        """Whether all runs have learned from data only, so that their x axis counts updates."""
+        return all(run.config.updates for run in self.runs)
+
 
 def tasks(runs: Sequence[Run], named: Sequence[Group] = ()) -> list[Task]:
     """Sorts `runs` into tasks and groups, adds the groups `named` by the user, and returns the tasks in name order.

@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamer.apps.report import palette
 from dreamer.apps.report.axes import place_labels, short
-from dreamer.apps.report.curves import EVALUATION, TRAINING, Curve, Line, Panel, unit
+from dreamer.apps.report.curves import EVALUATION, TRAINING, Curve, Line, Panel
 from dreamer.apps.report.palette import Style
 
 LABELS = {EVALUATION: "return of evaluation episodes", TRAINING: "return of training episodes"}
@@ -87,7 +87,7 @@ def caption(panel: Panel) -> str:
 
 def bins(panel: Panel) -> str:
     """Returns a sentence about the bins of a panel, or "" for a panel of evaluations, which has no bins."""
-    return f"Means in bins of {panel.width:,.4g} {unit(panel.frames)}." if panel.width else ""
+    return f"Means in bins of {panel.width:,.4g} {panel.counted}." if panel.width else ""
 
 
 def explanation(panels: Sequence[Panel]) -> list[str]:
@@ -114,6 +114,8 @@ def label(panel: Panel) -> str:
 
 def x_label(panel: Panel) -> str:
     """Returns the label of the x axis, with its unit."""
+    if panel.updates:
+        return panel.counted
     return "environment frames (env steps x action repeat)" if panel.frames else "env steps"
 
 

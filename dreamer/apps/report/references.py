@@ -102,7 +102,7 @@ def of_task(published: Mapping[str, list[Published]], task: Task) -> list[Publis
     candidates = [one for one in published.get(task_key(task.env), []) if unfit not in one.suite]
     if not candidates:
         return []
-    frames = max(run.config.env_steps * run.config.action_repeat for group in task.groups for run in group.runs)
+    frames = max(run.config.length * run.config.action_repeat for group in task.groups for run in group.runs)
     ends: dict[str, float] = {}
     for one in candidates:
         ends[one.suite] = max(ends.get(one.suite, 1), *(points.x[-1] for points in one.seeds.values()))
@@ -138,6 +138,20 @@ def levels(ends: Mapping[str, Ends], published: Sequence[Published], task: Task)
         found = [Level(name, value) for name, value in ((one.low_is, one.low), (one.high_is, one.high)) if name]
     means = [(one.method, one.seeds[MEAN_ONLY].y[-1]) for one in published if one.mean_only]
     return found + [Level(f"{method}, published", float(value)) for method, value in means]
+
+
+def data_levels(task: Task) -> list[Level]:
+    """Returns the best and the mean return in the datasets that the runs of a task have learned from."""
+    found: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    for run in task.runs:
+        own = [(name, run.metrics.get(f"data/return_{name}")) for name in ("best", "mean")]
+        found.setdefault(run.config.data, []).extend((name, float(one.y[-1])) for name, one in own if one is not None)
+    several = sum(map(bool, found.values())) > 1
+    named = {
+        f"{name} return of {', '.join(data) if several else 'the data'}": value
+        for data, values in found.items() for name, value in values
+    }  # fmt: skip
+    return [Level(name, value) for name, value in named.items()]
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, last_evaluations, last_tenth, unit
+from dreamer.apps.report.curves import EVALUATION, TRAINING, Panel, last_evaluations, last_tenth
 from dreamer.apps.report.groups import Task
 from dreamer.apps.report.references import Level, task_key
 from dreamer.apps.report.runs import Run
@@ -86,7 +86,7 @@ def scores(task: Task, panel: Panel) -> list[Score]:
             found.append(
                 Score(
                     task.name, task_key(task.env), line.name, panel.metric, values,
-                    sum(run.config.eval.episodes for run in own) if evaluation else None, at, unit(panel.frames),
+                    sum(run.config.eval.episodes for run in own) if evaluation else None, at, panel.counted,
                     tuple(panel.levels), own,
                 )
             )  # fmt: skip
@@ -171,7 +171,7 @@ def duration(seconds: float) -> str:
 
 def _steps(runs: Sequence[Run]) -> str:
     """Returns the env steps of runs as text: one number if all runs agree, else the least and the most."""
-    counts = sorted({run.env_steps for run in runs})
+    counts = sorted({run.env_steps for run in runs if not run.config.updates})
     return " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or NONE
 
 

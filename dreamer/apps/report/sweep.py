@@ -157,7 +157,7 @@ def _status(root: Path, name: str, path: Path, run: Run | None) -> tuple[Status,
 
 def _ended(run: Run) -> bool:
     """Whether a run has reached its env_steps, and if it evaluates, made its last evaluation."""
-    end, evaluations = run.config.env_steps, run.metrics.get(EVALUATION)
+    end, evaluations = run.config.length, run.metrics.get(EVALUATION)
     return run.env_steps >= end and (evaluations is None or evaluations.x[-1] >= end)
 
 

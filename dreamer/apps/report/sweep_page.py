@@ -247,5 +247,5 @@ def _steps(trial: Trial) -> str:
     """Returns how far a trial has come, as text: "400 of 1,000"."""
     if not trial.run:
         return NONE
-    steps, end = trial.run.env_steps, trial.run.config.env_steps
+    steps, end = trial.run.env_steps, trial.run.config.length
     return f"{steps:,}" if steps >= end else f"{steps:,} of {end:,}"

@@ -27,8 +27,9 @@ class Metric(NamedTuple):
 PROGRESS = (
     Metric(
         "env_steps",
-        "Environment steps so far, all environments together. It is the x-axis of every curve.",
-        "Grows until it reaches the env_steps of the configuration.",
+        "Environment steps so far, all environments together. It is the x-axis of every curve. In a run that learns from "
+        "data only, it counts updates.",
+        "Grows until it reaches the env_steps of the configuration, or its updates.",
         "Progress",
     ),
     Metric(
@@ -157,6 +158,37 @@ LOSSES = (
         "Critic loss in nats on replayed states, bootstrapped with dreamed returns. Its gradient also reaches the "
         "world model.",
         "Starts near 11, twice ln(255), and falls. It rises again while the returns improve, as the targets move.",
+        "Losses",
+    ),
+    Metric(
+        "loss/ens",
+        "Loss of the ensemble behind the actor-critic's penalty: how badly its members predict the next features, "
+        "summed over members and features.",
+        "Falls fast, then follows the features as they change. Its floor is members * features / 2 * log(2 pi).",
+        "Losses",
+    ),
+    Metric(
+        "loss/clone",
+        "Negative log-likelihood of the actions in the data under the cloned policy; rows without an action count 0.",
+        "Falls to the entropy of whoever acted: 0 for one deterministic policy, log(n) for random choices among n.",
+        "Losses",
+    ),
+    Metric(
+        "clone/agreement",
+        "Share of the choices in the data that are the cloned policy's most likely ones.",
+        "Rises; 1 for one deterministic policy, lower where several policies or random actions are mixed.",
+        "Losses",
+    ),
+    Metric(
+        "clone/error",
+        "Mean distance between the numbers of an action in the data and the cloned policy's most likely ones.",
+        "Falls.",
+        "Losses",
+    ),
+    Metric(
+        "clone/entropy",
+        "Entropy of the cloned policy in the rows of the data, in nats.",
+        "Falls towards that of whoever acted.",
         "Losses",
     ),
     Metric(
@@ -326,6 +358,24 @@ DREAMS = (
         "Share of normalised returns with a magnitude of 1 or more.",
         "About 0.05 once dream/return_scale exceeds 1, and 0 before.",
         "Dreams of the actor and critic",
+    ),
+    Metric(
+        "dream/disagreement",
+        "Disagreement of the ensemble about dreamed steps, on average.",
+        "Comes down to a few times ensemble/disagreement. Growing far above it, the actor leaves the data.",
+        "Dreams",
+    ),
+    Metric(
+        "ensemble/disagreement",
+        "Disagreement of the ensemble about steps of the data, on average: the size of what is well known.",
+        "Falls, and stays below dream/disagreement.",
+        "Dreams",
+    ),
+    Metric(
+        "dream/penalty",
+        "What the penalty takes from each dreamed reward, on average.",
+        "Of the order of dream/reward. Far above it, the actor learns to avoid uncertainty only.",
+        "Dreams",
     ),
     Metric(
         "dream/adv",
@@ -576,6 +626,20 @@ SPEED = (
         "0. Each incident is also printed as a line that names the environment and the reason.",
         "Collecting",
     ),
+    Metric(
+        "data/return_best",
+        "Return of the best whole episode in the datasets of the run, one number for the whole run.",
+        "Constant. Evaluations of an agent that learns from data only are held against it.",
+        "Replay",
+    ),
+    Metric(
+        "data/return_mean",
+        "Mean return of the whole episodes in the datasets of the run.",
+        "Constant. Behaviour cloning reaches about as much; an agent that uses rewards should reach more.",
+        "Replay",
+    ),
+    Metric("data/episodes", "Episodes in the datasets of the run, unfinished ones included.", "Constant.", "Replay"),
+    Metric("data/rows", "Rows in the datasets of the run.", "Constant.", "Replay"),
     Metric(
         "replay/rows",
         "Rows that the replay holds.",

@@ -20,6 +20,7 @@ class State(NamedTuple):
     env_rate, update_rate: env steps and updates per second; None: unknown
     losses: the names of the losses shown, in order; "rec/image" and "rec/position" are shown as their sum "rec"
     needs_updates: whether the run trains; if it does, the time left is unknown before the first updates
+    counted: what env_steps and env_rate count, "env_steps" or "updates"
     """
 
     phase: str
@@ -30,6 +31,7 @@ class State(NamedTuple):
     metrics: Mapping[str, float]
     losses: tuple[str, ...] = ()
     needs_updates: bool = True
+    counted: str = "env_steps"
 
 
 class Display:
@@ -47,10 +49,12 @@ class Display:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         trains: bool = True,
+        counted: str = "env_steps",
     ):
         """env_steps: the env steps of the whole run | every: seconds between two plain lines, not used on a terminal
 
         stream: None: stdout | trains: whether the run trains, rather than only collects
+        counted: "updates" if the run takes no environment steps: the numbers called env_steps are then its updates
         """
         self._total, self._every, self._clock = env_steps, every, clock
         self._stream = stream or sys.stdout
@@ -58,7 +62,7 @@ class Display:
         self._due = self._start + every
         self._last_line: State | None = None
         self._marks: deque[tuple[float, int, int]] = deque()
-        self._state = State("starting", 0, 0, None, None, {}, needs_updates=trains)
+        self._state = State("starting", 0, 0, None, None, {}, needs_updates=trains, counted=counted)
         self._last_words: list[str] = []
         self._live, self._console = self._open_live()
 
@@ -172,9 +176,9 @@ def plain_line(state: State, total: int, seconds: float) -> str:
     """
     share = 100 * min(1.0, state.env_steps / total) if total else 100
     fields = {
-        "env_steps": f"{state.env_steps}/{total} ({share:.0f}%)",
-        "updates": str(state.updates),
-        "env_steps/s": _number(state.env_rate),
+        state.counted: f"{state.env_steps}/{total} ({share:.0f}%)",
+        **({} if state.counted == "updates" else {"updates": str(state.updates)}),
+        **_env_rate(state),
         "updates/s": _number(state.update_rate),
         "left": _clock_time(_left(state, total)),
         **_results(state.metrics), **_losses(state), **_health(state.metrics),
@@ -201,9 +205,10 @@ def panel(state: State, total: int, seconds: float, width: int = 100):
     top.add_column(ratio=1)
     top.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=1.0, completed=share, complete_style="green", finished_style="green")
-    top.add_row(f"{100 * share:5.1f} %", bar, f"{_spaced(state.env_steps)} / {_spaced(total)} env steps")
+    steps = f"{_spaced(state.env_steps)} / {_spaced(total)} {state.counted.replace('_', ' ')}"
+    top.add_row(f"{100 * share:5.1f} %", bar, steps)
     pace = {
-        "env_steps/s": _number(state.env_rate), "updates/s": _number(state.update_rate),
+        **_env_rate(state), "updates/s": _number(state.update_rate),
         "updates": _spaced(state.updates), "elapsed": _clock_time(seconds), "left": _clock_time(_left(state, total)),
     }  # fmt: skip
     groups = {
@@ -219,6 +224,10 @@ def panel(state: State, total: int, seconds: float, width: int = 100):
         below.add_row(*columns[i : i + side_by_side])
     body = Group(top, Text(""), below)
     return Panel(body, title=f"[bold]dreamer[/bold] {state.phase}", title_align="left", border_style="dim")
+
+
+def _env_rate(state: State) -> dict[str, str]:
+    return {} if state.counted == "updates" else {"env_steps/s": _number(state.env_rate)}
 
 
 def _column(title: str, fields: Mapping[str, str]):

@@ -43,6 +43,8 @@ class Config:
     """Weight of the largest priority in a sequence against the mean priority: max * this + mean * (1 - this)."""
     recency_exponent: Annotated[float, at_least(0)] = 1.0
     """Exponent of the rank in the weights of recency; 0 gives all sequences the same weight."""
+    data_share: Annotated[float, between(0, 1)] = 0.25
+    """Share of each batch that is drawn from `data`, uniformly, in a run that also collects."""
     tier: Literal["memory", "disk"] = "memory"
     """Where observations are kept: in memory, or on the disk in files of the run directory, so that the replay can be
     larger than the memory."""

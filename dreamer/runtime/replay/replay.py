@@ -4,6 +4,7 @@ A stream is the rows of one environment, or of one agent in it. The rows of a st
 `number` is in slot `number % rows_per_stream`, and the ring holds the last `rows_per_stream` rows. An item is a row at
 which a sequence can start: the ring holds `context + batch_length` rows from there on. A sequence may cross episode
 boundaries, but its rows are always successive rows of one stream.
+The last `old` rings hold rows of datasets: nothing is added to them, and each batch draws a share from them.
 The observations can be in files (`disk_tier`). `samplers` chooses the items to draw.
 Source: spec section 10.
 """
@@ -11,6 +12,7 @@ Source: spec section 10.
 from __future__ import annotations
 
 import collections
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +40,7 @@ def size_replay(
     spec: Spec, storage: Mapping[str, Space], config: Config, *, streams: int, env_steps: int,
     run_dir: str | Path = ".", free: Free | None = None,
 ) -> Capacity:  # fmt: skip
-    """Returns the size that a `Replay` with these arguments will have. Allocates nothing.
+    """Returns the size that a `Replay` with these arguments will have, without old rings. Allocates nothing.
 
     storage: {name: Space} of the packed latents of a row. streams: the number of rings.
     env_steps: the number of rows that the run collects in all environments together.
@@ -65,12 +67,13 @@ def size_replay(
 class Replay:
     """Owns the rings, in memory and in files. Threads can share it: a lock guards every change and copy of rows.
 
-    Complete state: `columns` {name: [E, rows_per_stream, ..]} of `spaces`; `counts` [E], the number of rows ever added
-    to each ring; `queue` of the (stream, first row) of new sequences that are not trained on yet; `sampler.state()`,
-    `rng` and `report_rng`.
+    Complete state, with E rings, the old ones included: `columns` {name: [E, rows_per_stream, ..]} of `spaces`;
+    `counts` [E], the number of rows ever added to each ring; `queue` of the (stream, first row) of new sequences that
+    are not trained on yet; `sampler.state()`, `rng` and `report_rng`.
 
     storage: {name: Space} of the packed latents of a row; stored only if `config.context` is 1.
-    streams: the number of rings. env_steps: the number of rows that the run collects.
+    streams: the number of rings that the run fills. env_steps: the number of rows that the run collects.
+    old: the number of further rings, for rows of datasets.
     size: the result of an earlier `size_replay`; None: the constructor calls `size_replay`.
     run_dir: the folder where `tier: disk` keeps its files until `close`.
     Raises UserError as `size_replay` does, and if the files cannot be created.
@@ -87,18 +90,20 @@ class Replay:
         env_steps: int,
         size: Capacity | None = None,
         run_dir: str | Path = ".",
+        old: int = 0,
     ):
         self.config = config
         self.size = size or size_replay(spec, storage, config, streams=streams, env_steps=env_steps, run_dir=run_dir)
         self.sequence = config.context + config.batch_length
         memory, disk = _tiers(spec, storage, config)
         self.spaces = {**disk, **memory}
-        self._disk = DiskTier(run_dir, disk, streams, self.size.rows_per_stream) if disk else None
+        self.streams, rings = streams, streams + old
+        self._disk = DiskTier(run_dir, disk, rings, self.size.rows_per_stream) if disk else None
         self.columns = {
             **(self._disk.columns if self._disk else {}),
-            **in_memory(memory, streams, self.size.rows_per_stream),
+            **in_memory(memory, rings, self.size.rows_per_stream),
         }
-        self.counts = np.zeros(streams, np.int64)
+        self.counts = np.zeros(rings, np.int64)
         self.queue: collections.deque[tuple[int, int]] = collections.deque(
             maxlen=streams * (self.size.rows_per_stream // self.sequence)
         )
@@ -109,13 +114,13 @@ class Replay:
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Returns the number of items, the rows at which a sequence can start."""
+        """Returns the number of items, the rows at which a sequence can start, without those of old rings."""
         return int(self._items().per_stream.sum())
 
     @property
     def steps(self) -> int:
         """Returns the number of rows ever added by all environments: the environment step counter."""
-        return int(self.counts.sum())
+        return int(self.counts[: self.streams].sum())
 
     @property
     def rows(self) -> int:
@@ -137,17 +142,17 @@ class Replay:
 
     def start(self, batch_size: int) -> int:
         """Returns the environment step at which training can start if all environments are equally fast."""
-        streams = len(self.counts)
+        streams = self.streams
         return streams * (-(-self.wanted(batch_size) // streams) + self.sequence - 1)
 
     def add(self, step: Step, latent: Mapping[str, np.ndarray], streams: np.ndarray | None = None) -> None:
         """Appends one row to the ring of each listed stream.
 
         step [E', ..]: the new rows | latent {name: [E', ..]}: the packed latents after the observations of these rows
-        streams [E']: the stream of each row; None: one row for every stream, in order
+        streams [E']: the stream of each row; None: one row for every stream that is not old, in order
         Raises UserError if a column has a wrong shape or dtype, or if the disk is full; nothing is written then.
         """
-        streams = np.arange(len(self.counts)) if streams is None else self._stream_indices(streams)
+        streams = np.arange(self.streams) if streams is None else self._stream_indices(streams)
         given = {
             **{f"obs/{key}": value for key, value in step.obs.items()},
             **{name: getattr(step, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")},
@@ -168,6 +173,7 @@ class Replay:
     def sample(self, batch_size: int, *, online: bool = True) -> tuple[Batch, Rows]:
         """Draws sequences: first new ones from the queue, the rest by the shares of uniform, priority and recency.
 
+        With old rings, `config.data_share` of the sequences are drawn from them, uniformly, and stand last.
         online: False draws uniformly and changes neither the queue nor the priorities, for evaluation and reports.
         Returns a batch of sequences of context + T rows, and the stream [B] and row number [B, T] of the T trained
         rows. The batch is a copy. In it (not in the ring), is_first is set on row 0, and is_last is set on every row
@@ -246,12 +252,14 @@ class Replay:
     def prioritise(self, rows: Rows, priority: np.ndarray) -> None:
         """Writes the priorities [B, T] float32 of the rows of a sample. Does nothing if `config.priority` is 0.
 
+        Old rows have no priorities.
         Skips rows that were overwritten after the sample. If several sequences share a row, the last value is kept.
         Raises UserError if the shape or dtype is wrong.
         """
         values = checked({"priority": Space((), "float32")}, {"priority": priority}, rows.number.shape, "prioritise")
+        new = rows.stream < self.streams
         with self.lock:
-            self.sampler.prioritise(self._items(), rows.stream, rows.number, values["priority"])
+            self.sampler.prioritise(self._items(), rows.stream[new], rows.number[new], values["priority"][new])
 
     def reserve(self, stream: int, slot: int) -> None:
         """Allocates the disk space of a ring up to `slot`, with `tier: disk`; else does nothing.
@@ -268,12 +276,20 @@ class Replay:
 
     def wanted(self, batch_size: int) -> int:
         """Returns the number of items at which training starts, see `ready`."""
-        most = len(self.counts) * (self.size.rows_per_stream - self.sequence + 1)
-        prefill = self.config.prefill - len(self.counts) * (self.sequence - 1)  # rows to items
+        most = self.streams * (self.size.rows_per_stream - self.sequence + 1)
+        prefill = self.config.prefill - self.streams * (self.sequence - 1)  # rows to items
         return min(max(batch_size * self.config.batch_length, prefill), most)
 
     def _items(self) -> Items:
-        return existing(self.counts, self.size.rows_per_stream, self.sequence)
+        return existing(self.counts[: self.streams], self.size.rows_per_stream, self.sequence)
+
+    def _old(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws items of the old rings. Returns their stream and first row number, both [n], n at most `size`."""
+        items = existing(self.counts[self.streams :], self.size.rows_per_stream, self.sequence)
+        wanted = self.config.data_share * size
+        count = math.floor(wanted) + int(self.rng.random() < wanted % 1)
+        stream, number = uniform(self.rng, items, count)
+        return stream + self.streams, number
 
     def _choose(self, batch_size: int, online: bool) -> tuple[np.ndarray, np.ndarray]:
         """Chooses the sequences of a batch. Returns their stream [B] and first row number [B]."""
@@ -282,6 +298,8 @@ class Replay:
             raise ValueError(f"the replay holds {self.rows} rows, too few for one sequence of {self.sequence}")
         if not online:
             return uniform(self.report_rng, items, batch_size)
+        old, olds = self._old(batch_size) if len(self.counts) > self.streams else (np.zeros(0, np.int64),) * 2
+        batch_size -= len(old)
         chosen: list[tuple[int, int]] = []
         while self.config.online and self.queue and len(chosen) < batch_size:
             stream, start = self.queue.popleft()
@@ -289,7 +307,7 @@ class Replay:
                 chosen.append((stream, start))
         fresh = np.array(chosen, np.int64).reshape(-1, 2)
         streams, numbers = self.sampler.draw(self.rng, items, batch_size - len(fresh))
-        return np.concatenate([fresh[:, 0], streams]), np.concatenate([fresh[:, 1], numbers])
+        return np.concatenate([fresh[:, 0], streams, old]), np.concatenate([fresh[:, 1], numbers, olds])
 
     def _latent_names(self) -> list[str]:
         return [name for name in self.columns if name.startswith("latent/")]
@@ -300,9 +318,9 @@ class Replay:
 
     def _stream_indices(self, streams: np.ndarray) -> np.ndarray:
         streams = np.asarray(streams)
-        known = np.issubdtype(streams.dtype, np.integer) and ((streams >= 0) & (streams < len(self.counts))).all()
+        known = np.issubdtype(streams.dtype, np.integer) and ((streams >= 0) & (streams < self.streams)).all()
         if not known or streams.ndim != 1 or len(np.unique(streams)) != len(streams):
-            limit = len(self.counts)
+            limit = self.streams
             raise UserError(f"replay.add: streams must be different numbers below {limit}, got {streams.tolist()}")
         return streams
 

@@ -26,14 +26,15 @@ class Span(NamedTuple):
     stop: int
 
 
-def rows_since(replay: Replay, numbers: np.ndarray) -> tuple[list[Span], Columns]:
+def rows_since(replay: Replay, numbers: np.ndarray, most: int | None = None) -> tuple[list[Span], Columns]:
     """Returns copies of the rows that the replay holds from row number `numbers` [E] of each stream on.
 
-    If there are no such rows, returns [] and {}.
+    most: the most rows of each stream; None: all. If there are no such rows, returns [] and {}.
     """
     with replay.lock:
         start = np.maximum(numbers, oldest(replay))
-        ends = zip(start.tolist(), replay.counts.tolist(), strict=True)
+        stop = replay.counts if most is None else np.minimum(replay.counts, start + most)
+        ends = zip(start.tolist(), stop.tolist(), strict=True)
         spans = [Span(stream, first, stop) for stream, (first, stop) in enumerate(ends) if stop > first]
         return spans, {name: _copy(replay, name, spans) for name in replay.columns} if spans else {}
 

@@ -28,6 +28,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.spans import Span, held_latents, put_latents, put_rows, rows_since
 
 LATENT_FILE_BYTES = 1 << 26
+ROWS_FILE_BYTES = 1 << 28  # of a file written by `flush_in_parts`
 _WAITING = 4  # maximum flushes that wait for the disk; beyond this, collecting waits too
 _NAME = re.compile(r"(rows|latents|state|end)-(\d{1,18})(-\d{1,9})?\.dreamer", re.ASCII)
 
@@ -66,17 +67,23 @@ class RowStore:
         self._thread = threading.Thread(target=self._work, name="row store", daemon=True)
         self._thread.start()
 
-    def flush(self, replay: Replay) -> None:
-        """Passes all rows since the last flush to the writing thread. Returns before the rows are on the disk.
+    def flush_in_parts(self, replay: Replay) -> None:
+        """Writes all rows since the last flush to files of about ROWS_FILE_BYTES. Waits until they are on the disk."""
+        each = max(1, ROWS_FILE_BYTES // (replay.size.row_bytes + replay.size.disk_row_bytes) // len(replay.counts))
+        while self.flush(replay, each):
+            self.wait()
 
-        Callable from any thread.
+    def flush(self, replay: Replay, most: int | None = None) -> bool:
+        """Passes the rows since the last flush to the writing thread. Returns before the rows are on the disk.
+
+        most: the most rows of each stream; None: all. Returns whether there were rows. Callable from any thread.
         """
         with self._flushing:
             self._raise()
             start = np.zeros_like(replay.counts) if self._flushed is None else self._flushed
-            spans, columns = rows_since(replay, start)
+            spans, columns = rows_since(replay, start, most)
             if not spans:
-                return
+                return False
             self._flushed = start.copy()
             for span in spans:
                 self._flushed[span.stream] = span.stop
@@ -84,6 +91,7 @@ class RowStore:
             head = {"run": self.run, "spans": [list(span) for span in spans]}
             self._number += 1
             self._jobs.put(lambda: self._write(path, head, columns, spans))
+            return True
 
     def wait(self) -> None:
         """Waits until all flushed rows are on the disk. Raises UserError if they could not be written."""

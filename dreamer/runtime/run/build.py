@@ -8,10 +8,11 @@ import functools
 import os
 import uuid
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from dreamer import agent as agents
-from dreamer.config import Config
+from dreamer.config import NO_ENV, Config
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.memory import free_memory, share
@@ -22,25 +23,29 @@ from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger, Resumed
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
-from dreamer.runtime.replay import capacity, columns, disk_tier, replay
+from dreamer.runtime.replay import capacity, columns, replay
 from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import (
     calls,
+    datasets,
     directory,
     evaluation,
     header,
     hosts_files,
+    no_workers,
     ratio,
     resume,
+    rings,
     schedule,
     start,
     updates,
     ways,
 )
 from dreamer.runtime.run.collector import Collector
+from dreamer.runtime.run.datasets import Datasets
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.environments import Environments
@@ -65,7 +70,8 @@ class Built(NamedTuple):
     """The parts that are made before a new run directory is created or the run's checkpoint is loaded.
 
     size: the planned size of the replay | record: whether evaluations record videos
-    way: how the run goes
+    way: how the run goes | old: the number of rings for rows of datasets, see `Rings`
+    datasets: those of a new run; None: it has none, or is resumed and has their rows
     """
 
     environments: Environments
@@ -75,6 +81,8 @@ class Built(NamedTuple):
     limiter: Limiter
     record: bool
     way: Way
+    old: int = 0
+    datasets: Datasets | None = None
 
 
 class Storage(NamedTuple):
@@ -139,7 +147,8 @@ def open_session(
     """
     host = host or Alone()
     if host.place.first:
-        display = Display(config.env_steps, every=config.log.every, trains=config.replay_ratio > 0)
+        trains = config.replay_ratio > 0 or config.updates > 0
+        display = Display(config.length, every=config.log.every, trains=trains, counted=config.counted)
     else:
         display = QuietDisplay(host.place, config.env_steps)
     stack.enter_context(display)
@@ -207,17 +216,18 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     if place.first:
         start.check_sinks(config)
     rate = ratio.updates_per_step(config.replay_ratio, config.replay.batch_size, config.replay.batch_length)
-    environments = _make_environments(decision, own, session)
+    environments, data = _make_environments(decision, own, session)
     workers = environments.workers
-    if found:
-        resume.check_spec(found, workers.spec, str(decision.env))
-    record, why_not = evaluation.can_record(
-        decision.env, config.env_options, config.eval.video,
-        evaluation.like_training(config.workers, workers.backend), workers.folder,
-    )  # fmt: skip
+    record, why_not = False, ""
+    if decision.env != NO_ENV:
+        record, why_not = evaluation.can_record(
+            decision.env, config.env_options, config.eval.video,
+            evaluation.like_training(config.workers, workers.backend), workers.folder,
+        )  # fmt: skip
     agent = shared.agent if shared else None
     agent = agent or agents.make(config.agent, workers.spec, priorities=config.replay.priority > 0)
-    size = _plan_replay(decision, own, environments, agent, shared.free if shared else _free(decision, place))
+    free = shared.free if shared else _free(decision, place)
+    size, old = rings.plan(decision, own, workers, agent.storage, free, data)
     mesh = session.mesh or configured_mesh(config.devices, config.replay.batch_size)
     platforms = [device.platform for device in mesh.devices.flat]
     row_bytes = columns.row_bytes(columns.columns_of(workers.spec, agent.storage))
@@ -230,11 +240,15 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     )  # fmt: skip
     batch_rows = config.replay.batch_size * (config.replay.context + config.replay.batch_length)
     several = calls.choose(
-        config, way, due=rate * workers.streams, population=shared is not None, processes=place.count,
+        config, way, due=Fraction(1) if config.updates else rate * workers.streams,
+        population=shared is not None, processes=place.count,
         free=free_memory(home(mesh)), batch_bytes=share(mesh, batch_rows * row_bytes),
     )  # fmt: skip
     limiter = Limiter(rate, workers.streams * place.count, several.updates)
-    built = Built(environments, agent, learner, size, limiter, record, way)
+    if config.updates:  # one update for each step, from the first on
+        limiter = Limiter(Fraction(1), 1, several.updates)
+        limiter.load("0")
+    built = Built(environments, agent, learner, size, limiter, record, way, old, data)
     session.display.header([*_introduction(config, built), *filter(None, [line, several.line, why_not])])
     if not found and config.init_from:
         state = placement.local_copy(learner.state)
@@ -244,16 +258,32 @@ def _build(decision: Decision, session: Session, shared: Shared | None) -> Built
     return built
 
 
-def _make_environments(decision: Decision, own: Config, session: Session) -> Environments:
-    envs, place = decision.config.workers.envs, session.host.place
+def _make_environments(decision: Decision, own: Config, session: Session) -> tuple[Environments, Datasets | None]:
+    """Makes the environments, and reads the datasets of a new run. Raises UserError if their spaces differ."""
+    config, found, place = decision.config, decision.found, session.host.place
+    envs, data, make = config.workers.envs, None, None
+    whose = f"env {str(decision.env)!r}"
+    if config.updates:
+        spec = no_workers.spec_of(config, decision.env)
+        if found and spec:
+            resume.check_spec(found, spec, str(decision.env))
+        data = None if found else datasets.read(config, spec, whose)
+        spec = data.spec if data else resume.spec_of(found)
+        make = functools.partial(no_workers.NoWorkers, spec, config.workers.backend)
     environments = Environments(
-        own, decision.env, session.display.message, first=place.envs(envs).start, total=envs
+        own, decision.env, session.display.message, first=place.envs(envs).start, total=envs, make=make
     )  # fmt: skip
     session.stack.callback(environments.close)
     # An environment in this process may have changed the current folder, where plug-ins are found.
     os.chdir(environments.workers.folder)
     session.stopping.on_signal(environments.shorten_timeouts)
-    return environments
+    if config.updates:
+        return environments, data
+    if found:
+        resume.check_spec(found, environments.workers.spec, str(decision.env))
+    elif config.data:
+        data = datasets.read(config, environments.workers.spec, whose)
+    return environments, data
 
 
 def _free(decision: Decision, place: Place) -> Free | None:
@@ -261,34 +291,11 @@ def _free(decision: Decision, place: Place) -> Free | None:
     return replay.measure_free(decision.config.run_dir, place.neighbours) if place.neighbours > 1 else None
 
 
-def _plan_replay(
-    decision: Decision, config: Config, environments: Environments, agent: Agent, free: Free | None
-) -> Capacity:
-    """Returns the size of the replay. For a resumed run, `resume.ring_length` sets the length of the rings.
-
-    config: that of the share of this process. free: what this replay and others share; None: all that is free.
-    """
-    workers = environments.workers
-    # One long-lived agent may produce most of an environment's rows, so each ring is sized for all agents together.
-    size = replay.size_replay(
-        workers.spec, agent.storage, config.replay, streams=workers.streams,
-        env_steps=config.env_steps * workers.spec.agents, run_dir=config.run_dir, free=free,
-    )  # fmt: skip
-    if not decision.found:
-        return size
-    length = resume.ring_length(decision.found, size.rows_per_stream, decision.longer)
-    return dataclasses.replace(size, rows_per_stream=length, bound="the resumed run")
-
-
 def _introduction(config: Config, built: Built) -> list[str]:
     """Returns the lines that introduce the run, to print before the memory for the replay is allocated."""
     workers, size = built.environments.workers, built.size
-    most = capacity.rows_bound(
-        size, columns.row_bytes(built.agent.storage), keep=config.checkpoint.keep, env_steps=config.env_steps,
-        keep_every=config.checkpoint.keep_every,
-    )  # fmt: skip
-    rows = capacity.describe_rows(most, disk_tier.free_space(config.run_dir))
-    lines = [*header.describe(config, workers.spec, built.learner), workers.describe(), size.describe(), rows]
+    lines = [*header.describe(config, workers.spec, built.learner), *([built.datasets.text] if built.datasets else [])]
+    lines += [workers.describe(), *rings.describe(config, rings.Rings(size, built.old), built.agent.storage)]
     if config.replay.on_device:
         lines.append(describe_observations(workers.spec, size.steps))
     return lines
@@ -309,6 +316,10 @@ def _restore(decision: Decision, built: Built, session: Session, shared: Shared 
     )  # fmt: skip
     tracker = EpisodeTracker(workers.streams)
     if not loaded:
+        if built.datasets:
+            initial = placement.to_host(built.agent.pack(built.agent.initial_carry(1).state))
+            latent = {name: value[0] for name, value in initial.items()} if storage.replay.config.context else {}
+            datasets.fill_all(storage.replay, built.datasets, latent)
         return Memory(storage, collector, tracker, None, ())
     resume.load_rest(loaded.restored, storage.replay, collector, tracker, built.limiter)
     lines = resume.describe(loaded.restored, storage.replay, loaded.lost, workers.envs)
@@ -323,14 +334,15 @@ def _open_storage(decision: Decision, built: Built, session: Session, identity: 
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
     kind: Any = functools.partial(ShareOfReplay, place=place) if place.count > 1 else Replay
-    rings = kind(
-        workers.spec, built.agent.storage, config.replay, streams=workers.streams, seed=config.seed,
-        env_steps=config.env_steps, size=built.size, run_dir=folder,
+    more = {"old": built.old} if built.old else {}
+    own = kind(
+        workers.spec, built.agent.storage, config.replay, streams=built.size.streams, seed=config.seed,
+        env_steps=config.env_steps, size=built.size, run_dir=folder, **more,
     )  # fmt: skip
-    stack.callback(rings.close)
+    stack.callback(own.close)
     store = stack.enter_context(RowStore(folder / ROWS, identity))
     session.stopping.on_failure(store.stop)
-    return Storage(identity, checkpoints, rings, store)
+    return Storage(identity, checkpoints, own, store)
 
 
 def _load_checkpoint(
@@ -350,7 +362,7 @@ def _load_checkpoint(
         state, _ = storage.checkpoints.restore(placement.local_copy(learner.state), found.step)
         restored, _, lost = resume.restore_envs(
             restored, storage.store, storage.replay, environments.workers,
-            decision.config.lockstep or built.way == "device",
+            decision.config.lockstep or built.way in ("device", "data"),
             environments.replace, drop_later=shared is not None or place.count > 1 or moved,
         )  # fmt: skip
     learner.load(state, found.manifest.updates)
@@ -370,50 +382,57 @@ def _change(
     """
     config, stack, report = decision.config, session.stack, session.display.message
     place = session.host.place
-    learner, (identity, checkpoints, rings, store) = built.learner, memory.storage
+    learner, (identity, checkpoints, own, store) = built.learner, memory.storage
     if going_on and not shared:  # a population resumes from a common checkpoint, which the user did not choose
         chosen = decision.step is not None and decision.found is not None and bool(decision.found.newer)
         going_on = going_on._replace(rewound=chosen)
-    source = DeviceRows(learner.mesh, built.environments.workers.spec, rings) if config.replay.on_device else rings
+    source = DeviceRows(learner.mesh, built.environments.workers.spec, own) if config.replay.on_device else own
     if place.first:
         logger = Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
     else:
         logger = Collected(going_on)
     stack.enter_context(logger)
-    # Closed before the replay. In turns nothing may depend on the timing of a thread.
-    in_turns = built.way != "thread"
+    # Closed before the replay. In turns and in lockstep nothing may depend on the timing of a thread.
+    in_turns = built.way in ("turns", "device") or config.lockstep
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size // place.count)
     ahead = calls.drawn_ahead(built.limiter.updates, config.replay.prefetch)
     batches = Prefetch(draw, depth=0 if in_turns else ahead)
     stack.callback(batches.close)
-    write_back = functools.partial(updates.write_back, learner=learner, replay=rings, logger=logger)
+    write_back = functools.partial(updates.write_back, learner=learner, replay=own, logger=logger)
     writeback = Writeback[Pending | PendingUpdates](write_back, threaded=not in_turns)
     stack.callback(writeback.close)
     flushing = stack.enter_context(
-        Flushing(store, rings, every=config.replay.flush, most=capacity.rows_between_flushes(rings.size))
+        Flushing(store, own, every=config.replay.flush, most=capacity.rows_between_flushes(own.size))
     )
     device = None
     if built.way == "device":
         workers: Any = built.environments.workers
-        owners = Owners(learner, rings, workers, memory.collector, memory.tracker, built.limiter, logger)
+        owners = Owners(learner, own, workers, memory.collector, memory.tracker, built.limiter, logger)
         device = OnDevice(built.agent, Moving(built.agent, owners, config.seed))
         stack.callback(device.close)
     return Parts(
         config=config, env=decision.env, identity=identity, display=session.display, stopping=session.stopping,
         environments=built.environments, agent=built.agent, record=built.record,
         policy=shared.first.policy if shared and shared.first else programs.jit_act(built.agent),
-        learner=learner, replay=rings, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
+        learner=learner, replay=own, collector=memory.collector, tracker=memory.tracker, limiter=built.limiter,
         batches=batches, writeback=writeback, store=store, flushing=flushing, checkpoints=checkpoints,
         retention=Retention(
             decision.run_dir, checkpoints, store, decision.resumed_at, report, place.index, place.count
         ),
         logger=logger,
-        way=built.way, device=device, process=place.index,
+        way=built.way, device=device, process=place.index, data=_of_data(built, memory),
     )  # fmt: skip
+
+
+def _of_data(built: Built, memory: Memory) -> dict[str, float]:
+    """Returns the numbers about the datasets that are logged. A resumed run has them in its checkpoint."""
+    if memory.restored:
+        return {str(name): float(value) for name, value in memory.restored.head["loop"].get("data", {}).items()}
+    return dict(built.datasets.numbers) if built.datasets else {}
 
 
 def _eval_due(config: Config, restored: Restored | None) -> int:
     """Returns the step of the next evaluation; if `eval.every` is 0, the last step of the run."""
     if restored and config.eval.every:
         return restored.head["loop"]["eval_due"]
-    return schedule.first_evaluation(config.eval.every, config.env_steps)
+    return schedule.first_evaluation(config.eval.every, config.length)

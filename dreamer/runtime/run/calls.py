@@ -12,6 +12,7 @@ from dreamer.runtime.replay.capacity import in_words
 from dreamer.runtime.run.ways import Way
 
 MOST = 8  # updates in one call; what a call costs is then an eighth for each, and latents are not too late
+AHEAD = ("thread", "data")  # ways in which more updates may be due than those of a turn, and a thread draws batches
 SHARE = 8  # by itself, a run gives at most this part of the free memory to the batches of its calls
 
 
@@ -44,7 +45,7 @@ def choose(
     if config.lockstep or not due:
         return Calls(1)
     updates = _asked(asked, way, due) if asked else part_of_turn(due, MOST)
-    prefetch = config.replay.prefetch if way == "thread" else 0
+    prefetch = config.replay.prefetch if way in AHEAD else 0
     while not asked and updates > 1 and batch_bytes * held(updates, prefetch) > free // SHARE:
         updates //= 2
     needed = batch_bytes * held(updates, prefetch)
@@ -65,7 +66,7 @@ def choose(
 
 def _asked(asked: int, way: Way, due: Fraction) -> int:
     """Returns the number for a config that gives one. In turns, no more are ever due than those of a turn."""
-    return asked if way == "thread" else part_of_turn(due, asked)
+    return asked if way in AHEAD else part_of_turn(due, asked)
 
 
 def part_of_turn(due: Fraction, most: int) -> int:

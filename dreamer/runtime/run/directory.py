@@ -91,7 +91,8 @@ def change(
     def change_first() -> Resumed | None:
         if not host.place.first:
             return Resumed(restored.head["logger"], replay.steps, later=False) if restored else None
-        return start.change(decision, restored, store, steps=replay.steps, run=run, report=session.display.message)
+        steps = decision.found.step if decision.found and decision.config.updates else replay.steps
+        return start.change(decision, restored, store, steps=steps, run=run, report=session.display.message)
 
     going_on, _ = host.together(change_first)
     others = functools.partial(hosts_files.change, decision.found, decision.run_dir, host.place, store)

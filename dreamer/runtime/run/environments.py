@@ -74,13 +74,15 @@ class Environments:
     """
 
     def __init__(
-        self, config: Config, env: EnvName, report: Callable[[str], None], first: int = 0, total: int = 0
+        self, config: Config, env: EnvName, report: Callable[[str], None], first: int = 0, total: int = 0,
+        make: Callable[[], Workers] | None = None,
     ):  # fmt: skip
         """env: the environment to use instead of config.env. report: called with a line of text for each incident.
 
-        first, total: as in `WorkerPlan`. Raises UserError if an environment cannot be made.
+        first, total: as in `WorkerPlan`. make: makes the workers; None: those of `config`.
+        Raises UserError if an environment cannot be made.
         """
-        self._make = functools.partial(
+        self._make = make or functools.partial(
             make_workers, config.workers, env, config.env_options, action_repeat=config.action_repeat,
             seed=config.seed, first=first, total=total,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from dreamer import agent as agents
-from dreamer.config import Config
+from dreamer.config import NO_ENV, Config
 from dreamer.runtime.run import ratio
 from dreamer.runtime.run.learner import Learner
 from dreamer.spaces import Space, Spec
@@ -25,12 +25,16 @@ def describe(config: Config, spec: Spec, learner: Learner) -> list[str]:
     dtype = agents.compute_dtype(config.agent.compute_dtype).name
     kinds = {device.device_kind for device in learner.mesh.devices.flat}
     sizes = config.replay
+    where = f"{config.env} x {config.workers.envs}{f' of {spec.agents} agents' if spec.agents > 1 else ''}"
+    pace = ratio.describe(config.replay_ratio, sizes.batch_size, sizes.batch_length)
+    if config.updates:
+        where = f"{config.env}, to evaluate" if config.env != NO_ENV else "none, no evaluation"
+        pace = f"{config.updates:,} updates of {sizes.batch_size} x {sizes.batch_length} steps"
     return [
-        f"env: {config.env} x {config.workers.envs}{f' of {spec.agents} agents' if spec.agents > 1 else ''}, "
-        f"shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
+        f"env: {where}, shows {', '.join(f'{k} {text(s)}' for k, s in spec.obs.items())}, "
         f"takes {spec.action.text}{', masked' if spec.masked else ''}",
         f"agent: {sum(params.values()):,} parameters ({parts}), {dtype} on {learner.mesh.size} x {', '.join(kinds)}",
-        ratio.describe(config.replay_ratio, sizes.batch_size, sizes.batch_length),
+        pace,
     ]
 
 
@@ -44,7 +48,8 @@ def text(space: Space) -> str:
 
 def default_run_dir(config: Config) -> str:
     """Returns the run directory to use if the user gives none: runs/<time>-<env>-seed<seed>."""
-    env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
+    name = "offline" if config.env == NO_ENV else config.env
+    env = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{env}-seed{config.seed}"
 
 

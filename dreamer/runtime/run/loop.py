@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +45,11 @@ class Run:
         self._programs: set[int] = set()  # the numbers of updates for which a program is compiled
         self._collecting = Collecting(self._collect_turn)
 
+    @property
+    def steps(self) -> int:
+        """Returns the progress of the run: its env_steps so far."""
+        return self.parts.replay.steps
+
     def start(self) -> None:
         """Prints what was restored, or saves a new run before its first row, so that no row can be lost."""
         opened, parts = self._opened, self.parts
@@ -52,10 +57,15 @@ class Run:
             parts.display.header(opened.lines)
             self._update_limiter()
             return
+        parts.store.flush_in_parts(parts.replay)  # the rows of datasets
         self.save()
         parts.checkpoints.wait()
         if opened.created:
             opened.created.keep()
+
+    def go(self) -> None:
+        """Runs until the end, in the way that was chosen for the run."""
+        {"device": self.on_device, "turns": self.take_turns, "thread": self.side_by_side}[self.parts.way]()
 
     def take_turns(self) -> None:
         """Runs in turns: repeatedly collects a row of every environment and makes all updates that are due."""
@@ -148,7 +158,7 @@ class Run:
         """
         parts = self.parts
         in_flight = parts.device.in_flight if parts.device else 0
-        steps, now = parts.replay.steps, time.monotonic()
+        steps, now = self.steps, time.monotonic()
         parts.display.update(steps, parts.learner.updates)
         self.evaluate_if_due()
         if self._log_due(now):
@@ -169,7 +179,7 @@ class Run:
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due, by time or by rows."""
-        return self._save_due(self.parts.replay.steps)
+        return self._save_due(self.steps)
 
     def _save_due(self, steps: int) -> bool:
         parts = self.parts
@@ -186,7 +196,7 @@ class Run:
     def evaluation_due(self) -> bool:
         """Whether an evaluation is due, except for the last one."""
         parts = self.parts
-        return schedule.evaluation_due(self._eval_due, parts.replay.steps, last=parts.config.env_steps)
+        return schedule.evaluation_due(self._eval_due, self.steps, last=parts.config.length)
 
     def finish(self) -> None:
         """Saves and evaluates for the last time, and marks the run as ended."""
@@ -208,7 +218,8 @@ class Run:
         parts = self.parts
         self.save()
         parts.checkpoints.wait()
-        what = f"stopped by a callback at {parts.replay.steps:,} env_steps; to go on: {header.to_go_on(parts.run_dir)}"
+        where = f"stopped by a callback at {self.steps:,} {parts.config.counted}"
+        what = f"{where}; to go on: {header.to_go_on(parts.run_dir)}"
         parts.display.end("stopped", [what])
 
     def evaluate(self) -> None:
@@ -217,7 +228,7 @@ class Run:
         self.parts.display.phase("training" if self._compiled else "collecting")
 
     def _evaluate(self) -> None:
-        parts, env_steps = self.parts, self.parts.replay.steps
+        parts, env_steps = self.parts, self.steps
         self.save()  # so that an evaluation that fails loses no training
         parts.learner.sync()
         parts.display.phase("evaluating")
@@ -234,18 +245,17 @@ class Run:
         steps, updates = self._logged.env_steps, self._logged.updates
         for_envs, parts.collector.seconds_for_envs = parts.collector.seconds_for_envs, 0.0
         waited = {"collector_for_envs": for_envs, **parts.limiter.drain()}
-        parts.logger.add(
-            {
-                **schedule.rates(before, self._logged, waited),
-                "speed/env_frames": steps * parts.config.action_repeat,
-                "replay/rows": parts.replay.rows,
-                "collect/incidents": parts.environments.incidents,
-            },
-            latest=True,
-        )
+        own = self._numbers(schedule.rates(before, self._logged, waited), steps)
+        parts.logger.add({**own, "replay/rows": parts.replay.rows, **parts.data}, latest=True)
         values = parts.logger.write(steps, updates)
         parts.display.update(steps, updates, values)
         return Line(steps, updates, values, str(parts.run_dir))
+
+    def _numbers(self, rates: Mapping[str, float], steps: int) -> dict[str, float]:
+        """Returns the metrics about the run itself. rates: of `schedule.rates`. steps: the progress of the run."""
+        parts = self.parts
+        frames = steps * parts.config.action_repeat
+        return {**rates, "speed/env_frames": frames, "collect/incidents": parts.environments.incidents}
 
     def save(self, whole: bool = True) -> None:
         """Saves a checkpoint at the current step, if there is none yet.
@@ -258,7 +268,7 @@ class Run:
         with self.paused():
             if whole:
                 self._collecting.check()
-            step = parts.replay.steps
+            step = self.steps
             if self.saved.step == step:
                 return
             parts.stopping.check_failed()
@@ -318,8 +328,8 @@ class Run:
     def _mark(self) -> Mark:
         """Returns the current time and counters of the run."""
         parts = self.parts
-        return Mark(time.monotonic(), parts.replay.steps, parts.learner.updates, parts.learner.idle)
+        return Mark(time.monotonic(), self.steps, parts.learner.updates, parts.learner.idle)
 
     def _remembered(self) -> dict[str, Any]:
         """Returns the loop's own state for a checkpoint, as JSON values."""
-        return {"eval_due": self._eval_due}
+        return {"eval_due": self._eval_due, **({"data": dict(self.parts.data)} if self.parts.data else {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class Parts:
     record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
     process: the number of this process, if several train the run together
+    data {metric: value}: what is logged about the datasets of the run; {}: it has none
     """
 
     config: Config
@@ -69,6 +70,7 @@ class Parts:
     way: Way = "thread"
     device: OnDevice | None = None
     process: int = 0
+    data: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:

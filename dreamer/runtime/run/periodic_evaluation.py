@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dreamer.config import NO_ENV
 from dreamer.errors import UserError
 from dreamer.runtime.log import images, open_loop
 from dreamer.runtime.run import evaluation
@@ -20,7 +21,7 @@ def evaluate(parts: Parts, env_steps: int) -> None:
     env_steps: the step of this evaluation. Meanwhile another thread may collect, but no thread may train.
     Raises UserError if a device fails, or if an environment fails too often.
     """
-    if parts.config.eval.episodes:
+    if parts.config.eval.episodes and parts.env != NO_ENV:
         result = play(parts)
         report(parts, env_steps, result)
         if result.frames:
@@ -48,9 +49,9 @@ def report(parts: Parts, env_steps: int, result: Result) -> None:
         parts.display.message(line)
     parts.logger.add(evaluation.metrics(result), latest=True)
     returns = result.returns
+    steps = f"{env_steps:,} {parts.config.counted.removeprefix('env_')}"
     parts.display.message(
-        f"evaluation at {env_steps:,} steps: return {np.mean(returns):.1f} +- {np.std(returns):.1f} "
-        f"over {len(returns)} episodes"
+        f"evaluation at {steps}: return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(returns)} episodes"
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamer.config import Config, stack
+from dreamer.data.forms import from_json
 from dreamer.errors import UserError
 from dreamer.fields import MAY_CHANGE, get, has_mark, keys, marked
 from dreamer.runtime.env import state as env_state
@@ -65,6 +66,9 @@ def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.Run
         config.agent.behavior
     ):
         raise UserError(f"{run_dir} was trained with another world model or behavior; resume it with the same ones")
+    if bool(saved.updates) != bool(config.updates):
+        what = "collects" if config.updates else "learns from data only"
+        raise UserError(f"cannot resume {run_dir} with updates {config.updates}: the run {what}")
     changed = [
         key for key in keys(config) if get(config, key) != get(saved, key) and not has_mark(config, key, MAY_CHANGE)
     ]
@@ -145,6 +149,13 @@ def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True
 def as_json(spec: Spec) -> dict[str, Any]:
     """Returns a spec as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def spec_of(found: Found | None) -> Spec:
+    """Returns the spec of the run of a checkpoint. Raises UserError if the checkpoint does not tell."""
+    if found is None or found.manifest.spec is None:
+        raise UserError("the checkpoint does not tell the spaces of the run; it cannot be resumed without data")
+    return from_json(found.manifest.spec, f"checkpoint {found.step}")
 
 
 def check_spec(found: Found, spec: Spec, env: str) -> None:

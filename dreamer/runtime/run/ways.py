@@ -9,7 +9,7 @@ from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.runtime.replay.capacity import in_words
 
-Way = Literal["device", "turns", "thread"]
+Way = Literal["device", "turns", "thread", "data"]
 
 
 class Choice(NamedTuple):
@@ -42,12 +42,15 @@ def choose(config: Config, backend: str, platforms: Sequence[str], room: Room) -
     room: the memory for the replay on the device
     Raises UserError if the config asks for a way that is not possible.
     """
+    if config.updates:
+        return Choice("data", "loop: on the host, trains on the rows of data; no environment steps")
     envs, devices = config.workers.envs, len(platforms)
     near = " or ".join(str(n) for n in (envs // devices * devices, envs // devices * devices + devices) if n)
     asked, draws = config.workers.backend, "recency" if config.replay.recency else "priority"
     elsewhere = "" if asked == "auto" else f", or workers.backend {asked} runs it elsewhere"
     against = {
         f"the environment is not written in JAX{elsewhere}": backend != "jax",
+        "the rows of data are on the host": bool(config.data),
         f"replay.{draws} draws on the host only": config.replay.uniform < 1,
         "replay.tier disk keeps observations on the host": config.replay.tier == "disk",
         f"devices.fsdp {config.devices.fsdp} splits the train state, which only the host does": config.devices.fsdp > 1,
