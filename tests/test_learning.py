@@ -19,7 +19,7 @@ from dreamer.runtime.env.adapter import spec_of
 from dreamer.world_models import rssm
 from envs.probes import PROBES, make
 
-GATE = {"both", "counter", "delayed"}  # the gate trains on those that need most parts of an agent to work
+GATE = {"counter", "delayed"}  # the gate trains on those that need memory of the action, and credit over steps
 
 
 def slow_ones(names: Iterable[str], quick: Collection[str]) -> list[Any]:
@@ -32,7 +32,7 @@ def test_probe_is_solved(name: str):
     check_solved(name)
 
 
-@pytest.mark.parametrize("name", slow_ones({"delayed", "both", "action_continuous"}, {"delayed"}))
+@pytest.mark.parametrize("name", slow_ones({"delayed", "both", "action_continuous"}, ()))
 def test_probe_in_jax_is_solved_by_the_fused_loop(name: str):
     check_solved(name, ("env", f"jax_probes:{name}"))
 
