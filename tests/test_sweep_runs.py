@@ -59,8 +59,8 @@ def launched(file: Path, root: Path) -> Iterator[subprocess.Popen]:
         yield process
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + WITHIN
+def wait_for(condition, process: subprocess.Popen, within: float = WITHIN) -> None:
+    deadline = time.monotonic() + within
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

@@ -21,6 +21,7 @@ pytest.importorskip("gymnax")
 
 RATE, ENTROPY = "agent.optimizer.learning_rate", "agent.behavior.entropy"
 STEPS = 5000
+WITHIN = 7200.0  # seconds
 EVERY = 1000  # env steps between evaluations
 INFINITE = 1e38  # a learning rate that makes the parameters infinite
 FAILURES = {"raises": "the cable is loose", "hangs": "has not answered for 10", "dies": "died with signal SIGKILL"}
@@ -53,12 +54,12 @@ def last_evaluation(run_dir: Path) -> float:
 def test_a_sweep_with_failing_trials_ends_under_kills_and_its_report_is_right(tmp_path):
     file, root = sweep_file(tmp_path), tmp_path / "sweep"
     with launched(file, root) as process:
-        wait_for(lambda: any(root.rglob("metrics.jsonl")), process)
+        wait_for(lambda: any(root.rglob("metrics.jsonl")), process, WITHIN)
         process.kill()
     with launched(file, root) as process:
-        wait_for(lambda: saved_after(root, EVERY), process)
+        wait_for(lambda: saved_after(root, EVERY), process, WITHIN)
         process.kill()
-    last = called(file, root, within=7200.0)
+    last = called(file, root, within=WITHIN)
     assert last.returncode == 1, last.stderr
     assert not left_behind(root)
 
