@@ -296,6 +296,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow  # test_several_hosts has whole runs of two processes
 def test_two_processes_make_the_update_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -177,7 +177,13 @@ def flag(key: str, value: Any) -> list[str]:
     return [f"--{key.replace('_', '-')}", *map(str, words)]
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in SHELL and not b.shown], ids=str)
+def runnable() -> list[Any]:
+    """Returns the shell blocks that can be run; those that compile for a minute are marked slow."""
+    blocks = [b for b in BLOCKS if b.language in SHELL and not b.shown]
+    return [pytest.param(b, id=str(b), marks=[pytest.mark.slow] * (b.page.stem == "on-device")) for b in blocks]
+
+
+@pytest.mark.parametrize("block", runnable())
 def test_a_shell_block_runs(block, here, monkeypatch):
     other = [line for line in filter(None, block.text.splitlines()) if not line.startswith(("dreamer ", "#"))]
     assert not other, f"{block}: only dreamer's commands are run; mark the block as shown only: {other[0]!r}"
