@@ -48,7 +48,7 @@ def names_of_updates() -> set[str]:
 
 @pytest.fixture(scope="module")
 def names_of_a_run(tmp_path_factory) -> set[str]:
-    """The metrics of the loop, of two threads, an evaluation and an environment with numbers of its own, and of data."""
+    """The metrics of the loop, of two threads, an evaluation, an environment with numbers of its own, and of data."""
     patch, run = pytest.MonkeyPatch(), tmp_path_factory.mktemp("glossary") / "run"
     with patch.context() as patched:
         patched.setattr("dreamer.agent.make", lambda config, spec, **_: tiny_runs.plain_agent(spec))

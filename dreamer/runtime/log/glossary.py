@@ -27,8 +27,8 @@ class Metric(NamedTuple):
 PROGRESS = (
     Metric(
         "env_steps",
-        "Environment steps so far, all environments together. It is the x-axis of every curve. In a run that learns from "
-        "data only, it counts updates.",
+        "Environment steps so far, all environments together. It is the x-axis of every curve. In a run that learns "
+        "from data only, it counts updates.",
         "Grows until it reaches the env_steps of the configuration, or its updates.",
         "Progress",
     ),
