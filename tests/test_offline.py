@@ -28,6 +28,7 @@ from dreamer.data.opening import open_data
 from dreamer.errors import UserError
 from dreamer.runtime.env.adapter import spec_of
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.population.plan import plan
 from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import datasets
@@ -278,6 +279,11 @@ def test_a_run_that_collects_does_not_become_one_that_does_not(tmp_path, run):
     part = dreamer.train(offline(tmp_path / "run", run, updates=2))
     with pytest.raises(UserError, match=r"with updates 0: the run learns from data only"):
         dreamer.train(offline(part, run, updates=0, env=ENV), resume="yes")
+
+
+def test_a_trial_of_a_sweep_with_data_runs_alone(run, tmp_path):
+    with pytest.raises(UserError, match="a run with data learns alone"):
+        plan(offline(tmp_path / "run", run))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

@@ -396,6 +396,38 @@ def test_levels_do_not_hold_with_the_option_that_changes_them(here):
     assert references.levels(ends, [], plain) == [("random", 4), ("best", 8)]
 
 
+def offline_run(path, best: float, **settings):
+    """Writes a run that has learned from data only."""
+    lines = [row | {"data/return_best": best, "data/return_mean": best / 2} for row in climbing(0, steps=200)]
+    return write_run(path, lines, updates=200, **{"data": ["made"], "action_repeat": 4, **settings})
+
+
+def test_what_the_data_reach_stands_beside_the_evaluations(here):
+    task = one_task(offline_run(here / "a", 90.0))
+    levels = references.data_levels(task)
+    assert levels == [("best return of the data", 90), ("mean return of the data", 45)]
+    drawn = curves.panel(task, "eval/return", levels=levels)
+    others = scores.rows(scores.scores(task, drawn))[0].others
+    assert others == "90.00 (best return of the data); 45.00 (mean return of the data)"
+    assert references.data_levels(one_task(write_run(here / "b"))) == []
+
+
+def test_datasets_that_differ_are_told_apart(here):
+    task = one_task(offline_run(here / "a", 90.0), offline_run(here / "b", 8.0, data=["x", "y"]))
+    assert [level.name for level in references.data_levels(task)] == [
+        "best return of made", "mean return of made", "best return of x, y", "mean return of x, y",
+    ]  # fmt: skip
+
+
+def test_a_run_that_does_not_collect_is_drawn_over_its_updates(here, capsys):
+    task = one_task(offline_run(here / "a", 90.0))
+    drawn = curves.panel(task, "eval/return", frames=True)
+    assert drawn.counted == "updates" and drawn.end == 200  # not times action_repeat
+    assert "at 200 updates" in output(capsys, str(here / "a"))
+    both = output(capsys, str(here / "a"), str(write_run(here / "b")))
+    assert "the x axis counts updates for runs that learn from data only" in both
+
+
 @pytest.mark.parametrize(
     "text, part",
     [

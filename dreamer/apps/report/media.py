@@ -44,7 +44,7 @@ def newest(runs: Sequence[Run], budget: int) -> tuple[list[Picture], list[str]]:
             content = _read(file)
             budget -= len(content)
             steps = int(re.sub(r"\D", "", file.stem) or 0)
-            caption = f"{names[run.path]}: {words}, at {steps:,} env steps"
+            caption = f"{names[run.path]}: {words}, at {steps:,} {run.config.counted.replace('_', ' ')}"
             shown.append(Picture(content, caption, file.suffix == ".mp4"))
     note = f"pictures left out, --media-mb would have to be larger: {', '.join(left_out)}"
     return sorted(shown, key=lambda picture: not picture.video), [note] if left_out else []

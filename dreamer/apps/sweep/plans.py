@@ -158,8 +158,8 @@ def wanted(ready: Plan) -> list[Program]:
 
 def env_steps_of(ready: Plan) -> dict[str, int]:
     """Returns the length of each trial's run; that of a trial that is gone is the length of the others."""
-    first = next((trial.config.env_steps for trial in ready.trials.values()), 0)
-    return {name: ready.trials[name].config.env_steps if name in ready.trials else first for name in ready.known.trials}
+    first = next((trial.config.length for trial in ready.trials.values()), 0)
+    return {name: ready.trials[name].config.length if name in ready.trials else first for name in ready.known.trials}
 
 
 def is_open(root: Path, known: Known, trial: str, lengths: dict[str, int]) -> bool:

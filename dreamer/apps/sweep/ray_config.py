@@ -63,7 +63,7 @@ def _check_pbt(config: Config, given: Sweep, trials: Sequence[Trial]) -> None:
     axes = [key for key in given.axes if key != "seed"]
     if not axes:
         raise UserError("--ray.scheduler pbt needs at least one axis whose values it may change")
-    if len({trial.config.env_steps for trial in trials}) > 1:
+    if len({trial.config.length for trial in trials}) > 1:
         raise UserError("--ray.scheduler pbt needs trials of equal env_steps")
     for trial in trials:
         for key in axes:

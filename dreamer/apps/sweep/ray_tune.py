@@ -235,9 +235,9 @@ class Experiment:
         self._untold.update({program.name: program for program in new})
 
     def _length(self, trial: str) -> int:
-        own = self.known.trials[trial]["values"].get("env_steps")
+        own = self.known.trials[trial]["values"].get(self._request.base.counted)
         one = self._request.trials.get(trial)
-        return one.config.env_steps if one else int(own or self._request.base.env_steps)
+        return one.config.length if one else int(own or self._request.base.length)
 
     def _record_errors(self) -> None:
         """Records the trials that have lost their workers too often."""

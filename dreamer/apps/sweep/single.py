@@ -42,7 +42,7 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
     if flags.retry:
         known = retried(root, known, program, trials)
         program = known.programs[number]
-    lengths = {name: trials[name].config.env_steps for name in program.trials}
+    lengths = {name: trials[name].config.length for name in program.trials}
     if not any(is_open(root, known, name, lengths) for name in program.trials):
         failed = [name for name in program.trials if state.failure(root, name)]
         done = "its trials are done, or were stopped early"

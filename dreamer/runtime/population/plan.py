@@ -69,6 +69,8 @@ def plan(config: Config, measured: Mapping[str, int] | None = None) -> Plan:
     measured {program: temporary}: from earlier plans; their programs are not compiled again
     Raises UserError if the environment or the agent cannot be made, or if the replay does not fit the host.
     """
+    if config.data:
+        raise UserError("a run with data learns alone, not in a population")
     spec, in_jax = spec_of(config)
     agent = agents.make(config.agent, spec, priorities=config.replay.priority > 0)
     streams = config.workers.envs * spec.agents
