@@ -118,7 +118,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_actions_that_were_taken(
     logits = from_flax(ActorHead(1, 8, 3, 0)).apply(v.params["pol"], feat)["logits"]
     taken = -np.sum(np.asarray(jax.nn.log_softmax(logits)) * rows.action, -1)
     np.testing.assert_allclose(loss, np.where(rows.is_last, 0, taken), rtol=1e-5, atol=1e-6)
-    right = (np.argmax(logits, -1) == np.argmax(rows.action, -1))[~rows.is_last]
+    right = np.asarray(jnp.argmax(logits, -1) == jnp.argmax(rows.action, -1))[~rows.is_last]
     assert 0 < right.mean() < 1 and float(metrics["clone/agreement"]) == pytest.approx(right.mean(), rel=1e-5)
 
 
