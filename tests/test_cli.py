@@ -389,15 +389,15 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch, trained):
 # ---- eval
 
 
-NEUTRAL = {"env_options": {}, "trust": False, "video": None, "json_file": None, "mode": None, "seed": 0}
+NEUTRAL = {"env": "", "env_options": {}, "trust": False, "video": None, "json_file": None, "mode": None, "seed": 0}
 
 
 def test_eval_takes_its_run_and_flags_in_any_order(evaluated):
     args = ["--episodes", "3", "runs/x", "--mode=mode", "--video", "a.mp4", "--seed", "1", "--json", "s.json"]
-    args += ["--env-options.size", "15"]
+    args += ["--env-options.size", "15", "--env", "CartPole-v1"]
     assert cli.main(["eval", *args, "--video-episodes", "9"]) == 0
     assert cli.main(["eval", "runs/x"]) == 0
-    given = {"env_options": {"size": 15}, "trust": False}
+    given = {"env": "CartPole-v1", "env_options": {"size": 15}, "trust": False}
     assert evaluated == [
         ("runs/x", dict(given, episodes=3, video="a.mp4", video_episodes=9, json_file="s.json", mode="mode", seed=1)),
         ("runs/x", {**NEUTRAL, "episodes": 20, "video_episodes": 4}),

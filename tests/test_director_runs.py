@@ -57,4 +57,4 @@ def test_a_trained_worker_takes_a_goal_and_holds_it(run):
     goal = agent.encode({"image": np.full((24, 24, 3), 200, np.uint8)})
     action, state = agent.act({"image": np.zeros((24, 24, 3), np.uint8)}, command={"goal": goal})
     assert 0 <= action < 4
-    np.testing.assert_array_equal(state.behavior.goal, goal[:, :16])
+    np.testing.assert_array_equal(state.carry.behavior.goal, goal[:, :16])
