@@ -36,6 +36,7 @@ def cluster() -> Iterator[Cluster]:
     """A cluster of two nodes, to which this process is connected."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # the workers have it
+    os.environ["RAY_worker_niceness"] = "0"  # so that other tests do not keep them waiting
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -43,6 +44,7 @@ def cluster() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    del os.environ["RAY_worker_niceness"]
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
