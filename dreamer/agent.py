@@ -106,8 +106,8 @@ def make(config: Config, spec: Spec, *, priorities: bool = False) -> Agent:
     A world model's module may have a function complete(config) -> config, which adds the settings of other parts that
     follow from its own, such as the updates in which an optimizer is active.
     Raises UserError when a name is unknown, an observation does not suit the world model, the behavior needs rewards
-    that the world model is told not to learn, or a part breaks its contract (dreamer/contracts.py). The functions of
-    the Agent also raise UserError, while jax traces them.
+    but the world model is not `rewarded`, or a part breaks its contract (dreamer/contracts.py). The functions of the
+    Agent also raise UserError, while jax traces them.
     """
     shared = dict(dtype=compute_dtype(config.compute_dtype), horizon=config.horizon, contdisc=config.contdisc)
     name = config.world_model.name

@@ -18,8 +18,9 @@ hypothesis.settings.load_profile("dreamer")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_x64", False)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
-# On a CPU, XLA compiles the tiny programs of tests four times as fast if it does not emit fusions through MLIR.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+if jax.__version_info__ < (0, 11):  # XLA ends the process for a flag that it does not know
+    # On a CPU, the tiny programs of tests compile four times as fast if XLA does not emit fusions through MLIR.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 # Files whose programs XLA optimizes, because they test numbers or costs as users get them. All others run only briefly
 # and compile three times as fast without optimization.
@@ -71,6 +72,16 @@ def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", not request.module.__name__.startswith(OPTIMIZED))
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Makes the runs of a file train an agent without networks, which compiles at once."""
+    from tiny_runs import plain_agent
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamer.agent.make", lambda config, spec, **_: plain_agent(spec))
+        yield
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import agent_laws
 import golden
 import jax
 import jax.numpy as jnp
@@ -264,29 +265,23 @@ def obs(count: int, seed: int = 0):
 
 
 def test_an_update_keeps_the_form_of_the_state_and_is_a_pure_function():
-    agent, state, update = made()
-    one, out = update(state, batch())
-    again, _ = update(state, batch())
-    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
-    assert form(one) == form(state)
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), (one.params, one.extra), (again.params, again.extra))
-    assert all(jax.tree.leaves(same))
-    assert out.latent == {} and np.isfinite(out.metrics["train/loss"]) and update._cache_size() == 1
+    _, state, update = made()
+    assert agent_laws.check_pure(update, state, batch()).latent == {}
 
 
 def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each():
     agent, _, update = made()
-    states = [tiny.jit(agent.init)(jax.random.key(seed)) for seed in (1, 2)]
-    batches = [batch(seed) for seed in (0, 1)]
-    together = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    rows = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    step = lambda state, rows: (agent.update(state, rows)[0], ())  # noqa: E731
-    scanned = tiny.jit(jax.vmap(lambda state: jax.lax.scan(step, state, rows)[0]))(together)
-    for i, state in enumerate(states):
-        for one in batches:
-            state, _ = update(state, one)
-        for a, b in zip(jax.tree.leaves(scanned.params), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
+    agent_laws.check_scan_and_vmap(agent, update, [batch(seed) for seed in (0, 1)], rtol=1e-4, atol=1e-5)
+
+
+def for_devices():
+    """The agent, its spec and a batch, for `agent_laws.check_devices`."""
+    return make_agent(), SPEC, batch()
+
+
+def test_eight_devices_make_the_updates_of_one():
+    """Statistics of the batch norms and negatives are those of the whole batch."""
+    agent_laws.check_devices("test_contrastive", rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_keeps_parameters_and_states_in_float32():

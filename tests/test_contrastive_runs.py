@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import gymnasium
@@ -146,33 +144,3 @@ def test_random_collection_and_rankings_respect_action_masks(tmp_path):
     run = dreamer.train(config(tmp_path / "run", env="test_contrastive_runs:masked", env_options={}))
     found = ranking.rank(restore(run), "test_contrastive_runs:masked", 100)
     assert set(found) == {1, 5, 10}
-
-
-DEVICES = """
-import sys
-import jax, numpy as np
-import test_contrastive as subject
-from dreamer.runtime.devices import mesh as meshes
-from dreamer.runtime.run.learner import Learner
-
-agent, batch = subject.make_agent(), subject.batch()
-found = []
-for count in (1, 8):
-    learner = Learner(agent, subject.SPEC, seed=0, batch_size=8, lockstep=True, config=meshes.Config(count=count))
-    learner.compile(batch)
-    for _ in range(2):
-        learner.step(learner.place(batch), None)
-    learner.sync()
-    found.append([np.asarray(x) for x in jax.tree.leaves((learner.state.params, learner.state.extra))])
-for one, eight in zip(*found, strict=True):
-    np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
-"""
-
-
-def test_eight_devices_make_the_updates_of_one(monkeypatch):
-    """Statistics of the batch norms and negatives are those of the whole batch."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]

@@ -22,7 +22,6 @@ import tensorstore as ts
 from crafting import change_file, change_meta, change_state, seal_file, seal_text
 from hypothesis import strategies as st
 from test_resume import ENV, stopped
-from test_resume import quick as quick
 from tiny_runs import tiny
 
 import dreamer
@@ -34,6 +33,8 @@ from dreamer.runtime.files import checkpoint_files, manifest, sealed
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.log import sinks
 from dreamer.runtime.run import resume, verifying
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 FEW = 60
 NUMBERS = st.integers() | st.sampled_from([-1, 0, 1, 2**31, 2**53, 2**63, 10**30]) | st.floats()

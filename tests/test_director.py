@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import pathlib
-import pickle
-import subprocess
-import sys
 
+import agent_laws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,14 +62,8 @@ def batch(seed: int = 0, spec: Spec = SPEC):
 
 
 def test_an_update_is_a_pure_function_that_keeps_the_form_of_its_state_and_is_traced_once():
-    agent, state, update = made()
-    one, out = update(state, batch())
-    again, _ = update(state, batch())
-    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
-    assert form(one) == form(state)
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), (one.params, one.extra), (again.params, again.extra))
-    assert all(jax.tree.leaves(same))
-    assert np.isfinite(out.metrics["train/loss"]) and update._cache_size() == 1
+    _, state, update = made()
+    agent_laws.check_pure(update, state, batch())
     numbers = ("discount", "lam", "kl_target", "slow_rate", "exploration_scale", "worker_entropy")
     assert set(numbers) < set(state.hyper["behavior"])
 
@@ -87,17 +77,7 @@ def test_a_gradient_reaches_every_parameter():
 
 def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each():
     agent, _, update = made()
-    states = [tiny.jit(agent.init)(jax.random.key(seed)) for seed in (1, 2)]
-    batches = [batch(seed) for seed in (0, 1)]
-    together = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    rows = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    step = lambda state, rows: (agent.update(state, rows)[0], ())  # noqa: E731
-    scanned = tiny.jit(jax.vmap(lambda state: jax.lax.scan(step, state, rows)[0]))(together)
-    for i, state in enumerate(states):
-        for one in batches:
-            state, _ = update(state, one)
-        for a, b in zip(jax.tree.leaves(scanned.params), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
+    agent_laws.check_scan_and_vmap(agent, update, [batch(seed) for seed in (0, 1)], rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_keeps_parameters_and_goals_in_float32():
@@ -111,36 +91,13 @@ def test_bfloat16_keeps_parameters_and_goals_in_float32():
     assert agent.initial_carry(2).behavior.goal.dtype == jnp.float32
 
 
-DEVICES = """
-import pickle, sys
-import jax, numpy as np
-import test_director, tiny
-agent = test_director.make_agent()
-state, rows = tiny.jit(agent.init)(jax.random.key(0)), tiny.make_batch(test_director.SPEC, batch_size=8, length=5)
-found = []
-for count in (1, 8):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
-    place = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
-    after, out = tiny.jit(agent.update)(
-        jax.tree.map(place, state), jax.tree.map(lambda x: place(x, "data"), rows)
-    )
-    found.append(jax.tree.map(np.asarray, (dict(out.metrics), after.params["behavior"], after.extra["behavior"])))
-sys.stdout.buffer.write(pickle.dumps(found))
-"""
+def for_devices():
+    """The agent, its spec and a batch, for `agent_laws.check_devices`."""
+    return make_agent(), SPEC, tiny.make_batch(SPEC, batch_size=8, length=5)
 
 
 def test_eight_devices_make_the_update_of_one():
-    folder = pathlib.Path(__file__).parent
-    flags = {"xla_force_host_platform_device_count": 8, **tiny.QUICK}
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)]),
-        "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items()),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, cwd=folder.parent, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    one, eight = pickle.loads(done.stdout)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-4)
+    agent_laws.check_devices("test_director", updates=1, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_loop import timeless
-from test_resume import quick, state_of, stopped  # noqa: F401  the fixture trains a quick agent
+from test_resume import state_of, stopped
 from tiny_runs import tiny
 
 import dreamer
 from dreamer.apps.verify import verify
 from dreamer.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 SETTINGS = {"env": "probes:both", "eval__episodes": 0, "checkpoint__every": 0, "checkpoint__keep": 2}
 EXEMPT = ("pictures", "wandb", "events.out")  # pictures, and files of other programs

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_resume import quick  # noqa: F401  runs train an agent that compiles at once
 from tiny_runs import tiny
 
 import dreamer
@@ -19,6 +18,8 @@ from dreamer.coerce import Loader
 from dreamer.config import load
 from dreamer.errors import UserError
 from dreamer.runtime.run import resume
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROOT = Path(__file__).parent.parent
 

@@ -111,6 +111,19 @@ def test_other_actions_have_no_known_future_but_after_a_reset(imagine, tmp_path)
     assert len(scored(tmp_path / "given.json")) == 12
 
 
+def test_a_run_of_data_alone_dreams_from_its_rows_and_from_an_environment_that_is_named(imagine, run, tmp_path):
+    alone = dreamer.train(config(tmp_path / "alone", env="none", env_options={}, data=(str(run),), updates=2))
+    imagine("--ssim", "false", of=alone)
+    told = json.loads((tmp_path / "imagined.json").read_text())
+    assert (told["start"], told["actions"], told["env"]) == ("rows", "recorded", "none") and told["scores"]
+    words = ("--env", "blocks:shapes", "--env-options.steps", "7", "--start", "reset", "--ssim", "false")
+    imagine(*words, of=alone)
+    assert len(scored(tmp_path / "imagined.json")) == 7
+    assert "name the environment to play in with --env ENV" in imagine("--start", "reset", code=2, of=alone)
+    wrong = imagine("--env", "CartPole-v1", "--start", "reset", code=2, of=alone)
+    assert "CartPole-v1" in wrong and wrong.count("\n") == 1
+
+
 def test_what_cannot_be_imagined_is_named_in_a_line(imagine, run, tmp_path, tmp_path_factory):
     np.save(tmp_path / "wide.npy", np.zeros((STEPS, 3)))
     for words, message in (

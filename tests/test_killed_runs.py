@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from killed_run import SETTINGS
 from test_loop import timeless
-from test_resume import quick, rows_by_place, rows_of, state_of  # noqa: F401  the fixture trains the agent of the killed runs
+from test_resume import rows_by_place, rows_of, state_of
 from tiny_runs import lines, tiny
 
 import dreamer
 from dreamer.apps.verify import verify
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 # Without lockstep the first checkpoint is the only one, and a kill leaves rows that are newer.
 THREADS = {"lockstep": False, "checkpoint__every": 1e6}

@@ -15,7 +15,7 @@ import killed_run
 import numpy as np
 import pytest
 from minari import DataCollector
-from test_resume import quick, rows_of, stopped  # noqa: F401  the fixture puts an agent without networks in place
+from test_resume import rows_of, stopped
 from tiny_runs import TINY, bits, flat, lines, plain_agent, tiny
 
 import dreamer
@@ -34,6 +34,8 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import datasets
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Rows, Step
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ENV = "probes:both"  # continues exactly when it is resumed
 OFFLINE = {"updates": 20, "eval__episodes": 0, "log__tensorboard": False}

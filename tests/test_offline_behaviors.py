@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import agent_laws
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,36 +43,27 @@ def made(name: str):
     return agent, tiny.jit(agent.init)(KEY), tiny.jit(agent.update), tiny.make_batch(SPEC)
 
 
-def bits(tree) -> list[bytes]:
-    """Returns the bits of every leaf."""
-    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
-    return [np.asarray(plain(leaf)).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize("name", BEHAVIORS)
 def test_an_update_gives_the_same_bits_again_leaves_its_inputs_alone_and_is_traced_once(name):
     _, state, update, batch = made(name)
-    before = bits((state, batch))
-    first, out = update(state, batch)
-    assert bits(update(state, batch)[0]) == bits(first) and bits((state, batch)) == before
-    update(first, batch)
-    assert update._cache_size() == 1
-    assert all(np.isfinite(value) for value in out.metrics.values())
+    agent_laws.check_pure(update, state, batch)
 
 
 @pytest.mark.parametrize("name", BEHAVIORS)
 def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each(name):
     agent, _, update, _ = made(name)
-    states = [tiny.jit(agent.init)(jax.random.key(seed)) for seed in (1, 2)]
     batches = [tiny.make_batch(SPEC, seed=seed) for seed in (3, 4)]
-    together, rows = (jax.tree.map(lambda *x: jnp.stack(x), *parts) for parts in (states, batches))
-    step = lambda state, rows: (agent.update(state, rows)[0], ())  # noqa: E731
-    scanned = tiny.jit(jax.vmap(lambda state: jax.lax.scan(step, state, rows)[0]))(together)
-    for i, state in enumerate(states):
-        for one in batches:
-            state, _ = update(state, one)
-        for ours, theirs in zip(jax.tree.leaves(scanned.params), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(ours[i], theirs, rtol=1e-3, atol=1e-5)
+    agent_laws.check_scan_and_vmap(agent, update, batches, rtol=1e-3, atol=1e-5)
+
+
+def for_devices(name: str):
+    """The agent, its spec and a batch, for `agent_laws.check_devices`."""
+    return agent_of(name), SPEC, tiny.make_batch(SPEC, batch_size=8)
+
+
+@pytest.mark.parametrize("name", BEHAVIORS)
+def test_eight_devices_make_the_update_of_one(name):
+    agent_laws.check_devices("test_offline_behaviors", repr(name), updates=1, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", BEHAVIORS)

@@ -16,7 +16,6 @@ from test_loop import timeless
 from tiny_runs import bits, lines, plain_agent, tiny
 
 import dreamer
-from dreamer import agent as agents
 from dreamer import plugins
 from dreamer.config import load
 from dreamer.errors import UserError
@@ -26,15 +25,8 @@ from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 
+pytestmark = pytest.mark.usefixtures("quick")
 ENV = {"env": "probes:both", "eval__episodes": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Makes the runs of these tests train an agent that compiles fast."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agents, "make", lambda config, spec, **_: plain_agent(spec))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import agent_laws
 import jax
-import numpy as np
 import pytest
 import tiny
 
@@ -35,15 +35,6 @@ def start():
     return tiny.jit(agent().init)(jax.random.key(0))
 
 
-def same(one, other) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(bits(a), bits(b)) for a, b in pairs)
-
-
-def bits(leaf):
-    return np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-
-
 def test_it_has_no_reward_and_no_continue_head():
     state = start()
     assert set(agent().scales) == {"dyn", "rep", "rec/vector"} == set(state.hyper["scale"])
@@ -58,38 +49,27 @@ def test_rewards_and_true_ends_teach_it_nothing():
     batch = tiny.make_batch(SPEC)
     other = batch._replace(reward=batch.reward + 7, is_terminal=~batch.is_terminal)
     states = [update()(update()(start(), one)[0], one)[0] for one in (batch, other)]
-    assert same(*states) and not same(states[0].params, start().params)
+    one, two = map(agent_laws.bits, states)
+    assert one == two and agent_laws.bits(states[0].params) != agent_laws.bits(start().params)
 
 
 def test_an_update_is_a_pure_function_that_keeps_the_form_of_the_state():
-    batch = tiny.make_batch(SPEC)
-    one, out = update()(start(), batch)
-    again, _ = update()(start(), batch)
-    assert same(one, again)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(lambda x: (x.shape, x.dtype), start())
+    out = agent_laws.check_pure(update(), start(), tiny.make_batch(SPEC))
     assert set(out.latent) == {"deter", "stoch"}
 
 
 def test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each_and_traced_once():
-    traces = []
-
-    def counted(state, batch):
-        traces.append(1)
-        state, _ = agent().update(state, batch)
-        return state, None
-
     batches = [tiny.make_batch(SPEC, seed=seed) for seed in range(2)]
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
-    keys = jax.vmap(jax.random.key)(np.arange(2))
-    states = jax.vmap(agent().init)(keys)
-    scanned, _ = tiny.jit(jax.vmap(lambda state: jax.lax.scan(counted, state, stacked)))(states)
-    assert len(traces) == 1
-    for seed in range(2):
-        state = jax.tree.map(lambda x, seed=seed: x[seed], states)
-        for batch in batches:
-            state, _ = update()(state, batch)
-        for mine, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(scanned.params), strict=True):
-            np.testing.assert_allclose(theirs[seed], mine, rtol=1e-3, atol=1e-5)
+    agent_laws.check_scan_and_vmap(agent(), update(), batches, rtol=1e-3, atol=1e-5)
+
+
+def for_devices():
+    """The agent, its spec and a batch, for `agent_laws.check_devices`."""
+    return agent(), SPEC, tiny.make_batch(SPEC, batch_size=8)
+
+
+def test_eight_devices_make_the_update_of_one():
+    agent_laws.check_devices("test_rewardless", updates=1, rtol=2e-3, atol=2e-4)
 
 
 def test_action_masks_are_still_predicted():

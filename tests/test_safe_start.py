@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_resume import quick, rows_by_place, state_of, stopped  # noqa: F401  the fixture trains a quick agent
+from test_resume import rows_by_place, stopped
 from tiny_runs import flat, lines, tiny
 
 import dreamer
@@ -28,6 +28,8 @@ from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.init_from import Taken
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopping
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ENV = {"env": "probes:both", "eval__episodes": 0, "log__tensorboard": False}
 # Rings of 24 rows and a checkpoint every 12 rows: the rings wrap several times, and files are pruned often.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from run_dirs import write_run
-from test_resume import quick  # noqa: F401  the fixture trains a quick agent
 from tiny_runs import tiny
 
 import dreamer
@@ -22,6 +21,8 @@ from dreamer.config import load, to_yaml
 from dreamer.errors import UserError
 from dreamer.runtime.files import safe_files
 from dreamer.runtime.run import run_config
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ENV = {"env": "my_lab:make", "eval__episodes": 0, "log__tensorboard": False, "env_steps": 40}
 

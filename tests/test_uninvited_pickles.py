@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from crafting import change_state
 from test_resume import ENV, stopped
-from test_resume import quick as quick
 from tiny_runs import tiny
 
 import dreamer
 from dreamer.runtime.env import state as env_state
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 PICKLING = {**ENV, "env": "broken_envs:pickles_its_state"}
 WHY = "their states are pickles that were not made by you on this machine (--trust reads them)"

@@ -29,6 +29,8 @@ TESTS = {
     "test_contrastive:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each",
     "test_imagine:test_frames_are_those_of_the_agents_own_open_loop_report",
     "test_imagine:test_chunks_make_no_difference_and_a_longer_dream_begins_as_a_shorter_one",
+    "test_contrastive:test_eight_devices_make_the_updates_of_one",
+    "test_rewardless:test_eight_devices_make_the_update_of_one",
     "test_rewardless:test_updates_scanned_and_vmapped_over_seeds_are_those_of_a_loop_over_each_and_traced_once",
     "test_fused:test_the_host_makes_the_same_run_from_the_same_draws",
     "test_fused:test_a_resumed_run_is_the_same_to_the_last_bit",

@@ -57,8 +57,8 @@ def env_of(config: Config, make_env: MakeEnv) -> plugins.EnvName:
     """
     if not make_env and config.env == NO_ENV:
         raise UserError(
-            f"the run has learned from data only, and its env is {NO_ENV}; name the environment to play in: "
-            "dreamer eval RUN --env ENV, or make_env in Python"
+            f"the run has learned from data only, and its env is {NO_ENV}; name the environment to play in with "
+            "--env ENV, or make_env in Python"
         )
     return plugins.maker(make_env) if make_env else config.env
 
@@ -122,7 +122,7 @@ def _space(space: Space | None) -> str:
 
 def restore(
     run: str | os.PathLike, env: gymnasium.Env | None = None, step: int | None = None, make_env: MakeEnv = None,
-    env_options: Mapping[str, Any] | None = None, trust: bool = False, env_name: str = "",
+    env_options: Mapping[str, Any] | None = None, trust: bool = False, env_name: str = "", plays: bool = True,
 ) -> Trained:  # fmt: skip
     """Loads the checkpoint of `run` at `step`; None: the newest.
 
@@ -130,25 +130,44 @@ def restore(
     env: an environment of the run, from which the spaces are read; `env_options` is then ignored.
     None: an environment is made, and closed again.
     make_env, env_options, trust: as in `load`. env_name: the environment of a run that has none
+    plays: whether there must be an environment; False: the checkpoint of a run without one tells the spaces
     """
     config = run_config(run, None if env else env_options, make_env, trust, env_name)
     run_dir = existing_run_dir(Path(run))
-    if env is None:
-        with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as made:
-            spec = any_spec(made, config.env)
-    else:
-        spec = any_spec(env, config.env)
-    agent = agents.make(config.agent, spec)
-    like = jax.eval_shape(agent.init, jax.random.key(0))
+    alone = not plays and config.env == NO_ENV and env is None and make_env is None
+    spec = None if alone else _spec(env, config, make_env)
     with Checkpoints(run_dir) as checkpoints:
         step = checkpoints.latest() if step is None else step
-        manifest = checkpoints.manifest(step) if config.updates else None
-        if manifest and manifest.spec:  # the environment was perhaps named only now
-            _check_spaces(from_json(manifest.spec, f"checkpoint {step} of {run_dir}"), spec, f"env {config.env!r}")
-        state, _ = checkpoints.restore(like, step)
+        if config.updates:
+            spec = _saved_spec(checkpoints, step, spec, f"env {config.env!r}")
+        assert spec is not None  # only runs with updates are without an environment
+        agent = agents.make(config.agent, spec)
+        state, _ = checkpoints.restore(jax.eval_shape(agent.init, jax.random.key(0)), step)
         manifest = checkpoints.manifest(step)
     run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.env_steps)
     return Trained(config, agent, agent.variables(state), manifest.env_steps, spec)
+
+
+def _spec(env: gymnasium.Env | None, config: Config, make_env: MakeEnv) -> Spec:
+    """Returns the spec of `env`, or if it is None, of an environment that is made and closed."""
+    if env is not None:
+        return any_spec(env, config.env)
+    with contextlib.closing(plugins.make_env(env_of(config, make_env), config.env_options)) as made:
+        return any_spec(made, config.env)
+
+
+def _saved_spec(checkpoints: Checkpoints, step: int | None, spec: Spec | None, what: str) -> Spec:
+    """Returns `spec`, or if it is None, the spec that a checkpoint tells. what: has `spec`, in the words of an error
+
+    Raises UserError if the two differ: the user may have named an environment only now.
+    """
+    told = checkpoints.manifest(step).spec
+    if told is None:
+        raise UserError(f"checkpoint {step} does not tell the spaces of its run")
+    saved = from_json(told, f"checkpoint {step}")
+    if spec is not None:
+        _check_spaces(saved, spec, what)
+    return spec or saved
 
 
 @contextlib.contextmanager

@@ -313,30 +313,25 @@ def _own_config(flags: list[Flag], given: Mapping[str, Any], trusted: bool) -> l
 
 def eval_command(args: list[str]) -> int:
     """Runs `dreamer eval`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
-    words, flags = scan(args)
-    if any(flag.key == "help" for flag in flags):
-        return show_help(EvalFlags(), "dreamer eval RUN", EVAL)
-    options, strays = apply(EvalFlags(), flags)
-    runs = words + strays
+    if not (given := _read(args, EvalFlags(), "dreamer eval RUN", EVAL)):
+        return 0
+    runs, options = given
     if not runs:
         raise UserError("dreamer eval needs the directory of a run: dreamer eval runs/NAME --episodes 20")
     if len(runs) > 1:
         raise UserError(f"dreamer eval takes one run directory, not {len(runs)}: stray argument {runs[1]!r}")
+    from dreamer.apps.evaluate import evaluate_run, rank_run
+
+    of_run: dict[str, Any] = dict(
+        json_file=options.json, seed=options.seed, env_options=options.env_options, trust=options.trust, env=options.env
+    )
     if options.ranking:
-        from dreamer.apps.evaluate import rank_run
-
-        rank_run(
-            runs[0], episodes=options.ranking, json_file=options.json, seed=options.seed,
-            env_options=options.env_options, trust=options.trust, env=options.env,
+        rank_run(runs[0], episodes=options.ranking, **of_run)
+    else:
+        evaluate_run(
+            runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
+            mode=options.mode, **of_run,
         )  # fmt: skip
-        return 0
-    from dreamer.apps.evaluate import evaluate_run
-
-    evaluate_run(
-        runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
-        json_file=options.json, mode=options.mode, seed=options.seed, env_options=options.env_options,
-        trust=options.trust, env=options.env,
-    )  # fmt: skip
     return 0
 
 
@@ -344,16 +339,12 @@ def imagine_command(args: list[str]) -> int:
     """Runs `dreamer imagine`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
     from dreamer.apps.imagine.flags import HELP, ImagineFlags
 
-    words, flags = scan(args)
-    if any(flag.key == "help" for flag in flags):
-        return show_help(ImagineFlags(), "dreamer imagine RUN", HELP)
-    options, strays = apply(ImagineFlags(), flags)
-    runs = words + strays
-    if len(runs) != 1:
-        raise UserError(f"dreamer imagine takes one run directory, not {len(runs)}: dreamer imagine runs/NAME")
+    if not (given := _read(args, ImagineFlags(), "dreamer imagine RUN", HELP)):
+        return 0
+    run = _only(given[0], "imagine", "run directory", "runs/NAME")
     from dreamer.apps.imagine.command import imagine_run
 
-    imagine_run(runs[0], options)
+    imagine_run(run, given[1])
     return 0
 
 
@@ -379,25 +370,18 @@ def sweep_command(args: list[str]) -> int:
     from dreamer.apps.sweep.command import HELP, sweep
     from dreamer.apps.sweep.options import SweepFlags
 
-    words, flags = scan(args)
-    if any(flag.key == "help" for flag in flags):
-        return show_help(SweepFlags(), "dreamer sweep SWEEP", HELP)
-    options, strays = apply(SweepFlags(), flags)
-    sweeps = words + strays
-    if len(sweeps) != 1:
-        raise UserError(f"dreamer sweep takes one sweep, not {len(sweeps)}: dreamer sweep cartpole")
-    return sweep(sweeps[0], options)
+    if not (given := _read(args, SweepFlags(), "dreamer sweep SWEEP", HELP)):
+        return 0
+    return sweep(_only(given[0], "sweep", "sweep", "cartpole"), given[1])
 
 
 def check_command(args: list[str]) -> int:
     """Runs `dreamer check`. args: one environment, and flags. Returns the exit code. Raises UserError."""
     from dreamer.apps.check.verdicts import Settings
 
-    words, flags = scan(args)
-    if any(flag.key == "help" for flag in flags):
-        return show_help(Settings(), "dreamer check ENV", CHECK)
-    settings, strays = apply(Settings(), flags)
-    envs = words + strays
+    if not (given := _read(args, Settings(), "dreamer check ENV", CHECK)):
+        return 0
+    envs, settings = given
     if not envs:
         raise UserError("dreamer check needs an environment: dreamer check my_lab.envs:make")
     if len(envs) > 1:
@@ -409,30 +393,41 @@ def check_command(args: list[str]) -> int:
 
 def verify_command(args: list[str]) -> int:
     """Runs `dreamer verify`. args: one run directory, and flags. Returns the exit code. Raises UserError."""
-    words, flags = scan(args)
-    if any(flag.key == "help" for flag in flags):
-        return show_help(VerifyFlags(), "dreamer verify RUN", VERIFY)
-    options, strays = apply(VerifyFlags(), flags)
-    runs = words + strays
-    if len(runs) != 1:
-        raise UserError(f"dreamer verify takes one run directory, not {len(runs)}: dreamer verify runs/NAME")
+    if not (given := _read(args, VerifyFlags(), "dreamer verify RUN", VERIFY)):
+        return 0
+    run = _only(given[0], "verify", "run directory", "runs/NAME")
     from dreamer.apps.verify import verify_run
 
-    return verify_run(runs[0], options.json)
+    return verify_run(run, given[1].json)
 
 
 def data_command(args: list[str]) -> int:
     """Runs `dreamer data`. args: one dataset, and flags. Returns the exit code. Raises UserError."""
     from dreamer.apps import data
 
+    if not (given := _read(args, data.DataFlags(), "dreamer data PATH", data.HELP)):
+        return 0
+    return data.describe_data(_only(given[0], "data", "dataset", "minari:NAME"), given[1])
+
+
+def _read(args: list[str], settings: Any, usage: str, text: str) -> tuple[list[str], Any] | None:
+    """Reads what follows a command. Returns its words, and `settings` with the values of the flags.
+
+    With --help, it prints the help, which begins with `usage` and `text`, and returns None. Raises UserError.
+    """
     words, flags = scan(args)
     if any(flag.key == "help" for flag in flags):
-        return show_help(data.DataFlags(), "dreamer data PATH", data.HELP)
-    options, strays = apply(data.DataFlags(), flags)
-    paths = words + strays
-    if len(paths) != 1:
-        raise UserError(f"dreamer data takes one dataset, not {len(paths)}: dreamer data minari:NAME")
-    return data.describe_data(paths[0], options)
+        show_help(settings, usage, text)
+        return None
+    settings, strays = apply(settings, flags)
+    return words + strays, settings
+
+
+def _only(words: Sequence[str], command: str, what: str, example: str) -> str:
+    """Returns the only word after a command. Raises UserError if there is another number of words."""
+    if len(words) != 1:
+        raise UserError(f"dreamer {command} takes one {what}, not {len(words)}: dreamer {command} {example}")
+    return words[0]
 
 
 def _nearest_preset(word: str) -> str:

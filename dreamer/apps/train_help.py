@@ -24,6 +24,7 @@ examples:
   dreamer train quickstart                        CartPole-v1, in minutes
   dreamer train debug --env my_lab.envs:make      an environment of your own
   dreamer train dmc_vision size12m                a task with a smaller model
+  dreamer train offline --data runs/NAME          learn from data alone
   dreamer train --resume --run-dir runs/NAME      go on with a run
 """
 MORE = """more:

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer.apps.acting import Trained, restore
+from dreamer.apps.acting import Trained, env_of, restore, run_config
 from dreamer.apps.evaluate import check_writable
 from dreamer.apps.imagine import files, generating, pictures, starts
 from dreamer.apps.imagine.flags import ImagineFlags
 from dreamer.apps.imagine.scores import Score, by_horizon, check_ssim
 from dreamer.apps.imagine.starts import Starts
+from dreamer.config import NO_ENV
 from dreamer.data.matching import check_spec
 from dreamer.data.opening import open_data
 from dreamer.errors import UserError, nearest
@@ -39,9 +40,12 @@ def imagine_run(run: str, flags: ImagineFlags) -> None:
 
     Raises UserError, for example if the start does not exist, or if the run has no images.
     """
-    start, actions = _chosen(flags)
+    config = run_config(run, trust=flags.trust, env=flags.env)
+    start, actions = _chosen(flags, "rows" if flags.data or config.env == NO_ENV else "reset")
+    if start == "reset":
+        env_of(config, None)
     check_writable(Path(flags.video).expanduser())
-    trained = restore(run, env_options=flags.env_options, trust=flags.trust)
+    trained = restore(run, env_options=flags.env_options, trust=flags.trust, env_name=flags.env, plays=False)
     spec = trained.spec
     if spec.agents > 1:
         raise UserError(f"{run} has several agents, which imagine does not support")
@@ -55,11 +59,14 @@ def imagine_run(run: str, flags: ImagineFlags) -> None:
     _write(run, trained, start, actions, image, flags, begun, dreamed, true)
 
 
-def _chosen(flags: ImagineFlags) -> tuple[str, str]:
-    """Returns what --start and --actions mean. Raises UserError if they mean nothing, or do not fit together."""
+def _chosen(flags: ImagineFlags, usual: str) -> tuple[str, str]:
+    """Returns what --start and --actions mean. Raises UserError if they mean nothing, or do not fit together.
+
+    usual: the start if none is given
+    """
     if not flags.video.endswith(".mp4"):
         raise UserError(f"--video {flags.video!r} must end in .mp4")
-    start = flags.start or ("rows" if flags.data else "reset")
+    start = flags.start or usual
     number = start.removeprefix(ROW)
     if start.startswith(ROW) and not number.isdecimal():
         raise UserError(f"--start {start}: a row is a number from 0 on, such as row:120")

@@ -22,7 +22,8 @@ class ImagineFlags:
     video: str = "imagined.mp4"
     """File for the film; the other files get its name with other endings."""
     start: str = ""
-    """reset, rows (random recorded rows), row:N, or a .npy, .npz or .png file; empty: reset, or rows with --data."""
+    """reset, rows (random recorded rows), row:N, or a .npy, .npz or .png file; empty: reset, or rows with --data and
+    for a run without an environment."""
     actions: str = ""
     """recorded, policy, random, or a .npy or .npz file; empty: recorded for recorded rows, and else policy."""
     dreams: Annotated[int, between(1, 256)] = 4
@@ -39,6 +40,8 @@ class ImagineFlags:
     """Frames per second of the film."""
     seed: int = 0
     """Seed of environments, rows, actions and latents."""
+    env: str = ""
+    """Environment to reset, for a run that has none; empty: the run's own."""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
     trust: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,25 +68,29 @@ def ssim(true: np.ndarray, other: np.ndarray) -> float:
 
     Source: Wang, Bovik, Sheikh, Simoncelli 2004, section III.B, with their Gaussian window of 11 pixels.
     """
-    from skimage.metrics import structural_similarity
-
     return float(
-        structural_similarity(
+        similarity()(
             true, other, data_range=PEAK, channel_axis=-1, gaussian_weights=True, sigma=SIGMA,
             use_sample_covariance=False,
         )
     )  # fmt: skip
 
 
-def check_ssim(size: tuple[int, ...]) -> None:
-    """Raises UserError if scikit-image is not installed, or if images of `size` (H, W) are smaller than the window."""
+def similarity() -> Callable[..., Any]:
+    """Returns scikit-image's function for SSIM. Raises UserError if scikit-image is not installed."""
     try:
-        import skimage.metrics  # noqa: F401
+        from skimage.metrics import structural_similarity
     except ImportError as error:
         raise UserError(
             'SSIM needs scikit-image, which is not installed: pip install "dreamer-jax[video]", or leave it out with '
             "--ssim false"
         ) from error
+    return structural_similarity
+
+
+def check_ssim(size: tuple[int, ...]) -> None:
+    """Raises UserError if scikit-image is not installed, or if images of `size` (H, W) are smaller than the window."""
+    similarity()
     if min(size) < WINDOW:
         raise UserError(
             f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, not {' x '.join(map(str, size))}: leave it out "

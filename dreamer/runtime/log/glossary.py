@@ -170,7 +170,8 @@ LOSSES = (
     Metric(
         "loss/clone",
         "Negative log-likelihood of the actions in the data under the cloned policy; rows without an action count 0.",
-        "Falls to the entropy of whoever acted: 0 for one deterministic policy, log(n) for random choices among n.",
+        "Falls to the entropy of the policies that collected the data: 0 for a single deterministic one, log(n) for "
+        "random choices among n.",
         "Losses",
     ),
     Metric(
@@ -188,7 +189,7 @@ LOSSES = (
     Metric(
         "clone/entropy",
         "Entropy of the cloned policy in the rows of the data, in nats.",
-        "Falls towards that of whoever acted.",
+        "Falls towards the entropy of the policies that collected the data.",
         "Losses",
     ),
     Metric(
