@@ -343,7 +343,7 @@ def test_a_start_of_a_wrong_form_is_named(arrays, message, tmp_path):
 )
 def test_flags_that_do_not_fit_together_are_named(flags, message):
     with pytest.raises(UserError, match=message):
-        command._chosen(ImagineFlags(**flags))
+        command._chosen(ImagineFlags(**flags), "reset")
 
 
 # --- pictures ---------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def predictions(name: str, cue: float, chosen: int = 0, samples: int = 65) -> tu
 
     These are medians over samples of the latent, because its uniform mixture randomizes a group in 8 % of the samples.
     """
-    config, _, variables, _ = restore(trained(name))
+    run = restore(trained(name))
+    config, variables = run.config, run.variables
     spec = spec_of(make(name))
     world_model = rssm.make(config.agent.world_model, spec)
     behavior = config.agent.behavior

@@ -145,11 +145,18 @@ def test_bfloat16_keeps_the_form_of_the_state():
     assert {x.dtype for x in out.metrics.values()} == {jnp.dtype("float32")}
 
 
+def stirred(params):
+    """Adds noise, so that dreamed rewards differ between individuals by more than rounding, and so do their ranks."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + np.float32(0.3) * rng.normal(size=x.shape).astype(np.float32), params)
+
+
 def test_updates_scanned_and_vmapped_over_seeds_are_those_of_each():
     """Up to the first generation: later ones draw along eigenvectors, which need not be unique."""
     count = vae_mdn_rnn.complete(CONFIG).behavior.start + 1
     batches = jax.tree.map(lambda *xs: np.stack(xs), *(make_batch(number) for number in range(count)))
     states = jax.vmap(agent().init)(jax.random.split(KEY, 2))
+    states = states._replace(params=stirred(states.params))
     both, _ = tiny.jit(lambda states: jax.vmap(lambda s: jax.lax.scan(agent().update, s, batches))(states))(states)
     for seed in range(2):
         state = jax.tree.map(lambda x, seed=seed: x[seed], states)

@@ -320,14 +320,16 @@ def eval_command(args: list[str]) -> int:
         raise UserError("dreamer eval needs the directory of a run: dreamer eval runs/NAME --episodes 20")
     if len(runs) > 1:
         raise UserError(f"dreamer eval takes one run directory, not {len(runs)}: stray argument {runs[1]!r}")
-    from dreamer.apps.evaluate import evaluate_run, rank_run
-
     of_run: dict[str, Any] = dict(
         json_file=options.json, seed=options.seed, env_options=options.env_options, trust=options.trust, env=options.env
     )
     if options.ranking:
+        from dreamer.apps.evaluate import rank_run
+
         rank_run(runs[0], episodes=options.ranking, **of_run)
     else:
+        from dreamer.apps.evaluate import evaluate_run
+
         evaluate_run(
             runs[0], episodes=options.episodes, video=options.video, video_episodes=options.video_episodes,
             mode=options.mode, **of_run,
