@@ -128,7 +128,8 @@ def test_frames_are_those_of_the_agents_own_open_loop_report():
         agent, agent.variables(state), SPEC, jax.random.key(0), begun, begun.recorded, 4, "image", "mode"
     )
     np.testing.assert_array_equal(taken, begun.recorded)
-    assert np.abs(frames.astype(float) - shown[:, 3:]).max() <= 0.51  # rounded to bytes
+    apart = np.abs(frames.astype(float) - shown[:, 3:])
+    assert apart.max() <= 1 and (apart > 0).mean() < 1e-3  # a value between two bytes may be rounded to either
     assert np.ptp(frames.astype(int), axis=1).max() > 0
 
 
