@@ -120,17 +120,17 @@ def test_decoder_of_both():
 def test_each_block_of_deter_fills_its_own_slice_of_the_start_grid():
     """The golden decoders have one channel for each block, which cannot distinguish this order from its reverse."""
     depth, blocks, channels = 4, 8, 16
-    sizes = SIZES | {"depth": depth}
-    module = decoder.Decoder((("image", SPACES["image"]),), **sizes, blocks=blocks)
+    sizes = SIZES | {"depth": depth, "mults": (2, 4)}
+    module = decoder.Decoder((("image", Space((16, 16, 3), "uint8")),), **sizes, blocks=blocks)
     deter, stoch = jnp.zeros((1, 16)), jnp.zeros((1, 3, 4))
-    params = module.init(jax.random.key(0), deter, stoch)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), deter, stoch)["params"]
     bias = np.zeros((blocks, 4 * 4 * channels // blocks), np.float32)
     bias[2] = 1.0
     params["sp0"]["bias"] = bias.reshape(-1)
-    _, kept = module.apply(
-        {"params": params}, deter, stoch, mutable="intermediates",
-        capture_intermediates=lambda part, _: part.name == "spnorm",
-    )  # fmt: skip
+    decode = functools.partial(
+        module.apply, mutable="intermediates", capture_intermediates=lambda part, _: part.name == "spnorm"
+    )
+    _, kept = jax.jit(decode)({"params": params}, deter, stoch)
     (grid,) = kept["intermediates"]["spnorm"]["__call__"]
     np.testing.assert_array_equal(np.flatnonzero(np.any(np.asarray(grid[0]), (0, 1))), [4, 5])
 

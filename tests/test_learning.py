@@ -19,7 +19,7 @@ from dreamer.runtime.env.adapter import spec_of
 from dreamer.world_models import rssm
 from envs.probes import PROBES, make
 
-GATE = {"counter", "delayed"}  # the gate trains on those that need memory of the action, and credit over steps
+GATE = {"counter"}  # the gate trains on the one that needs memory of the action
 
 
 def slow_ones(names: Iterable[str], quick: Collection[str]) -> list[Any]:

@@ -25,7 +25,9 @@ MARGIN = {"operations": 1.01, "carried": 1.01, "kernels": 1.1, "temporary": 1.1}
 KERNEL = re.compile(r"= \S+ (?:fusion|dot|convolution|custom-call|call)\(")
 
 
-@pytest.fixture(scope="module", params=RECORDED)
+@pytest.fixture(
+    scope="module", params=[pytest.param(obs, marks=[pytest.mark.slow] * (obs == "image")) for obs in RECORDED]
+)
 def costs(request: pytest.FixtureRequest) -> tuple[str, dict[str, int]]:
     """Returns a kind of observation, and the figures of the update that trains on it."""
     config = measure.load("size1m", "float32", {})
