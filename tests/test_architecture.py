@@ -55,7 +55,8 @@ TABLE: dict[str, set[str]] = {
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
     # Datasets are checked like environments, and read like the rows of runs, without jax; they fill a replay.
     "data": {"runtime/env", "runtime/files", "runtime/replay"} | NOUNS,
-    "runtime": {"runtime/devices", "runtime/log", "runtime/population", "runtime/run", "interfaces", "config"} | NOUNS,
+    "runtime": {f"runtime/{name}" for name in ("devices", "hosts", "log", "population", "run")}
+    | {"interfaces", "config"} | NOUNS,
     "runtime/files": NOUNS,
     "runtime/env": {"runtime/files"} | NOUNS,
     "runtime/workers": {"runtime/env"} | NOUNS,
@@ -64,6 +65,7 @@ TABLE: dict[str, set[str]] = {
     "runtime/log": {"runtime/files"} | NOUNS,
     "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces", "jax_leaves"} | NOUNS,
     "runtime/run": RUNTIME | {"data", "agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
+    "runtime/hosts": {f"runtime/{name}" for name in ("devices", "files", "log", "replay", "run")} | {"config"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME
     | {"data", "runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"}

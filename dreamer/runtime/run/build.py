@@ -20,9 +20,8 @@ from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import ROWS, folder_of
 from dreamer.runtime.log.episodes import EpisodeTracker
-from dreamer.runtime.log.logger import Logger, Resumed
+from dreamer.runtime.log.logger import Resumed
 from dreamer.runtime.log.sinks import Sink
-from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay import capacity, columns, replay
 from dreamer.runtime.replay.capacity import Capacity, Free
 from dreamer.runtime.replay.flushing import Flushing
@@ -34,8 +33,8 @@ from dreamer.runtime.run import (
     directory,
     evaluation,
     header,
-    hosts_files,
     no_workers,
+    process_files,
     ratio,
     resume,
     rings,
@@ -49,8 +48,6 @@ from dreamer.runtime.run.datasets import Datasets
 from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.environments import Environments
-from dreamer.runtime.run.hosts import Alone, Host, Place
-from dreamer.runtime.run.hosts_parts import Collected, QuietDisplay, ShareOfReplay
 from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.runtime.run.limiter import Limiter
@@ -58,6 +55,7 @@ from dreamer.runtime.run.moving import Moving, Owners
 from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.parts import Parts, Shared
 from dreamer.runtime.run.prefetch import Prefetch
+from dreamer.runtime.run.process import ALONE, USUAL, Kinds, Place, Process
 from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.start import Created, Decision
@@ -139,20 +137,16 @@ class Opened(NamedTuple):
 
 
 def open_session(
-    config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = (), host: Host | Alone | None = None
-) -> Session:
+    config: Config, stack: contextlib.ExitStack, sinks: Sequence[Sink] = (), host: Process = ALONE,
+    kinds: Kinds = USUAL,
+) -> Session:  # fmt: skip
     """Opens the display of a run, and the handlers of its signals. stack: closes both.
 
-    host: this process, if several train the run together
+    host, kinds: as in `Session`
     """
-    host = host or Alone()
-    if host.place.first:
-        trains = config.replay_ratio > 0 or config.updates > 0
-        display = Display(config.length, every=config.log.every, trains=trains, counted=config.counted)
-    else:
-        display = QuietDisplay(host.place, config.env_steps)
-    stack.enter_context(display)
-    return Session(stack, display, stack.enter_context(Stopping(display.message)), sinks, host=host)
+    display = stack.enter_context(kinds.display(config))
+    stopping = stack.enter_context(Stopping(display.message))
+    return Session(stack, display, stopping, sinks, host=host, kinds=kinds)
 
 
 def open_run(decision: Decision, session: Session) -> Opened:
@@ -174,7 +168,7 @@ def build_run(decision: Decision, session: Session, shared: Shared | None = None
     if decision.used:
         decision = directory.lock(decision, session)
     if decision.found:
-        decision = decision._replace(found=hosts_files.own_part(decision.found, host.place))
+        decision = decision._replace(found=process_files.own_part(decision.found, host.place))
     built, sizes = host.together(
         lambda: _build(decision, session, shared), lambda built: built.size.rows_per_stream
     )  # fmt: skip
@@ -333,9 +327,8 @@ def _open_storage(decision: Decision, built: Built, session: Session, identity: 
     checkpoints = stack.enter_context(
         Checkpoints(decision.run_dir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
-    kind: Any = functools.partial(ShareOfReplay, place=place) if place.count > 1 else Replay
     more = {"old": built.old} if built.old else {}
-    own = kind(
+    own = session.kinds.replay(
         workers.spec, built.agent.storage, config.replay, streams=built.size.streams, seed=config.seed,
         env_steps=config.env_steps, size=built.size, run_dir=folder, **more,
     )  # fmt: skip
@@ -351,8 +344,8 @@ def _load_checkpoint(
     """Restores rows, train state and environments from the checkpoint `found`. Only reads the disk."""
     learner, environments = built.learner, built.environments
     with resume.advising(decision.run_dir, found.step):
-        if moved := hosts_files.moves(found, place):
-            restored = hosts_files.load_moved(
+        if moved := process_files.moves(found, place):
+            restored = process_files.load_moved(
                 found, decision.run_dir, place, storage.store, storage.replay, environments.workers.spec.agents,
                 decision.trust,
             )  # fmt: skip
@@ -387,11 +380,11 @@ def _change(
         chosen = decision.step is not None and decision.found is not None and bool(decision.found.newer)
         going_on = going_on._replace(rewound=chosen)
     source = DeviceRows(learner.mesh, built.environments.workers.spec, own) if config.replay.on_device else own
-    if place.first:
-        logger = Logger(decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks)
-    else:
-        logger = Collected(going_on)
-    stack.enter_context(logger)
+    logger = stack.enter_context(
+        session.kinds.logger(
+            decision.run_dir, config.log, dataclasses.asdict(config), resumed=going_on, sinks=session.sinks
+        )
+    )
     # Closed before the replay. In turns and in lockstep nothing may depend on the timing of a thread.
     in_turns = built.way in ("turns", "device") or config.lockstep
     draw = functools.partial(updates.draw, source, learner, config.replay.batch_size // place.count)
