@@ -19,6 +19,15 @@ from dreamer.runtime.devices.memory import free_memory, share
 from dreamer.runtime.devices.mesh import configured_mesh, home
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import ROWS, folder_of
+from dreamer.runtime.learning import ratio, updates
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.device_rows import DeviceRows, describe_observations
+from dreamer.runtime.learning.learner import Learner, Pending, PendingUpdates
+from dreamer.runtime.learning.limiter import Limiter
+from dreamer.runtime.learning.moving import Moving, Owners
+from dreamer.runtime.learning.on_device import OnDevice
+from dreamer.runtime.learning.prefetch import Prefetch
+from dreamer.runtime.learning.writeback import Writeback
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Resumed
 from dreamer.runtime.log.sinks import Sink
@@ -35,33 +44,23 @@ from dreamer.runtime.run import (
     header,
     no_workers,
     process_files,
-    ratio,
     resume,
     rings,
     schedule,
     start,
-    updates,
     ways,
 )
-from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.datasets import Datasets
-from dreamer.runtime.run.device_rows import DeviceRows, describe_observations
 from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.environments import Environments
 from dreamer.runtime.run.init_from import begin_with
-from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
-from dreamer.runtime.run.limiter import Limiter
-from dreamer.runtime.run.moving import Moving, Owners
-from dreamer.runtime.run.on_device import OnDevice
 from dreamer.runtime.run.parts import Parts, Shared
-from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.process import ALONE, USUAL, Kinds, Place, Process
 from dreamer.runtime.run.resume import Found, Restored
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
 from dreamer.runtime.run.ways import Room, Way
-from dreamer.runtime.run.writeback import Writeback
 
 
 class Built(NamedTuple):
