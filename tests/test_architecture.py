@@ -108,8 +108,9 @@ NO_JAX = (
         for name in ("datasets", "environments", "listening", "run_config", "schedule", "stopping", "verifying")
     ),
     *(f"dreamer.runtime.learning.{name}" for name in ("limiter", "prefetch", "ratio", "writeback")),
-    *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),
-    "dreamer.apps.data", "dreamer.apps.imagine.flags", "dreamer.apps.imagine.files", "dreamer.apps.imagine.scores",
+    *(f"dreamer.apps.{name}" for name in ("cli", "commands", "flags", "lists", "start", "statistics", "train_help")),
+    "dreamer.apps.data", "dreamer.apps.verify",
+    "dreamer.apps.imagine.flags", "dreamer.apps.imagine.files", "dreamer.apps.imagine.scores",
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
 
