@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import measure, serve
 from dreamer import agent as agents
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 from dreamer.steps import Rows
 
 

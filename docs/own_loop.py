@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import dreamer
 from dreamer import agent as agents
 from dreamer.config import Config
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.learner import Learner
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.learner import Learner
 from dreamer.runtime.workers import make_workers
 
 

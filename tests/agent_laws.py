@@ -21,7 +21,7 @@ ON_DEVICES = """
 import jax, numpy as np
 import {module} as subject
 from dreamer.runtime.devices import mesh as meshes
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 
 agent, spec, batch = subject.for_devices({arguments})
 found = []

@@ -17,7 +17,7 @@ from dreamer import agent as agents
 from dreamer.apps import cli
 from dreamer.runtime.files import checkpoint_files, sealed
 from dreamer.runtime.files.run_dir import ROWS, folder_of
-from dreamer.runtime.run import updates
+from dreamer.runtime.learning import updates
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS: dict[str, Any] = {

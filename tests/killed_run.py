@@ -17,7 +17,7 @@ import tiny_runs
 
 import dreamer
 from dreamer import agent as agents
-from dreamer.runtime.run import pipeline
+from dreamer.runtime.learning import pipeline
 from dreamer.runtime.run.loop import Run
 
 SCRIPT = pathlib.Path(__file__)

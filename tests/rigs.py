@@ -21,13 +21,13 @@ from dreamer.interfaces import Agent, TrainState
 from dreamer.losses import align
 from dreamer.ops import distributions, normalize
 from dreamer.runtime.devices import programs
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.learner import PolicyParams
 from dreamer.runtime.log import logger as metrics
 from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.run import evaluation, start
 from dreamer.runtime.run.build import open_run, open_session
-from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.workers import Config as WorkersConfig
 from dreamer.runtime.workers import make_workers

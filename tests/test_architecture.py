@@ -25,7 +25,10 @@ def modules(folder: str) -> list[tuple[str, pathlib.Path]]:
 
 NOUNS = {"errors", "spaces", "steps", "plugins", "fields"}  # modules that every room except ops may import
 LOOSE = {"shipped", "suites", "trust", "coerce", "hints", "layers", "config"}  # for configs and trust
-RUNTIME = {f"runtime/{name}" for name in ("env", "workers", "replay", "devices", "files", "log", "fused", "run")}
+RUNTIME = {
+    f"runtime/{name}"
+    for name in ("env", "workers", "replay", "devices", "files", "log", "fused", "learning", "run")
+}
 # room -> the rooms of dreamer that it may import, in addition to the nouns and itself.
 TABLE: dict[str, set[str]] = {
     "errors": set(),
@@ -55,7 +58,8 @@ TABLE: dict[str, set[str]] = {
     "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
     # Datasets are checked like environments, and read like the rows of runs, without jax; they fill a replay.
     "data": {"runtime/env", "runtime/files", "runtime/replay"} | NOUNS,
-    "runtime": {"runtime/devices", "runtime/log", "runtime/population", "runtime/run", "interfaces", "config"} | NOUNS,
+    "runtime": {f"runtime/{name}" for name in ("devices", "hosts", "log", "population", "run")}
+    | {"interfaces", "config"} | NOUNS,
     "runtime/files": NOUNS,
     "runtime/env": {"runtime/files"} | NOUNS,
     "runtime/workers": {"runtime/env"} | NOUNS,
@@ -63,7 +67,10 @@ TABLE: dict[str, set[str]] = {
     "runtime/devices": {"interfaces"} | NOUNS,
     "runtime/log": {"runtime/files"} | NOUNS,
     "runtime/fused": {"runtime/env", "runtime/files", "runtime/workers", "interfaces", "jax_leaves"} | NOUNS,
+    "runtime/learning": {f"runtime/{name}" for name in ("devices", "fused", "log", "replay", "workers")}
+    | {"interfaces"} | NOUNS,
     "runtime/run": RUNTIME | {"data", "agent", "interfaces", "jax_envs", "config", "layers", "trust"} | NOUNS,
+    "runtime/hosts": {f"runtime/{name}" for name in ("devices", "files", "log", "replay", "run")} | {"config"} | NOUNS,
     "runtime/population": RUNTIME | {"agent", "interfaces", "config", "layers"} | NOUNS,
     "apps": RUNTIME
     | {"data", "runtime", "runtime/population", "apps/check", "apps/report", "agent", "losses", "interfaces"}
@@ -98,13 +105,12 @@ NO_JAX = (
     ),
     *(
         f"dreamer.runtime.run.{name}"
-        for name in (
-            "datasets", "environments", "limiter", "listening", "prefetch", "ratio", "run_config", "schedule",
-            "stopping", "verifying", "writeback",
-        )
+        for name in ("datasets", "environments", "listening", "run_config", "schedule", "stopping", "verifying")
     ),
-    *(f"dreamer.apps.{name}" for name in ("cli", "flags", "lists", "start", "statistics", "train_help", "verify")),
-    "dreamer.apps.data", "dreamer.apps.imagine.flags", "dreamer.apps.imagine.files", "dreamer.apps.imagine.scores",
+    *(f"dreamer.runtime.learning.{name}" for name in ("limiter", "prefetch", "ratio", "writeback")),
+    *(f"dreamer.apps.{name}" for name in ("cli", "commands", "flags", "lists", "start", "statistics", "train_help")),
+    "dreamer.apps.data", "dreamer.apps.verify",
+    "dreamer.apps.imagine.flags", "dreamer.apps.imagine.files", "dreamer.apps.imagine.scores",
     *(module for room in NO_JAX_ROOMS for module, file in modules(f"dreamer/{room}") if file.name != "ray_cluster.py"),
 )  # fmt: skip
 

@@ -20,9 +20,9 @@ from dreamer.apps import cli
 from dreamer.config import to_yaml
 from dreamer.errors import UserError
 from dreamer.runtime.devices import programs
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.device_rows import DeviceRows
 from dreamer.runtime.log import sinks
-from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.device_rows import DeviceRows
 
 PREFIX = "dreamer: error: "
 

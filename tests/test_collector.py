@@ -12,9 +12,9 @@ from tiny_runs import recording_agent
 
 from dreamer.runtime import workers
 from dreamer.runtime.devices import programs
+from dreamer.runtime.learning.collector import Collecting, Collector
+from dreamer.runtime.learning.learner import Learner, PolicyParams
 from dreamer.runtime.replay.replay import Config, Replay
-from dreamer.runtime.run.collector import Collecting, Collector
-from dreamer.runtime.run.learner import Learner, PolicyParams
 
 ENVS, TURNS = 3, 40
 NOTHING_LEARNED = PolicyParams(0, [jnp.zeros(4)])

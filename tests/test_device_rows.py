@@ -12,8 +12,8 @@ from tiny_runs import saved, trained
 
 from dreamer.errors import UserError
 from dreamer.runtime.devices import mesh as meshes
-from dreamer.runtime.run import device_rows
-from dreamer.runtime.run.device_rows import DeviceRows
+from dreamer.runtime.learning import device_rows
+from dreamer.runtime.learning.device_rows import DeviceRows
 from dreamer.spaces import Space, for_device
 
 

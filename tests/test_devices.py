@@ -29,9 +29,9 @@ import test_replay
 import tiny
 from dreamer.errors import UserError
 from dreamer.runtime.devices import mesh as meshes, placement
-from dreamer.runtime.run.device_rows import DeviceRows
+from dreamer.runtime.learning.device_rows import DeviceRows
 from dreamer.runtime.files.checkpoint import Checkpoints
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 from benchmarks.scaling import collectives
 from test_devices import LAYOUTS
 
@@ -255,7 +255,7 @@ import jax, numpy as np
 from dreamer.errors import UserError
 from dreamer.runtime.devices import distributed, mesh as meshes, placement
 from dreamer.runtime.files.checkpoint import Checkpoints
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 from dreamer.steps import Batch
 
 folder, port, count, number = sys.argv[1], *map(int, sys.argv[2:])

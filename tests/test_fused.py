@@ -25,10 +25,10 @@ from dreamer.runtime.fused import loop as fused
 from dreamer.runtime.fused import ring as rings
 from dreamer.runtime.fused.ring import Places, Ring, Sizes
 from dreamer.runtime.fused.workers import JaxWorkers, programs_of
+from dreamer.runtime.learning import moving
 from dreamer.runtime.replay import columns
 from dreamer.runtime.replay.config import Config
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run import moving
 from dreamer.runtime.workers.interface import WorkerPlan
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Rows, Step

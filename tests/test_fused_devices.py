@@ -26,8 +26,8 @@ import dreamer
 from dreamer.errors import UserError
 from dreamer.runtime.devices import mesh as meshes, placement
 from dreamer.runtime.fused import loop as fused, mesh as on_mesh, ring as rings
-from dreamer.runtime.run import moving, pipeline
-from dreamer.runtime.run.on_device import OnDevice
+from dreamer.runtime.learning import moving, pipeline
+from dreamer.runtime.learning.on_device import OnDevice
 
 jax.config.update("jax_disable_most_optimizations", True)
 folder = Path(sys.argv[1])

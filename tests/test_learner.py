@@ -14,8 +14,8 @@ from dreamer.errors import UserError
 from dreamer.runtime.devices import errors as device_errors
 from dreamer.runtime.devices import mesh as meshes
 from dreamer.runtime.devices import placement
-from dreamer.runtime.run import learner as learners
-from dreamer.runtime.run.learner import Learner, PolicyParams
+from dreamer.runtime.learning import learner as learners
+from dreamer.runtime.learning.learner import Learner, PolicyParams
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Batch, Rows
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamer.runtime.run import ratio
-from dreamer.runtime.run.limiter import Limiter
+from dreamer.runtime.learning import ratio
+from dreamer.runtime.learning.limiter import Limiter
 
 RATES = st.fractions(min_value=Fraction(1, 200), max_value=4, max_denominator=256)
 

@@ -12,9 +12,9 @@ from test_fused import SETTINGS
 
 import dreamer
 from dreamer.runtime.files import checkpoint_files
-from dreamer.runtime.run import pipeline as pipelines
+from dreamer.runtime.learning import pipeline as pipelines
+from dreamer.runtime.learning.pipeline import Chunk, Pace, Pipeline
 from dreamer.runtime.run.loop import Run
-from dreamer.runtime.run.pipeline import Chunk, Pace, Pipeline
 
 START, LONGEST = 5, 32  # the rows of a stream at which training starts, and those of a ring
 

@@ -18,8 +18,9 @@ import dreamer
 from dreamer.apps import cli
 from dreamer.errors import UserError
 from dreamer.runtime.fused import spread
+from dreamer.runtime.learning import moving
 from dreamer.runtime.population import places, room
-from dreamer.runtime.run import ending, moving
+from dreamer.runtime.run import ending
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dreamer.runtime.run.prefetch import Prefetch
+from dreamer.runtime.learning.prefetch import Prefetch
 
 
 class Source:

@@ -19,9 +19,9 @@ from dreamer import agent as agents
 from dreamer import train
 from dreamer.interfaces import Update
 from dreamer.losses import row_losses
+from dreamer.runtime.learning.learner import Learner
 from dreamer.runtime.run import start
 from dreamer.runtime.run.build import open_run, open_session
-from dreamer.runtime.run.learner import Learner
 from dreamer.runtime.run.loop import Run
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.runtime.run import ratio
+from dreamer.runtime.learning import ratio
 
 ratios = st.floats(1e-3, 1e5, allow_nan=False, allow_infinity=False)
 strides = st.lists(st.integers(0, 300), min_size=1, max_size=60)

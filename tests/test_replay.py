@@ -382,5 +382,6 @@ def test_plan_takes_the_memory_that_is_free(monkeypatch):
 
 
 def test_no_jax_in_a_fresh_process():
-    code = "import sys; import dreamer.runtime.replay.replay, dreamer.runtime.run.ratio; print('jax' in sys.modules)"
+    modules = "dreamer.runtime.replay.replay, dreamer.runtime.learning.ratio"
+    code = f"import sys; import {modules}; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -23,7 +23,7 @@ from dreamer.runtime.files import lock
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.run_dir import existing_run_dir
 from dreamer.runtime.replay import capacity
-from dreamer.runtime.run import build, ending, evaluation, resume, start
+from dreamer.runtime.run import assembling, ending, evaluation, resume, start
 from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.init_from import Taken
 from dreamer.runtime.run.loop import Run
@@ -246,7 +246,7 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, kind, there):
 
 def test_a_corrected_init_from_is_used_by_the_run(tmp_path, half, monkeypatch):
     taken = lambda state, run, *how: Taken(state, [str(existing_run_dir(run))])  # noqa: E731
-    monkeypatch.setattr(build, "begin_with", taken)
+    monkeypatch.setattr(assembling, "begin_with", taken)
     config = tiny(tmp_path / "run", **ENV, init_from="nowhere")
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamer.train(config, resume="auto")

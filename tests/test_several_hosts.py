@@ -29,9 +29,12 @@ from dreamer.runtime.files import checkpoint_files
 from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.manifest import FORMAT, Files, Manifest
 from dreamer.runtime.files.sealed import Seal
+from dreamer.runtime.hosts import parts as host_parts
+from dreamer.runtime.hosts import settings as shared
+from dreamer.runtime.hosts.host import Host
 from dreamer.runtime.log.logger import Logger
-from dreamer.runtime.run import hosts, hosts_files, hosts_parts
-from dreamer.runtime.run.hosts import Host, Place
+from dreamer.runtime.run import process_files
+from dreamer.runtime.run.process import Place
 from dreamer.runtime.run.stopping import Stopped
 from dreamer.runtime.workers.interface import WorkerPlan
 
@@ -165,10 +168,10 @@ def test_processes_that_were_not_started_alike_are_refused_by_name():
     told = []
     host = hosts_of([])
     host.exchange = lambda value: told.append(value) or [value]
-    hosts.compare(host, tiny(pathlib.Path("run")), "probes:both", {"resume": "no"})
+    shared.compare(host, tiny(pathlib.Path("run")), "probes:both", {"resume": "no"})
     other = {**told[0], "the version of jax": "0.1", "replay.batch_size": "8"}
     with pytest.raises(UserError) as caught:
-        hosts.compare(hosts_of([told[0], told[0], other]), tiny(pathlib.Path("run")), "probes:both", {"resume": "no"})
+        shared.compare(hosts_of([told[0], told[0], other]), tiny(pathlib.Path("run")), "probes:both", {"resume": "no"})
     expected = [
         f"the version of jax is {jax.__version__} in process 0 and 1, 0.1 in process 2",
         "replay.batch_size is 2 in process 0 and 1, 8 in process 2",
@@ -181,7 +184,7 @@ def test_processes_may_differ_in_their_number():
     told = []
     host = hosts_of([])
     host.exchange = lambda value: told.append(value) or [value]
-    hosts.compare(host, config, "x", {})
+    shared.compare(host, config, "x", {})
     assert not {"devices.process_id", "devices.coordinator"} & told[0].keys()
 
 
@@ -195,7 +198,7 @@ def test_processes_may_differ_in_their_number():
 )
 def test_what_several_processes_cannot_do_is_refused(given, expected):
     with pytest.raises(UserError, match=expected):
-        hosts.check(load(overrides=given))
+        shared.check(load(overrides=given))
 
 
 def test_a_population_in_several_processes_is_refused():
@@ -224,7 +227,7 @@ def test_a_share_has_its_part_of_everything():
     assert Place(0, 1).config(config) == config
 
 
-def piece(first: int, envs: int, agents: int = 1) -> hosts_files.Piece:
+def piece(first: int, envs: int, agents: int = 1) -> process_files.Piece:
     """Returns the state of a process with `envs` environments, in which every value tells where it belongs."""
     streams = np.arange(first * agents, (first + envs) * agents)
     head = {
@@ -248,7 +251,7 @@ def test_everything_moves_with_its_stream_to_another_number_of_processes(before,
     for process in range(after):
         envs = Place(process, after).envs(6)
         streams = np.arange(envs.start * agents, envs.stop * agents)
-        head, arrays = hosts_files.regroup(pieces, envs, agents)
+        head, arrays = process_files.regroup(pieces, envs, agents)
         assert head["envs"] == [None if env % 2 else f"lost {env}" for env in envs]
         assert head["macs"] == [f"mac {env}" for env in envs]
         assert [[s + streams[0], start] for s, start in head["replay"]["queue"]] == [[s, s] for s in streams]
@@ -265,7 +268,7 @@ def test_a_manifest_names_the_files_of_every_process(tmp_path):
         return Files("a" * 32, (Seal("rows-1.dreamer", number, 1),), (), seal, (0,), 8)
 
     parts = [Manifest(1, 2, FORMAT, files(number), (0, 0)).to_json() for number in range(3)]
-    joined = hosts_files.join(parts, tmp_path)
+    joined = process_files.join(parts, tmp_path)
     assert joined.hosts == tuple(files(number) for number in range(3))
     assert Manifest.from_json(json.loads(json.dumps(joined.to_json())), tmp_path) == joined
     wrong = {**joined.to_json(), "others": [{**joined.to_json()["others"][0], "run": "b" * 32}]}
@@ -275,11 +278,11 @@ def test_a_manifest_names_the_files_of_every_process(tmp_path):
 
 def test_the_metrics_of_all_processes_are_averaged(tmp_path):
     config = load(overrides={"log.tensorboard": False}).log
-    first, other = Logger(tmp_path, config), hosts_parts.Collected()
+    first, other = Logger(tmp_path, config), host_parts.Collected()
     first.add({"episode/return": 1.0, "loss/x": 5.0})
     for value in (2.0, 6.0):
         other.add({"episode/return": value, "loss/x": 5.0})
-    hosts_parts.add_others(first, [hosts_parts.for_first(other)])
+    host_parts.add_others(first, [host_parts.for_first(other)])
     assert other.write(1, 1) == {} and other.position()["sums"] == {}
     assert first.write(1, 1) == {"episode/return": 3.0, "loss/x": 5.0}
     first.close()

@@ -24,10 +24,10 @@ import dreamer
 from dreamer import agent as agents
 from dreamer.config import load
 from dreamer.errors import UserError
+from dreamer.runtime.learning.learner import Learner
+from dreamer.runtime.learning.limiter import Limiter
 from dreamer.runtime.run import calls, start
 from dreamer.runtime.run.build import open_run, open_session
-from dreamer.runtime.run.learner import Learner
-from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.stopping import Stopped
 
@@ -40,7 +40,7 @@ SHARDED = """
 import jax, numpy as np
 import tiny
 from dreamer.runtime.devices import mesh as meshes, placement
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 
 placement.SMALLEST_SPLIT = 64  # the tiny agent has no large leaf
 agent, spec = tiny.make_agent("vector"), tiny.SPECS["vector"]

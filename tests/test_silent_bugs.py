@@ -73,10 +73,10 @@ from dreamer.nets.block_gru import Core
 from dreamer.nets.heads import ScalarHead
 from dreamer.ops import balance, distributions
 from dreamer.ops.returns import lambda_returns
+from dreamer.runtime.learning import learner
 from dreamer.runtime.log import logger as metrics
 from dreamer.runtime.replay.config import Config as ReplayConfig
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run import learner
 from dreamer.spaces import Action, Space, Spec
 from dreamer.steps import Step
 
@@ -433,7 +433,7 @@ import pickle, sys
 import jax
 import test_silent_bugs as tests
 from dreamer.runtime.devices import mesh as meshes
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 
 results = []
 for count in (1, 2):

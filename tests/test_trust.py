@@ -14,7 +14,7 @@ from tiny_runs import tiny
 
 import dreamer
 from dreamer import plugins, trust
-from dreamer.apps import cli, evaluate
+from dreamer.apps import cli, commands, evaluate
 from dreamer.apps.report.command import report_runs
 from dreamer.apps.report.runs import read_run
 from dreamer.config import load, to_yaml
@@ -94,7 +94,7 @@ def test_a_run_of_a_stranger_runs_nothing(lab, marker, attack):
         lambda: dreamer.load(run),
         lambda: evaluate.evaluate(run),
         lambda: cli.train_command(["--run-dir", str(run), "--resume"]),
-        lambda: cli.eval_command([str(run)]),
+        lambda: commands.eval_command([str(run)]),
         lambda: load(run / "config.yaml"),
     ):
         with pytest.raises(UserError) as error:

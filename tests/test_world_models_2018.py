@@ -175,7 +175,7 @@ import pickle, sys
 import jax, numpy as np
 import test_world_models_2018 as ours
 from dreamer.runtime.devices import mesh as meshes
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning.learner import Learner
 
 found = []
 for count in (1, 4):

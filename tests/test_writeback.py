@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dreamer.runtime.run.writeback import Writeback
+from dreamer.runtime.learning.writeback import Writeback
 
 
 def test_items_are_handled_in_their_order_by_one_thread():

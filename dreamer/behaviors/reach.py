@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from dreamer.fields import at_least, between, check_bounds
 from dreamer.interfaces import Array, Ask, Behavior, Dream, Key, Mode, Replayed, State, Variables
 from dreamer.ops.action_dist import uniform
-from dreamer.spaces import Spec
+from dreamer.spaces import Action, Spec
 
 GOAL = "goal"  # the command
 
@@ -49,6 +49,14 @@ class Carry(NamedTuple):
     tried: Array
 
 
+class Search(NamedTuple):
+    """What is searched. kinds: the actions | whole: whether all are tried, because they are a few classes"""
+
+    config: Config
+    kinds: Action
+    whole: bool
+
+
 def make(
     config: Config, spec: Spec, *, feat_width: int, dtype: Any = jnp.float32, horizon: float = 333.0,
     contdisc: bool = True,
@@ -61,53 +69,7 @@ def make(
     """
     kinds = spec.action
     whole = len(kinds.classes) == 1 and not kinds.continuous and kinds.onehots <= config.classes
-
-    def tried(key: Key, count: int, allowed: Array | None) -> Array:
-        """Returns the actions to try from each of `count` states, [count, M, A]."""
-        if whole:
-            return jnp.broadcast_to(jnp.eye(kinds.onehots), (count, kinds.onehots, kinds.onehots))
-        some = None if allowed is None else jnp.repeat(allowed[:, None], config.tries, 1)
-        return uniform(key, (count, config.tries), kinds.classes, kinds.continuous, some)
-
-    def expand(key: Key, dream: Dream, states: State, goal: Array, allowed: Array | None) -> tuple[Any, ...]:
-        """Dreams one step from states [E * W, ..]. Returns actions [E, W * M, A], states [E * W * M, ..] and distances.
-
-        The distances [E, W * M] to the goals [E, F] are infinite for actions that are not allowed.
-        """
-        try_key, imagine_key = jax.random.split(key)
-        count, envs = len(jax.tree.leaves(states)[0]), len(goal)
-        actions = tried(try_key, count, allowed)
-        each = actions.shape[1]
-        states = jax.tree.map(lambda x: jnp.repeat(x, each, 0), states)
-        states = dream.imagine(imagine_key, states, actions.reshape(count * each, -1))
-        feat = dream.feat(states).astype(jnp.float32).reshape(envs, -1, goal.shape[-1])
-        distance = jnp.square(feat - goal[:, None]).sum(-1)
-        if whole and allowed is not None:
-            distance = jnp.where(allowed | ~allowed.any(-1, keepdims=True), distance, jnp.inf)
-        return actions.reshape(envs, distance.shape[1], -1), states, distance
-
-    def plan(key: Key, dream: Dream, state: State, goal: Array, allowed: Array | None) -> Array:
-        chex.assert_shape(goal, (None, feat_width))
-        keys = jax.random.split(key, config.length)
-        first, states, distance = expand(keys[0], dream, state, goal, allowed)
-        kept, keep = best(distance, min(config.beam, distance.shape[1]))
-        states, first = select(states, kept), jnp.take_along_axis(first, kept[..., None], 1)
-
-        def step(before: Any, key: Key) -> tuple[Any, None]:
-            states, first, far, least, action = before
-            _, states, distance = expand(key, dream, states, goal, None)
-            each = distance.shape[1] // first.shape[1]  # M
-            # What begins with an action that is not allowed stays out.
-            distance = jnp.where(jnp.repeat(jnp.isinf(far), each, 1), jnp.inf, distance)
-            kept, keep = best(distance, first.shape[1])
-            first = jnp.take_along_axis(first, kept[..., None] // each, 1)
-            nearer = keep[:, 0] < least
-            action = jnp.where(nearer[:, None], first[:, 0], action)
-            return (select(states, kept), first, keep, jnp.minimum(least, keep[:, 0]), action), None
-
-        begin = states, first, keep, keep[:, 0], first[:, 0]
-        (*_, action), _ = jax.lax.scan(step, begin, keys[1:])
-        return action
+    search = Search(config, kinds, whole)
 
     def act(
         v: Variables, key: Key, dream: Dream, state: State, carry: Carry, ask: Ask, mode: Mode
@@ -123,7 +85,9 @@ def make(
             usual = jnp.ones_like(tried) if allowed is None else allowed
             new = usual & ~tried
             allowed = jnp.where(new.any(-1, keepdims=True), new, usual)
-        planned = plan(keys[1], dream, state, ask.command[GOAL].astype(jnp.float32), allowed)
+        goal = ask.command[GOAL].astype(jnp.float32)
+        chex.assert_shape(goal, (None, feat_width))
+        planned = plan(search, keys[1], dream, state, goal, allowed)
         at_random = jax.random.bernoulli(keys[2], config.noise, ask.is_first.shape)
         action = jnp.where(at_random[:, None], anything, planned)
         return action, Carry(feat, tried | (action[:, : tried.shape[1]] > 0))
@@ -138,6 +102,62 @@ def make(
         init=lambda key: Variables({}, {}, {}), initial=initial, act=act, loss=loss, refresh=lambda v: v.extra,
         scales={}, needs=frozenset(),
     )  # fmt: skip
+
+
+def plan(search: Search, key: Key, dream: Dream, state: State, goal: Array, allowed: Array | None) -> Array:
+    """Returns the first action [E, A] of the shortest sequence whose features come nearest to the goals [E, F].
+
+    state [E, ..]: where the sequences begin | allowed [E, A]: the actions of the first step; None: all
+    """
+    keys = jax.random.split(key, search.config.length)
+    first, states, distance = expand(search, keys[0], dream, state, goal, allowed)
+    kept, keep = best(distance, min(search.config.beam, distance.shape[1]))
+    states, first = select(states, kept), jnp.take_along_axis(first, kept[..., None], 1)
+
+    def step(before: Any, key: Key) -> tuple[Any, None]:
+        states, first, far, least, action = before
+        _, states, distance = expand(search, key, dream, states, goal, None)
+        each = distance.shape[1] // first.shape[1]  # M
+        # What begins with an action that is not allowed stays out.
+        distance = jnp.where(jnp.repeat(jnp.isinf(far), each, 1), jnp.inf, distance)
+        kept, keep = best(distance, first.shape[1])
+        first = jnp.take_along_axis(first, kept[..., None] // each, 1)
+        nearer = keep[:, 0] < least
+        action = jnp.where(nearer[:, None], first[:, 0], action)
+        return (select(states, kept), first, keep, jnp.minimum(least, keep[:, 0]), action), None
+
+    begin = states, first, keep, keep[:, 0], first[:, 0]
+    (*_, action), _ = jax.lax.scan(step, begin, keys[1:])
+    return action
+
+
+def expand(
+    search: Search, key: Key, dream: Dream, states: State, goal: Array, allowed: Array | None
+) -> tuple[Array, State, Array]:
+    """Dreams one step from states [E * W, ..]. Returns actions [E, W * M, A], states [E * W * M, ..] and distances.
+
+    The distances [E, W * M] to the goals [E, F] are infinite for actions that are not allowed.
+    """
+    try_key, imagine_key = jax.random.split(key)
+    count, envs = len(jax.tree.leaves(states)[0]), len(goal)
+    actions = candidates(search, try_key, count, allowed)
+    each = actions.shape[1]
+    states = jax.tree.map(lambda x: jnp.repeat(x, each, 0), states)
+    states = dream.imagine(imagine_key, states, actions.reshape(count * each, -1))
+    feat = dream.feat(states).astype(jnp.float32).reshape(envs, -1, goal.shape[-1])
+    distance = jnp.square(feat - goal[:, None]).sum(-1)
+    if search.whole and allowed is not None:
+        distance = jnp.where(allowed | ~allowed.any(-1, keepdims=True), distance, jnp.inf)
+    return actions.reshape(envs, distance.shape[1], -1), states, distance
+
+
+def candidates(search: Search, key: Key, count: int, allowed: Array | None) -> Array:
+    """Returns the actions to try from each of `count` states, [count, M, A]."""
+    kinds, tries = search.kinds, search.config.tries
+    if search.whole:
+        return jnp.broadcast_to(jnp.eye(kinds.onehots), (count, kinds.onehots, kinds.onehots))
+    some = None if allowed is None else jnp.repeat(allowed[:, None], tries, 1)
+    return uniform(key, (count, tries), kinds.classes, kinds.continuous, some)
 
 
 def best(distance: Array, count: int) -> tuple[Array, Array]:

@@ -15,10 +15,11 @@ from dreamer.errors import UserError
 from dreamer.interfaces import JaxEnv
 from dreamer.plugins import EnvName, maker
 from dreamer.runtime.devices import distributed
+from dreamer.runtime.hosts import train as hosts
 from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.population import members
 from dreamer.runtime.population import train as population
-from dreamer.runtime.run import datasets, ending, hosts_train, start
+from dreamer.runtime.run import datasets, ending, start
 from dreamer.runtime.run.build import open_run, open_session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.loop import Run
@@ -58,7 +59,7 @@ def train(
                 "a population trains in one process; leave out devices.coordinator, or train its members as a sweep: "
                 "dreamer sweep"
             )
-        return hosts_train.train(config, hosts_train.Request(env, resume, resume_from, trust, sinks, callbacks))
+        return hosts.train(config, hosts.Request(env, resume, resume_from, trust, sinks, callbacks))
     if members.count(config) > 1:
         if resume_from is not None or sinks:
             what = "resume_from" if resume_from is not None else "sinks"

@@ -74,7 +74,7 @@ class Plan(NamedTuple):
     """The numbers that the program is compiled for.
 
     sizes: those of the ring | batch_size: sequences of an update
-    rate: updates per row, see `run/ratio.py` | wanted: the number of items at which training starts
+    rate: updates per row, see `runtime/learning/ratio.py` | wanted: the number of items at which training starts
     """
 
     sizes: Sizes

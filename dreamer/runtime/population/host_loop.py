@@ -10,10 +10,10 @@ import jax
 
 from dreamer.errors import UserError
 from dreamer.interfaces import Batch
+from dreamer.runtime.learning.learner import Pending
 from dreamer.runtime.population.base import Population
 from dreamer.runtime.population.room import check_temporaries
 from dreamer.runtime.population.updates import States
-from dreamer.runtime.run.learner import Pending
 from dreamer.runtime.run.loop import Run
 
 

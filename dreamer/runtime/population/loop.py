@@ -12,11 +12,11 @@ from dreamer.errors import UserError
 from dreamer.runtime.fused import population as fused
 from dreamer.runtime.fused import spread
 from dreamer.runtime.fused.loop import Loop
+from dreamer.runtime.learning.pipeline import Chunk, Pace, Pipeline
 from dreamer.runtime.population import places
 from dreamer.runtime.population.base import Population
 from dreamer.runtime.population.room import check_temporaries
 from dreamer.runtime.run.loop import Run
-from dreamer.runtime.run.pipeline import Chunk, Pace, Pipeline
 
 
 class DevicePopulation(Population):

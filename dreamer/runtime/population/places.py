@@ -16,8 +16,8 @@ from dreamer.runtime.fused import population as fused
 from dreamer.runtime.fused import spread
 from dreamer.runtime.fused.loop import Loop
 from dreamer.runtime.fused.spread import Spread
+from dreamer.runtime.learning.moving import Moving
 from dreamer.runtime.run import header
-from dreamer.runtime.run.moving import Moving
 
 
 def spread_of(config: Config, members: int) -> Spread:

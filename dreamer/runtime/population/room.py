@@ -11,7 +11,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.devices.memory import free_memory
 from dreamer.runtime.fused.spread import Spread, spread
 from dreamer.runtime.replay import columns
-from dreamer.runtime.run.build import Built
+from dreamer.runtime.run.assembling import Built
 
 
 def check_room(built: Built, where: Spread, members: int, together: int) -> None:

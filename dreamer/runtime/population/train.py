@@ -24,7 +24,9 @@ from dreamer.runtime.population.members import Member, members_of
 from dreamer.runtime.population.room import check_room, check_states
 from dreamer.runtime.replay import replay
 from dreamer.runtime.run import header, resume, start
-from dreamer.runtime.run.build import Built, Opened, Session, build_run, open_built, open_session
+from dreamer.runtime.run.assembling import Built
+from dreamer.runtime.run.build import Opened, build_run, open_built, open_session
+from dreamer.runtime.run.directory import Session
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.parts import Shared
 from dreamer.runtime.run.start import Decision

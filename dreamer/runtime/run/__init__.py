@@ -1,1 +1,1 @@
-"""A training run and its threads: start, collect, learn, evaluate, save and resume."""
+"""A training run from start to end: how it is built, goes on, evaluates, is saved and resumed."""

@@ -17,8 +17,8 @@ from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run import hosts_files, start
-from dreamer.runtime.run.hosts import Alone, Host
+from dreamer.runtime.run import process_files, start
+from dreamer.runtime.run.process import ALONE, USUAL, Kinds, Process
 from dreamer.runtime.run.resume import Restored
 from dreamer.runtime.run.start import Created, Decision
 from dreamer.runtime.run.stopping import Stopping
@@ -30,7 +30,7 @@ class Session(NamedTuple):
     stack: closes everything that was opened, in reverse order | display: prints to the terminal
     stopping: handles signals | sinks: the caller's sinks for metrics, images and videos
     mesh: the devices that learn; None: those of the config. A population gives each member a device.
-    host: this process among those that train the run together
+    host: this process among those that train the run together | kinds: makes the parts that differ between them
     """
 
     stack: contextlib.ExitStack
@@ -38,7 +38,8 @@ class Session(NamedTuple):
     stopping: Stopping
     sinks: Sequence[Sink]
     mesh: Mesh | None = None
-    host: Host | Alone = Alone()
+    host: Process = ALONE
+    kinds: Kinds = USUAL
 
 
 def lock(decision: Decision, session: Session) -> Decision:
@@ -95,6 +96,6 @@ def change(
         return start.change(decision, restored, store, steps=steps, run=run, report=session.display.message)
 
     going_on, _ = host.together(change_first)
-    others = functools.partial(hosts_files.change, decision.found, decision.run_dir, host.place, store)
+    others = functools.partial(process_files.change, decision.found, decision.run_dir, host.place, store)
     host.together((lambda: None) if host.place.first else others)
     return going_on

@@ -11,8 +11,8 @@ import jax
 
 from dreamer import agent as agents
 from dreamer.config import NO_ENV, Config
-from dreamer.runtime.run import ratio
-from dreamer.runtime.run.learner import Learner
+from dreamer.runtime.learning import ratio
+from dreamer.runtime.learning.learner import Learner
 from dreamer.spaces import Space, Spec
 
 METRICS = "metrics: `dreamer metrics` explains the names below, `dreamer metrics dyn` one of them"

@@ -9,11 +9,11 @@ from typing import Any
 
 from dreamer.runtime.files.manifest import files_of
 from dreamer.runtime.files.run_dir import ERROR
+from dreamer.runtime.learning.collector import Collecting
 from dreamer.runtime.log.episodes import episode_metrics
 from dreamer.runtime.replay import capacity
 from dreamer.runtime.run import header, periodic_evaluation, resume, schedule
 from dreamer.runtime.run.build import Opened
-from dreamer.runtime.run.collector import Collecting
 from dreamer.runtime.run.listening import Callback, Line, ask
 from dreamer.runtime.run.schedule import NEVER, Mark, Saved
 from dreamer.steps import Batch

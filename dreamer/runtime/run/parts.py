@@ -12,6 +12,12 @@ from dreamer.interfaces import Agent
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices.programs import PolicyPart
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.learner import Learner, Pending, PendingUpdates
+from dreamer.runtime.learning.limiter import Limiter
+from dreamer.runtime.learning.on_device import OnDevice
+from dreamer.runtime.learning.prefetch import Prefetch
+from dreamer.runtime.learning.writeback import Writeback
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.log.terminal import Display
@@ -19,16 +25,10 @@ from dreamer.runtime.replay.capacity import Free
 from dreamer.runtime.replay.flushing import Flushing
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
-from dreamer.runtime.run.collector import Collector
 from dreamer.runtime.run.environments import Environments
-from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
-from dreamer.runtime.run.limiter import Limiter
-from dreamer.runtime.run.on_device import OnDevice
-from dreamer.runtime.run.prefetch import Prefetch
 from dreamer.runtime.run.retention import Retention
 from dreamer.runtime.run.stopping import Stopping
 from dreamer.runtime.run.ways import Way
-from dreamer.runtime.run.writeback import Writeback
 from dreamer.runtime.workers import Workers
 from dreamer.steps import Batch, Rows
 

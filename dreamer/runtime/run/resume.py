@@ -24,13 +24,13 @@ from dreamer.runtime.env import state as env_state
 from dreamer.runtime.env.rows import empty_step
 from dreamer.runtime.files import checkpoint_files, manifest, safe_files
 from dreamer.runtime.files.manifest import FORMAT, Files, Manifest, files_of
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.limiter import Limiter
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.replay import spans as replay_state
 from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import run_config, verifying
-from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.limiter import Limiter
 from dreamer.runtime.run.parts import Parts
 from dreamer.runtime.workers import Ready, Workers, WorkersState
 from dreamer.spaces import Spec

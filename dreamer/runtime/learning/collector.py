@@ -14,8 +14,8 @@ import numpy as np
 from dreamer.interfaces import Agent
 from dreamer.runtime.devices import placement, programs
 from dreamer.runtime.devices.programs import PolicyPart
+from dreamer.runtime.learning.learner import PolicyParams
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.learner import PolicyParams
 from dreamer.runtime.workers import Ready, Workers
 from dreamer.spaces import for_device
 

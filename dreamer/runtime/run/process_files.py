@@ -1,4 +1,4 @@
-"""The files of a run that several processes train: each has a folder with its rows and its state at a checkpoint.
+"""The files of the processes that train a run: each has a folder with its rows and its state at a checkpoint.
 
 A checkpoint names the files of all processes. The same number of processes continues from them exactly. Another number
 divides the streams among itself: rows, latents, running episodes, the states of the environments and of acting move
@@ -24,7 +24,7 @@ from dreamer.runtime.replay.replay import Replay
 from dreamer.runtime.replay.spans import Span
 from dreamer.runtime.replay.store import RowStore
 from dreamer.runtime.run import resume, start
-from dreamer.runtime.run.hosts import Place
+from dreamer.runtime.run.process import Place
 from dreamer.runtime.run.resume import Found, Restored
 
 Piece = tuple[dict[str, Any], dict[str, np.ndarray]]  # JSON values and arrays, as in the state file of a process

@@ -1,4 +1,4 @@
-"""A run that several processes train together, from start to end. See runtime/run/hosts.py."""
+"""A run that several processes train together, from start to end. See runtime/hosts/host.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dreamer.config import Config
 from dreamer.plugins import EnvName
 from dreamer.runtime.devices import distributed
 from dreamer.runtime.devices.mesh import Config as Devices
+from dreamer.runtime.hosts import parts, settings
+from dreamer.runtime.hosts.host import Host
+from dreamer.runtime.hosts.loop import SharedRun
 from dreamer.runtime.log.sinks import Sink
-from dreamer.runtime.run import ending, header, hosts, start
+from dreamer.runtime.run import ending, header, start
 from dreamer.runtime.run.build import open_run, open_session
-from dreamer.runtime.run.hosts import Host
-from dreamer.runtime.run.hosts_loop import SharedRun
 from dreamer.runtime.run.listening import Callback
 from dreamer.runtime.run.start import Decision
 
@@ -51,8 +52,8 @@ def train(config: Config, request: Request) -> Path:
 
 def _train(config: Config, request: Request, host: Host) -> Path:
     words = {"resume": request.resume, "resume_from": request.resume_from, "trust": request.trust}
-    hosts.compare(host, config, request.env, words)
-    host.together(lambda: hosts.check(config))
+    settings.compare(host, config, request.env, words)
+    host.together(lambda: settings.check(config))
     run_dir = host.from_first(os.path.abspath(os.path.expanduser(config.run_dir or header.default_run_dir(config))))
     decision, _ = host.together(lambda: _decide(config, run_dir, request))
     if decision.done and decision.found:
@@ -60,9 +61,8 @@ def _train(config: Config, request: Request, host: Host) -> Path:
             print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
-        run = SharedRun(
-            open_run(decision, open_session(decision.config, stack, request.sinks, host)), host, request.callbacks
-        )
+        session = open_session(decision.config, stack, request.sinks, host, parts.kinds(host.place))
+        run = SharedRun(open_run(decision, session), host, request.callbacks)
         run.start()
         try:
             run.take_turns()
@@ -92,4 +92,4 @@ def _decide(config: Config, run_dir: str, request: Request) -> Decision:
     step = request.resume_from
     resume = "yes" if step is not None and request.resume == "no" else request.resume
     decision = start.decide(given, request.env, resume, step, trust=request.trust)
-    return decision._replace(config=hosts.in_turns(dataclasses.replace(decision.config, devices=config.devices)))
+    return decision._replace(config=settings.in_turns(dataclasses.replace(decision.config, devices=config.devices)))

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dreamer.config import Config
 from dreamer.runtime.log.logger import Logger, Resumed
+from dreamer.runtime.log.sinks import Sink
 from dreamer.runtime.log.terminal import Display
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.hosts import Place
+from dreamer.runtime.run.process import Kinds, Place
 
 ADDED = ("episode/", "collect/")  # the metrics in which the processes differ
+
+
+def kinds(place: Place) -> Kinds:
+    """Returns what makes the parts of a process at `place`."""
+    share = functools.partial(ShareOfReplay, place=place)
+    if place.first:
+        return Kinds(replay=share)
+
+    def display(config: Config) -> QuietDisplay:
+        return QuietDisplay(place, config.env_steps)
+
+    def logger(*files: Any, resumed: Resumed | None, sinks: Sequence[Sink]) -> Collected:
+        return Collected(resumed)
+
+    return Kinds(display, share, logger)
 
 
 class ShareOfReplay(Replay):

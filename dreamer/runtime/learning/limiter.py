@@ -7,7 +7,7 @@ import time
 from fractions import Fraction
 from typing import Any
 
-from dreamer.runtime.run import ratio
+from dreamer.runtime.learning import ratio
 
 _GLANCE = 0.2  # seconds after which a waiting thread returns, to check for other work
 

@@ -1,4 +1,4 @@
-"""The processes that train one run together, each with its share of the environments and of the replay.
+"""This process among those that train one run together: its connections, and what all decide alike.
 
 Whatever a process decides by its clock, its signals or its errors, all must decide alike. They do so in
 `Host.exchange`, which is a collective operation: all processes call it, equally often. Process 0 owns the lock, the
@@ -7,88 +7,24 @@ checkpoints, the metrics and the pictures.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
-import platform
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from dreamer import __version__
-from dreamer.config import Config
 from dreamer.errors import UserError, one_line
-from dreamer.fields import get, keys
-from dreamer.plugins import EnvName
 from dreamer.runtime.devices import distributed
 from dreamer.runtime.devices.link import Link
+from dreamer.runtime.run.process import Place
 from dreamer.runtime.run.stopping import Stopped
 
 T = TypeVar("T")
-OWN = ("devices.coordinator", "devices.processes", "devices.process_id")  # may differ between the processes
 EXIT = 2  # the exit code of a process that ends because of another one, as of any UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """The share of a process. index, count: of the processes | neighbours: how many of them are on its machine"""
-
-    index: int
-    count: int
-    neighbours: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this is process 0, which writes for all."""
-        return self.index == 0
-
-    def envs(self, envs: int) -> range:
-        """Returns the numbers of the environments of this process, of `envs` in all processes."""
-        each = envs // self.count
-        return range(self.index * each, (self.index + 1) * each)
-
-    def config(self, config: Config) -> Config:
-        """Returns the config of this process's share of the environments, of the replay and of each batch."""
-        workers, replay = config.workers, config.replay
-        return dataclasses.replace(
-            config, env_steps=-(-config.env_steps // self.count),
-            workers=dataclasses.replace(
-                workers, envs=workers.envs // self.count, processes=-(-workers.processes // self.count)
-            ),
-            replay=dataclasses.replace(
-                replay, batch_size=replay.batch_size // self.count,
-                capacity_steps=-(-replay.capacity_steps // self.count),
-                capacity_gb=replay.capacity_gb / self.count, disk_gb=replay.disk_gb / self.count,
-            ),
-        )  # fmt: skip
-
-
-class Alone:
-    """The only process of a run, with the methods of `Host` that `build` calls."""
-
-    place = Place(0, 1)
-
-    def from_first(self, value: Any) -> Any:
-        """Returns `value`."""
-        return value
-
-    def together(self, do: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
-        """Calls `do`. Returns its result and, in a list, what `tell` makes of it."""
-        result = do()
-        return result, [tell(result)]
-
-    def only_first(self, do: Callable[[], object]) -> None:
-        """Calls `do`."""
-        do()
-
-    def on_end(self, do: Callable[[], object]) -> None:
-        """Does nothing: there is no other process whose end could matter."""
 
 
 class Host:
@@ -195,62 +131,3 @@ def outcome(error: BaseException) -> dict[str, Any]:
     if isinstance(error, Stopped):
         return {"signal": error.code - 128}
     return {"error": " ".join(str(error).split()) if isinstance(error, UserError) else one_line(error)}
-
-
-def check(config: Config) -> None:
-    """Raises UserError naming a field that excludes several processes, or one that cannot be shared evenly."""
-    against = {
-        "loop device": (config.loop == "device", "leave it out, several processes train on the host"),
-        "collect thread": (config.collect == "thread", "leave it out, several processes collect in turns"),
-        "replay.on_device": (config.replay.on_device, "leave it out, each process sends its share of a batch"),
-    }
-    for name, (asked, advice) in against.items():
-        if asked:
-            raise UserError(f"{name} is not possible with devices.coordinator: {advice}")
-    for name in ("workers.envs", "replay.batch_size"):
-        distributed.share(name, get(config, name))
-
-
-def in_turns(config: Config) -> Config:
-    """Returns the config with which several processes train: on the host, in turns."""
-    return dataclasses.replace(config, loop="host", collect="turns")
-
-
-def compare(host: Host, config: Config, env: EnvName, request: Mapping[str, Any]) -> None:
-    """Raises UserError in all processes if they differ in their versions or their settings, naming what differs.
-
-    request: the other arguments of the run, JSON values. A collective operation.
-    """
-    mine = {
-        "the version of dreamer": __version__, "the code of dreamer": _code(),
-        "the version of jax": jax.__version__,
-        "the version of Python": ".".join(platform.python_version_tuple()[:2]), "env": str(env), **request,
-        **{key: repr(get(config, key)) for key in keys(config) if key not in OWN and key != "env_options"},
-        "env_options": repr(sorted(config.env_options.items())),
-    }  # fmt: skip
-    every = host.exchange(mine)
-    differing = []
-    for name in dict.fromkeys(name for one in every for name in one):
-        values: dict[Any, list[int]] = {}
-        for process, one in enumerate(every):
-            values.setdefault(one.get(name), []).append(process)
-        if len(values) > 1:
-            differing.append(f"{name} is {', '.join(f'{value} in {_named(who)}' for value, who in values.items())}")
-    if differing:
-        host.agreed = UserError(f"the processes were not started alike: {'; '.join(differing)}")
-        raise host.agreed
-
-
-def _named(processes: list[int]) -> str:
-    """Returns the numbers of processes in words."""
-    if len(processes) > 8:
-        return f"{len(processes)} processes from {processes[0]} on"
-    return f"process {' and '.join(map(str, processes))}"
-
-
-def _code() -> str:
-    """Returns a digest of the source files of dreamer."""
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]

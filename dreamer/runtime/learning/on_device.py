@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from dreamer.interfaces import Agent
 from dreamer.runtime.fused import mesh
 from dreamer.runtime.fused.loop import Loop
-from dreamer.runtime.run.moving import Moving
-from dreamer.runtime.run.pipeline import Chunk, Pace, Pipeline
+from dreamer.runtime.learning.moving import Moving
+from dreamer.runtime.learning.pipeline import Chunk, Pace, Pipeline
 
 
 class OnDevice:

@@ -13,11 +13,11 @@ from typing import Any
 
 from dreamer.runtime.devices import placement
 from dreamer.runtime.files.run_dir import CHECKPOINTS
+from dreamer.runtime.hosts.host import Host, outcome
+from dreamer.runtime.hosts.parts import ShareOfReplay, add_others, for_first
 from dreamer.runtime.replay import capacity
-from dreamer.runtime.run import hosts_files, resume, schedule
+from dreamer.runtime.run import process_files, resume, schedule
 from dreamer.runtime.run.build import Opened
-from dreamer.runtime.run.hosts import Host, outcome
-from dreamer.runtime.run.hosts_parts import ShareOfReplay, add_others, for_first
 from dreamer.runtime.run.listening import Callback, Line, ask
 from dreamer.runtime.run.loop import Run
 from dreamer.runtime.run.schedule import Saved
@@ -87,7 +87,7 @@ class SharedRun(Run):
         _, every = host.together(
             lambda: resume.save(parts, step, self._remembered(), whole=whole), lambda part: part.to_json()
         )
-        manifest = hosts_files.join(every, parts.run_dir / CHECKPOINTS / str(step))
+        manifest = process_files.join(every, parts.run_dir / CHECKPOINTS / str(step))
         state = placement.local_copy(parts.learner.state)
         host.only_first(lambda: parts.checkpoints.save(step, state, manifest.to_json()))
         self.saved = Saved(time.monotonic(), step)

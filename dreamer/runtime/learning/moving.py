@@ -24,13 +24,13 @@ from dreamer.runtime.fused.loop import Episodes, Keys, Loop, Plan, Report
 from dreamer.runtime.fused.ring import Ring, Sizes
 from dreamer.runtime.fused.row_checks import check_rows, resets_after
 from dreamer.runtime.fused.workers import JaxWorkers
+from dreamer.runtime.learning.collector import Collector
+from dreamer.runtime.learning.learner import Learner
+from dreamer.runtime.learning.limiter import Limiter
 from dreamer.runtime.log.episodes import EpisodeTracker
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay import spans
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.collector import Collector
-from dreamer.runtime.run.learner import Learner
-from dreamer.runtime.run.limiter import Limiter
 
 LARGEST = 2**30  # of the integers on the device
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dreamer.runtime.learning.learner import Learner, Pending, PendingUpdates
 from dreamer.runtime.log.logger import Logger
 from dreamer.runtime.replay.replay import Replay
-from dreamer.runtime.run.learner import Learner, Pending, PendingUpdates
 from dreamer.steps import Batch, Rows
 
 

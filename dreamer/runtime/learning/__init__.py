@@ -1,0 +1,1 @@
+"""Collecting and learning: the parts that pass rows, batches and parameters around while a run goes on."""
