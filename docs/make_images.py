@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ SCALE = 6  # pixels of the animation for a pixel of the observation
 BORDER, GAP, CAPTION = 6, 14, 30
 BACKGROUND, TEXT, NEUTRAL = (22, 27, 34), (230, 237, 243), (110, 118, 129)
 FPS = 15
+SINGLED = 8  # members of a population that are drawn by name; of more, the median is
 COLORS = 64
 LARGEST = 2_000_000  # bytes of the animation
 
@@ -123,14 +125,25 @@ def make_return(run: Path, folder: Path, seed: int) -> Path:
 
 
 def make_population(run: Path, folder: Path, seed: int) -> Path:
-    """Writes population.png: the evaluated return of each member of a population. run: the population's directory."""
+    """Writes population.png: the evaluated return of each member of a population, and the median of many members.
+
+    run: the directory of the population
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), dpi=130, layout="constrained")
     axis = figure.subplots()
-    for member in sorted(path.parent for path in run.glob("*/metrics.jsonl")):
+    members = sorted(path.parent for path in run.glob("*/metrics.jsonl"))
+    returns: dict[int, list[float]] = {}
+    for member in members:
         lines = [line for line in metrics_of(member) if line.get("eval/return") is not None]
-        axis.plot([x["env_steps"] for x in lines], [x["eval/return"] for x in lines], marker=".", label=member.name)
+        style = {"label": member.name} if len(members) <= SINGLED else {"color": "0.75", "linewidth": 1}
+        axis.plot([x["env_steps"] for x in lines], [x["eval/return"] for x in lines], marker=".", **style)
+        for line in lines:
+            returns.setdefault(line["env_steps"], []).append(line["eval/return"])
+    if len(members) > SINGLED:
+        medians = [statistics.median(returns[step]) for step in sorted(returns)]
+        axis.plot(sorted(returns), medians, linewidth=2.5, label=f"median of {len(members)} members")
     if not axis.lines:
         raise UserError(f"{run} has no members with evaluations")
     axis.set(xlabel="environment steps of each member", ylabel="return of an evaluation")
