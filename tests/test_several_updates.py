@@ -89,6 +89,7 @@ def test_updates_in_one_call_are_those_of_single_calls_to_the_last_bit():
     assert all_bits(together.snapshot().leaves) == all_bits(each.snapshot().leaves)
 
 
+@pytest.mark.slow
 def test_several_devices_make_the_same_updates_in_one_call():
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
