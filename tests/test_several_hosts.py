@@ -338,6 +338,15 @@ def leaves(run_dir: pathlib.Path) -> dict[str, np.ndarray]:
         return checkpoints.leaves()
 
 
+def test_a_job_of_one_process_trains(tmp_path):
+    """As on a cluster that gives a job a single node."""
+    devices = {"coordinator": f"localhost:{hosts_run.free_port()}", "processes": 1, "process_id": 0}
+    settings = {"env_steps": 88, "replay_ratio": 8} | {f"devices.{key}": value for key, value in devices.items()}
+    hosts_run.trained(1, tmp_path / "run", settings)
+    assert {len(one["reward"]) for one in hosts_run.rows_of(tmp_path / "run").values()} == {22}
+    assert int(leaves(tmp_path / "run")["step"]) > 3
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     run_dir = tmp_path / "run"
     for count, steps in ((2, 64), (1, 96), (4, 128), (2, 160)):

@@ -78,6 +78,7 @@ TESTS = {
     "test_data_dreamer:test_a_run_directory_is_read_and_exported_to_minari",
     "test_offline:test_killed_a_few_times_it_ends_bit_identical",
     "test_several_hosts:test_several_processes_learn_the_parameters_of_one_with_the_same_batches",
+    "test_several_hosts:test_a_job_of_one_process_trains",
     "test_several_hosts:test_a_run_goes_on_with_another_number_of_processes",
     "test_several_hosts:test_a_run_of_which_one_process_is_killed_ends_bit_identical",
     "test_several_hosts:test_a_signal_to_one_process_saves_the_run_and_stops_all",
