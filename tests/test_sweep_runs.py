@@ -21,6 +21,7 @@ import yaml
 from dreamer.apps import cli
 from dreamer.apps.sweep import state
 from dreamer.errors import UserError
+from dreamer.runtime.files import checkpoint_files
 from dreamer.runtime.population.host_loop import HostPopulation
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,17 @@ def wait_for(condition, process: subprocess.Popen, within: float = WITHIN) -> No
         time.sleep(0.05)
 
 
+def runs(root: Path) -> list[Path]:
+    """Returns the run directories of a sweep. Nothing inside them is listed, because runs delete old checkpoints."""
+    known = state.read(root)
+    return [root / trial["run_dir"] for trial in known.trials.values()] if known else []
+
+
+def collects(root: Path) -> bool:
+    """Whether a run of a sweep has written metrics."""
+    return any((run / "metrics.jsonl").is_file() for run in runs(root))
+
+
 def left_behind(root: Path) -> list[str]:
     """Returns the command lines of the processes that still work for a sweep."""
     found = []
@@ -84,10 +96,10 @@ def test_a_sweep_goes_on_after_its_launcher_was_killed_and_runs_nothing_twice(tm
     axes = {RATE: [1e-4, 1e-3, 1e38], "env": ["jax_probes:both", "broken_envs:fails"]}
     file, root = written(tmp_path, axes, seeds=2, replay_ratio=2), tmp_path / "sweep"
     with launched(file, root) as process:
-        wait_for(lambda: any(root.rglob("metrics.jsonl")), process)
+        wait_for(lambda: collects(root), process)
         process.kill()
     with launched(file, root) as process:
-        wait_for(lambda: sum(1 for _ in root.rglob("checkpoints/96")) >= 1, process)
+        wait_for(lambda: any(96 in checkpoint_files.steps(run) for run in runs(root)), process)
         process.kill()
     last = called(file, root)
     assert last.returncode == 1, last.stderr
@@ -116,7 +128,7 @@ def test_a_sweep_goes_on_after_its_launcher_was_killed_and_runs_nothing_twice(tm
 def test_a_program_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path):
     file, root = written(tmp_path, {}, checkpoint__every=0), tmp_path / "sweep"
     with launched(file, root) as process:
-        wait_for(lambda: any(root.rglob("checkpoints/*")), process)
+        wait_for(lambda: any(checkpoint_files.steps(run) for run in runs(root)), process)
         [child] = psutil.Process(process.pid).children()
         child.kill()
         out = process.communicate(timeout=WITHIN)[0]
@@ -126,7 +138,7 @@ def test_a_program_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path):
 def test_a_signal_to_the_launcher_saves_the_runs_and_ends_with_its_code(tmp_path):
     file, root = written(tmp_path, {}, env_steps=1_000_000), tmp_path / "sweep"
     with launched(file, root) as process:
-        wait_for(lambda: any(root.rglob("metrics.jsonl")), process)
+        wait_for(lambda: collects(root), process)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=WITHIN)
     assert process.returncode == 143 and not left_behind(root)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy import stats
-from test_sweep_runs import called, launched, left_behind, wait_for
+from test_sweep_runs import called, collects, launched, left_behind, runs, wait_for
 
 from dreamer.apps.report import ranking
 from dreamer.apps.report.sweep import read_sweep
@@ -54,7 +54,7 @@ def last_evaluation(run_dir: Path) -> float:
 def test_a_sweep_with_failing_trials_ends_under_kills_and_its_report_is_right(tmp_path):
     file, root = sweep_file(tmp_path), tmp_path / "sweep"
     with launched(file, root) as process:
-        wait_for(lambda: any((run / "metrics.jsonl").is_file() for run in runs(root)), process, WITHIN)
+        wait_for(lambda: collects(root), process, WITHIN)
         process.kill()
     with launched(file, root) as process:
         wait_for(lambda: saved_after(root, EVERY), process, WITHIN)
@@ -92,12 +92,6 @@ def test_a_sweep_with_failing_trials_ends_under_kills_and_its_report_is_right(tm
 def saved_after(root: Path, step: int) -> bool:
     """Whether a run of a sweep has a checkpoint at `step` or later."""
     return any((checkpoint_files.steps(run) or [0])[-1] >= step for run in runs(root))
-
-
-def runs(root: Path) -> list[Path]:
-    """Returns the run directories of a sweep. Nothing inside them is listed, because runs delete old checkpoints."""
-    known = state.read(root)
-    return [root / trial["run_dir"] for trial in known.trials.values()] if known else []
 
 
 def check_report(root: Path, scores: dict[str, list[float]]) -> None:
