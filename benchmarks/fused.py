@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--env", default="jax_probes:both")
     parser.add_argument("--preset", nargs="*", default=["quickstart"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--env-steps", type=int, default=4000, help="of each run of loops")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--copies", type=int, nargs="*", default=[4, 64, 1024])
     args = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
 
 def loops(args: argparse.Namespace) -> None:
     """Prints the rates of whole runs with the loop on the host and on the device, in turns."""
-    words = [*args.preset, "--env", args.env, "--env-steps", "4000"]
+    words = [*args.preset, "--env", args.env, "--env-steps", str(args.env_steps)]
     rates: dict[str, list[float]] = {"device": [], "host": []}
     for number in range(args.rounds):
         for name in [*rates][:: 1 if number % 2 else -1]:
