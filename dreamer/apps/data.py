@@ -20,7 +20,8 @@ from dreamer.fields import between
 from dreamer.runtime.files.atomic import disk_error, write_whole
 
 HELP = """Read the dataset PATH whole and say what is in it: spaces, episodes, returns, actions, faults.
-- PATH is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, or a run directory.
+- PATH is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, the folder of a LeRobot dataset,
+  or a run directory.
 - Nothing is downloaded, unpickled or run.
 - --to converts a dataset without faults; no file is overwritten.
 - Exit code: 0 sound, 1 something is wrong with the data, 2 it cannot be read."""
@@ -47,6 +48,8 @@ class DataFlags:
     """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
     action_row: Literal["auto", "before", "after"] = "auto"
     """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
+    missing_reward: Literal["refuse", "zeros"] = "refuse"
+    """Datasets of LeRobot without rewards: refuse them, or read zeros."""
 
 
 def describe_data(path: str, flags: DataFlags) -> int:
@@ -56,7 +59,7 @@ def describe_data(path: str, flags: DataFlags) -> int:
     """
     if flags.action_range[0] >= flags.action_range[1]:
         raise UserError(f"flag --action-range: {flags.action_range[0]:g} is not below {flags.action_range[1]:g}")
-    reading = Reading(flags.actions, flags.action_range, flags.missing_last, flags.action_row)
+    reading = Reading(flags.actions, flags.action_range, flags.missing_last, flags.action_row, flags.missing_reward)
     try:
         data = open_data(path, reading)
     except MemoryError as error:

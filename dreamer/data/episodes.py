@@ -14,7 +14,7 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.spaces import Spec
 
-FORMATS = ("minari", "hdf5", "npz", "run")
+FORMATS = ("minari", "hdf5", "npz", "lerobot", "run")
 
 
 class Reading(NamedTuple):
@@ -24,13 +24,15 @@ class Reading(NamedTuple):
     action_range: the bounds of each number of an action | missing_last: what to do with an episode that lacks its true
     last observation: refuse the dataset, or drop the last transition, so that the episode ends without a terminal one
     row earlier | action_row: whether the action in a row of npz led to the row's observation ("before"), or was chosen
-    after it; "auto": what the zeros at the ends of episodes say
+    after it; "auto": what the zeros at the ends of episodes say | missing_reward: what to do with a dataset of LeRobot
+    without rewards: refuse it, or read zeros
     """
 
     actions: Literal["auto", "discrete", "numbers"] = "auto"
     action_range: tuple[float, float] = (-1.0, 1.0)
     missing_last: Literal["refuse", "drop"] = "refuse"
     action_row: Literal["auto", "before", "after"] = "auto"
+    missing_reward: Literal["refuse", "zeros"] = "refuse"
 
 
 class Episode(NamedTuple):
