@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import robots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_runs import lines, tiny
 
+import dreamer
+from benchmarks import robots
 from dreamer.apps import cli
+from dreamer.config import NO_ENV
 from dreamer.data import films as films_of
 from dreamer.data import pieces
 from dreamer.data.describing import describe
@@ -32,6 +36,7 @@ DROP = Reading(missing_last="drop", missing_reward="zeros")
 LENGTHS = (4, 3, 6)
 TOP = "observation.images.top"
 STATE = "observation.state"
+VECTOR = "observation.vector"
 
 
 def made(lengths=LENGTHS, side: int = 32, reward: bool = True) -> list[dict[str, np.ndarray]]:
@@ -178,7 +183,7 @@ def test_numbers_of_actions_out_of_range_are_faults_and_the_note_tells_the_range
     robots.write(folder / "wide", "v2.1", episodes)
     assert any("episode 1, row 1, action: is [-40." in line for line in faults("wide"))
     assert any("those of the data go from -40 to " in note for note in open_data("wide", DROP).notes)
-    one = list(open_data("wide", DROP._replace(action_range=(-50, 50))).read())[1]
+    one = list(open_data("wide", dataclasses.replace(DROP, action_range=(-50, 50))).read())[1]
     assert one.action[1, 0] == pytest.approx(-0.8)
 
 
@@ -341,6 +346,7 @@ INFO = {
     "another shape": (lambda root: said(root, features={STATE: {"shape": [4]}}), "info.json says float32 [4]"),
     "a strange shape": (lambda root: said(root, features={STATE: {"shape": ["x"]}}), "it must be whole numbers"),
     "a strange picture": (lambda root: said(root, features={TOP: {"shape": [32, 32]}}), "a picture is [H, W, C]"),
+    "a giant picture": (lambda root: said(root, features={TOP: {"shape": [1 << 20, 9, 3]}}), "a picture is [H, W, C]"),
     "another size": (lambda root: said(root, features={TOP: {"shape": [16, 32, 3]}}),
                      "has frames of 32 x 32, info.json says 16 x 32"),
     "the same key twice": (lambda root: said(root, features={"observation.images/top": {"dtype": "bool", "shape": []}}),
@@ -535,6 +541,21 @@ def test_the_command_describes_and_converts(whole, folder, target, capsys):
             np.testing.assert_array_equal(one.obs[key], other.obs[key])
         np.testing.assert_allclose(one.action, other.action, atol=1e-6)
         np.testing.assert_array_equal(one.reward, other.reward)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_learns_from_it_as_its_settings_say_how_it_is_read(folder):
+    episodes = [{VECTOR: one[STATE], "action": one["action"]} for one in made(lengths=(20, 12))]
+    robots.write(folder / "robots", "v3.0", episodes)
+    settings = {"env": NO_ENV, "data": ["robots"], "updates": 3, "eval__episodes": 0, "log__tensorboard": False}
+    with pytest.raises(UserError, match="--reading.missing-last drop leaves out"):
+        dreamer.train(tiny(folder / "run", **settings))
+    settings |= {"reading__missing_last": "drop", "reading__missing_reward": "zeros"}
+    done = dreamer.train(tiny(folder / "run", **settings))
+    line = lines(done)[-1]
+    assert (line["updates"], line["data/rows"], line["data/return_best"]) == (3, 32, 0)
+    ours = np.concatenate([one.obs["vector"] for one in open_data(done).read()])
+    np.testing.assert_array_equal(np.sort(ours, 0), np.sort(np.concatenate([one[VECTOR] for one in episodes]), 0))
 
 
 def test_a_missing_package_names_the_extra(whole, monkeypatch):

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ FRAMES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFlags:
+class DataFlags(Reading):
     """The flags of `dreamer data`."""
 
     to: str = ""
@@ -40,16 +40,6 @@ class DataFlags:
     """File for a picture of returns, lengths and frames, such as data.png; empty: none."""
     faults: Annotated[int, between(0, 1000)] = 20
     """Number of faults to list."""
-    actions: Literal["auto", "discrete", "numbers"] = "auto"
-    """What actions are where a file does not say; auto: integers and exact one-hots are discrete."""
-    action_range: tuple[float, float] = (-1.0, 1.0)
-    """Bounds of the numbers of an action where a file does not say."""
-    missing_last: Literal["refuse", "drop"] = "refuse"
-    """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
-    action_row: Literal["auto", "before", "after"] = "auto"
-    """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
-    missing_reward: Literal["refuse", "zeros"] = "refuse"
-    """Datasets of LeRobot without rewards: refuse them, or read zeros."""
 
 
 def describe_data(path: str, flags: DataFlags) -> int:
@@ -57,11 +47,8 @@ def describe_data(path: str, flags: DataFlags) -> int:
 
     Raises UserError if it cannot be read, converted or written.
     """
-    if flags.action_range[0] >= flags.action_range[1]:
-        raise UserError(f"flag --action-range: {flags.action_range[0]:g} is not below {flags.action_range[1]:g}")
-    reading = Reading(flags.actions, flags.action_range, flags.missing_last, flags.action_row, flags.missing_reward)
     try:
-        data = open_data(path, reading)
+        data = open_data(path, flags)
     except MemoryError as error:
         raise UserError(f"{path} cannot be read: it claims to be larger than the memory") from error
     found = describe(data, FRAMES if flags.picture else 0)

@@ -29,6 +29,7 @@ EPISODE_FILES = "meta/episodes"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
 _LARGEST = 1 << 30  # bytes of a text; a list of many episodes is long
+_LARGEST_SIDE = 1 << 14  # pixels of a picture
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 
 
@@ -183,7 +184,7 @@ def _feature(key: str, value: Any, path: Path) -> Feature:
         raise UserError(f"{path}: the feature {key!r} has the shape {str(shape)[:60]}; it must be whole numbers")
     sides = tuple(shape)
     if dtype in PICTURES:
-        if len(sides) != 3 or not {sides[0], sides[2]} & {1, 3}:
+        if len(sides) != 3 or not {sides[0], sides[2]} & {1, 3} or max(sides) > _LARGEST_SIDE:
             raise UserError(f"{path}: the feature {key!r} has the shape {shape}; a picture is [H, W, C] or [C, H, W]")
         sides = sides if sides[2] in (1, 3) else (*sides[1:], sides[0])
     told = [value.get("info"), value.get("video_info")]

@@ -1,4 +1,4 @@
-"""Small datasets of LeRobot for tests, written with pyarrow and ffmpeg: `write`. Also for benchmarks/read_data.py."""
+"""Writes datasets of LeRobot with pyarrow and ffmpeg, for read_data.py and for tests/test_lerobot.py: `write`."""
 
 from __future__ import annotations
 
