@@ -1,9 +1,10 @@
 """Rows a second read from each format of dataset, with all checks, beside a plain copy of the same bytes.
 
-    python benchmarks/read_data.py --rows 20000
+    python -m benchmarks.read_data --rows 20000
 
 Makes episodes of random rows, once with vectors and once with images, writes them in every format, and reads them back
-through `open_data`. Prints the median of a few passes; the files are in the page cache.
+through `open_data`. Prints the median of a few passes; the files are in the page cache. The films of LeRobot are H.264
+without loss, which takes longer to decode than those of cameras.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import robots
 from dreamer.data.converting import convert
-from dreamer.data.episodes import Data, Episode, Found
+from dreamer.data.episodes import Data, Episode, Found, Reading
 from dreamer.data.forms import to_json
 from dreamer.data.opening import open_data
 from dreamer.runtime.files import checkpoint_files, manifest, sealed
@@ -59,11 +61,12 @@ def measure(kind: str, spec: Spec, episodes: int, folder: Path) -> None:
     names = {"minari": f"minari:{kind}/bench-v0", "npz": names["npz"], "hdf5": f"{names['hdf5']}.hdf5"}
     places = {form: str(convert(data, target).path) for form, target in names.items()}
     places["run"] = str(as_run(spec, made, folder / "run"))
+    places["lerobot"] = str(as_lerobot(spec, made, folder / "lerobot"))
     for form, place in places.items():
         opened, seconds = [], []
         for _ in range(PASSES):
             start = time.perf_counter()
-            found = open_data(place)
+            found = open_data(place, Reading(missing_last="drop"))
             opened.append(time.perf_counter() - start)
             start = time.perf_counter()
             rows = sum(one.rows for one in found.read())
@@ -120,6 +123,16 @@ def as_run(spec: Spec, episodes: list[Episode], run_dir: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "metadata").write_text(json.dumps(checkpoint_files.seal({"meta": meta, "leaf_crc32": {}})))
     return run_dir
+
+
+def as_lerobot(spec: Spec, episodes: list[Episode], folder: Path) -> Path:
+    """Writes the episodes as a dataset of LeRobot v3.0, one file of rows and one of frames, and returns its folder."""
+    rows = []
+    for one in episodes:
+        action = one.action.argmax(1) if spec.action.classes else one.action
+        obs = {f"observation.{key}": array for key, array in one.obs.items()}
+        rows.append({**obs, "action": action, "next.reward": one.reward})
+    return robots.write(folder, "v3.0", rows)
 
 
 if __name__ == "__main__":

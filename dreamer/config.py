@@ -18,6 +18,7 @@ import yaml
 from dreamer import hints, plugins
 from dreamer import trust as trusting
 from dreamer.coerce import Dumper, NotPlain, coerce, plain, show
+from dreamer.data.episodes import Reading
 from dreamer.errors import UserError
 from dreamer.fields import (
     MAY_CHANGE,
@@ -62,6 +63,8 @@ class Config:
     data: tuple[str, ...] = ()
     """Datasets to learn from, as in `dreamer data PATH`: with `updates` from nothing else, otherwise in a share of each
     batch, `replay.data_share`."""
+    reading: Reading = field(default_factory=Reading)
+    """How `data` is read where it does not say itself what it means."""
     updates: Annotated[int, at_least(0), MAY_CHANGE] = 0
     """Length of a run that learns from `data` only, in updates, without environment steps; 0 = the run collects."""
     replay_ratio: Annotated[float, at_least(0)] = 32

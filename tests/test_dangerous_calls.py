@@ -34,6 +34,7 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "dreamer/coerce.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
     "dreamer/layers.py": {"yaml.load": "with a SafeLoader, which makes only plain values"},
+    "dreamer/data/films.py": {"subprocess": "ffmpeg, with a list of arguments"},
     "dreamer/data/npz.py": {"np.load": "of a zip file, with allow_pickle False"},
     "dreamer/apps/imagine/files.py": {"np.load": "of a zip file, with allow_pickle False"},
     "dreamer/apps/start.py": {"os.execve": "the same command again, with other environment variables"},

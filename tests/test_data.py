@@ -315,7 +315,7 @@ def test_a_file_of_another_program_is_refused(folder):
     (folder / "robots" / "meta").mkdir(parents=True)
     (folder / "robots" / "meta" / "info.json").write_text("{}")
     assert "is no dataset" in faults("notes.txt")[0]
-    assert "LeRobot, which dreamer does not read yet" in faults("robots")[0]
+    assert "is not of LeRobot: it has no codebase_version" in faults("robots")[0]
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

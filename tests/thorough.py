@@ -76,6 +76,8 @@ TESTS = {
     "test_glossary:test_every_metric_of_a_run_has_an_entry",
     "test_glossary:test_no_entry_is_dead",
     "test_data_dreamer:test_a_run_directory_is_read_and_exported_to_minari",
+    "test_lerobot:test_a_damaged_file_gives_faults_or_one_line_and_no_other_error",
+    "test_lerobot:test_the_command_describes_and_converts",
     "test_offline:test_killed_a_few_times_it_ends_bit_identical",
     "test_several_hosts:test_several_processes_learn_the_parameters_of_one_with_the_same_batches",
     "test_several_hosts:test_a_job_of_one_process_trains",

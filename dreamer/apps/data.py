@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from dreamer.fields import between
 from dreamer.runtime.files.atomic import disk_error, write_whole
 
 HELP = """Read the dataset PATH whole and say what is in it: spaces, episodes, returns, actions, faults.
-- PATH is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, or a run directory.
+- PATH is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, the folder of a LeRobot dataset,
+  or a run directory.
 - Nothing is downloaded, unpickled or run.
 - --to converts a dataset without faults; no file is overwritten.
 - Exit code: 0 sound, 1 something is wrong with the data, 2 it cannot be read."""
@@ -28,7 +29,7 @@ FRAMES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFlags:
+class DataFlags(Reading):
     """The flags of `dreamer data`."""
 
     to: str = ""
@@ -39,14 +40,6 @@ class DataFlags:
     """File for a picture of returns, lengths and frames, such as data.png; empty: none."""
     faults: Annotated[int, between(0, 1000)] = 20
     """Number of faults to list."""
-    actions: Literal["auto", "discrete", "numbers"] = "auto"
-    """What actions are where a file does not say; auto: integers and exact one-hots are discrete."""
-    action_range: tuple[float, float] = (-1.0, 1.0)
-    """Bounds of the numbers of an action where a file does not say."""
-    missing_last: Literal["refuse", "drop"] = "refuse"
-    """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
-    action_row: Literal["auto", "before", "after"] = "auto"
-    """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
 
 
 def describe_data(path: str, flags: DataFlags) -> int:
@@ -54,11 +47,8 @@ def describe_data(path: str, flags: DataFlags) -> int:
 
     Raises UserError if it cannot be read, converted or written.
     """
-    if flags.action_range[0] >= flags.action_range[1]:
-        raise UserError(f"flag --action-range: {flags.action_range[0]:g} is not below {flags.action_range[1]:g}")
-    reading = Reading(flags.actions, flags.action_range, flags.missing_last, flags.action_row)
     try:
-        data = open_data(path, reading)
+        data = open_data(path, flags)
     except MemoryError as error:
         raise UserError(f"{path} cannot be read: it claims to be larger than the memory") from error
     found = describe(data, FRAMES if flags.picture else 0)

@@ -23,7 +23,7 @@ from dreamer.data.episodes import Data, Episode, Fault, Found, Reading
 from dreamer.data.extra import extra, reason
 from dreamer.data.forms import form_of, from_json, to_json
 from dreamer.data.inferring import infer_actions, infer_observations
-from dreamer.data.pieces import MOST_BYTES
+from dreamer.data.pieces import MOST_BYTES, Cut, parts
 from dreamer.data.vectors import Vectors, from_stored, to_stored
 from dreamer.errors import UserError
 from dreamer.runtime.env.observations import Reader
@@ -45,22 +45,13 @@ class _Layout(NamedTuple):
     rows: int
 
 
-class _Cut(NamedTuple):
-    """The transitions `start` to `stop` - 1 of one episode. first, last: whether it begins and ends with them."""
-
-    start: int
-    stop: int
-    first: bool
-    last: bool
-
-
 class _Plan(NamedTuple):
     """How to read the episodes of a file."""
 
     readers: list[Reader]
     vectors: Callable[[np.ndarray, str], Vectors]
     nested: bool
-    cuts: list[_Cut]
+    cuts: list[Cut]
     drop: bool
 
 
@@ -77,7 +68,7 @@ def open_hdf5(path: Path, reading: Reading) -> Data:
             notes.append("there is no array timeouts: only terminals end an episode")
         cuts = _cuts(last)
         row_bytes = sum(data[:1].nbytes for data in layout.obs.values())
-        cuts = [part for cut in cuts for part in _parts(cut, max(2, MOST_BYTES // max(1, row_bytes)))]
+        cuts = [part for cut in cuts for part in parts(cut, row_bytes)]
         ends = sum(cut.last for cut in cuts)
         drop = not layout.next_obs
         if drop and ends:
@@ -220,20 +211,13 @@ def _understood(file: Any, layout: _Layout, path: Path, reading: Reading) -> tup
     return form.spec, notes, _Plan(form.keys, actions.vectors, nested, [], False)
 
 
-def _cuts(last: np.ndarray) -> list[_Cut]:
+def _cuts(last: np.ndarray) -> list[Cut]:
     edges = [0, *(np.flatnonzero(last) + 1).tolist()]
-    cuts = [_Cut(start, stop, True, True) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
-    return cuts + ([_Cut(edges[-1], len(last), True, False)] if edges[-1] < len(last) else [])
+    cuts = [Cut(start, stop, True, True) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return cuts + ([Cut(edges[-1], len(last), True, False)] if edges[-1] < len(last) else [])
 
 
-def _parts(cut: _Cut, most: int) -> Iterator[_Cut]:
-    """Yields a cut in parts of at most `most` transitions."""
-    for start in range(cut.start, cut.stop, most):
-        stop = min(start + most, cut.stop)
-        yield _Cut(start, stop, cut.first and start == cut.start, cut.last and stop == cut.stop)
-
-
-def _rows(cut: _Cut, drop: bool) -> int:
+def _rows(cut: Cut, drop: bool) -> int:
     return cut.stop - cut.start + (1 if cut.last and not drop else 0)
 
 
@@ -272,7 +256,7 @@ def _scan(path: Path, plan: _Plan) -> Iterator[Found]:
             yield checked(plan.readers, recorded)
 
 
-def _recorded(file: Any, layout: _Layout, plan: _Plan, cut: _Cut, name: str) -> Recorded:
+def _recorded(file: Any, layout: _Layout, plan: _Plan, cut: Cut, name: str) -> Recorded:
     """Reads one cut. Transition t of it is the action of row t, and the reward and the terminal of row t + 1."""
     start, stop, first, last = cut
     whole = last and not plan.drop

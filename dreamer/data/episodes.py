@@ -6,6 +6,7 @@ action was chosen after it, and the last row has the true last observation and a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
@@ -14,23 +15,31 @@ import numpy as np
 from dreamer.errors import UserError
 from dreamer.spaces import Spec
 
-FORMATS = ("minari", "hdf5", "npz", "run")
+FORMATS = ("minari", "hdf5", "npz", "lerobot", "run")
 
 
-class Reading(NamedTuple):
-    """How to read what a file does not say itself. Formats that describe their spaces ignore `actions` and its range.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How to read what a dataset does not say itself.
 
-    actions: the kind of actions; "auto": integers and exact one-hots are discrete, all other arrays are numbers
-    action_range: the bounds of each number of an action | missing_last: what to do with an episode that lacks its true
-    last observation: refuse the dataset, or drop the last transition, so that the episode ends without a terminal one
-    row earlier | action_row: whether the action in a row of npz led to the row's observation ("before"), or was chosen
-    after it; "auto": what the zeros at the ends of episodes say
+    Formats that describe their spaces ignore `actions` and its range.
     """
 
     actions: Literal["auto", "discrete", "numbers"] = "auto"
+    """What actions are where a file does not say; auto: integers and exact one-hots are discrete."""
     action_range: tuple[float, float] = (-1.0, 1.0)
+    """Bounds of the numbers of an action where a file does not say."""
     missing_last: Literal["refuse", "drop"] = "refuse"
+    """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
+    missing_reward: Literal["refuse", "zeros"] = "refuse"
+    """Datasets of LeRobot without rewards: refuse them, or read zeros."""
     action_row: Literal["auto", "before", "after"] = "auto"
+    """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
+
+    def __post_init__(self) -> None:
+        low, high = self.action_range
+        if not low < high:
+            raise UserError(f"action_range must be two numbers, the lower one first: {low:g} is not below {high:g}")
 
 
 class Episode(NamedTuple):

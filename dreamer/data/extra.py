@@ -16,7 +16,8 @@ def extra() -> Iterator[None]:
     except ImportError as error:
         package = error.name or str(error)
         raise UserError(
-            f'datasets in HDF5 and Minari need {package}, which is not installed: pip install "dreamer-jax[data]"'
+            f"datasets in HDF5, of Minari and of LeRobot need {package}, which is not installed: "
+            'pip install "dreamer-jax[data]"'
         ) from error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.data.episodes import Fault, Reading
-from dreamer.data.vectors import Vectors, to_vectors
+from dreamer.data.vectors import Vectors, in_a_line, to_vectors
 from dreamer.errors import UserError
 
 
@@ -29,7 +29,8 @@ class Actions(NamedTuple):
         if whole.all():
             return Vectors(stored.astype(np.float32), [])
         row = int(np.argmin(whole))
-        return Vectors(np.zeros((len(stored), 0)), [Fault(where, f"is {stored[row]}, no one-hot", row, "action")])
+        fault = Fault(where, f"is {in_a_line(stored[row])}, no one-hot", row, "action")
+        return Vectors(np.zeros((len(stored), 0)), [fault])
 
 
 def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> Actions:
@@ -66,6 +67,8 @@ def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> 
         raise UserError(f"{path}: action is neither integers nor one-hots, so it is not discrete")
     least, most = reading.action_range
     note = f"actions are {width} number{'s' if width > 1 else ''} from {least:g} to {most:g}, assumed"
+    if low < least or high > most:
+        note += f"; those of the data go from {low:.6g} to {high:.6g}, see --action-range"
     return Actions(spaces.Box(least, most, shape or (), np.float32), False, note)
 
 

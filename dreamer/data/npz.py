@@ -13,6 +13,7 @@ DreamerV3, and the spaces into spec.json.
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -207,11 +208,14 @@ def _missing(files: list[_File]) -> list[Fault]:
 
 def missing_numbers(numbers: Iterable[int], where: str, count: int) -> list[Fault]:
     """Returns a Fault that lists which episodes of 0 to `count` - 1 are not among `numbers`; [] if all are."""
-    missing = sorted(set(range(count)) - set(numbers))
+    there = {number for number in numbers if number < count}
+    missing = count - len(there)
     if not missing:
         return []
-    listed = ", ".join(map(str, missing[:10])) + (" .." if len(missing) > 10 else "")
-    return [Fault(where, f"{len(missing)} of {count} episodes are missing: {listed}")]
+    # Looks no further than needed, because a count in a file may be any number.
+    first = itertools.islice((number for number in range(count) if number not in there), 10)
+    listed = ", ".join(map(str, first)) + (" .." if missing > 10 else "")
+    return [Fault(where, f"{missing} of {count} episodes are missing: {listed}")]
 
 
 def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dreamer.data.d4rl import open_hdf5
 from dreamer.data.episodes import Data, Reading
+from dreamer.data.lerobot import open_lerobot
+from dreamer.data.lerobot_meta import INFO
 from dreamer.data.minari import METADATA, PREFIX, open_minari
 from dreamer.data.npz import open_npz
 from dreamer.data.runs import open_run
@@ -14,14 +16,17 @@ from dreamer.runtime.files.run_dir import CONFIG, POPULATION
 
 HDF5 = (".hdf5", ".h5", ".hdf")
 AS_IS = Reading()
-KNOWN = "a dataset is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, or a run directory"
+KNOWN = (
+    "a dataset is minari:NAME or its folder, a .hdf5 file as in D4RL, a folder of .npz files, the folder of a LeRobot "
+    "dataset, or a run directory"
+)
 
 
 def open_data(path: str | Path, reading: Reading = AS_IS) -> Data:
     """Opens a dataset on this machine. Nothing is downloaded, unpickled or run.
 
-    path: minari:NAME, the folder of a dataset of Minari, an HDF5 file, an npz file or a folder of them, or a run
-    directory. reading: how to read what a file does not say itself.
+    path: minari:NAME, the folder of a dataset of Minari or LeRobot, an HDF5 file, an npz file or a folder of them, or a
+    run directory. reading: how to read what a file does not say itself.
     Raises UserError if there is no dataset, or with the file and the field that cannot be read. Faults of single
     episodes are in what `Data.scan` yields.
     """
@@ -42,6 +47,6 @@ def open_data(path: str | Path, reading: Reading = AS_IS) -> Data:
         return open_minari(str(place), reading)
     if any(place.glob("*.npz")):
         return open_npz(place, reading)
-    if (place / "meta" / "info.json").is_file():
-        raise UserError(f"{path} is a dataset of LeRobot, which dreamer does not read yet; {KNOWN}")
+    if (place / INFO).is_file():
+        return open_lerobot(place, reading)
     raise UserError(f"{path} is no dataset: {KNOWN}")

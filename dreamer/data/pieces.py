@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 MOST_BYTES = 1 << 30  # rows of one piece that are held; a longer episode is given in several pieces
 
 Columns = Mapping[str, np.ndarray]
+
+
+class Cut(NamedTuple):
+    """The transitions `start` to `stop` - 1 of one episode. first, last: whether it begins and ends with them."""
+
+    start: int
+    stop: int
+    first: bool
+    last: bool
+
+
+def parts(cut: Cut, row_bytes: int) -> Iterator[Cut]:
+    """Yields a cut in parts that fit the memory. row_bytes: those of the observations of a row."""
+    most = max(2, MOST_BYTES // max(1, row_bytes))
+    for start in range(cut.start, cut.stop, most):
+        stop = min(start + most, cut.stop)
+        yield Cut(start, stop, cut.first and start == cut.start, cut.last and stop == cut.stop)
 
 
 class Pieces:

@@ -42,7 +42,7 @@ def to_vectors(space: spaces.Space, actions: Any, count: int, where: str) -> Vec
             into = numbers if isinstance(leaf, spaces.Box) else onehots
             own, row = _numbers(leaf, array) if isinstance(leaf, spaces.Box) else _onehots(leaf, array)
             into.append(own)
-            fault = None if row is None else f"is {array[row]}, outside of {leaf}"
+            fault = None if row is None else f"is {in_a_line(array[row])}, outside of {leaf}"
         if fault is not None:
             faults.append(Fault(where, fault, row, key))
     if faults:
@@ -71,12 +71,17 @@ def vector_faults(action: Action, vectors: np.ndarray, where: str) -> list[Fault
     if whole.all():
         return []
     row = int(np.argmin(whole))
-    return [Fault(where, f"is {vectors[row]}, which is no action of {action.text}", row, "action")]
+    return [Fault(where, f"is {in_a_line(vectors[row])}, which is no action of {action.text}", row, "action")]
 
 
 def to_stored(action: Action, vectors: np.ndarray) -> np.ndarray:
     """Returns vectors [N, A] as other programs expect them: classes [N] int64 for one discrete action, or vectors."""
     return vectors.argmax(1).astype(np.int64) if single(action) else vectors
+
+
+def in_a_line(values: np.ndarray) -> str:
+    """Returns the numbers of an action as text without line breaks."""
+    return " ".join(str(values).split())
 
 
 def single(action: Action) -> bool:

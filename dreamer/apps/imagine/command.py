@@ -94,7 +94,7 @@ def _starts(run: str, trained: Trained, start: str, image: str, flags: ImagineFl
     elif start.endswith(FILES):
         yield starts.from_file(start, trained.spec, flags.dreams)
     else:
-        data = open_data(flags.data or run)
+        data = open_data(flags.data or run, trained.config.reading)
         check_spec(data, trained.spec, f"the run {run}")
         if start == "rows":
             rows = starts.random_rows(data, flags.dreams, flags.steps, flags.seed)

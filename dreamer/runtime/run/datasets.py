@@ -7,13 +7,17 @@ need its datasets again. Imports no jax.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dreamer.config import NO_ENV, Config
-from dreamer.data.episodes import Data
+from dreamer.data.episodes import Data, Reading
 from dreamer.data.filling import fill
 from dreamer.data.matching import check_spec
 from dreamer.data.opening import open_data
@@ -77,7 +81,8 @@ def read(config: Config, spec: Spec | None, whose: str) -> Datasets:
     whose: what has `spec`, in the words of an error
     Raises UserError if one is missing or at fault, if their spaces differ, or if no sequence fits into their rows.
     """
-    every = tuple(map(open_data, config.data))
+    with _settings_named():
+        every = tuple(open_data(path, config.reading) for path in config.data)
     if spec is None:
         spec, whose = every[0].spec, f"the first dataset, {every[0].path}"
     if spec.agents > 1:
@@ -86,8 +91,8 @@ def read(config: Config, spec: Spec | None, whose: str) -> Datasets:
         _check_spaces(data, spec, whose, config)
     lengths: list[int] = []
     scores: list[float] = []
-    for data in every:
-        for episode in data.read():
+    with _settings_named():
+        for episode in itertools.chain.from_iterable(data.read() for data in every):
             lengths.append(episode.rows)
             if episode.whole:
                 scores.append(episode.score)
@@ -99,6 +104,16 @@ def read(config: Config, spec: Spec | None, whose: str) -> Datasets:
             f"replay.context) needs {needed}; lower replay.batch_length"
         )
     return found
+
+
+@contextlib.contextmanager
+def _settings_named() -> Iterator[None]:
+    """A context manager in which an error names the settings of a run in place of the flags of `dreamer data`."""
+    try:
+        yield
+    except UserError as error:
+        flags = "|".join(item.name.replace("_", "-") for item in dataclasses.fields(Reading))
+        raise UserError(re.sub(rf"--(?=({flags})\b)", "--reading.", str(error))) from error
 
 
 def _check_spaces(data: Data, spec: Spec, whose: str, config: Config) -> None:
