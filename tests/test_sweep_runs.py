@@ -55,8 +55,8 @@ def called(
 
 
 @contextlib.contextmanager
-def launched(file: Path, root: Path) -> Iterator[subprocess.Popen]:
-    with subprocess.Popen(command(file, root), env=environment(), stdout=subprocess.PIPE, text=True) as process:
+def launched(file: Path, root: Path, **more: str) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(command(file, root), env=environment(**more), stdout=subprocess.PIPE, text=True) as process:
         yield process
 
 

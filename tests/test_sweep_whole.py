@@ -27,6 +27,7 @@ INFINITE = 1e38  # a learning rate that makes the parameters infinite
 FAILURES = {"raises": "the cable is loose", "hangs": "has not answered for 10", "dies": "died with signal SIGKILL"}
 ROWS = [(rate, entropy) for rate in (3e-4, 6e-4, 1.2e-3) for entropy in (3e-4, 3e-3)]
 SEEDS = 4
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}  # the runs are long, unlike those of other tests
 
 
 def sweep_file(folder: Path) -> Path:
@@ -53,13 +54,13 @@ def last_evaluation(run_dir: Path) -> float:
 
 def test_a_sweep_with_failing_trials_ends_under_kills_and_its_report_is_right(tmp_path):
     file, root = sweep_file(tmp_path), tmp_path / "sweep"
-    with launched(file, root) as process:
+    with launched(file, root, **OPTIMIZED) as process:
         wait_for(lambda: collects(root), process, WITHIN)
         process.kill()
-    with launched(file, root) as process:
+    with launched(file, root, **OPTIMIZED) as process:
         wait_for(lambda: saved_after(root, EVERY), process, WITHIN)
         process.kill()
-    last = called(file, root, within=WITHIN)
+    last = called(file, root, within=WITHIN, **OPTIMIZED)
     assert last.returncode == 1, last.stderr
     assert not left_behind(root)
 
@@ -84,7 +85,7 @@ def test_a_sweep_with_failing_trials_ends_under_kills_and_its_report_is_right(tm
     assert {len(own) for own in scores.values()} == {SEEDS} and len(scores) == len(ROWS) - 1
 
     before = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.jsonl")}
-    assert called(file, root).returncode == 1
+    assert called(file, root, **OPTIMIZED).returncode == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
     check_report(root, scores)
 
