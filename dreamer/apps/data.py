@@ -40,13 +40,13 @@ class DataFlags:
     faults: Annotated[int, between(0, 1000)] = 20
     """Number of faults to list."""
     actions: Literal["auto", "discrete", "numbers"] = "auto"
-    """What actions are where a file does not say; auto: integers and exact one-hots are discrete."""
+    """Kind of the actions, if the file does not say; auto: integers and exact one-hots are discrete."""
     action_range: tuple[float, float] = (-1.0, 1.0)
-    """Bounds of the numbers of an action where a file does not say."""
+    """Bounds of the numbers of an action, if the file does not say."""
     missing_last: Literal["refuse", "drop"] = "refuse"
     """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
     action_row: Literal["auto", "before", "after"] = "auto"
-    """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
+    """Whether an action in npz led to the observation of its row or was chosen after it; auto: find out from zeros."""
 
 
 def describe_data(path: str, flags: DataFlags) -> int:

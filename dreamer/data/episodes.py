@@ -18,7 +18,7 @@ FORMATS = ("minari", "hdf5", "npz", "run")
 
 
 class Reading(NamedTuple):
-    """How to read what a file does not say itself. Formats that describe their spaces ignore `actions` and its range.
+    """How to read what a file does not say. Formats that describe their spaces ignore `actions` and `action_range`.
 
     actions: the kind of actions; "auto": integers and exact one-hots are discrete, all other arrays are numbers
     action_range: the bounds of each number of an action | missing_last: what to do with an episode that lacks its true
@@ -83,7 +83,7 @@ class Fault(NamedTuple):
 class Found(NamedTuple):
     """One episode of a dataset, or None if it cannot be read, and what is wrong with it.
 
-    notes: facts that are no faults, such as a dtype that was converted
+    notes: facts that are not faults, such as a dtype that was converted
     """
 
     episode: Episode | None
@@ -95,7 +95,7 @@ class Data(NamedTuple):
     """An opened dataset.
 
     format: one of FORMATS | path: as it was named | spec: the agent's observations and action
-    episodes, rows: how many there are; None: only reading all of it tells
+    episodes, rows: how many there are; None: unknown until all of it is read
     faults: what is wrong with the dataset as a whole | notes: what was inferred, left out or is worth knowing
     scan: yields everything in order with its faults; the arrays of one episode at a time are in memory
     """

@@ -14,7 +14,7 @@ from dreamer.errors import UserError
 
 
 class Actions(NamedTuple):
-    """How the actions of a file are stored: the space that they stand for, and whether they are one-hots."""
+    """How the actions of a file are stored: their space, and whether they are one-hots."""
 
     space: spaces.Space
     onehot: bool
@@ -29,7 +29,7 @@ class Actions(NamedTuple):
         if whole.all():
             return Vectors(stored.astype(np.float32), [])
         row = int(np.argmin(whole))
-        return Vectors(np.zeros((len(stored), 0)), [Fault(where, f"is {stored[row]}, no one-hot", row, "action")])
+        return Vectors(np.zeros((len(stored), 0)), [Fault(where, f"is {stored[row]}, not a one-hot", row, "action")])
 
 
 def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> Actions:

@@ -94,7 +94,7 @@ def open_npz(path: Path, reading: Reading) -> Data:
     before, note = (False, "") if spec else _action_row(index, reading, path)
     notes = [note] if note else []
     if index.left_out:
-        notes.append(f"left out, they are no observations: {', '.join(index.left_out)}")
+        notes.append(f"left out, because they are not observations: {', '.join(index.left_out)}")
     if spec:
         readers, actions = readers_of(spec), None
     else:
@@ -233,7 +233,7 @@ def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]
 
 
 def _chosen(streams: list[list[_File]], before: bool) -> Iterator[np.ndarray]:
-    """Yields the stored actions [n, ..] of each file, without those that stand for none."""
+    """Yields the stored actions [n, ..] of each file, without those of rows in which no action was taken."""
     for stream in streams:
         for file in stream:
             with _arrays(file.path) as arrays:

@@ -67,7 +67,7 @@ def check(config: Config, population: bool = False) -> None:
         "loop device": config.loop == "device",
     }.items():
         if holds:
-            raise UserError(f"data: {what} cannot learn from datasets; they are read by one run on the host")
+            raise UserError(f"data: {what} cannot learn from datasets; only a single run on the host can")
 
 
 def read(config: Config, spec: Spec | None, whose: str) -> Datasets:
@@ -148,7 +148,7 @@ def _fit(lengths: Sequence[int], count: int, most: int) -> bool:
 def fill_all(replay: Replay, datasets: Datasets, latent: Mapping[str, np.ndarray]) -> None:
     """Fills the old rings of a replay, or all rings if none is old, with the rows of all datasets.
 
-    latent: as in `fill`. No sequence is queued: the order of a dataset is not that of a run that learns.
+    latent: as in `fill`. No sequence is queued for training, because the rows of a dataset are not new experience.
     Raises UserError as `fill` does.
     """
     first = replay.streams if len(replay.counts) > replay.streams else 0
