@@ -26,4 +26,4 @@ class Config:
     exploit_share: Annotated[float, between(0, 0.5), MAY_CHANGE] = 0.25
     """Share of the members that count as the worst, and as the best."""
     explore_factor: Annotated[float, at_least(1), MAY_CHANGE] = 1.2
-    """A member that continues from another one multiplies or divides each number of `axes` by this factor."""
+    """A member that continues from another one takes its numbers of `axes`, multiplied or divided by this factor."""
