@@ -68,7 +68,7 @@ def test_episodes_of_dreamerv2_have_the_action_before_their_row(folder):
     data = open_data(folder)
     (one,) = data.read()
     assert one.action.argmax(1)[:2].tolist() == [1, 2] and not one.action[-1].any() and one.is_terminal[-1]
-    assert any("actions led to the observation of their row, inferred" in note for note in data.notes)
+    assert any("inferred: actions led to the observation of their row" in note for note in data.notes)
 
 
 def test_an_unclear_row_of_actions_is_refused_and_can_be_said(folder):

@@ -155,14 +155,14 @@ def make(
 def the_environment(config: Config, spec: Spec) -> JaxEnv:
     """Makes the environment in which candidates are tried.
 
-    Raises UserError unless it is written in JAX, and shows and takes what the environment of the run does.
+    Raises UserError unless it is written in JAX, with the observations and actions of the environment of the run.
     """
     made = plugins.make_jax_env(config.environment, config.environment_options)
     if made is None:
         raise UserError(f"environment {config.environment!r} of behavior 'controller' is not written in JAX")
     if made.spec != spec:
-        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not that of the run: it shows "
-                        f"or takes something else")  # fmt: skip
+        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not that of the run: its "
+                        f"observations or actions differ")  # fmt: skip
     return made
 
 

@@ -101,7 +101,7 @@ def open_npz(path: Path, reading: Reading) -> Data:
         actions = infer_actions(_chosen(index.streams, before), reading, str(path))
         form = form_of(infer_observations(index.keys, str(path)), actions.space, str(path))
         readers, spec = form.keys, form.spec
-        notes += ["observations have the dtype and shape of the arrays and no bounds, assumed", actions.note]
+        notes += ["assumed: observations have the dtype and shape of the arrays, without bounds", actions.note]
     plan = _Plan(readers, spec, actions, before, index.streams, [*index.keys, "action", "reward"])
     return Data("npz", str(path), spec, index.episodes, index.rows, tuple(index.faults), tuple(notes),
                 lambda: _scan(plan))  # fmt: skip
@@ -222,9 +222,9 @@ def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]
     if zeros["reset"] and not zeros["discount"]:
         return False, "actions were chosen after the observation of their row, as in DreamerV3: there is a key reset"
     if zeros["first"] and not zeros["last"]:
-        return True, "actions led to the observation of their row, inferred: they are zeros in first rows"
+        return True, "inferred: actions led to the observation of their row, as they are zeros in first rows"
     if zeros["last"] and not zeros["first"]:
-        return False, "actions were chosen after the observation of their row, inferred: they are zeros in last rows"
+        return False, "inferred: actions were chosen after the observation of their row, as they are zeros in last rows"
     raise UserError(
         f"{path}: it is unclear whether an action led to the observation of its row or was chosen after it: "
         f"{'both first and last rows have' if zeros['first'] else 'neither first nor last rows have only'} zeros; "

@@ -52,11 +52,11 @@ def check(config: Config, population: bool = False) -> None:
     """Raises UserError if the settings about datasets contradict each other. population: whether there are members."""
     if config.updates and not config.data:
         raise UserError(
-            f"updates {config.updates}: a run of updates alone learns from a dataset, and data is empty; name one with "
-            "--data, or give env_steps instead, for a run that collects"
+            f"updates {config.updates}: without env_steps a run learns from datasets, but data is empty; name a "
+            "dataset with --data, or give env_steps in place of updates"
         )
     if config.env == NO_ENV and not config.updates:
-        raise UserError(f"env {NO_ENV}: a run without an environment learns from data, for a number of updates")
+        raise UserError(f"env {NO_ENV}: a run without an environment learns from datasets; give --data and --updates")
     if not config.data:
         return
     if not config.updates and not config.replay.data_share:
