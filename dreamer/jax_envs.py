@@ -304,7 +304,7 @@ def _traced(env: JaxEnv, name: str, what: str, *args: Any) -> Any:
 
 
 def _check_metrics(env: JaxEnv, name: str, state: Any) -> None:
-    """Raises UserError if the metrics of an environment are no numbers by name."""
+    """Raises UserError if the metrics of an environment are not a mapping from names to numbers."""
     if env.metrics is None:
         return
     try:

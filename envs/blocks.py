@@ -1,7 +1,7 @@
 """Five objects on a grid, moved one at a time: `make("shapes")` or `make("cubes")`. Needs only numpy and Pillow.
 
-The worlds of Kipf, van der Pol, Welling 2020 (C-SWM), written anew. There is no reward: they are for learning a model
-of the world, and for reaching a picture of a goal.
+The worlds of Kipf, van der Pol, Welling 2020 (C-SWM), in code of our own. There is no reward: the worlds are for
+learning a model, and for reaching a goal that a picture shows.
 """
 
 from __future__ import annotations

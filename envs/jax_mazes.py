@@ -1,8 +1,8 @@
 """Small mazes in JAX with one reward, at the goal: `make("rooms")`. They are for behaviors that must explore.
 
 The picture shows walls, the agent (red) and the goal (green). The four actions move one cell: up, right, down, left; a
-wall stops them. An episode starts at the other end of the maze. It ends with the reward 1 at the goal, or at the time
-limit, which is no true end.
+wall stops them. An episode starts at the other end of the maze. It ends with the reward 1 at the goal, or is truncated
+at the time limit.
 """
 
 from __future__ import annotations

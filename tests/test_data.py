@@ -264,7 +264,7 @@ def test_the_command_describes_converts_and_ends_with_the_code_of_what_it_found(
     ("words", "text"),
     [
         (["nothing"], "there is no such file or folder; a dataset is minari:NAME"), ([], "takes one dataset, not 0"),
-        (["."], "is no dataset"), (["x", "--action-range", "1", "-1"], "1 is not below -1"),
+        (["."], "is not a dataset"), (["x", "--action-range", "1", "-1"], "1 is not below -1"),
         (["x", "--missing-last", "guess"], "refuse"),
     ],
 )  # fmt: skip
@@ -314,7 +314,7 @@ def test_a_file_of_another_program_is_refused(folder):
     (folder / "notes.txt").write_text("hello")
     (folder / "robots" / "meta").mkdir(parents=True)
     (folder / "robots" / "meta" / "info.json").write_text("{}")
-    assert "is no dataset" in faults("notes.txt")[0]
+    assert "is not a dataset" in faults("notes.txt")[0]
     assert "is not of LeRobot: it has no codebase_version" in faults("robots")[0]
 
 

@@ -68,7 +68,7 @@ def test_episodes_of_dreamerv2_have_the_action_before_their_row(folder):
     data = open_data(folder)
     (one,) = data.read()
     assert one.action.argmax(1)[:2].tolist() == [1, 2] and not one.action[-1].any() and one.is_terminal[-1]
-    assert any("actions led to the observation of their row, inferred" in note for note in data.notes)
+    assert any("inferred: actions led to the observation of their row" in note for note in data.notes)
 
 
 def test_an_unclear_row_of_actions_is_refused_and_can_be_said(folder):
@@ -84,7 +84,7 @@ NPZ_FAULTS = {
     "lengths that differ": (lambda a: a.update(vector=a["vector"][:2]), "vector: has 2 entries, it must have 4"),
     "a pickle": (lambda a: a.update(reward=np.array([{}, 1, 2, 3], object)), "holds pickled objects, which are never"),
     "a missing key": (lambda a: a.pop("vector"), "vector: is missing, other files have it"),
-    "a class that is none": (lambda a: a.update(action=np.full((4, 2), 0.5, np.float64) * np.nan), "no action of"),
+    "a class that is none": (lambda a: a.update(action=np.full((4, 2), 0.5, np.float64) * np.nan), "not an action of"),
     "a missing flag": (lambda a: a.pop("is_last"), "has no array 'is_last'"),
     "nothing about true ends": (lambda a: a.pop("is_terminal"), "has neither is_terminal nor discount"),
     "a terminal row in the middle": (lambda a: a["is_terminal"].__setitem__(1, True),

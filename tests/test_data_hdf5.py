@@ -189,7 +189,7 @@ def test_transitions_of_d4rl_become_rows():
     assert one.is_terminal.tolist() == [False] * 3 + [True] and not two.is_terminal.any() and two.is_last[-1]
     assert three.is_first[0] and not three.is_last.any() and not three.whole
     assert three.reward.tolist() == [0, 6] and three.action[-1, 0] == pytest.approx(0.9)
-    assert any("1 number from -1 to 1, assumed" in note for note in data.notes)
+    assert any("assumed: actions are 1 number from -1 to 1" in note for note in data.notes)
 
 
 def test_without_next_observations_the_missing_last_observation_is_named_and_nothing_guessed():

@@ -100,7 +100,7 @@ def test_without_evosax_the_extra_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "action", "message"),
     [
-        ({"discrete": "threshold"}, Action((2,)), "discrete threshold chooses one of 3, .* not one of 2"),
+        ({"discrete": "threshold"}, Action((2,)), "discrete threshold needs actions of 3 classes, .* not of 2"),
         ({"one_sided": (3,)}, Action(continuous=3), "one_sided 3: the action has 3 numbers, counted from 0"),
     ],
 )

@@ -270,7 +270,7 @@ def test_actions_are_vectors_or_indices_for_all_dreams_or_each(tmp_path):
         (np.array([0, 1]), r"holds float32 \[2, 4\], not \[3, 4\]"),
         (np.zeros((3, 3, 4)), r"holds float64 \[3, 3, 4\], not"),
         (np.array([0, 1, 4]), "has the action 4, not 0 to 3"),
-        (np.zeros((3, 4)), "entries 0 to 3 of an action are no one-hot"),
+        (np.zeros((3, 4)), "entries 0 to 3 of an action are not a one-hot"),
         (np.array([{}, {}]), "cannot be read: ValueError"),
     ],
 )

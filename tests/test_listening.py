@@ -78,7 +78,7 @@ def test_a_callback_stops_a_run_that_can_be_resumed(tmp_path, lockstep, capsys):
     assert 32 <= last["env_steps"] < 64 and "eval/return" not in last
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith("stopped by a callback at")
-    assert last_line.endswith(f"to go on: dreamer train --resume --run-dir {run_dir}")
+    assert last_line.endswith(f"to continue: dreamer train --resume --run-dir {run_dir}")
     dreamer.train(config, resume="yes")
     *_, done, evaluate, report, board = capsys.readouterr().out.splitlines()
     assert done == f"done: {run_dir}"

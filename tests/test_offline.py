@@ -298,7 +298,7 @@ def test_a_missing_a_foreign_and_a_truncated_file_are_named(tmp_path, folder):
     refused(offline(tmp_path / "run", tmp_path / "none"), "no such file or folder", str(tmp_path / "none"))
     foreign = tmp_path / "notes.txt"
     foreign.write_text("no rows")
-    refused(offline(tmp_path / "run", foreign), "is no dataset", str(foreign))
+    refused(offline(tmp_path / "run", foreign), "is not a dataset", str(foreign))
     cut = shutil.copytree(folder / "npz", tmp_path / "cut")
     victim = sorted(cut.glob("*.npz"))[1]
     victim.write_bytes(victim.read_bytes()[:-200])

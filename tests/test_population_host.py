@@ -146,7 +146,7 @@ class Sick(Sound):
 
 def test_a_member_whose_environment_fails_stops_and_the_others_stay_the_same(tmp_path, capsys):
     run_dir = dreamer.train(config_of(tmp_path / "run", workers__restarts=0), make_env=Sick)
-    assert "seed0 has stopped, the others go on: " in capsys.readouterr().out
+    assert "seed0 has stopped, the others continue: " in capsys.readouterr().out
     assert "out of order" in (run_dir / "seed0" / "error.txt").read_text()
     alone = dreamer.train(tiny_runs.tiny(tmp_path / "alone", **HOST, workers__restarts=0, seed=1), make_env=Sick)
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +178,7 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
     monkeypatch.setattr(States, "update", update)
     said = capsys.readouterr().out
     assert "the parameters are no longer finite and are not saved" in said
-    assert "seed0 has stopped, the others go on" in said
+    assert "seed0 has stopped, the others continue" in said
     assert steps_of(run_dir / "seed0")[-1] < 96
     if together == 1:
         equal(run_dir / "seed1", trained / "seed1")

@@ -164,7 +164,7 @@ def test_a_member_that_diverges_stops_and_the_others_stay_the_same(trained, tmp_
     monkeypatch.setattr(moving.Moving, "receive", diverges)
     run_dir = dreamer.train(config_of(tmp_path / "run"))
     monkeypatch.undo()
-    assert "seed0 has stopped, the others go on" in capsys.readouterr().out
+    assert "seed0 has stopped, the others continue" in capsys.readouterr().out
     assert (run_dir / "seed0" / "error.txt").exists()
     equal(run_dir / "seed1", trained / "seed1")
     dreamer.train(config_of(run_dir), resume="yes")  # nothing is left to do

@@ -176,7 +176,7 @@ def test_processes_that_were_not_started_alike_are_refused_by_name():
         f"the version of jax is {jax.__version__} in process 0 and 1, 0.1 in process 2",
         "replay.batch_size is 2 in process 0 and 1, 8 in process 2",
     ]
-    assert str(caught.value) == f"the processes were not started alike: {'; '.join(expected)}"
+    assert str(caught.value) == f"the processes differ: {'; '.join(expected)}"
 
 
 def test_processes_may_differ_in_their_number():
@@ -419,7 +419,7 @@ def test_a_signal_to_one_process_saves_the_run_and_stops_all(tmp_path):
     )
     found = hosts_run.ended(hosts_run.begun(2, call))
     assert [code for code, _ in found] == [143, 143], found
-    assert "stopped at 48 env_steps; to go on: dreamer train --resume" in found[0][1]
+    assert "stopped at 48 env_steps; to continue: dreamer train --resume" in found[0][1]
     assert checkpoint_files.steps(tmp_path / "run")[-1] == 48
 
 
@@ -430,5 +430,5 @@ def test_processes_with_different_settings_are_refused_before_anything_is_writte
     found = hosts_run.ended(hosts_run.begun(2, call))
     assert [code for code, _ in found] == [2, 2], found
     for _, output in found:
-        assert "dreamer: error: the processes were not started alike: seed is 0 in process 0, 1 in process 1" in output
+        assert "dreamer: error: the processes differ: seed is 0 in process 0, 1 in process 1" in output
     assert not os.listdir(tmp_path)

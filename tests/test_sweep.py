@@ -143,7 +143,7 @@ WRONG = {
     "axes: {seed: [1]}\nseeds: 3": "both set the seeds",
     "seeds: 0": "seeds must be a number of seeds, 1 or more",
     "seeds: [1, 1]": "names a seed twice",
-    f"axes: {{{RATE}: [1, 2]}}\nzip: [[{RATE}, {DETER}]]": f"{DETER} is no axis",
+    f"axes: {{{RATE}: [1, 2]}}\nzip: [[{RATE}, {DETER}]]": f"{DETER} is not an axis",
     f"axes: {{{RATE}: [1, 2], {DETER}: [8]}}\nzip: [[{RATE}, {DETER}]]": "lists of one length",
     "axes: {run_dir: [a, b]}": "does not change what is trained",
     "base: [{run_dir: a}]": "base sets run_dir",

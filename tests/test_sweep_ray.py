@@ -77,7 +77,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path):
 WRONG: dict[str, tuple[dict, dict, str]] = {
     "zip": ({GAIN: [1, 2], "agent.horizon": [5, 6]}, {"zip": [[GAIN, "agent.horizon"]]}, "leave out zip"),
     "no axis": ({}, {"seeds": 2}, "at least one axis"),
-    "no number": ({"env": ["a", "b"]}, {}, "axes.env is no number"),
+    "no number": ({"env": ["a", "b"]}, {}, "axes.env is not a number"),
     "lengths": ({"env_steps": [100, 200]}, {}, "trials of equal env_steps"),
     "evaluations": ({GAIN: [1, 2]}, {"base": {"eval.every": 30}}, "eval.every so that it divides"),
 }  # fmt: skip

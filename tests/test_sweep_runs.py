@@ -132,7 +132,7 @@ def test_a_program_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path):
         [child] = psutil.Process(process.pid).children()
         child.kill()
         out = process.communicate(timeout=WITHIN)[0]
-    assert process.returncode == 0 and "was killed by SIGKILL; it goes on from its last checkpoint" in out
+    assert process.returncode == 0 and "was killed by SIGKILL; it continues from its last checkpoint" in out
 
 
 def test_a_signal_to_the_launcher_saves_the_runs_and_ends_with_its_code(tmp_path):
@@ -156,7 +156,7 @@ def test_each_program_can_be_run_by_its_number(tmp_path, capsys):
     assert cli.main([*words, "--index", "0"]) == 0
     assert "has nothing to do" in capsys.readouterr().out
     assert cli.main([*words, "--index", "2"]) == 2
-    assert "--index 2 is no program of the sweep; give 0 to 1" in capsys.readouterr().err
+    assert "--index 2 is not a program of the sweep; give 0 to 1" in capsys.readouterr().err
 
 
 def test_a_program_that_fails_is_not_run_again_unless_asked(tmp_path, capsys):
@@ -247,8 +247,8 @@ def test_slurm_runs_every_program_once_and_a_preempted_job_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--on", "slurm"], "there is no SLURM here: the command sbatch is missing"),
-    (["--index", "x", "--pack", "off"], "--index x is no program of the sweep"),
+    (["--on", "slurm"], "this machine has no SLURM: the command sbatch is missing"),
+    (["--index", "x", "--pack", "off"], "--index x is not a program of the sweep"),
 ])  # fmt: skip
 def test_wrong_words_end_in_one_line(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -68,7 +68,7 @@ class TrainFlags(Config):
     print_config: bool = False
     """Print the resolved configuration, itself a preset, and exit."""
     resume: Literal["no", "yes", "auto"] = "no"
-    """Go on with the run in --run-dir, its config beneath what is given; auto: begin one if there is none."""
+    """Continue the run in --run-dir; presets and flags override its config; auto: begin a run if there is none."""
     resume_from: int | None = None
     """Number of the checkpoint to resume from, in place of the newest; newer ones are set aside. Implies --resume."""
     trust: bool = False

@@ -19,7 +19,7 @@ CHECK = """Run the environment ENV and tell what would spoil a training run, a v
 - ENV is a gymnasium id, suite:task or package.module:factory, as for --env of dreamer train.
 - Exit code: 0 sound, 1 something is wrong, 2 there is no such environment or flag."""
 VERIFY = """Read everything of the run directory RUN that matters and hold it against its seals. Changes nothing.
-- Says what is whole, what is damaged, which checkpoint a run can go on from, and what would be lost.
+- Says what is whole, what is damaged, which checkpoint a run can continue from, and what would be lost.
 - Exit code: 0 whole, 1 something is damaged, 2 there is no run."""
 REPORT = """Write one page with the curves, the final scores and the newest videos of runs.
 - RUN is a run directory, or a folder of them. Runs that differ in their seed only are one group.

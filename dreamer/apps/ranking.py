@@ -56,7 +56,7 @@ def used(episodes: int) -> int:
 
 
 def collect(trained: Trained, env: plugins.EnvName, episodes: int, steps: int, seed: int) -> Episodes:
-    """Plays random actions in a new environment, until `episodes` episodes have reached `steps` steps; others are left.
+    """Plays random actions in a new environment until `episodes` episodes have `steps` steps. Drops shorter episodes.
 
     Raises UserError if the environment has several agents, or if too many episodes are shorter.
     """

@@ -25,7 +25,7 @@ examples:
   dreamer train debug --env my_lab.envs:make      an environment of your own
   dreamer train dmc_vision size12m                a task with a smaller model
   dreamer train offline --data runs/NAME          learn from data alone
-  dreamer train --resume --run-dir runs/NAME      go on with a run
+  dreamer train --resume --run-dir runs/NAME      continue a run
 """
 MORE = """more:
   dreamer train --help-all     every flag

@@ -101,7 +101,7 @@ def verify(run: Path, deep: bool = True) -> Report:
         checked.append(Checked(step, found, resumable))
     report = Report(run_dir, checked, faults, notes, 0)
     if fault := verifying.newest_metrics_fault(run_dir):
-        faults.append(f"{fault}; move it away to go on without these lines")
+        faults.append(f"{fault}; move it away to continue without these lines")
     newest = report.newest_whole
     later = 0
     files = None if newest is None else checkpoint_files.read_manifest(run_dir, newest).files
@@ -136,10 +136,10 @@ def advice(report: Report) -> Iterator[str]:
         return
     lost = [one.step for one in report.checkpoints if one.step > newest]
     if lost:
-        yield f"go on from checkpoint {newest:,}: {resume}-from {newest}"
+        yield f"continue from checkpoint {newest:,}: {resume}-from {newest}"
         yield f"    the weights of the checkpoints {checkpoint_files.listed(lost)} would be lost"
     else:
-        yield f"go on from checkpoint {newest:,}: {resume}"
+        yield f"continue from checkpoint {newest:,}: {resume}"
     if report.later:
         yield f"    {report.later:,} rows are newer: they are kept, but in lockstep they are collected again"
 

@@ -1,7 +1,7 @@
 """An actor and a critic that learn from dreams. They use a `Dream`, and do not depend on the kind of world model.
 
-With a `penalty`, an ensemble of one-step predictors learns from the replayed rows. Dreamed rewards are lowered where
-its members disagree, so that the actor keeps to what the data have shown. Source: offline DreamerV2, Lu et al. 2022.
+With a `penalty`, an ensemble of one-step predictors learns from the replayed rows. Where its members disagree, dreamed
+rewards are lowered, so that the actor stays close to the data. Source: offline DreamerV2, Lu et al. 2022.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class Config:
     repval_scale: Annotated[float, at_least(0)] = 0.3
     "weight of the critic's loss on replayed sequences, which also trains the world model"
     penalty: Annotated[float, at_least(0)] = 0.0
-    "weight of the ensemble's disagreement, by which dreamed rewards are lowered; 0 = there is no ensemble"
+    "weight of the ensemble's disagreement, which is subtracted from dreamed rewards; 0 = no ensemble"
     penalty_norm: Literal["none", "stream"] = "none"
-    "measure disagreement in its usual size: a moving average of its mean in dreams"
+    "stream: divide the disagreement by a moving average of its mean in dreams; none: use it as it is"
     ensemble: ensemble.Config = ensemble.Config()
     "the ensemble"
 

@@ -1,7 +1,7 @@
 """Behaviour cloning: an actor that learns to take the actions of the replayed rows, from the posterior's features.
 
-It is the yardstick for learning from data: what it reaches, a dataset gives without a model's help. It does not dream,
-and needs neither rewards nor their prediction.
+Other ways to learn from data can be compared with it: it reaches what a dataset gives without a model. It does not
+dream, and needs neither rewards nor their prediction.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make(
 ) -> Behavior:  # fmt: skip
     """Makes the behavior for features [.., feat_width]. The loss is -log pi(a_t | feat_t), on rows with an action.
 
-    A last row has no action: none was taken there. Action masks are those of the rows.
+    A last row has no action, because none was taken there. The action masks of the rows are respected.
     """
     action = spec.action
     actor = from_flax(ActorHead(config.actor_layers, config.units, action.onehots, action.continuous, dtype=dtype))

@@ -1,8 +1,8 @@
 """The controller of World Models (Ha and Schmidhuber 2018): a linear policy that evolves in dreams, without gradients.
 
-Until it starts to evolve, it acts at random, which collects the data for the world model. An update then is one
-generation of CMA-ES: a population is tried in dreams, and the search distribution moves to the best of them. Candidates
-can also be tried in an environment, where the world model only observes.
+Until it starts to evolve, it acts at random, which collects the data for the world model. After that, an update is one
+generation of CMA-ES: a population of candidates is tried in dreams, and the search distribution moves towards the best
+ones. Candidates can also be tried in an environment, where the world model only observes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Config:
     rollouts: Annotated[int, at_least(1)] = 16
     "R, dreams in which each candidate is tried"
     environment: str = ""
-    "try candidates in this environment, written in JAX, and not in dreams: the run's own env, such as jax_probes:pixel"
+    "try candidates in this environment and not in dreams: the env of the run, written in JAX, such as jax_probes:pixel"
     environment_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     "keyword arguments of that environment"
     dream_length: Annotated[int, at_least(1)] = 1000
@@ -65,13 +65,13 @@ class Config:
     bias: bool = True
     "whether the linear map has a bias"
     discrete: Literal["argmax", "threshold"] = "argmax"
-    "how classes are chosen: the largest of their outputs; or none, one or the other of two buttons from one output"
+    "how classes are chosen: argmax of one output for each; threshold: none or one of two buttons from one output"
     one_sided: tuple[int, ...] = ()
     "numbers of the action whose range begins where the output is 0, such as a brake"
     hold: Annotated[int, at_least(1)] = 1
-    "steps for which a random action is held, at most; each time their number is drawn anew"
+    "largest number of steps for which a random action is held; the number is drawn for each random action"
     collect: Literal["mean", "random"] = "mean"
-    "actions in training episodes once the controller evolves: those of the mean of the search, or still random ones"
+    "actions in training episodes once the controller evolves: those of the mean of the search, or random ones"
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -155,14 +155,14 @@ def make(
 def the_environment(config: Config, spec: Spec) -> JaxEnv:
     """Makes the environment in which candidates are tried.
 
-    Raises UserError unless it is written in JAX, and shows and takes what the environment of the run does.
+    Raises UserError unless it is written in JAX, with the observations and actions of the environment of the run.
     """
     made = plugins.make_jax_env(config.environment, config.environment_options)
     if made is None:
         raise UserError(f"environment {config.environment!r} of behavior 'controller' is not written in JAX")
     if made.spec != spec:
-        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not that of the run: it shows "
-                        f"or takes something else")  # fmt: skip
+        raise UserError(f"environment {config.environment!r} of behavior 'controller' is not that of the run: its "
+                        f"observations or actions differ")  # fmt: skip
     return made
 
 

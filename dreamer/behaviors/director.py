@@ -1,8 +1,8 @@
 """Director (Hafner et al. 2022): a manager chooses goals for a worker, which learns in dreams to reach them.
 
 A goal autoencoder compresses the deterministic part of the model's states to a short code. Every K steps the manager
-chooses a code, which the decoder turns into a goal; the worker acts to reach it. The manager is rewarded by the
-environment, and for states that the autoencoder does not know well.
+chooses a code, which the decoder turns into a goal; the worker acts to reach it. The manager is rewarded with the
+reward of the environment, and for states that the autoencoder does not know well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random actions, to collect experience for a world model that is learned without rewards. Learns nothing."""
+"""Random actions, to collect experience for a world model that learns without rewards. The behavior learns nothing."""
 
 from __future__ import annotations
 

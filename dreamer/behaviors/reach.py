@@ -1,7 +1,7 @@
 """Plans to reach a goal: searches for the actions after which the dreamed features are nearest to those of the goal.
 
-The goal is the command "goal" [E, F], features as from `Agent.encode`. Without a goal, actions are random, so that the
-same behavior collects the experience for its world model. Learns nothing.
+The command "goal" [E, F] is the goal: features, as `Agent.encode` returns them. Without a goal, actions are random, so
+that the same behavior collects the experience for its world model. It learns nothing.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def make(
     config: Config, spec: Spec, *, feat_width: int, dtype: Any = jnp.float32, horizon: float = 333.0,
     contdisc: bool = True,
 ) -> Behavior:  # fmt: skip
-    """Makes the planner. It takes the first action of the sequence that comes nearest to the goal, the shortest such.
+    """Makes the planner. It takes the first action of the shortest sequence that comes nearest to the goal.
 
-    An action after which the features have stayed the same is not taken again until they change, whatever the model
-    expects of it; this holds for actions that are one of a few classes. Action masks are respected in the first step,
-    which is the only one whose mask is known.
+    If actions are one of a few classes, and the features stayed the same after an action, it is not taken again until
+    they change, even if the model expects more of it. Action masks are respected in the first step, because only the
+    mask of this step is known.
     """
     kinds = spec.action
     whole = len(kinds.classes) == 1 and not kinds.continuous and kinds.onehots <= config.classes
@@ -118,7 +118,7 @@ def plan(search: Search, key: Key, dream: Dream, state: State, goal: Array, allo
         states, first, far, least, action = before
         _, states, distance = expand(search, key, dream, states, goal, None)
         each = distance.shape[1] // first.shape[1]  # M
-        # What begins with an action that is not allowed stays out.
+        # Sequences that begin with an action that is not allowed are left out.
         distance = jnp.where(jnp.repeat(jnp.isinf(far), each, 1), jnp.inf, distance)
         kept, keep = best(distance, first.shape[1])
         first = jnp.take_along_axis(first, kept[..., None] // each, 1)

@@ -1,4 +1,4 @@
-"""Turns recorded arrays into an Episode, and finds what is wrong with them. Imports no jax."""
+"""Turns recorded arrays into an Episode, and finds their faults. Imports no jax."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def readers_of(spec: Spec) -> list[Reader]:
 
 
 def checked(readers: Sequence[Reader], recorded: Recorded) -> Found:
-    """Checks the rows of an episode against their spaces and returns them, or all that is wrong with them.
+    """Checks the rows of an episode against their spaces. Returns them, or all their faults.
 
     For each key, the first row at fault is named.
     """

@@ -21,7 +21,7 @@ TARGETS = ("minari", "npz", "hdf5")
 
 
 class Converted(NamedTuple):
-    """What was written: where, how many episodes, and how many were left out since they lack a beginning or an end."""
+    """What was written: where, the number of episodes, and how many were left out for lack of a beginning or an end."""
 
     path: Path
     episodes: int
@@ -32,7 +32,7 @@ def convert(data: Data, target: str) -> Converted:
     """Writes a dataset to `target`: minari:NAME, npz:FOLDER or hdf5:FILE.
 
     The target gets its name only when it is complete. It is never overwritten. Episodes without a beginning or an end
-    go to npz alone; the other formats cannot say that an episode goes on. The dataset is read only once, so that one
+    go to npz only; the other formats cannot mark that an episode continues. The dataset is read only once, so that one
     episode at a time is in memory.
     Raises UserError at the first fault of the dataset, or if the target exists or cannot be written.
     """

@@ -207,7 +207,7 @@ def _understood(file: Any, layout: _Layout, path: Path, reading: Reading) -> tup
     observation: spaces.Space = infer_observations(forms, str(path))
     observation = observation if nested else observation[""]  # type: ignore[index]
     form = form_of(observation, actions.space, str(path))
-    notes = ["observations have the dtype and shape of the arrays and no bounds, assumed", actions.note]
+    notes = ["assumed: observations have the dtype and shape of the arrays, without bounds", actions.note]
     return form.spec, notes, _Plan(form.keys, actions.vectors, nested, [], False)
 
 

@@ -1,4 +1,4 @@
-"""Reads a dataset once and says what is in it: `describe`. Imports no jax."""
+"""Reads a dataset once and describes what is in it: `describe`. Imports no jax."""
 
 from __future__ import annotations
 

@@ -20,21 +20,18 @@ FORMATS = ("minari", "hdf5", "npz", "lerobot", "run")
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How to read what a dataset does not say itself.
-
-    Formats that describe their spaces ignore `actions` and its range.
-    """
+    """How to read what a file does not say. Formats that describe their spaces ignore `actions` and `action_range`."""
 
     actions: Literal["auto", "discrete", "numbers"] = "auto"
-    """What actions are where a file does not say; auto: integers and exact one-hots are discrete."""
+    """Kind of the actions, if the file does not say; auto: integers and exact one-hots are discrete."""
     action_range: tuple[float, float] = (-1.0, 1.0)
-    """Bounds of the numbers of an action where a file does not say."""
+    """Bounds of the numbers of an action, if the file does not say."""
     missing_last: Literal["refuse", "drop"] = "refuse"
     """Episodes without their true last observation: refuse them, or leave out the last transition of each."""
     missing_reward: Literal["refuse", "zeros"] = "refuse"
     """Datasets of LeRobot without rewards: refuse them, or read zeros."""
     action_row: Literal["auto", "before", "after"] = "auto"
-    """Whether an action in npz led to the observation of its row or was chosen after it; auto: see where it is zero."""
+    """Whether an action in npz led to the observation of its row or was chosen after it; auto: find out from zeros."""
 
     def __post_init__(self) -> None:
         low, high = self.action_range
@@ -92,7 +89,7 @@ class Fault(NamedTuple):
 class Found(NamedTuple):
     """One episode of a dataset, or None if it cannot be read, and what is wrong with it.
 
-    notes: facts that are no faults, such as a dtype that was converted
+    notes: facts that are not faults, such as a dtype that was converted
     """
 
     episode: Episode | None
@@ -104,7 +101,7 @@ class Data(NamedTuple):
     """An opened dataset.
 
     format: one of FORMATS | path: as it was named | spec: the agent's observations and action
-    episodes, rows: how many there are; None: only reading all of it tells
+    episodes, rows: how many there are; None: unknown until all of it is read
     faults: what is wrong with the dataset as a whole | notes: what was inferred, left out or is worth knowing
     scan: yields everything in order with its faults; the arrays of one episode at a time are in memory
     """

@@ -1,4 +1,4 @@
-"""What goes wrong in other packages, in one line: `extra` for a missing one, `reason` for their errors. No jax."""
+"""Errors of other packages in one line: `extra` for a missing package, `reason` for its errors. No jax."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dreamer.errors import UserError
 
 
 class Actions(NamedTuple):
-    """How the actions of a file are stored: the space that they stand for, and whether they are one-hots."""
+    """How the actions of a file are stored: their space, and whether they are one-hots."""
 
     space: spaces.Space
     onehot: bool
@@ -29,7 +29,7 @@ class Actions(NamedTuple):
         if whole.all():
             return Vectors(stored.astype(np.float32), [])
         row = int(np.argmin(whole))
-        fault = Fault(where, f"is {in_a_line(stored[row])}, no one-hot", row, "action")
+        fault = Fault(where, f"is {in_a_line(stored[row])}, not a one-hot", row, "action")
         return Vectors(np.zeros((len(stored), 0)), [fault])
 
 
@@ -55,18 +55,18 @@ def infer_actions(blocks: Iterable[np.ndarray], reading: Reading, path: str) -> 
     kind, shape = form
     width = shape[0] if shape else 1
     if reading.actions != "numbers" and onehot:
-        return Actions(spaces.Discrete(width), True, f"actions are one-hots of {width}, inferred: each row is one")
+        return Actions(spaces.Discrete(width), True, f"inferred: actions are one-hots of {width}, as each row is one")
     if reading.actions != "numbers" and kind in "iu" and width == 1:
         if low < 0:
             raise UserError(f"{path}: an action is {low:.0f}; discrete actions are counted from 0; --actions numbers?")
         classes = int(high) + 1
         return Actions(
-            spaces.Discrete(classes), False, f"actions are one of {classes}, inferred: the largest is {classes - 1}"
+            spaces.Discrete(classes), False, f"inferred: actions are one of {classes}, as the largest is {classes - 1}"
         )
     if reading.actions == "discrete":
         raise UserError(f"{path}: action is neither integers nor one-hots, so it is not discrete")
     least, most = reading.action_range
-    note = f"actions are {width} number{'s' if width > 1 else ''} from {least:g} to {most:g}, assumed"
+    note = f"assumed: actions are {width} number{'s' if width > 1 else ''} from {least:g} to {most:g}"
     if low < least or high > most:
         note += f"; those of the data go from {low:.6g} to {high:.6g}, see --action-range"
     return Actions(spaces.Box(least, most, shape or (), np.float32), False, note)

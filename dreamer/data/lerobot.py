@@ -71,7 +71,7 @@ def open_lerobot(path: Path, reading: Reading) -> Data:
     form = form_of(infer_observations(forms, str(path)), actions.space, str(path))
     spans = [span for one in held for span in one.spans]
     more, notes = _unsaid(info, reading, len(spans))
-    assumed = "observations have the dtype and shape in info.json and no bounds, assumed"
+    assumed = "assumed: observations have the dtype and shape in info.json, and no bounds"
     notes = [*left_out, assumed, actions.note, *notes]
     row_bytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in forms.values())
     plan = _Plan(info, form.keys, keys, actions, columns, held, row_bytes)

@@ -134,7 +134,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is cut short or damaged: {str(error)[:100]}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no metadata of Minari")
+        raise UserError(f"{path} does not contain metadata of Minari")
     for key in ("observation_space", "action_space", "data_format"):
         if not isinstance(values.get(key), str):
             why = "; its environment is not made, because the dataset may name any code" if "space" in key else ""

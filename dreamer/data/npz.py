@@ -95,14 +95,14 @@ def open_npz(path: Path, reading: Reading) -> Data:
     before, note = (False, "") if spec else _action_row(index, reading, path)
     notes = [note] if note else []
     if index.left_out:
-        notes.append(f"left out, they are no observations: {', '.join(index.left_out)}")
+        notes.append(f"left out, because they are not observations: {', '.join(index.left_out)}")
     if spec:
         readers, actions = readers_of(spec), None
     else:
         actions = infer_actions(_chosen(index.streams, before), reading, str(path))
         form = form_of(infer_observations(index.keys, str(path)), actions.space, str(path))
         readers, spec = form.keys, form.spec
-        notes += ["observations have the dtype and shape of the arrays and no bounds, assumed", actions.note]
+        notes += ["assumed: observations have the dtype and shape of the arrays, without bounds", actions.note]
     plan = _Plan(readers, spec, actions, before, index.streams, [*index.keys, "action", "reward"])
     return Data("npz", str(path), spec, index.episodes, index.rows, tuple(index.faults), tuple(notes),
                 lambda: _scan(plan))  # fmt: skip
@@ -226,9 +226,9 @@ def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]
     if zeros["reset"] and not zeros["discount"]:
         return False, "actions were chosen after the observation of their row, as in DreamerV3: there is a key reset"
     if zeros["first"] and not zeros["last"]:
-        return True, "actions led to the observation of their row, inferred: they are zeros in first rows"
+        return True, "inferred: actions led to the observation of their row, as they are zeros in first rows"
     if zeros["last"] and not zeros["first"]:
-        return False, "actions were chosen after the observation of their row, inferred: they are zeros in last rows"
+        return False, "inferred: actions were chosen after the observation of their row, as they are zeros in last rows"
     raise UserError(
         f"{path}: it is unclear whether an action led to the observation of its row or was chosen after it: "
         f"{'both first and last rows have' if zeros['first'] else 'neither first nor last rows have only'} zeros; "
@@ -237,7 +237,7 @@ def _action_row(index: _Index, reading: Reading, path: Path) -> tuple[bool, str]
 
 
 def _chosen(streams: list[list[_File]], before: bool) -> Iterator[np.ndarray]:
-    """Yields the stored actions [n, ..] of each file, without those that stand for none."""
+    """Yields the stored actions [n, ..] of each file, without those of rows in which no action was taken."""
     for stream in streams:
         for file in stream:
             with _arrays(file.path) as arrays:

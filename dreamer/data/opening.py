@@ -27,8 +27,8 @@ def open_data(path: str | Path, reading: Reading = AS_IS) -> Data:
 
     path: minari:NAME, the folder of a dataset of Minari or LeRobot, an HDF5 file, an npz file or a folder of them, or a
     run directory. reading: how to read what a file does not say itself.
-    Raises UserError if there is no dataset, or with the file and the field that cannot be read. Faults of single
-    episodes are in what `Data.scan` yields.
+    Raises UserError if there is no dataset, or if a file or field cannot be read, and names it. `Data.scan` yields
+    the faults of single episodes.
     """
     if str(path).startswith(PREFIX):
         return open_minari(str(path), reading)
@@ -40,7 +40,7 @@ def open_data(path: str | Path, reading: Reading = AS_IS) -> Data:
             return open_hdf5(place, reading)
         if place.suffix == ".npz":
             return open_npz(place, reading)
-        raise UserError(f"{path} is no dataset: {KNOWN}")
+        raise UserError(f"{path} is not a dataset: {KNOWN}")
     if (place / CONFIG).is_file() or (place / POPULATION).is_file():
         return open_run(place, reading)
     if (place / METADATA).is_file() or (place / "data" / METADATA).is_file():
@@ -49,4 +49,4 @@ def open_data(path: str | Path, reading: Reading = AS_IS) -> Data:
         return open_npz(place, reading)
     if (place / INFO).is_file():
         return open_lerobot(place, reading)
-    raise UserError(f"{path} is no dataset: {KNOWN}")
+    raise UserError(f"{path} is not a dataset: {KNOWN}")

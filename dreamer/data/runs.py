@@ -51,7 +51,9 @@ class _Plan(NamedTuple):
 def open_run(path: Path, reading: Reading) -> Data:
     """Opens the rows of a run directory. Raises UserError if there is no run, or if it has no rows."""
     if (path / POPULATION).is_file() and not (path / ROWS).is_dir():
-        raise UserError(f"{path} is a population; each of its members is a run: name one, such as {path}/member-0")
+        members = sorted(str(member) for member in path.iterdir() if (member / ROWS).is_dir())
+        example = f", such as {members[0]}" if members else ""
+        raise UserError(f"{path} is a population; each of its members is a run: name a member{example}")
     run_dir = existing_run_dir(path)
     folder = run_dir / ROWS
     check_inside(folder, run_dir)
@@ -105,7 +107,7 @@ def _inferred(files: list[Path], reading: Reading, path: str) -> tuple[Spec, lis
     forms = {name[4:]: (values.dtype, values.shape[1:]) for name, values in columns.items() if name.startswith("obs/")}
     found = infer_actions(actions(), reading, path)
     form = form_of(infer_observations(forms, path), found.space, path)
-    return form.spec, ["observations have the dtype and shape of the arrays and no bounds, assumed", found.note]
+    return form.spec, ["assumed: observations have the dtype and shape of the arrays, without bounds", found.note]
 
 
 class _Streams:

@@ -19,7 +19,7 @@ _TOLERANCE = 1e-4  # relative: environments round their bounds differently
 
 
 class Vectors(NamedTuple):
-    """Action vectors [N, A] float32, and what is wrong with the actions they were made from."""
+    """Action vectors [N, A] float32, and the faults of the actions that they were made from."""
 
     array: np.ndarray
     faults: list[Fault]
@@ -61,7 +61,7 @@ def from_stored(action: Action, stored: np.ndarray, where: str) -> Vectors:
 
 
 def vector_faults(action: Action, vectors: np.ndarray, where: str) -> list[Fault]:
-    """Returns a Fault for the first of the vectors [N, A] that is not finite, or has a part that is no one-hot."""
+    """Returns a Fault for the first of the vectors [N, A] that is not finite, or has a part that is not a one-hot."""
     whole = np.isfinite(vectors).all(1)
     begin = 0
     for size in action.classes:
@@ -71,7 +71,7 @@ def vector_faults(action: Action, vectors: np.ndarray, where: str) -> list[Fault
     if whole.all():
         return []
     row = int(np.argmin(whole))
-    return [Fault(where, f"is {in_a_line(vectors[row])}, which is no action of {action.text}", row, "action")]
+    return [Fault(where, f"is {in_a_line(vectors[row])}, which is not an action of {action.text}", row, "action")]
 
 
 def to_stored(action: Action, vectors: np.ndarray) -> np.ndarray:

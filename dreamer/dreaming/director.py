@@ -1,4 +1,4 @@
-"""What Director's goal autoencoder, manager and worker learn, from replayed states and from dreams of two time scales.
+"""What Director's goal autoencoder, manager and worker learn from replayed states and from dreams on two time scales.
 
 Source: Director (Hafner et al. 2022). The behavior `director` makes the networks and keeps the variables.
 """
@@ -109,7 +109,7 @@ def train_autoencoder(nets: Nets, v: Variables, key: Key, state: Array) -> Part:
 def _judge(
     critic: Predictor, v: Variables, name: str, seen: Array, reward: Array, cont: Array, scale: Array | float
 ) -> tuple[Judged, Array]:
-    """Returns what the critic `name` says of dreams, and its loss [.., H].
+    """Returns the returns and values of dreams by the critic `name`, and its loss [.., H].
 
     seen [.., H+1, n]: the inputs of the critic | reward [.., H] | cont [.., H+1]: without the discount
     """

@@ -1,8 +1,8 @@
 """An ensemble of networks that predict the features of the next row. Where its members disagree, data are missing.
 
 The members differ in their initial parameters only: all learn from the same rows. Source: Sekar et al. 2020
-(Plan2Explore) for the disagreement, and DreamerV2's version of it for the networks and the loss. Unlike there, a member
-sees the action that leads to the row it predicts, in training and in dreams.
+(Plan2Explore) for the disagreement, and DreamerV2's version of it for the networks and the loss. Unlike in DreamerV2, a
+member sees the action that leads to the row it predicts, in training and in dreams.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def disagreement(predicted: Array, measure: str = "std", *, unbiased: bool = Fal
     """Returns how much the members disagree about each prediction: [M, .., F] -> [..] float32, at least 0.
 
     measure: "std": the standard deviation over the members, averaged over the features, as in DreamerV2 | "variance":
-    the same of the variance, as in Plan2Explore | "distance": the distance of a member's prediction to their mean,
+    the variance instead, as in Plan2Explore | "distance": the distance of a member's prediction to their mean,
     averaged over the members, as in offline DreamerV2
     unbiased: whether the variance is divided by M - 1 instead of M
     The gradient is 0, and finite, where members agree exactly.

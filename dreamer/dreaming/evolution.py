@@ -1,6 +1,6 @@
-"""CMA-ES over the parameters of a policy, whose candidates are tried all together, in dreams or in environments.
+"""CMA-ES over the parameters of a policy. All candidates are tried together, in dreams or in environments.
 
-The strategy is that of the library evosax (Apache-2.0), which is written in JAX: its state is a tree of arrays that is
+The strategy comes from the library evosax (Apache-2.0), which is written in JAX: its state is a tree of arrays that is
 saved with the run, and many searches can run side by side under `vmap`.
 """
 
@@ -153,7 +153,7 @@ def in_environments(
 def choose_starts(key: Key, start: State, is_first: Array, count: int, first: bool) -> State:
     """Draws `count` of the states start [N, ..], with replacement.
 
-    first: only states of first rows, is_first [N], from which all are drawn alike; without any, all states are
+    first: draw only states of first rows, is_first [N], with equal probability; if there are none, draw from all states
     """
     wanted = is_first if first else jnp.ones_like(is_first)
     logits = jnp.where(wanted | ~wanted.any(), 0.0, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Dreams of two time scales: a manager chooses a goal every K steps, and a worker acts to reach it.
+"""Dreams on two time scales: a manager chooses a goal every K steps, and a worker acts to reach it.
 
 b blocks of K steps make a dream of H = b K steps. The worker sees the blocks as b dreams of K steps each, whose border
 states belong to both neighbours. The manager sees one dream of b steps. Source: Director (Hafner et al. 2022).

@@ -1,4 +1,4 @@
-"""Losses of an actor that several critics judge, each by its own reward. Source: Director (Hafner et al. 2022)."""
+"""Losses of an actor with several critics, each for a reward of its own. Source: Director (Hafner et al. 2022)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sg = jax.lax.stop_gradient
 
 
 class Judged(NamedTuple):
-    """What a critic says of dreams: returns and its values before each step, [.., H], and its weight in the score."""
+    """What a critic computes for dreams: returns, values before each step, [.., H], and its weight in the score."""
 
     returns: Array
     value: Array
@@ -31,7 +31,7 @@ def return_norm() -> Normalizer:
 
 
 def advantage_norm() -> Normalizer:
-    """Returns Director's normaliser of advantages, which takes away their mean and their standard deviation."""
+    """Returns Director's normaliser of advantages: it subtracts their mean and divides by their standard deviation."""
     return moments(rate=1e-2, limit=1e-8)
 
 

@@ -38,7 +38,7 @@ def make(
     outputs = len(action.classes) if discrete == "threshold" else action.onehots
     outputs += action.continuous
     if discrete == "threshold" and (wrong := [n for n in action.classes if n != 3]):
-        raise UserError(f"discrete threshold chooses one of 3, none or one of two buttons, and not one of {wrong[0]}")
+        raise UserError(f"discrete threshold needs actions of 3 classes, none or one of two buttons, not of {wrong[0]}")
     if wrong := [i for i in one_sided if not 0 <= i < action.continuous]:
         raise UserError(f"one_sided {wrong[0]}: the action has {action.continuous} numbers, counted from 0")
 

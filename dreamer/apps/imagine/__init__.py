@@ -1,1 +1,1 @@
-"""`dreamer imagine`: films that a world model dreams, held against the true future."""
+"""`dreamer imagine`: films that a world model dreams, compared with the true future."""

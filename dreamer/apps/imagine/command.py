@@ -1,4 +1,4 @@
-"""`dreamer imagine RUN`: writes a film that a world model dreams, and how near to the true future it stays."""
+"""`dreamer imagine RUN`: writes a film that a world model dreams, and scores that compare it with the true future."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def check_vectors(given: np.ndarray, action: Action, what: str) -> None:
     for size in action.classes:
         part = given[..., begin : begin + size]
         if not (((part == 0) | (part == 1)).all() and (part.sum(-1) == 1).all()):
-            raise UserError(f"{what}: entries {begin} to {begin + size - 1} of an action are no one-hot")
+            raise UserError(f"{what}: entries {begin} to {begin + size - 1} of an action are not a one-hot")
         begin += size
     numbers = given[..., begin:]
     if not (np.abs(numbers) <= 1).all():  # also finds nan

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from dreamer.fields import at_least, between
 
 HELP = """Dream a film with the newest world model of the run directory RUN, and compare it with the true future.
-- The film is --video; beside it lie scores by horizon (.json, .csv, _scores.png) and a strip of frames (_strip.png).
+- Writes the film --video, scores by horizon (.json, .csv, _scores.png), and a strip of frames (_strip.png).
 - The true future is known after a reset, where the environment takes the same actions, and under recorded actions.
-- PSNR and SSIM are those of the dream and of copies of the last true frame."""
+- PSNR and SSIM compare it with the dream, and with copies of the last true frame before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ImagineFlags:
     dreams: Annotated[int, between(1, 256)] = 4
     """Number of dreams to score; the film shows the first 4. A single row or a file begins all of them."""
     data: str = ""
-    """Dataset whose rows are meant by --start, as for dreamer data; empty: the run's own rows."""
+    """Dataset for --start rows or row:N, as for dreamer data; empty: the run's own rows."""
     context: Annotated[int, at_least(1)] = 10
-    """Recorded rows that the model observes before it dreams, the last of them the start."""
+    """Recorded rows that the model observes before it dreams; the last one is the start."""
     image: str = ""
     """Key of the image to show; empty: the first one that the model decodes."""
     ssim: bool = True
@@ -43,6 +43,6 @@ class ImagineFlags:
     env: str = ""
     """Environment to reset, for a run that has none; empty: the run's own."""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the environment, laid over the run's own; one of them: --env-options.KEY VALUE."""
+    """Options of the environment, which override the run's own; a single one: --env-options.KEY VALUE."""
     trust: bool = False
     """The run may name code that is not dreamer's although you did not make it on this machine."""

@@ -58,7 +58,8 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Dreams from N starts. Returns frames [N, 1 + steps, H, W, C] uint8, and the actions taken [N, steps, A].
 
-    The first frame is the model's picture of the start. Row t has a key of its own, so more steps begin as fewer do.
+    The first frame is the reconstruction of the start. Row t has a key of its own, so a longer dream begins with the
+    frames of a shorter one.
     actions [N, steps, A]: the actions to take; None: the behavior chooses them in the dream.
     frames: how many are decoded by one call
     """

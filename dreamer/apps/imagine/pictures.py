@@ -35,7 +35,7 @@ def rows_of(dreamed: np.ndarray, start: np.ndarray, true: Sequence[np.ndarray] |
 
 
 def write_film(path: Path, rows: dict[str, np.ndarray], fps: float) -> None:
-    """Writes a film with a column for each dream. Its border is green in the first frame, and then red."""
+    """Writes a film with a column for each dream. The border of the first frame is green, that of later ones red."""
     images.write_video(path, open_loop.film(rows, observed=1), fps)
 
 

@@ -1,4 +1,4 @@
-"""Compares dreamed frames with the true future, and copies of the last frame with it, for each horizon. No jax."""
+"""Compares dreamed frames, and copies of the frame at the start, with the true future at each horizon. No jax."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PEAK = 255.0
 
 
 class Score(NamedTuple):
-    """How near to the truth the frames at one horizon are: those of the dreams, and copies of the frame at the start.
+    """Errors of the frames at one horizon, for the dreams and for copies of the frame at the start.
 
     horizon: steps after the start | dreams: how many have a true frame there | mse: of values from 0 to 255
     psnr: in decibels, of the mean squared error over all dreams; inf if it is 0 | ssim: mean over dreams; None: unknown

@@ -84,8 +84,8 @@ def follow(rows: EnvRows, step: Any, actions: np.ndarray, image: str) -> np.ndar
 def from_rows(data: Data, rows: Sequence[int], context: int, steps: int, image: str, seed: int) -> Starts:
     """Begins dreams at rows of a dataset, given by their numbers over all of its episodes.
 
-    The model observes up to `context` rows of the episode, the last of them the start. The recorded actions go on after
-    the end of an episode with random ones.
+    The model observes up to `context` rows of the episode; the last one is the start. After the end of an episode,
+    random actions follow the recorded ones.
     Raises UserError if there is no such row, if it is the last of its episode, or if the dataset has a fault.
     """
     found: dict[int, _Window] = {}
@@ -144,7 +144,7 @@ def _padded(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def random_rows(data: Data, count: int, steps: int, seed: int) -> list[int]:
-    """Draws rows of a dataset that are followed by at least min(steps, 30) rows of their episode, if there are any.
+    """Draws rows of a dataset. If possible, each is followed by at least min(steps, 30) rows of its episode.
 
     Returns their numbers over all episodes, sorted. Raises UserError if no row is followed by another.
     """

@@ -1,7 +1,7 @@
-"""Trials that leave their program: failed members that are to be tried again, and those that the file no longer has.
+"""Trials that leave their program: failed members to try again, and trials that the sweep file no longer has.
 
-A member of a population that has stopped cannot come back into its program, whose other members are further. It becomes
-a program of its own, and goes on in its directory as the run that it is. This module imports no jax.
+A stopped member of a population cannot return to its program, because the other members have made more steps. It
+becomes a program of its own, and continues in its directory as a run. This module imports no jax.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ LEFT_OUT = "the file of the sweep no longer has this trial"
 def arranged(root: Path, known: Known, trials: Collection[str], retry: Collection[str] = ()) -> Known:
     """Returns the sweep with programs whose members can train together. Only reads the disk.
 
-    trials: those that the file of the sweep has; others leave the programs that they share
-    retry: trials to try again; those that have failed leave the programs that they share
-    A trial of the file that is left without a program gets one of its own.
+    trials: the trials of the sweep file; all others leave the programs that they share
+    retry: trials to try again; if they have failed, they leave the programs that they share
+    A trial of the sweep file that then has no program gets one of its own.
     """
     programs = []
     for program in known.programs:
@@ -53,7 +53,7 @@ def config_of(root: Path, known: Known, program: Program, trials: Mapping[str, T
 
 
 def leave_out(root: Path, program: Program) -> None:
-    """Records in the file of a population that members train no more, which the program does not have any longer."""
+    """Records in the file of a population that the members which left its program no longer train."""
     path = root / program.name / standing.FILE
     if not path.exists():
         return

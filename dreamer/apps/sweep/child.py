@@ -15,7 +15,7 @@ GONE = 128 + signal.SIGTERM
 
 
 def tied(parent: int, cores: set[int]) -> bool:
-    """Puts this process on its cores, and lets it receive SIGTERM if the launcher dies. Returns whether that runs."""
+    """Binds this process to its cores, and to SIGTERM if the launcher dies. Returns whether the launcher still runs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.sched_setaffinity(0, cores)  # before JAX counts the cores
     return os.getppid() == parent

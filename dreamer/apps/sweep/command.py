@@ -30,7 +30,7 @@ from dreamer.errors import UserError
 from dreamer.runtime.files.lock import RunLock
 from dreamer.runtime.run.stopping import Stopping
 
-HELP = """Train all trials of a sweep, and go on with it when the command is given again.
+HELP = """Train all trials of a sweep. If the command is given again, it continues the sweep.
 - SWEEP is a file in .yaml, or the name of a sweep that comes with dreamer.
 - Its axes are config keys with the values to try; see docs/sweeps.md.
 - Exit code: 0 all trials are done or were stopped early, 1 one has failed, 143 or 130 stopped by a signal."""
@@ -144,14 +144,14 @@ def progress(lines: Callable[[], list[table.Line]]) -> Callable[[], None]:
 
 
 def show_end(root: Path, lines: Sequence[table.Line]) -> int:
-    """Prints how all trials stand, and returns the exit code of the sweep."""
+    """Prints the status of all trials, and returns the exit code of the sweep."""
     print(table.written(lines), flush=True)
     print(f"  dreamer report {root}  # curves, the best setting, what each axis does", flush=True)
     return int(any(line.standing == "failed" for line in lines))
 
 
 def show_status(path: str, flags: SweepFlags) -> int:
-    """Prints how all trials of a sweep stand. Returns 1 if one has failed, else 0. Raises UserError."""
+    """Prints the status of all trials of a sweep. Returns 1 if one has failed, else 0. Raises UserError."""
     at = Path(os.path.expanduser(flags.run_dir or path))
     root = at if at.is_dir() else Path("sweeps") / at.stem
     known = state.read(root)

@@ -23,7 +23,7 @@ POLL = 0.5  # seconds
 PATIENCE = 120.0  # seconds that a program has to save after a signal
 MOST_LOSSES = 3  # times that a program may die without progress before it counts as failed
 CHILD = "dreamer.apps.sweep.child"  # the module that runs a program
-REQUEUED = {143, 138}  # exit codes after SIGTERM and SIGUSR1: the program has saved and wants to go on
+REQUEUED = {143, 138}  # exit codes after SIGTERM and SIGUSR1: the program has saved and must start again
 
 
 class Place(NamedTuple):
@@ -121,7 +121,7 @@ class Launcher:
         self.close()
 
     def _start(self, program: Program) -> bool:
-        """Starts the process of a program, unless that of an earlier launcher has not ended yet. Returns whether."""
+        """Starts the process of a program, unless that of an earlier launcher still runs. Returns whether it did."""
         with open(log_of(self._root, program), "ab") as log:
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process inherits it, and holds it until its end
@@ -158,7 +158,7 @@ class Launcher:
         if losses > MOST_LOSSES:
             self._fail(one.program, Failure(f"its process {how}, {losses} times without a new checkpoint", code))
             return False
-        self._report(f"{one.program.name} {how}; it goes on from its last checkpoint")
+        self._report(f"{one.program.name} {how}; it continues from its last checkpoint")
         return True
 
     def _settled(self, trial: str) -> bool:
@@ -169,7 +169,7 @@ class Launcher:
         for trial in program.trials:
             if not self._settled(trial):
                 state.set_failed(self._root, trial, why)
-        self._report(f"{program.name} failed, the others go on: {why.cause}")
+        self._report(f"{program.name} failed, the others continue: {why.cause}")
 
     def _saved(self, program: Program) -> int:
         dirs = (self._known.run_dir(self._root, trial) for trial in program.trials)

@@ -17,14 +17,14 @@ class SweepFlags:
     run_dir: str = ""
     """Directory of the sweep; empty: sweeps/<name of the file>."""
     print: bool = False
-    """List all trials, their programs and the memory that they take, and exit."""
+    """List all trials, their programs and the memory of each program, and exit."""
     status: bool = False
-    """Show how all trials stand, and exit; SWEEP may be the directory of a sweep."""
+    """Show the status of all trials, and exit; SWEEP may be the directory of a sweep."""
     on: Literal["local", "slurm", "ray"] = "local"
     """Where the programs run: on this machine, as array jobs of SLURM (extra slurm), or on a Ray cluster, whose
     machines share the directory of the sweep (extra distributed)."""
     index: str = ""
-    """Run one program, by its number in --print or by its name: for tasks of an array job."""
+    """Run one program, given by its number in --print or by its name: for tasks of an array job."""
     pack: Pack = "auto"
     """Trials that differ in seeds and in numbers of the agent share a program: auto, where that is faster; on; off."""
     jobs: Annotated[int, at_least(0)] = 0
@@ -40,6 +40,6 @@ class SweepFlags:
     ray: ray_config.Config = ray_config.Config()
     """The Ray cluster, and the scheduler of trials on it."""
     until: Annotated[int, at_least(0)] = 0
-    """With --index: save and end at the first evaluation after so many env steps, as --ray.scheduler pbt needs it."""
+    """With --index: save and end at the first evaluation after so many env steps; --ray.scheduler pbt uses this."""
     trust: bool = False
     """The sweep and its presets may name code that is not dreamer's."""

@@ -31,7 +31,7 @@ class Program(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """The programs of a sweep, and why trials stand alone that look as if they could share one: one line for each."""
+    """The programs of a sweep, and lines that say why trials run alone although they seem able to share a program."""
 
     programs: tuple[Program, ...]
     notes: tuple[str, ...]
@@ -60,8 +60,8 @@ def pack(
 ) -> Packing:  # fmt: skip
     """Packs trials into programs. Trials with equal programs share one, as many as fit into the memory.
 
-    A population refuses two settings that would be the same run, as those of an axis without an effect are. Such
-    settings go to different programs.
+    A population refuses two settings that would be the same run, for example if an axis has no effect. Such settings go
+    to different programs.
 
     needs: from `planning.needs_of`, for `settings_of(trials)` | most: `plan.most_members`
     jobs: the number of programs that run at the same time; on a CPU, trials are spread over all of them

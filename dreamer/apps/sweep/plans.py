@@ -1,4 +1,4 @@
-"""What a start of a sweep finds and plans: its trials, how they are packed, and which of them are open."""
+"""What a start of a sweep finds and plans: its trials, how they are packed, and which of them are not done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamer.errors import UserError
 class Plan(NamedTuple):
     """A sweep that is ready to run.
 
-    root: its directory | trials: by name | known: what the directory will say
+    root: its directory | trials: by name | known: what its directory will record
     needs: what the settings of new trials need; None: an earlier start has packed all trials | notes: lines to print
     """
 

@@ -17,28 +17,29 @@ Scheduler = Literal["none", "asha", "pbt"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where the trials run on Ray, what each of them takes, and which of them go on."""
+    """Where the trials run on Ray, what each trial takes, and which trials continue."""
 
     address: str = ""
     """HOST:PORT of a cluster to join, or auto; empty: start one on this machine, which ends with the command."""
     cpus: Annotated[int, at_least(0)] = 0
-    """CPUs of a program; 0 = an even share of a machine for each of its GPUs, else of all for each of --jobs, or 1."""
+    """CPUs of a program; 0 = an even share of a machine for each of its GPUs; without GPUs, an even share of all CPUs
+    for each of --jobs, or 1."""
     gpus: Annotated[float, at_least(-1)] = -1.0
     """GPUs of a program, also a part of one such as 0.5; -1 = one if the cluster has any."""
     scheduler: Scheduler = "none"
-    """asha: stop the trials early that are behind (asynchronous successive halving); pbt: from time to time the worst
+    """asha: stop trials with low scores early (asynchronous successive halving); pbt: from time to time, let the worst
     trials continue from the best with other values (population-based training); none: train all trials to their end."""
     grace_period: Annotated[int, at_least(0)] = 0
     """asha: env steps before the first trial may be stopped; 0 = a tenth of env_steps."""
     reduction_factor: Annotated[float, between(1.1, 100)] = 4.0
-    """asha: one of so many trials goes on at each rung; the next rung has so many times the steps."""
+    """asha: one of so many trials continues after each comparison; the next one is at so many times the steps."""
     perturb_every: Annotated[int, at_least(0)] = 0
     """pbt: env steps between two comparisons, a multiple of eval.every; 0 = a tenth of env_steps, rounded up to one."""
     quantile: Annotated[float, between(0, 0.5)] = 0.25
     """pbt: share of the trials that count as the worst, and as the best."""
     resample: Annotated[float, between(0, 1)] = 0.25
-    """pbt: probability that a value is drawn anew from its axis; otherwise it is multiplied by 0.8 or 1.2, or, where
-    the axis lists values, replaced by a neighbor."""
+    """pbt: probability that a value is drawn from its axis; otherwise it is multiplied by 0.8 or 1.2, or, where the
+    axis lists values, replaced by a neighbor."""
 
 
 def check(config: Config, given: Sweep, trials: Sequence[Trial], programs: Sequence[Program]) -> None:
@@ -68,7 +69,7 @@ def _check_pbt(config: Config, given: Sweep, trials: Sequence[Trial]) -> None:
     for trial in trials:
         for key in axes:
             if isinstance(trial.values[key], bool) or not isinstance(trial.values[key], int | float):
-                raise UserError(f"--ray.scheduler pbt changes numbers of the agent only; axes.{key} is no number")
+                raise UserError(f"--ray.scheduler pbt changes numbers of the agent only; axes.{key} is not a number")
     first = trials[0].config
     every = perturb_every(config, first)
     if not first.eval.every or not first.eval.episodes or every % first.eval.every:

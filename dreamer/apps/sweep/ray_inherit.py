@@ -1,10 +1,10 @@
-"""Population-based training between the runs of a sweep: who continues from whom, and the files that carry it.
+"""Population-based training between the runs of a sweep: which trial continues from which, and files that record it.
 
-    SWEEP/lineage.jsonl                 every descent, as that of a population, see `population.exploit`
+    SWEEP/lineage.jsonl                 every descent, as for a population, see `population.exploit`
     SWEEP/ray/compared.json             the step of the newest comparison
     SWEEP/ray/parents/STEPS/TRIAL       the newest checkpoint of each parent, from before it trained on
 
-A descent is written before any trial goes on. The process of its trial carries it out when it starts: the newest
+A descent is written before any trial continues. The process of its trial carries it out when it starts: the newest
 checkpoint of the trial, the one at the step of the comparison, receives what the parent has learned. Until the trial
 has a newer checkpoint, this can be repeated, so a kill at any moment loses nothing.
 """
@@ -141,7 +141,7 @@ def _write(run_dir: Path, step: int, parent: Path, aside: Path, hyper: Mapping[s
 
 
 def _exchange(run_dir: Path, step: int, aside: Path) -> None:
-    """Puts the checkpoint in `aside` in the place of that of the run. `_finish` goes on after a kill."""
+    """Replaces the checkpoint of the run by that in `aside`. After a kill, `_finish` completes this."""
     rename(run_dir / CHECKPOINTS / str(step), aside / "old")
     _finish(run_dir, aside)
 

@@ -1,4 +1,4 @@
-"""The schedulers of Ray Tune for the trials of a sweep: which of them go on, and from where.
+"""The schedulers of Ray Tune for the trials of a sweep: which trials continue, and from which.
 
 The rules are Tune's. These classes add what Tune does not keep: it forgets rungs and scores when its launcher is
 killed, also with `Tuner.restore`. Here they are read from the metrics of the runs, and decisions are files.
@@ -74,7 +74,7 @@ def _named(trial: Any) -> Any:
 class Pbt(PopulationBasedTraining):
     """Population-based training, Jaderberg et al. 2017. All trials are compared at the same step, as a population is.
 
-    A comparison is written to the disk before any trial goes on, see `ray_inherit`.
+    A comparison is written to the disk before any trial continues, see `ray_inherit`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Pbt(PopulationBasedTraining):
     ):  # fmt: skip
         """every: env steps between comparisons | axes: those of the sweep | configs: of the trials, by name
 
-        seed: of the choices, which depend besides on the step only
+        seed: of the choices, which otherwise depend on the step only
         """
         super().__init__(
             time_attr=STEPS, metric=SCORE, mode=mode, perturbation_interval=every, quantile_fraction=config.quantile,
@@ -132,7 +132,7 @@ class Pbt(PopulationBasedTraining):
             self.on_trial_result(controller, waiting[0], dict(states[0].last_result))
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict, dict]:
-        """Returns the values of a trial that continues from another. A value that its field refuses stays as it was."""
+        """Returns the values of a trial that continues from another one. Values that a field refuses do not change."""
         found, operations = super()._get_new_config(trial, trial_to_clone)
         before = {key: trial_to_clone.config[key] for key in self._keys}
         own = self._configs[member(trial)]

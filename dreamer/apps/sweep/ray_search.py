@@ -1,7 +1,7 @@
 """The tree-structured Parzen estimator of Optuna, through Ray Tune, for the trials of a sweep.
 
-Each suggestion is written into the file of the sweep before it is tried. A later start tells the results to Optuna
-anew, so that Optuna's own state need not be kept, and knows results that were made without Ray too.
+Each suggestion is written into the file of the sweep before it is tried. A later start gives all results to Optuna
+again. So the state of Optuna need not be kept, and Optuna also knows results that were made without Ray.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
 
 class Suggestions(Searcher):
-    """Gives Tune the programs of suggested settings: first those that are open, then new ones."""
+    """Gives Tune the programs of suggested settings: first those that are not done, then new ones."""
 
     def __init__(
         self, root: Path, known: Known, space: Sequence[Dimension], make: Callable[[Mapping[str, Any]], list[Trial]],
@@ -93,7 +93,7 @@ class Suggestions(Searcher):
         """Does nothing, see `save`."""
 
     def _add(self) -> None:
-        """Adds the setting that Optuna suggests. After many that were tried before, adds none."""
+        """Adds the setting that Optuna suggests. Adds none if Optuna repeats settings that were tried before."""
         for attempt in range(MOST_ATTEMPTS):
             name = f"setting{len(self._settings)}" + (f".{attempt}" if attempt else "")
             found = self._inner.suggest(name) or {}

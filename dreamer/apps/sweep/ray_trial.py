@@ -1,7 +1,7 @@
 """A program of a sweep as a Tune trial: runs its process on a machine of the cluster. Imports neither jax nor ray.
 
-The process is the one that a sweep on one machine starts, in the same directories, and all that matters is in them. The
-launcher tells a trial to end through files too, so that it saves within a step, before Tune ends its worker.
+The process is the one that a sweep on one machine starts, in the same directories, and its whole state is in them. The
+launcher also ends a trial through a file, so that the trial saves within a step, before Tune ends its worker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs the programs of a sweep on a Ray cluster, as trials of Ray Tune. Imports no jax.
 
-The directory of the sweep says how everything stands, so each start makes a new Tune experiment of what is open.
-`Tuner.restore` would know less: Tune keeps no rungs and no scores of its schedulers, and does not see what was trained
-without Ray in between. What Tune writes, in SWEEP/ray/tune, is for reading only.
+The directory of the sweep records the status of all trials, so each start makes a new Tune experiment of those that are
+not done. `Tuner.restore` would know less: Tune keeps no rungs and no scores of its schedulers, and does not see what
+was trained without Ray in between. Nothing reads the files that Tune writes, in SWEEP/ray/tune.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Experiment:
                 continue
             del self._untold[program.name]
             why = next((why for name in stands if (why := state.failure(self._request.root, name))), None)
-            failed = f"{program.name} failed, the others go on: {why.cause}" if why else ""
+            failed = f"{program.name} failed, the others continue: {why.cause}" if why else ""
             early = f"{program.name} was stopped early" if "stopped early" in stands.values() else ""
             self._report(failed or early or f"{program.name} is done")
 

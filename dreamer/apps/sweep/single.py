@@ -77,7 +77,7 @@ def run_one(root: Path, given: Sweep, trials: dict[str, Trial], flags: SweepFlag
 
 
 def retried(root: Path, known: Known, program: Program, trials: dict[str, Trial]) -> Known:
-    """Makes the failed trials of a program open again, and returns the sweep. Writes it.
+    """Marks the failed trials of a program as not done, and returns the sweep. Writes it.
 
     Members of a population that have stopped become programs of their own.
     """
@@ -139,5 +139,5 @@ def _number(text: str, count: int) -> int:
     except ValueError:
         number = -1
     if not 0 <= number < count:
-        raise UserError(f"--index {text} is no program of the sweep; give 0 to {count - 1}, see --print")
+        raise UserError(f"--index {text} is not a program of the sweep; give 0 to {count - 1}, see --print")
     return number

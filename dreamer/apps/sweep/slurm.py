@@ -41,7 +41,7 @@ class Config:
     qos: str = ""
     """Quality of service; empty: the default."""
     hours: Annotated[float, at_least(0.05)] = 24.0
-    """Time limit of a job; a job that reaches it goes on in a new one."""
+    """Time limit of a job; a job that reaches it continues in a new job."""
     gpus: Annotated[int, at_least(0)] = 1
     """GPUs of a job, on each of its nodes."""
     cpus: Annotated[int, at_least(1)] = 8
@@ -53,7 +53,7 @@ class Config:
     parallel: Annotated[int, at_least(1)] = 256
     """Jobs that run at the same time."""
     requeues: Annotated[int, at_least(0)] = 100
-    """Times that a job may reach its time limit and go on."""
+    """Times that a job may reach its time limit and continue."""
     setup: tuple[str, ...] = ()
     """Lines of shell to run before each job, such as module load cuda."""
 
@@ -120,7 +120,7 @@ def submit(
     executor, known = _executor(root, config), read(root)
     open_programs = [program for program in programs if not queued(root, known.get(program.name))]
     if not open_programs:
-        report("all programs are queued or run already; --status shows how they stand")
+        report("all programs are queued or run already; --status shows their progress")
         return 0
     try:
         with executor.batch():
@@ -136,7 +136,7 @@ def submit(
 
 def _executor(root: Path, config: Config) -> Any:
     if shutil.which("sbatch") is None:
-        raise UserError("there is no SLURM here: the command sbatch is missing; use --on local, or a login node")
+        raise UserError("this machine has no SLURM: the command sbatch is missing; use --on local, or a login node")
     submitit = _submitit()
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # the signal that a run answers by saving
     executor = submitit.SlurmExecutor(folder=root / FOLDER / "%j", max_num_timeout=config.requeues)

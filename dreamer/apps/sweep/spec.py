@@ -26,7 +26,7 @@ from dreamer.errors import UserError, nearest
 from dreamer.fields import at_least, get, type_of
 from dreamer.layers import Layer, dotted, layer, read_preset
 
-DIGITS = 6  # of a number that is drawn, so that the name of its trial says it exactly
+DIGITS = 6  # of a number that is drawn, so that the name of its trial gives it exactly
 LARGEST_RANGE = 10_000  # values
 
 
@@ -45,7 +45,7 @@ class Sweep:
     """Number of seeds, counted from the seed of the base, or a list of seeds."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """grid: all combinations of the values; random: `samples` combinations, drawn at random; tpe: `samples`
-    combinations, each suggested by Optuna from the results of those before it (--on ray)."""
+    combinations, each suggested by Optuna from the results of earlier ones (--on ray)."""
     samples: Annotated[int, at_least(0)] = 0
     """Number of combinations that a random search or tpe tries; each is trained with all seeds."""
     draw_seed: Annotated[int, at_least(0)] = 0
@@ -130,7 +130,7 @@ def base_config(sweep: Sweep, trust: bool = False) -> Config:
 
 
 def seeds_of(sweep: Sweep, config: Config) -> tuple[int, ...]:
-    """Returns the seeds of each setting. Raises UserError if they are no seeds, or if `axes` names seeds too."""
+    """Returns the seeds of each setting. Raises UserError if they are not seeds, or if `axes` names seeds too."""
     given = sweep.axes.get("seed", sweep.seeds)
     if "seed" in sweep.axes and sweep.seeds != 1:
         raise UserError("axes.seed and seeds both set the seeds; give one of them")
@@ -249,7 +249,7 @@ def rounded(number: float) -> float:
 
 
 def named_in(sweep: Sweep) -> dict[str, Any]:
-    """Returns what the file of a sweep says, as JSON values, for the sweep's directory."""
+    """Returns the contents of a sweep file as JSON values, for the directory of the sweep."""
     return {item.name: getattr(sweep, item.name) for item in dataclasses.fields(sweep)}
 
 

@@ -1,4 +1,4 @@
-"""The directory of a sweep: which trials it has, how they are packed, and how each of them stands. Imports no jax.
+"""The directory of a sweep: its trials, how they are packed, and the status of each trial. Imports no jax.
 
     SWEEP/sweep.json              what the sweep file says, all trials and programs
     SWEEP/TRIAL, SWEEP/PROGRAM/TRIAL    the run directories
@@ -28,7 +28,7 @@ SETTLED: tuple[Standing, ...] = ("done", "failed", "stopped early")  # nothing m
 
 
 class Known(NamedTuple):
-    """What the directory of a sweep says.
+    """What the directory of a sweep records.
 
     said: the contents of the sweep file | trials {name: its entry} | programs: in the order of their numbers
     gone: trials that the sweep file no longer has; their runs stay
@@ -116,7 +116,7 @@ def set_failed(root: Path, trial: str, why: Failure) -> None:
 
 
 def clear_failed(root: Path, trials: Sequence[str]) -> None:
-    """Forgets that these trials failed."""
+    """Removes the record that these trials failed."""
     for trial in trials:
         (root / FAILED / f"{trial}.json").unlink(missing_ok=True)
 
@@ -155,7 +155,7 @@ def set_early(root: Path, trial: str, stop: Early) -> None:
 
 
 def standing(root: Path, known: Known, trial: str, env_steps: int) -> Standing:
-    """Returns how a trial stands. env_steps: the length of its run."""
+    """Returns the status of a trial. env_steps: the length of its run."""
     run_dir = known.run_dir(root, trial)
     if failure(root, trial):
         return "failed"

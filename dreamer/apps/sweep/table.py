@@ -84,7 +84,7 @@ def written(lines: Sequence[Line], most: int = 0) -> str:
 
 
 def summary(lines: Sequence[Line]) -> str:
-    """Returns one line: how many trials stand how, the steps made, and the time left."""
+    """Returns one line: the number of trials of each status, the steps made, and the time left."""
     counts: dict[str, int] = {}
     for line in lines:
         counts[line.standing] = counts.get(line.standing, 0) + 1

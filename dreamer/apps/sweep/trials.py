@@ -112,7 +112,7 @@ def bundles(sweep: Sweep, axes: Sequence[Axis]) -> list[list[Axis]]:
     for group in sweep.zip:
         for key in group:
             if key not in by_key:
-                raise UserError(f"zip: {key} is no axis; the axes are {', '.join(by_key) or 'none'}")
+                raise UserError(f"zip: {key} is not an axis; the axes are {', '.join(by_key) or 'none'}")
             if key in owner:
                 raise UserError(f"zip: {key} is in two groups")
             owner[key] = group

@@ -97,7 +97,7 @@ def make_play(
 
 
 def observe(playing: Playing, row: Step, limits: Limits, agents: int) -> tuple[Playing, Array]:
-    """Counts the episodes that end with a row [S, ..], and returns which environments [E] must begin anew.
+    """Counts the episodes that end with a row [S, ..], and returns which environments [E] must begin again.
 
     These are those in which an episode that counts is as long as `limits.steps`. All their episodes end.
     """

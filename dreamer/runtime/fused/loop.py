@@ -38,7 +38,7 @@ class Loop(NamedTuple):
     train: the train state | ring: the replay | envs: the environments, with rows that the agent has not seen yet
     carry: what acting passes on | acted [] int32: the number of turns | episodes: the current episodes
     started [] bool: whether training has started
-    debt [] int32: what the collected rows are worth in updates, in units of 1 / `Plan.rate.denominator`
+    debt [] int32: the updates that are due for the collected rows, in units of 1 / `Plan.rate.denominator`
     """
 
     keys: Keys

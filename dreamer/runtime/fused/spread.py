@@ -23,8 +23,8 @@ SPLIT, SHARED = PartitionSpec(AXIS), PartitionSpec()
 class Spread(NamedTuple):
     """Which device trains which members.
 
-    devices: those that train | each: the number of places on each device. Member m is on device m // each. A place
-    behind the last member holds a copy of it, which trains as well, and nothing reads it.
+    devices: the devices that train | each: the number of places on each device. Member m is on device m // each. Places
+    after the last member hold copies of it, which also train, and nothing reads them.
     """
 
     devices: Sequence[jax.Device]

@@ -61,7 +61,7 @@ def programs_of(env: JaxEnv) -> Programs:
 class JaxWorkers:
     """Owns E environments on the first device of this process, with the methods of `Workers`.
 
-    Nothing can fail that a replacement would mend, so there are no incidents. The fused loop takes the environments,
+    No failure could be repaired by a new environment, so there are no incidents. The fused loop takes the environments,
     and gives them back before a checkpoint.
     """
 

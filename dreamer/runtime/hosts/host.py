@@ -1,8 +1,8 @@
-"""This process among those that train one run together: its connections, and what all decide alike.
+"""One of the processes that train a run together: its connections, and the decisions that all make in common.
 
-Whatever a process decides by its clock, its signals or its errors, all must decide alike. They do so in
-`Host.exchange`, which is a collective operation: all processes call it, equally often. Process 0 owns the lock, the
-checkpoints, the metrics and the pictures.
+A decision that depends on the clock, the signals or the errors of one process must be the same in all processes. They
+agree in `Host.exchange`, which is a collective operation: all processes call it, the same number of times. Process 0
+owns the lock, the checkpoints, the metrics and the pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXIT = 2  # the exit code of a process that ends because of another one, as of a
 
 
 class Host:
-    """This process among those that train together, and its connections to them. Use as a context manager.
+    """One of the processes that train together, and its connections to the others. Use as a context manager.
 
     place: its share | agreed: the error that all processes have raised together; None: there is none
     failed: whether this process has failed alone, so that the others end at once
@@ -55,7 +55,7 @@ class Host:
         return self.exchange(value)[0]
 
     def together(self, do: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
-        """Calls `do`, waits until all processes have done so, and returns its result and what all `tell` of theirs.
+        """Calls `do` in all processes and waits for them. Returns its result, and in a list `tell` of each result.
 
         tell: returns a JSON value. A collective operation. If `do` raises an error or Stopped in one process, then all
         raise: that process its own error, the others one that names the process.
@@ -96,7 +96,7 @@ class Host:
     def fail(self, error: BaseException) -> None:
         """Ends the other processes, unless all have raised an error together. Waits for nobody.
 
-        This process then ends without a farewell of jax, which would wait for the others, and with exit code 2.
+        This process then ends with exit code 2, and without the shutdown of jax, which would wait for the others.
         If another process is gone, which may be the reason for `error`, this call does not return.
         """
         if self.agreed or self.failed:
@@ -119,8 +119,8 @@ class Host:
     def _end(self, line: str) -> NoReturn:
         """Ends this process at once, because another one is gone; a collective operation cannot be interrupted."""
         with self._ends:
-            print(f"dreamer: error: {line}; this process ends too, go on with --resume", file=sys.stderr, flush=True)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # jax would tell the same in many lines
+            print(f"dreamer: error: {line}; this process ends too, continue with --resume", file=sys.stderr, flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # jax would report the same in many lines
             for do in self._ending:
                 do()
             os._exit(EXIT)

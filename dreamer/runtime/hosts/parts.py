@@ -98,7 +98,7 @@ class Collected(Logger):
         return {"bytes": 0, "crc": None, "seconds": self._clock() - self._start, "sums": sums, "wandb": None}
 
     def write(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Drops the values added since the last call, which process 0 has by now, and returns {}."""
+        """Drops the values added since the last call, because process 0 has them now, and returns {}."""
         with self._lock:
             self._sums.clear()
         return {}
@@ -120,7 +120,7 @@ def add_others(logger: Logger, every: Iterable[Mapping[str, tuple[float, int]]])
 
 
 class QuietDisplay(Display):
-    """The display of a process other than the first: it prints only messages, and who they are from."""
+    """The display of a process other than the first: it prints only messages, with the number of the process."""
 
     def __init__(self, place: Place, env_steps: int):
         super().__init__(env_steps, every=float("inf"))

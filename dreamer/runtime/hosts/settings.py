@@ -1,4 +1,4 @@
-"""The settings with which several processes can train a run, and whether all processes were started with the same."""
+"""The settings with which several processes can train a run, and the check that all processes have the same ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def compare(host: Host, config: Config, env: EnvName, request: Mapping[str, Any]
         if len(values) > 1:
             differing.append(f"{name} is {', '.join(f'{value} in {_named(who)}' for value, who in values.items())}")
     if differing:
-        host.agreed = UserError(f"the processes were not started alike: {'; '.join(differing)}")
+        host.agreed = UserError(f"the processes differ: {'; '.join(differing)}")
         raise host.agreed
 
 

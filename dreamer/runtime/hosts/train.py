@@ -37,9 +37,9 @@ class Request(NamedTuple):
 def train(config: Config, request: Request) -> Path:
     """Trains the share of this process in a run, and returns the run directory. All processes call it.
 
-    config: the same in all processes, but for `devices.process_id`. request: of its sinks and callbacks, those in
-    process 0 are used. Raises as `dreamer.train` does. If another process fails alone or is gone, prints a line and
-    ends this process with exit code 2.
+    config: the same in all processes, except for `devices.process_id`. request: only the sinks and callbacks of process
+    0 are used. Raises as `dreamer.train` does. If another process fails alone or is gone, prints a line and ends this
+    process with exit code 2.
     """
     distributed.start(config.devices)
     with Host() as host:

@@ -1,1 +1,1 @@
-"""Collecting and learning: the parts that pass rows, batches and parameters around while a run goes on."""
+"""Collecting and learning: the parts of a run that pass rows, batches and parameters on to each other."""

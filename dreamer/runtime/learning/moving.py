@@ -176,8 +176,8 @@ def taken_on(replay: Replay, sizes: Sizes, devices: int) -> int | list[int]:
 def taken(replay: Replay, sizes: Sizes, first: int = 0) -> int:
     """Returns how many new sequences were trained on or dropped, from the queue of the replay.
 
-    It counts those of `sizes.streams` streams from `first` on. If they were not taken in the order of these streams,
-    because the run was on another number of devices, it counts those before the first one that is left.
+    Counts the sequences of `sizes.streams` streams from `first` on. If they were not taken in the order of these
+    streams, because the run had another number of devices, counts those before the first sequence that is left.
     """
     for stream, start in replay.queue:
         if first <= stream < first + sizes.streams:
@@ -191,7 +191,7 @@ def credited(steps: int, loop: Any, rate: Fraction) -> str | None:
 
 
 def debt(steps: int, state: str | None, rate: Fraction) -> tuple[bool, int]:
-    """Returns `started` and `debt` of a Loop from `Limiter.state`. Raises UserError if the debt is no whole number."""
+    """Returns `started` and `debt` of a Loop from `Limiter.state`. Raises UserError if the debt is not whole."""
     if state is None:
         return False, 0
     owed = (steps - Fraction(state)) * rate.numerator

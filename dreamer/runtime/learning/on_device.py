@@ -16,9 +16,9 @@ from dreamer.runtime.learning.pipeline import Chunk, Pace, Pipeline
 
 
 class OnDevice:
-    """Owns the fused loop of one run, that is, its state on the device and the program that changes it.
+    """Owns the fused loop of one run: its state on the device, and the program that changes it.
 
-    moving: moves the state | turns: the function that the program is made of, see `loop.make_run`
+    moving: moves the state | turns: the function of the program, see `loop.make_run`
     """
 
     def __init__(self, agent: Agent, moving: Moving):
@@ -35,7 +35,7 @@ class OnDevice:
 
     @property
     def in_flight(self) -> int:
-        """Returns the number of turns that the device makes and that the parts of the run do not know yet."""
+        """Returns the number of turns that were dispatched and that the parts of the run have not received yet."""
         return self._in_flight()
 
     def compile(self) -> None:
@@ -51,7 +51,7 @@ class OnDevice:
         self.hold(self._drained, lambda: pipeline.in_flight)
 
     def advance(self, most: Callable[[int], int]) -> None:
-        """Receives turns that the device has made, and updates replay, counters and metrics. Meanwhile it makes more.
+        """Receives turns that the device has made, and updates replay, counters and metrics. The device makes more.
 
         most: as in `Pipeline.next`. Raises UserError if the device fails, or if the parameters have diverged.
         """

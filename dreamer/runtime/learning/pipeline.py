@@ -33,9 +33,9 @@ class Pace:
     def turns(self, most: int, added: int) -> int:
         """Returns the number of turns for about SECONDS: at least 1, and at most `most`.
 
-        added: the number of rows that each stream has before them. The turn in which training starts stands alone,
-        because all turns after it take longer; from then on, each call returns at most twice as many turns as the one
-        before.
+        added: the number of rows that each stream has before these turns. The turn in which training starts is made
+        alone, because all turns after it take longer. From then on, each call returns at most twice as many turns as
+        the call before.
         """
         left = self._first - added
         if left > 1:
@@ -70,7 +70,7 @@ class Chunk(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """Turns in flight. result: becomes their rows, in a bucket, their report, and the time at which both were there."""
+    """Turns in flight. result: the future of their rows, in a bucket, their report, and the time when both arrived."""
 
     turns: int
     begun: float
@@ -78,9 +78,9 @@ class Flight(NamedTuple):
 
 
 class Pipeline:
-    """Owns the Loop on the device, and a thread that waits for the turns in flight: one chunk, and another after it.
+    """Owns the Loop on the device, and a thread that waits for the turns in flight: at most two chunks.
 
-    loop: the newest Loop, after all turns in flight; None: it was lost, since a failed program has taken its buffers
+    loop: the newest Loop, after all turns in flight; None: it was lost, because a failed program has taken its buffers
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Pipeline:
         except BaseException:
             self.loop = None
             self._flights.clear()
-            self._lost()  # the state was donated, and what the parts of the run have is older than the rows
+            self._lost()  # the state was donated, and the state in the parts of the run is older than the rows
             raise
 
 

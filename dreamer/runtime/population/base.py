@@ -24,13 +24,13 @@ from dreamer.runtime.run.loop import Run
 
 
 class Population(abc.ABC):
-    """Owns the runs of the members that train. A subclass owns the program that advances all of them."""
+    """Owns the runs of the members that train. A subclass owns the program that advances all members."""
 
     def __init__(
         self, root: Path, members: Sequence[Member], opened: dict[str, Opened], known: Standing, display: Display,
         config: Config, callbacks: Sequence[Callback],
     ):  # fmt: skip
-        """root: the directory of the population | members: those that train | known: where the population stands
+        """root: the directory of the population | members: those that train | known: what its file records
 
         config: that of the population
         """
@@ -49,7 +49,7 @@ class Population(abc.ABC):
 
     @abc.abstractmethod
     def _advance(self) -> None:
-        """Makes turns of all members, until something is due at the most. A member that fails stops, see `_drop`."""
+        """Makes turns of all members, at most until something is due. A member that fails stops, see `_drop`."""
 
     @abc.abstractmethod
     def _descend(self, number: int, parent: int, hyper: Any) -> None:
@@ -60,7 +60,7 @@ class Population(abc.ABC):
         """Makes a member that stops keep the state that its parts have."""
 
     def _in_flight(self) -> int:
-        """Returns the number of turns that were begun and that the runs do not know yet."""
+        """Returns the number of turns that were dispatched and that the runs have not received yet."""
         return 0
 
     @abc.abstractmethod
@@ -107,7 +107,7 @@ class Population(abc.ABC):
         except KeyboardInterrupt as stop:
             for run in self._each():
                 ending.interrupted(run, stop)
-            self._display.end("stopped", [f"stopped; to go on: {header.to_go_on(self._root)}"])
+            self._display.end("stopped", [f"stopped; to continue: {header.to_go_on(self._root)}"])
             raise
         except BaseException as error:
             # Members that fail in the middle of a turn have no step in common; they resume from their last checkpoint.
@@ -117,7 +117,7 @@ class Population(abc.ABC):
 
     @property
     def _first(self) -> Run:
-        """The first member that still trains, whose counters are those of all."""
+        """The first member that still trains. Its counters equal those of all others."""
         return next(iter(self._alive.values()))
 
     def _steps(self) -> int:
@@ -132,7 +132,7 @@ class Population(abc.ABC):
         self._release(name)
         run.parts.display.leave()  # type: ignore[attr-defined]
         failure = ending.failed(run, error)
-        self._display.message(f"{name} has stopped, the others go on: {failure}")
+        self._display.message(f"{name} has stopped, the others continue: {failure}")
         self._remember(stopped={**self._standing.stopped, name: str(error)})
 
     def _exploit_if_due(self) -> None:
@@ -159,7 +159,7 @@ class Population(abc.ABC):
         exploit.write(self._root, self._lineage)
 
     def _tend(self) -> None:
-        """Logs, evaluates and saves whatever is due, for all members at the same step."""
+        """Logs, evaluates and saves, each if it is due, for all members at the same step."""
         step, in_flight = self._steps(), self._in_flight()
         due = not in_flight and (self._first.save_due() or self._first.evaluation_due())
         if due:
@@ -179,7 +179,7 @@ class Population(abc.ABC):
         self._remember(saving=step)
         if self._stopped():
             self._for_each(Run.leave)
-            self._display.end("stopped", [f"stopped by a callback; to go on: {header.to_go_on(self._root)}"])
+            self._display.end("stopped", [f"stopped by a callback; to continue: {header.to_go_on(self._root)}"])
         else:
             for name, run in self._alive.items():
                 if name not in ended:

@@ -18,7 +18,7 @@ class MemberDisplay:
         self.values: Mapping[str, float] = {}
 
     def header(self, lines: Any) -> None:
-        """Prints the lines that introduce a run, for the first member only, because those of the others are alike."""
+        """Prints the lines that introduce a run, for the first member only, because the others print the same."""
         if self.all[0] is self:
             self._display.header(lines)
 

@@ -20,8 +20,8 @@ from dreamer.runtime.run.loop import Run
 class HostPopulation(Population):
     """Owns the runs of the members that train, and the states that they learn in one program.
 
-    Each member has workers, a replay, a limiter and random keys of its own. The members take equal turns, so that the
-    counters of one are those of all.
+    Each member has workers, a replay, a limiter and random keys of its own. The members take equal turns, so that all
+    have the same counters.
     """
 
     _states: States
@@ -57,7 +57,7 @@ class HostPopulation(Population):
             self._follow()
 
     def _close(self) -> None:
-        """Does nothing, because all of it happens in this thread."""
+        """Does nothing, because the program has no thread."""
 
     def _collect(self) -> None:
         """Lets each member collect. A member stops if one of its environments fails too often."""

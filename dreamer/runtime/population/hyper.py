@@ -1,4 +1,4 @@
-"""The numbers of a member of a population: all that distinguishes its program's inputs from those of the others."""
+"""The numbers in which the members of a population differ: inputs of the program that they share."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class DevicePopulation(Population):
         self._for_each(Run.compiled)
 
     def _in_flight(self) -> int:
-        """Returns the number of turns that the device makes and that the runs do not know yet."""
+        """Returns the number of turns that were dispatched and that the runs have not received yet."""
         return self._pipeline.in_flight if self._pipeline else 0
 
     def _close(self) -> None:
@@ -84,7 +84,7 @@ class DevicePopulation(Population):
         self._receive(self._pipeline.next(int(self._first.parts.replay.counts[0]), self._turns_until_due))
 
     def _receive(self, chunk: Chunk) -> None:
-        """Adds turns to the run of each member. A member whose parameters have diverged stops; the others go on."""
+        """Adds turns to the run of each member. A member whose parameters have diverged stops; the others continue."""
         pipeline: Any = self._pipeline
         for number, name in enumerate(self._names):
             if run := self._alive.get(name):

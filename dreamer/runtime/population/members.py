@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 def count(config: RunConfig) -> int:
-    """Returns the number of members; 1 stands for a run that is no population."""
+    """Returns the number of members; 1 means that the run is not a population."""
     if config.population.members:
         return len(config.population.members)
     sizes = [len(values) for values in flattened(config.population.axes).values() if isinstance(values, list | tuple)]
@@ -41,7 +41,7 @@ def members_of(config: RunConfig) -> list[Member]:
     """Returns the members of a population: all combinations of the values in `population.axes`, each with all seeds.
 
     Each member is a run on one device.
-    Raises UserError for an axis that is no field of the agent, or whose values are not a list of valid values.
+    Raises UserError for an axis that is not a field of the agent, or whose values are not a list of valid values.
     """
     given, axes = config.population, flattened(config.population.axes)
     if given.members:
@@ -94,7 +94,7 @@ def _listed(config: RunConfig) -> list[Member]:
         seed = listed.get("seed", config.seed)
         name = str(listed.get("name", f"member{number}"))
         if not re.fullmatch(r"[\w.=+][\w.=+-]*", name, re.ASCII) or name in (".", ".."):
-            raise UserError(f"{origin}: the name {name!r} is no plain name of a directory")
+            raise UserError(f"{origin}: the name {name!r} is not a plain name of a directory")
         members.append(_member(config, name, seed, values, origin))
     names = [member.name for member in members]
     if len(set(names)) < len(names):
@@ -111,7 +111,7 @@ def flattened(axes: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def short_names(axes: Collection[str]) -> dict[str, str]:
-    """Returns the last words of each dotted key, as many as the name needs to be unique."""
+    """Returns for each dotted key its last words, as few as make the name unique."""
     words = {key: key.split(".") for key in axes}
     short = {}
     for key, own in words.items():

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     program: equal for runs that can be members of one population, if their `numbers` differ
     numbers: equal for runs of one program that differ in nothing but their seeds
     on_device: whether its loop runs on the device
-    state, temporary: bytes of the train state, and of what an update computes on the way, on the device
+    state, temporary: bytes on the device, of the train state and of the temporary arrays of an update
     replay: bytes of the replay in the memory of the host; with `on_device`, the device holds as many
     parameters: their number
     """

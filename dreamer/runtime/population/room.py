@@ -55,7 +55,7 @@ def check_states(state: Any, members: int) -> None:
 
 
 def check_temporaries(program: Any, members: int, together: int, devices: Sequence[jax.Device] = ()) -> None:
-    """Raises UserError if a device has no memory for what the program computes on the way.
+    """Raises UserError if a device has no memory for the temporary arrays of the program.
 
     program: compiled for `members` members on each device, of which `together` train at a time
     devices: those that run the program; (): the first one

@@ -21,7 +21,7 @@ FILE = "population.json"
 
 
 class Standing(NamedTuple):
-    """Where a population stands.
+    """What the file of a population records.
 
     members: the names of all members | stopped {name: reason}: the members that train no more
     saved: the newest step at which all members were saved; -1: none
@@ -37,7 +37,7 @@ class Standing(NamedTuple):
 
 
 def begin(root: Path, members: Sequence[str], resume: str, config: Mapping[str, Any]) -> tuple[Standing, int | None]:
-    """Returns where the population in `root` stands, and the step at which all members resume.
+    """Returns what the file of the population in `root` records, and the step at which all members resume.
 
     The step is None for a population that is new, or that ended before all members had their first checkpoint.
 
@@ -105,7 +105,7 @@ def _common_step(root: Path, standing: Standing) -> int | None:
         if newest not in (standing.saved, standing.saving):
             raise UserError(
                 f"the member {name} was resumed alone: its newest checkpoint is {newest:,}, that of the population "
-                f"{standing.saved:,}; go on with the members alone, or remove its newer checkpoints"
+                f"{standing.saved:,}; resume the members one by one, or remove its newer checkpoints"
             )
     for step in (standing.saving, standing.saved):
         if step >= 0 and all(step in own for own in steps.values()):

@@ -154,7 +154,7 @@ def check_first(first: Built, where: Spread, members: int, together: int) -> Non
 
 
 def check_way(name: str, way: Way, first: str, first_way: Way) -> None:
-    """Raises UserError if a member goes another way than the first one, because then one program cannot serve both."""
+    """Raises UserError if the loop of a member differs from that of the first one: one program cannot serve both."""
     if way != first_way:
         one, other = ("device" if one == "device" else "host" for one in (first_way, way))
         raise UserError(

@@ -1,1 +1,1 @@
-"""A training run from start to end: how it is built, goes on, evaluates, is saved and resumed."""
+"""A training run from start to end: how it is built, trains, evaluates, is saved and resumed."""

@@ -34,7 +34,7 @@ class Built(NamedTuple):
     """The parts that are made before a new run directory is created or the run's checkpoint is loaded.
 
     size: the planned size of the replay | record: whether evaluations record videos
-    way: how the run goes | old: the number of rings for rows of datasets, see `Rings`
+    way: how the run collects and trains | old: the number of rings for rows of datasets, see `Rings`
     datasets: those of a new run; None: it has none, or is resumed and has their rows
     """
 

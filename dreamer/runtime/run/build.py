@@ -120,7 +120,7 @@ def _change(
 ) -> Parts:  # fmt: skip
     """Makes the components that are still missing, which write files too, and returns all components.
 
-    going_on: where the log of a resumed run continues
+    going_on: the place where the log of a resumed run continues
     """
     config, stack, report = decision.config, session.stack, session.display.message
     place = session.host.place

@@ -17,7 +17,7 @@ SHARE = 8  # by itself, a run gives at most this part of the free memory to the 
 
 
 class Calls(NamedTuple):
-    """The number of updates in one call of the device, and a line to print about it; "": it would say nothing new."""
+    """The number of updates in one call of the device, and a line to print about it; "": there is nothing to print."""
 
     updates: int
     line: str = ""
@@ -31,8 +31,8 @@ def choose(
 
     due: that number | batch_bytes: the bytes of one batch on a device | free: the bytes that are free there
     population: whether the run is a member of one | processes: the number that train the run together
-    With 0 in the config, a call makes the updates of a turn, or an equal part of them that is at most MOST. A turn that
-    makes fewer than two due never uses, and so never compiles, the program for several.
+    With 0 in the config, a call makes the updates of a turn, or an equal part of them that is at most MOST. If fewer
+    than two updates are due after a turn, the program for several is never used, and so never compiled.
     Raises UserError if the config asks for several updates in lockstep, or for more than the memory holds.
     """
     asked = config.updates_per_call
@@ -65,7 +65,7 @@ def choose(
 
 
 def _asked(asked: int, way: Way, due: Fraction) -> int:
-    """Returns the number for a config that gives one. In turns, no more are ever due than those of a turn."""
+    """Returns the number for a config that gives one. In turns, at most the updates of one turn are due."""
     return asked if way in AHEAD else part_of_turn(due, asked)
 
 

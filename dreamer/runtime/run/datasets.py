@@ -56,11 +56,11 @@ def check(config: Config, population: bool = False) -> None:
     """Raises UserError if the settings about datasets contradict each other. population: whether there are members."""
     if config.updates and not config.data:
         raise UserError(
-            f"updates {config.updates}: a run of updates alone learns from a dataset, and data is empty; name one with "
-            "--data, or give env_steps instead, for a run that collects"
+            f"updates {config.updates}: without env_steps a run learns from datasets, but data is empty; name a "
+            "dataset with --data, or give env_steps in place of updates"
         )
     if config.env == NO_ENV and not config.updates:
-        raise UserError(f"env {NO_ENV}: a run without an environment learns from data, for a number of updates")
+        raise UserError(f"env {NO_ENV}: a run without an environment learns from datasets; give --data and --updates")
     if not config.data:
         return
     if not config.updates and not config.replay.data_share:
@@ -71,7 +71,7 @@ def check(config: Config, population: bool = False) -> None:
         "loop device": config.loop == "device",
     }.items():
         if holds:
-            raise UserError(f"data: {what} cannot learn from datasets; they are read by one run on the host")
+            raise UserError(f"data: {what} cannot learn from datasets; only a single run on the host can")
 
 
 def read(config: Config, spec: Spec | None, whose: str) -> Datasets:
@@ -163,7 +163,7 @@ def _fit(lengths: Sequence[int], count: int, most: int) -> bool:
 def fill_all(replay: Replay, datasets: Datasets, latent: Mapping[str, np.ndarray]) -> None:
     """Fills the old rings of a replay, or all rings if none is old, with the rows of all datasets.
 
-    latent: as in `fill`. No sequence is queued: the order of a dataset is not that of a run that learns.
+    latent: as in `fill`. No sequence is queued for training, because the rows of a dataset are not new experience.
     Raises UserError as `fill` does.
     """
     first = replay.streams if len(replay.counts) > replay.streams else 0

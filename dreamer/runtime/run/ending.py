@@ -42,7 +42,7 @@ def interrupted(run: Run, stop: BaseException, checkpoint: bool = True) -> None:
     """
     parts = run.parts
     rescue(run, stop, checkpoint)
-    what = f"stopped at {run.steps:,} {parts.config.counted}; to go on: {header.to_go_on(parts.run_dir)}"
+    what = f"stopped at {run.steps:,} {parts.config.counted}; to continue: {header.to_go_on(parts.run_dir)}"
     parts.display.end("stopped", [*_notes(stop), what])
 
 

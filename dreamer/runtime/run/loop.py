@@ -64,7 +64,7 @@ class Run:
             opened.created.keep()
 
     def go(self) -> None:
-        """Runs until the end, in the way that was chosen for the run."""
+        """Runs until the end, in turns, in two threads or on the device, as was chosen for the run."""
         {"device": self.on_device, "turns": self.take_turns, "thread": self.side_by_side}[self.parts.way]()
 
     def take_turns(self) -> None:
@@ -80,7 +80,7 @@ class Run:
     def on_device(self) -> None:
         """Runs the fused loop: the device makes turns while the host tends the turns before them.
 
-        Evaluations, checkpoints and the end wait until no turns are in flight, so that all parts are at one step.
+        Evaluations, checkpoints and the end wait until no turns are in flight, so that all parts are at the same step.
         """
         parts, device = self.parts, self.parts.device
         assert device is not None
@@ -100,7 +100,7 @@ class Run:
     def turns_until_due(self, ahead: int = 0) -> int:
         """Returns the number of turns of all environments until the next evaluation, or until the end.
 
-        ahead: the turns in flight. After them, the number is 0 if something is due for which none may be in flight.
+        ahead: the turns in flight. The number is 0 if something is due after them that needs no turns in flight.
         """
         parts = self.parts
         steps = parts.replay.steps + ahead * parts.workers.streams
@@ -154,7 +154,7 @@ class Run:
     def tend(self) -> None:
         """Evaluates, logs, writes rows to the disk and saves, each if it is due. Raises Stopped after a signal.
 
-        While turns are in flight, no evaluation is due, and whatever was requested since they began has to wait.
+        While turns are in flight, no evaluation is due, and requests that were made since they began have to wait.
         """
         parts = self.parts
         in_flight = parts.device.in_flight if parts.device else 0
@@ -219,7 +219,7 @@ class Run:
         self.save()
         parts.checkpoints.wait()
         where = f"stopped by a callback at {self.steps:,} {parts.config.counted}"
-        what = f"{where}; to go on: {header.to_go_on(parts.run_dir)}"
+        what = f"{where}; to continue: {header.to_go_on(parts.run_dir)}"
         parts.display.end("stopped", [what])
 
     def evaluate(self) -> None:

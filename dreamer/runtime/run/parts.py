@@ -39,7 +39,7 @@ class Parts:
 
     config: the config, with the absolute run directory | env: the name of the environment, or a function that makes it
     identity: the random id of the run, which its files contain | policy: `programs.jit_act(agent)`, for evaluations
-    way: how the run goes | device: the fused loop, if it goes on the device
+    way: how the run collects and trains | device: the fused loop, if the run uses it
     record: whether evaluations record videos | batches: draws the batches for the learner
     writeback: handles the results of updates
     process: the number of this process, if several train the run together

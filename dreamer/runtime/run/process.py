@@ -1,4 +1,4 @@
-"""This process of a run: its share of the work, what it does together with the others, and the parts that differ.
+"""One process of a run: its share of the work, what it does together with the others, and the parts that differ.
 
 Usually a run has one process, `Alone`. The others are in runtime/hosts.
 """
@@ -62,7 +62,7 @@ class Process(Protocol):
         """Returns the JSON value that process 0 gives."""
 
     def together(self, do: Callable[[], T], tell: Callable[[T], Any] = ...) -> tuple[T, list[Any]]:
-        """Calls `do` in all processes, and returns its result and what all `tell` of theirs, JSON values.
+        """Calls `do` in all processes. Returns its result, and in a list `tell` of each result, JSON values.
 
         If `do` raises an error or Stopped in one process, then all raise.
         """
@@ -84,7 +84,7 @@ class Alone:
         return value
 
     def together(self, do: Callable[[], T], tell: Callable[[T], Any] = lambda result: None) -> tuple[T, list[Any]]:
-        """Calls `do`. Returns its result and, in a list, what `tell` makes of it."""
+        """Calls `do`. Returns its result, and in a list `tell` of it."""
         result = do()
         return result, [tell(result)]
 

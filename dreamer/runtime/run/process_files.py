@@ -1,8 +1,8 @@
 """The files of the processes that train a run: each has a folder with its rows and its state at a checkpoint.
 
-A checkpoint names the files of all processes. The same number of processes continues from them exactly. Another number
-divides the streams among itself: rows, latents, running episodes, the states of the environments and of acting move
-with their streams. What belongs to no stream starts anew: the random numbers of sampling, and priorities.
+A checkpoint names the files of all processes. The same number of processes continues from them exactly. With another
+number of processes, the streams are divided among them: rows, latents, running episodes, the states of the environments
+and of acting move with their streams. Random numbers of sampling and priorities belong to no stream, and start again.
 """
 
 from __future__ import annotations

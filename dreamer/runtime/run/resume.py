@@ -152,9 +152,9 @@ def as_json(spec: Spec) -> dict[str, Any]:
 
 
 def spec_of(found: Found | None) -> Spec:
-    """Returns the spec of the run of a checkpoint. Raises UserError if the checkpoint does not tell."""
+    """Returns the spec of the run of a checkpoint. Raises UserError if the checkpoint does not contain it."""
     if found is None or found.manifest.spec is None:
-        raise UserError("the checkpoint does not tell the spaces of the run; it cannot be resumed without data")
+        raise UserError("the checkpoint does not contain the spaces of the run; it cannot be resumed without data")
     return from_json(found.manifest.spec, f"checkpoint {found.step}")
 
 
@@ -197,7 +197,7 @@ class Restored(NamedTuple):
     """What was read from a checkpoint, except the train state.
 
     head, arrays: JSON values and arrays, from the file `where` | later: how many newer rows were loaded too
-    exact: whether any newer rows are collected again and not loaded, as when every environment continues exactly
+    exact: whether newer rows are collected again and not loaded, because every environment continues exactly
     """
 
     head: dict[str, Any]

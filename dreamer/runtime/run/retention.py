@@ -71,7 +71,7 @@ class Retention:
         return [0, *(one for one in sorted(found) if one >= self._processes)]
 
     def _remove_left(self, folder: Path, needed: Collection[str]) -> None:
-        """Removes the files of a process that the run has no longer, but for those in `needed`."""
+        """Removes the files of a process that the run no longer has, except for those in `needed`."""
         shutil.rmtree(folder / ASIDE, ignore_errors=True)
         for path in (folder / ROWS).glob("*"):
             if path.name not in needed:

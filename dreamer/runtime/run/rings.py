@@ -1,4 +1,4 @@
-"""Plans the rings of a run's replay: those that it fills, and those that hold the rows of its datasets."""
+"""Plans the rings of a run's replay: rings that the run fills, and rings that hold the rows of its datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamer.spaces import Space
 
 
 class Rings(NamedTuple):
-    """The rings of a replay. size: those that the run fills | old: the number of further ones, with rows of datasets.
+    """The rings of a replay. size: the rings that the run fills | old: the number of rings with rows of datasets.
 
     All have one length. A run that learns from datasets only fills one ring with them, at its start.
     """
