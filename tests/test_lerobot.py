@@ -171,7 +171,8 @@ def test_what_is_inferred_or_left_out_is_said(whole, folder):
     said(folder / "noted", features={"observation.depth": {"dtype": "image"}})
     notes = "\n".join(open_data("noted", DROP).notes)
     for text in (
-        "observation.words (string), observation.depth (a map of depth), force", "assumed: actions are 2 numbers from -1 to 1",
+        "observation.words (string), observation.depth (a map of depth), force",
+        "assumed: actions are 2 numbers from -1 to 1",
         "next.done does not tell a true end from a time limit", "films are compressed", "2 tasks",
     ):  # fmt: skip
         assert text in notes
