@@ -55,7 +55,7 @@ TABLE: dict[str, set[str]] = {
     "behaviors": {"nets", "ops", "dreaming", "interfaces"} | NOUNS,
     "losses": {"ops", "interfaces"} | NOUNS,
     "agent": {"ops", "losses", "interfaces", "contracts", "coerce"} | NOUNS,
-    "config": LOOSE | {"runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
+    "config": LOOSE | {"data", "runtime/log", "runtime/replay", "runtime/workers"} | NOUNS,  # their Configs
     # Datasets are checked like environments, and read like the rows of runs, without jax; they fill a replay.
     "data": {"runtime/env", "runtime/files", "runtime/replay"} | NOUNS,
     "runtime": {f"runtime/{name}" for name in ("devices", "hosts", "log", "population", "run")}
