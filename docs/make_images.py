@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import dreamer
+from dreamer.apps.report.runs import find_runs
 from dreamer.errors import UserError
 from dreamer.runtime.log.images import rgb
 from dreamer.runtime.log.open_loop import DREAMED, OBSERVED
@@ -133,7 +134,7 @@ def make_population(run: Path, folder: Path, seed: int) -> Path:
 
     figure = Figure(figsize=(6, 3), dpi=130, layout="constrained")
     axis = figure.subplots()
-    members = sorted(path.parent for path in run.glob("*/metrics.jsonl"))
+    members = find_runs(run)
     returns: dict[int, list[float]] = {}
     for member in members:
         lines = [line for line in metrics_of(member) if line.get("eval/return") is not None]

@@ -65,6 +65,11 @@ def test_runs_are_found_in_folders_and_not_in_runs(here):
     assert [path.name for path in runs.find_runs(here / "runs" / "a")] == ["a"]
 
 
+def test_names_are_sorted_with_their_numbers_in_order():
+    names = ["seed10", "seed2", "rate=1e-3-seed1", "b", "10", "9"]
+    assert sorted(names, key=runs.by_number) == ["9", "10", "b", "rate=1e-3-seed1", "seed2", "seed10"]
+
+
 def test_a_half_written_last_line_is_left_out_and_said(here):
     path = write_run(here / "a")
     whole = runs.read_run(path)

@@ -7,6 +7,7 @@ therefore include runs that still train, runs with a damaged line and runs of ot
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class Run(NamedTuple):
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """Returns `path` if it is a run directory, else all run directories in it, at any depth.
+    """Returns `path` if it is a run directory, else all run directories in it, at any depth, in the order of `by_number`.
 
     Raises UserError when there is none.
     """
@@ -58,13 +59,18 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
         raise UserError(f"no run at {root}: there is no such directory")
     found = []
     for folder, inside, files in os.walk(root):
-        inside.sort()
+        inside.sort(key=by_number)
         if CONFIG in files:
             found.append(Path(folder))
             inside.clear()  # folders inside a run are not searched
     if not found:
         raise UserError(f"no run in {root}: neither it nor a folder in it holds a {CONFIG}")
     return found
+
+
+def by_number(name: str) -> list[str | int]:
+    """Returns a key that sorts names with their numbers in order: seed2 before seed10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
