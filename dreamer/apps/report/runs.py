@@ -50,9 +50,9 @@ class Run(NamedTuple):
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """Returns `path` if it is a run directory, else all run directories in it, at any depth, in the order of `by_number`.
+    """Returns `path` if it is a run directory, else all run directories in it, at any depth.
 
-    Raises UserError when there is none.
+    Those of one folder are in the order of `by_number`. Raises UserError when there is none.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
