@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import tiny_runs
@@ -51,6 +52,18 @@ def main(run_dir: str, kill_at: int, settings: dict[str, Any]) -> None:
     sys.addaudithook(happened)
     dreamer.train(tiny_runs.tiny(pathlib.Path(run_dir), **{**SETTINGS, **settings}), resume="auto")
     print(f"events {events}", flush=True)
+
+
+def repeat(kills: int, attempt: Callable[[], bool], ended: Callable[[], None]) -> None:
+    """Calls `attempt`, which returns whether a run was killed, until that has happened `kills` times.
+
+    ended: called after each attempt in which the run came to its end before its kill; it makes room for another run
+    """
+    while kills:
+        if attempt():
+            kills -= 1
+        else:
+            ended()
 
 
 def started(run_dir: pathlib.Path, kill_at: int, settings: dict[str, Any]) -> subprocess.Popen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 from typing import Any
@@ -39,20 +40,34 @@ def whole(tmp_path_factory) -> pathlib.Path:
 
 
 def check(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, seed: int) -> None:
-    """Kills a run `kills` times at random events, resumes it each time, lets it finish, and compares it."""
+    """Kills runs `kills` times at random events, resumes them each time, lets them finish, and compares them."""
     rng = np.random.default_rng(seed)
     most = 250  # about the number of events of the whole run
-    for _ in range(kills):
-        code, out = run(run_dir, int(rng.integers(1, most)))
-        assert code in (-signal.SIGKILL, 0), out
-    code, out = run(run_dir, 0)
-    assert code == 0, out
-    assert re.search(r"events \d+", out) or "has made its 96 env_steps" in out
-    assert state_of(run_dir) == state_of(whole)
-    ours, theirs = rows_of(run_dir), rows_of(whole)
-    assert all(ours[n].tobytes() == theirs[n].tobytes() for n in theirs if not n.startswith("latent/"))
-    steps = [line["env_steps"] for line in lines(run_dir)]
-    assert steps == sorted(steps) and set(steps) == set(range(2, 98, 2))
+
+    def ended() -> None:
+        compare(run_dir, whole)
+        steps = [line["env_steps"] for line in lines(run_dir)]
+        assert steps == sorted(steps) and set(steps) == set(range(2, 98, 2))
+        shutil.rmtree(run_dir)
+
+    killed_run.repeat(kills, lambda: killed(run_dir, int(rng.integers(1, most))), ended)
+    assert not killed(run_dir, 0)
+    ended()
+
+
+def killed(run_dir: pathlib.Path, kill_at: int, **settings: Any) -> bool:
+    """Trains until the run kills itself or ends. Returns whether it was killed."""
+    code, out = run(run_dir, kill_at, **settings)
+    assert code in (-signal.SIGKILL, 0), out
+    assert code or re.search(r"events \d+", out) or "has made its 96 env_steps" in out
+    return code != 0
+
+
+def compare(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Fails unless two runs have the same state and the same rows, to the last bit."""
+    assert state_of(ours) == state_of(theirs)
+    rows, others = rows_of(ours), rows_of(theirs)
+    assert all(rows[n].tobytes() == others[n].tobytes() for n in others if not n.startswith("latent/"))
 
 
 def test_killed_a_few_times_it_ends_bit_identical(tmp_path, whole):
@@ -82,19 +97,18 @@ def fused(tmp_path_factory) -> list[pathlib.Path]:
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_fused_loop_that_is_killed_ends_bit_identical(tmp_path, fused, seeds, kills):
     """seeds: 1 is a run, 2 a population, whose members are the runs with these seeds."""
-    rng, killed = np.random.default_rng(seeds), 0
+    rng, run_dir = np.random.default_rng(seeds), tmp_path / "run"
     settings = {**FUSED, "population__seeds": seeds}
-    while killed < kills:
-        code, out = run(tmp_path / "run", int(rng.integers(1, 150 * seeds)), **settings)
-        assert code in (-signal.SIGKILL, 0), out
-        killed += 1
-    code, out = run(tmp_path / "run", 0, **settings)
-    assert code == 0, out
-    ours = [tmp_path / "run"] if seeds == 1 else [tmp_path / "run" / f"seed{seed}" for seed in range(seeds)]
-    for one, other in zip(ours, fused, strict=False):
-        assert state_of(one) == state_of(other)
-        rows, others = rows_of(one), rows_of(other)
-        assert all(rows[n].tobytes() == others[n].tobytes() for n in others if not n.startswith("latent/"))
+    ours = [run_dir] if seeds == 1 else [run_dir / f"seed{seed}" for seed in range(seeds)]
+
+    def ended() -> None:
+        for one, other in zip(ours, fused, strict=False):
+            compare(one, other)
+        shutil.rmtree(run_dir)
+
+    killed_run.repeat(kills, lambda: killed(run_dir, int(rng.integers(1, 150 * seeds)), **settings), ended)
+    assert not killed(run_dir, 0, **settings)
+    ended()
 
 
 def test_a_run_of_threads_that_is_killed_keeps_every_row_that_was_flushed(tmp_path):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import hosts_run
 import jax
+import killed_run
 import numpy as np
 import pytest
 from test_resume import state_of
@@ -376,26 +377,34 @@ def kill(run_dir: pathlib.Path, count: int, who: int, at: int) -> tuple[list[int
 
 
 def killed_and_resumed(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, seed: int) -> list[tuple[int, int]]:
-    """Kills a process of a run at random events `kills` times, lets it finish, and compares it with `whole`."""
+    """Kills processes of runs at random events `kills` times, lets the runs finish, and compares them with `whole`."""
     rng, made = np.random.default_rng(seed), []
-    while len(made) < kills:
+
+    def attempt() -> bool:
         who, at = int(rng.integers(2)), int(rng.integers(1, 150))
         codes, outputs = kill(run_dir, 2, who, at)
         if codes == [0, 0]:
-            break  # it had fewer events left
+            return False
         assert codes[who] == -signal.SIGKILL and codes[1 - who] != 0, outputs
         line = rf"dreamer: error: process {who} \(pid \d+ on .*\) is gone; this process ends too"
         gone = re.findall(line, outputs[1 - who])
         assert len(gone) == 1, outputs[1 - who]
         made.append((who, at))
+        return True
+
+    def ended() -> None:
+        assert state_of(run_dir) == state_of(whole)
+        ours, theirs = hosts_run.rows_of(run_dir), hosts_run.rows_of(whole)
+        for stream in theirs:
+            for name in theirs[stream]:
+                assert name.startswith("latent/") or ours[stream][name].tobytes() == theirs[stream][name].tobytes()
+        assert verify_run(str(run_dir)) == 0
+        shutil.rmtree(run_dir)
+
+    killed_run.repeat(kills, attempt, ended)
     codes, outputs = kill(run_dir, 2, 0, 0)
     assert codes == [0, 0], outputs
-    assert state_of(run_dir) == state_of(whole)
-    ours, theirs = hosts_run.rows_of(run_dir), hosts_run.rows_of(whole)
-    for stream in theirs:
-        for name in theirs[stream]:
-            assert name.startswith("latent/") or ours[stream][name].tobytes() == theirs[stream][name].tobytes()
-    assert verify_run(str(run_dir)) == 0
+    ended()
     return made
 
 
