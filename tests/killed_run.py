@@ -74,3 +74,11 @@ def started(run_dir: pathlib.Path, kill_at: int, settings: dict[str, Any]) -> su
         [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         cwd=SCRIPT.parent.parent,
     )  # fmt: skip
+
+
+def killed(run_dir: pathlib.Path, kill_at: int, settings: dict[str, Any]) -> bool:
+    """Trains by `main` until the run kills itself or ends. Returns whether it was killed, or fails."""
+    process = started(run_dir, kill_at, settings)
+    out, _ = process.communicate()
+    assert process.returncode in (-signal.SIGKILL, 0), out
+    return process.returncode != 0

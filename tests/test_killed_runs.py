@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -50,17 +49,9 @@ def check(run_dir: pathlib.Path, whole: pathlib.Path, kills: int, seed: int) -> 
         assert steps == sorted(steps) and set(steps) == set(range(2, 98, 2))
         shutil.rmtree(run_dir)
 
-    killed_run.repeat(kills, lambda: killed(run_dir, int(rng.integers(1, most))), ended)
-    assert not killed(run_dir, 0)
+    killed_run.repeat(kills, lambda: killed_run.killed(run_dir, int(rng.integers(1, most)), {}), ended)
+    assert not killed_run.killed(run_dir, 0, {})
     ended()
-
-
-def killed(run_dir: pathlib.Path, kill_at: int, **settings: Any) -> bool:
-    """Trains until the run kills itself or ends. Returns whether it was killed."""
-    code, out = run(run_dir, kill_at, **settings)
-    assert code in (-signal.SIGKILL, 0), out
-    assert code or re.search(r"events \d+", out) or "has made its 96 env_steps" in out
-    return code != 0
 
 
 def compare(ours: pathlib.Path, theirs: pathlib.Path) -> None:
@@ -106,8 +97,8 @@ def test_a_fused_loop_that_is_killed_ends_bit_identical(tmp_path, fused, seeds, 
             compare(one, other)
         shutil.rmtree(run_dir)
 
-    killed_run.repeat(kills, lambda: killed(run_dir, int(rng.integers(1, 150 * seeds)), **settings), ended)
-    assert not killed(run_dir, 0, **settings)
+    killed_run.repeat(kills, lambda: killed_run.killed(run_dir, int(rng.integers(1, 150 * seeds)), settings), ended)
+    assert not killed_run.killed(run_dir, 0, settings)
     ended()
 
 

@@ -6,7 +6,6 @@ import gc
 import json
 import pathlib
 import shutil
-import signal
 import warnings
 
 import gymnasium
@@ -113,14 +112,16 @@ def test_a_resumed_run_needs_its_dataset_no_longer_and_ends_bit_identical(tmp_pa
 def test_killed_a_few_times_it_ends_bit_identical(tmp_path, run):
     settings = {**OFFLINE, "env": NO_ENV, "data": [str(run)], "updates": 60, "checkpoint__every": 0.05}
     whole = dreamer.train(tiny(tmp_path / "whole", **{**killed_run.SETTINGS, **settings}))
-    rng = np.random.default_rng(0)
-    for kill in (*rng.integers(40, 160, 3).tolist(), 0):
-        process = killed_run.started(tmp_path / "run", kill, settings)
-        out, _ = process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0), out
-    assert process.returncode == 0
-    assert state_of(tmp_path / "run") == state_of(whole)
-    assert sorted({line["updates"] for line in lines(tmp_path / "run")}) == [*range(1, 61)]
+    rng, run_dir = np.random.default_rng(0), tmp_path / "run"
+
+    def ended() -> None:
+        assert state_of(run_dir) == state_of(whole)
+        assert sorted({line["updates"] for line in lines(run_dir)}) == [*range(1, 61)]
+        shutil.rmtree(run_dir)
+
+    killed_run.repeat(3, lambda: killed_run.killed(run_dir, int(rng.integers(40, 160)), settings), ended)
+    assert not killed_run.killed(run_dir, 0, settings)
+    ended()
 
 
 def test_without_lockstep_threads_draw_and_write_back(tmp_path, run):

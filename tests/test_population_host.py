@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 import json
+import shutil
 import signal
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import killed_run
 import numpy as np
 import pytest
 import tiny_runs
 from broken_envs import Sound
-from killed_run import SETTINGS as KILLED
-from killed_run import started
 from test_fused import SETTINGS, state_of
 
 import dreamer
@@ -222,17 +222,17 @@ def test_the_programs_of_all_members_are_compiled_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_population_that_is_killed_ends_bit_identical(tmp_path):
-    def run(run_dir, kill_at, **settings):
-        process = started(run_dir, kill_at, settings)
-        out, _ = process.communicate()
-        return process.returncode, out
+    rng, run_dir = np.random.default_rng(0), tmp_path / "run"
+    settings = {"population__seeds": 2, "lockstep": False, "collect": "turns"}
+    whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **killed_run.SETTINGS, seed=1))
 
-    rng = np.random.default_rng(0)
-    for kill_at in (*rng.integers(1, 400, 2), 0):
-        code, out = run(tmp_path / "run", int(kill_at), population__seeds=2, lockstep=False, collect="turns")
-        assert code in (-signal.SIGKILL, 0), out
-    whole = dreamer.train(tiny_runs.tiny(tmp_path / "whole", **KILLED, seed=1))
-    equal(tmp_path / "run" / "seed1", whole)
+    def ended() -> None:
+        equal(run_dir / "seed1", whole)
+        shutil.rmtree(run_dir)
+
+    killed_run.repeat(2, lambda: killed_run.killed(run_dir, int(rng.integers(1, 400)), settings), ended)
+    assert not killed_run.killed(run_dir, 0, settings)
+    ended()
 
 
 # ---- what is refused
