@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,14 @@ def faults(path, reading: Reading = DROP) -> list[str]:
         return [str(fault) for fault in describe(open_data(path, reading)).faults]
     except UserError as error:
         return [str(error)]
+
+
+def check_fault(copy: pathlib.Path, change: Callable[[pathlib.Path], object], text: str) -> None:
+    """Changes a dataset, and fails unless one of its faults, each one line, has this text."""
+    change(copy)
+    found = faults(copy)
+    assert any(text in line for line in found), found
+    assert all("\n" not in line for line in found)
 
 
 def data_file(root: pathlib.Path) -> pathlib.Path:
@@ -171,9 +180,9 @@ def test_what_is_inferred_or_left_out_is_said(whole, folder):
     said(folder / "noted", features={"observation.depth": {"dtype": "image"}})
     notes = "\n".join(open_data("noted", DROP).notes)
     for text in (
-        "observation.words (string), observation.depth (a map of depth), force",
+        "observation.words (string), observation.depth (a depth map), force",
         "assumed: actions are 2 numbers from -1 to 1",
-        "next.done does not tell a true end from a time limit", "films are compressed", "2 tasks",
+        "next.done does not distinguish a true end from a time limit", "films are compressed", "2 tasks",
     ):  # fmt: skip
         assert text in notes
 
@@ -337,7 +346,7 @@ INFO = {
     "no frames per second": (lambda root: said(root, fps=0), "fps is not a number above 0"),
     "no count": (lambda root: said(root, total_frames=-1), "total_frames is not a count"),
     "no template": (lambda root: said(root, data_path=None), "it has no data_path"),
-    "a broken template": (lambda root: said(root, data_path="data/{0.a}"), "data_path is no template of a path"),
+    "a broken template": (lambda root: said(root, data_path="data/{0.a}"), "data_path is not a template of a path"),
     "an unknown field": (lambda root: said(root, data_path="{robot}"), "has an unknown field '{robot}'; known: "),
     "other frames": (lambda root: said(root, total_frames=99), "total_frames: is 99, but the episodes have 13"),
     "fewer episodes": (lambda root: said(root, total_episodes=1), "total_episodes: is 1, but the episodes have 3"),
@@ -359,10 +368,7 @@ INFO = {
 
 @pytest.mark.parametrize("what", INFO)
 def test_a_fault_in_info_is_named(copy, what):
-    change, text = INFO[what]
-    change(copy)
-    found = faults(copy)
-    assert any(text in line for line in found), found
+    check_fault(copy, *INFO[what])
 
 
 @pytest.mark.parametrize("template", ["../{episode_index}{chunk_index}.parquet", "/etc/passwd", "data/../../x.parquet"])
@@ -431,11 +437,7 @@ ROWS = {
 
 @pytest.mark.parametrize("what", ROWS)
 def test_a_fault_in_the_rows_is_named(copy, what):
-    change, text = ROWS[what]
-    change(copy)
-    found = faults(copy)
-    assert any(text in line for line in found), found
-    assert all("\n" not in line for line in found)
+    check_fault(copy, *ROWS[what])
 
 
 LISTED = "meta/episodes/chunk-000/file-000.parquet"
@@ -450,7 +452,7 @@ LISTED = "meta/episodes/chunk-000/file-000.parquet"
         ({"episode_index": [0, 1, 1]}, "meta/episodes: lists episode 1 twice"),
         ({"episode_index": [0, 1, 3]}, "1 of 4 episodes are missing: 2"),
         ({"length": None}, "has no column 'length'"),
-        ({"length": [-4, 3, 6]}, "length has values that are no counts or times"),
+        ({"length": [-4, 3, 6]}, "length has values that are not counts or times"),
         ({"data/file_index": [0, 0, 1]}, "episode 2: data/chunk-000/file-001.parquet is missing"),
     ],
 )  # fmt: skip
@@ -486,7 +488,7 @@ PNG = {"a path": {"bytes": None, "path": "a.png"}, "no picture": {"bytes": b"x",
 
 @pytest.mark.parametrize(
     ("what", "text"),
-    [("a path", "row 0 has no picture embedded"), ("no picture", "row 0 is no whole PNG or JPEG"),
+    [("a path", "row 0 has no picture embedded"), ("no picture", "row 0 is not a whole PNG or JPEG"),
      ("another size", "row 0 is a picture of 8 x 8, info.json says 32 x 32")],
 )  # fmt: skip
 def test_a_picture_that_cannot_be_read_is_named(folder, what, text):

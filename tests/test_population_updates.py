@@ -57,6 +57,39 @@ def test_the_program_of_all_makes_the_updates_of_each(together, atol, monkeypatc
         jax.tree.map(np.testing.assert_array_equal, states.leaves(number), taken)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("together", "atol"), [(1, 0.0), (4, 1e-5)])
+def test_members_of_different_hyper_stay_near_each_alone_over_a_hundred_updates(together, atol, monkeypatch):
+    """The tolerance, of the largest parameter, holds after one update; the test prints how the difference grows."""
+    monkeypatch.setattr(jax, "jit", tiny.jit)
+    agent, mesh, batch = tiny.make_agent("vector"), make_mesh(jax.devices()[:1]), batch_of(0)
+    update = programs.jit_update(agent, mesh)
+    alone = [with_rate(begun(n), 1e-3 * (n + 1)) for n in range(4)]
+    copies = jax.tree.map(jnp.copy, alone)
+    states = States(copies, agent, programs.policy_part(agent, tiny.SPECS["vector"]), together, mesh)
+    states.compile(batch)
+    differences = {}
+    for number in range(1, 101):
+        batch = tiny.make_batch(tiny.SPECS["vector"], seed=number)
+        alone = [update(state, batch)[0] for state in alone]
+        states.update([batch] * 4)
+        if number in (1, 10, 30, 100):
+            differences[number] = max(apart(states.state(n), alone[n]) for n in range(4))
+    print(f"{together} at a time, difference / largest parameter after updates: {differences}")
+    assert differences[1] <= atol and np.isfinite(differences[100])
+    assert together > 1 or differences[100] == 0
+
+
+def with_rate(state: TrainState, rate: float) -> TrainState:
+    return state._replace(hyper={**state.hyper, "learning_rate": {"": jnp.float32(rate)}})
+
+
+def apart(one: TrainState, other: TrainState) -> float:
+    """Returns the largest difference of a parameter, as a share of the largest parameter."""
+    pairs = [*zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True)]
+    return max(np.abs(x - y).max() for x, y in pairs) / max(np.abs(y).max() for _, y in pairs)
+
+
 @pytest.mark.parametrize("together", [1, 2])
 def test_a_member_inherits_what_another_has_learned_and_keeps_its_key(together):
     def state(number):

@@ -6,11 +6,12 @@ no other file than the film.
 
 from __future__ import annotations
 
+import io
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def listed(file: File) -> Listed:
         except (ValueError, IndexError, ZeroDivisionError):
             raise UserError(f"{file.name} cannot be understood by ffmpeg: {line[:100]!r}") from None
     if done.returncode or not shown or not all(sides):
-        raise UserError(f"{file.name} cannot be decoded: {_last(done.stderr) or 'it has no frames'}")
+        raise UserError(f"{file.name} cannot be decoded: {_cause(done.stderr) or 'it has no frames'}")
     return Listed(np.sort(np.array(shown, np.int64)) * float(tick), *sides)
 
 
@@ -65,6 +66,7 @@ class Film:
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
+        self._bytes = cast(io.BufferedReader, self._process.stdout)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the frames [n, H, W, C] uint8 with these numbers, which increase and begin at `next` or later.
@@ -82,19 +84,18 @@ class Film:
     def close(self) -> None:
         """Ends ffmpeg."""
         self._process.kill()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._bytes.close()
         self._process.wait()
         self._errors.close()
 
     def _read(self, frame: np.ndarray) -> None:
         left = frame.reshape(-1).data
         while len(left):
-            count = self._process.stdout.readinto(left)  # type: ignore[union-attr]
+            count = self._bytes.readinto(left)
             if not count:
                 self._process.wait()
                 self._errors.seek(0)
-                why = _last(self._errors.read())
+                why = _cause(self._errors.read())
                 raise UserError(f"{self._file.name} cannot be decoded at frame {self.next}: {why or 'it is cut short'}")
             left = left[count:]
         self.next += 1
@@ -185,7 +186,7 @@ def _command(file: File, *form: str, before: tuple[str, ...] = ()) -> list[str]:
     return [get_ffmpeg_exe(), *_QUIET, *before, *_OPENED, "-i", f"file:{file.path}", "-map", "0:v:0", *form, "-"]
 
 
-def _last(errors: bytes) -> str:
-    """Returns the first line that ffmpeg has printed, which is nearest to the cause."""
+def _cause(errors: bytes) -> str:
+    """Returns the first line that ffmpeg has printed, the nearest to the cause; "" if there is none."""
     lines = errors.decode(errors="replace").strip().splitlines()
     return " ".join(lines[0].split())[:160] if lines else ""

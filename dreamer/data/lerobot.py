@@ -5,8 +5,8 @@
     videos/**.mp4        the frames of the features that are films
 
 The action of a row was taken after its observation, and next.reward is the answer to it. What the last action led to is
-not stored, so no episode has its true last observation, and next.done, which true ends and time limits share, would
-belong to the row that is missing.
+not stored, so no episode has its true last observation. next.done marks true ends and time limits alike, and it would
+belong to the missing row.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Plan(NamedTuple):
 
 
 def open_lerobot(path: Path, reading: Reading) -> Data:
-    """Opens the folder of a dataset. Raises UserError if it is none, or has no readable episodes."""
+    """Opens the folder of a dataset. Raises UserError if it is not one, or if no episode can be read."""
     info = read_info(path)
     keys, left_out = _keys(info)
     episodes, faults = read_episodes(info)
@@ -90,7 +90,7 @@ def _keys(info: Info) -> tuple[dict[str, Feature], list[str]]:
         if inner == feature.key != OBSERVATION:
             left.append(feature.key)
         elif feature.depth:
-            left.append(f"{feature.key} (a map of depth)")
+            left.append(f"{feature.key} (a depth map)")
         elif feature.dtype not in PICTURES and _kind(feature.dtype) == "O":
             left.append(f"{feature.key} ({feature.dtype})")
         else:
@@ -104,11 +104,11 @@ def _keys(info: Info) -> tuple[dict[str, Feature], list[str]]:
     if not keys:
         raise UserError(f"{info.root / INFO}: no feature is named {OBSERVATION}.*; it has "
                         f"{', '.join(info.features)}"[:400])  # fmt: skip
-    return keys, [f"left out, they are no observations that an agent can see: {', '.join(left)}"] if left else []
+    return keys, [f"left out, because an agent cannot observe them: {', '.join(left)}"] if left else []
 
 
 def _kind(dtype: str) -> str:
-    """Returns the kind of a dtype of info.json: "f", "i" for integers, "b", or "O" for all that are no numbers."""
+    """Returns the kind of a dtype of info.json: "f", "i" for integers, "b", or "O" if it is not a number."""
     try:
         kind = np.dtype(dtype).kind
     except TypeError:
@@ -117,7 +117,7 @@ def _kind(dtype: str) -> str:
 
 
 def _unsaid(info: Info, reading: Reading, episodes: int) -> tuple[list[Fault], list[str]]:
-    """Returns faults of the dataset for what is missing and was not allowed to be, and notes on the rest."""
+    """Returns a Fault for each missing part that `reading` does not replace, and notes on the other parts."""
     faults, notes = [], []
     what = f"{episodes} episode{'s have' if episodes > 1 else ' has'} no true last observation: LeRobot does not store"
     if reading.missing_last == "refuse":
@@ -132,7 +132,7 @@ def _unsaid(info: Info, reading: Reading, episodes: int) -> tuple[list[Fault], l
     elif REWARD not in info.features:
         notes.append(f"there are no rewards, no feature {REWARD}; all rewards are zeros")
     if DONE in info.features:
-        notes.append(f"{DONE} does not tell a true end from a time limit, and is not read as a true end")
+        notes.append(f"{DONE} does not distinguish a true end from a time limit, so no end is read as a true one")
     if any(feature.dtype == "video" for feature in info.features.values()):
         notes.append("films are compressed, so images are not exactly what the cameras gave")
     if info.tasks > 1:
@@ -146,7 +146,10 @@ def _unsaid(info: Info, reading: Reading, episodes: int) -> tuple[list[Fault], l
 def _indexed(
     info: Info, episodes: list[Placed], columns: list[str], held: list[_Held], faults: list[Fault]
 ) -> Iterator[np.ndarray]:
-    """Looks at every file of rows, and yields its actions [n, ..]. Adds the file to `held`, or to `faults` why not."""
+    """Looks at every file of rows, and yields its actions [n, ..]. 
+
+    Adds each file to `held`, or the reason why it cannot be read to `faults`.
+    """
     for file, own in itertools.groupby(episodes, lambda one: one.data):
         inside = list(own)
         try:
@@ -183,7 +186,7 @@ def _type_fault(feature: Feature, schema: Any, file: File) -> Fault | None:
     leaf, sizes = leaf_of(kind)
     try:
         dtype = np.dtype(leaf.to_pandas_dtype())
-    except (NotImplementedError, TypeError):
+    except (NotImplementedError, TypeError):  # pyarrow raises either for a type that numpy does not have
         dtype = np.dtype(object)
     fits = _kind(dtype.name) == _kind(feature.dtype) != "O"
     sizes = sizes or [1]
@@ -196,7 +199,7 @@ def _type_fault(feature: Feature, schema: Any, file: File) -> Fault | None:
 def _spans(
     episodes: list[Placed], numbers: np.ndarray, frames: np.ndarray, file: File, faults: list[Fault]
 ) -> list[tuple[Placed, int, int]]:
-    """Returns the rows of each episode of a file, and adds a Fault for each that has not the rows it must have.
+    """Returns the rows of each episode of a file. Adds a Fault if they differ from its entry in meta.
 
     numbers, frames [n]: episode_index and frame_index of all rows of the file
     """
@@ -331,7 +334,7 @@ def _column(rows: Any, key: str, info: Info, name: str, faults: list[Fault]) -> 
 
 
 def _check_done(done: np.ndarray, name: str, faults: list[Fault]) -> None:
-    """Adds a Fault if an episode goes on after its end. A success that lasts until the end is no such case."""
+    """Adds a Fault if rows follow the end of an episode. next.done may stay true from a success until the last row."""
     ended = np.flatnonzero((done[:-1] != 0) & (done[1:] == 0))
     if len(ended):
         faults.append(Fault(name, "ends the episode, which has rows after it", int(ended[0]), DONE))

@@ -37,7 +37,7 @@ class Feature(NamedTuple):
     """A feature of info.json.
 
     key: its name there | dtype: "video", "image", a numpy dtype such as "float32", or "string"
-    shape: of a row; of pictures [H, W, C] | depth: whether it is a map of depth
+    shape: of a row; of pictures [H, W, C] | depth: whether it is a depth map
     """
 
     key: str
@@ -204,7 +204,7 @@ def _filled(info: Info, name: str, values: Mapping[str, int | str]) -> File:
         return f"{value:0{width}d}" if width else str(value)
 
     if set(_FIELD.sub("", template)) & {"{", "}"}:
-        raise UserError(f"{info.root / INFO}: {name} is no template of a path: {template[:100]!r}")
+        raise UserError(f"{info.root / INFO}: {name} is not a template of a path: {template[:100]!r}")
     relative = _FIELD.sub(fill, template)
     return File(relative, inside(info.root, relative))
 
@@ -246,7 +246,7 @@ def _files(info: Info) -> Iterator[tuple[Placed, int | None]]:
         seconds = {key: column_values(table.column(key), name, key, "fiu").astype(np.float64) for key in times}
         for key, values in (*columns.items(), *seconds.items()):
             if not ((values >= 0) & (values < 1 << 40)).all():
-                raise UserError(f"{name}: {key} has values that are no counts or times")
+                raise UserError(f"{name}: {key} has values that are not counts or times")
         for row in range(table.num_rows):
             own = {key: int(values[row]) for key, values in columns.items()}
             yield _placed(info, films, own, {key: float(values[row]) for key, values in seconds.items()}, name)

@@ -25,7 +25,7 @@ class File(NamedTuple):
 
 
 def check_there(file: File) -> None:
-    """Raises UserError if a file is missing, is no regular file, or is only a pointer of Git LFS."""
+    """Raises UserError if a file is missing, is not a regular file, or is only a pointer of Git LFS."""
     if not file.path.is_file():
         raise UserError(f"{file.name} {'is not a regular file' if file.path.exists() else 'is missing'}")
     try:
@@ -69,7 +69,10 @@ def column_values(column: Any, name: str, key: str, kinds: str) -> np.ndarray:
 
 
 class Parquet:
-    """An open file of parquet, which must be closed. Its rows are read in order. Raises UserError if it cannot be."""
+    """An open file of parquet, which must be closed. Its rows are read in order.
+
+    All methods raise UserError if the file is missing or damaged.
+    """
 
     def __init__(self, file: File):
         with extra():
@@ -88,7 +91,7 @@ class Parquet:
         self._opened.close()
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises UserError if a column is missing, or is there twice."""
+        """Raises UserError if a column is missing or occurs twice."""
         for key in columns:
             count = self.schema.names.count(key)
             if count != 1:
@@ -152,7 +155,7 @@ def leaf_of(kind: Any) -> tuple[Any, list[int]]:
 
 
 def as_array(column: Any) -> np.ndarray:
-    """Returns a column of numbers, or of lists of the same length of them, as an array [n, ..].
+    """Returns a column of numbers, or of lists of numbers with equal lengths, as an array [n, ..].
 
     Raises UserError if a value is missing, or if lists have different lengths.
     """
@@ -189,7 +192,7 @@ def as_pictures(column: Any, shape: tuple[int, int, int]) -> np.ndarray:
     for row, value in enumerate(column.to_pylist()):
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise UserError(f"row {row} has no picture embedded; only pictures inside of the table are read")
+            raise UserError(f"row {row} has no picture embedded; only pictures inside the table are read")
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 if image.size != (shape[1], shape[0]):
@@ -197,5 +200,5 @@ def as_pictures(column: Any, shape: tuple[int, int, int]) -> np.ndarray:
                                     f"{shape[0]} x {shape[1]}")  # fmt: skip
                 frames[row] = np.asarray(image.convert("RGB" if shape[2] == 3 else "L")).reshape(shape)
         except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"row {row} is no whole PNG or JPEG: {reason(error)}") from error
+            raise UserError(f"row {row} is not a whole PNG or JPEG: {reason(error)}") from error
     return frames

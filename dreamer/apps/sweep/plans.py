@@ -163,12 +163,15 @@ def env_steps_of(ready: Plan) -> dict[str, int]:
 
 
 def is_open(root: Path, known: Known, trial: str, lengths: dict[str, int]) -> bool:
+    """Returns whether a trial is neither done nor failed. lengths {trial: the length of its run}"""
     return state.standing(root, known, trial, lengths[trial]) not in state.SETTLED
 
 
 def few(names: Sequence[str], most: int = 5) -> str:
+    """Returns names in words: the first `most` of them, and how many more there are."""
     return ", ".join([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 def say(line: str) -> None:
+    """Prints a line after the time of day."""
     print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)

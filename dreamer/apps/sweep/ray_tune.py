@@ -1,8 +1,8 @@
 """Runs the programs of a sweep on a Ray cluster, as trials of Ray Tune. Imports no jax.
 
-The directory of the sweep records the status of all trials, so each start makes a new Tune experiment of those that are
-not done. `Tuner.restore` would know less: Tune keeps no rungs and no scores of its schedulers, and does not see what
-was trained without Ray in between. Nothing reads the files that Tune writes, in SWEEP/ray/tune.
+The directory of the sweep records the status of all trials. Each start makes a new Tune experiment from the unfinished
+trials. `Tuner.restore` would know less: Tune does not save the rungs and scores of its schedulers, and does not see
+what was trained without Ray in between. Nothing reads the files that Tune writes to SWEEP/ray/tune.
 """
 
 from __future__ import annotations

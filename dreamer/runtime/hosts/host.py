@@ -24,6 +24,7 @@ from dreamer.runtime.run.process import Place
 from dreamer.runtime.run.stopping import Stopped
 
 T = TypeVar("T")
+NOTICED = 2.0  # seconds within which a lost connection to another process is noticed
 EXIT = 2  # the exit code of a process that ends because of another one, as of any UserError
 
 
@@ -102,7 +103,7 @@ class Host:
         if self.agreed or self.failed:
             return
         self.failed = True
-        time.sleep(2.0)  # a lost connection ends this process here, with the name of the other one
+        time.sleep(NOTICED)  # a lost connection ends this process here, with the name of the other one
         with self._ends:
             self._link.leave(outcome(error).get("error") or "was stopped before the run began")
         distributed.abandon(EXIT)
