@@ -60,7 +60,7 @@ def test_the_program_of_all_makes_the_updates_of_each(together, atol, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize(("together", "atol"), [(1, 0.0), (4, 1e-5)])
 def test_members_of_different_hyper_stay_near_each_alone_over_a_hundred_updates(together, atol, monkeypatch):
-    """The tolerance, of the largest parameter, holds after one update; the test prints how the difference grows."""
+    """Within a share of the largest parameter. The test prints how the difference grows."""
     monkeypatch.setattr(jax, "jit", tiny.jit)
     agent, mesh, batch = tiny.make_agent("vector"), make_mesh(jax.devices()[:1]), batch_of(0)
     update = programs.jit_update(agent, mesh)
@@ -75,9 +75,9 @@ def test_members_of_different_hyper_stay_near_each_alone_over_a_hundred_updates(
         states.update([batch] * 4)
         if number in (1, 10, 30, 100):
             differences[number] = max(apart(states.state(n), alone[n]) for n in range(4))
-    print(f"{together} at a time, difference / largest parameter after updates: {differences}")
-    assert differences[1] <= atol and np.isfinite(differences[100])
-    assert together > 1 or differences[100] == 0
+    moved = min(apart(state, begun(n)) for n, state in enumerate(alone))
+    print(f"{together} at a time, difference / largest parameter after updates: {differences}; moved by {moved:.2g}")
+    assert max(differences.values()) <= atol and moved > 1e-2
 
 
 def with_rate(state: TrainState, rate: float) -> TrainState:
