@@ -75,14 +75,18 @@ def trials(args: argparse.Namespace) -> None:
         folder = Path(made)
         cache, warm = folder / "compiled", folder / "warm"
         warm.mkdir()
+        filled: set[int] = set()  # the members of the programs that the cache holds
         for size in args.sizes:
             file = write_sweep(folder, args.preset, size, env=args.env, env_steps=args.env_steps)
-            short = write_sweep(warm, args.preset, size, env=args.env, env_steps=args.warm_up)
             for way, words in WAYS.items():
                 if size == 1 and way != "packed":
                     continue
                 name = way.replace(" ", "_")
-                timed(["sweep", str(short), "--run-dir", str(warm / f"{size}{name}"), *words], cache)
+                members = size if way == "packed" else 1
+                if members not in filled:
+                    filled.add(members)
+                    short = write_sweep(warm, args.preset, members, env=args.env, env_steps=args.warm_up)
+                    timed(["sweep", str(short), "--run-dir", str(warm / f"{size}{name}"), *words], cache)
                 took = timed(["sweep", str(file), "--run-dir", str(folder / f"{size}{name}"), *words], cache)
                 print(f"{size:3} trials, {way:20} {took.wall:7.1f} s, processor {took.processor:7.1f} s", flush=True)
 
