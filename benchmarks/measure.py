@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 SPECS = {
     "proprio": Spec({"vector": Space((24,), "float32")}, Action(continuous=6)),
     "image": Spec({"image": Space((64, 64, 3), "uint8")}, Action((18,))),
+    "shapes": Spec({"image": Space((50, 50, 3), "uint8")}, Action((20,))),
 }
 
 

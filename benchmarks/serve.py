@@ -9,7 +9,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that select what is measured; train_step shares them."""
     parser.add_argument("--size", default="size1m", help="a preset experiments/SIZE.yaml")
-    parser.add_argument("--obs", choices=("proprio", "image"), default="proprio")
+    parser.add_argument("--obs", choices=("proprio", "image", "shapes"), default="proprio")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 64), metavar=("SEQUENCES", "ROWS"))
     parser.add_argument("--warmup", type=int, default=3)

@@ -3,6 +3,7 @@
     python -m benchmarks.train_step --size size12m --obs image --json row.json
     python -m benchmarks.train_step --runs size1m:proprio:bfloat16 size12m:image:bfloat16 --json rows.json
     python -m benchmarks.train_step --size size12m --obs image --compare dreamerv3=/path/to/checkout
+    python -m benchmarks.train_step --size cswm --obs shapes --batch 1024 1 --no-policy --compare cswm=/path/to/checkout
     python -m benchmarks.train_step --size size12m --obs image --profile trace_dir
 
 The data are synthetic, a batch is 16 x 64 with one context row, and the default --dtype is float32. Operations are

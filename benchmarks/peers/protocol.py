@@ -11,16 +11,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The arguments of every adapter: the checkout, what is measured, and how."""
+def arguments(obs: Sequence[str] = ("proprio", "image")) -> argparse.ArgumentParser:
+    """The arguments of every adapter: the checkout, what is measured, and how. obs: what it can measure"""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkout", required=True)
     parser.add_argument("--size", default="size1m")
-    parser.add_argument("--obs", choices=("image", "proprio"), default="proprio")
+    parser.add_argument("--obs", choices=obs, default=obs[0])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
     parser.add_argument("--warmup", type=int, default=3)
