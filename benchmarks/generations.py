@@ -62,13 +62,10 @@ def main() -> None:
     time_steps(subject.step, 3)  # V, M, and the first generation
     times = [ms / 1e3 for ms in time_steps(subject.step, args.generations)]
     dream = statistics.median(times)
-    print(
-        f"{args.preset}: population {behavior.population} x {behavior.rollouts} rollouts x {behavior.dream_length} steps"
-    )
-    print(
-        f"dream: {dream:.2f} s a generation ({min(times):.2f} to {max(times):.2f}), {60 / dream:.2f} a minute",
-        flush=True,
-    )
+    trials = f"population {behavior.population} x {behavior.rollouts} rollouts x {behavior.dream_length} steps"
+    print(f"{args.preset}: {trials} on {cores} cores")
+    spread = f"{min(times):.2f} to {max(times):.2f}"
+    print(f"dream: {dream:.2f} s a generation ({spread}), {60 / dream:.2f} a minute", flush=True)
 
     acts = measure.policy_times(subject, cores)[f"policy{cores}_ms_median"] / 1e3 / cores
     step = seconds_of_a_step(config, spec, cores, args.seconds)

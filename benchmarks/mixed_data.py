@@ -52,9 +52,8 @@ def main() -> None:
     for name, (episodes, act) in ways.items():
         returns = [play(env, act, seed + number) for number in range(episodes)]
         seed += episodes
-        print(
-            f"{name}: {episodes} episodes, return {np.mean(returns):.1f} ({np.std(returns):.1f}), best {max(returns):.1f}"
-        )
+        mean, deviation = np.mean(returns), np.std(returns)
+        print(f"{name}: {episodes} episodes, return {mean:.1f} ({deviation:.1f}), best {max(returns):.1f}")
     env.create_dataset(args.name, algorithm_name="a trained agent and random actions")
 
 
