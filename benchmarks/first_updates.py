@@ -1,6 +1,6 @@
 """Draws the first updates of runs side by side: the entropy of the actions and the spread of the advantages.
 
-python benchmarks/first_updates.py experiments/results/first_updates/cheetah_run.csv --out first_updates.png
+    python benchmarks/first_updates.py experiments/results/first_updates/cheetah_run.csv --out first_updates.png
 """
 
 from __future__ import annotations

@@ -32,13 +32,19 @@ def seconds_of_a_step(config: Config, spec: Spec, envs: int, seconds: float) -> 
     """Seconds that one step of one environment takes while `envs` processes step side by side with random actions."""
     workers = WorkersConfig("processes", envs=envs)
     with make_workers(workers, config.env, config.env_options) as crew:
-        rng, made, began = np.random.default_rng(0), 0, 0.0
-        while not began or time.perf_counter() - began < seconds:
+        rng = np.random.default_rng(0)
+
+        def turn() -> int:
             ready = crew.receive(1, 1.0)
             crew.send(ready.streams, random_actions(spec.action, rng, len(ready.streams)))
-            made += len(ready.streams) if began else 0
-            if not began and (made := made + len(ready.streams)) > 20 * envs:  # the first rows are resets
-                made, began = 0, time.perf_counter()
+            return len(ready.streams)
+
+        made = 0
+        while made < 20 * envs:  # the first rows are resets
+            made += turn()
+        made, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            made += turn()
         return (time.perf_counter() - began) / made
 
 

@@ -72,7 +72,8 @@ def launches(text: str) -> list[Launch]:
 
 
 def compile_for(args: argparse.Namespace, target: str = H100) -> str:
-    """Compiles the update selected by the arguments of `serve` and returns its text. Raises ImportError without CUDA."""
+    """Compiles the update selected by the arguments of `serve` and returns its text. Raises ImportError without CUDA.
+    """
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies

@@ -73,7 +73,8 @@ def main() -> int:
 
 
 def watch(process: subprocess.Popen, run_dir: Path, minutes: float, every: float) -> list[tuple[float, ...]]:
-    """Measures (seconds, rows held, MB resident, MB in rows/, MB of the run, MB of the trainer) every `every` seconds."""
+    """Measures (seconds, rows held, MB resident, MB in rows/, MB of the run, MB of the trainer) every `every` seconds.
+    """
     rows, start = [], time.monotonic()
     while (now := time.monotonic() - start) < 60 * minutes and process.poll() is None:
         held = 0.0
