@@ -5,7 +5,7 @@ evaluation gives gain * steps, summed over what the trial has trained; the gain 
 descent gave it.
 
     gain below 5: waits after its first evaluation, until it is stopped | 13: fails
-    17: is killed once | 19: kills the worker of Ray once
+    17: is killed once | 19: kills the worker of Ray once | 21: waits once, until its node is killed
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def train(root: Path, known: Known, trial: str, every: int, length: int, until: 
             first = len((run_dir / "starts").read_text().split()) == 1
             if gain in (17, 19) and first:
                 os.kill(os.getpid() if gain == 17 else os.getppid(), signal.SIGKILL)
-            if (gain < 5 and not until) or (gain == 19 and first):
+            if (gain < 5 and not until) or (gain in (19, 21) and first):
                 signal.pause()  # until SIGTERM, also from the kernel when the worker is gone
             if until and steps >= until:
                 return 0

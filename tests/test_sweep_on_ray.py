@@ -144,9 +144,9 @@ def test_tpe_suggests_values_that_are_recorded_and_nothing_is_run_twice(tmp_path
 
 
 @contextlib.contextmanager
-def launched(tmp_path: Path, axes: dict) -> Iterator[subprocess.Popen]:
-    """Starts a sweep in a process and a cluster of its own."""
-    words = [sys.executable, str(ROOT / "tests" / "quick_sweep.py"), *command(tmp_path, axes, "--jobs", "2")]
+def launched(tmp_path: Path, axes: dict, *more: str) -> Iterator[subprocess.Popen]:
+    """Starts a sweep in a process and, unless `more` has an address, in a cluster of its own."""
+    words = [sys.executable, str(ROOT / "tests" / "quick_sweep.py"), *command(tmp_path, axes, *more)]
     folder = tmp_path / "t"
     folder.mkdir(exist_ok=True)
     own = {**os.environ, "TMPDIR": str(folder)}
@@ -178,12 +178,12 @@ def test_a_killed_launcher_goes_on_and_a_stopped_one_leaves_nothing_behind():
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as short:  # sockets have short paths
         tmp_path = Path(short)
         root, axes = tmp_path / "sweep", {GAIN: [9, 2]}
-        with launched(tmp_path, axes) as process:
+        with launched(tmp_path, axes, "--jobs", "2") as process:
             wait_for(lambda: set(starts(root)) == {"entropy=9", "entropy=2"}, process)
             process.kill()
         wait_for(lambda: not processes_of(short))
         assert list((tmp_path / "t").glob("dreamer-ray-*"))
-        with launched(tmp_path, axes) as process:
+        with launched(tmp_path, axes, "--jobs", "2") as process:
             wait_for(lambda: starts(root)["entropy=2"] == 2, process)
             process.send_signal(signal.SIGTERM)
             process.wait(600)
@@ -193,3 +193,23 @@ def test_a_killed_launcher_goes_on_and_a_stopped_one_leaves_nothing_behind():
         wait_for(lambda: not processes_of(short))
         assert not list((tmp_path / "t").glob("dreamer-ray-*")) and not (root / "ray" / "session.json").exists()
         assert shared_memory() <= memory
+
+
+@pytest.mark.slow
+def test_a_program_whose_node_is_killed_goes_on_on_another(tmp_path):
+    """The head of the cluster runs no programs. Killing a node kills its raylet, and with it the workers of Ray."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        root = tmp_path / "sweep"
+        with launched(tmp_path, {GAIN: [21, 9]}, "--ray.address", cluster.address) as process:
+            wait_for(lambda: "entropy=21" in starts(root), process)
+            cluster.add_node(num_cpus=1)
+            cluster.remove_node(node, allow_graceful=False)
+            wait_for(lambda: starts(root)["entropy=21"] == 2, process)
+            assert process.wait(600) == 0, (tmp_path / "log").read_text()
+        assert starts(root) == {"entropy=21": 2, "entropy=9": 1}
+        assert set(standings(root).values()) == {"done"}
+    finally:
+        cluster.shutdown()
