@@ -281,7 +281,7 @@ def test_no_device_memory_to_compile_saves_the_state(capsys, failing, preset, ru
     line = error_line(capsys, "train", preset(run))
     for part in (
         "no device memory left for compiling the update", "the train state takes", "replay.batch_size (2)",
-        "replay.batch_length (8)", "agent.behavior.imagine_length", "agent.world_model", "devices.fsdp (1)",
+        "replay.batch_length (8)", "agent.behavior.imagine_length (", "agent.world_model", "devices.fsdp (1)",
         "allocate 17179869184 bytes",
     ):  # fmt: skip
         assert part in line, line

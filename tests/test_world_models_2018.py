@@ -357,3 +357,12 @@ def saved(folder: pathlib.Path, form) -> dict[str, bytes]:
         state, _ = checkpoints.restore(form)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): tiny_runs.bits(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(("env", "doing"), [("probes:pixel", "compiling the update"), ("jax_probes:pixel", "the loop")])
+def test_a_population_larger_than_the_memory_is_refused_before_an_update(tmp_path, monkeypatch, env, doing):
+    monkeypatch.setattr("dreamer.runtime.devices.errors.free_memory", lambda device: 10_000)
+    changes = {"env": env, "run_dir": str(tmp_path / "run"), "lockstep": False}
+    refused = rf"no device memory left for .*{doing}.*behavior.population \(4\).*0.0 MB are free"
+    with pytest.raises(UserError, match=refused):
+        dreamer.train(dreamer.load_config(overrides={**RUN, **changes}))

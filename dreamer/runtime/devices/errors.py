@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from dreamer.errors import UserError
+from dreamer.runtime.devices.memory import free_memory
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "Ran out of memory")
 GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION")
@@ -17,13 +18,14 @@ GONE = ("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", 
 
 @contextlib.contextmanager
 def as_user_errors(
-    doing: str, *, batch: tuple[int, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
+    doing: str, *, sizes: Mapping[str, int], fsdp: int, state: Any, program: Any, devices: Sequence[Any]
 ) -> Iterator[None]:
     """A context manager that turns errors of a device that is out of memory or lost into a UserError.
 
     Other errors pass through. The arguments are only used in the text of the UserError.
     doing: what the caller does in this context, such as "compiling the update"
-    batch: (replay.batch_size, replay.batch_length) | fsdp: the config field devices.fsdp | state: the train state
+    sizes: the config fields on which the memory of an update depends, with their values
+    fsdp: the config field devices.fsdp | state: the train state
     program: the compiled update, or None | devices: the devices that learn
     """
     try:
@@ -33,9 +35,9 @@ def as_user_errors(
         reason = (text.strip().splitlines() or [type(error).__name__])[0][:300]
         if full(error):
             numbers = ", ".join(memory(state, program, devices))
+            fields = ", ".join(f"{name} ({value:,})" for name, value in sizes.items())
             raise UserError(
-                f"no device memory left for {doing} ({numbers}): lower replay.batch_size ({batch[0]}), "
-                f"replay.batch_length ({batch[1]}), agent.behavior.imagine_length or the sizes of agent.world_model "
+                f"no device memory left for {doing} ({numbers}): lower {fields} or the sizes of agent.world_model "
                 f"(a smaller experiments/size*.yaml), raise devices.fsdp ({fsdp}), or leave replay.on_device off; the "
                 f"device reported: {reason}"
             ) from error
@@ -45,6 +47,17 @@ def as_user_errors(
                 f"and with a lower devices.count if the device stays lost; it reported: {reason}"
             ) from error
         raise
+
+
+def check_room(program: Any, devices: Sequence[Any]) -> None:
+    """Raises JaxRuntimeError, as a device does, if the temporary arrays of a program are larger than its free memory.
+
+    A CPU would grant the memory, and the system would kill the process later. program: compiled
+    """
+    analysis = program.memory_analysis()
+    needed, free = analysis.temp_size_in_bytes if analysis else 0, min(map(free_memory, devices))
+    if needed > free:
+        raise jax.errors.JaxRuntimeError(f"{FULL[0]}: the program needs {_gb(needed)}, and {_gb(free)} are free")
 
 
 def full(error: jax.errors.JaxRuntimeError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -58,12 +58,13 @@ class Learner:
 
     def __init__(
         self, agent: Agent, spec: Spec, *, seed: int, batch_size: int, lockstep: bool, config: Config | None = None,
-        mesh: Mesh | None = None, part: PolicyPart | None = None,
+        mesh: Mesh | None = None, part: PolicyPart | None = None, sizes: Mapping[str, int] | None = None,
     ):  # fmt: skip
         """batch_size: the batch size of all processes together. config: the devices to use; None: all devices.
 
         mesh: the devices to use instead of those of the config
         part: that of another Learner with the same agent; None: finds it out.
+        sizes: the config fields on which the memory of an update depends, with their values, for errors.
         Raises UserError if devices are missing, or if the batch or the state cannot be split over them.
         """
         self.mesh = mesh or configured_mesh(config or Config(), batch_size)
@@ -79,7 +80,7 @@ class Learner:
         self._update: Any = programs.jit_update(agent, self.mesh)
         self._updates: Any = programs.jit_updates(agent, self.mesh)  # compiled only if it is used
         self._report = programs.jit_report(agent)
-        self._batch_size, self._batch_length = batch_size, 0
+        self._sizes = sizes or {"replay.batch_size": batch_size}
         self._lockstep = lockstep
         self._snapshots = (self._copy(), self._copy())
         self._held: Callable[[], TrainState | None] | None = None
@@ -121,16 +122,16 @@ class Learner:
     def compile_several(self, batches: Sequence[Batch]) -> None:
         """Compiles `step_several` for this number of batches of these shapes, without running it."""
         placed = [self.place(batch) for batch in batches]
-        self._batch_length = batches[0].reward.shape[1] - bool(batches[0].latent)
         with self.as_user_errors(f"compiling {_several(batches)}"):
             self._updates = self._updates.lower(self.state, placed).compile()
+            device_errors.check_room(self._updates, own(self.mesh))
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without running it."""
         batch = self.place(batch)
-        self._batch_length = batch.reward.shape[1] - bool(batch.latent)
         with self.as_user_errors("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
+            device_errors.check_room(self._update, own(self.mesh))
 
     def fetch(self, update: Pending) -> Update:
         """Waits for an update and returns its result as numpy arrays.
@@ -224,8 +225,8 @@ class Learner:
         doing: what happens in the context, in the words of the error, such as "an update".
         """
         return device_errors.as_user_errors(
-            doing, batch=(self._batch_size, self._batch_length), fsdp=self.mesh.shape["fsdp"], state=self.state,
-            program=self._update, devices=own(self.mesh),
+            doing, sizes=self._sizes, fsdp=self.mesh.shape["fsdp"], state=self.state, program=self._update,
+            devices=own(self.mesh),
         )  # fmt: skip
 
     def _cast(self, batch: Batch) -> Batch:

@@ -79,7 +79,7 @@ def assemble(decision: Decision, session: Session, shared: Shared | None) -> Bui
     way, line = ways.choose(config, workers.backend, platforms, room)
     learner = Learner(
         agent, workers.spec, seed=config.seed, batch_size=config.replay.batch_size, lockstep=way != "thread",
-        mesh=mesh, part=shared.part if shared else None,
+        mesh=mesh, part=shared.part if shared else None, sizes=_sizes(config),
     )  # fmt: skip
     batch_rows = config.replay.batch_size * (config.replay.context + config.replay.batch_length)
     several = calls.choose(
@@ -99,6 +99,13 @@ def assemble(decision: Decision, session: Session, shared: Shared | None) -> Bui
         learner.load(taken.state, 0)
         session.display.header(taken.lines)
     return built
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    """Returns the config fields on which the memory of an update depends, with their values."""
+    behavior = {name: getattr(config.agent.behavior, name, 0) for name in ("imagine_length", "population", "rollouts")}
+    sizes = {"replay.batch_size": config.replay.batch_size, "replay.batch_length": config.replay.batch_length}
+    return sizes | {f"agent.behavior.{name}": value for name, value in behavior.items() if value}
 
 
 def _make_environments(decision: Decision, own: Config, session: Session) -> tuple[Environments, Datasets | None]:
