@@ -148,6 +148,16 @@ def test_a_group_is_named_by_what_differs(here):
     assert names == {"learning_rate=0.0003": 3, "learning_rate=4e-05": 3}
 
 
+def test_other_behaviors_are_named_by_their_name_and_not_by_all_their_settings(here):
+    three_seeds(here / "clone", **{"agent.behavior.name": "cloning"})
+    three_seeds(here / "plain")
+    three_seeds(here / "careful", **{"agent.behavior.penalty": 10})
+    task = one_task(*runs.find_runs("."))
+    assert {group.name for group in task.groups} == {
+        "behavior.name=cloning", "penalty=0, behavior.name=actor_critic", "penalty=10, behavior.name=actor_critic",
+    }  # fmt: skip
+
+
 def test_a_run_alone_is_called_by_its_name(here):
     write_run(here / "runs" / "mine")
     assert [group.name for group in one_task("runs/mine").groups] == ["mine"]

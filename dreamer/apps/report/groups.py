@@ -110,15 +110,21 @@ def group_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
-    """Returns the keys of the settings that differ within a task. The key that splits the runs most evenly is first."""
+    """Returns the keys of the settings that differ within a task. The key that splits the runs most evenly is first.
+
+    A setting that only some of the runs have counts if it differs among these. Otherwise the name of the world model or
+    behavior that it belongs to says enough.
+    """
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(_task_key(run), []).append(run)
     most_common: dict[str, int] = {}
     for members in by_task.values():
+        known = [settings(run.config) for run in members]
         for key, values in differences(members).items():
-            count = Counter(map(show, values)).most_common(1)[0][1]
-            most_common[key] = most_common.get(key, 0) + count
+            if len({show(one[key]) for one in known if key in one}) > 1:
+                count = Counter(map(show, values)).most_common(1)[0][1]
+                most_common[key] = most_common.get(key, 0) + count
     return sorted(most_common, key=most_common.__getitem__)
 
 
