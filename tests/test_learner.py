@@ -191,3 +191,13 @@ def test_memory_reports_the_known_facts():
     expected = ["the train state takes 1.0 MB", "the update 2.5 GB in addition", "the device has 80.0 GB"]
     assert device_errors.memory(state, program, [device]) == expected
     assert device_errors.memory(state, jax.jit(lambda x: x), jax.devices()) == expected[:1]
+
+
+def test_a_program_larger_than_the_free_memory_is_refused_as_a_device_would():
+    program = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=2.5e9))
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 3e9, "bytes_in_use": 1e9})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="needs 2.5 GB, and 2.0 GB are free") as caught:
+        device_errors.check_fits(program, [device])
+    assert device_errors.full(caught.value)
+    device.memory_stats = lambda: {"bytes_limit": 3e9, "bytes_in_use": 5e8}
+    device_errors.check_fits(program, [device])

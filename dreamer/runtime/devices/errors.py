@@ -49,7 +49,7 @@ def as_user_errors(
         raise
 
 
-def check_room(program: Any, devices: Sequence[Any]) -> None:
+def check_fits(program: Any, devices: Sequence[Any]) -> None:
     """Raises JaxRuntimeError, as a device does, if the temporary arrays of a program are larger than its free memory.
 
     A CPU would grant the memory, and the system would kill the process later. program: compiled

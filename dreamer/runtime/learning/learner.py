@@ -124,14 +124,14 @@ class Learner:
         placed = [self.place(batch) for batch in batches]
         with self.as_user_errors(f"compiling {_several(batches)}"):
             self._updates = self._updates.lower(self.state, placed).compile()
-            device_errors.check_room(self._updates, own(self.mesh))
+            device_errors.check_fits(self._updates, own(self.mesh))
 
     def compile(self, batch: Batch) -> None:
         """Compiles the update for batches of this shape, without running it."""
         batch = self.place(batch)
         with self.as_user_errors("compiling the update"):
             self._update = self._update.lower(self.state, batch).compile()
-            device_errors.check_room(self._update, own(self.mesh))
+            device_errors.check_fits(self._update, own(self.mesh))
 
     def fetch(self, update: Pending) -> Update:
         """Waits for an update and returns its result as numpy arrays.

@@ -45,7 +45,7 @@ class OnDevice:
         owners, loop = self.moving.owners, self.moving.take()
         with owners.learner.as_user_errors("compiling the loop on the device"):
             program = self._programs.run.lower(loop, jnp.int32(1)).compile()
-            device_errors.check_room(program, own(owners.learner.mesh))
+            device_errors.check_fits(program, own(owners.learner.mesh))
         guard = functools.partial(owners.learner.as_user_errors, "the loop on the device")
         pipeline = self._pipeline = Pipeline(
             loop, program, self._programs.newest, self.moving.plan.sizes.rows, Pace(owners.replay), guard,
