@@ -33,6 +33,7 @@ def play(env: gymnasium.Env, act: Act, seed: int) -> float:
 
 
 def main() -> None:
+    """Records both kinds of episodes, and prints the returns of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run of the trained agent")
     parser.add_argument("--env", required=True)
