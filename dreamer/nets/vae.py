@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer.nets.layers import Linear
+from dreamer.nets.strided import StridedConv, StridedConvTranspose
 
 Array = jax.Array
 SIDE = 64  # pixels: the only size that the kernels below bring back
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
     def __call__(self, image: Array) -> tuple[Array, Array]:
         x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype)
         for i, channels in enumerate(self.channels):
-            x = nn.relu(nn.Conv(channels, (4, 4), 2, "VALID", dtype=self.dtype, name=f"conv{i}")(x))
+            x = nn.relu(StridedConv(channels, 4, 2, self.dtype, name=f"conv{i}")(x))
         x = x.reshape(*image.shape[:-3], -1)
         mean, log_var = (Linear(self.size, dtype=self.dtype, name=name)(x) for name in ("mean", "log_var"))
         return mean.astype(jnp.float32), log_var.astype(jnp.float32)
@@ -52,9 +53,7 @@ class Decoder(nn.Module):
         x = x.reshape(-1, 1, 1, 4 * last)
         for i, (channels, kernel) in enumerate(zip((*inner[::-1], self.images), KERNELS, strict=True)):
             x = x if i == 0 else nn.relu(x)
-            x = nn.ConvTranspose(
-                channels, (kernel, kernel), (2, 2), "VALID", dtype=self.dtype, transpose_kernel=True, name=f"conv{i}"
-            )(x)
+            x = StridedConvTranspose(channels, kernel, 2, self.dtype, name=f"conv{i}")(x)
         return nn.sigmoid(x.astype(jnp.float32)).reshape(*z.shape[:-1], *x.shape[-3:])
 
 
