@@ -8,21 +8,20 @@ import pytest
 
 from dreamer.nets.strided import StridedConv, StridedConvTranspose
 
+
+def transposed(kernel, stride):
+    return nn.ConvTranspose(4, (kernel, kernel), (stride, stride), "VALID", transpose_kernel=True)
+
+
 PAIRS = {
     "conv 4 stride 2, odd side": (StridedConv(7, 4, 2), nn.Conv(7, (4, 4), 2, "VALID"), (2, 15, 9, 3)),
     "conv 4 stride 2, even side": (StridedConv(7, 4, 2), nn.Conv(7, (4, 4), 2, "VALID"), (2, 8, 14, 3)),
     "conv 5 stride 5": (StridedConv(3, 5, 5), nn.Conv(3, (5, 5), 5, "VALID"), (2, 12, 20, 2)),
     "conv 6 stride 2": (StridedConv(3, 6, 2), nn.Conv(3, (6, 6), 2, "VALID"), (1, 11, 10, 2)),
-    "transposed 5 stride 2": (
-        StridedConvTranspose(4, 5, 2), nn.ConvTranspose(4, (5, 5), (2, 2), "VALID", transpose_kernel=True), (2, 3, 5, 6),
-    ),
-    "transposed 6 stride 2": (
-        StridedConvTranspose(4, 6, 2), nn.ConvTranspose(4, (6, 6), (2, 2), "VALID", transpose_kernel=True), (2, 1, 4, 6),
-    ),
-    "transposed 3 stride 3": (
-        StridedConvTranspose(4, 3, 3), nn.ConvTranspose(4, (3, 3), (3, 3), "VALID", transpose_kernel=True), (2, 2, 4, 6),
-    ),
-}  # fmt: skip
+    "transposed 5 stride 2": (StridedConvTranspose(4, 5, 2), transposed(5, 2), (2, 3, 5, 6)),
+    "transposed 6 stride 2": (StridedConvTranspose(4, 6, 2), transposed(6, 2), (2, 1, 4, 6)),
+    "transposed 3 stride 3": (StridedConvTranspose(4, 3, 3), transposed(3, 3), (2, 2, 4, 6)),
+}
 
 
 @pytest.mark.parametrize("ours, flax, shape", PAIRS.values(), ids=PAIRS)
