@@ -36,10 +36,10 @@ class Config:
 
     name: str = "vae_mdn_rnn"
     "module in dreamer.world_models, or a dotted module of your own"
-    vae_updates: Annotated[int, at_least(1)] = 10_000
-    "updates that train the autoencoder V; they come first"
-    rnn_updates: Annotated[int, at_least(1)] = 4_000
-    "updates that train the recurrent network M; they follow, and after them the world model is frozen"
+    vae_updates: Annotated[int, at_least(0)] = 10_000
+    "updates that train the autoencoder V; they come first; 0 = V stays as it is, for example as init_from gives it"
+    rnn_updates: Annotated[int, at_least(0)] = 4_000
+    "updates that train the recurrent network M; they follow, and after them the world model is frozen; 0 = none"
     size: Annotated[int, at_least(1)] = 32
     "Z, width of the code z of an image"
     channels: Annotated[tuple[int, ...], at_least(1)] = (32, 64, 128, 256)
@@ -101,13 +101,17 @@ def make_nets(config: Config, space: Space, dtype: Any) -> Nets:
 def complete(agent: Any) -> Any:
     """Returns the agent's Config with each part trained in its phase: see `agent.make`.
 
-    V's and M's optimizers get their `start` and `stop`. A behavior with a `start` of 0 starts when M has learned.
+    V's and M's optimizers get their `start` and `stop`; that of a part without updates gets a learning rate of 0.
+    A behavior with a `start` of 0 starts when M has learned.
     """
     own, given = agent.world_model, agent.optimizers
     ends = (own.vae_updates, own.vae_updates + own.rnn_updates)
-    phases = {"world_model/vae": {"stop": ends[0]}, "world_model/rnn": {"start": ends[0], "stop": ends[1]}}
-    for prefix, times in phases.items():
-        if clash := sorted(set(times) & set(given.get(prefix, {}))):
+    phases: dict[str, dict[str, Any]] = {
+        "world_model/vae": {"stop": ends[0]} if own.vae_updates else {"learning_rate": 0.0},
+        "world_model/rnn": {"start": ends[0], "stop": ends[1]} if own.rnn_updates else {"learning_rate": 0.0},
+    }
+    for prefix in phases:
+        if clash := sorted({"start", "stop"} & set(given.get(prefix, {}))):
             raise UserError(f"optimizers.{prefix}.{clash[0]} follows from world_model.vae_updates and rnn_updates")
     optimizers = {**given, **{prefix: given.get(prefix, {}) | times for prefix, times in phases.items()}}
     behavior = agent.behavior
