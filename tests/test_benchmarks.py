@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import launches, operations, rounds, table, trace, train_step
+from benchmarks import dreamed_return, launches, operations, rounds, table, trace, train_step
 from benchmarks.peers import protocol
 
 A, B = jax.ShapeDtypeStruct((4, 5), "float32"), jax.ShapeDtypeStruct((5, 6), "float32")
@@ -236,3 +238,26 @@ def test_launches_count_once_per_trip_and_operations_inside_a_fusion_do_not_coun
         ("fusion", "double", "body", 15), ("custom-call", "gemm", "body", 15), ("copy", "last", "", 1),
     ]  # fmt: skip
     assert found[0].source == "jit(update)/while/body/core/mul" and found[1].result == "(f32[4], s8[8])"
+
+
+def controller_run(path: Path, temperature: float, returns: list[float]) -> Path:
+    path.mkdir()
+    model = {"name": "vae_mdn_rnn", "temperature": temperature}
+    (path / "config.yaml").write_text(json.dumps({"agent": {"world_model": model, "behavior": {"name": "controller"}}}))
+    fitness = [(0, 0, 0, 0, 0.1), (1, 50, 70, 20, 0.2), (2, 80, 90, 60, 0.3)]
+    names = ["evolution/" + name for name in ("generation", "fitness", "fitness_best", "fitness_worst", "std")]
+    lines = [{"env_steps": 9, "updates": 4 + x[0], **dict(zip(names, x, strict=True))} for x in fitness]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "scores.json").write_text(json.dumps({"episodes": [{"return": x} for x in returns]}))
+    return path
+
+
+def test_dreamed_and_real_returns_are_put_side_by_side(tmp_path, monkeypatch, capsys):
+    runs = [controller_run(tmp_path / "hot", 1.15, [100, 300]), controller_run(tmp_path / "cold", 0.5, [40, 60])]
+    monkeypatch.setattr("sys.argv", ["dreamed_return", *map(str, runs), "--random", "30", "--out", str(tmp_path)])
+    dreamed_return.main()
+    lines = (tmp_path / "temperatures.csv").read_text().splitlines()
+    assert lines[1:] == ["0.5,2,80,90,50,10,50,2", "1.15,2,80,90,200,100,200,2"]
+    generations = (tmp_path / "generations.csv").read_text().splitlines()
+    assert generations[1:3] == ["0.5,1,50,70,20,0.2", "0.5,2,80,90,60,0.3"]
+    assert (tmp_path / "temperatures.png").stat().st_size > 0
