@@ -1,7 +1,7 @@
 """Convolutions with strides, and transposed ones, as matrix products: images [N, H, W, C] without padding.
 
-On CPUs, XLA's own gradients of these convolutions are several times slower, and inside a conditional even its forward
-passes are. Parameters have the shapes and the initial values of flax's `Conv` and `ConvTranspose`.
+On CPUs, XLA's own gradients of these convolutions are several times slower, and inside a conditional about 20 times.
+Parameters have the shapes and the initial values of flax's `Conv` and `ConvTranspose`.
 """
 
 from __future__ import annotations
