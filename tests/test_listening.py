@@ -9,6 +9,7 @@ import tiny_runs
 import dreamer
 from dreamer import agent as agents
 from dreamer.errors import UserError
+from dreamer.runtime.run import resume
 from dreamer.runtime.run.ending import RunFailed
 from dreamer.runtime.run.listening import Line, ask
 
@@ -85,6 +86,28 @@ def test_a_callback_stops_a_run_that_can_be_resumed(tmp_path, lockstep, capsys):
     assert f"dreamer eval {run_dir}" in evaluate and f"dreamer report {run_dir}" in report
     assert f"tensorboard --logdir {run_dir}" in board
     assert tiny_runs.lines(run_dir)[-1]["env_steps"] == 64
+
+
+def test_updates_between_two_environment_steps_are_saved(tmp_path):
+    """An evaluation saves first, so a checkpoint with these env_steps exists when the callback stops the run."""
+    seen = []
+
+    def callback(line):
+        seen.append(line)
+        evaluated = [one for one in seen if "eval/return" in one.values]
+        if not evaluated:
+            return "evaluate" if line.updates else None
+        return "stop" if line.updates > evaluated[0].updates else None
+
+    config = tiny_runs.tiny(tmp_path / "run", lockstep=False, replay_ratio=2000, eval__episodes=1)
+    run_dir = dreamer.train(config, callbacks=[callback])
+    evaluation = next(line for line in seen if "eval/return" in line.values)
+    assert evaluation.env_steps == seen[-1].env_steps and evaluation.updates < seen[-1].updates
+    found = resume.find(run_dir)
+    assert found.manifest.updates >= seen[-1].updates
+    assert found.step == seen[-1].env_steps + 1
+    dreamer.train(config, resume="yes", callbacks=[lambda line: seen.append(line) or "stop"])
+    assert seen[-1].updates >= found.manifest.updates
 
 
 def test_a_callback_asks_for_an_evaluation(tmp_path):

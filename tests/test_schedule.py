@@ -30,6 +30,22 @@ def test_rows_count_from_the_first_where_no_checkpoint_was_saved(env_steps, due)
     assert schedule.save_due(Saved(0.0, NEVER), 0.0, env_steps, every=1.0, rows=40) is due
 
 
+@pytest.mark.parametrize(
+    "saved, env_steps, updates, number",
+    [
+        (Saved(0.0, NEVER), 0, 0, 0),
+        (Saved(0.0, 96, 96, 12), 96, 12, None),
+        (Saved(0.0, 96, 96, 12), 98, 12, 98),
+        (Saved(0.0, 96, 96, 12), 96, 13, 97),
+        (Saved(0.0, 97, 96, 13), 97, 14, 98),
+        (Saved(0.0, 60), 96, 0, 96),
+    ],
+    ids=["none yet", "nothing new", "steps", "updates only", "a number ahead of the steps", "unknown counters"],
+)
+def test_a_checkpoint_is_numbered_by_its_steps_or_one_above_the_last(saved, env_steps, updates, number):
+    assert schedule.next_checkpoint(saved, env_steps, updates) == number
+
+
 def test_evaluation_is_at_the_end_alone_where_none_is_asked_for_before():
     assert schedule.first_evaluation(0, last=96) == 96
     assert not any(schedule.evaluation_due(96, step, last=96) for step in range(97))

@@ -1,7 +1,7 @@
 """The files of checkpoints on the disk: lists them, reads their metadata, and checks that they are undamaged.
 
-    checkpoints/<env_steps>/state/...          the train state, by Orbax; state/crc32.json holds a checksum of each file
-    checkpoints/<env_steps>/meta/metadata      JSON: the manifest, the crc32 of every leaf, and a checksum of both
+    checkpoints/<number>/state/...             the train state, by Orbax; state/crc32.json holds a checksum of each file
+    checkpoints/<number>/meta/metadata         JSON: the manifest, the crc32 of every leaf, and a checksum of both
 
 Orbax reads all leaves in parallel. When one read fails, the others are abandoned and fail one by one, each printing to
 stderr at an unpredictable moment. So this module looks for damage first and names the damaged file. Imports no jax.

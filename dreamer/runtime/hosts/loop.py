@@ -90,7 +90,7 @@ class SharedRun(Run):
         manifest = process_files.join(every, parts.run_dir / CHECKPOINTS / str(step))
         state = placement.local_copy(parts.learner.state)
         host.only_first(lambda: parts.checkpoints.save(step, state, manifest.to_json()))
-        self.saved = Saved(time.monotonic(), step)
+        self.saved = Saved(time.monotonic(), step, step, parts.learner.updates)
         parts.retention.saved(step, manifest, host.from_first(parts.checkpoints.steps()))
 
     def _play(self, env_steps: int) -> None:

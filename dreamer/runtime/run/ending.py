@@ -11,6 +11,7 @@ from dreamer.errors import UserError, one_line
 from dreamer.runtime.files.run_dir import ERROR, folder_of
 from dreamer.runtime.run import header
 from dreamer.runtime.run.loop import Run
+from dreamer.runtime.run.schedule import Saved
 from dreamer.runtime.run.stopping import Stopped
 
 
@@ -58,7 +59,8 @@ def rescue(run: Run, error: BaseException, checkpoint: bool = True) -> None:
         parts.checkpoints.wait()
     except UserError as second:  # the save in progress has failed, so the previous one is the newest
         error.add_note(str(second))
-    run.saved = run.saved._replace(step=parts.checkpoints.latest() or 0)
+    if (latest := parts.checkpoints.latest()) != run.saved.step:
+        run.saved = Saved(run.saved.time, latest) if latest else Saved(run.saved.time, 0, 0, 0)
     if checkpoint and _worth_saving(run):
         save = functools.partial(run.save, whole=isinstance(error, Stopped) and not run.collector_failed)
     else:

@@ -39,7 +39,8 @@ class Run:
         self._callbacks, self._evaluation_wanted = callbacks, False
         self._opened = opened
         self._logged = self._mark()
-        self.saved = Saved(self._logged.time, opened.resumed_at)
+        known = min(self.steps, opened.resumed_at)  # newer rows may have been loaded, which no checkpoint contains
+        self.saved = Saved(self._logged.time, opened.resumed_at, known, self.parts.learner.updates)
         self._eval_due = opened.eval_due
         self._compiled = False
         self._programs: set[int] = set()  # the numbers of updates for which a program is compiled
@@ -258,7 +259,7 @@ class Run:
         return {**rates, "speed/env_frames": frames, "collect/incidents": parts.environments.incidents}
 
     def save(self, whole: bool = True) -> None:
-        """Saves a checkpoint at the current step, if there is none yet.
+        """Saves a checkpoint, unless nothing has changed since the newest one.
 
         whole: whether to save the states of the environments; False if they can no longer return them.
         Raises the error of the collecting thread if that has failed, since its environments cannot be asked then.
@@ -268,8 +269,9 @@ class Run:
         with self.paused():
             if whole:
                 self._collecting.check()
-            step = self.steps
-            if self.saved.step == step:
+            env_steps, updates = self.steps, parts.learner.updates
+            step = schedule.next_checkpoint(self.saved, env_steps, updates)
+            if step is None or (self._saving and self.saved.step == env_steps):  # populations save at common steps
                 return
             parts.stopping.check_failed()
             if self._saving:
@@ -277,7 +279,7 @@ class Run:
             parts.retention.remove_aside()
             manifest = resume.save(parts, step, self._remembered(), whole=whole)
             parts.checkpoints.save(step, parts.learner.state, manifest.to_json())
-            self.saved = Saved(time.monotonic(), step)
+            self.saved = Saved(time.monotonic(), step, env_steps, updates)
         parts.retention.saved(step, manifest)
 
     def settle(self) -> None:

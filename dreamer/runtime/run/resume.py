@@ -41,7 +41,7 @@ from dreamer.trust import seal, sealed_here
 class Found(NamedTuple):
     """The checkpoint that a run resumes from.
 
-    step: its number, the env step at which it was saved | files: the files that its manifest lists
+    step: its number, of `schedule.next_checkpoint` | files: the files that its manifest lists
     newer: the numbers of newer checkpoints | ended: whether the run ended at this one, after its last evaluation
     """
 

@@ -24,11 +24,14 @@ class Mark(NamedTuple):
 class Saved(NamedTuple):
     """The newest checkpoint.
 
-    time: when it was saved, in time.monotonic() seconds | step: its env_steps; NEVER (-1): there is no checkpoint yet
+    time: when it was saved, in time.monotonic() seconds | step: its number; NEVER (-1): there is no checkpoint yet
+    env_steps, updates: the counters of the run when it was saved; NEVER if they are not known
     """
 
     time: float
     step: int
+    env_steps: int = NEVER
+    updates: int = NEVER
 
 
 def log_due(logged: Mark, now: float, *, every: float) -> bool:
@@ -46,6 +49,17 @@ def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: in
     every: the seconds between two checkpoints. rows: the maximum number of environment steps between two checkpoints.
     """
     return env_steps - max(saved.step, 0) >= rows or now - saved.time >= every
+
+
+def next_checkpoint(saved: Saved, env_steps: int, updates: int) -> int | None:
+    """Returns the number of the checkpoint to save now, or None if the newest one has these counters already.
+
+    The number is env_steps. If only updates were made since the newest checkpoint, it is one more than the number of
+    that one: a high replay ratio makes hundreds of updates between two environment steps.
+    """
+    if (env_steps, updates) == (saved.env_steps, saved.updates):
+        return None
+    return max(env_steps, saved.step + 1)
 
 
 def first_evaluation(every: int, last: int) -> int:
