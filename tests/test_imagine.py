@@ -149,6 +149,15 @@ def test_chunks_make_no_difference_and_a_longer_dream_begins_as_a_shorter_one():
     assert (taken.sum(-1) == 1).all() and len({tuple(x) for x in taken.reshape(-1, 4)}) > 1
 
 
+def test_each_start_is_repeated_and_its_dreams_are_averaged():
+    begun = observed(tiny.make_batch(SPEC, batch_size=2, length=4, context=0), 2)
+    many = starts.repeated(begun, 3)
+    for one, several in zip((*begun.obs.values(), *begun[1:3]), (*many.obs.values(), *many[1:3]), strict=True):
+        np.testing.assert_array_equal(several[[0, 1, 2, 5]], one[[0, 0, 0, 1]])
+    frames = np.array([[1, 9], [2, 9], [6, 9], [4, 0], [4, 0], [5, 0]], np.uint8)[..., None, None, None]
+    np.testing.assert_array_equal(generating.mean_of(frames, 3)[..., 0, 0, 0], [[3, 9], [4, 0]])
+
+
 def test_rows_before_an_episode_do_not_count():
     agent, state = dreamer()
     begun = observed(tiny.make_batch(SPEC, batch_size=2, length=4, context=0), 2)

@@ -88,6 +88,15 @@ def test_a_reset_is_followed_in_the_environment(imagine, tmp_path):
         assert read_png(tmp_path / "out" / name).std() > 0
 
 
+def test_the_mean_of_several_dreams_is_compared_and_a_single_dream_is_shown(imagine, tmp_path):
+    imagine("--video", "one.mp4")
+    imagine("--video", "mean.mp4", "--average", "5")
+    one, mean = (scored(tmp_path / name) for name in ("one.json", "mean.json"))
+    assert [row["mse_copy"] for row in one] == [row["mse_copy"] for row in mean]  # the same actions, the same future
+    assert sum(row["mse"] for row in mean) < sum(row["mse"] for row in one)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "mean.mp4").read_bytes()
+
+
 def test_recorded_rows_of_the_run_or_of_a_dataset_are_followed(imagine, run, tmp_path, capsys):
     imagine("--start", "rows", "--video", "a.mp4")
     assert cli.main(["data", str(run), "--to", f"npz:{tmp_path / 'copy'}"]) == 0

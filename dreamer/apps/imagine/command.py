@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -54,9 +55,9 @@ def imagine_run(run: str, flags: ImagineFlags) -> None:
         known = start == "reset" or actions == "recorded"
         if known and flags.ssim:
             check_ssim(spec.obs[image].shape[:2])
-        dreamed, taken = _dream(trained, spec, begun, actions, image, flags)
+        dreamed, scored, taken = _dream(trained, spec, begun, actions, image, flags)
         true = begun.future(taken) if known else None
-    _write(run, trained, start, actions, image, flags, begun, dreamed, true)
+    _write(run, trained, start, actions, image, flags, begun, dreamed, scored, true)
 
 
 def _chosen(flags: ImagineFlags, usual: str) -> tuple[str, str]:
@@ -105,8 +106,11 @@ def _starts(run: str, trained: Trained, start: str, image: str, flags: ImagineFl
 
 def _dream(
     trained: Trained, spec: Spec, begun: Starts, actions: str, image: str, flags: ImagineFlags
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the frames and the actions of `generating.generate`. actions: as returned by `_chosen`"""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the frames of `generating.generate`, the frames to score, and the actions.
+
+    actions: as returned by `_chosen`
+    """
     agent, variables, given = trained.agent, trained.variables, None
     if actions == "recorded":
         given = begun.recorded
@@ -116,12 +120,18 @@ def _dream(
         given = files.read_actions(actions, spec.action, flags.dreams, flags.steps)
     key = jax.random.key(flags.seed)
     mode = trained.config.eval.mode
-    return generating.generate(agent, variables, spec, key, begun, given, flags.steps, image, mode)
+    make = functools.partial(generating.generate, agent, variables, spec)
+    dreamed, taken = make(key, begun, given, flags.steps, image, mode)
+    if flags.average == 1:
+        return dreamed, dreamed, taken
+    many, given = starts.repeated(begun, flags.average), np.repeat(taken, flags.average, 0)
+    frames, _ = make(jax.random.fold_in(key, 1), many, given, flags.steps, image, mode)
+    return dreamed, generating.mean_of(frames, flags.average), taken
 
 
 def _write(
     run: str, trained: Trained, start: str, actions: str, image: str, flags: ImagineFlags, begun: Starts,
-    dreamed: np.ndarray, true: list[np.ndarray] | None,
+    dreamed: np.ndarray, scored: np.ndarray, true: list[np.ndarray] | None,
 ) -> None:  # fmt: skip
     space, video = trained.spec.obs[image], Path(flags.video).expanduser()
     first = as_bytes(to_bytes(space, begun.obs[image][:, -1]))
@@ -129,7 +139,7 @@ def _write(
     rows = pictures.rows_of(dreamed, first, known)
     pictures.write_film(video, rows, flags.fps)
     pictures.write_strip(_beside(video, "_strip.png"), rows)
-    found = by_horizon(first, dreamed[:, 1:], known, with_ssim=flags.ssim) if known else []
+    found = by_horizon(first, scored[:, 1:], known, with_ssim=flags.ssim) if known else []
     for line in lines(found, flags.dreams):
         print(line)
     if found:
@@ -137,7 +147,8 @@ def _write(
         write_whole(_beside(video, ".csv"), lambda half: half.write_text(as_csv(found)))
     head: dict[str, Any] = {"run": str(run), "env": trained.config.env, "env_options": trained.config.env_options}
     head |= {"env_steps": trained.env_steps, "data": flags.data, "start": start, "actions": actions, "image": image}
-    head |= {"steps": flags.steps, "dreams": flags.dreams, "context": begun.is_first.shape[1], "seed": flags.seed}
+    head |= {"steps": flags.steps, "dreams": flags.dreams, "average": flags.average, "seed": flags.seed}
+    head |= {"context": begun.is_first.shape[1]}
     text = json.dumps({**head, "scores": [_finite(score) for score in found]}, indent=1, allow_nan=False) + "\n"
     write_whole(_beside(video, ".json"), lambda half: half.write_text(text))
     print(f"film: {video}, and beside it {', '.join(_written(video, bool(found)))}")

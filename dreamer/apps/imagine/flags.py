@@ -28,6 +28,8 @@ class ImagineFlags:
     """recorded, policy, random, or a .npy or .npz file; empty: recorded for recorded rows, and else policy."""
     dreams: Annotated[int, between(1, 256)] = 4
     """Number of dreams to score; the film shows the first 4. A single row or a file begins all of them."""
+    average: Annotated[int, between(1, 64)] = 1
+    """Dreams from each start, under the same actions, whose mean the scores compare; the film shows a single dream."""
     data: str = ""
     """Dataset for --start rows or row:N, as for dreamer data; empty: the run's own rows."""
     context: Annotated[int, at_least(1)] = 10

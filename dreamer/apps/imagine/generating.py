@@ -84,6 +84,12 @@ def generate(
     return whole, np.concatenate(taken, 1)
 
 
+def mean_of(frames: np.ndarray, count: int) -> np.ndarray:
+    """Returns the mean of `count` dreams from each of N starts: [N * count, T, H, W, C] -> [N, T, H, W, C] uint8."""
+    several = frames.reshape(-1, count, *frames.shape[1:])
+    return np.stack([np.rint(dreams.mean(0)).astype(np.uint8) for dreams in several])
+
+
 def _begin(
     agent: Agent, image: str, variables: Mapping[str, Variables], key: Key, obs: Any, prev_action: Array,
     is_first: Array,

@@ -38,6 +38,13 @@ class Starts(NamedTuple):
     future: Callable[[np.ndarray], list[np.ndarray] | None]
 
 
+def repeated(starts: Starts, count: int) -> Starts:
+    """Returns each start `count` times in a row. The result knows no recorded actions and no future."""
+    obs = {key: np.repeat(value, count, 0) for key, value in starts.obs.items()}
+    prev_action, is_first = (np.repeat(x, count, 0) for x in (starts.prev_action, starts.is_first))
+    return Starts(obs, prev_action, is_first, None, lambda actions: None)
+
+
 # --- resets -----------------------------------------------------------------------------------------
 
 
