@@ -310,9 +310,8 @@ def test_the_controller_acts_at_random_until_it_has_evolved():
     _, evaluated = act(early, KEY, carry, obs, first, mode="sample")
     np.testing.assert_array_equal(evaluated, np.tile(np.float32([1, 0, 0]), (50, 1)))
     for mode in ("sample", "mode"):  # z is drawn, so the key matters; the controller itself is deterministic
-        np.testing.assert_array_equal(
-            act(late, KEY, carry, obs, first, mode="collect")[1], act(late, KEY, carry, obs, first, mode=mode)[1]
-        )
+        ours, others = (act(late, KEY, carry, obs, first, mode=one)[1] for one in ("collect", mode))
+        np.testing.assert_allclose(ours, others, atol=1e-6)  # two programs, which may round differently
 
 
 # --- runs -------------------------------------------------------------------------------------------
