@@ -40,7 +40,8 @@ def generations_of(run: Path) -> list[Row]:
     if "evolution/generation" not in metrics or not metrics["evolution/generation"].y.any():
         raise UserError(f"{run} has logged no generation of the behavior controller")
     columns = [metrics[f"evolution/{name}"].y for name in ("generation", *FITNESS)]
-    found = {int(n): dict(zip(FITNESS, map(float, rest), strict=True)) for n, *rest in zip(*columns, strict=True) if n}
+    rows = zip(*columns, strict=True)  # a line that began before the first generation has a mean below 1
+    found = {int(n): dict(zip(FITNESS, map(float, rest), strict=True)) for n, *rest in rows if n >= 1}
     return [{"generation": n, **found[n]} for n in sorted(found)]
 
 
@@ -73,7 +74,7 @@ def draw(path: Path, summaries: Sequence[Row], curves: Mapping[float, Sequence[R
         (line,) = left.plot([x["generation"] for x in rows], [x["fitness"] for x in rows], label=f"{temperature:g}")
         best = [x["fitness_best"] for x in rows]
         left.plot([x["generation"] for x in rows], best, color=line.get_color(), alpha=0.4, linewidth=1)
-    left.set(xlabel="generation", ylabel="dreamed return", ylim=(0, None))
+    left.set(xlabel="generation", ylabel="dreamed return, mean and best", ylim=(0, None))
     left.legend(title="temperature", frameon=False)
     at = np.arange(len(summaries))
     right.bar(at - 0.2, [x["dreamed"] for x in summaries], 0.4, label="dreamed", color="0.75")
@@ -83,7 +84,8 @@ def draw(path: Path, summaries: Sequence[Row], curves: Mapping[float, Sequence[R
     if random is not None:
         right.axhline(random, color="0.3", linestyle=":", label="random actions")
     right.set(xlabel="temperature of the dreams", ylabel="return", ylim=(0, None))
-    right.legend(frameon=False)
+    right.set_ylim(0, 1.35 * right.get_ylim()[1])  # room for the legend
+    right.legend(frameon=False, loc="upper right")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
