@@ -54,8 +54,8 @@ def save_due(saved: Saved, now: float, env_steps: int, *, every: float, rows: in
 def next_checkpoint(saved: Saved, env_steps: int, updates: int) -> int | None:
     """Returns the number of the checkpoint to save now, or None if the newest one has these counters already.
 
-    The number is env_steps, or one more than the newest number if that is not below env_steps: a high replay ratio makes
-    hundreds of updates between two environment steps.
+    The number is env_steps, or one more than the newest number if that is not below env_steps: a high replay ratio
+    makes hundreds of updates between two environment steps.
     """
     if (env_steps, updates) == (saved.env_steps, saved.updates):
         return None
