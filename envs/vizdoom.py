@@ -20,6 +20,7 @@ from ._suite import check_choice, extra, find_task
 def make(
     task: str,
     size: Sequence[int] = (64, 64),
+    crop: Sequence[float] = (0, 1),
     variables: bool = True,
     buttons: int = 1,
     render_mode: str | None = None,
@@ -28,12 +29,15 @@ def make(
     """Makes one scenario. The agent observes "image" uint8 [height, width, 3] and "variables", such as health.
 
     size: [height, width]. variables: whether to observe the variables.
+    crop: [top, bottom], the rows of the game's picture that the image shows, as fractions of its height.
     buttons: the largest number of buttons that one Discrete action presses; 0: any number, with MultiBinary actions.
     All other options go to ViZDoom's gymnasium.make. Raises ValueError and ImportError.
     """
     with extra("vizdoom"):
         import vizdoom.gymnasium_wrapper  # noqa: F401 its import registers them
     check_choice("vizdoom", "render_mode", render_mode, (None, "rgb_array"))
+    if len(crop) != 2 or not 0 <= crop[0] < crop[1] <= 1:
+        raise ValueError(f"vizdoom: crop is [top, bottom] with 0 <= top < bottom <= 1, not {list(crop)}")
     known = {
         name.removeprefix("Vizdoom")[:-3]: name
         for name in sorted(gymnasium.registry)
@@ -43,15 +47,15 @@ def make(
     env = gymnasium.make(
         name, render_mode=render_mode, max_buttons_pressed=buttons, disable_env_checker=True, **options
     )
-    return ViZDoom(env, (int(size[0]), int(size[1])), variables)
+    return ViZDoom(env, (int(size[0]), int(size[1])), (float(crop[0]), float(crop[1])), variables)
 
 
 class ViZDoom(gymnasium.Wrapper):
     """A scenario with smaller images. At the end of a game, `step` returns the observation before it again."""
 
-    def __init__(self, env: gymnasium.Env, size: tuple[int, int], variables: bool):
+    def __init__(self, env: gymnasium.Env, size: tuple[int, int], crop: tuple[float, float], variables: bool):
         super().__init__(env)
-        self._size = size
+        self._size, self._crop = size, crop
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         game: Any = env.unwrapped
         game.game.set_doom_config_path(str(Path(self._folder.name) / "settings.ini"))  # not in the current folder
@@ -82,7 +86,9 @@ class ViZDoom(gymnasium.Wrapper):
 
     def _shown(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         height, width = self._size
-        image = Image.fromarray(obs["screen"]).resize((width, height), Image.Resampling.BILINEAR)
+        rows = len(obs["screen"])
+        top, bottom = (round(edge * rows) for edge in self._crop)
+        image = Image.fromarray(obs["screen"][top:bottom]).resize((width, height), Image.Resampling.BILINEAR)
         self._seen = {"image": np.asarray(image)}
         if self._variables:
             self._seen["variables"] = obs["gamevariables"].astype(np.float32)

@@ -105,7 +105,7 @@ def test_updates_between_two_environment_steps_are_saved(tmp_path):
     assert evaluation.env_steps == seen[-1].env_steps and evaluation.updates < seen[-1].updates
     found = resume.find(run_dir)
     assert found.manifest.updates >= seen[-1].updates
-    assert found.step == seen[-1].env_steps + 1
+    assert found.step == seen[-1].env_steps + 1 and found.env_steps == seen[-1].env_steps
     dreamer.train(config, resume="yes", callbacks=[lambda line: seen.append(line) or "stop"])
     assert seen[-1].updates >= found.manifest.updates
 

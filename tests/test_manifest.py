@@ -62,6 +62,12 @@ def test_a_checkpoint_that_can_only_be_evaluated_has_no_files():
     assert saved.to_json() == {"env_steps": 96, "updates": 12}
 
 
+def test_a_number_that_is_not_the_env_steps_is_kept():
+    saved = MANIFEST._replace(number=97)
+    assert saved.step == 97 and MANIFEST.step == 96
+    assert Manifest.from_json(saved.to_json(), WHERE) == saved
+
+
 def test_fields_of_another_version_are_left_out():
     assert Manifest.from_json(without() | {"weather": "fine"}, WHERE) == MANIFEST
 

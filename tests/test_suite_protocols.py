@@ -127,6 +127,18 @@ def test_vizdooms_death_is_a_true_end():
     env.close()
 
 
+def test_vizdooms_crop_keeps_rows_of_the_picture():
+    pytest.importorskip("vizdoom")
+    images = []
+    for options in ({"size": [240, 320]}, {"size": [120, 320], "crop": [0.25, 0.75]}):
+        env = plugins.make_env("vizdoom:TakeCover", options)
+        images.append(env.reset(seed=0)[0]["image"])
+        env.close()
+    assert (images[1] == images[0][60:180]).all()
+    with pytest.raises(UserError, match=r"crop is \[top, bottom\] with 0 <= top < bottom <= 1, not \[0.5, 0.2\]"):
+        plugins.make_env("vizdoom:TakeCover", {"crop": [0.5, 0.2]})
+
+
 def test_bsuite_has_every_experiment_and_counts_its_episodes():
     pytest.importorskip("bsuite")
     from bsuite import sweep

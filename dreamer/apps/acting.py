@@ -144,7 +144,7 @@ def restore(
         agent = agents.make(config.agent, spec)
         state, _ = checkpoints.restore(jax.eval_shape(agent.init, jax.random.key(0)), step)
         manifest = checkpoints.manifest(step)
-    run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.env_steps)
+    run_configs.check_same_run(run_configs.read(run_dir), manifest, manifest.step)
     return Trained(config, agent, agent.variables(state), manifest.env_steps, spec)
 
 

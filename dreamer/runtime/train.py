@@ -69,7 +69,8 @@ def train(
         resume = "yes"
     decision = start.decide(config, env, resume, resume_from, trust=trust)
     if decision.done and decision.found:
-        print(f"{decision.given.run_dir} has made its {decision.found.step:,} {config.counted}; give more to continue")
+        made = f"{decision.found.env_steps:,} {config.counted}"
+        print(f"{decision.given.run_dir} has made its {made}; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
         kind = OfflineRun if decision.config.updates else Run

@@ -61,6 +61,7 @@ class Manifest(NamedTuple):
     metrics: the size in bytes and the crc32 of metrics.jsonl at the time of the checkpoint; the crc32 may be None
     spec: the Spec of the environment, as JSON
     others: the files of the other processes, if several have trained together; `files` are those of process 0
+    number: the checkpoint's number, if it is not env_steps
     """
 
     env_steps: int
@@ -70,6 +71,12 @@ class Manifest(NamedTuple):
     metrics: tuple[int, int | None] | None = None
     spec: dict[str, Any] | None = None
     others: tuple[Files, ...] = ()
+    number: int | None = None
+
+    @property
+    def step(self) -> int:
+        """The number of the checkpoint."""
+        return self.env_steps if self.number is None else self.number
 
     @property
     def hosts(self) -> tuple[Files, ...]:
@@ -88,7 +95,7 @@ class Manifest(NamedTuple):
         metrics = None if self.metrics is None else list(self.metrics)
         values = {
             "env_steps": self.env_steps, "updates": self.updates, "format": self.format, **files, "metrics": metrics,
-            "spec": self.spec, "others": others,
+            "spec": self.spec, "others": others, "number": self.number,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value is not None}
 
@@ -102,7 +109,7 @@ class Manifest(NamedTuple):
             raise _odd(where, "it")
         _fields(meta, {"env_steps": _counts, "updates": _counts}, where)
         known = {
-            "format": _counts, "run": _identity, "metrics": _position, "spec": _spec,
+            "format": _counts, "run": _identity, "metrics": _position, "spec": _spec, "number": _counts,
             "others": _list_of(lambda value: isinstance(value, dict) and value.get("run") == meta.get("run")),
         }  # fmt: skip
         _fields(meta, known, where, optional=True)
@@ -112,7 +119,8 @@ class Manifest(NamedTuple):
         if len(others) < len(meta.get("others", ())) or (others and not files):
             raise _odd(where, "'others'")
         return cls(
-            meta["env_steps"], meta["updates"], meta.get("format"), files, metrics, meta.get("spec"), others
+            meta["env_steps"], meta["updates"], meta.get("format"), files, metrics, meta.get("spec"), others,
+            meta.get("number"),
         )  # fmt: skip
 
 

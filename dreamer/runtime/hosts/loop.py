@@ -85,7 +85,7 @@ class SharedRun(Run):
         parts.stopping.check_failed()
         parts.retention.remove_aside()
         _, every = host.together(
-            lambda: resume.save(parts, step, self._remembered(), whole=whole), lambda part: part.to_json()
+            lambda: resume.save(parts, step, step, self._remembered(), whole=whole), lambda part: part.to_json()
         )
         manifest = process_files.join(every, parts.run_dir / CHECKPOINTS / str(step))
         state = placement.local_copy(parts.learner.state)

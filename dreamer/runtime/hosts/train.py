@@ -58,7 +58,8 @@ def _train(config: Config, request: Request, host: Host) -> Path:
     decision, _ = host.together(lambda: _decide(config, run_dir, request))
     if decision.done and decision.found:
         if host.place.first:
-            print(f"{decision.given.run_dir} has made its {decision.found.step:,} env_steps; give more to continue")
+            made = f"{decision.found.env_steps:,} env_steps"
+            print(f"{decision.given.run_dir} has made its {made}; give more to continue")
         return decision.run_dir
     with contextlib.ExitStack() as stack:
         session = open_session(decision.config, stack, request.sinks, host, parts.kinds(host.place))

@@ -92,7 +92,7 @@ def change(
     def change_first() -> Resumed | None:
         if not host.place.first:
             return Resumed(restored.head["logger"], replay.steps, later=False) if restored else None
-        steps = decision.found.step if decision.found and decision.config.updates else replay.steps
+        steps = decision.found.env_steps if decision.found and decision.config.updates else replay.steps
         return start.change(decision, restored, store, steps=steps, run=run, report=session.display.message)
 
     going_on, _ = host.together(change_first)

@@ -277,7 +277,7 @@ class Run:
             if self._saving:
                 self._saving(step)
             parts.retention.remove_aside()
-            manifest = resume.save(parts, step, self._remembered(), whole=whole)
+            manifest = resume.save(parts, step, env_steps, self._remembered(), whole=whole)
             parts.checkpoints.save(step, parts.learner.state, manifest.to_json())
             self.saved = Saved(time.monotonic(), step, env_steps, updates)
         parts.retention.saved(step, manifest)

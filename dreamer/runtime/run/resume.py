@@ -51,6 +51,11 @@ class Found(NamedTuple):
     newer: tuple[int, ...] = ()
     ended: bool = False
 
+    @property
+    def env_steps(self) -> int:
+        """The progress of the run when it was saved."""
+        return self.manifest.env_steps
+
 
 def check_config(config: Config, run_dir: Path, trusted: bool) -> run_config.RunConfig:
     """Returns the config stored in the run directory, after checking that the run can be resumed with `config`.
@@ -94,8 +99,8 @@ def find(run_dir: Path, step: int | None = None) -> Found | None:
     with advising(run_dir, step):
         saved = checkpoint_files.read_manifest(run_dir, step)
         files = files_of(saved, f"checkpoint {step} of {run_dir}")
-        if saved.env_steps != step:
-            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {saved.env_steps}")
+        if saved.step != step:
+            raise UserError(f"checkpoint {step} of {run_dir} is damaged: it was saved as {saved.step}")
     ended = verifying.end_of(run_dir, saved) is not None
     return Found(step, saved, files, tuple(other for other in steps if other > step), ended)
 
@@ -117,10 +122,10 @@ def advising(run_dir: Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
+def save(parts: Parts, step: int, env_steps: int, loop: Mapping[str, Any], *, whole: bool = True) -> Manifest:
     """Writes everything except the train state, and returns the manifest. No thread may collect or train meanwhile.
 
-    step: the number of the checkpoint. loop: the state of `Run`, JSON values.
+    step: the number of the checkpoint. env_steps: the progress of the run. loop: the state of `Run`, JSON values.
     whole: whether to save the states of the environments; False if they can no longer return them after a failure.
     """
     parts.store.flush(parts.replay)
@@ -143,7 +148,8 @@ def save(parts: Parts, step: int, loop: Mapping[str, Any], *, whole: bool = True
     rows, rows_per_stream = tuple(parts.store.seals(oldest)), parts.replay.size.rows_per_stream
     files = Files(parts.identity, rows, tuple(latents), state, tuple(oldest.tolist()), rows_per_stream)
     metrics, spec = (position["bytes"], position["crc"]), as_json(parts.workers.spec)
-    return Manifest(step, parts.learner.updates, FORMAT, files, metrics, spec)
+    number = None if step == env_steps else step
+    return Manifest(env_steps, parts.learner.updates, FORMAT, files, metrics, spec, number=number)
 
 
 def as_json(spec: Spec) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Decision(NamedTuple):
     @property
     def done(self) -> bool:
         """Whether the run has already made all its steps and its last evaluation."""
-        return bool(self.found and self.found.step >= self.config.length and self.found.ended)
+        return bool(self.found and self.found.env_steps >= self.config.length and self.found.ended)
 
 
 def decide(

@@ -26,8 +26,8 @@ def checkpoint_faults(run_dir: Path, step: int) -> list[str]:
         checkpoint_files.check_state(run_dir, step)
     except UserError as error:
         faults.append(str(error))
-    if manifest.env_steps != step:
-        faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {manifest.env_steps}")
+    if manifest.step != step:
+        faults.append(f"checkpoint {step} of {run_dir} is damaged: it was saved as {manifest.step}")
     seals = [(process, seal) for process, files in enumerate(manifest.hosts) for seal in files.seals]
     found = (file_fault(run_dir, seal, manifest.run, process) for process, seal in seals)
     return [*faults, *filter(None, found)]
@@ -81,7 +81,7 @@ def end_of(run_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
     if manifest.files is None:
         return None
     try:
-        head, _ = sealed.read(run_dir / ROWS / end_name(manifest.env_steps))
+        head, _ = sealed.read(run_dir / ROWS / end_name(manifest.step))
         whole = head["state"] == list(manifest.files.state) and isinstance(head["logger"], dict)
         return head if whole and {"bytes", "crc"} <= head["logger"].keys() else None
     except (UserError, KeyError):
