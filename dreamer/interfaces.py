@@ -54,6 +54,7 @@ class Variables(NamedTuple):
     """The variables of a component.
 
     params: changed by gradients | extra: changed by rules | hyper {name: []}: numbers that are constant in an update
+    An extra with the entry "updates" counts the updates of the run in it: `--init-from` does not take it over.
     """
 
     params: Params

@@ -28,6 +28,7 @@ from dreamer.dreaming import evolution, linear_policy
 from dreamer.errors import UserError
 from dreamer.ops import optimizers
 from dreamer.runtime.files.checkpoint import Checkpoints
+from dreamer.runtime.run.init_from import begin_with
 from dreamer.runtime.run.listening import Line
 from dreamer.spaces import Action, Space, Spec
 from dreamer.world_models import vae_mdn_rnn
@@ -115,6 +116,16 @@ def test_without_updates_of_v_m_begins_at_once():
     done = vae_mdn_rnn.complete(dataclasses.replace(CONFIG, world_model=dataclasses.replace(MODEL, vae_updates=0)))
     assert done.optimizers == {"world_model/vae": {"learning_rate": 0.0}, "world_model/rnn": {"start": 0, "stop": 2}}
     assert done.behavior.start == 2
+
+
+def test_v_and_m_of_another_run_begin_with_the_first_phase(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, learned()[0][-1])
+    taken, _ = begin_with(agent().init(KEY), str(tmp_path), "world_model")
+    assert bits(taken.params["world_model"]) == bits(learned()[0][-1].params["world_model"])
+    _, found = update()(taken, make_batch())
+    assert found.metrics["train/phase"] == 1
 
 
 def test_all_phases_share_one_program():

@@ -20,6 +20,7 @@ from dreamer.runtime.files.checkpoint import Checkpoints
 from dreamer.runtime.files.leaves import named_leaves
 from dreamer.runtime.files.run_dir import existing_run_dir
 
+COUNTER = "updates"  # the entry of a part's extra state that decides its phase: a new run begins with the first
 PARTS = {"all": ("world_model", "behavior"), "world_model": ("world_model",), "behavior": ("behavior",)}
 _SHOWN_IN_NOTE = 8  # maximum arrays that a line names
 _SHOWN_IN_ERROR = 3  # maximum arrays that an error names
@@ -37,7 +38,7 @@ def begin_with(state: TrainState, run: str, parts: str, missing: float = 0.0) ->
 
     run: the directory of the other run.
     parts: "all", "world_model" or "behavior". The extra state of a part (slow critic, normalisers) is loaded with its
-    parameters. Optimizer, key, step counter and hyperparameters are those of the new run.
+    parameters. Optimizer, key, hyperparameters and all counters of updates are those of the new run.
     missing: the maximum share (0 to 1) of arrays without a match, counted over the arrays of both runs in these parts.
     Arrays of the new run without a match keep their initial values.
     Raises UserError if there is no run, if a larger share does not fit, or if nothing fits.
@@ -83,9 +84,9 @@ def _check_share(run: str, misfits: list[str], fits: int, missing: float) -> Non
 
 
 def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether the leaf `name` is a parameter or extra state of one of `parts`, and not a hyperparameter."""
-    kind, part, *_ = [*name.split("/"), ""]
-    return kind in ("params", "extra") and part in parts
+    """Whether the leaf `name` is a parameter or extra state of one of `parts`, but no counter of updates."""
+    kind, part, *rest = [*name.split("/"), ""]
+    return (kind == "params" and part in parts) or (kind == "extra" and part in parts and rest[0] != COUNTER)
 
 
 def _why(theirs: dict[str, np.ndarray], ours: dict, name: str) -> str:
