@@ -23,6 +23,7 @@ from dreamer.apps.acting import Trained, restore
 from dreamer.apps.imagine.generating import image_of
 from dreamer.data.episodes import Episode
 from dreamer.data.opening import open_data
+from dreamer.errors import UserError
 from dreamer.spaces import for_device
 
 LAST = 12  # rows counted as the end of an episode
@@ -79,8 +80,11 @@ def main() -> None:
     args = parser.parse_args()
     trained = restore(args.run, plays=False)
     image = image_of(trained.spec, trained.agent, "", args.run)
-    whole = (one for one in open_data(args.data).read() if one.is_terminal[-1] and one.rows > 3 * args.rows)
+    least = max(3 * args.rows, LAST + 2)
+    whole = (one for one in open_data(args.data).read() if one.is_terminal[-1] and one.rows >= least)
     episodes = [see(trained, image, one) for one in itertools.islice(whole, args.episodes)]
+    if not episodes:
+        raise UserError(f"{args.data} has no episode of at least {least} rows that ends by itself")
     for seen in episodes:
         error = np.square(seen.true - seen.decoded).sum((1, 2, 3)).mean()
         print(

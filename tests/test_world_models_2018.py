@@ -20,10 +20,14 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
+from PIL import Image
 
 import dreamer
+from benchmarks import reconstructions
 from dreamer import agent as agents
 from dreamer.behaviors import controller
+from dreamer.data import npz
+from dreamer.data.episodes import Episode
 from dreamer.dreaming import evolution, linear_policy
 from dreamer.errors import UserError
 from dreamer.ops import optimizers
@@ -360,6 +364,23 @@ def test_one_command_makes_all_phases_after_the_random_data(whole):
     generations = [line["evolution/generation"] for line in lines if "evolution/generation" in line]
     assert generations[-1] == lines[-1]["updates"] - 4 >= 3
     assert list((folder / "pictures").glob("openloop_*.mp4"))
+
+
+def test_the_ends_of_episodes_are_drawn_above_what_the_model_sees(whole, tmp_path, monkeypatch, capsys):
+    rows, ends = 20, np.arange(20) == 19
+    images = np.random.default_rng(0).integers(0, 255, (rows, 64, 64, 3), "uint8")
+    episode = Episode("one", {"image": images}, np.eye(2, dtype="float32")[np.zeros(rows, int)],
+                      np.zeros(rows, "float32"), np.arange(rows) == 0, ends, ends)  # fmt: skip
+    (tmp_path / "data").mkdir()
+    npz.write_npz(tmp_path / "data", PIXELS, [episode])
+    monkeypatch.setattr("sys.argv", ["reconstructions", str(whole[0]), "--data", str(tmp_path / "data"), "--rows", "4",
+                                     "--out", str(tmp_path / "ends.png")])  # fmt: skip
+    reconstructions.main()
+    assert capsys.readouterr().out.startswith("20 rows, squared error ")
+    with Image.open(tmp_path / "ends.png") as picture:
+        assert picture.size == (4 * 64 * 3 // 2, 2 * 64 * 3 // 2)
+        drawn = np.asarray(picture.resize((4 * 64, 2 * 64), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(drawn[:64, -64:], images[-1])
 
 
 @pytest.mark.parametrize(
