@@ -166,6 +166,7 @@ def test_any_space_that_check_calls_sound_trains(obs_space, action_space, seed):
     assume(not check_then_train(obs_space, action_space, seed))
 
 
+@pytest.mark.slow
 @settings(EXAMPLES, max_examples=2, derandomize=True, phases=[Phase.generate])
 @given(small_spaces(), small_spaces(), st.integers(0, 99))
 def test_some_spaces_that_check_calls_sound_train(obs_space, action_space, seed):

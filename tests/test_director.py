@@ -96,6 +96,7 @@ def for_devices():
     return make_agent(), SPEC, tiny.make_batch(SPEC, batch_size=8, length=5)
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_update_of_one():
     agent_laws.check_devices("test_director", updates=1, rtol=2e-3, atol=2e-4)
 

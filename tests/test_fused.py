@@ -215,6 +215,7 @@ def test_the_host_makes_the_same_run_from_the_same_draws(on_the_device, tmp_path
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_last_bit(on_the_device, tmp_path):
     halves = [line["env_steps"] for line in tiny_runs.lines(on_the_device)]
     assert halves[-1] == 160
@@ -227,6 +228,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(on_the_device, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
+@pytest.mark.slow
 def test_the_host_resumes_a_run_of_the_device(on_the_device, tmp_path):
     run_dir = tmp_path / "run"
     dreamer.train(

@@ -172,6 +172,7 @@ def test_its_latents_are_stored_as_numbers_and_come_back(learned):
     np.testing.assert_array_equal(agent.pack(state)["stoch"], stoch[:, 0])
 
 
+@pytest.mark.slow
 def test_the_preset_trains(tmp_path):
     """Applies the shipped preset to a run of seconds."""
     overrides = {name: value for name, value in tiny_runs.flat(tiny_runs.TINY).items() if not name.endswith(".stoch")}

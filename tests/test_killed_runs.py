@@ -85,7 +85,7 @@ def fused(tmp_path_factory) -> list[pathlib.Path]:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fused_loop_that_is_killed_ends_bit_identical(tmp_path, fused, seeds, kills):
     """seeds: 1 is a run, 2 a population, whose members are the runs with these seeds."""
     rng, run_dir = np.random.default_rng(seeds), tmp_path / "run"

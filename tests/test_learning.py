@@ -69,6 +69,7 @@ def test_reward_head_and_critic_know_the_reward_of_a_one_step_probe(name: str, c
     np.testing.assert_allclose([predicted, value], reward, atol=0.1, err_msg=fails(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", range(4))
 def test_reward_of_the_counter_is_predicted_from_the_previous_action(action: int):
     # Includes actions that the trained policy no longer takes: a model that is off by one row knows only its habit.

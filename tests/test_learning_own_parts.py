@@ -10,7 +10,7 @@ from probe_runs import check_solved
     ("key", "name", "probe"),
     [
         ("agent.world_model.name", "docs.own_world_model", "both"),
-        ("agent.behavior.name", "docs.own_behavior", "action"),
+        pytest.param("agent.behavior.name", "docs.own_behavior", "action", marks=pytest.mark.slow),
         pytest.param("agent.world_model.encoder", "docs.own_network:make", "both", marks=pytest.mark.slow),
     ],
 )

@@ -40,7 +40,7 @@ def closure():
     return lambda: Line(width)
 
 
-@pytest.fixture(scope="module", params=["inline", "processes"])
+@pytest.fixture(scope="module", params=["inline", pytest.param("processes", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp(request.param) / "run"
     return dreamer.train(tiny(run_dir, workers__backend=request.param), make_env=closure())

@@ -61,9 +61,8 @@ def for_devices(name: str):
     return agent_of(name), SPEC, tiny.make_batch(SPEC, batch_size=8)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "cloning")) for name in BEHAVIORS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEHAVIORS)
 def test_eight_devices_make_the_update_of_one(name):
     agent_laws.check_devices("test_offline_behaviors", repr(name), updates=1, rtol=2e-3, atol=2e-4)
 

@@ -78,7 +78,9 @@ def together(size: int):
     return tiny.jit(population.make_population(parts()[3], MEMBERS, size))
 
 
-@pytest.mark.parametrize(("size", "atol"), [(1, 0.0), pytest.param(2, 1e-5, marks=pytest.mark.slow), (4, 1e-5)])
+@pytest.mark.parametrize(
+    ("size", "atol"), [(1, 0.0), *(pytest.param(size, 1e-5, marks=pytest.mark.slow) for size in (2, 4))]
+)
 def test_each_member_is_the_run_that_it_would_be_alone(size, atol):
     """One after the other to the last bit; several by vmap within rounding."""
     whole, report = together(size)(population.stack(all_begun()), jnp.int32(TURNS))

@@ -314,7 +314,8 @@ FAST = {"checkpoint.every": 0.2, "replay.flush": 0.02}
 
 
 @pytest.mark.parametrize(
-    "count, agent", [(2, "plain"), (4, "plain"), (2, "real"), pytest.param(4, "real", marks=pytest.mark.slow)]
+    "count, agent",
+    [(2, "plain"), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((4, "plain"), (2, "real"), (4, "real")))],
 )
 def test_several_processes_learn_the_parameters_of_one_with_the_same_batches(tmp_path, count, agent):
     batches = tmp_path / "batches"

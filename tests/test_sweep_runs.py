@@ -92,6 +92,7 @@ def steps_of(run_dir: Path) -> list[int]:
     return [line["env_steps"] for line in tiny_runs.lines(run_dir)]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_its_launcher_was_killed_and_runs_nothing_twice(tmp_path):
     axes = {RATE: [1e-4, 1e-3, 1e38], "env": ["jax_probes:both", "broken_envs:fails"]}
     file, root = written(tmp_path, axes, seeds=2, replay_ratio=2), tmp_path / "sweep"
@@ -191,6 +192,7 @@ def packed(tmp_path: Path, axes: dict, **settings) -> tuple[Path, list[str]]:
     return root, [*words, "--compilation-cache", "off"]
 
 
+@pytest.mark.slow
 def test_a_packed_program_goes_on_without_a_trial_that_is_gone(tmp_path):
     root, words = packed(tmp_path, {RATE: [1e-4, 1e-3, 1e-2]}, env_steps=48)
     assert cli.main([*words, "--index", "0"]) == 0

@@ -222,6 +222,7 @@ sys.stdout.buffer.write(pickle.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_four_devices_learn_what_one_learns():
     folder = pathlib.Path(__file__).parent
     flags = {"xla_force_host_platform_device_count": 4, **tiny.QUICK}
