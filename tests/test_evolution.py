@@ -36,10 +36,29 @@ def countdown() -> Dream:
 def test_a_dream_counts_until_its_end_and_no_longer_than_allowed():
     start = {"left": jnp.float32([1, 3, 100]), "paid": jnp.zeros(3)}
     tried = evolution.in_dreams(
-        countdown(), lambda theta, feat: jnp.full((3, 1), theta[0]), jnp.float32([[2.0], [-1.0]]), start, KEY, horizon=5
+        countdown(), lambda theta, feat: theta[None], jnp.float32([[2.0], [-1.0]]), start, KEY, horizon=5
     )
     np.testing.assert_array_equal(tried.length, [[1, 3, 5]] * 2)
     np.testing.assert_array_equal(tried.fitness, [[2, 6, 10], [-1, -3, -5]])
+
+
+@pytest.mark.parametrize("horizon", [3, 1000])
+def test_trials_of_which_most_have_ended_go_on_as_if_alone(horizon):
+    left = np.random.default_rng(0).geometric(0.05, 70).astype("float32")
+    start, thetas = {"left": jnp.asarray(left), "paid": jnp.zeros(70)}, jnp.float32([[1.0], [2.0], [1.0]])
+    assert evolution.halves(210) == [105, 53]
+
+    def imagine(key, state, action):
+        return {"left": state["left"] - 1, "paid": action[:, 0] * jax.random.normal(key, action.shape[:1])}
+
+    noisy = countdown()._replace(imagine=imagine)
+    tried = evolution.in_dreams(noisy, lambda theta, feat: theta[None], thetas, start, KEY, horizon=horizon)
+    steps = np.minimum(left, horizon)
+    np.testing.assert_array_equal(tried.length, [steps] * 3)
+    keys = jax.vmap(lambda time, rollout: jax.random.fold_in(jax.random.fold_in(KEY, time), rollout), (None, 0))
+    noise = [jax.vmap(jax.random.normal)(keys(time, jnp.arange(70))) for time in range(int(steps.max()))]
+    expected = np.stack([np.asarray(row) * (time < steps) for time, row in enumerate(noise)]).sum(0)
+    np.testing.assert_allclose(tried.fitness, np.stack([expected, 2 * expected, expected]), atol=1e-4)
 
 
 def watching() -> Dream:

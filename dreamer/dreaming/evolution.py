@@ -6,6 +6,7 @@ saved with the run, and many searches can run side by side under `vmap`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,77 +78,107 @@ class Tried(NamedTuple):
     length: Array
 
 
+Act = Callable[[Array, Array], Array]  # a policy: theta [n], feat [B, F] -> action [B, A]
+Move = Callable[[Array, Key, Any], tuple[Any, Array, Array]]
+FEWEST = 32  # trials from which on no further program is compiled for half as many
+
+
 def in_dreams(
-    dream: Dream, act: Callable[[Array, Array], Array], candidates: Array, start: State, key: Key, *, horizon: int,
-    end: float = 0.5,
-) -> Tried:  # fmt: skip
+    dream: Dream, act: Act, candidates: Array, start: State, key: Key, *, horizon: int, end: float = 0.5
+) -> Tried:
     """Tries candidates theta [P, n] in dreams from start [R, ..], all with the same random numbers.
 
-    act(theta [n], feat [R, F]) -> action [R, A] | horizon: the longest dream | end: the `cont` below which a dream ends
+    horizon: the longest dream | end: the `cont` below which a dream ends
     The reward of the step that ends a dream counts, and nothing after it. Rewards are not discounted.
     """
-    chex.assert_rank(candidates, 2)
-    lead = (len(candidates), len(jax.tree.leaves(start)[0]))
 
-    def step(loop: tuple[Any, ...]) -> tuple[Any, ...]:
-        time, state, alive, tried = loop
-        now = jax.random.fold_in(key, time)
+    def move(theta: Array, key: Key, state: State) -> tuple[State, Array, Array]:
+        state = dream.imagine(key, state, act(theta, dream.feat(state)))
+        predicted = dream.predict(dream.feat(state))
+        return state, predicted["reward"], predicted["cont"] >= end
 
-        def move(theta: Array, state: State) -> tuple[State, Array, Array]:
-            state = dream.imagine(now, state, act(theta, dream.feat(state)))
-            predicted = dream.predict(dream.feat(state))
-            return state, predicted["reward"], predicted["cont"]
-
-        state, reward, cont = jax.vmap(move)(candidates, state)
-        tried = Tried(tried.fitness + alive * reward, tried.length + alive)
-        return time + 1, state, alive & (cont >= end), tried
-
-    def lives(loop: tuple[Any, ...]) -> Array:
-        return (loop[0] < horizon) & loop[2].any()
-
-    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (lead[0], *x.shape)), start)
-    begin = (jnp.int32(0), states, jnp.ones(lead, bool), Tried(jnp.zeros(lead), jnp.zeros(lead)))
-    return jax.lax.while_loop(lives, step, begin)[-1]
+    return try_all(move, candidates, start, key, horizon)
 
 
 def in_environments(
-    env: JaxEnv, dream: Dream, act: Callable[[Array, Array], Array], candidates: Array, start: State, key: Key, *,
-    horizon: int,
-) -> Tried:  # fmt: skip
+    env: JaxEnv, dream: Dream, act: Act, candidates: Array, start: State, key: Key, *, horizon: int
+) -> Tried:
     """Tries candidates theta [P, n] in R episodes of an environment each, all with the same random numbers.
 
-    act, horizon: as in `in_dreams` | start [R, ..]: any states of the world model; episodes begin without a past
+    horizon: as in `in_dreams` | start [R, ..]: any states of the world model; episodes begin without a past
     """
-    chex.assert_rank(candidates, 2)
     assert dream.observe is not None  # as in every Dream of `losses.make_dream`
     observe = dream.observe
+
+    def move(theta: Array, key: Key, now: tuple[Any, ...]) -> tuple[tuple[Any, ...], Array, Array]:
+        state, prev_action, inside, row = now
+        observe_key, env_key = jax.random.split(key)
+        state = observe(observe_key, state, row.obs, prev_action, row.is_first)
+        action = act(theta, dream.feat(state))
+        inside, row = jax.vmap(env.step)(env_key[None], inside, action)
+        return (state, action, inside, row), row.reward, ~row.is_last
+
     count = len(jax.tree.leaves(start)[0])
-    lead = (len(candidates), count)
+    reset_key, key = jax.random.split(key)
+    inside, row = jax.vmap(env.reset)(jax.random.split(reset_key, count))
+    return try_all(move, candidates, (start, jnp.zeros((count, env.spec.action_width)), inside, row), key, horizon)
 
-    def step(loop: tuple[Any, ...]) -> tuple[Any, ...]:
-        time, now, alive, tried = loop
-        observe_key, env_key = jax.random.split(jax.random.fold_in(key, time))
 
-        def move(theta: Array, now: tuple[Any, ...]) -> tuple[Any, ...]:
-            state, prev_action, inside, row = now
-            state = observe(observe_key, state, row.obs, prev_action, row.is_first)
-            action = act(theta, dream.feat(state))
-            inside, row = jax.vmap(env.step)(jax.random.split(env_key, count), inside, action)
-            return state, action, inside, row
+class Running(NamedTuple):
+    """N trials at a time. number [N] int32: candidate * R + rollout | now [N, 1, ..] | lives [N] | found [N]"""
 
-        now = jax.vmap(move)(candidates, now)
-        row = now[-1]
-        tried = Tried(tried.fitness + alive * row.reward, tried.length + alive)
-        return time + 1, now, alive & ~row.is_last, tried
+    time: Array
+    number: Array
+    now: Any
+    lives: Array
+    found: Tried
 
-    def lives(loop: tuple[Any, ...]) -> Array:
-        return (loop[0] < horizon) & loop[2].any()
 
-    inside, row = jax.vmap(env.reset)(jax.random.split(key, count))
-    begin = (start, jnp.zeros((count, env.spec.action_width)), inside, row)
-    now = jax.tree.map(lambda x: jnp.broadcast_to(x, (lead[0], *x.shape)), begin)
-    empty = Tried(jnp.zeros(lead), jnp.zeros(lead))
-    return jax.lax.while_loop(lives, step, (jnp.int32(0), now, jnp.ones(lead, bool), empty))[-1]
+def try_all(move: Move, candidates: Array, start: Any, key: Key, horizon: int) -> Tried:
+    """Moves P x R trials, of candidates theta [P, n] from start [R, ..], until each has ended or made `horizon` steps.
+
+    move(theta [n], key, now [1, ..]) -> now [1, ..], reward [1], lives [1]; `key` is that of the step and of the start
+    Whenever half of the trials have ended, the others go on in arrays of half the size.
+    """
+    chex.assert_rank(candidates, 2)
+    rollouts = len(jax.tree.leaves(start)[0])
+    number = jnp.arange(len(candidates) * rollouts)
+    tried = Tried(*jnp.zeros((2, len(number))))
+
+    def step(running: Running) -> Running:
+        time, number, now, lives, found = running
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, time), number % rollouts)
+        now, reward, goes_on = jax.vmap(move)(candidates[number // rollouts], keys, now)
+        found = Tried(found.fitness + lives * reward[:, 0], found.length + lives)
+        return Running(time + 1, number, now, lives & goes_on[:, 0], found)
+
+    now = jax.tree.map(lambda x: x[number % rollouts, None], start)
+    running = Running(jnp.int32(0), number, now, jnp.ones(len(number), bool), tried)
+    for fewer in (*halves(len(number)), 0):
+        running = jax.lax.while_loop(functools.partial(more_live, fewer, horizon), step, running)
+        tried, running = entered(tried, running), living(running, fewer)
+    return jax.tree.map(lambda x: x.reshape(-1, rollouts), tried)
+
+
+def more_live(fewer: int, horizon: int, running: Running) -> Array:
+    """Returns whether more than `fewer` trials have not ended, before step `horizon`."""
+    return (running.time < horizon) & (running.lives.sum() > fewer)
+
+
+def entered(tried: Tried, running: Running) -> Tried:
+    """Returns `tried` [P * R] with what the running trials have found."""
+    return jax.tree.map(lambda x, y: x.at[running.number].set(y), tried, running.found)
+
+
+def living(running: Running, fewer: int) -> Running:
+    """Returns `fewer` of the trials: all that live, unless the time is over."""
+    kept = jnp.argsort(~running.lives, stable=True)[:fewer]
+    return Running(running.time, *jax.tree.map(lambda x: x[kept], running[1:]))
+
+
+def halves(count: int) -> list[int]:
+    """Returns count / 2, count / 4, .., rounded up, down to `FEWEST`."""
+    return [] if count < 2 * FEWEST else [-(-count // 2), *halves(-(-count // 2))]
 
 
 def choose_starts(key: Key, start: State, is_first: Array, count: int, first: bool) -> State:
