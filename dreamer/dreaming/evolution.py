@@ -80,7 +80,7 @@ class Tried(NamedTuple):
 
 Act = Callable[[Array, Array], Array]  # a policy: theta [n], feat [B, F] -> action [B, A]
 Move = Callable[[Array, Key, Any], tuple[Any, Array, Array]]
-FEWEST = 32  # trials from which on no further program is compiled for half as many
+FEWEST = 32  # arrays are not halved below this number of trials, since each size compiles a loop of its own
 
 
 def in_dreams(
@@ -177,8 +177,9 @@ def living(running: Running, fewer: int) -> Running:
 
 
 def halves(count: int) -> list[int]:
-    """Returns count / 2, count / 4, .., rounded up, down to `FEWEST`."""
-    return [] if count < 2 * FEWEST else [-(-count // 2), *halves(-(-count // 2))]
+    """Returns count / 2, count / 4, .., rounded up and at least `FEWEST`."""
+    half = -(-count // 2)
+    return [half, *halves(half)] if half >= FEWEST else []
 
 
 def choose_starts(key: Key, start: State, is_first: Array, count: int, first: bool) -> State:
