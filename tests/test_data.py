@@ -310,6 +310,18 @@ def test_a_damaged_file_gives_faults_or_one_line_and_no_other_error(small, which
         (folder / name).write_bytes(whole)
 
 
+def test_a_damaged_list_of_arrays_is_a_fault_and_the_file_is_closed(small):
+    folder, _ = small
+    path = folder / "copy" / "episode-000000000-4.npz"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03"))
+        assert "is cut short or damaged" in faults(folder / "copy")[0]
+        gc.collect()  # pytest makes an error of a file that nothing closed
+    finally:
+        path.write_bytes(whole)
+
+
 def test_a_file_of_another_program_is_refused(folder):
     (folder / "notes.txt").write_text("hello")
     (folder / "robots" / "meta").mkdir(parents=True)

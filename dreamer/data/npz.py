@@ -13,6 +13,7 @@ DreamerV3, and the spaces into spec.json.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import zipfile
 import zlib
@@ -288,12 +289,15 @@ def _found(plan: _Plan, piece: dict[str, np.ndarray], name: str) -> Found:
     return found._replace(notes=found.notes + notes)
 
 
-def _arrays(path: Path) -> Any:
-    """Opens an npz file, which is a context manager. Raises UserError if it is something else, such as a pickle."""
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    """Opens an npz file. Raises UserError if it is something else, such as a pickle."""
     with open_regular(path, follow=True) as file:
         if not zipfile.is_zipfile(file):
             raise UserError("is not an npz file, or is cut short")
-    return np.load(path, allow_pickle=False)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:  # numpy leaves a damaged file open if it opens it by itself
+            yield arrays
 
 
 def _columns(arrays: Mapping[str, np.ndarray], keys: Iterable[str]) -> dict[str, np.ndarray]:
