@@ -142,13 +142,19 @@ def try_all(move: Move, candidates: Array, start: Any, key: Key, horizon: int) -
     """
     chex.assert_rank(candidates, 2)
     rollouts = len(jax.tree.leaves(start)[0])
+    grid = (len(candidates), rollouts)
     number = jnp.arange(len(candidates) * rollouts)
     tried = Tried(*jnp.zeros((2, len(number))))
 
     def step(running: Running) -> Running:
         time, number, now, lives, found = running
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, time), number % rollouts)
-        now, reward, goes_on = jax.vmap(move)(candidates[number // rollouts], keys, now)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, time), jnp.arange(rollouts))
+        if len(number) == len(candidates) * rollouts:  # random numbers are drawn once for all candidates
+            now = jax.tree.map(lambda x: x.reshape(*grid, *x.shape[1:]), now)
+            moved = jax.vmap(jax.vmap(move, (None, 0, 0)), (0, None, 0))(candidates, keys, now)
+            now, reward, goes_on = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
+        else:
+            now, reward, goes_on = jax.vmap(move)(candidates[number // rollouts], keys[number % rollouts], now)
         found = Tried(found.fitness + lives * reward[:, 0], found.length + lives)
         return Running(time + 1, number, now, lives & goes_on[:, 0], found)
 
