@@ -147,7 +147,6 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_many_devices_make_the_update_of_one(eight, layout):
     saved, _ = eight

@@ -130,7 +130,6 @@ def equal(folder, ours: str, theirs: str) -> None:
         np.testing.assert_array_equal(files[0][name], files[1][name], err_msg=name)
 
 
-@pytest.mark.slow
 def test_a_run_on_two_devices_that_is_resumed_is_the_same_to_the_last_bit(trained):
     equal(trained[0], "resumed", "two")
 

@@ -33,7 +33,6 @@ def outputs(notebook, kind):
     return [one.data[kind] for cell in notebook.cells for one in cell.get("outputs", []) if kind in one.get("data", {})]
 
 
-@pytest.mark.slow
 def test_the_notebook_plots_the_return_and_the_dream(executed):
     assert len(outputs(executed, "image/png")) == 2
 
