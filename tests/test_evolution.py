@@ -145,16 +145,28 @@ def test_another_environment_than_that_of_the_run_is_refused(name, message):
 
 
 def test_a_random_action_is_held_for_some_steps_but_not_across_episodes():
-    action, held = Action(continuous=1), controller.Held(jnp.zeros((300, 1)), jnp.zeros(300, jnp.int32))
-    rows = []
+    def draw(key, count):
+        return controller.random_action(key, Action(continuous=1), count)
+
+    held, rows = controller.Held(jnp.zeros((300, 1)), jnp.zeros(300, jnp.int32)), []
     for step in range(7):
         first = jnp.full(300, step == 5)
-        held = controller.hold(jax.random.fold_in(KEY, step), held, first, action, 3)
+        held = controller.hold(jax.random.fold_in(KEY, step), held, first, 3, draw)
         rows.append(np.asarray(held.action[:, 0]))
     same = np.stack([a == b for a, b in zip(rows, rows[1:], strict=False)])
     assert not same[4].any()  # step 5 begins an episode
     assert 0.5 < same[0].mean() < 0.8  # held for 1, 2 or 3 steps: the second step repeats the first in 2 of 3
     assert not (same[0] & same[1] & same[2]).any()
+
+
+def test_random_actions_leave_a_one_sided_number_at_its_lower_end_half_of_the_time():
+    action = Action((3,), continuous=2)
+    drawn = np.asarray(controller.random_action(KEY, action, 4000, one_sided=(1,)))
+    np.testing.assert_array_equal(drawn[:, :3].sum(-1), 1)
+    brake = drawn[:, 4]
+    assert 0.47 < (brake == -1).mean() < 0.53
+    assert 0.2 < (brake > 0).mean() < 0.3  # uniform where the output is above 0
+    assert (drawn[:, 3] == -1).mean() == 0 and abs(drawn[:, 3].mean()) < 0.05
 
 
 # --- a whole generation -----------------------------------------------------------------------------

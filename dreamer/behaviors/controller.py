@@ -8,6 +8,7 @@ ones. Candidates can also be tried in an environment, where the world model only
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ class Config:
     discrete: Literal["argmax", "threshold"] = "argmax"
     "how classes are chosen: argmax of one output for each; threshold: none or one of two buttons from one output"
     one_sided: tuple[int, ...] = ()
-    "numbers of the action whose range begins where the output is 0, such as a brake"
+    "numbers of the action, random or not, whose range begins where the output is 0, such as a brake"
     hold: Annotated[int, at_least(1)] = 1
     "largest number of steps for which a random action is held; the number is drawn for each random action"
     collect: Literal["mean", "random"] = "mean"
@@ -106,6 +107,9 @@ def make(
         extra = {"updates": jnp.int32(0), "search": strategy.init(key)}
         return Variables({}, extra, {"decay": jnp.float32(config.decay)})
 
+    def draw(key: Key, count: int) -> Array:
+        return random_action(key, spec.action, count, config.one_sided)
+
     def initial(envs: int) -> Held:
         return Held(jnp.zeros((envs, spec.action_width)), jnp.zeros(envs, jnp.int32))
 
@@ -115,7 +119,7 @@ def make(
         chosen = policy.act(v.extra["search"]["mean"], dream.feat(state))
         if mode != "collect":
             return chosen, carry
-        held = hold(key, carry, ask.is_first, spec.action, config.hold)
+        held = hold(key, carry, ask.is_first, config.hold, draw)
         at_random = v.extra["updates"] <= config.start if config.collect == "mean" else True
         return jnp.where(at_random, held.action, chosen), held
 
@@ -176,20 +180,27 @@ def measured(tried: evolution.Tried) -> Metrics:
     }  # fmt: skip
 
 
-def hold(key: Key, held: Held, is_first: Array, action: Action, most: int) -> Held:
-    """Holds each random action for 1 to `most` steps. After them, and in first rows, draws a new one and its steps."""
+def hold(key: Key, held: Held, is_first: Array, most: int, draw: Callable[[Key, int], Array]) -> Held:
+    """Holds each random action for 1 to `most` steps. After them, and in first rows, draws a new one and its steps.
+
+    draw(key, E) -> actions [E, A]
+    """
     action_key, length_key = jax.random.split(key)
     renew = is_first | (held.left == 0)
     left = jax.random.randint(length_key, renew.shape, 1, most + 1)
-    drawn = random_action(action_key, action, len(renew))
+    drawn = draw(action_key, len(renew))
     return Held(jnp.where(renew[:, None], drawn, held.action), jnp.where(renew, left, held.left) - 1)
 
 
-def random_action(key: Key, action: Action, count: int) -> Array:
-    """Draws actions [count, A]: one-hots of equally likely classes, and numbers from -1 to 1."""
+def random_action(key: Key, action: Action, count: int, one_sided: Sequence[int] = ()) -> Array:
+    """Draws actions [count, A]: one-hots of equally likely classes, and numbers from -1 to 1.
+
+    one_sided: the numbers whose range begins where they are 0, as it does for the controller
+    """
     *keys, last = jax.random.split(key, len(action.classes) + 1)
     parts = [
         jax.nn.one_hot(jax.random.randint(one, (count,), 0, classes), classes)
         for one, classes in zip(keys, action.classes, strict=True)
     ]
-    return jnp.concatenate([*parts, jax.random.uniform(last, (count, action.continuous), minval=-1.0)], -1)
+    numbers = jax.random.uniform(last, (count, action.continuous), minval=-1.0)
+    return jnp.concatenate([*parts, linear_policy.one_side(numbers, one_sided)], -1)

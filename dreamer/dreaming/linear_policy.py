@@ -69,7 +69,11 @@ def to_action(outs: Array, action: Action, discrete: Discrete, one_sided: Sequen
         index = pressed if discrete == "threshold" else jnp.argmax(own, -1)
         parts.append(jax.nn.one_hot(index, classes))
         used += count
-    numbers = outs[..., used:]
+    return jnp.concatenate([*parts, one_side(outs[..., used:], one_sided)], -1)
+
+
+def one_side(numbers: Array, one_sided: Sequence[int]) -> Array:
+    """Lets the range of the `one_sided` ones of numbers [.., continuous] begin where they are 0: see `to_action`."""
     for i in one_sided:
         numbers = numbers.at[..., i].set(2 * jnp.maximum(numbers[..., i], 0) - 1)
-    return jnp.concatenate([*parts, numbers], -1)
+    return numbers
