@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import dreamed_return, launches, operations, rounds, table, trace, train_step
+from benchmarks import controller_curve, dreamed_return, launches, operations, rounds, table, trace, train_step
 from benchmarks.peers import protocol
 
 A, B = jax.ShapeDtypeStruct((4, 5), "float32"), jax.ShapeDtypeStruct((5, 6), "float32")
@@ -35,6 +35,7 @@ def seven(x, w):
 
 def half_dead(x, w):
     """Seven products that are used, and others, also in the loop, that are not."""
+
     def body(carry, _):
         return (carry[0] @ w, carry[1] @ w), carry[0] @ w.T
 
@@ -86,9 +87,7 @@ def test_a_tiny_update_becomes_a_row_and_a_table(tmp_path, monkeypatch, capsys):
     import tiny
 
     measure = pytest.importorskip("benchmarks.measure")
-    monkeypatch.setattr(
-        measure.programs, "jit_update", lambda agent, mesh: tiny.jit(agent.update, donate_argnums=0)
-    )
+    monkeypatch.setattr(measure.programs, "jit_update", lambda agent, mesh: tiny.jit(agent.update, donate_argnums=0))
     monkeypatch.setattr(measure, "matmul_peak", lambda dtype: 100.0)
     file, changed = tmp_path / "rows.json", [f"agent.world_model.{one}" for one in TINY]
     words = ["--batch", "2", "3", "--steps", "2", "--warmup", "1", "--no-policy", "--json", str(file)]
@@ -261,3 +260,28 @@ def test_dreamed_and_real_returns_are_put_side_by_side(tmp_path, monkeypatch, ca
     generations = (tmp_path / "generations.csv").read_text().splitlines()
     assert generations[1:3] == ["0.5,1,50,70,20,0.2", "0.5,2,80,90,60,0.3"]
     assert (tmp_path / "temperatures.png").stat().st_size > 0
+
+
+def test_a_search_over_several_runs_is_one_curve(tmp_path, monkeypatch):
+    """Generations go on from run to run, and environment steps add up: those of the data, then those of each run."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, lines in zip(runs, [[(0, 10, None), (1, 20, None), (2, 30, 7.0)], [(3, 5, 9.0)]], strict=True):
+        run.mkdir()
+        found = [
+            {
+                "env_steps": steps, "evolution/generation": n, "evolution/fitness": 10.0 * n,
+                "evolution/fitness_best": 50.0, "evolution/std": 0.1,
+            } | ({} if real is None else {"episode/return": real})
+            for n, steps, real in lines
+        ]  # fmt: skip
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    (tmp_path / "published.csv").write_text("generation,env_steps,mean_fitness\n1,1000,-50\n2,2000,-40\n")
+    arguments = ["--before", "100", "--published", str(tmp_path / "published.csv"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["controller_curve", *map(str, runs), *arguments])
+    controller_curve.main()
+    dreams = (tmp_path / "out" / "generations.csv").read_text().splitlines()
+    assert dreams == [
+        "generation,env_steps,fitness,fitness_best,std", "1,120,10,50,0.1", "2,130,20,50,0.1", "3,135,30,50,0.1",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "episodes.csv").read_text().splitlines()[1:] == ["2,130,7", "3,135,9"]
+    assert (tmp_path / "out" / "controller.png").stat().st_size > 0
