@@ -173,7 +173,7 @@ def assemble(
     act, encode = make_act(world_model, behavior, spec), make_encode(world_model, spec)
     return Agent(
         init, variables, initial_carry, update, act, report, encode, pack, world_model.storage, scales, world_model,
-        behavior,
+        behavior, frozenset(world_model.reads),
     )  # fmt: skip
 
 

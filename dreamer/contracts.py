@@ -17,7 +17,7 @@ from dreamer.interfaces import Ask, Batch, Behavior, Learned, Losses, State, Var
 from dreamer.spaces import Spec
 
 LONGEST = 400  # characters that are kept of another library's message
-NOT_FUNCTIONS = ("scales", "storage", "needs", "deter_width")
+NOT_FUNCTIONS = ("scales", "storage", "needs", "deter_width", "reads")
 PREDICTIONS = ("reward", "cont")  # predictions of one number per row
 SIGNATURES = {
     WorldModel: "make(config, spec, *, dtype, horizon, contdisc) -> WorldModel",
@@ -58,6 +58,8 @@ def make_world_model(module: Any, name: str, config: Any, spec: Spec, **shared: 
         "from_deter": lambda out, v, deter: _is_latent(out, model, deter),
     }
     model = _guarded(plugin, model, checks)
+    if unknown := sorted(set(model.reads) - set(model.storage)):
+        raise UserError(f"{plugin.label}: reads names {unknown[0]!r}, which is not in storage: {sorted(model.storage)}")
     shape = jax.eval_shape(lambda: model.feat(model.latent(model.initial(1)))).shape
     if len(shape) != 2 or shape[0] != 1:
         raise UserError(f"{plugin.label}: feat(latent(initial(1))) has shape {list(shape)}, not [1, F]")
@@ -105,8 +107,8 @@ def _made(plugin: Plugin, module: Any, record: Any, args: tuple, shared: Mapping
         value = getattr(made, field)
         if field not in NOT_FUNCTIONS and not callable(value):
             raise UserError(f"{plugin.label}: {field} is a {type(value).__name__}, not a function")
-        if field == "needs" and not isinstance(value, frozenset | set):
-            raise UserError(f"{plugin.label}: needs is a {type(value).__name__}, not a set of names")
+        if field in ("needs", "reads") and not isinstance(value, frozenset | set):
+            raise UserError(f"{plugin.label}: {field} is a {type(value).__name__}, not a set of names")
         if field in ("scales", "storage") and not isinstance(value, Mapping):
             raise UserError(f"{plugin.label}: {field} is a {type(value).__name__}, not a mapping by name")
     for loss, scale in made.scales.items():

@@ -101,6 +101,8 @@ class WorldModel(NamedTuple):
         for reports; {} by default
     deter_width: D, the width of the deterministic part of features, their first entries; 0: there is no such part
     from_deter(v, deter [.., D]) -> latent [..]: the most likely latent with this deterministic part; only if D > 0
+    reads: names in `storage`; `loss` also gets these packed latents as they were stored with its rows, in
+        `batch.latent` {name: [B, T, ..]}, which is {} without context rows
     """
 
     init: Callable[[Key], Variables]
@@ -120,6 +122,7 @@ class WorldModel(NamedTuple):
     pictures: Callable[[Variables, Obs], Mapping[str, Array]] = lambda v, obs: {}
     deter_width: int = 0
     from_deter: Callable[[Variables, Array], Latent] = lambda v, deter: ()
+    reads: frozenset[str] = frozenset()
 
 
 class Dream(NamedTuple):
@@ -143,7 +146,8 @@ class Dream(NamedTuple):
 class Replayed(NamedTuple):
     """Replayed sequences. The N = B * T dreams of a batch start from their rows, in row-major order.
 
-    rows [B, T]: the rows that are trained on; `rows.latent` is empty | feat [B, T, F]: their features, with gradients
+    rows [B, T]: the rows that are trained on; `rows.latent` is what the world model `reads`
+    feat [B, T, F]: their features, with gradients
     """
 
     rows: Batch
@@ -244,6 +248,7 @@ class Agent(NamedTuple):
     pack(state [E, ..]) -> {name: [E, ..]}, the lossless form in which replay stores the latents of states
     storage: {name: Space}, one for each array of `pack` | scales: {loss name: weight of the loss in the total}
     world_model, behavior: the parts, for uses such as dreaming, play, export and diagnosis
+    reads: the names in `storage` that batches hold for all rows, see `WorldModel.reads`
     """
 
     init: Callable[[Key], TrainState]
@@ -258,6 +263,7 @@ class Agent(NamedTuple):
     scales: Mapping[str, float]
     world_model: WorldModel
     behavior: Behavior
+    reads: frozenset[str] = frozenset()
 
 
 class JaxEnv(NamedTuple):

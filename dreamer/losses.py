@@ -135,7 +135,7 @@ def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Arr
 
     Only here does the action of row t become the previous action of row t + 1. A context row is dropped: its latent
     becomes the initial state, and its action the first previous action. Without a context row, the state is that of
-    `WorldModel.initial` and the first previous action is 0.
+    `WorldModel.initial` and the first previous action is 0. The rows keep those latents that the world model `reads`.
     """
     check_rows(spec, batch.obs, batch.action, batch.is_first, batch.reward.shape)
     batch_size = batch.reward.shape[0]
@@ -143,7 +143,8 @@ def align(world_model: WorldModel, spec: Spec, batch: Batch) -> tuple[State, Arr
     if not batch.latent:
         return world_model.initial(batch_size), prev_action, batch
     state = world_model.unpack({name: x[:, 0] for name, x in batch.latent.items()})
-    rows = jax.tree.map(lambda x: x[:, 1:], batch._replace(latent={}))
+    read = {name: batch.latent[name] for name in sorted(world_model.reads)}
+    rows = jax.tree.map(lambda x: x[:, 1:], batch._replace(latent=read))
     return state, prev_action[:, 1:], rows
 
 

@@ -45,7 +45,8 @@ class Batch(NamedTuple):
     """B sequences of C + T rows from the replay, in the order of time. The first C rows are context (C is 0 or 1).
 
     obs {k: [B, C+T, ..]} | action [B, C+T, A] | reward, is_first, is_last, is_terminal [B, C+T]
-    latent {name: [B, C, ..]}: the packed latents stored with the context rows; {} if C is 0
+    latent {name: [B, C, ..]}: the packed latents stored with the context rows; {} if C is 0. Those that the world model
+        `reads` are [B, C+T, ..], from all rows
     """
 
     obs: Mapping[str, Array]

@@ -141,6 +141,8 @@ def test_the_contracts_hold_for_a_sound_pair():
         ({"imagine": None}, None, ["imagine is a NoneType, not a function"]),
         ({"scales": {"echo": "1"}}, None, ["the scale of loss 'echo' is a str"]),
         ({"storage": 3}, None, ["storage is a int, not a mapping"]),
+        ({"reads": "deter"}, None, ["reads is a str, not a set of names"]),
+        ({"reads": {"code"}}, None, ["reads names 'code', which is not in storage"]),
         ({"deter_width": 3}, None, ["deter_width is 3, not from 0 to F, 2"]),
         (
             {"deter_width": 1, "from_deter": lambda v, deter: {"prev": deter}},

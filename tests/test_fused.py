@@ -42,9 +42,9 @@ SIZES = Sizes(streams=3, rows=20, context=1, length=5)
 # ---- the ring
 
 
-def host_ring(rows: int) -> Replay:
+def host_ring(rows: int, reads: frozenset[str] = frozenset()) -> Replay:
     config = Config(capacity_steps=SIZES.streams * SIZES.rows, batch_size=2, batch_length=SIZES.length)
-    replay = Replay(SPEC, STORAGE, config, streams=SIZES.streams, seed=0, env_steps=10_000)
+    replay = Replay(SPEC, STORAGE, config, streams=SIZES.streams, seed=0, env_steps=10_000, reads=reads)
     assert replay.size.rows_per_stream == SIZES.rows
     for number in range(rows):
         replay.add(*row(number))
@@ -78,14 +78,16 @@ def test_a_ring_holds_the_rows_of_the_hosts_replay(rows):
     }
 
 
+@pytest.mark.parametrize("reads", [frozenset(), frozenset(STORAGE)], ids=["context", "all rows"])
 @pytest.mark.parametrize("rows", [7, 20, 33])
-def test_sequences_of_a_ring_are_those_of_the_hosts_replay(rows, monkeypatch):
-    replay, ring = host_ring(rows), device_ring(rows)
+def test_sequences_of_a_ring_are_those_of_the_hosts_replay(rows, reads, monkeypatch):
+    replay, ring = host_ring(rows, reads), device_ring(rows)
     first = max(0, rows - SIZES.rows)
     stream, start = np.array([0, 2, 1]), first + np.array([0, rows - first - SIZES.sequence, 1])
     monkeypatch.setattr(replay, "_choose", lambda *args: (stream, start))
     batch, places = replay.sample(3)
-    found, there = rings.gather(ring, SIZES, jnp.array(stream), jnp.array(start))
+    found, there = rings.gather(ring, SIZES._replace(reads=reads), jnp.array(stream), jnp.array(start))
+    assert found.latent["deter"].shape[1] == (SIZES.sequence if reads else 1)
     np.testing.assert_array_equal(there.number, places.number)
     jax.tree.map(np.testing.assert_array_equal, dict(found._asdict()), dict(batch._asdict()))
 

@@ -18,10 +18,10 @@ SPEC = Spec({"id": Space((2,), "int32"), "image": Space((4, 4, 3), "uint8")}, Ac
 STORAGE = {"deter": Space((3,), "float32"), "stoch": Space((2,), "uint8"), "half": Space((2,), "bfloat16")}
 
 
-def build(envs=2, rows=10, length=3, context=1, online=False, seed=0, **settings):
+def build(envs=2, rows=10, length=3, context=1, online=False, seed=0, reads=frozenset(), **settings):
     """Makes a replay with rings of `rows` rows."""
     config = Config(capacity_steps=envs * rows, batch_length=length, context=context, online=online, **settings)
-    return Replay(SPEC, STORAGE, config, streams=envs, seed=seed, env_steps=10**9)
+    return Replay(SPEC, STORAGE, config, streams=envs, seed=seed, env_steps=10**9, reads=reads)
 
 
 def collected(envs, numbers, first=False, last=False, seed=0):
@@ -231,6 +231,16 @@ def test_refreshed_latent_is_the_context_of_the_next_sample():
     batch, rows = replay.sample(1)
     assert rows.number[0, 0] == 2
     assert (batch.latent["deter"] == 1).all() and (batch.latent["half"] == 1).all()
+
+
+def test_latents_that_the_model_reads_come_from_all_rows():
+    replay = build(envs=2, rows=9, length=3, reads=frozenset({"deter"}))
+    fill(replay, 8)
+    batch, rows = replay.sample(4)
+    assert batch.latent["deter"].shape[:2] == (4, 4) and batch.latent["half"].shape[:2] == (4, 1)
+    for b, t in np.ndindex(4, 3):
+        own = replay.columns["latent/deter"][rows.stream[b], rows.number[b, t] % 9]
+        np.testing.assert_array_equal(batch.latent["deter"][b, 1 + t], own)
 
 
 def test_online_trains_on_every_row_once_in_the_order_of_collection():

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,8 @@ def make_batch(seed: int = 0):
     made = tiny.make_batch(SPEC, batch_size=4, length=5, seed=seed)
     rng = np.random.default_rng(seed)
     latent = {name: rng.normal(size=(4, 1, n)).astype(np.float32) for name, n in (("z", 3), ("hidden", 4), ("cell", 4))}
-    return made._replace(latent=latent)
+    codes = {name: np.zeros((*made.reward.shape, 3), np.float32) for name in ("mean", "std")}  # V has seen no row
+    return made._replace(latent=latent | codes)
 
 
 @functools.cache
@@ -104,6 +106,47 @@ def test_each_phase_shows_its_own_losses():
     assert shown[0] == shown[1] == {"loss/rec/image", "loss/kl"}
     assert shown[2] == shown[3] == {"loss/mdn", "loss/done", "loss/rew"}
     assert shown[4] == shown[5] == set()
+
+
+def with_codes(batch, state):
+    """Returns the batch with the codes of its rows, as V stores them after it has learned."""
+    model, v = agent().world_model, agent().variables(state)["world_model"]
+    rows = batch.reward.shape
+    zeros = jnp.zeros((*rows, SPEC.action_width))
+    _, latents = model.observe(v, KEY, model.initial(rows[0]), batch.obs, zeros, jnp.zeros(rows, bool))
+    return batch._replace(latent={**batch.latent, "mean": latents.code.mean, "std": latents.code.std})
+
+
+@pytest.mark.parametrize("updates", [2, 4], ids=["M", "C"])
+def test_stored_codes_take_the_place_of_images(updates):
+    """An update from stored codes is the same as one from images, and does not look at the images."""
+    state, batch = learned()[0][updates], make_batch(9)
+    seen, out = update()(state, batch)
+    coded = with_codes(batch, state)
+    other = coded._replace(obs={"image": 255 - coded.obs["image"]})
+    recalled, again = update()(state, other)
+    chex.assert_trees_all_close((seen.params, out.latent), (recalled.params, again.latent), rtol=1e-5, atol=1e-6)
+
+
+def test_one_row_without_a_code_makes_v_look_at_all_images():
+    state, batch = learned()[0][2], make_batch(9)
+    coded = with_codes(batch, state)
+    partly = coded._replace(latent={**coded.latent, "std": coded.latent["std"].at[1, 3].set(0.0)})
+    wrong = partly._replace(latent={**partly.latent, "mean": partly.latent["mean"] + 5})
+    np.testing.assert_allclose(
+        update()(state, wrong)[1].latent["mean"], update()(state, batch)[1].latent["mean"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_codes_are_stored_only_after_v_has_learned():
+    states, _ = learned()
+    for number, batch in enumerate(map(make_batch, range(PHASES))):
+        stored = update()(states[number], batch)[1].latent["std"]
+        obs = {name: x[:, 0] for name, x in batch.obs.items()}
+        carry, _ = agent().act(agent().variables(states[number]), KEY, agent().initial_carry(4), obs, np.ones(4, bool))
+        acted = agent().pack(carry.state)["std"]
+        assert (stored > 0).all() == (acted > 0).all() == (number >= MODEL.vae_updates)
+        assert (stored > 0).any() == (acted > 0).any() == (number >= MODEL.vae_updates)
 
 
 def test_without_updates_of_v_and_m_only_c_learns():

@@ -2,12 +2,13 @@
 
 V encodes each image alone as z, drawn from a normal. M reads z and the action, and predicts a mixture of normals for
 the next z and whether the episode ends. They learn one after the other: first V, then M on the codes of a frozen V.
+Replay stores the codes, so that V sees each row once after it has learned.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import chex
@@ -67,14 +68,23 @@ class Config:
             raise UserError(f"bins must be odd, not {self.bins}")
 
 
+class Code(NamedTuple):
+    """The normal from which z is drawn: mean, std [.., Z] float32. The std is 0 where V has not seen the row."""
+
+    mean: Array
+    std: Array
+
+
 class Latent(NamedTuple):
     """A latent, which is also a state. z [.., Z], hidden, cell [.., H] float32
 
     The memory has read the rows before this one. So it predicts z, and V infers z from the row itself.
+    code: of the row, when V no longer learns; in dreams that of the row where the dream began
     """
 
     z: Array
     memory: Memory
+    code: Code
 
 
 class Nets(NamedTuple):
@@ -144,30 +154,34 @@ def make(
 
     def initial(batch_size: int) -> Latent:
         memory = Memory(*(jnp.zeros((batch_size, config.hidden)) for _ in Memory._fields))
-        return Latent(jnp.zeros((batch_size, config.size)), memory)
+        z = jnp.zeros((batch_size, config.size))
+        return Latent(z, memory, Code(z, z))
 
     def feat(latent: Latent) -> Array:
-        z, (hidden, cell) = latent
+        z, (hidden, cell), _ = latent
         return jnp.concatenate([z, cell, hidden] if config.cell else [z, hidden], -1)
 
     def init(key: Key) -> Variables:
         params = init_params(nets, spec, key, initial(1), feat)
         return Variables(params, {"updates": jnp.int32(0)}, {"temperature": jnp.float32(config.temperature)})
 
-    def encode(params: Params, key: Key, obs: Obs) -> Array:
+    def encode(params: Params, obs: Obs) -> Code:
         mean, log_var = nets.enc.apply(params["vae"]["enc"], to_unit(space, obs[image], dtype))
-        return vae.draw(mean, log_var, jax.random.normal(key, mean.shape))
+        return Code(mean, jnp.exp(0.5 * log_var))
 
     def observe(
         v: Variables, key: Key, state: Latent, obs: Obs, prev_action: Array, is_first: Array
     ) -> tuple[Latent, Latent]:
-        latents = remember(nets, v.params, state, encode(v.params, key, obs), prev_action, is_first)
+        code = encode(v.params, obs)
+        latents = remember(nets, v.params, state, draw(key, code), prev_action, is_first)
+        kept = jax.tree.map(lambda x: jnp.where(v.extra["updates"] < phases[0], 0.0, x), code)
+        latents = latents._replace(code=kept)
         return jax.tree.map(lambda x: x[:, -1], latents), latents
 
     def imagine(v: Variables, key: Key, state: Latent, action: Array) -> Latent:
         memory = nets.lstm.apply(v.params["rnn"]["lstm"], state.memory, state.z, action)
         predicted = nets.out.apply(v.params["rnn"]["out"], memory.hidden)
-        return Latent(mixture.sample(key, predicted.z, v.hyper["temperature"]), memory)
+        return state._replace(z=mixture.sample(key, predicted.z, v.hyper["temperature"]), memory=memory)
 
     def predict(v: Variables, feat: Array) -> dict[str, Array]:
         done = nets.out.apply(v.params["rnn"]["out"], feat[..., -config.hidden :]).done[..., 0]
@@ -186,19 +200,22 @@ def make(
         silent = {f"rec/{image}": jnp.zeros((rows, steps)), "kl": jnp.zeros((rows, steps))}
         silent |= {name: jnp.zeros((rows, steps - 1)) for name in rnn_losses}
 
+        def recall(params: Params) -> Latent:
+            code = stored_or(batch.latent, lambda: encode(frozen, batch.obs))
+            latents = remember(nets, params, state, draw(keys["observe"], code), prev_action, batch.is_first)
+            return latents._replace(code=code)
+
         def learn_v() -> tuple[Losses, Latent]:
             losses, z = vae_losses(nets, config, v.params["vae"], keys["observe"], to_unit(space, batch.obs[image]))
             losses = {f"rec/{image}": losses["rec"], "kl": losses["kl"]}
             return silent | losses, remember(nets, frozen, state, sg(z), prev_action, batch.is_first)
 
         def learn_m() -> tuple[Losses, Latent]:
-            z = encode(frozen, keys["observe"], batch.obs)
-            latents = remember(nets, v.params, state, z, prev_action, batch.is_first)
+            latents = recall(v.params)
             return silent | memory_losses(nets, v.params["rnn"], latents, feat(latents), batch), sg(latents)
 
         def only_observe() -> tuple[Losses, Latent]:
-            z = encode(frozen, keys["observe"], batch.obs)
-            return silent, remember(nets, frozen, state, z, prev_action, batch.is_first)
+            return silent, recall(frozen)
 
         phase = phase_of(phases, v.extra["updates"])
         losses, latents = jax.lax.switch(phase, [learn_v, learn_m, only_observe])
@@ -210,10 +227,11 @@ def make(
         return {image: from_unit(space, nets.dec.apply(v.params["vae"]["dec"], latent.z))}
 
     widths = {"z": config.size, "hidden": config.hidden, "cell": config.hidden}
+    widths |= dict.fromkeys(Code._fields, config.size)
     return WorldModel(
         init, initial, observe, starts, imagine, lambda state: state, feat, predict, loss, decode, pack, unpack,
         {name: Space((width,), "float32") for name, width in widths.items()},
-        dict.fromkeys((f"rec/{image}", "kl", *rnn_losses), 1.0),
+        dict.fromkeys((f"rec/{image}", "kl", *rnn_losses), 1.0), reads=frozenset(Code._fields),
     )  # fmt: skip
 
 
@@ -244,11 +262,26 @@ def remember(
     """Returns the latents [B, T, ..] of rows with codes z [B, T, Z], which follow `state` [B, ..].
 
     The memory of a row has read the codes and actions of the rows before it; that of a first row is empty.
+    The `code` of all rows is 0.
     """
     before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
     reset = jnp.pad(is_first[:, :-1], ((0, 0), (1, 0)))  # the memory of `state` is empty if its row is a first one
     _, memories = mdn_rnn.read(nets.lstm, params["rnn"]["lstm"], state.memory, (before, prev_action), reset)
-    return Latent(z, jax.tree.map(lambda x: jnp.where(is_first[..., None], 0.0, x), memories))
+    memories = jax.tree.map(lambda x: jnp.where(is_first[..., None], 0.0, x), memories)
+    return Latent(z, memories, Code(jnp.zeros_like(z), jnp.zeros_like(z)))
+
+
+def draw(key: Key, code: Code) -> Array:
+    """Draws z [.., Z]."""
+    return code.mean + code.std * jax.random.normal(key, code.mean.shape)
+
+
+def stored_or(stored: Mapping[str, Array], encode: Callable[[], Code]) -> Code:
+    """Returns the codes [B, T, Z] that were stored with the rows, or those of `encode` if a row has none."""
+    if not stored:
+        return encode()
+    code = Code(*(stored[name] for name in Code._fields))
+    return jax.lax.cond((code.std > 0).all(), lambda: code, encode)
 
 
 def vae_losses(nets: Nets, config: Config, params: Params, key: Key, image: Array) -> tuple[Losses, Array]:
@@ -286,9 +319,9 @@ def starts(v: Variables, latent: Latent, prev_action: Array, is_first: Array) ->
 
 def pack(latent: Latent) -> Mapping[str, Array]:
     """`WorldModel.pack`: returns the arrays of a latent by name."""
-    return {"z": latent.z, **latent.memory._asdict()}
+    return {"z": latent.z, **latent.memory._asdict(), **latent.code._asdict()}
 
 
 def unpack(packed: Mapping[str, Array]) -> Latent:
     """`WorldModel.unpack`: the inverse of `pack`."""
-    return Latent(packed["z"], Memory(packed["hidden"], packed["cell"]))
+    return Latent(packed["z"], Memory(packed["hidden"], packed["cell"]), Code(packed["mean"], packed["std"]))

@@ -19,7 +19,7 @@ from dreamer.interfaces import Array, Batch, Key
 class Sizes(NamedTuple):
     """The sizes of a ring: S streams, R rows for each, sequences of `context` + T rows.
 
-    online: whether new sequences are trained on first
+    online: whether new sequences are trained on first | reads: the packed latents that batches hold for all rows
     """
 
     streams: int
@@ -27,6 +27,7 @@ class Sizes(NamedTuple):
     context: int
     length: int
     online: bool = True
+    reads: frozenset[str] = frozenset()
 
     @property
     def sequence(self) -> int:
@@ -112,7 +113,7 @@ def gather(ring: Ring, sizes: Sizes, stream: Array, start: Array) -> tuple[Batch
     """
     number = start[:, None] + jnp.arange(sizes.sequence)[None]
     data = {
-        name: column[stream[:, None], _slots(ring, number[:, : sizes.context] if _latent(name) else number)]
+        name: column[stream[:, None], _slots(ring, number[:, : _length(sizes, name)])]
         for name, column in ring.columns.items()
     }
     following = ring.columns["is_first"][stream[:, None], _slots(ring, number + 1)]
@@ -150,6 +151,12 @@ def _rows(ring: Ring) -> int:
 
 def _slots(ring: Ring, number: Array) -> Array:
     return number % _rows(ring)
+
+
+def _length(sizes: Sizes, name: str) -> int:
+    """Returns of how many rows of a sequence a batch holds this column."""
+    context_only = _latent(name) and name.removeprefix("latent/") not in sizes.reads
+    return sizes.context if context_only else sizes.sequence
 
 
 def _latent(name: str) -> bool:

@@ -56,7 +56,8 @@ class Moving:
         replay, workers = owners.replay, owners.workers
         config = replay.config
         sizes = Sizes(
-            workers.streams, replay.size.rows_per_stream, config.context, config.batch_length, config.online
+            workers.streams, replay.size.rows_per_stream, config.context, config.batch_length, config.online,
+            agent.reads,
         )
         self.plan = Plan(sizes, config.batch_size, owners.limiter.rate, replay.wanted(config.batch_size))
         check_numbers(self.plan)

@@ -122,7 +122,8 @@ def program_of(agent: Agent, spec: Spec) -> Program:
 
 def _batch(agent: Agent, spec: Spec, rows: tuple[int, int]) -> Batch:
     """Returns the form of a batch [B, C+T, ..]."""
-    latent = {k: jax.ShapeDtypeStruct((rows[0], 1, *x.shape), x.dtype) for k, x in agent.storage.items()}
+    lengths = {k: rows[1] if k in agent.reads else 1 for k in agent.storage}
+    latent = {k: jax.ShapeDtypeStruct((rows[0], lengths[k], *x.shape), x.dtype) for k, x in agent.storage.items()}
     action = jax.ShapeDtypeStruct((*rows, spec.action_width), "float32")
     reward, flags = (jax.ShapeDtypeStruct(rows, dtype) for dtype in ("float32", "bool"))
     made: Any = Batch(_obs(spec, rows), action, reward, flags, flags, flags, latent)

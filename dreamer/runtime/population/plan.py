@@ -114,8 +114,8 @@ def compiled(agent: Agent, spec: Spec, config: Config) -> Any:
     """Returns the compiled update of one run, on the first device. Raises UserError if the device has no memory."""
     rows = config.replay.batch_size, config.replay.batch_length + config.replay.context
     obs = {k: jax.ShapeDtypeStruct((*rows, *x.shape), x.device_dtype) for k, x in spec.obs.items()}
-    context = rows[0], config.replay.context
-    latent = {k: jax.ShapeDtypeStruct((*context, *x.shape), x.dtype) for k, x in agent.storage.items()}
+    lengths = {k: rows[1] if k in agent.reads else config.replay.context for k in agent.storage}
+    latent = {k: jax.ShapeDtypeStruct((rows[0], lengths[k], *x.shape), x.dtype) for k, x in agent.storage.items()}
     numbers, flags = (jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.float32, jnp.bool_))
     action = jax.ShapeDtypeStruct((*rows, spec.action_width), jnp.float32)
     batch: Any = Batch(obs, action, numbers, flags, flags, flags, latent if config.replay.context else {})

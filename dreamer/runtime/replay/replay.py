@@ -74,6 +74,7 @@ class Replay:
     storage: {name: Space} of the packed latents of a row; stored only if `config.context` is 1.
     streams: the number of rings that the run fills. env_steps: the number of rows that the run collects.
     old: the number of further rings, for rows of datasets.
+    reads: the packed latents that batches hold for all rows, and not only for context rows.
     size: the result of an earlier `size_replay`; None: the constructor calls `size_replay`.
     run_dir: the folder where `tier: disk` keeps its files until `close`.
     Raises UserError as `size_replay` does, and if the files cannot be created.
@@ -91,8 +92,10 @@ class Replay:
         size: Capacity | None = None,
         run_dir: str | Path = ".",
         old: int = 0,
+        reads: frozenset[str] = frozenset(),
     ):
         self.config = config
+        self._reads = {f"latent/{name}" for name in reads}
         self.size = size or size_replay(spec, storage, config, streams=streams, env_steps=env_steps, run_dir=run_dir)
         self.sequence = config.context + config.batch_length
         memory, disk = _tiers(spec, storage, config)
@@ -219,7 +222,8 @@ class Replay:
         context = self.config.context
         stream, start = self._choose(batch_size, online)
         number = start[:, None] + np.arange(self.sequence)
-        lengths = {name: context if name.startswith("latent/") else self.sequence for name in names}
+        short = {*self._latent_names()} - self._reads
+        lengths = {name: context if name in short else self.sequence for name in names}
         data = {name: gather(self.columns[name], stream, start, length) for name, length in lengths.items()}
         follows = number + 1 < self.counts[stream][:, None]
         data["is_last"] |= follows & gather(self.columns["is_first"], stream, start + 1, self.sequence)

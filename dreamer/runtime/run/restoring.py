@@ -93,7 +93,7 @@ def _open_storage(decision: Decision, built: Built, session: Session, identity: 
     more = {"old": built.old} if built.old else {}
     own = session.kinds.replay(
         workers.spec, built.agent.storage, config.replay, streams=built.size.streams, seed=config.seed,
-        env_steps=config.env_steps, size=built.size, run_dir=folder, **more,
+        env_steps=config.env_steps, size=built.size, run_dir=folder, reads=built.agent.reads, **more,
     )  # fmt: skip
     stack.callback(own.close)
     store = stack.enter_context(RowStore(folder / ROWS, identity))
