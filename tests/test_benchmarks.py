@@ -263,10 +263,11 @@ def test_dreamed_and_real_returns_are_put_side_by_side(tmp_path, monkeypatch, ca
 
 
 def test_a_search_over_several_runs_is_one_curve(tmp_path, monkeypatch):
-    """Generations go on from run to run, and environment steps add up: those of the data, then those of each run."""
+    """Generations go on from run to run, and frames add up: those of the data, then those of each run."""
     runs = [tmp_path / "one", tmp_path / "two"]
     for run, lines in zip(runs, [[(0, 10, None), (1, 20, None), (2, 30, 7.0)], [(3, 5, 9.0)]], strict=True):
         run.mkdir()
+        (run / "config.yaml").write_text("action_repeat: 2")
         found = [
             {
                 "env_steps": steps, "evolution/generation": n, "evolution/fitness": 10.0 * n,
@@ -275,13 +276,13 @@ def test_a_search_over_several_runs_is_one_curve(tmp_path, monkeypatch):
             for n, steps, real in lines
         ]  # fmt: skip
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
-    (tmp_path / "published.csv").write_text("generation,env_steps,mean_fitness\n1,1000,-50\n2,2000,-40\n")
+    (tmp_path / "published.csv").write_text("generation,frames,mean_fitness\n1,1000,-50\n2,2000,-40\n")
     arguments = ["--before", "100", "--published", str(tmp_path / "published.csv"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["controller_curve", *map(str, runs), *arguments])
     controller_curve.main()
     dreams = (tmp_path / "out" / "generations.csv").read_text().splitlines()
     assert dreams == [
-        "generation,env_steps,fitness,fitness_best,std", "1,120,10,50,0.1", "2,130,20,50,0.1", "3,135,30,50,0.1",
+        "generation,frames,fitness,fitness_best,std", "1,140,10,50,0.1", "2,160,20,50,0.1", "3,170,30,50,0.1",
     ]  # fmt: skip
-    assert (tmp_path / "out" / "episodes.csv").read_text().splitlines()[1:] == ["2,130,7", "3,135,9"]
+    assert (tmp_path / "out" / "episodes.csv").read_text().splitlines()[1:] == ["2,160,7", "3,170,9"]
     assert (tmp_path / "out" / "controller.png").stat().st_size > 0
