@@ -53,8 +53,8 @@ def make_batch(seed: int = 0):
     made = tiny.make_batch(SPEC, batch_size=4, length=5, seed=seed)
     rng = np.random.default_rng(seed)
     latent = {name: rng.normal(size=(4, 1, n)).astype(np.float32) for name, n in (("z", 3), ("hidden", 4), ("cell", 4))}
-    codes = {name: np.zeros((*made.reward.shape, 3), np.float32) for name in ("mean", "std")}  # V has seen no row
-    return made._replace(latent=latent | codes)
+    codes = {name: np.zeros((*made.reward.shape, 3), np.float32) for name in ("mean", "log_var")}
+    return made._replace(latent={**latent, **codes, "encoder": np.zeros((*made.reward.shape, 1), np.int32)})
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def with_codes(batch, state):
     rows = batch.reward.shape
     zeros = jnp.zeros((*rows, SPEC.action_width))
     _, latents = model.observe(v, KEY, model.initial(rows[0]), batch.obs, zeros, jnp.zeros(rows, bool))
-    return batch._replace(latent={**batch.latent, "mean": latents.code.mean, "std": latents.code.std})
+    return batch._replace(latent={**batch.latent, **latents.code._asdict()})
 
 
 @pytest.mark.parametrize("updates", [2, 4], ids=["M", "C"])
@@ -128,25 +128,31 @@ def test_stored_codes_take_the_place_of_images(updates):
     chex.assert_trees_all_close((seen.params, out.latent), (recalled.params, again.latent), rtol=1e-5, atol=1e-6)
 
 
-def test_one_row_without_a_code_makes_v_look_at_all_images():
+@pytest.mark.parametrize("other", [0, 1], ids=["no encoder", "an encoder before"])
+def test_one_row_without_a_code_of_this_encoder_makes_v_look_at_all_images(other):
     state, batch = learned()[0][2], make_batch(9)
     coded = with_codes(batch, state)
-    partly = coded._replace(latent={**coded.latent, "std": coded.latent["std"].at[1, 3].set(0.0)})
+    before = with_codes(batch, learned()[0][1]).latent["encoder"] * other
+    assert (before != coded.latent["encoder"]).all()
+    row = np.zeros(batch.reward.shape, bool)
+    row[1, 3] = True
+    stale = jnp.where(row[..., None], before, coded.latent["encoder"])
+    partly = coded._replace(latent={**coded.latent, "encoder": stale})
     wrong = partly._replace(latent={**partly.latent, "mean": partly.latent["mean"] + 5})
     np.testing.assert_allclose(
         update()(state, wrong)[1].latent["mean"], update()(state, batch)[1].latent["mean"], rtol=1e-5, atol=1e-6
     )
 
 
-def test_codes_are_stored_only_after_v_has_learned():
+def test_updates_and_acting_store_codes_under_the_same_encoder_once_v_has_learned():
     states, _ = learned()
     for number, batch in enumerate(map(make_batch, range(PHASES))):
-        stored = update()(states[number], batch)[1].latent["std"]
+        stored = update()(states[number], batch)[1].latent["encoder"]
         obs = {name: x[:, 0] for name, x in batch.obs.items()}
         carry, _ = agent().act(agent().variables(states[number]), KEY, agent().initial_carry(4), obs, np.ones(4, bool))
-        acted = agent().pack(carry.state)["std"]
-        assert (stored > 0).all() == (acted > 0).all() == (number >= MODEL.vae_updates)
-        assert (stored > 0).any() == (acted > 0).any() == (number >= MODEL.vae_updates)
+        acted = np.unique(agent().pack(carry.state)["encoder"])
+        assert len(acted) == 1 and acted[0] != 0
+        assert (stored == (acted[0] if number >= MODEL.vae_updates else 0)).all()
 
 
 def test_without_updates_of_v_and_m_only_c_learns():

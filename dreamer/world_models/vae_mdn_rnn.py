@@ -69,17 +69,22 @@ class Config:
 
 
 class Code(NamedTuple):
-    """The normal from which z is drawn: mean, std [.., Z] float32. The std is 0 where V has not seen the row."""
+    """The normal from which z is drawn: mean, log_var [.., Z] float32, and encoder [.., 1] int32.
+
+    encoder: the `fingerprint` of the encoder that made it, or 0. Other parameters, as V learns or as a member of a
+    population inherits them, make the codes that are stored in the replay invalid.
+    """
 
     mean: Array
-    std: Array
+    log_var: Array
+    encoder: Array
 
 
 class Latent(NamedTuple):
     """A latent, which is also a state. z [.., Z], hidden, cell [.., H] float32
 
     The memory has read the rows before this one. So it predicts z, and V infers z from the row itself.
-    code: of the row, when V no longer learns; in dreams that of the row where the dream began
+    code: of the row; in dreams that of the row where the dream began
     """
 
     z: Array
@@ -155,7 +160,7 @@ def make(
     def initial(batch_size: int) -> Latent:
         memory = Memory(*(jnp.zeros((batch_size, config.hidden)) for _ in Memory._fields))
         z = jnp.zeros((batch_size, config.size))
-        return Latent(z, memory, Code(z, z))
+        return Latent(z, memory, no_code(z))
 
     def feat(latent: Latent) -> Array:
         z, (hidden, cell), _ = latent
@@ -167,15 +172,13 @@ def make(
 
     def encode(params: Params, obs: Obs) -> Code:
         mean, log_var = nets.enc.apply(params["vae"]["enc"], to_unit(space, obs[image], dtype))
-        return Code(mean, jnp.exp(0.5 * log_var))
+        return Code(mean, log_var, jnp.full((*mean.shape[:-1], 1), fingerprint(params["vae"]["enc"])))
 
     def observe(
         v: Variables, key: Key, state: Latent, obs: Obs, prev_action: Array, is_first: Array
     ) -> tuple[Latent, Latent]:
         code = encode(v.params, obs)
-        latents = remember(nets, v.params, state, draw(key, code), prev_action, is_first)
-        kept = jax.tree.map(lambda x: jnp.where(v.extra["updates"] < phases[0], 0.0, x), code)
-        latents = latents._replace(code=kept)
+        latents = remember(nets, v.params, state, draw(key, code), code, prev_action, is_first)
         return jax.tree.map(lambda x: x[:, -1], latents), latents
 
     def imagine(v: Variables, key: Key, state: Latent, action: Array) -> Latent:
@@ -201,14 +204,13 @@ def make(
         silent |= {name: jnp.zeros((rows, steps - 1)) for name in rnn_losses}
 
         def recall(params: Params) -> Latent:
-            code = stored_or(batch.latent, lambda: encode(frozen, batch.obs))
-            latents = remember(nets, params, state, draw(keys["observe"], code), prev_action, batch.is_first)
-            return latents._replace(code=code)
+            code = stored_or(batch.latent, frozen["vae"]["enc"], lambda: encode(frozen, batch.obs))
+            return remember(nets, params, state, draw(keys["observe"], code), code, prev_action, batch.is_first)
 
         def learn_v() -> tuple[Losses, Latent]:
             losses, z = vae_losses(nets, config, v.params["vae"], keys["observe"], to_unit(space, batch.obs[image]))
             losses = {f"rec/{image}": losses["rec"], "kl": losses["kl"]}
-            return silent | losses, remember(nets, frozen, state, sg(z), prev_action, batch.is_first)
+            return silent | losses, remember(nets, frozen, state, sg(z), no_code(z), prev_action, batch.is_first)
 
         def learn_m() -> tuple[Losses, Latent]:
             latents = recall(v.params)
@@ -226,11 +228,11 @@ def make(
     def decode(v: Variables, latent: Latent) -> Mapping[str, Array]:
         return {image: from_unit(space, nets.dec.apply(v.params["vae"]["dec"], latent.z))}
 
-    widths = {"z": config.size, "hidden": config.hidden, "cell": config.hidden}
-    widths |= dict.fromkeys(Code._fields, config.size)
+    widths = dict.fromkeys(("z", "mean", "log_var"), config.size) | dict.fromkeys(Memory._fields, config.hidden)
+    storage = {name: Space((width,), "float32") for name, width in widths.items()}
     return WorldModel(
         init, initial, observe, starts, imagine, lambda state: state, feat, predict, loss, decode, pack, unpack,
-        {name: Space((width,), "float32") for name, width in widths.items()},
+        storage | {"encoder": Space((1,), "int32")},
         dict.fromkeys((f"rec/{image}", "kl", *rnn_losses), 1.0), reads=frozenset(Code._fields),
     )  # fmt: skip
 
@@ -257,31 +259,41 @@ def init_params(nets: Nets, spec: Spec, key: Key, latent: Latent, feat: Any) -> 
 
 
 def remember(
-    nets: Nets, params: Params, state: Latent, z: Array, prev_action: Array, is_first: Array
+    nets: Nets, params: Params, state: Latent, z: Array, code: Code, prev_action: Array, is_first: Array
 ) -> Latent:
-    """Returns the latents [B, T, ..] of rows with codes z [B, T, Z], which follow `state` [B, ..].
+    """Returns the latents [B, T, ..] of rows with z [B, T, Z] and code [B, T, ..], which follow `state` [B, ..].
 
     The memory of a row has read the codes and actions of the rows before it; that of a first row is empty.
-    The `code` of all rows is 0.
     """
     before = jnp.concatenate([state.z[:, None], z[:, :-1]], 1)
     reset = jnp.pad(is_first[:, :-1], ((0, 0), (1, 0)))  # the memory of `state` is empty if its row is a first one
     _, memories = mdn_rnn.read(nets.lstm, params["rnn"]["lstm"], state.memory, (before, prev_action), reset)
     memories = jax.tree.map(lambda x: jnp.where(is_first[..., None], 0.0, x), memories)
-    return Latent(z, memories, Code(jnp.zeros_like(z), jnp.zeros_like(z)))
+    return Latent(z, memories, code)
+
+
+def no_code(z: Array) -> Code:
+    """Returns the code of rows [.., Z] that no encoder has seen."""
+    return Code(jnp.zeros_like(z), jnp.zeros_like(z), jnp.zeros((*z.shape[:-1], 1), jnp.int32))
 
 
 def draw(key: Key, code: Code) -> Array:
     """Draws z [.., Z]."""
-    return code.mean + code.std * jax.random.normal(key, code.mean.shape)
+    return vae.draw(code.mean, code.log_var, jax.random.normal(key, code.mean.shape))
 
 
-def stored_or(stored: Mapping[str, Array], encode: Callable[[], Code]) -> Code:
-    """Returns the codes [B, T, Z] that were stored with the rows, or those of `encode` if a row has none."""
+def fingerprint(params: Params) -> Array:
+    """Returns the sum [] int32 of the bits of all float32 parameters. It wraps around, so the order does not matter."""
+    bits = [jax.lax.bitcast_convert_type(sg(x), jnp.int32).sum(dtype=jnp.int32) for x in jax.tree.leaves(params)]
+    return jnp.stack(bits).sum(dtype=jnp.int32)
+
+
+def stored_or(stored: Mapping[str, Array], params: Params, encode: Callable[[], Code]) -> Code:
+    """Returns the codes [B, T, ..] stored with the rows if an encoder with `params` made them all, else `encode()`."""
     if not stored:
         return encode()
     code = Code(*(stored[name] for name in Code._fields))
-    return jax.lax.cond((code.std > 0).all(), lambda: code, encode)
+    return jax.lax.cond((code.encoder == fingerprint(params)).all(), lambda: code, encode)
 
 
 def vae_losses(nets: Nets, config: Config, params: Params, key: Key, image: Array) -> tuple[Losses, Array]:
@@ -324,4 +336,5 @@ def pack(latent: Latent) -> Mapping[str, Array]:
 
 def unpack(packed: Mapping[str, Array]) -> Latent:
     """`WorldModel.unpack`: the inverse of `pack`."""
-    return Latent(packed["z"], Memory(packed["hidden"], packed["cell"]), Code(packed["mean"], packed["std"]))
+    memory, code = (kind(*(packed[name] for name in kind._fields)) for kind in (Memory, Code))
+    return Latent(packed["z"], memory, code)
