@@ -292,7 +292,7 @@ def test_acting_row_by_row_sees_the_memories_of_training():
     z = jax.random.normal(KEY, (4, 6, 3))
     nets = vae_mdn_rnn.make_nets(MODEL, SPEC.obs["image"], jnp.float32)
     prev = np.concatenate([np.zeros_like(batch.action[:, :1]), batch.action[:, :-1]], 1)
-    whole = vae_mdn_rnn.remember(nets, v.params, world.initial(4), z, prev, batch.is_first)
+    whole = vae_mdn_rnn.remember(nets, v.params, world.initial(4), z, vae_mdn_rnn.no_code(z), prev, batch.is_first)
     latent = world.initial(4)
     for t in range(6):
         row = slice(t, t + 1)

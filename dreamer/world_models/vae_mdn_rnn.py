@@ -336,5 +336,5 @@ def pack(latent: Latent) -> Mapping[str, Array]:
 
 def unpack(packed: Mapping[str, Array]) -> Latent:
     """`WorldModel.unpack`: the inverse of `pack`."""
-    memory, code = (kind(*(packed[name] for name in kind._fields)) for kind in (Memory, Code))
-    return Latent(packed["z"], memory, code)
+    code = Code(*(packed[name] for name in Code._fields))
+    return Latent(packed["z"], Memory(packed["hidden"], packed["cell"]), code)
