@@ -50,7 +50,7 @@ def make(
     check_choice("atari", "actions", actions, ACTIONS)
     check_choice("atari", "render_mode", render_mode, (None, "rgb_array"))
     if not 0 <= sticky < 1:
-        raise ValueError(f"atari: sticky must be a probability below 1, not {sticky}")
+        raise ValueError(f"atari: sticky is a probability below 1, not {sticky}")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.setFloat("repeat_action_probability", sticky)
