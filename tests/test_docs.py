@@ -10,6 +10,7 @@ import ast
 import functools
 import re
 import shlex
+import string
 import sys
 import traceback
 from collections.abc import Iterator
@@ -99,11 +100,15 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
-    """(line, words) of each `dreamer ...` command of a shell block."""
+    """(line, words) of each `dreamer ...` command of a shell block, with the block's own variables filled in."""
+    variables: dict[str, str] = {}
     lines = iter(enumerate(block.text.splitlines(), block.line))
     for number, text in lines:
         while text.endswith("\\"):
             text = text[:-1] + next(lines)[1]
+        text = string.Template(text).safe_substitute(variables)
+        if assigned := re.fullmatch(r"([A-Z]+)=(.*)", text):
+            variables[assigned[1]] = " ".join(shlex.split(assigned[2]))
         for part in re.split(r"&&|\|", text):
             words = shlex.split(part, comments=True)
             words = words[words[:1] == ["exec"] :]
