@@ -93,7 +93,7 @@ def compile_for(args: argparse.Namespace, target: str = H100) -> str:
     mesh = meshes.make_mesh(topology.devices[:1])
 
     def batch() -> Any:
-        return jax.tree.map(jnp.asarray, measure.make_batch(measure.SPECS[args.obs], agent.storage, *args.batch))
+        return jax.tree.map(jnp.asarray, measure.make_batch(measure.SPECS[args.obs], agent, *args.batch))
 
     shapes = jax.eval_shape(agent.init, jax.random.key(0)), jax.eval_shape(batch)
     return programs.jit_update(agent, mesh).trace(*shapes).lower(lowering_platforms=("cuda",)).compile().as_text()

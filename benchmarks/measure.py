@@ -71,7 +71,7 @@ def build(config: agents.Config, spec: Spec, batch: tuple[int, int]) -> Subject:
     """Traces and compiles the update for one device, timing both separately, and counts its operations."""
     agent, mesh = agents.make(config, spec), meshes.make_mesh(jax.devices()[:1])
     state = programs.jit_init(agent, mesh)(jax.random.key(0))
-    data = jax.device_put(make_batch(spec, agent.storage, *batch), placement.split(mesh))
+    data = jax.device_put(make_batch(spec, agent, *batch), placement.split(mesh))
     clock = [time.perf_counter()]
     traced = programs.jit_update(agent, mesh).trace(state, data)
     lowered = traced.lower()
@@ -87,8 +87,8 @@ def build(config: agents.Config, spec: Spec, batch: tuple[int, int]) -> Subject:
     return Subject(agent, spec, agents.compute_dtype(config.compute_dtype).name, update, state, data, facts)
 
 
-def make_batch(spec: Spec, storage: Mapping, batch_size: int, length: int) -> Batch:
-    """A random batch with one context row."""
+def make_batch(spec: Spec, agent: Agent | None, batch_size: int, length: int) -> Batch:
+    """A random batch with one context row, and with latents of 0 if there is an agent, which stores them."""
     rng, shape = np.random.default_rng(0), (batch_size, length + 1)
 
     def draw(space: Space) -> np.ndarray:
@@ -99,7 +99,10 @@ def make_batch(spec: Spec, storage: Mapping, batch_size: int, length: int) -> Ba
     action = random_actions(spec.action, rng, math.prod(shape)).reshape(*shape, -1)
     first = np.zeros(shape, bool)
     first[:, 0] = True
-    latent = {k: np.zeros((batch_size, 1, *s.shape), jnp.dtype(s.dtype)) for k, s in storage.items()}
+    latent = {}
+    for name, space in agent.storage.items() if agent else ():
+        rows = length + 1 if name in agent.reads else 1
+        latent[name] = np.zeros((batch_size, rows, *space.shape), jnp.dtype(space.dtype))
     obs = {k: draw(space) for k, space in spec.obs.items()}
     reward = rng.normal(size=shape).astype(np.float32)
     return Batch(obs, action, reward, first, np.zeros(shape, bool), np.zeros(shape, bool), latent)
@@ -121,7 +124,7 @@ def policy_times(subject: Subject, envs: int, steps: int = 50) -> dict[str, floa
     """Milliseconds of one policy step with numpy in and out."""
     act, key = jax.jit(subject.agent.act), jax.random.key(0)
     variables = subject.agent.variables(subject.state)
-    obs = {k: v[:, 0] for k, v in make_batch(subject.spec, {}, envs, 1).obs.items()}
+    obs = {k: v[:, 0] for k, v in make_batch(subject.spec, None, envs, 1).obs.items()}
     carry, first = subject.agent.initial_carry(envs), np.zeros(envs, bool)
 
     def step() -> None:

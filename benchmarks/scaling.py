@@ -95,7 +95,7 @@ def count_collectives(size: str, kind: str, count: int, fsdp: int, batch: tuple[
     chips = topologies.get_topology_desc(tpu, "tpu").devices if tpu else jax.devices()
     mesh = meshes.make_mesh(list(chips)[:count], fsdp)
     form = jax.eval_shape(agent.init, jax.random.key(0))
-    compiled = programs.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent.storage, *batch)).compile()
+    compiled = programs.jit_update(agent, mesh).lower(form, measure.make_batch(spec, agent, *batch)).compile()
     text = compiled.as_text()
     if path := os.environ.get("SCALING_HLO"):
         Path(path).write_text(text)

@@ -32,7 +32,7 @@ def main() -> None:
     config, spec, count = measure.load(args.size, args.dtype, {}), measure.SPECS[args.obs], args.updates
     agent = agents.make(config, spec)
     learner = Learner(agent, spec, seed=0, batch_size=args.batch[0], lockstep=False)
-    batch = learner.place(measure.make_batch(spec, agent.storage, *args.batch))
+    batch = learner.place(measure.make_batch(spec, agent, *args.batch))
     rows = Rows(np.zeros(args.batch[0], int), np.zeros(tuple(args.batch), np.int64))
     learner.compile(batch)
     learner.compile_several([batch] * count)

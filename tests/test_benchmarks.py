@@ -11,8 +11,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import controller_curve, dreamed_return, launches, operations, rounds, table, trace, train_step
+from benchmarks import (
+    controller_curve,
+    dreamed_return,
+    launches,
+    measure,
+    operations,
+    rounds,
+    stored_codes,
+    table,
+    trace,
+    train_step,
+)  # fmt: skip
 from benchmarks.peers import protocol
+from dreamer import agent as agents
 
 A, B = jax.ShapeDtypeStruct((4, 5), "float32"), jax.ShapeDtypeStruct((5, 6), "float32")
 SQUARE = jax.ShapeDtypeStruct((6, 6), "float32")
@@ -286,3 +298,11 @@ def test_a_search_over_several_runs_is_one_curve(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert (tmp_path / "out" / "episodes.csv").read_text().splitlines()[1:] == ["2,160,7", "3,170,9"]
     assert (tmp_path / "out" / "controller.png").stat().st_size > 0
+
+
+def test_a_random_batch_holds_the_latents_that_the_loss_reads_for_all_rows():
+    agent = agents.make(measure.load("world_models_2018", "float32", stored_codes.M_ONLY), stored_codes.SPEC)
+    batch = measure.make_batch(stored_codes.SPEC, agent, 2, 3)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    after, _ = jax.eval_shape(agent.update, state, batch)
+    assert after.params["world_model"].keys() == state.params["world_model"].keys()
