@@ -22,7 +22,7 @@ from benchmarks import (
     table,
     trace,
     train_step,
-)  # fmt: skip
+)
 from benchmarks.peers import protocol
 from dreamer import agent as agents
 
