@@ -1,9 +1,10 @@
-"""Milliseconds of a train step and a policy step, operations, compile time and memory, optionally next to a peer.
+r"""Milliseconds of a train step and a policy step, operations, compile time and memory, optionally next to a peer.
 
     python -m benchmarks.train_step --size size12m --obs image --json row.json
     python -m benchmarks.train_step --runs size1m:proprio:bfloat16 size12m:image:bfloat16 --json rows.json
     python -m benchmarks.train_step --size size12m --obs image --compare dreamerv3=/path/to/checkout
-    python -m benchmarks.train_step --size cswm --obs shapes --batch 1024 1 --no-policy --compare cswm=/path/to/checkout
+    python -m benchmarks.train_step --size cswm --set agent.world_model.hidden=512 --obs shapes --batch 1024 1 \
+        --no-policy --compare cswm=/path/to/checkout
     python -m benchmarks.train_step --size size12m --obs image --profile trace_dir
 
 The data are synthetic, a batch is 16 x 64 with one context row, and the default --dtype is float32. Operations are
