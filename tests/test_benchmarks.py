@@ -303,6 +303,7 @@ def test_a_search_over_several_runs_is_one_curve(tmp_path, monkeypatch):
 def test_a_random_batch_holds_the_latents_that_the_loss_reads_for_all_rows():
     agent = agents.make(measure.load("world_models_2018", "float32", stored_codes.M_ONLY), stored_codes.SPEC)
     batch = measure.make_batch(stored_codes.SPEC, agent, 2, 3)
+    assert {name: batch.latent[name].shape[1] for name in ("encoder", "hidden")} == {"encoder": 4, "hidden": 1}
     state = jax.eval_shape(agent.init, jax.random.key(0))
     after, _ = jax.eval_shape(agent.update, state, batch)
     assert after.params["world_model"].keys() == state.params["world_model"].keys()
