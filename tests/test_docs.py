@@ -164,6 +164,21 @@ def test_a_command_is_understood(block, line, words, here, monkeypatch):
     assert asked or words[0] in ("presets", "metrics", "envs") or "--print-config" in words, place
 
 
+def preset_commands() -> Iterator[Any]:
+    """The commands in the comments of the files in experiments/, with a name for each."""
+    for path in sorted((ROOT / "experiments").rglob("*.yaml")):
+        text = re.sub(r"\\\n# *", "", path.read_text())
+        for number, found in enumerate(re.findall(r"^#   dreamer (.*)$", text, re.MULTILINE)):
+            yield pytest.param(shlex.split(found, comments=True), id=f"{path.relative_to(ROOT)}-{number}")
+
+
+@pytest.mark.parametrize("words", list(preset_commands()))
+def test_a_command_in_the_comment_of_a_preset_is_understood(words, here, monkeypatch):
+    for doer, answer in DOERS.items():
+        monkeypatch.setattr(doer, lambda *args, answer=answer, **kwargs: answer)
+    assert cli._command([re.sub(r"^experiments/", f"{ROOT}/experiments/", word) for word in words]) == 0
+
+
 def small(command: list[str]) -> list[str]:
     """A command that ends in seconds: the smallest agent, few episodes."""
     if command[0] == "train" and "--resume" not in command:
